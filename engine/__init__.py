@@ -1,0 +1,1 @@
+"""The engine: documents in, memories out. It never imports the command line."""
