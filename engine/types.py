@@ -1,0 +1,221 @@
+"""The nouns that the use cases take and give: options in, reports out.
+
+Torch-free and import-light, so that the command line can name them before any
+heavy import. What a store claims about itself is `manifest.Manifest`, not here.
+Every report has `to_json()` with exactly the keys of the contract.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+
+class Progress(Protocol):
+    """What long work tells while it runs. The command line draws it; tests record it."""
+
+    def start(self, stage: str, total: int, unit: str) -> None:
+        """A stage begins: `total` units of work ("tokens"), 0 when unknown."""
+
+    def advance(self, done: int) -> None:
+        """`done` more units of the current stage are finished."""
+
+    def note(self, line: str) -> None:
+        """One plain remark worth a line, such as a page without text."""
+
+
+class Silent:
+    """A Progress that says nothing."""
+
+    def start(self, stage: str, total: int, unit: str) -> None: ...
+
+    def advance(self, done: int) -> None: ...
+
+    def note(self, line: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class IngestOptions:
+    """How a document becomes a store.
+
+    model: hub id or local path; "" is the built-in reader. method: a name of `recipe.RECIPES`.
+    device: "auto", "cpu", "cuda" or "cuda:N". dtype: "auto", "float32", "bfloat16", "float16".
+    chunk_tokens: tokens per prefill forward. window: document tokens per context, 0 for the
+    longest the model reads well. pages: PDF pages such as "1-20,25". router: trained router file.
+    """
+
+    model: str = ""
+    revision: str = ""
+    method: str = "sekv"
+    device: str = "auto"
+    dtype: str = "auto"
+    chunk_tokens: int = 1024
+    window: int = 0
+    pages: str = ""
+    password: str = ""
+    overwrite: bool = False
+    router: str = ""
+
+
+@dataclass(frozen=True)
+class SourceReport:
+    path: str
+    pages: int
+    chars: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an ingest would do (`--dry-run`), from the text and the model's configuration alone."""
+
+    sources: tuple[SourceReport, ...]
+    model: str
+    method: str
+    tokens: int
+    windows: int
+    window_tokens: int
+    full_kv_bytes: int
+    estimated_store_bytes: int
+    estimated_device_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "dry_run": True}
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    store: str
+    sources: tuple[SourceReport, ...]
+    model: str
+    method: str
+    tokens: int
+    windows: int
+    window_tokens: int
+    spans: int
+    anchors: int
+    store_bytes: int
+    full_kv_bytes: int
+    timing: dict[str, float]
+    resumed_tokens: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class AskOptions:
+    """How questions are answered from one store.
+
+    budget: "10%" of the document's tokens or a number of tokens; the device bytes of that many
+    16-bit K and V rows are the most that may be resident, everything counted. coverage: share of
+    the estimated attention mass that the zoom must cover. full: zoom everything at stored rank.
+    temperature 0 is greedy. model: path to the weights when they moved since ingest.
+    trace: record every zoom decision.
+    """
+
+    budget: str = "20%"
+    coverage: float = 0.95
+    full: bool = False
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    model: str = ""
+    router: str = ""
+    trace: bool = False
+
+
+@dataclass(frozen=True)
+class Citation:
+    """A passage the answer was read from: `text` is source_text[start:end], exactly."""
+
+    source: str
+    page: str
+    start: int
+    end: int
+    text: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class Usage:
+    document_tokens: int
+    recomputed_document_tokens: int
+    question_tokens: int
+    answer_tokens: int
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes of the device tier, everything counted, at its largest during the answer."""
+
+    device_kv_bytes: int
+    full_kv_bytes: int
+    zoomed_spans: int
+    total_spans: int
+    peak_device_bytes: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answered question.
+
+    `answer` is what to show; `quote` the sentence the built-in reader copied first ("" for other
+    models). `stats` holds what `--stats` prints beyond the contract's keys.
+    """
+
+    question: str
+    answer: str
+    citations: tuple[Citation, ...]
+    usage: Usage
+    memory: MemoryUse
+    timing: dict[str, float]
+    quote: str = ""
+    stats: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class SpanView:
+    """One span as `inspect` shows it. `start`/`end` are characters of its source's text."""
+
+    id: int
+    start_token: int
+    end_token: int
+    source: str
+    start: int
+    end: int
+    page: str
+    anchor: bool
+    surprisal: float
+    rank_k: int
+    rank_v: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ZoomView:
+    """One zoom decision: `score` is the router's estimated share, `weight` the real one."""
+
+    span: int
+    layer: int
+    kv_head: int
+    step: int
+    score: float
+    weight: float
+
+
+@dataclass(frozen=True)
+class InspectReport:
+    manifest: dict[str, Any]
+    spans: tuple[SpanView, ...]
+    zoom: tuple[ZoomView, ...]
+    tiers: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
