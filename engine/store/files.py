@@ -1,0 +1,202 @@
+"""Reading one file of a store: open it safely, check it, read ranges of it.
+
+What it is: descriptors that never leave the store's folder, `preadv` into caller's memory, and
+the checks of a header and of tensors against the manifest. What it is not: it knows no torch and
+no meaning of any tensor.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xxhash
+
+from engine import container
+from engine.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from engine.manifest import FileEntry
+
+_BLOCK = 1 << 23
+_MOST_BUFFERS = 1024
+
+ADVICE = "ingest again or restore it from a copy"
+
+
+def open_folder(path: Path) -> int:
+    """A descriptor of the store's folder; later opens go through it, whatever its name becomes."""
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def open_member(folder: int, name: str) -> int:
+    """Open a file below `folder` for reading; no step may be a symbolic link.
+
+    Raises:
+        StoreError: it is missing, a link, or no plain file.
+    """
+    *parents, last = name.split("/")
+    opened: list[int] = []
+    try:
+        place = folder
+        for parent in parents:
+            place = os.open(
+                parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place
+            )
+            opened.append(place)
+        # Without O_NONBLOCK a named pipe in the place of a file would hang the reader.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        descriptor = os.open(last, flags, dir_fd=place)
+    except FileNotFoundError:
+        raise StoreError(f"{name} is missing: {ADVICE}") from None
+    except OSError as error:
+        if is_link(folder, name):
+            raise StoreError(f"{name} is a symbolic link, which a store never holds") from None
+        raise StoreError(f"{name} cannot be read: {error.strerror}") from None
+    finally:
+        for place in opened:
+            os.close(place)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise StoreError(f"{name} is no plain file")
+    return descriptor
+
+
+def is_link(folder: int, name: str) -> bool:
+    """Whether any step of `name` below `folder` is a symbolic link."""
+    parts = name.split("/")
+    for end in range(1, len(parts) + 1):
+        try:
+            found = os.stat("/".join(parts[:end]), dir_fd=folder, follow_symlinks=False)
+        except OSError:
+            return False
+        if stat.S_ISLNK(found.st_mode):
+            return True
+    return False
+
+
+class StoreFile:
+    """One open safetensors file of a store, its header checked against the manifest.
+
+    header: where each tensor lies. bytes_read: bytes read so far. Closed with `close`, or
+    when it is garbage.
+    """
+
+    def __init__(self, folder: int, name: str, entry: FileEntry) -> None:
+        """Open and check the header.
+
+        Raises:
+            StoreError: missing, cut, no safetensors file, or not the file the manifest names.
+        """
+        self.name = name
+        self.entry = entry
+        self.bytes_read = 0
+        self._descriptor = open_member(folder, name)
+        self._closer = weakref.finalize(self, os.close, self._descriptor)
+        try:
+            self.header = self._read_header()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._closer()
+
+    def read_into(self, buffers: list[Any], position: int) -> None:
+        """Fill writable uint8 buffers, in order, from one position of the file on.
+
+        Raises:
+            StoreError: the file ends before.
+        """
+        for first in range(0, len(buffers), _MOST_BUFFERS):
+            batch = [memoryview(b).cast("B") for b in buffers[first : first + _MOST_BUFFERS]]
+            while batch:
+                try:
+                    done = os.preadv(self._descriptor, batch, position)
+                except OSError as error:
+                    raise StoreError(f"{self.name} cannot be read: {error.strerror}") from None
+                if done == 0:
+                    raise StoreError(f"{self.name} is cut short: {ADVICE}")
+                position += done
+                self.bytes_read += done
+                while batch and done >= len(batch[0]):
+                    done -= len(batch.pop(0))
+                if done:
+                    batch[0] = batch[0][done:]
+
+    def read(self, start: int, end: int) -> npt.NDArray[np.uint8]:
+        """Bytes [start, end) of the file."""
+        data = np.empty(end - start, dtype=np.uint8)
+        if data.size:
+            self.read_into([data.data], start)
+        return data
+
+    def tensor_bytes(self, name: str) -> npt.NDArray[np.uint8]:
+        """The checked bytes of one tensor.
+
+        Raises:
+            StoreError: there is none of that name, or its checksum differs.
+        """
+        info = self.info(name)
+        data = self.read(info.start, info.end)
+        self.check(name, data.data)
+        return data
+
+    def info(self, name: str) -> container.TensorInfo:
+        """Where a tensor lies.
+
+        Raises:
+            StoreError: there is none of that name.
+        """
+        if name not in self.header.tensors:
+            raise StoreError(f"{self.name} holds no tensor {name!r}")
+        return self.header.tensors[name]
+
+    def check(self, name: str, data: container.Bytes) -> None:
+        """Compare the bytes of a tensor with the manifest.
+
+        Raises:
+            StoreError: they differ.
+        """
+        if container.checksum(data) != self.entry.tensors[name]:
+            raise StoreError(f"{self.name} is damaged in tensor {name!r}: {ADVICE}")
+
+    def damaged_tensors(self, advance: Callable[[int], None]) -> Iterator[str]:
+        """Names of tensors whose bytes differ from the manifest, holding little memory."""
+        block = np.empty(_BLOCK, dtype=np.uint8)
+        for name, info in self.header.tensors.items():
+            state = xxhash.xxh3_128()
+            for start in range(info.start, info.end, _BLOCK):
+                part = block[: min(_BLOCK, info.end - start)]
+                self.read_into([part.data], start)
+                state.update(part.data)
+                advance(part.size)
+            if state.hexdigest() != self.entry.tensors[name]:
+                yield name
+
+    def _read_header(self) -> container.Header:
+        size = os.fstat(self._descriptor).st_size
+        if size != self.entry.bytes:
+            raise StoreError(
+                f"{self.name} has {size} bytes where the manifest says {self.entry.bytes}: {ADVICE}"
+            )
+        try:
+            prefix = self.read(0, min(size, container.PREFIX)).tobytes()
+            length = container.header_length(prefix, size)
+            data = self.read(0, length).tobytes()
+            if container.checksum(data) != self.entry.header:
+                raise StoreError("has a header that is not the manifest's")
+            header = container.parse(data, size)
+        except StoreError as error:
+            raise StoreError(f"{self.name} {error}: {ADVICE}") from None
+        if set(header.tensors) != set(self.entry.tensors):
+            raise StoreError(f"{self.name} holds other tensors than the manifest says: {ADVICE}")
+        return header

@@ -1,0 +1,71 @@
+"""One writer per target: an exclusive lock on a file beside it.
+
+What it is: `flock` on `.NAME.lock`, given back by the kernel when the process ends however it
+ends, so a dead writer never blocks. What it is not: a lock for readers, who need none.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import TYPE_CHECKING
+
+from engine.errors import StoreError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Lock:
+    """The held lock. `release` gives it back and removes its file."""
+
+    def __init__(self, path: Path, target: Path) -> None:
+        """Take the lock.
+
+        Raises:
+            StoreError: another process holds it; the message names the process and the target.
+        """
+        self._path = path
+        self._descriptor = _take(path, target)
+
+    def release(self) -> None:
+        """Give the lock back. The file goes first, so that no one can lock a nameless file."""
+        if self._descriptor >= 0:
+            self._path.unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _take(path: Path, target: Path) -> int:
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            raise StoreError(f"cannot write beside {target}: {error.strerror}") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(descriptor)
+            raise StoreError(
+                f"another process (pid {owner}) is writing {target}: wait for it or stop it"
+            ) from None
+        except OSError as error:
+            os.close(descriptor)
+            raise StoreError(
+                f"cannot lock {path}: {error.strerror}; choose a folder on a local disk"
+            ) from None
+        if _is_named(descriptor, path):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
+            return descriptor
+        # The last owner removed the file between our open and our lock: lock the new one.
+        os.close(descriptor)
+
+
+def _is_named(descriptor: int, path: Path) -> bool:
+    try:
+        named = path.lstat()
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(named, os.fstat(descriptor))

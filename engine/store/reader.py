@@ -1,0 +1,261 @@
+"""Opening a store: the manifest at once, everything else when it is asked for.
+
+What it is: read-only access in which no damaged byte is ever used, by any number of processes at
+the same time. What it is not: it decides nothing about devices; tensors come on the CPU. torch is
+imported by the methods that give torch tensors, so that `list`, `inspect` and `verify` need none.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from engine import manifest as names
+from engine.errors import StoreError
+from engine.manifest import Manifest, from_bytes
+from engine.store.disk import Disk
+from engine.store.files import StoreFile, open_folder, open_member
+from engine.store.host import HostSection
+from engine.store.lock import Lock
+from engine.store.tensors import to_numpy, to_torch
+from engine.store.verify import damages, walk
+from engine.store.work import Places, finish_exchange
+from engine.types import Silent
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import torch
+
+    from engine.manifest import FileEntry
+    from engine.types import Progress
+
+_RECOVERY_TRIES = 20
+_RECOVERY_WAIT = 0.05
+
+
+class Store:
+    """A complete store, opened by its manifest alone.
+
+    It keeps reading the store it opened even when another takes its name meanwhile.
+
+    device_bytes_read: bytes read of the manifest, document, shared and device files.
+    """
+
+    def __init__(self, path: Path, folder: int) -> None:
+        self.path = path
+        self._folder = folder
+        self._closer = weakref.finalize(self, os.close, folder)
+        self.device_bytes_read = 0
+        self._hosts: weakref.WeakSet[HostSection] = weakref.WeakSet()
+        self._closed_host_bytes = 0
+        self.manifest = self._read_manifest()
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open the store at `path`: reads and checks `manifest.json`, nothing else.
+
+        Raises:
+            StoreError: there is no store, an unfinished one, a newer one or a damaged one.
+        """
+        recover(path)
+        try:
+            folder = open_folder(path)
+        except OSError:
+            raise _not_a_store(path) from None
+        try:
+            return cls(path, folder)
+        except StoreError as error:
+            if not os.path.lexists(path / names.NAME):
+                raise _not_a_store(path) from None
+            raise StoreError(f"{path}: {error}") from None
+
+    def close(self) -> None:
+        """Give the descriptors back; host sections that are still in use keep theirs."""
+        self._closer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def host_bytes_read(self) -> int:
+        """Bytes read of host files so far."""
+        return self._closed_host_bytes + sum(host.bytes_read for host in self._hosts)
+
+    def document(self) -> dict[str, npt.NDArray[Any]]:
+        """Token tables: `ids` int32, `starts`, `ends`, `source`, each [N]. Texts: see `text`.
+
+        Raises:
+            StoreError: missing or damaged.
+        """
+        file = self._open(names.DOCUMENT)
+        tables = [name for name in file.header.tensors if not name.startswith("text.")]
+        result = {name: to_numpy(file.tensor_bytes(name), file.info(name)) for name in tables}
+        self.device_bytes_read += file.bytes_read
+        file.close()
+        return result
+
+    def text(self, source: int) -> str:
+        """The text of one source, which citations are slices of.
+
+        Raises:
+            StoreError: missing or damaged.
+        """
+        file = self._open(names.DOCUMENT)
+        data = file.tensor_bytes(f"text.{source}").tobytes()
+        self.device_bytes_read += file.bytes_read
+        file.close()
+        try:
+            return data.decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError:
+            raise StoreError(f"{self.path}: the text of source {source} is not UTF-8") from None
+
+    def shared(self) -> dict[str, torch.Tensor]:
+        """The tensors that all windows share, on the CPU.
+
+        Raises:
+            StoreError: missing or damaged.
+        """
+        return self._load(names.SHARED)
+
+    def device(self, window: int) -> dict[str, torch.Tensor]:
+        """The device section of a window in one read, each tensor checked; views of one buffer.
+
+        Raises:
+            StoreError: no such window, missing or damaged.
+        """
+        self._check_window(window)
+        return self._load(names.device_file(window))
+
+    def host(self, window: int) -> HostSection:
+        """The host section of a window; opens the file and checks its header, reads no codes.
+
+        Raises:
+            StoreError: no such window, missing or damaged.
+        """
+        self._check_window(window)
+        section = HostSection(
+            self._open(names.host_file(window)), self.manifest.windows[window].spans
+        )
+        self._hosts.add(section)
+        return section
+
+    def size(self) -> int:
+        """Bytes of all files that the file system has below the store."""
+        return sum(found.st_size for _, found in walk(self._folder) if not _is_folder(found))
+
+    def verify(self, progress: Progress | None = None) -> list[str]:
+        """Check every byte and every table. One line per damage; [] when the store is sound."""
+        return damages(self._folder, self.manifest, progress or Silent())
+
+    def _open(self, name: str) -> StoreFile:
+        try:
+            return StoreFile(self._folder, name, self.manifest.files[name])
+        except StoreError as error:
+            raise StoreError(f"{self.path}: {error}") from None
+
+    def _load(self, name: str) -> dict[str, torch.Tensor]:
+        try:
+            tensors, count = _load_torch(self._open(name))
+        except StoreError as error:
+            raise StoreError(f"{self.path}: {error}") from None
+        self.device_bytes_read += count
+        return tensors
+
+    def _check_window(self, window: int) -> None:
+        count = len(self.manifest.windows)
+        if not 0 <= window < count:
+            raise StoreError(f"{self.path}: there is no window {window} of {count}")
+
+    def _read_manifest(self) -> Manifest:
+        descriptor = open_member(self._folder, names.NAME)
+        with os.fdopen(descriptor, "rb") as file:
+            data = file.read(names.MAX_BYTES + 1)
+        if len(data) > names.MAX_BYTES:
+            raise StoreError("the manifest is damaged (it is far too long)")
+        self.device_bytes_read += len(data)
+        return from_bytes(data)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of the store at `path`, checked.
+
+    Raises:
+        StoreError: as `Store.open`.
+    """
+    with Store.open(path) as store:
+        return store.manifest
+
+
+def load_file(folder: Path, name: str, entry: FileEntry) -> dict[str, torch.Tensor]:
+    """All tensors of one file below `folder`, checked, on the CPU.
+
+    Raises:
+        StoreError: missing or damaged.
+    """
+    descriptor = open_folder(folder)
+    try:
+        return _load_torch(StoreFile(descriptor, name, entry))[0]
+    finally:
+        os.close(descriptor)
+
+
+def recover(path: Path) -> None:
+    """Finish a replacement that died between its two renames; nothing otherwise.
+
+    Raises:
+        StoreError: another process is still at it.
+    """
+    for attempt in range(_RECOVERY_TRIES):
+        places = Places(Path(os.path.realpath(path)))
+        if places.target.exists() or not places.old.exists():
+            return
+        try:
+            lock = Lock(places.lock, places.target)
+        except StoreError:
+            if attempt == _RECOVERY_TRIES - 1:
+                raise
+            time.sleep(_RECOVERY_WAIT)
+            continue
+        try:
+            finish_exchange(places, Disk())
+        except OSError as error:
+            raise StoreError(f"{path} cannot be recovered: {error.strerror}") from None
+        finally:
+            lock.release()
+
+
+def _load_torch(file: StoreFile) -> tuple[dict[str, torch.Tensor], int]:
+    """Every tensor of a file and the bytes read for them: one read, then one check per tensor."""
+    import torch
+
+    first, last = file.header.data_start, file.header.data_end
+    buffer = torch.empty(last - first, dtype=torch.uint8)
+    data = buffer.numpy().data
+    file.read_into([data], first)
+    tensors = {}
+    for name, info in file.header.tensors.items():
+        start, end = info.start - first, info.end - first
+        file.check(name, data[start:end])
+        tensors[name] = to_torch(buffer[start:end], info)
+    file.close()
+    return tensors, file.bytes_read
+
+
+def _is_folder(found: os.stat_result) -> bool:
+    return stat.S_ISDIR(found.st_mode)
+
+
+def _not_a_store(path: Path) -> StoreError:
+    places = Places(Path(os.path.realpath(path)))
+    if not path.exists() and places.work.exists():
+        return StoreError(f"{path}: its ingest was interrupted; run the same command to finish it")
+    if not path.exists():
+        return StoreError(f"there is no store at {path}: make one with sekv ingest")
+    return StoreError(f"{path} is not a store (it has no {names.NAME})")

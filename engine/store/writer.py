@@ -1,0 +1,503 @@
+"""Writing a store: piece by piece beside the target, published by one rename.
+
+What it is: the only way a store comes to be, grows or is replaced. Each piece is durable before
+it is promised in the journal, so that whatever kills the process, the same command continues
+after the last promised piece. What it is not: it decides nothing about the document or the model.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from engine import container
+from engine.errors import StoreError
+from engine.manifest import (
+    DOCUMENT,
+    NAME,
+    SHARED,
+    WINDOWS,
+    FileEntry,
+    Manifest,
+    ModelIdentity,
+    SourceEntry,
+    WindowEntry,
+    device_file,
+    from_bytes,
+    host_file,
+)
+from engine.store.disk import Disk
+from engine.store.files import StoreFile, open_folder
+from engine.store.lock import Lock
+from engine.store.reader import load_file, read_manifest
+from engine.store.tensors import to_block, to_blocks
+from engine.store.work import (
+    PUBLISH,
+    Journal,
+    Places,
+    clear_work,
+    disk_errors,
+    file_from_json,
+    finish_exchange,
+    open_work,
+    places_of,
+    published_journal,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    import torch
+
+    from engine.store.tensors import Array
+
+DOCUMENT_TABLES = ("ids", "starts", "ends", "source")
+"""Tensors every document must hold, [N] each; the texts are `text.0`, `text.1`, ..."""
+
+
+class StoreWriter:
+    """One store in the making. Use as a context manager; leaving it without `publish` keeps the
+    finished pieces for the next run of the same job, unless there are none.
+
+    bytes_written: bytes given to files by this process. seconds: time spent here.
+    """
+
+    def __init__(
+        self,
+        places: Places,
+        lock: Lock,
+        journal: Journal,
+        disk: Disk,
+        base: Manifest | None,
+        *,
+        published: bool = False,
+    ) -> None:
+        self._places = places
+        # A run that died between publishing and cleaning is repeated as if it had all to do:
+        # every piece is found done, in the store itself.
+        self._published = published
+        self._folder = places.target if published else places.store
+        self._lock = lock
+        self._journal = journal
+        self._disk = disk
+        self._base = base
+        self._sound: dict[str, bool] = {}
+        self.seconds = 0.0
+
+    # -- beginning and ending
+
+    @classmethod
+    def begin(
+        cls,
+        target: Path,
+        job: dict[str, Any],
+        *,
+        overwrite: bool = False,
+        disk: Disk | None = None,
+    ) -> StoreWriter:
+        """Start the store `target`, or continue it where an earlier run of this job stopped.
+
+        Args:
+            target: the folder to be; its parent must exist.
+            job: plain JSON values that say what is being made: another job starts afresh.
+            overwrite: replace a store of this name, which stays until the new one is complete.
+            disk: the file system, for tests.
+        Raises:
+            StoreError: the name is taken, another process is writing, or the disk refuses.
+        """
+        places = places_of(target)
+        if not overwrite and not places.work.exists():
+            _refuse_existing(places.target)
+        return cls._start(places, job, disk or Disk(), overwrite=overwrite)
+
+    @classmethod
+    def append(cls, target: Path, job: dict[str, Any], *, disk: Disk | None = None) -> StoreWriter:
+        """Continue a complete store with new windows; it stays until the longer one is complete.
+
+        The windows and shared tensors that are there are taken over byte for byte (hard links
+        where the file system has them); `put_document` must give the whole longer document.
+
+        Raises:
+            StoreError: there is no store, another process is writing, or the disk refuses.
+        """
+        return cls._start(places_of(target), job, disk or Disk(), append=True)
+
+    @classmethod
+    def _start(
+        cls,
+        places: Places,
+        job: dict[str, Any],
+        disk: Disk,
+        *,
+        overwrite: bool = False,
+        append: bool = False,
+    ) -> StoreWriter:
+        lock = Lock(places.lock, places.target)
+        try:
+            with disk_errors(f"beside {places.target}"):
+                finish_exchange(places, disk)
+                journal = published_journal(places, disk, job)
+                if journal is not None:
+                    return cls(places, lock, journal, disk, None, published=True)
+                if append:
+                    base = read_manifest(places.target)
+                    journal = open_work(places, disk, job, container.checksum(base.to_bytes()))
+                    writer = cls(places, lock, journal, disk, base)
+                    writer._take_over(base)
+                    return writer
+                if not overwrite:
+                    _refuse_existing(places.target)
+                elif places.target.exists():
+                    _refuse_foreign(places.target)
+                return cls(places, lock, open_work(places, disk, job, ""), disk, None)
+        except BaseException:
+            lock.release()
+            raise
+
+    def close(self) -> None:
+        """End without publishing: finished pieces stay for the next run of the same job."""
+        if self._published or not self._journal.entries:
+            clear_work(self._places, self._disk)
+        self._lock.release()
+
+    def abort(self) -> None:
+        """End and throw the finished pieces away."""
+        clear_work(self._places, self._disk)
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with disk_errors(f"beside {self._places.target}"):
+            self.close()
+
+    @property
+    def bytes_written(self) -> int:
+        return self._disk.written
+
+    # -- pieces
+
+    def put_document(self, tensors: Mapping[str, Array]) -> None:
+        """Write the document: `ids`, `starts`, `ends`, `source` [N] and `text.0`, ... uint8.
+
+        Raises:
+            StoreError: the disk refuses.
+            ValueError: a table is missing.
+        """
+        missing = [name for name in DOCUMENT_TABLES if name not in tensors]
+        if missing:
+            raise ValueError(f"the document lacks {missing}")
+        with self._timed():
+            self._put_files("document", {DOCUMENT: tensors}, {})
+
+    def put_shared(self, tensors: Mapping[str, Array]) -> None:
+        """Write the tensors that all windows share.
+
+        Raises:
+            StoreError: the disk refuses, or the store is being appended to (windows that are
+                there depend on the shared tensors that are there).
+        """
+        if self._base is not None:
+            raise StoreError("shared tensors cannot change while a store is appended to")
+        with self._timed():
+            self._put_files("shared", {SHARED: tensors}, {})
+
+    def shared(self) -> dict[str, torch.Tensor] | None:
+        """The shared tensors if they are written, on the CPU; None if they are not."""
+        with self._timed():
+            if not self._is_sound("shared"):
+                return None
+            return self._load("shared", SHARED)
+
+    def window_done(self, index: int) -> bool:
+        """Whether this window is written, now or by an earlier run, and sound to the last byte."""
+        with self._timed():
+            return self._is_sound(_window_key(index))
+
+    def put_window(
+        self,
+        index: int,
+        device: Mapping[str, Array],
+        host: Mapping[str, Array],
+        entry: WindowEntry,
+    ) -> None:
+        """Write one window and drop its chunks.
+
+        Args:
+            index: 0, 1, ... in the order of the document.
+            device: the device section, any names.
+            host: `{layer}.codes` uint8 [bytes] and `{layer}.offsets` int64 [S*Hkv+1] per layer.
+            entry: which tokens it covers; entry.spans is S.
+        Raises:
+            StoreError: the disk refuses.
+            ValueError: the offsets do not fit the codes or the spans.
+        """
+        with self._timed():
+            checked = with_span_checks(host, entry.spans)
+            files = {device_file(index): device, host_file(index): checked}
+            key = _window_key(index)
+            self._put_files(key, files, asdict(entry), drops=self._chunk_keys(index))
+
+    def put_chunk(self, window: int, chunk: int, tensors: Mapping[str, Array]) -> None:
+        """Keep raw prefill state until its window is written.
+
+        Args:
+            window, chunk: counted from 0; chunks of a window come in order.
+            tensors: any names, dtypes and shapes.
+        Raises:
+            StoreError: the disk refuses.
+        """
+        key = _chunk_key(window, chunk)
+        with self._timed():
+            self._put_files(key, {_chunk_file(key): tensors}, {})
+
+    def chunks(self, window: int) -> list[dict[str, torch.Tensor]]:
+        """The chunks of a window that are complete and sound, from the first to the first gap."""
+        found = []
+        with self._timed():
+            for chunk in range(len(self._chunk_keys(window))):
+                key = _chunk_key(window, chunk)
+                if not self._is_sound(key):
+                    break
+                found.append(self._load(key, _chunk_file(key)))
+        return found
+
+    def publish(
+        self,
+        *,
+        creator: str,
+        model: ModelIdentity,
+        method: str,
+        settings: dict[str, Any],
+        dtype: str,
+        prompt: dict[str, Any],
+        tokens: int,
+        tokenizer_engine: str,
+        window_tokens: int,
+        sources: tuple[SourceEntry, ...],
+        key_space: str = "post-rope",
+    ) -> Manifest:
+        """Write the manifest and give the store its name. The fields are those of `Manifest`.
+
+        Raises:
+            StoreError: a piece is missing, the manifest would not be valid, or the disk refuses.
+        """
+        if self._published:
+            return read_manifest(self._places.target)
+        entries = self._journal.entries
+        count = sum(key.startswith("window ") for key in entries)
+        needed = ["document", "shared", *(_window_key(index) for index in range(count))]
+        missing = [key for key in needed if key not in entries]
+        if missing:
+            raise StoreError(f"the store is not complete: {missing[0]} was never written")
+        manifest = Manifest(
+            creator=creator,
+            model=model,
+            method=method,
+            settings=settings,
+            dtype=dtype,
+            key_space=key_space,
+            prompt=prompt,
+            tokens=tokens,
+            tokenizer_engine=tokenizer_engine,
+            window_tokens=window_tokens,
+            sources=sources,
+            windows=tuple(
+                WindowEntry(**entries[_window_key(index)]["window"]) for index in range(count)
+            ),
+            files={
+                name: file_from_json(value)
+                for key in needed
+                for name, value in entries[key]["files"].items()
+            },
+        )
+        data = manifest.to_bytes()
+        with self._timed(), disk_errors(str(self._places.target)):
+            self._publish(data, set(manifest.files))
+        return from_bytes(data)
+
+    # -- inner steps
+
+    def _publish(self, manifest: bytes, names: set[str]) -> None:
+        places, disk = self._places, self._disk
+        _remove_strangers(places.store, names, disk)
+        disk.write_file(places.draft, [manifest])
+        disk.rename(places.draft, places.store / NAME)
+        for folder in (places.store / WINDOWS, places.store, places.work):
+            disk.sync_folder(folder)
+        self._journal.add(PUBLISH, {"manifest": container.checksum(manifest)})
+        if not places.target.exists():
+            disk.rename(places.store, places.target)
+        elif not disk.exchange(places.store, places.target):
+            # Without an atomic exchange the name is free for an instant; a crash in it is put
+            # right by `recover`, which finds both stores complete.
+            disk.rename(places.target, places.old)
+            disk.sync_folder(places.work)
+            disk.rename(places.store, places.target)
+        disk.sync_folder(places.target.parent)
+        self._published = True
+        self._folder = places.target
+        clear_work(places, disk)
+
+    def _put_files(
+        self,
+        key: str,
+        files: Mapping[str, Mapping[str, Array]],
+        window: dict[str, Any],
+        *,
+        drops: tuple[str, ...] = (),
+    ) -> None:
+        """Write the files of one piece, make them durable, then promise them together."""
+        if self._published:
+            return
+        place = self._place(key)
+        written: dict[str, Any] = {}
+        with disk_errors(str(self._places.target)):
+            self._sound.pop(key, None)
+            self._journal.drop(key)
+            for name, tensors in files.items():
+                blocks = to_blocks(tensors)
+                encoded = container.encode(blocks)
+                self._disk.write_file(place / name, container.pieces(encoded, blocks))
+                self._disk.sync_folder((place / name).parent)
+                written[name] = asdict(
+                    FileEntry(encoded.size, encoded.tensors, encoded.header_checksum)
+                )
+            self._journal.add(key, {"files": written, "window": window}, drops)
+            for chunk in drops:
+                self._disk.unlink(self._place(chunk) / _chunk_file(chunk))
+        self._sound[key] = True
+
+    def _take_over(self, base: Manifest) -> None:
+        """Link the windows and shared tensors of the store that is appended to."""
+        pieces: dict[str, tuple[list[str], dict[str, Any]]] = {"shared": ([SHARED], {})}
+        for index, window in enumerate(base.windows):
+            names = [device_file(index), host_file(index)]
+            pieces[_window_key(index)] = (names, asdict(window))
+        for key, (names, fields) in pieces.items():
+            if key in self._journal.entries:
+                continue
+            for name in names:
+                self._disk.unlink(self._places.store / name)
+                self._disk.link(self._places.target / name, self._places.store / name)
+            files = {name: asdict(base.files[name]) for name in names}
+            self._disk.sync_folder(self._places.store / WINDOWS)
+            self._disk.sync_folder(self._places.store)
+            self._journal.add(key, {"files": files, "window": fields})
+
+    def _is_sound(self, key: str) -> bool:
+        """Whether a promised piece still has every byte; what has not is made anew."""
+        if key not in self._sound:
+            entry = self._journal.entries.get(key)
+            self._sound[key] = entry is not None and _all_sound(self._place(key), entry)
+            if entry is not None and not self._sound[key]:
+                with disk_errors(str(self._places.target)):
+                    self._journal.drop(key)
+        return self._sound[key]
+
+    def _load(self, key: str, name: str) -> dict[str, torch.Tensor]:
+        entry = file_from_json(self._journal.entries[key]["files"][name])
+        return load_file(self._place(key), name, entry)
+
+    def _place(self, key: str) -> Path:
+        return self._places.chunks if key.startswith("chunk ") else self._folder
+
+    def _chunk_keys(self, window: int) -> tuple[str, ...]:
+        start = f"chunk {window} "
+        return tuple(key for key in self._journal.entries if key.startswith(start))
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - begun
+
+
+def with_span_checks(host: Mapping[str, Array], spans: int) -> dict[str, Array]:
+    """Add `{layer}.check` to every layer of a host section: the xxh3_64 of each span's bytes.
+
+    Args:
+        host: `{layer}.codes` uint8 [bytes] and `{layer}.offsets` int64 [S*Hkv+1].
+        spans: S.
+    Raises:
+        ValueError: names, dtypes, lengths or offsets that do not belong together.
+    """
+    layers = {name.removesuffix(".codes") for name in host if name.endswith(".codes")}
+    if set(host) != {f"{layer}.{part}" for layer in layers for part in ("codes", "offsets")}:
+        raise ValueError("a host section has codes and offsets per layer and nothing else")
+    result: dict[str, Array] = dict(host)
+    for layer in sorted(layers):
+        codes, offsets = to_block(host[f"{layer}.codes"]), to_block(host[f"{layer}.offsets"])
+        table = np.frombuffer(offsets.data, dtype="<i8") if offsets.dtype == "I64" else None
+        if table is None or codes.dtype != "U8" or len(codes.shape) != 1:
+            raise ValueError(f"layer {layer}: codes must be uint8 [bytes], offsets int64")
+        heads, rest = divmod(table.size - 1, spans) if spans else (0, table.size - 1)
+        if rest or (spans and not heads) or table[0] != 0 or table[-1] != len(codes.data):
+            raise ValueError(f"layer {layer}: offsets do not fit {spans} spans and their codes")
+        if (np.diff(table) < 0).any():
+            raise ValueError(f"layer {layer}: offsets must not fall")
+        bounds = table[:: heads or 1].tolist()
+        sums = [
+            container.span_checksum(codes.data[start:end])
+            for start, end in itertools.pairwise(bounds)
+        ]
+        result[f"{layer}.check"] = np.array(sums, dtype="<u8").view("<i8")
+    return result
+
+
+def _window_key(index: int) -> str:
+    return f"window {index}"
+
+
+def _chunk_key(window: int, chunk: int) -> str:
+    return f"chunk {window} {chunk}"
+
+
+def _chunk_file(key: str) -> str:
+    _, window, chunk = key.split(" ")
+    return f"{int(window):05d}-{int(chunk):06d}.safetensors"
+
+
+def _all_sound(folder: Path, entry: dict[str, Any]) -> bool:
+    """Whether every file of a piece has every byte that was promised."""
+    descriptor = open_folder(folder)
+    try:
+        for name, value in entry["files"].items():
+            file = StoreFile(descriptor, name, file_from_json(value))
+            damaged = next(file.damaged_tensors(lambda done: None), None)
+            file.close()
+            if damaged is not None:
+                return False
+    except StoreError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _refuse_existing(target: Path) -> None:
+    if os.path.lexists(target):
+        raise StoreError(f"{target} exists: choose another name with -o, or pass --overwrite")
+
+
+def _refuse_foreign(target: Path) -> None:
+    """Only a store, even a damaged one, is ever overwritten."""
+    if not (target / NAME).is_file():
+        raise StoreError(f"{target} is no store, so it is not overwritten: choose another name")
+
+
+def _remove_strangers(folder: Path, names: set[str], disk: Disk) -> None:
+    """Remove files that no piece names, such as those of a write that failed."""
+    for path in sorted(folder.rglob("*")):
+        if not path.is_dir() and path.relative_to(folder).as_posix() not in names:
+            disk.unlink(path)
