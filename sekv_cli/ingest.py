@@ -1,0 +1,127 @@
+"""`sekv ingest`: read documents once, write a store."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from engine.errors import DocumentError
+from sekv_cli import options
+
+
+def ingest(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE",
+            help="Documents in the order they are to be read; - is stdin.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="STORE",
+            help="Where to write. [default: first source's name.sekv]",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="ID_OR_PATH",
+            envvar="SEKV_MODEL",
+            help="Hub id or folder of the reading model. [default: the built-in reader]",
+            show_default=False,
+        ),
+    ] = "",
+    revision: Annotated[
+        str, typer.Option(metavar="REV", help="Revision of a hub model.", show_default=False)
+    ] = "",
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help="How the memory is compressed.")
+    ] = "sekv",
+    device: options.Device = "auto",
+    dtype: options.DTypeOption = options.DType.auto,
+    chunk_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Tokens per prefill step.")
+    ] = 1024,
+    window: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Document tokens per context; 0 takes the longest the model reads well.",
+        ),
+    ] = 0,
+    pages: Annotated[
+        str,
+        typer.Option(metavar="1-20", help="Only these pages of each source.", show_default=False),
+    ] = "",
+    router: options.Router = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a store of that name.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would be done and what it would weigh."),
+    ] = False,
+    password_stdin: Annotated[
+        bool,
+        typer.Option("--password-stdin", help="Read the password of a PDF from stdin."),
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Read documents once and keep the memory as a store.
+
+    The store does not depend on any question. It appears under its name only
+    when it is complete; an interrupted run goes on with the same command.
+
+    \b
+    Example:
+      sekv ingest book.pdf
+      sekv ingest notes.md paper.pdf -o work.sekv --model Qwen/Qwen3-4B
+      pdftotext scan.pdf - | sekv ingest - -o scan.sekv
+    """
+    if password_stdin and "-" in sources:
+        raise DocumentError("stdin cannot carry both a document and a password")
+    if sources.count("-") > 1:
+        raise DocumentError("stdin was named twice; it can be read once")
+    if "" in sources:
+        raise DocumentError("a source has an empty name")
+
+    from engine.types import IngestOptions
+    from sekv_cli import format, progress
+
+    chosen = IngestOptions(
+        model=model,
+        revision=revision,
+        method=method,
+        device=device,
+        dtype=dtype.value,
+        chunk_tokens=chunk_tokens,
+        window=window,
+        pages=pages,
+        password=sys.stdin.readline().rstrip("\r\n") if password_stdin else "",
+        overwrite=overwrite,
+        router=str(router) if router else "",
+    )
+    stdin = sys.stdin.buffer if "-" in sources else None
+    with progress.on_stderr() as shown:
+        from engine import ingest as engine
+
+        if dry_run:
+            plan = engine.plan(sources, chosen, shown, stdin)
+        else:
+            report = engine.ingest(sources, output, chosen, shown, stdin)
+    if as_json:
+        format.emit_json((plan if dry_run else report).to_json())
+    elif dry_run:
+        format.print_plan(format.console(), plan)
+    else:
+        format.print_ingest(format.console(), report)

@@ -1,0 +1,149 @@
+"""`sekv inspect`: what a store holds, and what a question zoomed into."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from engine.errors import SekvError
+from sekv_cli import options
+
+if TYPE_CHECKING:
+    from engine.types import InspectReport
+
+
+def _stretch(text: str) -> str:
+    parts = re.fullmatch(r"(\d+):(\d+)", text) if text else None
+    if text and (parts is None or int(parts[1]) >= int(parts[2])):
+        raise typer.BadParameter(f"{text!r} is not START:END with START below END.")
+    return text
+
+
+def inspect(
+    store: options.Store,
+    question: Annotated[
+        str,
+        typer.Option(
+            "--question",
+            "-q",
+            metavar="Q",
+            help="Show what this question zooms into.",
+            show_default=False,
+        ),
+    ] = "",
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Show what a recorded answer zoomed into.", show_default=False
+        ),
+    ] = None,
+    text: Annotated[
+        str,
+        typer.Option(
+            metavar="START:END",
+            callback=_stretch,
+            help="Show these characters with spans coloured and anchors marked.",
+            show_default=False,
+        ),
+    ] = "",
+    source: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Which source --text counts in.")
+    ] = 1,
+    layer: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Only this layer.", show_default=False),
+    ] = None,
+    head: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Only this KV head.", show_default=False),
+    ] = None,
+    budget: options.Budget = "20%",
+    coverage: options.Coverage = 0.95,
+    device: options.Device = "auto",
+    dtype: options.DTypeOption = options.DType.auto,
+    model: options.Model = "",
+    router: options.Router = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show what a store holds and what a question zooms into.
+
+    Sources, model, spans, anchors, the bytes of each tier beside the full cache,
+    and a map of the whole document.
+
+    With a question or a trace it adds which spans were brought to full
+    resolution, by which layers and heads, at which step, and how much
+    attention they then received.
+
+    \b
+    Example:
+      sekv inspect book.sekv
+      sekv inspect book.sekv --question "Who warned Jonathan Harker?"
+      sekv inspect book.sekv --text 12000:13000
+    """
+    if question and trace is not None:
+        raise SekvError("--question and --trace exclude each other; give one of them")
+    if trace is not None and not trace.is_file():
+        raise SekvError(f"there is no trace {trace}; `sekv ask --trace FILE` writes one")
+
+    from engine.types import AskOptions
+    from sekv_cli import format, progress
+
+    chosen = AskOptions(
+        budget=budget,
+        coverage=coverage,
+        device=device,
+        dtype=dtype.value,
+        model=model,
+        router=str(router) if router else "",
+        trace=True,
+    )
+    start, _, end = text.partition(":")
+    stretch = (int(start), int(end)) if text else None
+    with progress.on_stderr() as shown:
+        from engine import view
+
+        report = view.inspect(
+            store,
+            question=question,
+            trace=trace,
+            text=stretch,
+            layer=layer,
+            head=head,
+            options=chosen,
+            progress=shown,
+        )
+        pieces = view.text(store, source - 1, *stretch) if stretch else []
+        excerpts = _excerpts(store, report)
+    if as_json:
+        format.emit_json(report.to_json())
+        return
+    out = format.console()
+    if stretch:
+        format.print_text(out, pieces)
+    else:
+        format.print_summary(out, str(store), report)
+        format.print_map(out, report)
+    if question or trace is not None:
+        format.print_zoom(out, report, excerpts)
+
+
+def _excerpts(store: Path, report: InspectReport) -> dict[int, str]:
+    """The words of the spans that `print_zoom` lists."""
+    from engine import view
+    from sekv_cli.format import heaviest
+
+    number = {entry["path"]: index for index, entry in enumerate(report.manifest["sources"])}
+    spans = {span.id: span for span in report.spans}
+    return {
+        wanted: "".join(
+            piece.text
+            for piece in view.text(
+                store, number[spans[wanted].source], spans[wanted].start, spans[wanted].end
+            )
+        )
+        for wanted in heaviest(report.zoom)
+        if wanted in spans
+    }

@@ -1,0 +1,35 @@
+"""`sekv list`: the stores of a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sekv_cli import options
+
+
+def list_stores(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Where to look.", show_default=False)
+    ] = Path(),
+    as_json: options.Json = False,
+) -> None:
+    """List stores with their model, tokens, bytes and sources.
+
+    Looks in the current folder unless another is given.
+
+    \b
+    Example:
+      sekv list
+      sekv list ~/library --json
+    """
+    from engine import store
+    from sekv_cli import format
+
+    found = store.list_stores(folder)
+    if as_json:
+        format.emit_json({"stores": [summary.to_json() for summary in found]})
+    else:
+        format.print_stores(format.console(), str(folder), found)

@@ -1,0 +1,113 @@
+"""docs/cli.md, written from the commands themselves: `python -m sekv_cli.reference > docs/cli.md`.
+
+A test compares the two, so the page cannot say what the program does not.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+
+from sekv_cli.main import app
+
+PREFACE = """\
+# The command line
+
+Written from the commands' own help by `make docs`; edit the commands, not this page.
+
+Results go to stdout; progress, notes and errors go to stderr. With `--json` a command prints
+exactly one JSON object on one line (`ask`: one per question). An error is one line.
+
+| exit code | meaning |
+|---:|---|
+| 0 | done |
+| 1 | a check failed (`verify`, `bench --assert`) |
+| 2 | bad input or usage |
+| 70 | a defect of sekv; `SEKV_DEBUG=1` shows where |
+| 130 | interrupted; the same command continues |
+| 141 | whoever read the output stopped reading |
+
+| environment | meaning |
+|---|---|
+| `SEKV_MODEL` | the model that `sekv ingest` reads with |
+| `SEKV_DEBUG=1` | tracebacks and the remarks of libraries |
+| `NO_COLOR` | no colour |
+"""
+
+
+def reference() -> str:
+    """The whole page."""
+    return "\n".join([PREFACE, *_group(typer.main.get_command(app), "sekv")]).rstrip() + "\n"
+
+
+def _group(group: Any, path: str) -> Iterator[str]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _group(command, f"{path} {name}")
+        else:
+            yield from _command(command, f"{path} {name}")
+
+
+def _command(command: Any, path: str) -> Iterator[str]:
+    text, _, example = inspect.cleandoc(command.help).partition("\b\n")
+    arguments = [p for p in command.params if p.param_type_name == "argument"]
+    options = [p for p in command.params if p.param_type_name == "option"]
+    usage = [path, *(_argument(argument) for argument in arguments), "[OPTIONS]" * bool(options)]
+    yield f"## {path}\n"
+    yield f"`{' '.join(usage)}`\n"
+    yield f"{text.strip()}\n"
+    if example:
+        shown = inspect.cleandoc(example.partition("\n")[2])
+        yield f"```console\n{shown}\n```\n"
+    yield "| argument or option | meaning | default |"
+    yield "|---|---|---|"
+    for argument in arguments:
+        yield f"| `{_argument(argument)}` | {_cell(argument.help)} | {_default(argument)} |"
+    for option in options:
+        meaning = _cell(_without_default(option.help))
+        yield f"| `{_cell(_names(option))}` | {meaning} | {_default(option)} |"
+    yield ""
+
+
+def _argument(argument: Any) -> str:
+    name = f"{argument.metavar}{'...' * (argument.nargs == -1)}"
+    return name if argument.required else f"[{name}]"
+
+
+def _names(option: Any) -> str:
+    names = ", ".join(sorted(option.opts, key=len))
+    if option.is_flag:
+        return names
+    return f"{names} {option.metavar}"
+
+
+def _default(parameter: Any) -> str:
+    stated = _stated_default(parameter.help or "")
+    if stated:
+        return stated
+    if parameter.required:
+        return "required"
+    value = getattr(parameter.default, "value", parameter.default)
+    if value is None or value is False or value == "":
+        return ""
+    return f"`{value}`"
+
+
+def _stated_default(text: str) -> str:
+    _, _, rest = text.partition("[default: ")
+    return rest.removesuffix("]")
+
+
+def _without_default(text: str) -> str:
+    return text.partition(" [default: ")[0]
+
+
+def _cell(text: str | None) -> str:
+    return " ".join((text or "").split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

@@ -1,0 +1,200 @@
+"""Numbers, strips and progress as people see them."""
+
+from __future__ import annotations
+
+import io
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sekv_cli import progress, strips
+from sekv_cli.format import bytes_text, clean, seconds_text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (999_949, "999.9 kB"),
+        (999_950, "1.0 MB"),
+        (12_345_678, "12.3 MB"),
+        (10**9, "1.0 GB"),
+        (10**12, "1.0 TB"),
+        (10**16, "10000.0 TB"),
+    ],
+)
+def test_bytes_are_decimal_and_short(number: int, text: str) -> None:
+    """What a file manager shows; never "1000.0 kB"."""
+    assert bytes_text(number) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0.00 s"),
+        (0.4249, "0.42 s"),
+        (9.994, "9.99 s"),
+        (9.996, "10.0 s"),
+        (42.4, "42 s"),
+        (59.94, "60 s"),
+        (59.96, "1 min 00 s"),
+        (75, "1 min 15 s"),
+        (3600, "1 h 00 min"),
+        (7260, "2 h 01 min"),
+    ],
+)
+def test_durations_keep_what_matters(seconds: float, text: str) -> None:
+    """Hundredths for a moment, minutes for an hour."""
+    assert seconds_text(seconds) == text
+
+
+@given(st.text())
+def test_clean_text_holds_nothing_that_acts(text: str) -> None:
+    """Whatever a document holds, only line breaks and tabs of it move the cursor."""
+    kept = clean(text)
+    assert all(
+        character.isprintable() or character in "\n\t" or ord(character) > 159 for character in kept
+    )
+    assert "\x1b" not in kept
+    assert not set(kept) & set("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+@given(total=st.integers(1, 10_000), cells=st.integers(1, 200))
+def test_stretches_cover_everything_once(total: int, cells: int) -> None:
+    """No token is in two cells, none is in no cell, no cell is empty."""
+    cut = strips.stretches(total, cells)
+    assert cut[0][0] == 0
+    assert cut[-1][1] == total
+    assert all(a[1] == b[0] for a, b in pairwise(cut))
+    assert all(start < end for start, end in cut)
+    assert len(cut) == min(cells, total)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=40),
+    cells=st.integers(1, 50),
+    level=st.floats(0.0, 8.0),
+)
+def test_spread_keeps_a_constant_and_the_total(
+    lengths: list[int], cells: int, level: float
+) -> None:
+    """Averaging over other borders invents nothing."""
+    ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
+    items = [(end - length, end, level) for end, length in zip(ends, lengths, strict=True)]
+    cut = strips.stretches(ends[-1], cells)
+    assert strips.spread(items, cut) == pytest.approx([level] * len(cut))
+    varied = [(start, end, float(start % 7)) for start, end, _ in items]
+    total = sum((end - start) * value for start, end, value in varied)
+    means = strips.spread(varied, cut)
+    assert sum((end - start) * mean for (start, end), mean in zip(cut, means, strict=True)) == (
+        pytest.approx(total)
+    )
+
+
+def test_counts_find_every_position() -> None:
+    """Each position falls into one cell; a cell's count is per token."""
+    assert strips.counts([0, 1, 5, 9], [(0, 5), (5, 10)]) == [2 / 5, 2 / 5]
+
+
+def test_a_strip_runs_from_least_to_most() -> None:
+    """The largest value fills the cell; a flat line is neither high nor low."""
+    assert strips.strip([0, 1, 2, 7], unicode=True) == "▁▂▃█"
+    assert strips.strip([3, 3], unicode=True) == "▄▄"
+    assert strips.strip([0, 1, 8], unicode=False, zero_is_empty=True) == " :@"
+    assert strips.strip([0, 0], unicode=True, zero_is_empty=True) == "··"
+    assert strips.strip([], unicode=True) == ""
+
+
+def test_the_ruler_labels_changes_where_there_is_room() -> None:
+    """A label stands under the first cell of its page, and labels never touch."""
+    assert strips.ruler(["1", "1", "1", "2", "2", "3"], 6) == "1  2 3"
+    assert strips.ruler(["10", "11", "12", "12"], 4) == "10"
+    assert strips.ruler(["9", "10", "10", "10"], 4) == "9 10"
+
+
+class Clock:
+    """Time that moves when the test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(progress.time, "monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def test_without_a_terminal_progress_is_plain_lines(clock: Clock) -> None:
+    """A line every ten seconds with speed and time left, one at the end, none for trifles."""
+    out = io.StringIO()
+    with progress.Lines(out) as shown:
+        shown.start("read", 3, "pages")
+        clock.now += 0.5
+        shown.advance(3)
+        shown.start("prefill", 2000, "tokens")
+        for _ in range(4):
+            clock.now += 5
+            shown.advance(250)
+        shown.note("a remark\x1b[2J")
+        clock.now += 1
+        shown.advance(1000)
+    assert out.getvalue().splitlines() == [
+        "prefill: 25 % of 2,000 tokens, 50 tokens/s, 30 s left",
+        "prefill: 50 % of 2,000 tokens, 50 tokens/s, 20 s left",
+        "a remark\N{REPLACEMENT CHARACTER}[2J",
+        "prefill: 2,000 tokens, 21 s",
+    ]
+
+
+def test_a_stage_that_failed_does_not_claim_to_have_finished(clock: Clock) -> None:
+    """The line about the failure says enough."""
+    out = io.StringIO()
+
+    def work() -> None:
+        with progress.Lines(out) as shown:
+            shown.start("prefill", 0, "tokens")
+            clock.now += 30
+            shown.advance(10)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert out.getvalue() == "prefill: 10 tokens, 30 s so far\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("columns", ["30", "50", "70", "120"])
+def test_on_a_terminal_progress_is_one_line_that_goes_away(
+    monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    """The bar fits any width, and a note stands above it for good."""
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(progress.sys, "stderr", Terminal())
+    with progress.on_stderr() as shown:
+        shown.start("prefill", 1000, "tokens")
+        shown.advance(400)
+        shown.note("page 3 has no text")
+        shown.clear()
+        shown.start("write", 10, "bytes")
+        shown.advance(10)
+    drawn: Any = progress.sys.stderr
+    assert "prefill" in drawn.getvalue()
+    assert "page 3 has no text" in drawn.getvalue()
+    assert "\x1b[2K" in drawn.getvalue().rpartition("write")[2]
+
+
+def test_where_stderr_goes_decides_how_progress_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control codes in a log file help nobody."""
+    monkeypatch.setattr(progress.sys, "stderr", io.StringIO())
+    assert isinstance(progress.on_stderr(), progress.Lines)

@@ -1,0 +1,85 @@
+"""The command line as a process: what it imports, how it starts, what its page says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from sekv_cli.main import app
+from sekv_cli.reference import reference
+
+ROOT = Path(__file__).parent.parent
+HEAVY = {"torch", "transformers", "numpy", "pypdf", "pypdfium2", "tokenizers", "safetensors"}
+
+
+@pytest.mark.parametrize("line", [["--help"], ["list", "--help"], ["ask"], ["--version"]])
+def test_nothing_heavy_is_imported_before_a_command_runs(line: list[str]) -> None:
+    """Help, a typing mistake and the version cost what typer costs. Modules, not milliseconds:
+    a busy machine must not fail this."""
+    program = (
+        "import sys\n"
+        "from sekv_cli.main import run\n"
+        f"code = run({line!r})\n"
+        "print('modules:', *sorted({name.split('.')[0] for name in sys.modules}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = set(done.stdout.rpartition("modules:")[2].split())
+    assert "typer" in loaded
+    assert HEAVY & loaded == set()
+
+
+def test_the_module_runs_like_the_script() -> None:
+    """`python -m sekv_cli` is the same program, for where scripts are not on the path."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "sekv_cli", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"sekv {version('sekv')}\n"
+    assert done.stderr == ""
+
+
+def test_a_narrow_ascii_terminal_is_served() -> None:
+    """A C locale gets question marks, not a crash."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "sekv_cli", "ask", "b.sekv", "Q", "--budget", "½"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PATH": "", "COLUMNS": "40"},
+    )
+    assert done.returncode == 2
+    assert "neither a share" in done.stderr
+
+
+def test_the_page_says_what_the_commands_say() -> None:
+    """docs/cli.md is written from the commands; `make docs` writes it anew."""
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == reference()
+
+
+def test_every_command_shows_an_example() -> None:
+    """A newcomer copies before he reads."""
+    import typer
+
+    def commands(group: object, path: str) -> list[tuple[str, str]]:
+        found = []
+        for name, command in group.commands.items():  # type: ignore[attr-defined]
+            if hasattr(command, "commands"):
+                found += commands(command, f"{path} {name}")
+            else:
+                found.append((f"{path} {name}", command.help))
+        return found
+
+    for path, text in commands(typer.main.get_command(app), "sekv"):
+        assert "Example:" in text, path
+        assert path in text.partition("Example:")[2], path
