@@ -1,0 +1,50 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Both make their own environment
+# first (once; `make clean` removes it) and need Python 3.11 or newer and nothing else.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SAMPLE := docs/sample/dracula.pdf
+DEMO := runs/dracula.sekv
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check docs clean
+
+help:
+	@echo "make demo   ingest the sample book, ask it three questions, look inside"
+	@echo "make test   run the tests"
+	@echo "make check  lint, formatting, types"
+	@echo "make docs   write the generated pages anew"
+	@echo "make clean  remove the environment and everything made"
+
+install: $(READY)
+
+# The stamp is written last, so that an interrupted installation is done again.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sekv needs Python 3.11 or newer; name one with: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	@mkdir -p $(dir $(DEMO))
+	$(BIN)/sekv ingest $(SAMPLE) -o $(DEMO) --overwrite
+	@echo
+	$(BIN)/sekv ask $(DEMO) -f docs/sample/questions.txt
+	$(BIN)/sekv inspect $(DEMO)
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+
+docs: $(READY)
+	$(BIN)/python -m sekv_cli.reference > docs/cli.md
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find engine sekv_cli tests -name __pycache__ -type d -prune -exec rm -rf {} +
