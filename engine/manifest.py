@@ -36,6 +36,10 @@ _HEX = re.compile(r"[0-9a-f]{1,128}")
 _CHECKSUM = re.compile(r"[0-9a-f]{32}")
 
 
+class DamagedManifestError(StoreError):
+    """The manifest is not what was once written."""
+
+
 def device_file(window: int) -> str:
     """Name of the device section of a window, relative to the store."""
     return f"{WINDOWS}/{window:05d}.device.safetensors"
@@ -161,16 +165,16 @@ def from_bytes(data: bytes) -> Manifest:
     try:
         plain = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError):
-        raise StoreError("the manifest is damaged (not JSON)") from None
+        raise DamagedManifestError("the manifest is damaged (not JSON)") from None
     if not isinstance(plain, dict):
-        raise StoreError("the manifest is damaged (not a table)")
+        raise DamagedManifestError("the manifest is damaged (not a table)")
     _check_format(plain)
     stated = plain.pop("checksum", None)
     if not isinstance(stated, str) or not _CHECKSUM.fullmatch(stated):
-        raise StoreError("the manifest is damaged (no checksum)")
+        raise DamagedManifestError("the manifest is damaged (no checksum)")
     member = _member(stated)
     if data.count(member) != 1 or checksum(data.replace(member, _member(_ZEROS))) != stated:
-        raise StoreError("the manifest is damaged (its checksum differs)")
+        raise DamagedManifestError("the manifest is damaged (its checksum differs)")
     return from_json(plain)
 
 
@@ -206,7 +210,7 @@ def from_json(plain: object) -> Manifest:
 def _check_format(plain: dict[str, Any]) -> None:
     version = plain.get("format")
     if type(version) is not int or version < 1:
-        raise StoreError("the manifest is damaged (no format version)")
+        raise DamagedManifestError("the manifest is damaged (no format version)")
     if version > FORMAT:
         raise StoreError(
             f"the store has format {version}, this sekv reads format {FORMAT}: "
@@ -358,7 +362,7 @@ def _finite(value: object) -> bool:
 
 
 def _damaged(place: str) -> StoreError:
-    return StoreError(f"the manifest is damaged (wrong or missing: {place[:120]})")
+    return DamagedManifestError(f"the manifest is damaged (wrong or missing: {place[:120]})")
 
 
 def _member(value: str) -> bytes:

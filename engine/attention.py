@@ -1,0 +1,138 @@
+"""The seam to transformers: one attention function and one cache class, no model code.
+
+A model loaded with `attn_implementation="sekv"` behaves as with sdpa until a forward gets a
+`MemoryCache`; then every full-attention layer attends over the document memory and the live
+rows in one softmax. The cache tells positions and mask sizes; the attention function, which
+alone sees the query, selects. State travels as a forward keyword, never on modules.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from engine.errors import ReaderError
+from engine.memory import LayerMemory
+
+NAME = "sekv"
+
+
+class LiveLayer(DynamicLayer):
+    """Live keys and values of one layer beside its read-only document memory.
+
+    length: tokens the positions of prefix and document take before the question.
+    """
+
+    def __init__(self, memory: LayerMemory, length: int):
+        super().__init__()
+        self.memory, self.length, self.pending = memory, length, False
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.pending = True
+        return super().update(key_states, value_states, *args, **kwargs)
+
+    @property
+    def live(self) -> int:
+        return int(self.keys.shape[-2]) if self.is_initialized and self.keys.numel() else 0
+
+    def get_seq_length(self) -> int:
+        return self.length + self.live
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.live + query_length, self.length
+
+
+class MemoryCache(Cache):
+    """The cache of one question: shares the document memory, owns the live rows."""
+
+    def __init__(self, memories: list[LayerMemory], length: int):
+        super().__init__(layers=[LiveLayer(memory, length) for memory in memories])
+
+
+def attach(model: PreTrainedModel) -> None:
+    """Register the attention function and hand every forward's MemoryCache to it."""
+
+    def hand_over(
+        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        cache = kwargs.get("past_key_values")
+        if isinstance(cache, MemoryCache):
+            ids = kwargs.get("input_ids", args[0] if args else None)
+            if ids is not None and len(ids) != 1:
+                raise ReaderError("a document memory answers one sequence at a time (no beams)")
+            kwargs = {**kwargs, "sekv": cache}
+        return args, kwargs
+
+    def check(_: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        cache = kwargs.get("past_key_values")
+        if isinstance(cache, MemoryCache):
+            missed = [i for i, layer in enumerate(cache.layers) if getattr(layer, "pending", False)]
+            if missed:
+                raise ReaderError(
+                    f"{type(model).__name__} does not call the registered attention in layers "
+                    f"{missed}: the memory would be silently bypassed"
+                )
+
+    model.register_forward_pre_hook(hand_over, with_kwargs=True)
+    model.register_forward_hook(check, with_kwargs=True)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sekv: MemoryCache | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """query [1, H, Q, D], key and value [1, Hkv, n, D] of the live rows -> [1, Q, H, D]."""
+    if sekv is None:
+        return _plain(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
+    layer = sekv.layers[int(module.layer_idx)]  # type: ignore[arg-type]
+    assert isinstance(layer, LiveLayer)
+    layer.pending = False
+    rows, live = query.shape[2], key.shape[2]
+    size = query.shape[-1]
+    factor = (scaling if scaling is not None else size**-0.5) * math.sqrt(size)
+    if attention_mask is None:
+        seen = torch.ones(rows, live, dtype=torch.bool, device=query.device).tril(live - rows)
+    else:
+        seen = attention_mask[0, 0, :, -live:]
+        seen = seen if seen.dtype == torch.bool else seen >= 0
+    out = layer.memory.attend(query[0] * factor, key[0], value[0], seen)
+    return out.to(query.dtype).transpose(0, 1)[None].contiguous(), None
+
+
+def _plain(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention without a memory: the library's sdpa, always with a mask where there is a past."""
+    rows, columns = query.shape[2], key.shape[2]
+    if mask is None and 1 < rows < columns:
+        mask = torch.ones(rows, columns, dtype=torch.bool, device=query.device)
+        mask = mask.tril(columns - rows)[None, None]
+    out, _ = sdpa_attention_forward(
+        module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs
+    )
+    return out, None
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,115 @@
+"""From attention weights on tokens to passages a person can check.
+
+A citation is an exact slice of a source's text: the sentences that hold most of the evidence.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from engine.types import Citation
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from engine.manifest import SourceEntry
+    from engine.store import Store
+
+MOST = 3
+LONGEST = 400
+SENTENCE_END = re.compile(r"""[.!?…]["'”’)\]]*\s+(?=["'“‘(\[]?[A-Z0-9])|\n\s*\n""")
+
+
+@dataclass(frozen=True)
+class Book:
+    """The texts of a store with the characters of every token."""
+
+    store: Store
+    sources: tuple[SourceEntry, ...]
+    starts: Tensor
+    ends: Tensor
+    source: Tensor
+    _texts: dict[int, str] = field(default_factory=dict)
+
+    def text(self, source: int) -> str:
+        """A source's text, read from the store once."""
+        if source not in self._texts:
+            self._texts[source] = self.store.text(source)
+        return self._texts[source]
+
+    @classmethod
+    def of(cls, store: Store, document: dict[str, np.ndarray[Any, Any]]) -> Book:
+        starts, ends, source = (
+            torch.from_numpy(document[name]).long() for name in ("starts", "ends", "source")
+        )
+        return cls(store, store.manifest.sources, starts, ends, source)
+
+    def page_at(self, source: int, offset: int) -> str:
+        """The label of the page or section a character stands on, "" where there is none."""
+        pages = self.sources[source].pages
+        index = bisect_right(pages, offset, key=lambda page: page[1]) - 1
+        return pages[index][0] if index >= 0 else ""
+
+    def citations(self, weight: Tensor, answer: str) -> tuple[Citation, ...]:
+        """The sentences that hold most of the evidence, best first.
+
+        Args:
+            weight: float [N], evidence of every document token.
+            answer: the quote or answer; a sentence that contains it is preferred.
+        """
+        if not len(weight) or float(weight.max()) <= 0:
+            return ()
+        best = weight.topk(min(64, len(weight))).indices.tolist()
+        found: dict[tuple[int, int, int], float] = {}
+        for token in best:
+            source = int(self.source[token])
+            start, end = self._sentence(source, int(self.starts[token]), int(self.ends[token]))
+            found.setdefault((source, start, end), 0.0)
+        for source, start, end in found:
+            inside = (self.source == source) & (self.starts >= start) & (self.ends <= end)
+            found[source, start, end] = float(weight[inside].sum())
+        total = float(weight.sum())
+        wanted = " ".join(answer.split())
+
+        def rank(item: tuple[tuple[int, int, int], float]) -> tuple[bool, float]:
+            (source, start, end), mass = item
+            text = " ".join(self.text(source)[start:end].split())
+            return (len(wanted) > 2 and wanted in text, mass)
+
+        ordered = sorted(found.items(), key=rank, reverse=True)[:MOST]
+        return tuple(
+            Citation(
+                source=self.sources[source].path,
+                page=self.page_at(source, start),
+                start=start,
+                end=end,
+                text=self.text(source)[start:end],
+                weight=round(mass / total, 4),
+            )
+            for (source, start, end), mass in ordered
+            if mass >= 0.02 * total
+        )
+
+    def _sentence(self, source: int, start: int, end: int) -> tuple[int, int]:
+        """The sentence around some characters, cut to LONGEST around them if it is longer."""
+        text = self.text(source)
+        low, high = max(0, start - LONGEST), min(len(text), end + LONGEST)
+        before = [m.end() for m in SENTENCE_END.finditer(text, low, high) if m.end() <= start]
+        after = [m.start() + 1 for m in SENTENCE_END.finditer(text, max(low, end - 1), high)]
+        first = before[-1] if before else low
+        last = after[0] if after else high
+        while last < high and not text[last].isspace():  # closing quotes belong to the sentence
+            last += 1
+        if last - first > LONGEST:
+            first, last = max(first, start - LONGEST // 2), min(last, end + LONGEST // 2)
+        while first < start and text[first].isspace():
+            first += 1
+        while last > end and text[last - 1].isspace():
+            last -= 1
+        return first, max(last, end)

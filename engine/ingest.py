@@ -1,0 +1,468 @@
+"""Use case: sources in, a store out. Reads once, folds window by window, publishes last.
+
+At most one window of uncompressed keys and values is held; every finished chunk and window is
+on disk, so an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from engine.errors import BudgetError, DocumentError, StoreError
+from engine.recipe import Recipe, named
+from engine.types import IngestOptions, IngestReport, Plan, Progress, SourceReport
+
+if TYPE_CHECKING:
+    from engine.documents import Document
+    from engine.readers.hf import Chunk, Reader
+    from engine.store import StoreWriter
+    from engine.tokens import Tokens
+
+ROOM = 1024
+"""Positions kept free behind the document for question and answer."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How a document is read. bounds: token positions, first 0, last N. most: the window asked."""
+
+    bounds: tuple[int, ...]
+    most: int
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+
+def plan(
+    paths: Sequence[str],
+    options: IngestOptions,
+    progress: Progress,
+    stdin: BinaryIO | None = None,
+) -> Plan:
+    """What `ingest` would do and how large the result would be; loads no weights."""
+    from engine.readers import hf
+    from engine.tokens import tokenize
+
+    recipe = named(options.method)
+    document = _load(paths, options, progress, stdin)
+    name = hf.resolve(options.model)
+    config = hf.load_config(name, options.revision)
+    hf.check_supported(config)
+    tokenizer = hf.load_tokenizer(name, options.revision)
+    tokens = tokenize(document, tokenizer)
+    shape = config.get_text_config()
+    windows = cut_windows(document, tokens, longest_window(shape, options.window))
+    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+    size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    width = (
+        4
+        if hf.pick_dtype(options.dtype, hf.pick_device(options.device), config).itemsize == 4
+        else 2
+    )
+    rows = len(tokens.ids) * shape.num_hidden_layers * heads * size * 2
+    store, device = recipe.expected_shares(size)
+    return Plan(
+        sources=_source_reports(document),
+        model=hf.display_name(name),
+        method=recipe.name,
+        tokens=len(tokens.ids),
+        windows=len(windows),
+        window_tokens=windows.most,
+        full_kv_bytes=rows * width,
+        estimated_store_bytes=int(rows * 2 * store),
+        estimated_device_bytes=int(rows * 2 * device),
+    )
+
+
+def ingest(
+    paths: Sequence[str],
+    target: Path | None,
+    options: IngestOptions,
+    progress: Progress,
+    stdin: BinaryIO | None = None,
+) -> IngestReport:
+    """Read the sources into a store.
+
+    Args:
+        paths: files, or "-" for `stdin`.  target: None for `<first source's stem>.sekv`.
+    Raises:
+        SekvError: one line that says what is wrong. Nothing appears under the target's name
+            unless it is complete; an interrupted run of the same job goes on where it stopped.
+    """
+    started = time.perf_counter()
+    recipe = named(options.method)
+    target = target or default_target(paths)
+    if target.exists() and not options.overwrite:
+        raise StoreError(f"{target} exists; use --overwrite to replace it or -o for another name")
+    document = _load(paths, options, progress, stdin)
+    read_s = time.perf_counter() - started
+
+    from engine.readers import hf
+    from engine.store import StoreWriter
+    from engine.tokens import tokenize
+
+    name = hf.resolve(options.model)
+    config = hf.load_config(name, options.revision)
+    hf.check_supported(config)
+    at = time.perf_counter()
+    tokens = tokenize(document, hf.load_tokenizer(name, options.revision))
+    tokenize_s = time.perf_counter() - at
+    windows = cut_windows(
+        document, tokens, longest_window(config.get_text_config(), options.window)
+    )
+    if len(tokens.ids) < 2:
+        raise DocumentError(f"{paths[0]}: hardly any text; nothing to read")
+    reader = hf.load(name, revision=options.revision, device=options.device, dtype=options.dtype)
+    with StoreWriter.begin(
+        target, _job(document, windows, reader, recipe, options), overwrite=options.overwrite
+    ) as writer:
+        work = _Work(recipe, reader, document, tokens, windows, writer, options.chunk_tokens)
+        work.run(progress)
+        manifest = writer.publish(
+            creator=creator(),
+            model=reader.identity,
+            method=recipe.name,
+            settings=recipe.settings(),
+            dtype=str(reader.dtype).removeprefix("torch."),
+            prompt=reader.prompt.to_json(),
+            tokens=len(tokens.ids),
+            tokenizer_engine=tokens.engine,
+            window_tokens=windows.most,
+            sources=_source_entries(document),
+        )
+        write_s = writer.seconds
+    identity = reader.identity
+    row = 2 * identity.layers * identity.kv_heads * identity.head_dim
+    return IngestReport(
+        store=str(target),
+        sources=_source_reports(document),
+        model=identity.id,
+        method=recipe.name,
+        tokens=len(tokens.ids),
+        windows=len(windows),
+        window_tokens=windows.most,
+        spans=manifest.spans,
+        anchors=manifest.anchors,
+        store_bytes=sum(f.stat().st_size for f in target.rglob("*") if f.is_file()),
+        full_kv_bytes=row * len(tokens.ids) * reader.dtype.itemsize,
+        timing={
+            "read_s": read_s,
+            "tokenize_s": tokenize_s,
+            "prefill_s": work.prefill_s,
+            "compress_s": work.compress_s,
+            "write_s": write_s,
+            "total_s": time.perf_counter() - started,
+        },
+        resumed_tokens=work.resumed,
+    )
+
+
+class _Work:
+    """The loop over windows: prefill, fold, write."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        reader: Reader,
+        document: Document,
+        tokens: Tokens,
+        windows: Windows,
+        writer: StoreWriter,
+        chunk_tokens: int,
+    ):
+        self.recipe, self.reader, self.writer = recipe, reader, writer
+        self.document, self.tokens, self.windows = document, tokens, windows
+        self.chunk_tokens = chunk_tokens
+        self.prefill_s = self.compress_s = 0.0
+        self.resumed = 0
+
+    def run(self, progress: Progress) -> None:
+        import torch
+
+        self.writer.put_document(self._document_tensors())
+        progress.start("reading", len(self.tokens.ids), "tokens")
+        at = time.perf_counter()
+        prefix = self.reader.prefix()
+        self.prefill_s += time.perf_counter() - at
+        sides = self._known_sides()
+        for index in range(len(self.windows)):
+            start, end = self.windows.bounds[index], self.windows.bounds[index + 1]
+            if self.writer.window_done(index) and sides is not None:
+                self.resumed += end - start
+                progress.advance(end - start)
+                continue
+            chunks = self._read(index, prefix, progress)
+            at = time.perf_counter()
+            with torch.inference_mode():
+                sides = self._fold(index, chunks, prefix, sides)
+            self.compress_s += time.perf_counter() - at
+
+    def _read(self, index: int, prefix: Any, progress: Progress) -> list[Chunk]:
+        """All chunks of a window, those of an earlier run first; each is on disk when done."""
+        start, end = self.windows.bounds[index], self.windows.bounds[index + 1]
+        chunks = [_unpack_chunk(tensors) for tensors in self.writer.chunks(index)]
+        for chunk in chunks:
+            self.resumed += len(chunk.surprisal)
+            progress.advance(len(chunk.surprisal))
+        at = time.perf_counter()
+        ids = self.tokens.ids[start:end].tolist()
+        for chunk in self.reader.read_window(ids, prefix, self.chunk_tokens, chunks.copy()):
+            chunks.append(chunk)
+            if chunk.start + len(chunk.surprisal) < len(ids):
+                self.writer.put_chunk(index, len(chunks) - 1, _pack_chunk(chunk))
+            progress.advance(len(chunk.surprisal))
+        self.prefill_s += time.perf_counter() - at
+        return chunks
+
+    def _fold(
+        self, index: int, chunks: list[Chunk], prefix: Any, sides: list[Any] | None
+    ) -> list[Any]:
+        """Fold one window layer by layer and write it; the first one also makes the sides."""
+        import torch
+
+        from engine import fold
+        from engine.manifest import WindowEntry
+        from engine.policies.segment import ANCHOR
+
+        start, end = self.windows.bounds[index], self.windows.bounds[index + 1]
+        surprisal = torch.cat([chunk.surprisal for chunk in chunks])
+        pieces = self._pieces(start, end)
+        spans = fold.segment(self.recipe, surprisal, pieces, last=index + 1 == len(self.windows))
+        device: dict[str, Any] = {
+            "bounds": spans.bounds.to(torch.int32),
+            "kind": spans.kind,
+            "surprisal": surprisal.half(),
+        }
+        host: dict[str, Any] = {}
+        new_sides = []
+        for layer in range(self.reader.layers):
+            k = torch.cat([chunk.k[layer] for chunk in chunks], 1)
+            v = torch.cat([chunk.v[layer] for chunk in chunks], 1)
+            for chunk in chunks:  # a layer's rows are not needed twice
+                chunk.k[layer] = chunk.v[layer] = k[:, :0]
+            k, v = k.cpu(), v.cpu()
+            if sides is None:
+                side = fold.fit(self.recipe, k, v, surprisal, spans)
+                new_sides.append(side)
+            else:
+                side = sides[layer]
+            folded = fold.fold_layer(self.recipe, k, v, surprisal, spans, side)
+            device |= {f"{layer}.{name}": t for name, t in folded.device.items()}
+            host[f"{layer}.codes"] = folded.records.payload
+            host[f"{layer}.offsets"] = folded.records.offsets
+        if sides is None:
+            self.writer.put_shared(_pack_shared(new_sides, prefix))
+            sides = new_sides
+        anchors = int((spans.kind == ANCHOR).sum())
+        entry = WindowEntry(start, end, len(spans.kind), anchors)
+        self.writer.put_window(index, device, host, entry)
+        return sides
+
+    def _known_sides(self) -> list[Any] | None:
+        from engine.fold import sides_of
+
+        shared = self.writer.shared()
+        return None if shared is None else sides_of(shared, self.reader.layers)
+
+    def _pieces(self, start: int, end: int) -> list[str]:
+        tokens = self.tokens
+        return [
+            self.document.sources[s].text[a:b]
+            for s, a, b in zip(
+                tokens.source[start:end].tolist(),
+                tokens.starts[start:end].tolist(),
+                tokens.ends[start:end].tolist(),
+                strict=True,
+            )
+        ]
+
+    def _document_tensors(self) -> dict[str, Any]:
+        import numpy as np
+
+        texts = {
+            f"text.{i}": np.frombuffer(source.text.encode("utf-8", "surrogatepass"), dtype=np.uint8)
+            for i, source in enumerate(self.document.sources)
+        }
+        tokens = self.tokens
+        return {
+            "ids": tokens.ids,
+            "starts": tokens.starts,
+            "ends": tokens.ends,
+            "source": tokens.source,
+            **texts,
+        }
+
+
+# ---------------------------------------------------------------------------- windows
+
+
+def longest_window(config: Any, asked: int) -> int:
+    """Document tokens per context: what was asked, what the reader reads well, or what fits.
+
+    Raises:
+        BudgetError: asked for more than the model's positions hold.
+    """
+    room = min(ROOM, config.max_position_embeddings // 4)
+    most = int(config.max_position_embeddings - room)
+    if asked < 0 or asked > most:
+        raise BudgetError(
+            f"--window {asked}: this model holds at most {most} document tokens beside a question"
+        )
+    return asked or min(most, int(getattr(config, "sekv_window", 0)) or most)
+
+
+def cut_windows(document: Document, tokens: Tokens, most: int) -> Windows:
+    """Cut a document that is longer than one window into windows of nearly equal length.
+
+    A cut moves back, by at most an eighth of a window, to the end of a paragraph, else of a
+    sentence, so that a statement is not read in two halves.
+    """
+    n = len(tokens.ids)
+    bounds = [0]
+    while n - bounds[-1] > most:
+        start = bounds[-1]
+        left = n - start
+        target = start + min(most, -(-left // -(-left // most)) + most // 16)
+        bounds.append(_good_cut(document, tokens, target, max(1, most // 8)))
+    bounds.append(n)
+    return Windows(tuple(bounds), most)
+
+
+def _good_cut(document: Document, tokens: Tokens, target: int, reach: int) -> int:
+    """The last token position in (target - reach, target] that follows an end of text."""
+    best, found = 0, target
+    for position in range(target, target - reach, -1):
+        source = int(tokens.source[position])
+        if int(tokens.source[position - 1]) != source:
+            return position
+        text = document.sources[source].text
+        at = int(tokens.starts[position])
+        before = text[max(0, at - 3) : at].rstrip(" ")
+        here = text[at : at + 2]
+        rank = 0
+        if before.endswith("\n\n") or here.startswith("\n\n"):
+            rank = 3
+        elif before.endswith((".", "!", "?", '."', ".'", ".”")) and here[:1].isspace():
+            rank = 2
+        elif before.endswith("\n"):
+            rank = 1
+        if rank > best:
+            best, found = rank, position
+            if rank == 3:
+                break
+    return found
+
+
+# ---------------------------------------------------------------------------- details
+
+
+def default_target(paths: Sequence[str]) -> Path:
+    """`<first source's stem>.sekv` in the current folder; "stdin.sekv" for "-"."""
+    if not paths:
+        raise DocumentError("no source given; name a file, or - for standard input")
+    stem = "stdin" if paths[0] == "-" else Path(paths[0]).stem
+    return Path(f"{stem}.sekv")
+
+
+def creator() -> str:
+    """Program and version, as manifests record it."""
+    try:
+        return f"sekv {version('sekv')}"
+    except PackageNotFoundError:
+        return "sekv (not installed)"
+
+
+def _load(
+    paths: Sequence[str], options: IngestOptions, progress: Progress, stdin: BinaryIO | None
+) -> Document:
+    from engine.documents import load
+
+    document = load(
+        paths, pages=options.pages or None, password=options.password or None, stdin=stdin
+    )
+    for source in document.sources:
+        for note in source.notes:
+            progress.note(f"{source.path}: {note}")
+    return document
+
+
+def _job(
+    document: Document, windows: Windows, reader: Reader, recipe: Recipe, options: IngestOptions
+) -> dict[str, Any]:
+    """What makes two runs the same work: another chunk size or device is another job, because
+    it may change the last bits."""
+    return {
+        "creator": creator(),
+        "sources": [[s.path, s.sha256, len(s.text)] for s in document.sources],
+        "pages": options.pages,
+        "windows": list(windows.bounds),
+        "model": reader.identity.weights,
+        "tokenizer": reader.identity.tokenizer,
+        "dtype": str(reader.dtype),
+        "device": str(reader.devices[0]),
+        "chunk_tokens": options.chunk_tokens,
+        "method": recipe.name,
+        "settings": recipe.settings(),
+    }
+
+
+def _pack_chunk(chunk: Chunk) -> dict[str, Any]:
+    import torch
+
+    tensors: dict[str, Any] = {
+        "start": torch.tensor([chunk.start]),
+        "surprisal": chunk.surprisal,
+        "hidden": chunk.hidden.cpu().contiguous(),
+    }
+    for layer, (k, v) in enumerate(zip(chunk.k, chunk.v, strict=True)):
+        tensors |= {f"{layer}.k": k.cpu().contiguous(), f"{layer}.v": v.cpu().contiguous()}
+    return tensors
+
+
+def _unpack_chunk(tensors: dict[str, Any]) -> Chunk:
+    from engine.readers.hf import Chunk
+
+    layers = sum(name.endswith(".k") for name in tensors)
+    return Chunk(
+        int(tensors["start"][0]),
+        [tensors[f"{layer}.k"] for layer in range(layers)],
+        [tensors[f"{layer}.v"] for layer in range(layers)],
+        tensors["surprisal"],
+        tensors["hidden"],
+    )
+
+
+def _pack_shared(sides: list[Any], prefix: Any) -> dict[str, Any]:
+    tensors: dict[str, Any] = {}
+    for layer, (side, (k, v)) in enumerate(zip(sides, prefix, strict=True)):
+        tensors |= {f"{layer}.{name}": t.contiguous() for name, t in side.items()}
+        tensors[f"{layer}.prefix_k"] = k.cpu().contiguous()
+        tensors[f"{layer}.prefix_v"] = v.cpu().contiguous()
+    return tensors
+
+
+def _source_entries(document: Document) -> tuple[Any, ...]:
+    from engine.manifest import SourceEntry
+
+    return tuple(
+        SourceEntry(
+            path=s.path,
+            kind=s.kind,
+            sha256=s.sha256,
+            chars=len(s.text),
+            pages=tuple((page.label, page.start) for page in s.pages),
+            notes=tuple(s.notes),
+        )
+        for s in document.sources
+    )
+
+
+def _source_reports(document: Document) -> tuple[SourceReport, ...]:
+    return tuple(
+        SourceReport(s.path, len(s.pages), len(s.text), s.sha256) for s in document.sources
+    )

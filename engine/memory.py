@@ -1,0 +1,316 @@
+"""The memory of a document as attention sees it: three resolutions per KV head and span.
+
+Pinned rows are exact and always there; folded spans are summary rows until a query needs them,
+then decoded rows; hidden windows are not there at all. One softmax over everything.
+Positions never change: keys are stored after RoPE, at the positions they were read at.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from engine import ops
+from engine.policies import summarise
+from engine.policies.codec import Side
+from engine.policies.select import choose
+from engine.recipe import Recipe
+from engine.tiers import Host, Zoomed
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one layer did in one forward, for traces and citations.
+
+    spans: [F] document spans that could zoom. share: [Hkv, F] the router's estimate of their
+    share of attention. zoomed, lengths: per KV head the spans decoded and their
+    tokens. summary: [Hkv, G, F] weight of
+    each summary row for the newest query. tokens: per KV head the document tokens of decoded
+    and pinned rows, -1 for none. weight: per KV head [G, n] of those rows for the newest query.
+    """
+
+    layer: int
+    spans: Tensor
+    share: Tensor
+    zoomed: list[Tensor]
+    lengths: list[Tensor]
+    summary: Tensor
+    tokens: list[Tensor]
+    weight: list[Tensor]
+
+
+class Watcher(Protocol):
+    def see(self, step: Step) -> None: ...
+
+
+@dataclass(frozen=True)
+class View:
+    """Spans that stand as summaries and may zoom, in document order.
+
+    spans: int64 [F] document spans. lengths: [F] tokens. bounds: [F + 1] their places in tensors
+    that hold these spans alone. window: [F].
+    """
+
+    spans: Tensor
+    lengths: Tensor
+    bounds: Tensor
+    window: Tensor
+
+    @classmethod
+    def of(cls, spans: Tensor, bounds: Tensor, window: Tensor) -> View:
+        """From document spans and the document's bounds [S + 1] and windows [S]."""
+        lengths = (bounds[spans + 1] - bounds[spans]).long()
+        return cls(
+            spans, lengths, torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]), window[spans]
+        )
+
+    def pick(self, keep: Tensor) -> tuple[View, Tensor]:
+        """The part where `keep` bool [F] holds, and the token rows it has in this view."""
+        rows = ops.gather_ranges(self.bounds[:-1][keep], self.lengths[keep])
+        lengths = self.lengths[keep]
+        bounds = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        return View(self.spans[keep], lengths, bounds, self.window[keep]), rows
+
+    def slice(self, tensors: Side, keep: Tensor, rows: Tensor) -> Side:
+        """Device tensors of the picked part: rows per token (".t") or per span (".s")."""
+        return {
+            name: t[:, rows if name.endswith(".t") else keep].contiguous()
+            for name, t in tensors.items()
+        }
+
+
+@dataclass
+class Shared:
+    """What all layers know of the document. bounds: int64 [S + 1] tokens. windows: how many.
+
+    scout: float [L, windows] while a question looks for its windows, else None.
+    """
+
+    bounds: Tensor
+    windows: int
+    watchers: list[Watcher] = field(default_factory=list)
+    scout: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        return int(self.bounds[-1])
+
+
+@dataclass(frozen=True)
+class Limits:
+    """cap: device bytes per layer and KV head, everything counted. coverage: share of the
+    estimated attention to have exact. momentum: how much of a span's importance stays for the
+    next step, so that spans in use are not fetched again."""
+
+    cap: float
+    coverage: float
+    momentum: float = 0.5
+
+
+TABLE_BYTES = 16
+"""What a zoomed span costs beside its record: an id and an offset."""
+
+
+class LayerMemory:
+    """One layer of the document memory on its device."""
+
+    def __init__(
+        self,
+        layer: int,
+        recipe: Recipe,
+        shared: Shared,
+        limits: Limits,
+        side: Side,
+        rows: tuple[Tensor, Tensor, Tensor],
+        view: View,
+        tensors: Side,
+        host: Host,
+    ):
+        """rows: pinned k, v [Hkv, P, D] and their document tokens [P], -1 for the prefix.
+        tensors: router and summaries of `view`. All on one device."""
+        self.layer, self.recipe, self.shared, self.limits = layer, recipe, shared, limits
+        self.side, self.host = side, host
+        self.bounds = shared.bounds.to(rows[0].device)
+        self.pinned_k, self.pinned_v, self.pinned_token = rows
+        self.heads, _, self.size = self.pinned_k.shape
+        self.device = self.pinned_k.device
+        self._all = (view, tensors)
+        self.view, self.tensors = view, tensors
+        self.zoomed = Zoomed(self.heads, self.device)
+        self.importance: Tensor | None = None
+        self.peak_bytes = self.device_bytes
+
+    # -- bytes ---------------------------------------------------------------------
+
+    @property
+    def fixed_bytes(self) -> int:
+        tensors = [self.pinned_k, self.pinned_v, *self.side.values(), *self._all[1].values()]
+        if self.view is not self._all[0]:
+            tensors += self.tensors.values()
+        return sum(t.nbytes for t in tensors)
+
+    @property
+    def device_bytes(self) -> int:
+        return self.fixed_bytes + self.zoomed.nbytes
+
+    @property
+    def room(self) -> float:
+        """Bytes per KV head left for zoomed records and their tables."""
+        return self.limits.cap - self.fixed_bytes / self.heads
+
+    def focus(self, windows: Tensor | None) -> None:
+        """See only these windows' spans (int64 ids), or all; forget what the last steps wanted."""
+        view, tensors = self._all
+        if windows is not None:
+            keep = torch.isin(view.window, windows.to(self.device))
+            part, rows = view.pick(keep)
+            tensors = view.slice(tensors, keep, rows)
+            view = part
+        self.view, self.tensors = view, tensors
+        self.importance = None
+
+    def release(self) -> None:
+        """Give back everything a question brought to the device."""
+        self.zoomed.become([self.view.spans[:0]] * self.heads, self.host)
+        self.focus(None)
+
+    # -- attention -----------------------------------------------------------------
+
+    def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor) -> Tensor:
+        """One softmax over pinned rows, summaries, zoomed tokens and the live rows.
+
+        Args:
+            q: [H, Q, D], scaled so that scores are q.k / sqrt(D).
+            live_k, live_v: [Hkv, n, D] question and answer so far.
+            seen: bool [Q, n] which live rows a query sees.
+        Returns:
+            [H, Q, D] float32.
+        """
+        rows = q.shape[1]
+        q = ops.group(q, self.heads)
+        scale = 1 / math.sqrt(self.size)
+        pinned = torch.bmm(q, self.pinned_k.float().mT) * scale
+        live = torch.bmm(q, live_k.float().mT) * scale
+        live = live.masked_fill(~seen.repeat(q.shape[1] // rows, 1), ops.NEVER)
+        mass = self.recipe.router.logmass(q, self.tensors, self.side, self.view.bounds)
+        share = _share(pinned, live, mass)
+        wanted = self._choose(share)
+        self.zoomed.become([self.view.spans[w] for w in wanted], self.host)
+        self.peak_bytes = max(self.peak_bytes, self.device_bytes)
+        zoom_k, zoom_v, tokens = self._decode()
+        zoom = torch.bmm(q, zoom_k.mT) * scale
+        zoom = zoom.masked_fill((tokens < 0)[:, None], ops.NEVER)
+        mass = mass.masked_fill(wanted[:, None], ops.NEVER)
+        values = summarise.unpack_values(self.tensors, self.side)
+        out, weights = ops.mix([pinned, live, mass, zoom], [self.pinned_v, live_v, values, zoom_v])
+        if self.shared.watchers:
+            self._report(share, weights, tokens, rows)
+        return out.reshape(-1, rows, self.size)
+
+    def _choose(self, share: Tensor) -> Tensor:
+        """bool [Hkv, F]: what to zoom now; nothing while a question scouts."""
+        if self.shared.scout is not None:
+            best = torch.zeros(self.heads, self.shared.windows, device=self.device)
+            best.index_reduce_(1, self.view.window, share, "amax")
+            self.shared.scout[self.layer] = best.sum(0).to(self.shared.scout.device)
+            return torch.zeros_like(share, dtype=torch.bool)
+        if self.importance is not None:
+            share = torch.maximum(share, self.limits.momentum * self.importance)
+        self.importance = share
+        cost = self.host.sizes[:, self.view.spans.cpu()].to(self.device) + TABLE_BYTES
+        return choose(share, cost, self.room, 1 - self.limits.coverage)
+
+    def _decode(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of the zoomed spans, padded over heads: k, v [Hkv, M, D], tokens [Hkv, M] or -1."""
+        ks, vs, tokens = [], [], []
+        bounds = self.bounds
+        for head, spans in enumerate(self.zoomed.spans):
+            lengths = bounds[spans + 1] - bounds[spans]
+            k, v = self.recipe.codec.decode(
+                head, self.zoomed.payload[head], self.zoomed.offsets[head], lengths, self.side
+            )
+            ks.append(k)
+            vs.append(v)
+            tokens.append(ops.gather_ranges(bounds[spans], lengths))
+        pad = torch.nn.utils.rnn.pad_sequence
+        return (
+            pad(ks, batch_first=True),
+            pad(vs, batch_first=True),
+            pad(tokens, batch_first=True, padding_value=-1),
+        )
+
+    def _report(self, share: Tensor, weights: list[Tensor], tokens: Tensor, rows: int) -> None:
+        pinned, _, summary, zoom = weights
+        newest = slice(rows - 1, None, rows)
+        step = Step(
+            layer=self.layer,
+            spans=self.view.spans,
+            share=share,
+            zoomed=self.zoomed.spans,
+            lengths=[self.bounds[s + 1] - self.bounds[s] for s in self.zoomed.spans],
+            summary=summary[:, newest],
+            tokens=[torch.cat([t, self.pinned_token]) for t in tokens],
+            weight=[torch.cat([zoom[h, newest], pinned[h, newest]], -1) for h in range(self.heads)],
+        )
+        for watcher in self.shared.watchers:
+            watcher.see(step)
+
+
+def _share(pinned: Tensor, live: Tensor, mass: Tensor) -> Tensor:
+    """The estimated share of attention of each span [Hkv, F], its largest over heads and rows."""
+    total = torch.logaddexp(pinned.logsumexp(-1), live.logsumexp(-1))
+    total = torch.logaddexp(total, mass.logsumexp(-1))
+    return torch.exp(mass - total[..., None]).amax(1)
+
+
+def no_spans(device: torch.device) -> View:
+    """A view of nothing."""
+    none = torch.empty(0, dtype=torch.int64, device=device)
+    return View(none, none, none.new_zeros(1), none)
+
+
+class WholeLayer(LayerMemory):
+    """A layer whose every token is on the device as a row: method `full`, and `--full`."""
+
+    def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor) -> Tensor:
+        rows = q.shape[1]
+        q = ops.group(q, self.heads)
+        scale = 1 / math.sqrt(self.size)
+        pinned = torch.bmm(q, self.pinned_k.float().mT) * scale
+        live = torch.bmm(q, live_k.float().mT) * scale
+        live = live.masked_fill(~seen.repeat(q.shape[1] // rows, 1), ops.NEVER)
+        out, weights = ops.mix([pinned, live], [self.pinned_v, live_v])
+        if self.shared.watchers:
+            nothing = torch.zeros(self.heads, 0, device=self.device)
+            none = torch.empty(self.heads, 0, dtype=torch.int64, device=self.device)
+            self._report(
+                nothing,
+                [
+                    weights[0],
+                    weights[1],
+                    nothing[:, None].expand(-1, q.shape[1], -1),
+                    nothing[:, None].expand(-1, q.shape[1], -1),
+                ],
+                none,
+                rows,
+            )
+        return out.reshape(-1, rows, self.size)
+
+
+def whole_rows(recipe: Recipe, host: Host, bounds: Tensor, side: Side) -> tuple[Tensor, Tensor]:
+    """All tokens of a layer decoded from the host: k, v float32 [Hkv, N, D], on the CPU."""
+    payload, starts = host.fetch(torch.arange(len(bounds) - 1))
+    lengths = bounds.diff()
+    ks, vs = [], []
+    for head in range(host.heads):
+        size = host.sizes[head].long()
+        records = payload[ops.gather_ranges(starts[:, head], size)]
+        offsets = torch.cat([size.new_zeros(1), size.cumsum(0)])
+        k, v = recipe.codec.decode(head, records, offsets, lengths, side)
+        ks.append(k)
+        vs.append(v)
+    return torch.stack(ks), torch.stack(vs)

@@ -1,0 +1,290 @@
+"""Arithmetic on keys and values. No files, no models, no policy.
+
+Shapes share one alphabet: L layers, H query heads, Hkv KV heads, G = H / Hkv, Q query rows,
+D head size, N tokens, S spans, R rank. Spans are given by `bounds` [S + 1], ascending token
+positions: span s holds the tokens bounds[s] .. bounds[s + 1] - 1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NEVER = float("-inf")
+
+
+# ---------------------------------------------------------------------------- attention
+
+
+def mix(logits: list[Tensor], values: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Attend once over rows of mixed resolution: one softmax over all parts.
+
+    Args:
+        logits: parts [Hkv, Q, n_i] in float32 nats, scaled; -inf hides a row from a query.
+        values: parts [Hkv, n_i, D].
+    Returns:
+        The output [Hkv, Q, D] in float32 and the weights of each part [Hkv, Q, n_i].
+    Source: SeKV (arXiv 2606.31145), section 3.3. A row that stands for n tokens carries their
+        log-mass as its logit; it is exact when the keys of the span agree.
+    """
+    top = logits[0].amax(-1, keepdim=True)
+    for part in logits[1:]:
+        if part.shape[-1]:
+            top = torch.maximum(top, part.amax(-1, keepdim=True))
+    top = top.clamp_min(torch.finfo(torch.float32).min)
+    weights = [torch.exp(part - top) for part in logits]
+    total = torch.stack([w.sum(-1, keepdim=True) for w in weights]).sum(0)
+    weights = [w / total for w in weights]
+    out = torch.zeros(
+        *logits[0].shape[:2], values[0].shape[-1], dtype=torch.float32, device=top.device
+    )
+    for w, v in zip(weights, values, strict=True):
+        if w.shape[-1]:
+            out = torch.baddbmm(out, w, v.to(torch.float32))
+    return out, weights
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Attend once over rows of mixed resolution given as keys and a bias.
+
+    Args:
+        q: [H, Q, D] queries.  k, v: [Hkv, N, D], Hkv divides H.
+        bias: [H, Q, N] nats added to each score: log(n) for a row that stands for n tokens,
+            -inf for a row this head does not see.
+    Returns:
+        [H, Q, D] in the dtype of `v`.
+    Raises:
+        ValueError: Hkv does not divide H.
+    Source: SeKV (arXiv 2606.31145), section 3.3.
+    """
+    heads, rows, size = q.shape
+    if heads % k.shape[0]:
+        raise ValueError(f"{k.shape[0]} KV heads do not divide {heads} query heads")
+    grouped = group(q, k.shape[0])
+    logits = torch.bmm(grouped, k.to(torch.float32).mT) / math.sqrt(size)
+    out, _ = mix([logits + bias.reshape(k.shape[0], -1, k.shape[1])], [v])
+    return out.reshape(heads, rows, size).to(v.dtype)
+
+
+def group(q: Tensor, kv_heads: int) -> Tensor:
+    """Queries [H, Q, D] as float32 rows of their KV head [Hkv, G * Q, D]."""
+    return q.to(torch.float32).reshape(kv_heads, -1, q.shape[-1])
+
+
+# ---------------------------------------------------------------------------- spans
+
+
+def span_ids(bounds: Tensor) -> Tensor:
+    """The span of every token, [N], from bounds [S + 1]."""
+    lengths = bounds.diff()
+    return torch.repeat_interleave(torch.arange(len(lengths), device=bounds.device), lengths)
+
+
+def span_mean(rows: Tensor, weights: Tensor, bounds: Tensor) -> Tensor:
+    """Weighted mean of the rows of each span.
+
+    Args:
+        rows: [Hkv, N, D].  weights: [N], not negative.  bounds: [S + 1].
+    Returns:
+        [Hkv, S, D] in float32; the plain mean where a span's weights are all zero.
+    Source: SeKV (arXiv 2606.31145), equations for the summary key and value.
+    """
+    ids = span_ids(bounds)
+    count = len(bounds) - 1
+    lengths = bounds.diff().to(torch.float32)
+    w = weights.to(torch.float32)
+    total = torch.zeros(count, device=rows.device).index_add_(0, ids, w)
+    w = torch.where(total[ids] > 0, w / total.clamp_min(1e-30)[ids], 1.0 / lengths[ids])
+    weighted = (rows.to(torch.float32) * w[:, None]).transpose(0, 1)
+    means = torch.zeros(count, rows.shape[0], rows.shape[2], device=rows.device)
+    return means.index_add_(0, ids, weighted).transpose(0, 1).contiguous()
+
+
+def span_logsumexp(scores: Tensor, bounds: Tensor) -> Tensor:
+    """Log-mass of each span: log of the sum of exp(score) over its tokens.
+
+    Args:
+        scores: [Hkv, Q, N] nats.  bounds: [S + 1], no empty span.
+    Returns:
+        [Hkv, Q, S]. Spans more than about 87 nats under the row's best come out as -inf: their
+        share of the softmax is below what float32 can add.
+    """
+    heads, rows, _ = scores.shape
+    top = scores.amax(-1, keepdim=True)
+    mass = torch.exp(scores - top).permute(2, 0, 1).reshape(scores.shape[-1], heads * rows)
+    out = torch.zeros(len(bounds) - 1, heads * rows, device=scores.device)
+    out.index_add_(0, span_ids(bounds), mass)
+    return out.log().reshape(-1, heads, rows).permute(1, 2, 0) + top
+
+
+# ---------------------------------------------------------------------------- bases
+
+
+def covariance_basis(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The orthonormal basis of greatest variance of each head (PCA by eigh, in float64).
+
+    Args:
+        rows: [Hkv, N, D].
+    Returns:
+        mean [Hkv, D], basis [Hkv, D, D] (columns by falling variance), variance [Hkv, D]; float32.
+    """
+    x = rows.to(torch.float64)
+    mean = x.mean(1)
+    x = x - mean[:, None]
+    cov = torch.bmm(x.mT, x) / max(1, rows.shape[1])
+    variance, basis = torch.linalg.eigh(cov)
+    basis, variance = basis.flip(-1), variance.flip(-1).clamp_min(0)
+    # A sign per column is free; fix it so that equal input gives equal bytes.
+    sign = torch.sign(basis.gather(1, basis.abs().argmax(1, keepdim=True)))
+    return mean.float(), (basis * sign).float(), variance.float()
+
+
+def span_svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Thin SVD of many small matrices at once by eigh of the Gram matrix.
+
+    Args:
+        x: [B, n, D], rows beyond a span's length zero (padding rows is exact).
+    Returns:
+        u [B, n, n], energy [B, n] (squared singular values, falling), w [B, n, D] = uT x, so that
+        u[:, :, :r] @ w[:, :r] is the best approximation of rank r.
+    Cost: one eigh of size n per matrix, in float64 because the Gram matrix squares the range.
+    """
+    x64 = x.to(torch.float64)
+    energy, u = torch.linalg.eigh(torch.bmm(x64, x64.mT))
+    u, energy = u.flip(-1), energy.flip(-1).clamp_min(0)
+    return u.float(), energy.float(), torch.bmm(u.mT, x64).float()
+
+
+# ---------------------------------------------------------------------------- quantisers
+
+WIDTHS = (8, 4, 2, 1)
+# Mean squared error of the best uniform quantiser of a unit Gaussian at 0, 1, 2, 4, 8 bits.
+GAUSS_MSE = {0: 1.0, 1: 0.3634, 2: 0.1188, 4: 0.01154, 8: 1.2e-4}
+
+
+def allocate_bits(variance: Tensor, mean_bits: float) -> Tensor:
+    """Bits per component by reverse water-filling over the widths 0, 1, 2, 4 and 8.
+
+    Args:
+        variance: [D], falling.  mean_bits: bits per component to spend on average, 0..8.
+    Returns:
+        uint8 [D], falling; runs of 4, 2 and 1 bits fill whole bytes, so a row is byte aligned.
+    """
+    size = len(variance)
+    var = variance.double().clamp_min(1e-30)
+    choices = torch.tensor(sorted(GAUSS_MSE))
+    mse = torch.tensor([GAUSS_MSE[int(b)] for b in choices], dtype=torch.float64)
+
+    def spend(log_price: float) -> Tensor:
+        cost = var[:, None] * mse + math.exp(log_price) * choices
+        return choices[cost.argmin(1)]
+
+    low, high = math.log(float(var[-1])) - 40.0, math.log(float(var[0])) + 10.0
+    for _ in range(80):
+        middle = (low + high) / 2
+        if float(spend(middle).double().mean()) > mean_bits:
+            low = middle
+        else:
+            high = middle
+    bits = spend(high)
+    out = torch.zeros(size, dtype=torch.uint8)
+    start = 0
+    for width in WIDTHS:
+        count = int((bits == width).sum())
+        per_byte = 8 // width
+        end = min(size, start + -(-count // per_byte) * per_byte)
+        end -= (end - start) % per_byte
+        out[start:end] = width
+        start = end
+    return out
+
+
+def fit_steps(coefs: Tensor, bits: Tensor) -> Tensor:
+    """The step of a uniform mid-rise quantiser per component with the least squared error.
+
+    Args:
+        coefs: [N, D] sample.  bits: [D] uint8.
+    Returns:
+        [D] float32; the quantiser's levels are (i + 0.5 - 2**(b-1)) * step, i = 0 .. 2**b - 1.
+    """
+    levels = torch.pow(2.0, bits.float())
+    sigma = coefs.float().std(0, correction=0).clamp_min(1e-12)
+    peak = coefs.float().abs().amax(0).clamp_min(1e-12)
+    best = torch.full_like(sigma, torch.inf)
+    step = torch.ones_like(sigma)
+    reach = [m * sigma for m in torch.linspace(0.75, 9.0, 34)] + [peak]
+    for half in reach:
+        trial = 2 * half / levels
+        error = (quantise(coefs, bits, trial)[1] - coefs).square().mean(0)
+        better = error < best
+        best = torch.where(better, error, best)
+        step = torch.where(better, trial, step)
+    return step
+
+
+def quantise(coefs: Tensor, bits: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes uint8 [N, D] and the values they stand for; a component of 0 bits stands for 0."""
+    half = torch.pow(2.0, bits.float() - 1)
+    code = (coefs / step + half).floor().clamp_min(0).minimum(2 * half - 1)
+    value = torch.where(bits > 0, (code + 0.5 - half) * step, 0.0)
+    return code.to(torch.uint8), value
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a row of codes lies in bytes: first the 8-bit components, then 4, 2 and 1.
+
+    Within a width, byte j holds components j, j + n, j + 2n ... of that run of n bytes, lowest
+    bits first, so that unpacking is a shift and a mask of whole runs, never an interleave.
+    """
+
+    counts: tuple[int, int, int, int]
+
+    @classmethod
+    def of(cls, bits: Tensor) -> Packing:
+        c8, c4, c2, c1 = (int((bits == width).sum()) for width in WIDTHS)
+        return cls((c8, c4, c2, c1))
+
+    @property
+    def components(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def row_bytes(self) -> int:
+        return sum(n * w // 8 for n, w in zip(self.counts, WIDTHS, strict=True))
+
+    def pack(self, codes: Tensor) -> Tensor:
+        """codes uint8 [..., D] -> uint8 [..., row_bytes]."""
+        parts, start = [], 0
+        for count, width in zip(self.counts, WIDTHS, strict=True):
+            run = count * width // 8
+            out = torch.zeros(*codes.shape[:-1], run, dtype=torch.uint8, device=codes.device)
+            for place in range(8 // width):
+                piece = codes[..., start + place * run : start + (place + 1) * run]
+                out |= piece << (place * width)
+            parts.append(out)
+            start += count
+        return torch.cat(parts, -1)
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """uint8 [..., row_bytes] -> codes uint8 [..., components]."""
+        parts, start = [], 0
+        for count, width in zip(self.counts, WIDTHS, strict=True):
+            run = count * width // 8
+            piece = packed[..., start : start + run]
+            parts += [
+                (piece >> (place * width)) & ((1 << width) - 1) for place in range(8 // width)
+            ]
+            start += run
+        return torch.cat(parts, -1)
+
+
+def gather_ranges(starts: Tensor, lengths: Tensor) -> Tensor:
+    """Indices of the ranges start .. start + length - 1, one after another, [sum(lengths)]."""
+    total = int(lengths.sum())
+    ends = lengths.cumsum(0)
+    offset = torch.repeat_interleave(starts - (ends - lengths), lengths)
+    return offset + torch.arange(total, device=starts.device)

@@ -1,0 +1,343 @@
+"""How the tokens of a span are kept on the host so that they can come back.
+
+A codec turns the keys and values of a window into *records*, one per span and KV head, and
+records back into rows. It knows nothing of files, devices or which spans are wanted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from engine import ops
+
+
+@dataclass(frozen=True)
+class Records:
+    """Encoded spans of one window and layer.
+
+    payload: uint8 [bytes]. offsets: int64 [S * Hkv + 1]; record (s, h) is
+    payload[offsets[s * Hkv + h] : offsets[s * Hkv + h + 1]], so a span's heads are adjacent.
+    """
+
+    payload: Tensor
+    offsets: Tensor
+
+
+Side = dict[str, Tensor]
+
+
+class Codec(Protocol):
+    def fit(self, k: Tensor, v: Tensor) -> Side:
+        """Side information of a layer, shared by all windows, from the first one's rows."""
+        ...
+
+    def encode(self, k: Tensor, v: Tensor, bounds: Tensor, side: Side) -> Records:
+        """k, v [Hkv, n, D] and bounds [S + 1] -> records."""
+        ...
+
+    def decode(
+        self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, side: Side
+    ) -> tuple[Tensor, Tensor]:
+        """Rows of some spans of one head.
+
+        Args:
+            payload: uint8, records one after another.  offsets: [M + 1] their places.
+            lengths: [M] tokens of each span.
+        Returns:
+            k, v float32 [sum(lengths), D].
+        """
+        ...
+
+    def ranks(self, payload: Tensor, offsets: Tensor, side: Side) -> tuple[Tensor, Tensor]:
+        """Directions kept of K and V by each record, int64 [records] each, for `inspect`."""
+        ...
+
+    def host_share(self, size: int, span: float) -> float:
+        """Expected bytes over those of 16-bit rows, for spans of about `span` tokens."""
+        ...
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Rows as they are, in the model's own dtype. The reference every codec is held against."""
+
+    def fit(self, k: Tensor, v: Tensor) -> Side:
+        return {"rows": torch.empty(0, k.shape[-1], dtype=k.dtype)}
+
+    def encode(self, k: Tensor, v: Tensor, bounds: Tensor, side: Side) -> Records:
+        rows = torch.cat([k, v], -1).contiguous().view(torch.uint8)
+        return _interleave(list(rows), bounds)
+
+    def decode(
+        self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, side: Side
+    ) -> tuple[Tensor, Tensor]:
+        size, dtype = side["rows"].shape[-1], side["rows"].dtype
+        rows = payload.view(dtype).reshape(-1, 2, size)
+        return rows[:, 0].float(), rows[:, 1].float()
+
+    def ranks(self, payload: Tensor, offsets: Tensor, side: Side) -> tuple[Tensor, Tensor]:
+        size = side["rows"].shape[-1]
+        row = 2 * size * side["rows"].element_size()
+        rank = (offsets.diff() // row).clamp_max(size)
+        return rank, rank
+
+    def host_share(self, size: int, span: float) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class SharedBasis:
+    """Our default: every token keeps quantised coefficients in a basis shared by the document.
+
+    One SVD basis per layer and KV head, for K and for V, fitted on the first window and kept for
+    all; bits are allocated per component by variance (reverse water-filling). `bits` is their
+    mean per component; 32 keeps every coefficient in float32 (full rank, exact).
+    Decoding is one gather, one unpack and one matrix product.
+    """
+
+    bits: float = 4.0
+
+    def fit(self, k: Tensor, v: Tensor) -> Side:
+        side: Side = {}
+        for name, rows in (("k", k), ("v", v)):
+            mean, basis, variance = ops.covariance_basis(rows)
+            if self.bits >= 32:
+                side |= {f"{name}_mean": mean, f"{name}_basis": basis}
+                continue
+            basis = basis.half().float()
+            coefs = torch.bmm(rows.float() - mean[:, None], basis)
+            bits = torch.stack([ops.allocate_bits(var, self.bits) for var in variance])
+            step = torch.stack(
+                [ops.fit_steps(c, b) for c, b in zip(coefs[:, :8192], bits, strict=True)]
+            )
+            side |= {
+                f"{name}_mean": mean.half(),
+                f"{name}_basis": basis.half(),
+                f"{name}_bits": bits,
+                f"{name}_step": step,
+            }
+        return side
+
+    def encode(self, k: Tensor, v: Tensor, bounds: Tensor, side: Side) -> Records:
+        rows = []
+        for head in range(len(k)):
+            parts = []
+            for name, x in (("k", k[head]), ("v", v[head])):
+                mean, basis = side[f"{name}_mean"][head], side[f"{name}_basis"][head]
+                coefs = (x.float() - mean.float()) @ basis.float()
+                if self.bits >= 32:
+                    parts.append(coefs.contiguous().view(torch.uint8))
+                    continue
+                bits, step = side[f"{name}_bits"][head], side[f"{name}_step"][head]
+                codes, _ = ops.quantise(coefs, bits, step)
+                parts.append(ops.Packing.of(bits).pack(codes))
+            rows.append(torch.cat(parts, -1))
+        return _interleave(rows, bounds)
+
+    def decode(
+        self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, side: Side
+    ) -> tuple[Tensor, Tensor]:
+        tokens = int(lengths.sum())
+        rows = payload.reshape(tokens, -1) if tokens else payload.reshape(0, 1)
+        out, start = [], 0
+        for name in ("k", "v"):
+            mean, basis = side[f"{name}_mean"][head].float(), side[f"{name}_basis"][head].float()
+            if tokens == 0:
+                out.append(mean.new_zeros(0, len(mean)))
+                continue
+            if self.bits >= 32:
+                width = 4 * basis.shape[1]
+                coefs = rows[:, start : start + width].contiguous().view(torch.float32)
+            else:
+                bits, step = side[f"{name}_bits"][head], side[f"{name}_step"][head]
+                packing = ops.Packing.of(bits)
+                width = packing.row_bytes
+                used = packing.components
+                half = torch.pow(2.0, bits[:used].float() - 1)
+                codes = packing.unpack(rows[:, start : start + width]).float()
+                coefs = (codes + 0.5 - half) * step[:used]
+                basis = basis[:, :used]
+            out.append(torch.addmm(mean, coefs, basis.T))
+            start += width
+        return out[0], out[1]
+
+    def ranks(self, payload: Tensor, offsets: Tensor, side: Side) -> tuple[Tensor, Tensor]:
+        records = len(offsets) - 1
+        out = []
+        for name in ("k", "v"):
+            heads, size = side[f"{name}_mean"].shape
+            if self.bits >= 32:
+                rank = torch.full((heads,), size)
+            else:
+                rank = (side[f"{name}_bits"] > 0).sum(-1)
+            out.append(rank.repeat(records // heads))
+        return out[0], out[1]
+
+    def host_share(self, size: int, span: float) -> float:
+        return self.bits / 16
+
+
+@dataclass(frozen=True)
+class SpanSVD:
+    """The published codec: a truncated SVD per span and KV head, made never larger than raw.
+
+    The smallest rank, at most `rank`, whose residual is at most 1 - `energy` of the span's
+    variance is kept, both factors in 8 bits with one scale per direction. Where plain 8-bit rows
+    are not larger, those are kept instead. `exact` keeps every direction in float32.
+    Source: SeKV (arXiv 2606.31145), section 3.2 (R_max 32); energy rule and 8-bit factors ours.
+
+    Record: int16 marks of K and of V (the rank, or -1 for rows), then K and V: per direction
+    u and w, or per row its values, each as a float16 scale and int8 values (u [n], w and rows [D]).
+    Direction-major, so a lower rank is a prefix.
+    """
+
+    rank: int = 32
+    energy: float = 0.9995
+    exact: bool = False
+
+    def fit(self, k: Tensor, v: Tensor) -> Side:
+        return {"size": torch.tensor([k.shape[-1]], dtype=torch.int32)}
+
+    def encode(self, k: Tensor, v: Tensor, bounds: Tensor, side: Side) -> Records:
+        heads, spans = len(k), len(bounds) - 1
+        lengths = bounds.diff()
+        groups = []
+        sizes = torch.zeros(spans * heads, dtype=torch.int64)
+        for length in torch.unique(lengths).tolist():
+            which = torch.nonzero(lengths == length)[:, 0]
+            index = bounds[which][:, None] + torch.arange(length)
+            place = (which[None] * heads + torch.arange(heads)[:, None]).reshape(-1)
+            parts = [self._factor(x[:, index].float().flatten(0, 1)) for x in (k, v)]
+            marks = torch.stack([mark for mark, _, _ in parts], -1).to(torch.int16)
+            data = torch.cat([marks.view(torch.uint8), *(rows for _, rows, _ in parts)], -1)
+            used = torch.cat(
+                [torch.ones(len(place), 4, dtype=torch.bool), *(mask for _, _, mask in parts)], -1
+            )
+            sizes[place] = used.sum(-1)
+            groups.append((place, data[used]))
+        offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+        payload = torch.empty(int(offsets[-1]), dtype=torch.uint8)
+        for place, data in groups:
+            payload[ops.gather_ranges(offsets[place], sizes[place])] = data
+        return Records(payload, offsets)
+
+    def _factor(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Matrices [B, n, D] of one length -> marks [B], bytes [B, m] and which of them count."""
+        batch, n, size = x.shape
+        u, energy, w = ops.span_svd(x)
+        directions = min(n, size) if self.exact else min(self.rank, n, size)
+        u, w = u[..., :directions].mT, w[:, :directions]
+        if self.exact:
+            rows = torch.cat([u, w], -1).contiguous().view(torch.uint8).flatten(1)
+            return torch.full((batch,), directions), rows, torch.ones_like(rows, dtype=torch.bool)
+        spread = (x - x.mean(1, keepdim=True)).square().sum((1, 2))
+        residual = energy.sum(-1, keepdim=True) - energy.cumsum(-1)
+        rank = ((residual > (1 - self.energy) * spread[:, None]).sum(-1) + 1).clamp_max(directions)
+        root = energy[:, :directions, None].sqrt().clamp_min(1e-12).sqrt()
+        factors = torch.cat([_eight_bits(u * root), _eight_bits(w / root)], -1)
+        plain = _eight_bits(x).flatten(1)
+        small = rank * (n + size + 4) < n * (size + 2)
+        width = max(directions * (n + size + 4), plain.shape[1])
+        rows = torch.zeros(batch, width, dtype=torch.uint8)
+        rows[:, : directions * (n + size + 4)] = factors.flatten(1)
+        rows[~small, : plain.shape[1]] = plain[~small]
+        used = torch.where(small, rank * (n + size + 4), n * (size + 2))
+        return torch.where(small, rank, -1), rows, torch.arange(width) < used[:, None]
+
+    def decode(
+        self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, side: Side
+    ) -> tuple[Tensor, Tensor]:
+        size = int(side["size"][0])
+        starts = offsets[:-1]
+        if not len(starts):
+            return torch.zeros(0, size), torch.zeros(0, size)
+        marks = payload[starts[:, None] + torch.arange(4, device=starts.device)]
+        ranks = marks.contiguous().view(torch.int16).long()
+        out, starts = [], starts + 4
+        for place in (0, 1):
+            rows, used = self._restore(payload, starts, lengths, ranks[:, place], size)
+            out.append(rows)
+            starts = starts + used
+        return out[0], out[1]
+
+    def _restore(
+        self, payload: Tensor, starts: Tensor, lengths: Tensor, rank: Tensor, size: int
+    ) -> tuple[Tensor, Tensor]:
+        """Rows [sum(lengths), D] of all records, and the bytes [M] each of them took."""
+        longest, device = int(lengths.max()), payload.device
+        across = torch.arange(longest, device=device)
+        valid = across < lengths[:, None]
+        out = torch.zeros(len(starts), longest, size, device=device)
+        if self.exact:
+            stride = 4 * (lengths + size)
+        else:
+            stride = lengths + size + 4
+        kept = int(rank.clamp_min(0).max())
+        if kept:
+            at = starts[:, None] + torch.arange(kept, device=device) * stride[:, None]
+            live = torch.arange(kept, device=device) < rank[:, None]
+            take = _floats if self.exact else _scaled
+            u_bytes = 4 * lengths if self.exact else lengths + 2
+            u = take(payload, at, lengths, longest, live)
+            w = take(payload, at + u_bytes[:, None], torch.full_like(lengths, size), size, live)
+            out = torch.bmm(u.mT, w)
+        plain = rank < 0
+        if bool(plain.any()):
+            at = starts[plain][:, None] + across * (size + 2)
+            widths = torch.full_like(lengths[plain], size)
+            out[plain] = _scaled(payload, at, widths, size, valid[plain])
+        used = torch.where(plain, lengths * (size + 2), rank * stride)
+        return out[valid], used
+
+    def ranks(self, payload: Tensor, offsets: Tensor, side: Side) -> tuple[Tensor, Tensor]:
+        size = int(side["size"][0])
+        marks = payload[offsets[:-1][:, None] + torch.arange(4)].contiguous().view(torch.int16)
+        rank = torch.where(marks < 0, size, marks).long()
+        return rank[:, 0], rank[:, 1]
+
+    def host_share(self, size: int, span: float) -> float:
+        rank = min(self.rank, span)
+        return min(rank * (span + size + 4), span * (size + 2)) / (2 * span * size)
+
+
+def _eight_bits(x: Tensor) -> Tensor:
+    """Rows [..., m] -> bytes [..., 2 + m]: a float16 scale and int8 values."""
+    scale = (x.abs().amax(-1, keepdim=True) / 127).clamp(1e-7, 65000).half()
+    values = (x / scale.float()).round().clamp(-127, 127).to(torch.int8)
+    return torch.cat([scale.view(torch.uint8), values.view(torch.uint8)], -1)
+
+
+def _scaled(payload: Tensor, at: Tensor, widths: Tensor, most: int, live: Tensor) -> Tensor:
+    """Scaled int8 rows at bytes `at` [M, R], each widths[m] long -> float32 [M, R, most]."""
+    place = torch.where(live, at, 0)
+    scale = payload[place[..., None] + torch.arange(2, device=at.device)]
+    scale = scale.contiguous().view(torch.float16).float()
+    across = torch.arange(most, device=at.device)
+    inside = live[..., None] & (across < widths[:, None, None])
+    values = payload[torch.where(inside, place[..., None] + 2 + across, 0)].view(torch.int8)
+    return torch.where(inside, values.float() * scale, 0.0)
+
+
+def _floats(payload: Tensor, at: Tensor, widths: Tensor, most: int, live: Tensor) -> Tensor:
+    """float32 rows at bytes `at` [M, R], each widths[m] values long -> [M, R, most]."""
+    across = torch.arange(4 * most, device=at.device)
+    inside = live[..., None] & (across < 4 * widths[:, None, None])
+    values = payload[torch.where(inside, at[..., None] + across, 0)]
+    return torch.where(inside, values, 0).contiguous().view(torch.float32)
+
+
+def _interleave(rows: list[Tensor], bounds: Tensor) -> Records:
+    """Rows of bytes per head [n, b_h] -> records with the heads of a span side by side."""
+    lengths = bounds.diff()
+    widths = torch.tensor([r.shape[1] for r in rows])
+    sizes = (lengths[:, None] * widths).reshape(-1)
+    offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    payload = torch.empty(int(offsets[-1]), dtype=torch.uint8)
+    for head, data in enumerate(rows):
+        place = offsets[head : -1 : len(rows)]
+        payload[ops.gather_ranges(place, sizes[head :: len(rows)])] = data.reshape(-1)
+    return Records(payload, offsets)

@@ -1,0 +1,87 @@
+"""How a document and a question become one prompt, split around the document.
+
+Before the document stands the prefix, read once with it; after it the question and the cue to
+answer. Templates are rendered with markers and cut; models without a template get plain text.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+
+from engine.errors import ReaderError
+
+DOCUMENT, QUESTION = "\x02document\x02", "\x02question\x02"
+TASK = "Answer the question from the document. Quote it where you can."
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """prefix: token ids before the document. before, after: text around the question.
+
+    kind: "document" (template with a role of that name), "chat" or "plain".
+    value_token: id of the reader's mark between quote and short answer, -1 if it has none.
+    """
+
+    prefix: tuple[int, ...]
+    before: str
+    after: str
+    kind: str
+    value_token: int = -1
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Prompt:
+        """The prompt of a tokenizer.
+
+        Raises:
+            ReaderError: its chat template drops or reorders the document.
+        """
+        template = tokenizer.chat_template
+        if not template:
+            start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+            if not start:
+                start = tokenizer.encode("\n", add_special_tokens=False)
+            return cls(tuple(start), "\n\nQuestion: ", "\nAnswer:", "plain")
+        kind = "document" if re.search(r"['\"]document['\"]", str(template)) else "chat"
+        if kind == "document":
+            messages = [
+                {"role": "document", "content": DOCUMENT},
+                {"role": "user", "content": QUESTION},
+            ]
+        else:
+            messages = [
+                {"role": "user", "content": f"{TASK}\n\n{DOCUMENT}\n\nQuestion: {QUESTION}"}
+            ]
+        try:
+            text = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except (TemplateError, ValueError, TypeError) as error:
+            raise ReaderError(f"the model's chat template cannot be rendered: {error}") from error
+        pieces = re.split(f"{DOCUMENT}|{QUESTION}", text)
+        if len(pieces) != 3:
+            raise ReaderError("the model's chat template drops or repeats the document")
+        prefix = tuple(tokenizer.encode(pieces[0], add_special_tokens=False))
+        value = tokenizer.get_vocab().get("<|value|>", -1) if kind == "document" else -1
+        return cls(prefix, pieces[1], pieces[2], kind, value)
+
+    def question(self, tokenizer: Any, text: str) -> list[int]:
+        """Token ids of everything after the document; special-token text stays plain text."""
+        plain = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        return [
+            *tokenizer.encode(self.before, add_special_tokens=False),
+            *plain,
+            *tokenizer.encode(self.after, add_special_tokens=False),
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """What a manifest records."""
+        return {
+            "prefix": list(self.prefix),
+            "before": self.before,
+            "after": self.after,
+            "kind": self.kind,
+        }

@@ -1,0 +1,320 @@
+"""A transformers causal LM as a reader: load, refuse what would bypass the memory, prefill.
+
+It knows prompts and positions, not spans: what happens with the keys and values of a window is
+`fold`'s and `ingest`'s business.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import xxhash
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.utils import cached_file
+
+from engine import attention
+from engine.errors import ReaderError
+from engine.manifest import ModelIdentity
+from engine.prompt import Prompt
+
+BUILTIN = Path(__file__).parent / "builtin"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HEAD_ROWS = 256  # rows of logits alive at once while surprisal is taken
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A stretch of a window after its forward: document tokens start .. start + n - 1.
+
+    k, v: per layer [Hkv, n, D], keys after RoPE. surprisal: float32 [n] nats.
+    hidden: [1, d] the last row's hidden state, which predicts the next chunk's first token.
+    """
+
+    start: int
+    k: list[Tensor]
+    v: list[Tensor]
+    surprisal: Tensor
+    hidden: Tensor
+
+
+class Reader:
+    """A loaded model with its tokenizer, prompt and identity."""
+
+    def __init__(self, model: Any, tokenizer: Any, identity: ModelIdentity, prompt: Prompt):
+        self.model, self.tokenizer = model, tokenizer
+        self.identity, self.prompt = identity, prompt
+        config = model.config.get_text_config()
+        self.layers: int = config.num_hidden_layers
+        self.max_positions: int = config.max_position_embeddings
+        self.reads_well: int = getattr(config, "sekv_window", 0)
+        self.devices = _layer_devices(model, self.layers)
+        self.dtype: torch.dtype = model.dtype
+        self._last_hidden: Tensor | None = None
+
+    # -- prefill -------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def prefix(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of the prompt's prefix, per layer [Hkv, P, D]. Read once per store."""
+        cache = DynamicCache(config=self.model.config)
+        if not self.prompt.prefix:
+            raise ReaderError("the prompt has no token before the document; a reader needs one")
+        hidden = self._forward(list(self.prompt.prefix), 0, cache)
+        self._last_hidden = hidden[-1:]
+        return [(layer.keys[0], layer.values[0]) for layer in cache.layers]
+
+    @torch.inference_mode()
+    def read_window(
+        self,
+        ids: list[int],
+        prefix: list[tuple[Tensor, Tensor]],
+        chunk_tokens: int,
+        done: list[Chunk],
+    ) -> Iterator[Chunk]:
+        """Prefill one window in chunks, right after the prefix.
+
+        `done` are chunks of this window read earlier (a resumed ingest); they are put back, not
+        read or yielded again.
+        """
+        cache = DynamicCache(config=self.model.config)
+        for index, (k, v) in enumerate(prefix):
+            cache.update(k[None], v[None], index)
+        before = len(self.prompt.prefix)
+        if self._last_hidden is None:
+            self.prefix()
+        assert self._last_hidden is not None
+        hidden_before = self._last_hidden
+        start = 0
+        for chunk in done:
+            for index, device in enumerate(self.devices):
+                k, v = chunk.k[index].to(device), chunk.v[index].to(device)
+                cache.update(k[None], v[None], index)
+            hidden_before = chunk.hidden
+            start = chunk.start + len(chunk.surprisal)
+        while start < len(ids):
+            piece = ids[start : start + chunk_tokens]
+            hidden = self._forward(piece, before + start, cache)
+            rows = torch.cat([hidden_before.to(hidden), hidden[:-1]])
+            surprisal = self._surprisal(rows, piece)
+            n = len(piece)
+            yield Chunk(
+                start,
+                [layer.keys[0, :, -n:] for layer in cache.layers],
+                [layer.values[0, :, -n:] for layer in cache.layers],
+                surprisal,
+                hidden[-1:],
+            )
+            hidden_before = hidden[-1:]
+            start += n
+
+    def _forward(self, ids: list[int], position: int, cache: DynamicCache) -> Tensor:
+        """Hidden states [n, d] of a piece; never any logits."""
+        tokens = torch.tensor([ids], device=self.devices[0])
+        places = torch.arange(position, position + len(ids), device=self.devices[0])[None]
+        out = self.model.base_model(
+            input_ids=tokens, position_ids=places, past_key_values=cache, use_cache=True
+        )
+        hidden: Tensor = out.last_hidden_state[0]
+        return hidden
+
+    def _surprisal(self, hidden: Tensor, targets: list[int]) -> Tensor:
+        """-log p(target) in nats, float32 [n]; logits of HEAD_ROWS rows live at once."""
+        head = self.model.get_output_embeddings()
+        config = self.model.config.get_text_config()
+        goal = torch.tensor(targets, device=hidden.device)
+        out = []
+        for at in range(0, len(targets), HEAD_ROWS):
+            x = head(hidden[at : at + HEAD_ROWS]).float()
+            x = x * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+            picked = x.gather(-1, goal[at : at + HEAD_ROWS].to(x.device)[:, None])[:, 0]
+            out.append(x.logsumexp(-1) - picked)
+        return torch.cat(out).cpu()
+
+
+# ---------------------------------------------------------------------------- loading
+
+
+def resolve(model: str) -> str:
+    """The id or path to load: "" is SEKV_MODEL, else the built-in reader."""
+    name = model or os.environ.get("SEKV_MODEL", "") or str(BUILTIN)
+    if name == str(BUILTIN) and not (BUILTIN / "config.json").is_file():
+        raise ReaderError("this installation has no built-in reader; name a model with --model")
+    return name
+
+
+def display_name(model: str) -> str:
+    """How a model is named to people and in manifests."""
+    return "builtin" if Path(model) == BUILTIN else model
+
+
+def load_config(model: str, revision: str = "") -> Any:
+    """The model's configuration. Raises ReaderError with one line."""
+    try:
+        return AutoConfig.from_pretrained(model, **_pinned(revision))
+    except (OSError, ValueError, KeyError) as error:
+        raise ReaderError(_cannot_load(model, error)) from error
+
+
+def load_tokenizer(model: str, revision: str = "") -> Any:
+    """The model's tokenizer. Raises ReaderError with one line."""
+    try:
+        return AutoTokenizer.from_pretrained(model, **_pinned(revision))
+    except (OSError, ValueError, KeyError) as error:
+        raise ReaderError(_cannot_load(model, error)) from error
+
+
+def load(model: str, *, revision: str = "", device: str = "auto", dtype: str = "auto") -> Reader:
+    """Load a causal LM and check that the memory cannot be bypassed.
+
+    Raises:
+        ReaderError: no such model, unsupported attention, no such device.
+    """
+    name = resolve(model)
+    config = load_config(name, revision)
+    check_supported(config)
+    place = pick_device(device)
+    kind = pick_dtype(dtype, place, config)
+    tokenizer = load_tokenizer(name, revision)
+    placement: dict[str, Any] = {"device_map": "auto" if device == "auto" else str(place)}
+    if place.type == "cpu":
+        placement = {}
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            name, dtype=kind, attn_implementation=attention.NAME, **placement, **_pinned(revision)
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ReaderError(_cannot_load(name, error)) from error
+    loaded.eval()
+    attention.attach(loaded)
+    identity = identify(name, revision, config, tokenizer)
+    return Reader(loaded, tokenizer, identity, Prompt.of(tokenizer))
+
+
+def check_supported(config: Any) -> None:
+    """Refuse, in one line, models whose attention the memory cannot stand in for."""
+    text = config.get_text_config()
+    name = text.model_type
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"} or (
+        getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)
+    ):
+        raise ReaderError(
+            f"{name}: some layers see only a sliding window or are not attention "
+            f"({', '.join(sorted(kinds))}); the memory needs full attention in every layer"
+        )
+    for field in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if getattr(text, field, None):
+            raise ReaderError(f"{name}: attention with soft-capped scores is not supported yet")
+    rope = getattr(text, "rope_parameters", None) or {}
+    if rope.get("rope_type", "default") in ("dynamic", "longrope"):
+        raise ReaderError(
+            f"{name}: RoPE of type {rope['rope_type']} changes with the length read so far, so "
+            "keys stored once would be wrong; use a checkpoint with default, linear, llama3 or "
+            "yarn scaling"
+        )
+
+
+def pick_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ReaderError(f"unknown device '{device}'; use auto, cpu, cuda or cuda:N")
+    place = torch.device(device)
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise ReaderError(
+            f"no device '{device}' here ({torch.cuda.device_count()} CUDA devices seen); "
+            "use --device cpu"
+        )
+    return place
+
+
+def pick_dtype(dtype: str, device: torch.device, config: Any) -> torch.dtype:
+    """auto: the checkpoint's own on a GPU, float32 on a CPU."""
+    if dtype == "auto":
+        own = getattr(config, "dtype", None)
+        return own if device.type == "cuda" and own is not None else torch.float32
+    if dtype not in DTYPES:
+        raise ReaderError(f"unknown dtype '{dtype}'; use auto, {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def identify(name: str, revision: str, config: Any, tokenizer: Any) -> ModelIdentity:
+    """Who the reader is: enough to notice other weights under the same name."""
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    return ModelIdentity(
+        id=display_name(name),
+        revision=revision or getattr(config, "_commit_hash", None) or "",
+        architecture=(config.architectures or [text.model_type])[0],
+        weights=_weights_fingerprint(name, revision),
+        layers=text.num_hidden_layers,
+        heads=heads,
+        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        rope=json.loads(json.dumps(getattr(text, "rope_parameters", None) or {})),
+        tokenizer=tokenizer_fingerprint(tokenizer),
+        transformers=transformers.__version__,
+    )
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    body = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab())
+    return xxhash.xxh3_128_hexdigest((body + str(tokenizer.chat_template)).encode())
+
+
+def _weights_fingerprint(name: str, revision: str) -> str:
+    """Hash of the weight files: all bytes of small ones, 64 spread pieces of large ones."""
+    found = cached_file(name, "config.json", **_pinned(revision))
+    folder = Path(found).parent
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    if not files:
+        raise ReaderError(f"no weight files beside {found}")
+    digest = xxhash.xxh3_128()
+    piece = 1 << 20
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}".encode())
+        with file.open("rb") as stream:
+            if size <= 64 * piece:
+                digest.update(stream.read())
+                continue
+            for at in range(0, size - piece, (size - piece) // 63):
+                stream.seek(at)
+                digest.update(stream.read(piece))
+    return digest.hexdigest()
+
+
+def _layer_devices(model: Any, layers: int) -> list[torch.device]:
+    """The device of every decoder layer, as accelerate placed it."""
+    devices: dict[int, torch.device] = {}
+    for module in model.modules():
+        index = getattr(module, "layer_idx", None)
+        if isinstance(index, int) and index not in devices:
+            parameter = next(module.parameters(), None)
+            if parameter is not None and parameter.device.type != "meta":
+                devices[index] = parameter.device
+    if sorted(devices) != list(range(layers)):
+        raise ReaderError(
+            f"{type(model).__name__}: {len(devices)} of {layers} layers have attention modules "
+            "this tool knows; the memory would be silently bypassed"
+        )
+    return [devices[i] for i in range(layers)]
+
+
+def _pinned(revision: str) -> dict[str, Any]:
+    return {"revision": revision} if revision else {}
+
+
+def _cannot_load(name: str, error: Exception) -> str:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return f"cannot load model '{name}': {first[:200]}"

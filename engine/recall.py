@@ -1,0 +1,325 @@
+"""A store and a reader become a memory under a budget: loads the device tier, moves no codes.
+
+Decides what stays on the device when a budget is too small for everything a recipe keeps there:
+routing and summaries first, then pinned rows, and always some room to zoom.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from engine import ops
+from engine.errors import BudgetError, StoreError
+from engine.fold import pinned_tokens, sides_of
+from engine.memory import (
+    LayerMemory,
+    Limits,
+    Shared,
+    View,
+    WholeLayer,
+    no_spans,
+    whole_rows,
+)
+from engine.policies.segment import FOLDED
+from engine.recipe import Recipe, from_settings
+from engine.store import Store, compare_identity
+from engine.tiers import Host
+
+if TYPE_CHECKING:
+    from engine.policies.codec import Side
+    from engine.readers.hf import Reader
+
+ZOOM_RESERVE = 0.25
+"""Share of a tight budget that stays free for zoomed spans."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A document, ready for questions. length: tokens its positions take, prefix included."""
+
+    layers: list[LayerMemory]
+    shared: Shared
+    length: int
+
+    @property
+    def device_bytes(self) -> int:
+        return sum(layer.device_bytes for layer in self.layers)
+
+    @property
+    def peak_bytes(self) -> int:
+        return sum(layer.peak_bytes for layer in self.layers)
+
+
+def parse_budget(text: str, tokens: int) -> float:
+    """Document tokens that a budget allows: "10%" of them, or a number.
+
+    Raises:
+        BudgetError: neither, or not positive.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text)
+    if not match or float(match[1]) <= 0:
+        raise BudgetError(f"budget '{text}' is neither a share such as 10% nor a number of tokens")
+    return float(match[1]) * tokens / 100 if match[2] else float(match[1])
+
+
+def open_memory(
+    store: Store, reader: Reader, *, budget: str, coverage: float, full: bool
+) -> Memory:
+    """Load the device tier of a store.
+
+    Raises:
+        StoreError: the store belongs to another reader, or is damaged.
+        BudgetError: a budget or coverage that cannot be understood.
+    """
+    manifest = store.manifest
+    different = compare_identity(manifest.model, reader.identity)
+    if different:
+        raise StoreError(f"{store.path}: {different}")
+    if not 0 < coverage <= 1:
+        raise BudgetError(f"coverage {coverage} is not in (0, 1]")
+    try:
+        recipe = from_settings(manifest.method, manifest.settings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{store.path}: unknown method settings ({error})") from error
+    cap = 4.0 * manifest.model.head_dim * parse_budget(budget, manifest.tokens)
+    tables = _Tables.of(store)
+    shared = Shared(tables.bounds, len(manifest.windows))
+    stored = store.shared()
+    sides = sides_of(stored, reader.layers)
+    hosts = [store.host(w) for w in range(len(manifest.windows))]
+    counts = [window.spans for window in manifest.windows]
+    longest = max(window.end - window.start for window in manifest.windows)
+    layers: list[LayerMemory] = []
+    pins: Tensor | None = None
+    for index, device in enumerate(reader.devices):
+        prefix = (stored[f"{index}.prefix_k"], stored[f"{index}.prefix_v"])
+        host = Host(index, hosts, counts, manifest.model.kv_heads)
+        side = {name: t.to(device) for name, t in sides[index].items()}
+        if recipe.whole or full:
+            k, v = whole_rows(recipe, host, tables.bounds, sides[index])
+            rows = _join_rows(prefix, k, v, torch.arange(manifest.tokens), device, reader.dtype)
+            layers.append(
+                WholeLayer(
+                    index,
+                    recipe,
+                    shared,
+                    Limits(float("inf"), 1.0),
+                    {},
+                    rows,
+                    no_spans(device),
+                    {},
+                    host,
+                )
+            )
+            continue
+        tensors = tables.layer(index)
+        pinned_k, pinned_v = tensors.pop("pinned_k"), tensors.pop("pinned_v")
+        tensors, lean = _fit(recipe, tensors, sides[index], (1 - ZOOM_RESERVE) * cap)
+        side |= {name: t.to(device) for name, t in lean.items()}
+        if pins is None:
+            pins = _affordable_pins(tables, tensors, lean, prefix, pinned_k, cap)
+        keep = tables.pinned_span_mask(pins)
+        rows = _join_rows(
+            prefix,
+            pinned_k[:, keep],
+            pinned_v[:, keep],
+            tables.pinned[keep],
+            device,
+            pinned_k.dtype,
+        )
+        folded = torch.ones(len(tables.kind), dtype=torch.bool)
+        folded[pins] = False
+        folded &= _affordable_summaries(tables, tensors, lean, rows[0], cap)
+        if not bool(folded.any()):  # not even routing fits: the exact rows alone remain
+            layers.append(
+                WholeLayer(
+                    index,
+                    recipe,
+                    shared,
+                    Limits(cap, coverage),
+                    {},
+                    rows,
+                    no_spans(device),
+                    {},
+                    host,
+                )
+            )
+            continue
+        everything = View.of(torch.arange(len(folded)), tables.bounds, tables.window)
+        view, token_rows = everything.pick(folded)
+        tensors = everything.slice(tensors, folded, token_rows)
+        layers.append(
+            LayerMemory(
+                index,
+                recipe,
+                shared,
+                Limits(cap, coverage),
+                side,
+                rows,
+                _view_to(view, device),
+                {name: t.to(device) for name, t in tensors.items()},
+                host,
+            )
+        )
+    return Memory(layers, shared, len(reader.prompt.prefix) + longest)
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """Span tables of all windows joined, and the device sections they came with.
+
+    bounds [S + 1] document tokens, kind [S], window [S], pinned [P] document tokens of the
+    stored exact rows, pinned_span [P] their spans.
+    """
+
+    bounds: Tensor
+    kind: Tensor
+    window: Tensor
+    surprisal: Tensor
+    pinned: Tensor
+    pinned_span: Tensor
+    sections: list[dict[str, Tensor]]
+
+    @classmethod
+    def of(cls, store: Store) -> _Tables:
+        manifest = store.manifest
+        sections = [store.device(w) for w in range(len(manifest.windows))]
+        bounds, kinds, windows, surprisal, pinned = (
+            [torch.zeros(1, dtype=torch.int64)],
+            [],
+            [],
+            [],
+            [],
+        )
+        for index, (entry, section) in enumerate(zip(manifest.windows, sections, strict=True)):
+            local = section["bounds"].long()
+            if len(local) != entry.spans + 1 or int(local[-1]) != entry.end - entry.start:
+                raise StoreError(f"{store.path}: span table of window {index} is damaged")
+            bounds.append(local[1:] + entry.start)
+            kinds.append(section["kind"])
+            windows.append(torch.full((entry.spans,), index))
+            surprisal.append(section["surprisal"].float())
+            pinned.append(pinned_tokens(local, section["kind"]) + entry.start)
+        joined = torch.cat(bounds)
+        tokens = torch.cat(pinned)
+        return cls(
+            joined,
+            torch.cat(kinds),
+            torch.cat(windows),
+            torch.cat(surprisal),
+            tokens,
+            torch.searchsorted(joined, tokens, right=True) - 1,
+            sections,
+        )
+
+    def layer(self, index: int) -> dict[str, Tensor]:
+        """One layer's device tensors, all windows joined along dimension 1."""
+        prefix = f"{index}."
+        names = [n for n in self.sections[0] if n.startswith(prefix)]
+        return {n.removeprefix(prefix): torch.cat([s[n] for s in self.sections], 1) for n in names}
+
+    def pinned_span_mask(self, spans: Tensor) -> Tensor:
+        """Which stored exact rows belong to `spans`."""
+        return torch.isin(self.pinned_span, spans)
+
+
+def _fit(recipe: Recipe, tensors: Side, side: Side, room: float) -> tuple[Side, Side]:
+    """Let the router shrink until routing and summaries fit `room` bytes per KV head."""
+
+    def per_head(tensors: Side, side: Side) -> float:
+        parts = [*tensors.values(), *side.values()]
+        return sum(t.nbytes for t in parts) / next(iter(tensors.values())).shape[0]
+
+    while per_head(tensors, side) > room:
+        smaller = recipe.router.shrink(tensors, side)
+        if smaller is None:
+            break
+        tensors, side = smaller
+    return tensors, side
+
+
+def _affordable_pins(
+    tables: _Tables,
+    tensors: Side,
+    side: Side,
+    prefix: tuple[Tensor, Tensor],
+    rows: Tensor,
+    cap: float,
+) -> Tensor:
+    """Spans that stay pinned: all when they fit, else sinks first, then the most surprising.
+
+    Returns:
+        int64 ids of spans, ascending.
+    """
+    heads, _, size = rows.shape
+    pinned = torch.nonzero(tables.kind != FOLDED)[:, 0]
+    used = sum(t.nbytes for t in [*tensors.values(), *side.values(), *prefix]) / heads
+    lengths = tables.bounds.diff()
+    room = (1 - ZOOM_RESERVE) * cap - used
+    cost = lengths[pinned] * 2 * size * rows.element_size()
+    if float(cost.sum()) <= room:
+        return pinned
+    starts = torch.tensor([0, *torch.nonzero(tables.window.diff())[:, 0].add(1).tolist()])
+    totals = torch.zeros(len(lengths)).index_add_(0, ops.span_ids(tables.bounds), tables.surprisal)
+    worth = totals[pinned] / lengths[pinned]
+    worth[torch.isin(pinned, starts)] = float("inf")
+    order = worth.argsort(descending=True, stable=True)
+    fits = cost[order].cumsum(0) <= room
+    return pinned[order[fits]].sort().values
+
+
+def _affordable_summaries(
+    tables: _Tables, tensors: Side, side: Side, rows: Tensor, cap: float
+) -> Tensor:
+    """bool [S]: spans whose summaries fit beside the exact rows, the most surprising first."""
+    heads = rows.shape[0]
+    lengths = tables.bounds.diff()
+    room = cap - sum(t.nbytes for t in side.values()) / heads - 2 * rows.nbytes / heads
+    cost = torch.zeros(len(lengths))
+    for name, t in tensors.items():
+        each = t.nbytes / heads / t.shape[1]
+        cost += each * lengths if name.endswith(".t") else each
+    if float(cost.sum()) <= room:
+        return torch.ones(len(lengths), dtype=torch.bool)
+    totals = torch.zeros(len(lengths)).index_add_(0, ops.span_ids(tables.bounds), tables.surprisal)
+    order = (totals / lengths).argsort(descending=True, stable=True)
+    fits = torch.zeros(len(lengths), dtype=torch.bool)
+    fits[order] = cost[order].cumsum(0) <= room
+    return fits
+
+
+def _join_rows(
+    prefix: tuple[Tensor, Tensor],
+    k: Tensor,
+    v: Tensor,
+    tokens: Tensor,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Prefix and document rows together, with the document token of each row."""
+    none = tokens.new_full((prefix[0].shape[1],), -1)
+    return (
+        torch.cat([prefix[0].to(dtype), k.to(dtype)], 1).to(device),
+        torch.cat([prefix[1].to(dtype), v.to(dtype)], 1).to(device),
+        torch.cat([none, tokens]).to(device),
+    )
+
+
+def _view_to(view: View, device: torch.device) -> View:
+    return View(
+        view.spans.to(device),
+        view.lengths.to(device),
+        view.bounds.to(device),
+        view.window.to(device),
+    )
+
+
+def open_store(path: Path) -> Store:
+    """Open a store for questions. Raises StoreError."""
+    return Store.open(path)

@@ -1,0 +1,144 @@
+"""A method is a table row: where to cut, how to summarise, code and route, what to pin.
+
+RECIPES is the one place where methods are named; docs and `--method` are made from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from engine.errors import BudgetError
+from engine.policies.codec import Codec, Raw, SharedBasis, SpanSVD
+from engine.policies.segment import Entropy, Fixed, Peaks, Segmenter
+from engine.policies.select import MeanKey, Router, Sketch
+from engine.policies.summarise import Mean, Summariser, SurprisalMean
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One method.
+
+    sinks, local: first tokens of a window and last of the document kept exact.
+    whole: everything stays in full, nothing is summarised or routed (the reference).
+    half_rows: exact rows of a float32 model are kept in float16.
+    source: where the method comes from. differs: how ours is not that, in one line.
+    """
+
+    name: str
+    segmenter: Segmenter
+    summariser: Summariser
+    codec: Codec
+    router: Router
+    source: str
+    sinks: int = 4
+    local: int = 16
+    whole: bool = False
+    half_rows: bool = True
+    differs: str = ""
+
+    def settings(self) -> dict[str, Any]:
+        """The choices with their fields, as the manifest records them."""
+        parts = {
+            part: {"kind": type(choice).__name__, **asdict(choice)}
+            for part, choice in (
+                ("segmenter", self.segmenter),
+                ("summariser", self.summariser),
+                ("codec", self.codec),
+                ("router", self.router),
+            )
+        }
+        return {
+            **parts,
+            "sinks": self.sinks,
+            "local": self.local,
+            "whole": self.whole,
+            "half_rows": self.half_rows,
+        }
+
+    def expected_shares(self, size: int) -> tuple[float, float]:
+        """About what a store and its device section take of the 16-bit keys and values of a
+        model with heads of `size`, for `--dry-run`: (store, device)."""
+        if self.whole:
+            return 1.0, 1.0
+        span = 12.0
+        device = self.router.device_share(size, span) + self.summariser.value_bits / 32 / span
+        return self.codec.host_share(size, span) + device, device
+
+
+@dataclass(frozen=True)
+class _Kinds:
+    """The classes a manifest may name, by part."""
+
+    parts: dict[str, dict[str, type]] = field(
+        default_factory=lambda: {
+            "segmenter": {c.__name__: c for c in (Entropy, Peaks, Fixed)},
+            "summariser": {c.__name__: c for c in (SurprisalMean, Mean)},
+            "codec": {c.__name__: c for c in (Raw, SharedBasis, SpanSVD)},
+            "router": {c.__name__: c for c in (MeanKey, Sketch)},
+        }
+    )
+
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="sekv",
+            segmenter=Peaks(),
+            summariser=Mean(value_bits=4),
+            codec=SharedBasis(bits=4.0),
+            router=Sketch(share=0.5),
+            source="ours, after SeKV (arXiv 2606.31145)",
+            differs="rare anchors, a 4-bit sketch of every key as router, one basis per document",
+        ),
+        Recipe(
+            name="sekv-paper",
+            segmenter=Entropy(alpha=1.0, shortest=16),
+            summariser=SurprisalMean(),
+            codec=SpanSVD(rank=32),
+            router=MeanKey(),
+            local=512,
+            source="SeKV (arXiv 2606.31145), published settings",
+            differs="router untrained (W = identity), 8-bit factors, question-independent",
+        ),
+        Recipe(
+            name="full",
+            segmenter=Fixed(64),
+            summariser=Mean(),
+            codec=Raw(),
+            router=MeanKey(),
+            whole=True,
+            half_rows=False,
+            source="the model's own full cache",
+        ),
+    )
+}
+
+
+def named(name: str) -> Recipe:
+    """The recipe of that name. Raises BudgetError's sibling line listing the known ones."""
+    if name not in RECIPES:
+        raise BudgetError(f"unknown method '{name}'; known: {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def from_settings(name: str, settings: dict[str, Any]) -> Recipe:
+    """The recipe a manifest records, field by field, so that a store opens as it was written.
+
+    Raises:
+        KeyError, TypeError: the settings name an unknown choice or field.
+    """
+    parts = {}
+    for part, kinds in _Kinds().parts.items():
+        fields = dict(settings[part])
+        parts[part] = kinds[fields.pop("kind")](**fields)
+    return Recipe(
+        name=name,
+        **parts,
+        sinks=int(settings["sinks"]),
+        local=int(settings["local"]),
+        whole=bool(settings["whole"]),
+        half_rows=bool(settings["half_rows"]),
+        source="store",
+    )

@@ -1,0 +1,104 @@
+"""Who lives on disk, host and device, in bytes. The only place that moves span records.
+
+`Host` reads records of wanted spans from the store; `Zoomed` holds, per KV head, the records
+that are on the device now. A span that leaves the zoom set gives its bytes back at once. It
+decides nothing: see `memory` and `policies.select`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from engine import ops
+
+if TYPE_CHECKING:
+    from engine.store import HostSection
+
+
+class Host:
+    """Span records of one layer over all windows, addressed by document span."""
+
+    def __init__(self, layer: int, windows: list[HostSection], spans: list[int], heads: int):
+        self.layer = layer
+        self.heads = heads
+        self._windows = windows
+        self._first = torch.tensor([0, *spans]).cumsum(0)
+        self._sizes: Tensor | None = None
+
+    @property
+    def sizes(self) -> Tensor:
+        """Bytes of every record, int32 [Hkv, S]; the offset tables are read on first use."""
+        if self._sizes is None:
+            tables = [w.offsets(self.layer).diff().reshape(-1, self.heads) for w in self._windows]
+            self._sizes = torch.cat(tables).T.to(torch.int32).contiguous()
+        return self._sizes
+
+    def fetch(self, spans: Tensor) -> tuple[Tensor, Tensor]:
+        """Records of the given spans (ascending, int64 [M]), all heads.
+
+        Returns:
+            payload uint8, and where record (m, h) starts in it, int64 [M, Hkv].
+        Raises:
+            StoreError: a record does not match its checksum.
+        """
+        window = torch.searchsorted(self._first, spans, right=True) - 1
+        parts = [
+            self._windows[w].read(self.layer, spans[window == w] - self._first[w])
+            for w in window.unique().tolist()
+        ]
+        payload = torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8)
+        sizes = self.sizes[:, spans].T.reshape(-1).long()
+        return payload, (sizes.cumsum(0) - sizes).reshape(-1, self.heads)
+
+
+@dataclass
+class Traffic:
+    """What moved for one layer since it was opened."""
+
+    fetched_bytes: int = 0
+    fetched_spans: int = 0
+    reused_spans: int = 0
+
+
+class Zoomed:
+    """The records on the device: per KV head ascending span ids, payload and offsets."""
+
+    def __init__(self, heads: int, device: torch.device):
+        self.device = device
+        none = torch.empty(0, dtype=torch.int64, device=device)
+        self.spans: list[Tensor] = [none] * heads
+        self.offsets: list[Tensor] = [none.new_zeros(1)] * heads
+        self.payload: list[Tensor] = [none.to(torch.uint8)] * heads
+        self.traffic = Traffic()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for group in (self.spans, self.offsets, self.payload) for t in group)
+
+    def become(self, wanted: list[Tensor], host: Host) -> None:
+        """Hold exactly the spans wanted (per KV head ascending ids); fetch only what is new."""
+        new = [~torch.isin(ids, old) for ids, old in zip(wanted, self.spans, strict=True)]
+        missing = torch.cat([ids[n] for ids, n in zip(wanted, new, strict=True)]).cpu()
+        missing = torch.unique(missing, sorted=True)
+        fetched, starts = host.fetch(missing)
+        fetched = fetched.to(self.device, non_blocking=True)
+        self.traffic.fetched_bytes += fetched.nbytes
+        for head, (ids, fresh) in enumerate(zip(wanted, new, strict=True)):
+            old = self.spans[head]
+            if torch.equal(ids, old):
+                continue
+            begin = torch.empty_like(ids)
+            begin[~fresh] = self.offsets[head][torch.searchsorted(old, ids[~fresh])]
+            place = torch.searchsorted(missing, ids[fresh].cpu())
+            begin[fresh] = starts[place, head].to(self.device) + len(self.payload[head])
+            length = host.sizes[head][ids.cpu()].long().to(self.device)
+            source = torch.cat([self.payload[head], fetched])
+            self.payload[head] = source[ops.gather_ranges(begin, length)]
+            self.offsets[head] = torch.cat([length.new_zeros(1), length.cumsum(0)])
+            self.spans[head] = ids
+            self.traffic.reused_spans += int((~fresh).sum())
+            self.traffic.fetched_spans += int(fresh.sum())
