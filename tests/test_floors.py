@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("readers",),
     ("fold",),
     ("recall",),
-    ("trace",),
+    ("trace", "cite"),
     ("ingest", "ask"),
     ("view",),
     ("train", "bench"),
