@@ -1,0 +1,169 @@
+"""Sources in, text out: every format behind one `load`.
+
+What a format looks like is in its own module; here a source is read once,
+hashed, recognised, and handed to the loader of its kind. Heavy libraries are
+imported by the loader that needs them, never by importing this package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from functools import partial
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, BinaryIO
+
+from engine.documents.types import (
+    MAX_CHARS,
+    MAX_SOURCE_BYTES,
+    Document,
+    Extract,
+    Page,
+    Source,
+)
+from engine.errors import DocumentError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from engine.documents.pdf import Ranges
+
+__all__ = ["Document", "Page", "Source", "load"]
+
+STDIN = "-"
+_KINDS = {
+    ".pdf": "pdf", ".txt": "text", ".text": "text", ".md": "markdown", ".markdown": "markdown",
+    ".html": "html", ".htm": "html", ".xhtml": "html", ".epub": "epub", ".docx": "docx",
+}  # fmt: skip
+_OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+_KNOWN = "sekv reads PDF, text, Markdown, HTML, EPUB and DOCX"
+
+
+def load(
+    paths: Sequence[str],
+    *,
+    pages: str | None = None,
+    password: str | None = None,
+    stdin: BinaryIO | None = None,
+) -> Document:
+    """Read every source, in the order given.
+
+    Args:
+        paths: files; "-" is stdin, once.
+        pages: pages of the PDFs among the sources, such as "1-20,25"; labels stay the
+            original numbers. None reads all.
+        password: opens encrypted PDFs.
+        stdin: read for "-"; the process's own by default.
+    Raises:
+        DocumentError: the first source that cannot be read, with its name and what to do.
+    """
+    from engine.documents.pdf import parse_pages
+
+    if not paths:
+        raise DocumentError("no source given; name a file, or - for stdin")
+    if list(paths).count(STDIN) > 1:
+        raise DocumentError("stdin (-) is given twice, but it can be read only once")
+    ranges = parse_pages(pages) if pages is not None else ()
+    sources = []
+    for path in paths:
+        raw = _read(path, stdin)
+        kind = _kind(path, raw)
+        sources.append(_source(path, kind, raw, ranges if kind == "pdf" else (), password))
+    if ranges and all(source.kind != "pdf" for source in sources):
+        raise DocumentError("--pages selects pages of a PDF, and none of the sources is one")
+    return Document(tuple(sources))
+
+
+def _read(path: str, stdin: BinaryIO | None) -> bytes:
+    try:
+        if path == STDIN:
+            raw = (stdin or sys.stdin.buffer).read(MAX_SOURCE_BYTES + 1)
+        else:
+            if Path(path).is_dir():
+                raise DocumentError(f"{path} is a directory; name the files in it")
+            with Path(path).open("rb") as file:
+                raw = file.read(MAX_SOURCE_BYTES + 1)
+    except FileNotFoundError:
+        raise DocumentError(f"{path} does not exist; check the name") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise DocumentError(f"{_name(path)} cannot be read: {reason}") from error
+    if not raw:
+        raise DocumentError(f"{_name(path)} is empty")
+    if len(raw) > MAX_SOURCE_BYTES:
+        limit = MAX_SOURCE_BYTES // 2**20
+        raise DocumentError(f"{_name(path)} is larger than {limit} MiB; split it")
+    return raw
+
+
+def _name(path: str) -> str:
+    """How a message calls a source."""
+    return "stdin" if path == STDIN else ascii(path) if "\0" in path else path
+
+
+def _kind(path: str, raw: bytes) -> str:
+    """The kind that the name promises; without a known ending, what the content looks like."""
+    kind = "" if path == STDIN else _KINDS.get(PurePath(path).suffix.lower(), "")
+    if kind:
+        return kind
+    if raw.startswith(b"%PDF-"):
+        return "pdf"
+    if raw.startswith(b"PK\x03\x04"):
+        return _zipped(raw, _name(path))
+    start = raw[:2048].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html")) or (start[:1] == b"<" and b"<html" in start):
+        return "html"
+    return "text"
+
+
+def _zipped(raw: bytes, name: str) -> str:
+    from engine.documents.archive import opened
+
+    try:
+        with opened(raw) as archive:
+            if "META-INF/container.xml" in archive.names:
+                return "epub"
+            if "word/document.xml" in archive.names:
+                return "docx"
+    except DocumentError as error:
+        raise DocumentError(f"{name} {error}") from error
+    raise DocumentError(f"{name} is a zip archive, but no EPUB or DOCX; {_KNOWN}")
+
+
+def _source(path: str, kind: str, raw: bytes, ranges: Ranges, password: str | None) -> Source:
+    name = _name(path)
+    try:
+        extract = _extract(kind, raw, ranges, password)
+    except DocumentError as error:
+        raise DocumentError(f"{name} {error}{_hint(kind, raw)}") from error
+    if not extract.text.strip():
+        raise DocumentError(f"{name} holds no text")
+    if len(extract.text) > MAX_CHARS:
+        raise DocumentError(f"{name} holds more than {MAX_CHARS:,} characters of text; split it")
+    digest = hashlib.sha256(raw).hexdigest()
+    return Source(path, kind, extract.text, extract.pages, digest, extract.notes)
+
+
+def _extract(kind: str, raw: bytes, ranges: Ranges, password: str | None) -> Extract:
+    from engine.documents import docx, epub, html, pdf, text
+
+    loaders: dict[str, Callable[[bytes], Extract]] = {
+        "pdf": partial(pdf.load_pdf, pages=ranges, password=password),
+        "text": text.load_text,
+        "markdown": text.load_markdown,
+        "html": html.load_html,
+        "epub": epub.load_epub,
+        "docx": docx.load_docx,
+    }
+    return loaders[kind](raw)
+
+
+def _hint(kind: str, raw: bytes) -> str:
+    """What a source that its loader refused looks like, where that differs from its name."""
+    if kind != "pdf" and raw.startswith(b"%PDF-"):
+        return "; it looks like a PDF, name it .pdf"
+    if raw.startswith(_OLE):
+        return "; it looks like an old or encrypted Office file, save it as plain .docx"
+    if kind in ("text", "markdown", "html") and raw.startswith(b"PK\x03\x04"):
+        return "; it looks like a zip archive, such as .epub or .docx"
+    return f"; {_KNOWN}" if kind == "text" else ""

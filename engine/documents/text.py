@@ -1,0 +1,204 @@
+"""Plain text and Markdown: bytes to characters, headings to sections.
+
+The text of a file is its characters with line ends turned into "\\n"; nothing
+else is changed, so offsets into a UTF-8 file with Unix line ends are offsets
+into the text. Markdown stays as written; a parser only finds its headings.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from itertools import pairwise
+
+from engine.documents.types import Extract, Page
+from engine.errors import DocumentError
+
+_BOMS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+# Encodings that text files are met in; rarer ones only win by mistake.
+_CANDIDATES = [
+    "cp1250",
+    "cp1251",
+    "cp1252",
+    "cp1253",
+    "cp1254",
+    "cp1255",
+    "cp1256",
+    "cp1257",
+    "cp1258",
+    "iso8859_2",
+    "iso8859_5",
+    "iso8859_7",
+    "iso8859_8",
+    "iso8859_9",
+    "koi8_r",
+    "koi8_u",
+    "cp866",
+    "cp850",
+    "mac_roman",
+    "cp874",
+    "cp932",
+    "euc_jp",
+    "iso2022_jp",
+    "gb18030",
+    "big5",
+    "euc_kr",
+]
+_DETECT_BYTES = 2**18
+# Signs that stand between letters in no Western language, but do when the
+# text is of another code page (Polish, Czech, Turkish, Baltic).
+_FOREIGN = re.compile("(?<=[^\\W\\d_])[¡¢£¤¥¦§¨©¬®¯°±²³´µ¶¸¹¼½¾¿×÷ðýþ](?=[a-zà-ÿ])")
+_LETTER = re.compile("[^\\W\\d_]")
+_ACCENTED = re.compile("[À-ÿ]")
+
+
+def unix_lines(text: str) -> str:
+    """Every line end as "\\n"; a byte order mark left at the front is dropped."""
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def decode(raw: bytes, declared: str = "") -> tuple[str, tuple[str, ...]]:
+    """Characters of `raw`, with a remark when the encoding had to be guessed.
+
+    A byte order mark decides, then UTF-8 if the bytes are valid, then what the
+    file declares about itself, then detection by content.
+
+    Args:
+        declared: an encoding that the file names (HTML, XML); "" if it names none.
+    Raises:
+        DocumentError: the bytes are no text. The message is a predicate
+            without a subject ("is binary, not text"); the caller names the file.
+    """
+    for mark, encoding in _BOMS:
+        if raw.startswith(mark):
+            try:
+                return unix_lines(raw.decode(encoding)), ()
+            except UnicodeDecodeError:
+                if encoding != "utf-8-sig":
+                    name = encoding.upper()
+                    raise DocumentError(f"begins as {name} but is damaged; save it again") from None
+    if b"\0" in raw:
+        return _wide(raw), ()
+    if len(_CONTROLS.findall(raw)) > len(raw) // 200:
+        raise DocumentError("is binary, not text")
+    try:
+        return unix_lines(raw.decode("utf-8")), ()
+    except UnicodeDecodeError:
+        pass
+    if declared:
+        try:
+            return unix_lines(raw.decode(_web_name(declared))), ()
+        except (LookupError, UnicodeError):  # an unknown or a wrong declaration: detect
+            pass
+    repaired = raw.decode("utf-8", errors="replace")
+    broken = repaired.count("\ufffd")
+    if broken * 20 < sum(character > "\x7f" for character in repaired):
+        return unix_lines(repaired), (f"{broken} invalid bytes in UTF-8 text were replaced",)
+    encoding = _detect(raw)
+    text = raw.decode(encoding, errors="replace")
+    return unix_lines(text), (f"encoding guessed: {encoding}",)
+
+
+def _web_name(declared: str) -> str:
+    """As browsers do: what calls itself Latin-1 or ASCII is read as Windows-1252."""
+    name = codecs.lookup(declared).name
+    return "cp1252" if name in {"iso8859-1", "ascii"} else name
+
+
+def _wide(raw: bytes) -> str:
+    """UTF-16 without a mark: its zero bytes (of spaces at least) all stand on one side."""
+    for encoding, low in (("utf-16-le", 0), ("utf-16-be", 1)):
+        if 0 in raw[low::2] or raw.count(0) * 100 < len(raw):
+            continue
+        try:
+            text = raw.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        sample = text[:10_000]
+        if sum(sign.isprintable() or sign.isspace() for sign in sample) * 100 > len(sample) * 99:
+            return unix_lines(text)
+    raise DocumentError("is binary, not text (it holds NUL bytes)")
+
+
+def _detect(raw: bytes) -> str:
+    """The most likely encoding of bytes that are not UTF-8.
+
+    Short Western texts carry too few accents for a statistical detector, so
+    Windows-1252 is taken whenever it reads naturally; the detector decides the rest.
+    """
+    from charset_normalizer import from_bytes
+
+    sample = _sample(raw)
+    western = sample.decode("cp1252", errors="replace")
+    accents, letters = len(_ACCENTED.findall(western)), len(_LETTER.findall(western))
+    odd = len(_FOREIGN.findall(western)) + western.count("\ufffd")
+    if odd * 20 <= sum(c > "\x7f" for c in western) and accents * 4 <= letters:
+        return "cp1252"
+    best = from_bytes(sample, cp_isolation=_CANDIDATES, enable_fallback=False).best()
+    if best is None:
+        raise DocumentError("is neither text nor any format that sekv reads")
+    return best.encoding
+
+
+def _sample(raw: bytes) -> bytes:
+    """Lines that hold more than ASCII, up to a limit. No supported multi-byte encoding has
+    a line end or a space inside a character, so those are safe places to cut."""
+    lines: list[bytes] = []
+    room = _DETECT_BYTES
+    for line in raw.split(b"\n"):
+        if room <= 0:
+            break
+        if not line.isascii():
+            cut = (
+                line if len(line) <= room else line[: line.rfind(b" ", 0, room) + 1] or line[:room]
+            )
+            lines.append(cut)
+            room -= len(cut)
+    return b"\n".join(lines)
+
+
+def load_text(raw: bytes) -> Extract:
+    """A text file: its characters, no pages."""
+    text, notes = decode(raw)
+    return Extract(text, (), notes)
+
+
+def load_markdown(raw: bytes) -> Extract:
+    """Markdown as written; sections are its headings of the first three levels."""
+    from markdown_it import MarkdownIt
+
+    text, notes = decode(raw)
+    starts = [0]
+    for line in text.split("\n"):
+        starts.append(starts[-1] + len(line) + 1)
+    body = _after_front_matter(text)
+    offset = text.count("\n", 0, body)
+    # Inline parsing is most of the time and only the headings' own is needed.
+    blocks = MarkdownIt("commonmark").disable("inline").parse(text[body:])
+    inline = MarkdownIt("commonmark")
+    pages: list[Page] = []
+    for opening, content in pairwise(blocks):
+        if opening.type != "heading_open" or opening.level or opening.tag > "h3":
+            continue
+        spans = inline.parseInline(content.content)[0].children or []
+        label = " ".join("".join(span.content for span in spans).split())
+        if label and opening.map:
+            pages.append(Page(label[:200], starts[opening.map[0] + offset]))
+    if pages and pages[0].start:
+        pages.insert(0, Page("", 0))
+    return Extract(text, tuple(pages), notes)
+
+
+def _after_front_matter(text: str) -> int:
+    """Where the text after a YAML header starts; its closing line would read as a heading."""
+    if not text.startswith("---\n"):
+        return 0
+    end = text.find("\n---\n", 3)
+    return end + 5 if 0 < end < 2**16 else 0

@@ -1,0 +1,75 @@
+"""What a source becomes: text, a table of pages, and what was noticed on the way.
+
+Nouns only. Nothing here opens a file or knows a format.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+
+MAX_SOURCE_BYTES = 512 * 2**20
+"""Largest file that is read: beyond any book, small enough to hold in memory."""
+
+MAX_CHARS = 64 * 2**20
+"""Longest extracted text: about forty times War and Peace."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of a PDF, or a chapter or section of anything else.
+
+    label: what a citation calls it ("12", "Chapter 3"); "" where the source has no name for it.
+    start: character offset into the source's text. A page ends where the next one starts;
+        one without text starts where its successor does.
+    """
+
+    label: str
+    start: int
+
+
+@dataclass(frozen=True)
+class Extract:
+    """What a format gives back: the text, its pages, and remarks of one line each."""
+
+    text: str
+    pages: tuple[Page, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file (or stdin) after reading.
+
+    path: as the user gave it; "-" for stdin.
+    kind: pdf, text, markdown, html, epub or docx.
+    text: the extracted text. Every citation is an exact slice of it.
+    pages: sorted by start, the first at 0; empty where the source has no such division.
+    sha256: of the raw bytes that were read, in hexadecimal.
+    notes: remarks of one line each, such as "pages 4-6 have no text layer".
+    """
+
+    path: str
+    kind: str
+    text: str = field(repr=False)
+    pages: tuple[Page, ...] = field(repr=False)
+    sha256: str
+    notes: tuple[str, ...] = ()
+
+    def page_at(self, offset: int) -> str:
+        """The label of the page that holds the character at `offset`; "" without pages.
+
+        Raises:
+            ValueError: offset is negative or beyond the end of the text.
+        """
+        if not 0 <= offset <= len(self.text):
+            raise ValueError(f"offset {offset} is outside 0..{len(self.text)}")
+        index = bisect_right(self.pages, offset, key=lambda page: page.start) - 1
+        return self.pages[index].label if index >= 0 else ""
+
+
+@dataclass(frozen=True)
+class Document:
+    """What one `ingest` reads: its sources, in the order given."""
+
+    sources: tuple[Source, ...]

@@ -1,0 +1,203 @@
+"""Sources are recognised, decoded and refused: everything about `load` that no format owns."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import subprocess
+import sys
+import zipfile
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import engine.documents as documents
+from engine.documents import Page, Source, load
+from engine.documents.text import decode
+from engine.errors import DocumentError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FRENCH = "Où est passé le garçon ? Il était à l'école, près de la forêt. Noël approche déjà."
+RUSSIAN = "Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива."
+POLISH = "Zażółć gęślą jaźń. Książę wyszedł z zamku i powiedział: nie ma już żadnej nadziei."
+JAPANESE = "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。"
+
+
+def one(path: Path | str, **options: object) -> Source:
+    (source,) = load([str(path)], **options).sources  # type: ignore[arg-type]
+    return source
+
+
+def refusal(path: Path | str, **options: object) -> str:
+    """The one line that `load` answers with."""
+    with pytest.raises(DocumentError) as caught:
+        load([str(path)], **options)  # type: ignore[arg-type]
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_text_is_the_file_with_unix_line_ends(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("one\r\ntwo\rthree\n “four”\t\f".encode())
+    source = one(path)
+    assert source.text == "one\ntwo\nthree\n “four”\t\f"
+    assert source.kind == "text"
+    assert source.pages == ()
+    assert source.notes == ()
+    assert source.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert source.page_at(3) == ""
+
+
+def test_sources_keep_their_order_and_stdin_is_one_of_them(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    paths = [str(tmp_path / "b.txt"), "-", str(tmp_path / "a.txt")]
+    document = load(paths, stdin=io.BytesIO("café".encode()))
+    assert [source.text for source in document.sources] == ["b", "café", "a"]
+    assert [source.path for source in document.sources] == paths
+
+
+def test_page_at_finds_the_page_that_holds_a_character() -> None:
+    pages = (Page("1", 0), Page("2", 4), Page("3", 4), Page("4", 9))
+    source = Source("x.pdf", "pdf", "abc\ndefg\nh", pages, "")
+    assert [source.page_at(at) for at in (0, 3, 4, 8, 9, 10)] == ["1", "1", "3", "3", "4", "4"]
+    with pytest.raises(ValueError, match="outside"):
+        source.page_at(11)
+    with pytest.raises(ValueError, match="outside"):
+        source.page_at(-1)
+
+
+def test_what_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "blank.md").write_text(" \n\t\n")
+    (tmp_path / "tool.txt").write_bytes(b"\x7fELF\x02\x01\x01\0\0\0\x03\0>\0")
+    (tmp_path / "noise").write_bytes(bytes(range(1, 32)) * 20)
+    (tmp_path / "paper.txt").write_bytes(b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n\0\0\0")
+    (tmp_path / "old.docx").write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600))
+    expected = {
+        "nowhere.pdf": "does not exist",
+        ".": "is a directory",
+        "empty.txt": "is empty",
+        "blank.md": "holds no text",
+        "tool.txt": "binary, not text",
+        "noise": "binary, not text",
+        "paper.txt": "name it .pdf",
+        "old.docx": "save it as plain .docx",
+        "nul\0.txt": "cannot be read",
+    }
+    for name, reason in expected.items():
+        message = refusal(str(tmp_path / name))
+        assert reason in message, message
+        assert str(tmp_path) in message
+
+
+def test_bad_requests_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("text")
+    with pytest.raises(DocumentError, match="no source"):
+        load([])
+    with pytest.raises(DocumentError, match="twice"):
+        load(["-", "-"], stdin=io.BytesIO(b"x"))
+    assert "none of the sources is one" in refusal(path, pages="1-2")
+
+
+def test_a_source_beyond_the_limit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("x" * 100)
+    monkeypatch.setattr(documents, "MAX_CHARS", 99)
+    assert "more than 99 characters" in refusal(path)
+    monkeypatch.setattr(documents, "MAX_SOURCE_BYTES", 99)
+    assert "larger than" in refusal(path)
+
+
+def test_content_decides_where_the_name_does_not(tmp_path: Path) -> None:
+    def zipped(member: str) -> bytes:
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            archive.writestr(member, "<x/>")
+        return buffer.getvalue()
+
+    kinds = {
+        b"<!DOCTYPE html><p>hello": "html",
+        b"\xef\xbb\xbf  <?xml version='1.0'?>\n<html><body>hello</body></html>": "html",
+        b"# not taken for Markdown": "text",
+        b"a < b, not markup <html": "text",
+    }
+    for content, kind in kinds.items():
+        (tmp_path / "thing").write_bytes(content)
+        assert one(tmp_path / "thing").kind == kind
+        assert load(["-"], stdin=io.BytesIO(content)).sources[0].kind == kind
+    for content, words in (
+        (zipped("data.csv"), "no EPUB or DOCX"),
+        (zipped("META-INF/container.xml"), "container names no package"),
+        (zipped("word/document.xml"), "holds no text"),
+        (b"%PDF-1.4 nothing", "malformed"),
+        (b"PK\x03\x04 torn", "damaged"),
+    ):
+        (tmp_path / "thing.bin").write_bytes(content)
+        assert words in refusal(tmp_path / "thing.bin")
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        (FRENCH, "utf-8"),
+        (FRENCH, "utf-8-sig"),
+        (FRENCH, "utf-16"),
+        (FRENCH, "utf-16-le"),
+        (RUSSIAN, "utf-16-be"),
+        (FRENCH, "utf-32"),
+        (FRENCH, "latin-1"),
+        ("“It’s fine,” he said — £5 or €6…", "cp1252"),
+        ("caf\xe9", "latin-1"),
+        (RUSSIAN, "cp1251"),
+        (RUSSIAN, "koi8-r"),
+        (POLISH, "cp1250"),
+        (JAPANESE, "shift_jis"),
+        (JAPANESE, "euc-jp"),
+    ],
+)
+def test_common_encodings_are_recognised(text: str, encoding: str) -> None:
+    found, notes = decode(text.encode(encoding))
+    assert found == text
+    # A guess is always told; what the bytes prove is not.
+    assert bool(notes) == (not encoding.startswith("utf"))
+
+
+def test_a_damaged_byte_does_not_turn_utf8_into_another_encoding() -> None:
+    raw = (FRENCH * 20).encode()
+    text, notes = decode(raw[:50] + b"\xff" + raw[50:])
+    assert text.replace("\ufffd", "") == FRENCH * 20
+    assert notes == ("1 invalid bytes in UTF-8 text were replaced",)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc"])))
+def test_valid_utf8_is_never_guessed(text: str) -> None:
+    assert decode(text.encode()) == (text.removeprefix("\ufeff"), ())
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_give_text_or_one_clear_line(raw: bytes) -> None:
+    try:
+        text, _ = decode(raw)
+    except DocumentError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+    else:
+        assert "\r" not in text
+        text.encode()  # no lone surrogates: every text can be stored
+
+
+def test_importing_documents_imports_no_library() -> None:
+    code = (
+        "import sys, engine.documents; print(*{'pypdf', 'pypdfium2', 'lxml', 'numpy', 'torch',"
+        " 'charset_normalizer', 'markdown_it'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

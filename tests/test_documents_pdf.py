@@ -1,0 +1,293 @@
+"""PDF pages become text with exact offsets; broken and hostile files become one line."""
+
+from __future__ import annotations
+
+import io
+import random
+import time
+import zlib
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import engine.documents.pdf as pdf
+from engine.documents import load
+from engine.documents.layout import BROKEN, characters, drop_running, join_words
+from engine.documents.pdf import load_pdf, name_pages, parse_pages
+from engine.errors import DocumentError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from engine.documents.types import Extract
+
+PROSE = [
+    "The harbour lay quiet in the morning.",
+    "Nobody had seen the ship come in.",
+    "Only the lamps along the quay were lit.",
+    "A letter waited at the custom house.",
+]
+
+
+def make_pdf(pages: Sequence[Sequence[str]]) -> bytes:
+    """A PDF whose pages hold these lines of text; a page without lines has no text."""
+    streams = []
+    for lines in pages:
+        shown = " T* ".join(f"({line}) Tj" for line in lines)
+        streams.append(f"BT /F1 11 Tf 14 TL 72 760 Td {shown} ET".encode() if lines else b"")
+    count = len(pages)
+    kids = " ".join(f"{4 + 2 * at} 0 R" for at in range(count))
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        f"<< /Type /Pages /Count {count} /Kids [{kids}] >>".encode(),
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    for at, stream in enumerate(streams):
+        objects.append(
+            f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents {5 + 2 * at} 0 R"
+            " /Resources << /Font << /F1 3 0 R >> >> >>".encode()
+        )
+        objects.append(b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream))
+    body, places = b"%PDF-1.4\n", []
+    for number, content in enumerate(objects, 1):
+        places.append(len(body))
+        body += b"%d 0 obj\n%s\nendobj\n" % (number, content)
+    table = b"".join(b"%010d 00000 n \n" % place for place in places)
+    size = len(objects) + 1
+    trailer = b"trailer\n<< /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % (size, len(body))
+    return body + b"xref\n0 %d\n0000000000 65535 f \n%s" % (size, table) + trailer
+
+
+def encrypted(raw: bytes, password: str) -> bytes:
+    import pypdf
+
+    writer = pypdf.PdfWriter(clone_from=pypdf.PdfReader(io.BytesIO(raw)))
+    writer.encrypt(password, algorithm="RC4-128")
+    out = io.BytesIO()
+    writer.write(out)
+    return out.getvalue()
+
+
+def page(extract: Extract, label: str) -> str:
+    """The text of one page, by the table of pages alone."""
+    starts = [entry.start for entry in extract.pages] + [len(extract.text)]
+    at = [entry.label for entry in extract.pages].index(label)
+    return extract.text[starts[at] : starts[at + 1]]
+
+
+def refusal(raw: bytes, **options: object) -> str:
+    with pytest.raises(DocumentError) as caught:
+        load_pdf(raw, **options)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_each_page_starts_where_the_table_says() -> None:
+    extract = load_pdf(make_pdf([[line] for line in PROSE]))
+    assert extract.text == "".join(line + "\n" for line in PROSE)
+    assert [entry.label for entry in extract.pages] == ["1", "2", "3", "4"]
+    assert [page(extract, entry.label) for entry in extract.pages] == [x + "\n" for x in PROSE]
+    assert extract.notes == ()
+
+
+def test_selected_pages_keep_their_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "a.pdf"
+    path.write_bytes(make_pdf([[line] for line in PROSE]))
+    (source,) = load([str(path)], pages="4,2-3,2").sources
+    assert source.text == "\n".join(PROSE[1:]) + "\n"
+    assert [source.page_at(source.text.index(line)) for line in PROSE[1:]] == ["2", "3", "4"]
+    with pytest.raises(DocumentError, match=r"a\.pdf has 4 pages; --pages asks for page 5"):
+        load([str(path)], pages="1-5")
+
+
+@pytest.mark.parametrize(
+    "selection", ["", "0", "3-1", "a", "1-", "-3", "1,,2", "1-2-3", "٣", "1.5"]
+)
+def test_malformed_selections_are_refused(selection: str) -> None:
+    with pytest.raises(DocumentError, match="write them as 1-20,25"):
+        parse_pages(selection)
+
+
+@given(st.sets(st.integers(1, 60), min_size=1))
+def test_a_selection_names_the_same_pages_however_it_is_written(numbers: set[int]) -> None:
+    shuffled = random.Random(0).sample(sorted(numbers), len(numbers))
+    ranges = parse_pages(", ".join(map(str, shuffled)))
+    assert [n for first, last in ranges for n in range(first, last + 1)] == sorted(numbers)
+    assert parse_pages(",".join(f"{a}-{b}" for a, b in ranges)) == ranges
+
+
+def test_page_lists_are_short() -> None:
+    assert name_pages([7]) == "page 7"
+    assert name_pages([4, 5, 6, 9]) == "pages 4-6 and 9"
+    assert name_pages(list(range(1, 60, 2))) == "pages 1, 3, 5, 7, 9, 11, 13, 15 and 22 more"
+
+
+def test_pages_without_text_are_noted_and_only_all_of_them_refused() -> None:
+    extract = load_pdf(make_pdf([PROSE[:1], [], [], PROSE[1:2], []]))
+    assert extract.notes == ("pages 2-3 and 5 have no text layer",)
+    assert page(extract, "2") == ""
+    assert page(extract, "4") == PROSE[1] + "\n"
+    message = refusal(make_pdf([[], []]))
+    assert "no text layer on pages 1-2" in message
+    assert "OCR" in message
+
+
+def test_encrypted_files_open_with_their_password_only() -> None:
+    raw = encrypted(make_pdf([PROSE]), "sesame")
+    assert "--password-stdin" in refusal(raw)
+    assert "does not open it" in refusal(raw, password="wrong")
+    assert load_pdf(raw, password="sesame").text.startswith(PROSE[0])
+
+
+def test_what_is_no_pdf_is_refused() -> None:
+    assert "does not begin with %PDF" in refusal(b"Dear Sir,\n")
+    assert "malformed" in refusal(b"%PDF-1.4\n%%EOF\n")
+    assert "malformed" in refusal(make_pdf([PROSE])[:200])
+
+
+def test_pypdf_reads_what_pdfium_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other library is the fallback for a whole file, and for single pages."""
+    raw = make_pdf([[line] for line in PROSE])
+    run = pdf._run
+
+    def blind(reading: pdf._Reading, data: bytes, library: str, *rest: object) -> bool:
+        return library == "pypdf" and run(reading, data, library, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pdf, "_run", blind)
+    extract = load_pdf(raw)
+    assert extract.text == "".join(line + "\n" for line in PROSE)
+    assert extract.notes == ("PDFium could not open it; read with pypdf",)
+
+    def poor(reading: pdf._Reading, data: bytes, library: str, *rest: object) -> bool:
+        done = run(reading, data, library, *rest)  # type: ignore[arg-type]
+        if library == "pdfium":
+            del reading.texts[3]
+            reading.lost.append(3)
+        return done
+
+    monkeypatch.setattr(pdf, "_run", poor)
+    extract = load_pdf(raw)
+    assert page(extract, "3") == PROSE[2] + "\n"
+    assert extract.notes == ("PDFium could not read page 3; read with pypdf",)
+
+
+def test_a_page_that_ends_the_process_costs_only_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Crash or hang, the pages before and after it are read, and it is named."""
+    source = pdf._WORKER.read_text()
+    for trouble in ("os.kill(os.getpid(), 9)", "time.sleep(60)"):
+        worker = tmp_path / "worker.py"
+        worker.write_text(
+            source.replace(
+                "def _give(number",
+                "def _give(number, text, request):\n    import os, time\n    if number == 2:\n"
+                f"        {trouble}\n    _real(number, text, request)\n\ndef _real(number",
+            )
+        )
+        monkeypatch.setattr(pdf, "_WORKER", worker)
+        monkeypatch.setattr(pdf, "PAGE_SECONDS", 1)
+        extract = load_pdf(make_pdf([[line] for line in PROSE]))
+        assert page(extract, "1") + page(extract, "3") == f"{PROSE[0]}\n{PROSE[2]}\n"
+        assert extract.notes == ("page 2 cannot be read and is left out",)
+
+
+def test_too_many_pages_and_too_much_text_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = make_pdf([[line] for line in PROSE])
+    monkeypatch.setattr(pdf, "MAX_PAGES", 3)
+    assert "at most 3 are read at once; select some with --pages" in refusal(raw)
+    assert load_pdf(raw, pages=((2, 4),)).text.startswith(PROSE[1])
+    monkeypatch.setattr(pdf, "MAX_PAGES", 4)
+    monkeypatch.setattr(pdf, "MAX_CHARS", 50)
+    assert "too much text (page 2" in refusal(raw)
+
+
+def test_a_decompression_bomb_ends_within_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pdf, "PAGE_SECONDS", 1)
+    stream = zlib.compress(b"q " * 100_000_000, 9)
+    raw = make_pdf([["x"]]).split(b"<< /Length", 1)[0]
+    raw += b"<< /Length %d /Filter /FlateDecode >>\nstream\n" % len(stream) + stream
+    raw += b"\nendstream\nendobj\ntrailer << /Root 1 0 R >>\n"
+    start = time.monotonic()
+    assert refusal(raw)
+    assert time.monotonic() - start < 30
+
+
+def test_damaged_files_never_give_a_traceback() -> None:
+    """Flipped bytes, cut ends: text, or one line. Two libraries, each in its own process."""
+    rng = random.Random(1)
+    good = make_pdf([PROSE, PROSE])
+    for _ in range(8):
+        raw = bytearray(good)
+        for _ in range(rng.choice((1, 4, 30))):
+            raw[rng.randrange(9, len(raw))] = rng.randrange(256)
+        cut = bytes(raw[: rng.choice((len(raw), rng.randrange(200, len(raw))))])
+        try:
+            extract = load_pdf(cut)
+        except DocumentError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+        else:
+            assert extract.pages[0].start == 0
+            extract.text.encode()
+
+
+def test_characters_are_made_regular() -> None:
+    assert characters("one  \r\ntwo\x02three ﬁn \x0f\r\n\r\n\r\n\r\nend\r\n") == (
+        f"one\ntwo{BROKEN}three fin \ufffd\n\nend"
+    )
+    assert characters("a line-\nend, pages 84-\n91") == f"a line{BROKEN}end, pages 84-\n91"
+
+
+def test_cut_words_are_mended_as_the_document_writes_them() -> None:
+    cut = f"maxi{BROKEN}mize the real{BROKEN}time deci{BROKEN}sion{BROKEN}making of well{BROKEN}fed"
+    rest = "They maximize. In real-time. A decision in the making; well, he fed it."
+    assert join_words([cut, rest])[0] == "maximize the real-time decision-making of well-fed"
+    stays = f"MED{BROKEN}LINE, RISC{BROKEN}compatible, Jimeno{BROKEN}Yepes, us{BROKEN}"
+    assert join_words([stays]) == ["MED-LINE, RISC-compatible, Jimeno-Yepes, us-"]
+    assert join_words([f"www.a.org/us{BROKEN}cert"]) == ["www.a.org/us-cert"]
+
+
+def test_running_headers_and_page_numbers_go_but_are_said_once() -> None:
+    pages = [f"The Harbour\n{line}\n{line}\n{at + 1}" for at, line in enumerate(PROSE)]
+    kept, gone = drop_running(pages)
+    assert gone == 7
+    assert kept[0] == f"The Harbour\n{PROSE[0]}\n{PROSE[0]}"
+    assert kept[2] == f"{PROSE[2]}\n{PROSE[2]}"
+
+
+def test_numbered_headers_and_roman_numerals_count_with_the_pages() -> None:
+    numerals = ["i", "ii", "iii", "iv"]
+    kept, _ = drop_running(
+        [f"{text}\n{number}" for text, number in zip(PROSE, numerals, strict=True)]
+    )
+    assert kept == PROSE
+    kept, _ = drop_running([f"{41 + at} THE QUAY\n{text}" for at, text in enumerate(PROSE)])
+    assert kept == ["41 THE QUAY\n" + PROSE[0], *PROSE[1:]]
+
+
+def test_figures_and_dates_of_a_table_are_no_page_numbers() -> None:
+    rows = ["06/22/2015", "17", "I", "3.1 Results", "4,096"]
+    pages = [f"{row}\n{text}\n{row}" for row, text in zip(rows, [*PROSE, PROSE[0]], strict=True)]
+    assert drop_running(pages) == (pages, 0)
+    dates = ["07/01/2015\n" + text for text in PROSE]
+    assert drop_running(dates) == (dates, 0)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.text(alphabet=f"ab1 -{BROKEN}\n", max_size=40), max_size=6))
+def test_cleaning_only_takes_away(pages: list[str]) -> None:
+    """No step invents text: what remains was there, in that order, hyphens aside."""
+    cleaned, _ = drop_running(join_words(pages))
+    for before, after in zip(pages, cleaned, strict=True):
+        rest = iter(before.replace(BROKEN, "-"))
+        assert all(sign in rest for sign in after)
+        assert BROKEN not in after
+
+
+def test_a_long_word_without_spaces_is_no_trap() -> None:
+    start = time.monotonic()
+    join_words(["字" * 300_000 + BROKEN + "a" * 300_000])
+    assert time.monotonic() - start < 5
