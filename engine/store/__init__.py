@@ -8,7 +8,13 @@ What it is not: it knows no model, no method and no device.
 from __future__ import annotations
 
 from engine.store.host import HostSection
-from engine.store.library import StoreSummary, check_sources, compare_identity, list_stores
+from engine.store.library import (
+    StoreSummary,
+    check_sources,
+    compare_identity,
+    list_stores,
+    verify_store,
+)
 from engine.store.reader import Store
 from engine.store.writer import StoreWriter
 
@@ -20,4 +26,5 @@ __all__ = [
     "check_sources",
     "compare_identity",
     "list_stores",
+    "verify_store",
 ]

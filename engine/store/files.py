@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
@@ -19,14 +20,16 @@ from engine import container
 from engine.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     import numpy.typing as npt
 
     from engine.manifest import FileEntry
 
-_BLOCK = 1 << 23
+BLOCK = 1 << 22
+"""Bytes read at a time when a whole file is checked."""
+
 _MOST_BUFFERS = 1024
 
 ADVICE = "ingest again or restore it from a copy"
@@ -83,14 +86,32 @@ def is_link(folder: int, name: str) -> bool:
     return False
 
 
+class Meter:
+    """Counts bytes read, from any number of threads."""
+
+    def __init__(self, parent: Meter | None = None) -> None:
+        self.bytes = 0
+        self._parent = parent
+        self._lock = threading.Lock()
+
+    def add(self, count: int) -> None:
+        """Count, here and in the parent."""
+        with self._lock:
+            self.bytes += count
+        if self._parent is not None:
+            self._parent.add(count)
+
+
 class StoreFile:
     """One open safetensors file of a store, its header checked against the manifest.
 
-    header: where each tensor lies. bytes_read: bytes read so far. Closed with `close`, or
-    when it is garbage.
+    header: where each tensor lies. meter: counts what is read, here and in the given one. Closed
+    with `close`, or when it is garbage.
     """
 
-    def __init__(self, folder: int, name: str, entry: FileEntry) -> None:
+    def __init__(
+        self, folder: int, name: str, entry: FileEntry, meter: Meter | None = None
+    ) -> None:
         """Open and check the header.
 
         Raises:
@@ -98,7 +119,7 @@ class StoreFile:
         """
         self.name = name
         self.entry = entry
-        self.bytes_read = 0
+        self.meter = Meter(meter)
         self._descriptor = open_member(folder, name)
         self._closer = weakref.finalize(self, os.close, self._descriptor)
         try:
@@ -110,14 +131,14 @@ class StoreFile:
     def close(self) -> None:
         self._closer()
 
-    def read_into(self, buffers: list[Any], position: int) -> None:
-        """Fill writable uint8 buffers, in order, from one position of the file on.
+    def read_into(self, buffers: list[memoryview], position: int) -> None:
+        """Fill writable byte buffers, in order, from one position of the file on.
 
         Raises:
             StoreError: the file ends before.
         """
         for first in range(0, len(buffers), _MOST_BUFFERS):
-            batch = [memoryview(b).cast("B") for b in buffers[first : first + _MOST_BUFFERS]]
+            batch = buffers[first : first + _MOST_BUFFERS]
             while batch:
                 try:
                     done = os.preadv(self._descriptor, batch, position)
@@ -126,7 +147,7 @@ class StoreFile:
                 if done == 0:
                     raise StoreError(f"{self.name} is cut short: {ADVICE}")
                 position += done
-                self.bytes_read += done
+                self.meter.add(done)
                 while batch and done >= len(batch[0]):
                     done -= len(batch.pop(0))
                 if done:
@@ -169,18 +190,15 @@ class StoreFile:
         if container.checksum(data) != self.entry.tensors[name]:
             raise StoreError(f"{self.name} is damaged in tensor {name!r}: {ADVICE}")
 
-    def damaged_tensors(self, advance: Callable[[int], None]) -> Iterator[str]:
-        """Names of tensors whose bytes differ from the manifest, holding little memory."""
-        block = np.empty(_BLOCK, dtype=np.uint8)
-        for name, info in self.header.tensors.items():
-            state = xxhash.xxh3_128()
-            for start in range(info.start, info.end, _BLOCK):
-                part = block[: min(_BLOCK, info.end - start)]
-                self.read_into([part.data], start)
-                state.update(part.data)
-                advance(part.size)
-            if state.hexdigest() != self.entry.tensors[name]:
-                yield name
+    def is_damaged(self, name: str, advance: Callable[[int], None]) -> bool:
+        """Whether the bytes of a tensor differ from the manifest, holding little memory."""
+        info = self.info(name)
+        state = xxhash.xxh3_128()
+        for start in range(info.start, info.end, BLOCK):
+            part = self.read(start, min(start + BLOCK, info.end))
+            state.update(part.data)
+            advance(part.size)
+        return bool(state.hexdigest() != self.entry.tensors[name])
 
     def _read_header(self) -> container.Header:
         size = os.fstat(self._descriptor).st_size

@@ -16,6 +16,7 @@ import numpy as np
 from engine.container import span_checksum
 from engine.errors import StoreError
 from engine.store.files import ADVICE, StoreFile
+from engine.store.records import PARTS, layers_of, span_bounds, table_fault
 from engine.store.tensors import to_numpy
 
 if TYPE_CHECKING:
@@ -42,21 +43,41 @@ class HostSection:
     """
 
     def __init__(self, file: StoreFile, spans: int) -> None:
+        """Take an open host file.
+
+        Raises:
+            StoreError: it holds what a host section cannot hold.
+        """
         self._file = file
         self.spans = spans
+        try:
+            layers = layers_of(file.header.tensors)
+        except ValueError as error:
+            raise StoreError(f"{file.name}: {error}") from None
+        if any(len(parts) != len(PARTS) for parts in layers.values()):
+            raise StoreError(f"{file.name}: a layer lacks one of {', '.join(PARTS)}")
+        self._names = tuple(layers)
         self._layers: dict[int, _Layer] = {}
         self._lock = threading.Lock()
         self.fetched_bytes = 0
 
     @property
     def bytes_read(self) -> int:
-        return self._file.bytes_read
+        return self._file.meter.bytes
 
     @property
     def layers(self) -> tuple[int, ...]:
         """Layers that have codes, in order."""
-        names = self._file.header.tensors
-        return tuple(sorted(int(n.split(".")[0]) for n in names if n.endswith(".codes")))
+        return self._names
+
+    @property
+    def name(self) -> str:
+        """Name of the file, relative to the store."""
+        return self._file.name
+
+    def offset_count(self, layer: int) -> int:
+        """Offsets that a layer has."""
+        return self._layer(layer).offsets.size
 
     def close(self) -> None:
         """Give the descriptor back."""
@@ -100,7 +121,9 @@ class HostSection:
         import torch
 
         table = self._layer(layer)
-        wanted = np.asarray(spans, dtype=np.int64).reshape(-1)
+        wanted = np.asarray(
+            spans if isinstance(spans, np.ndarray) else spans.cpu(), dtype=np.int64
+        ).reshape(-1)
         if wanted.size and not (wanted.min() >= 0 and wanted.max() < self.spans):
             raise ValueError(f"spans must lie in [0, {self.spans})")
         starts, ends = table.bounds[wanted], table.bounds[wanted + 1]
@@ -130,15 +153,23 @@ class HostSection:
         order = order[ends[order] > starts[order]]
         if not order.size:
             return
-        breaks = np.flatnonzero(starts[order][1:] != ends[order][:-1]) + 1
-        for run in np.split(order, breaks):
-            # Side by side in memory too is one buffer; else the call scatters.
-            jumps = np.flatnonzero(places[run][1:] != places[run + 1][:-1]) + 1
-            buffers = [
-                data[int(places[part[0]]) : int(places[part[-1] + 1])]
-                for part in np.split(run, jumps)
-            ]
-            self._file.read_into(buffers, int(starts[run[0]]))
+        first, last = starts[order], ends[order]
+        apart = first[1:] != last[:-1]
+        # Records side by side in the file but not in memory: one call, scattered.
+        scattered = places[order][1:] != places[order + 1][:-1]
+        cuts = np.flatnonzero(apart | scattered) + 1
+        heads = np.concatenate(([0], cuts))
+        tails = np.concatenate((cuts, [order.size])) - 1
+        begins, stops = places[order[heads]].tolist(), places[order[tails] + 1].tolist()
+        positions, reached = first[heads].tolist(), last[tails].tolist()
+        buffers = [data[begins[0] : stops[0]]]
+        position = positions[0]
+        for index in range(1, len(begins)):
+            if positions[index] != reached[index - 1]:
+                self._file.read_into(buffers, position)
+                buffers, position = [], positions[index]
+            buffers.append(data[begins[index] : stops[index]])
+        self._file.read_into(buffers, position)
 
     def _check(
         self,
@@ -163,15 +194,23 @@ class HostSection:
                 self._layers[layer] = self._load_layer(layer)
             return self._layers[layer]
 
+    def tables(self, layer: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
+        """The checked tables of a layer: [S+1] positions of the records in the file, [S] sums.
+
+        Raises:
+            StoreError: no such layer, or its tables are damaged.
+        """
+        table = self._layer(layer)
+        return table.bounds, table.sums
+
     def _load_layer(self, layer: int) -> _Layer:
         codes = self._file.info(f"{layer}.codes")
         offsets = self._table(f"{layer}.offsets")
         sums = self._table(f"{layer}.check")
         fault = table_fault(offsets, sums, codes.bytes, self.spans)
-        if fault:
-            raise StoreError(f"{self._file.name} is damaged in layer {layer}: {fault}")
-        heads = (offsets.size - 1) // self.spans if self.spans else 1
-        bounds = offsets[::heads] + codes.start
+        if fault or codes.dtype != "U8":
+            raise StoreError(f"{self._file.name}: layer {layer} has {fault or 'codes of no bytes'}")
+        bounds = span_bounds(offsets, self.spans) + codes.start
         touched = np.zeros(self.spans, dtype=np.bool_)
         return _Layer(offsets, bounds, sums.view(np.uint64), touched)
 
@@ -180,16 +219,3 @@ class HostSection:
         if info.dtype != "I64" or len(info.shape) != 1:
             raise StoreError(f"{self._file.name}: {name!r} is no table of integers")
         return to_numpy(self._file.tensor_bytes(name), info)
-
-
-def table_fault(
-    offsets: npt.NDArray[np.int64], sums: npt.NDArray[np.int64], code_bytes: int, spans: int
-) -> str:
-    """What is wrong with the tables of one layer, "" when nothing is."""
-    if sums.size != spans:
-        return f"{sums.size} span checksums for {spans} spans"
-    if not offsets.size or (offsets.size - 1) % max(spans, 1) or bool(spans) != (offsets.size > 1):
-        return f"{offsets.size} offsets for {spans} spans"
-    if offsets[0] != 0 or offsets[-1] != code_bytes or bool((np.diff(offsets) < 0).any()):
-        return "offsets that leave the codes"
-    return ""

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from engine import manifest as names
 from engine.errors import StoreError
-from engine.manifest import Manifest, from_bytes
+from engine.manifest import DamagedManifestError, Manifest, from_bytes
 from engine.store.disk import Disk
-from engine.store.files import StoreFile, open_folder, open_member
+from engine.store.files import Meter, StoreFile, open_folder, open_member
 from engine.store.host import HostSection
 from engine.store.lock import Lock
 from engine.store.tensors import to_numpy, to_torch
@@ -41,17 +41,14 @@ class Store:
     """A complete store, opened by its manifest alone.
 
     It keeps reading the store it opened even when another takes its name meanwhile.
-
-    device_bytes_read: bytes read of the manifest, document, shared and device files.
     """
 
     def __init__(self, path: Path, folder: int) -> None:
         self.path = path
         self._folder = folder
         self._closer = weakref.finalize(self, os.close, folder)
-        self.device_bytes_read = 0
-        self._hosts: weakref.WeakSet[HostSection] = weakref.WeakSet()
-        self._closed_host_bytes = 0
+        self._device_meter = Meter()
+        self._host_meter = Meter()
         self.manifest = self._read_manifest()
 
     @classmethod
@@ -71,7 +68,7 @@ class Store:
         except StoreError as error:
             if not os.path.lexists(path / names.NAME):
                 raise _not_a_store(path) from None
-            raise StoreError(f"{path}: {error}") from None
+            raise type(error)(f"{path}: {error}") from None
 
     def close(self) -> None:
         """Give the descriptors back; host sections that are still in use keep theirs."""
@@ -84,9 +81,14 @@ class Store:
         self.close()
 
     @property
+    def device_bytes_read(self) -> int:
+        """Bytes read of the manifest, document, shared and device files so far."""
+        return self._device_meter.bytes
+
+    @property
     def host_bytes_read(self) -> int:
         """Bytes read of host files so far."""
-        return self._closed_host_bytes + sum(host.bytes_read for host in self._hosts)
+        return self._host_meter.bytes
 
     def document(self) -> dict[str, npt.NDArray[Any]]:
         """Token tables: `ids` int32, `starts`, `ends`, `source`, each [N]. Texts: see `text`.
@@ -97,7 +99,6 @@ class Store:
         file = self._open(names.DOCUMENT)
         tables = [name for name in file.header.tensors if not name.startswith("text.")]
         result = {name: to_numpy(file.tensor_bytes(name), file.info(name)) for name in tables}
-        self.device_bytes_read += file.bytes_read
         file.close()
         return result
 
@@ -109,7 +110,6 @@ class Store:
         """
         file = self._open(names.DOCUMENT)
         data = file.tensor_bytes(f"text.{source}").tobytes()
-        self.device_bytes_read += file.bytes_read
         file.close()
         try:
             return data.decode("utf-8", "surrogatepass")
@@ -140,33 +140,33 @@ class Store:
             StoreError: no such window, missing or damaged.
         """
         self._check_window(window)
-        section = HostSection(
-            self._open(names.host_file(window)), self.manifest.windows[window].spans
-        )
-        self._hosts.add(section)
-        return section
+        file = self._open(names.host_file(window), self._host_meter)
+        return HostSection(file, self.manifest.windows[window].spans)
 
     def size(self) -> int:
         """Bytes of all files that the file system has below the store."""
-        return sum(found.st_size for _, found in walk(self._folder) if not _is_folder(found))
+        sizes = (found.st_size for _, found in walk(self._folder) if not _is_folder(found))
+        try:
+            return sum(sizes)
+        except OSError as error:
+            raise StoreError(f"{self.path} cannot be measured: {error.strerror}") from None
 
     def verify(self, progress: Progress | None = None) -> list[str]:
         """Check every byte and every table. One line per damage; [] when the store is sound."""
         return damages(self._folder, self.manifest, progress or Silent())
 
-    def _open(self, name: str) -> StoreFile:
+    def _open(self, name: str, meter: Meter | None = None) -> StoreFile:
         try:
-            return StoreFile(self._folder, name, self.manifest.files[name])
+            entry = self.manifest.files[name]
+            return StoreFile(self._folder, name, entry, meter or self._device_meter)
         except StoreError as error:
             raise StoreError(f"{self.path}: {error}") from None
 
     def _load(self, name: str) -> dict[str, torch.Tensor]:
         try:
-            tensors, count = _load_torch(self._open(name))
+            return _load_torch(self._open(name))
         except StoreError as error:
             raise StoreError(f"{self.path}: {error}") from None
-        self.device_bytes_read += count
-        return tensors
 
     def _check_window(self, window: int) -> None:
         count = len(self.manifest.windows)
@@ -178,8 +178,8 @@ class Store:
         with os.fdopen(descriptor, "rb") as file:
             data = file.read(names.MAX_BYTES + 1)
         if len(data) > names.MAX_BYTES:
-            raise StoreError("the manifest is damaged (it is far too long)")
-        self.device_bytes_read += len(data)
+            raise DamagedManifestError("the manifest is damaged (it is far too long)")
+        self._device_meter.add(len(data))
         return from_bytes(data)
 
 
@@ -201,7 +201,7 @@ def load_file(folder: Path, name: str, entry: FileEntry) -> dict[str, torch.Tens
     """
     descriptor = open_folder(folder)
     try:
-        return _load_torch(StoreFile(descriptor, name, entry))[0]
+        return _load_torch(StoreFile(descriptor, name, entry))
     finally:
         os.close(descriptor)
 
@@ -231,8 +231,8 @@ def recover(path: Path) -> None:
             lock.release()
 
 
-def _load_torch(file: StoreFile) -> tuple[dict[str, torch.Tensor], int]:
-    """Every tensor of a file and the bytes read for them: one read, then one check per tensor."""
+def _load_torch(file: StoreFile) -> dict[str, torch.Tensor]:
+    """Every tensor of a file: one read of all data, one check per tensor, views of one buffer."""
     import torch
 
     first, last = file.header.data_start, file.header.data_end
@@ -245,7 +245,7 @@ def _load_torch(file: StoreFile) -> tuple[dict[str, torch.Tensor], int]:
         file.check(name, data[start:end])
         tensors[name] = to_torch(buffer[start:end], info)
     file.close()
-    return tensors, file.bytes_read
+    return tensors
 
 
 def _is_folder(found: os.stat_result) -> bool:

@@ -8,47 +8,73 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import numpy as np
+import xxhash
 
 from engine import manifest as names
+from engine.container import span_checksum
 from engine.errors import StoreError
-from engine.store.files import StoreFile
-from engine.store.host import table_fault
+from engine.store.files import BLOCK, StoreFile
+from engine.store.host import HostSection
 from engine.store.tensors import to_numpy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from engine.manifest import Manifest
     from engine.types import Progress
 
 
+_DEEPEST = 50
+
+
 def damages(folder: int, manifest: Manifest, progress: Progress) -> list[str]:
     """One line per damage of the store whose folder is open as `folder`; [] when sound."""
-    found = list(strangers(folder, manifest))
+    try:
+        found = list(strangers(folder, manifest))
+    except StoreError as error:
+        found = [str(error)]
+    except OSError as error:
+        found = [f"the folder cannot be listed: {error.strerror}"]
     progress.start("verify", sum(entry.bytes for entry in manifest.files.values()), "bytes")
     for name, entry in sorted(manifest.files.items()):
         try:
-            file = StoreFile(folder, name, entry)
+            with closing(StoreFile(folder, name, entry)) as file:
+                progress.advance(file.header.data_start)
+                found += _tensor_damages(file, manifest, progress.advance)
         except StoreError as error:
             found.append(str(error))
-            continue
-        try:
-            broken = list(file.damaged_tensors(progress.advance))
-            found += [f"{name} is damaged in tensor {tensor!r}" for tensor in broken]
-            if not broken:
-                found += [f"{name}: {fault}" for fault in _faults(file, name, manifest)]
-        except StoreError as error:
-            found.append(str(error))
-        finally:
-            file.close()
     return found
 
 
+def contradictions(folder: int, manifest: Manifest) -> Iterator[str]:
+    """Tables that do not fit the manifest. Reads the tables, not the codes.
+
+    Raises:
+        StoreError: a table is damaged.
+    """
+    with closing(StoreFile(folder, names.DOCUMENT, manifest.files[names.DOCUMENT])) as file:
+        yield from _document_faults(file, manifest)
+    for index in range(len(manifest.windows)):
+        name = names.host_file(index)
+        with closing(StoreFile(folder, name, manifest.files[name])) as file:
+            section = HostSection(file, manifest.windows[index].spans)
+            for layer in section.layers:
+                yield from _layer_faults(section, layer, manifest)
+
+
 def walk(folder: int, below: str = "") -> Iterator[tuple[str, os.stat_result]]:
-    """Everything below an open folder as (name, lstat), folders included, links not followed."""
+    """Everything below an open folder as (name, lstat), folders included, links not followed.
+
+    Raises:
+        StoreError: folders are nested deeper than any store's.
+        OSError: a folder cannot be read.
+    """
+    if below.count("/") > _DEEPEST:
+        raise StoreError(f"folders are nested too deeply at {below[:80]!r}")
     with os.scandir(folder) as entries:
         listed = sorted(entries, key=lambda entry: entry.name)
     for entry in listed:
@@ -74,13 +100,60 @@ def strangers(folder: int, manifest: Manifest) -> Iterator[str]:
             yield f"{name} does not belong to the store"
 
 
-def _faults(file: StoreFile, name: str, manifest: Manifest) -> Iterator[str]:
-    """Tables that contradict the manifest although their bytes are as written."""
-    if name == names.DOCUMENT:
-        yield from _document_faults(file, manifest)
-    for index, window in enumerate(manifest.windows):
-        if name == names.host_file(index):
-            yield from _host_faults(file, window.spans, manifest.model.kv_heads)
+def _tensor_damages(
+    file: StoreFile, manifest: Manifest, advance: Callable[[int], None]
+) -> Iterator[str]:
+    """Every damage of one file whose header is sound; reads each byte of codes once."""
+    hosts = {names.host_file(index): window for index, window in enumerate(manifest.windows)}
+    if file.name not in hosts:
+        broken = [name for name in file.header.tensors if file.is_damaged(name, advance)]
+        yield from (f"{file.name} is damaged in tensor {name!r}" for name in broken)
+        if not broken and file.name == names.DOCUMENT:
+            yield from _document_faults(file, manifest)
+        return
+    section = HostSection(file, hosts[file.name].spans)
+    for layer in section.layers:
+        try:
+            yield from _layer_faults(section, layer, manifest)
+            yield from _code_damages(file, section, layer, advance)
+        except StoreError as error:
+            yield str(error)
+
+
+def _code_damages(
+    file: StoreFile, section: HostSection, layer: int, advance: Callable[[int], None]
+) -> Iterator[str]:
+    """Check the codes of one layer as a whole and record by record, in one pass."""
+    bounds, sums = section.tables(layer)
+    whole = xxhash.xxh3_128()
+    sound = True
+    span = 0
+    while span < section.spans:
+        reach = int(np.searchsorted(bounds, bounds[span] + BLOCK, side="right")) - 1
+        last = max(span + 1, reach)
+        data = file.read(int(bounds[span]), int(bounds[last])).data
+        whole.update(data)
+        advance(len(data))
+        for index in range(span, last):
+            record = data[bounds[index] - bounds[span] : bounds[index + 1] - bounds[span]]
+            if span_checksum(record) != int(sums[index]):
+                sound = False
+                yield f"{file.name} is damaged in layer {layer}, span {index}"
+        span = last
+    if sound and whole.hexdigest() != file.entry.tensors[f"{layer}.codes"]:
+        yield f"{file.name} is damaged in tensor '{layer}.codes'"
+
+
+def _layer_faults(section: HostSection, layer: int, manifest: Manifest) -> Iterator[str]:
+    expected = section.spans * manifest.model.kv_heads + 1
+    found = section.offset_count(layer)
+    if found != expected:
+        yield (
+            f"{section.name}: layer {layer} has {found} offsets where "
+            f"{section.spans} spans of {manifest.model.kv_heads} KV heads have {expected}"
+        )
+    if layer >= manifest.model.layers:
+        yield f"{section.name}: layer {layer} of a model with {manifest.model.layers}"
 
 
 def _document_faults(file: StoreFile, manifest: Manifest) -> Iterator[str]:
@@ -88,34 +161,26 @@ def _document_faults(file: StoreFile, manifest: Manifest) -> Iterator[str]:
     for name in ("ids", "starts", "ends", "source"):
         info = file.info(name)
         if info.shape != (manifest.tokens,) or info.dtype not in ("I32", "I64"):
-            yield f"{name} is {info.dtype} {info.shape} for {manifest.tokens} tokens"
+            yield f"{file.name}: {name} is {info.dtype} {info.shape} for {manifest.tokens} tokens"
             return
         tables[name] = to_numpy(file.tensor_bytes(name), info).astype(np.int64)
     source, starts, ends = tables["source"], tables["starts"], tables["ends"]
     if ((source < 0) | (source >= len(manifest.sources))).any():
-        yield "tokens of a source that does not exist"
+        yield f"{file.name}: tokens of a source that does not exist"
         return
     chars = np.array([entry.chars for entry in manifest.sources], dtype=np.int64)
     if ((starts < 0) | (ends < starts) | (ends > chars[source])).any():
-        yield "tokens that leave their text"
+        yield f"{file.name}: tokens that leave their text"
     if (tables["ids"] < 0).any():
-        yield "negative token ids"
+        yield f"{file.name}: negative token ids"
     for index, entry in enumerate(manifest.sources):
-        text = file.tensor_bytes(f"text.{index}").tobytes().decode("utf-8", "surrogatepass")
+        try:
+            text = file.tensor_bytes(f"text.{index}").tobytes().decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError:
+            yield f"{file.name}: text.{index} is not UTF-8"
+            continue
         if len(text) != entry.chars:
-            yield f"text.{index} has {len(text)} characters where the manifest says {entry.chars}"
-
-
-def _host_faults(file: StoreFile, spans: int, kv_heads: int) -> Iterator[str]:
-    layers = {name.split(".")[0] for name in file.header.tensors}
-    for layer in sorted(layers):
-        parts = [file.info(f"{layer}.{part}") for part in ("offsets", "check", "codes")]
-        offsets, sums = (
-            to_numpy(file.tensor_bytes(f"{layer}.{part}"), info)
-            for part, info in zip(("offsets", "check"), parts, strict=False)
-        )
-        fault = table_fault(offsets, sums, parts[2].bytes, spans)
-        if not fault and offsets.size != spans * kv_heads + 1:
-            fault = f"{offsets.size} offsets for {spans} spans of {kv_heads} KV heads"
-        if fault:
-            yield f"layer {layer}: {fault}"
+            yield (
+                f"{file.name}: text.{index} has {len(text)} characters "
+                f"where the manifest says {entry.chars}"
+            )

@@ -7,14 +7,11 @@ after the last promised piece. What it is not: it decides nothing about the docu
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Self
-
-import numpy as np
 
 from engine import container
 from engine.errors import StoreError
@@ -33,10 +30,21 @@ from engine.manifest import (
     host_file,
 )
 from engine.store.disk import Disk
-from engine.store.files import StoreFile, open_folder
 from engine.store.lock import Lock
+from engine.store.pieces import (
+    DOCUMENT_KEY,
+    SHARED_KEY,
+    all_sound,
+    chunk_file,
+    chunk_key,
+    is_chunk,
+    refuse_contradictions,
+    remove_strangers,
+    window_key,
+)
 from engine.store.reader import load_file, read_manifest
-from engine.store.tensors import to_block, to_blocks
+from engine.store.records import with_span_checks
+from engine.store.tensors import to_blocks
 from engine.store.work import (
     PUBLISH,
     Journal,
@@ -75,11 +83,13 @@ class StoreWriter:
         lock: Lock,
         journal: Journal,
         disk: Disk,
-        base: Manifest | None,
         *,
+        base: Manifest | None = None,
+        replaces: bool = False,
         published: bool = False,
     ) -> None:
         self._places = places
+        self._replaces = replaces
         # A run that died between publishing and cleaning is repeated as if it had all to do:
         # every piece is found done, in the store itself.
         self._published = published
@@ -89,6 +99,7 @@ class StoreWriter:
         self._disk = disk
         self._base = base
         self._sound: dict[str, bool] = {}
+        self._inherited: set[str] = set()
         self.seconds = 0.0
 
     # -- beginning and ending
@@ -145,32 +156,37 @@ class StoreWriter:
                 finish_exchange(places, disk)
                 journal = published_journal(places, disk, job)
                 if journal is not None:
-                    return cls(places, lock, journal, disk, None, published=True)
+                    return cls(places, lock, journal, disk, published=True)
                 if append:
                     base = read_manifest(places.target)
                     journal = open_work(places, disk, job, container.checksum(base.to_bytes()))
-                    writer = cls(places, lock, journal, disk, base)
+                    writer = cls(places, lock, journal, disk, base=base, replaces=True)
                     writer._take_over(base)
                     return writer
                 if not overwrite:
                     _refuse_existing(places.target)
                 elif places.target.exists():
                     _refuse_foreign(places.target)
-                return cls(places, lock, open_work(places, disk, job, ""), disk, None)
+                journal = open_work(places, disk, job, "")
+                return cls(places, lock, journal, disk, replaces=overwrite)
         except BaseException:
             lock.release()
             raise
 
     def close(self) -> None:
         """End without publishing: finished pieces stay for the next run of the same job."""
-        if self._published or not self._journal.entries:
-            clear_work(self._places, self._disk)
-        self._lock.release()
+        try:
+            if self._published or set(self._journal.entries) <= self._inherited:
+                clear_work(self._places, self._disk)
+        finally:
+            self._lock.release()
 
     def abort(self) -> None:
         """End and throw the finished pieces away."""
-        clear_work(self._places, self._disk)
-        self._lock.release()
+        try:
+            clear_work(self._places, self._disk)
+        finally:
+            self._lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -190,13 +206,13 @@ class StoreWriter:
 
         Raises:
             StoreError: the disk refuses.
-            ValueError: a table is missing.
+            ValueError: a table is missing, or they differ in length.
         """
-        missing = [name for name in DOCUMENT_TABLES if name not in tensors]
-        if missing:
-            raise ValueError(f"the document lacks {missing}")
+        shapes = {tuple(tensors[name].shape) if name in tensors else () for name in DOCUMENT_TABLES}
+        if len(shapes) != 1 or len(shapes.pop()) != 1:
+            raise ValueError(f"the document needs {', '.join(DOCUMENT_TABLES)}, all [N]")
         with self._timed():
-            self._put_files("document", {DOCUMENT: tensors}, {})
+            self._put_files(DOCUMENT_KEY, {DOCUMENT: tensors}, {})
 
     def put_shared(self, tensors: Mapping[str, Array]) -> None:
         """Write the tensors that all windows share.
@@ -208,19 +224,19 @@ class StoreWriter:
         if self._base is not None:
             raise StoreError("shared tensors cannot change while a store is appended to")
         with self._timed():
-            self._put_files("shared", {SHARED: tensors}, {})
+            self._put_files(SHARED_KEY, {SHARED: tensors}, {})
 
     def shared(self) -> dict[str, torch.Tensor] | None:
         """The shared tensors if they are written, on the CPU; None if they are not."""
         with self._timed():
-            if not self._is_sound("shared"):
+            if not self._is_sound(SHARED_KEY):
                 return None
-            return self._load("shared", SHARED)
+            return self._load(SHARED_KEY, SHARED)
 
     def window_done(self, index: int) -> bool:
         """Whether this window is written, now or by an earlier run, and sound to the last byte."""
         with self._timed():
-            return self._is_sound(_window_key(index))
+            return self._is_sound(window_key(index))
 
     def put_window(
         self,
@@ -243,7 +259,7 @@ class StoreWriter:
         with self._timed():
             checked = with_span_checks(host, entry.spans)
             files = {device_file(index): device, host_file(index): checked}
-            key = _window_key(index)
+            key = window_key(index)
             self._put_files(key, files, asdict(entry), drops=self._chunk_keys(index))
 
     def put_chunk(self, window: int, chunk: int, tensors: Mapping[str, Array]) -> None:
@@ -255,19 +271,19 @@ class StoreWriter:
         Raises:
             StoreError: the disk refuses.
         """
-        key = _chunk_key(window, chunk)
+        key = chunk_key(window, chunk)
         with self._timed():
-            self._put_files(key, {_chunk_file(key): tensors}, {})
+            self._put_files(key, {chunk_file(key): tensors}, {})
 
     def chunks(self, window: int) -> list[dict[str, torch.Tensor]]:
         """The chunks of a window that are complete and sound, from the first to the first gap."""
         found = []
         with self._timed():
             for chunk in range(len(self._chunk_keys(window))):
-                key = _chunk_key(window, chunk)
+                key = chunk_key(window, chunk)
                 if not self._is_sound(key):
                     break
-                found.append(self._load(key, _chunk_file(key)))
+                found.append(self._load(key, chunk_file(key)))
         return found
 
     def publish(
@@ -294,10 +310,12 @@ class StoreWriter:
             return read_manifest(self._places.target)
         entries = self._journal.entries
         count = sum(key.startswith("window ") for key in entries)
-        needed = ["document", "shared", *(_window_key(index) for index in range(count))]
-        missing = [key for key in needed if key not in entries]
-        if missing:
-            raise StoreError(f"the store is not complete: {missing[0]} was never written")
+        needed = [DOCUMENT_KEY, SHARED_KEY, *(window_key(index) for index in range(count))]
+        for key in needed:
+            if key not in entries:
+                raise StoreError(f"the store is not complete: {key} was never written")
+            if not self._is_sound(key):
+                raise StoreError(f"{key} was damaged since it was written: run the command again")
         manifest = Manifest(
             creator=creator,
             model=model,
@@ -311,7 +329,7 @@ class StoreWriter:
             window_tokens=window_tokens,
             sources=sources,
             windows=tuple(
-                WindowEntry(**entries[_window_key(index)]["window"]) for index in range(count)
+                WindowEntry(**entries[window_key(index)]["window"]) for index in range(count)
             ),
             files={
                 name: file_from_json(value)
@@ -321,6 +339,7 @@ class StoreWriter:
         )
         data = manifest.to_bytes()
         with self._timed(), disk_errors(str(self._places.target)):
+            refuse_contradictions(self._places.store, manifest)
             self._publish(data, set(manifest.files))
         return from_bytes(data)
 
@@ -328,12 +347,14 @@ class StoreWriter:
 
     def _publish(self, manifest: bytes, names: set[str]) -> None:
         places, disk = self._places, self._disk
-        _remove_strangers(places.store, names, disk)
+        remove_strangers(places.store, names, disk)
         disk.write_file(places.draft, [manifest])
         disk.rename(places.draft, places.store / NAME)
         for folder in (places.store / WINDOWS, places.store, places.work):
             disk.sync_folder(folder)
         self._journal.add(PUBLISH, {"manifest": container.checksum(manifest)})
+        if not self._replaces:
+            _refuse_existing(places.target)
         if not places.target.exists():
             disk.rename(places.store, places.target)
         elif not disk.exchange(places.store, places.target):
@@ -373,16 +394,17 @@ class StoreWriter:
                 )
             self._journal.add(key, {"files": written, "window": window}, drops)
             for chunk in drops:
-                self._disk.unlink(self._place(chunk) / _chunk_file(chunk))
+                self._disk.unlink(self._place(chunk) / chunk_file(chunk))
         self._sound[key] = True
 
     def _take_over(self, base: Manifest) -> None:
         """Link the windows and shared tensors of the store that is appended to."""
-        pieces: dict[str, tuple[list[str], dict[str, Any]]] = {"shared": ([SHARED], {})}
+        pieces: dict[str, tuple[list[str], dict[str, Any]]] = {SHARED_KEY: ([SHARED], {})}
         for index, window in enumerate(base.windows):
             names = [device_file(index), host_file(index)]
-            pieces[_window_key(index)] = (names, asdict(window))
+            pieces[window_key(index)] = (names, asdict(window))
         for key, (names, fields) in pieces.items():
+            self._inherited.add(key)
             if key in self._journal.entries:
                 continue
             for name in names:
@@ -391,13 +413,19 @@ class StoreWriter:
             files = {name: asdict(base.files[name]) for name in names}
             self._disk.sync_folder(self._places.store / WINDOWS)
             self._disk.sync_folder(self._places.store)
-            self._journal.add(key, {"files": files, "window": fields})
+            piece = {"files": files, "window": fields}
+            if not all_sound(self._places.store, piece):
+                raise StoreError(
+                    f"{self._places.target} is damaged, so nothing is appended: see sekv verify"
+                )
+            self._journal.add(key, piece)
+            self._sound[key] = True
 
     def _is_sound(self, key: str) -> bool:
         """Whether a promised piece still has every byte; what has not is made anew."""
         if key not in self._sound:
             entry = self._journal.entries.get(key)
-            self._sound[key] = entry is not None and _all_sound(self._place(key), entry)
+            self._sound[key] = entry is not None and all_sound(self._place(key), entry)
             if entry is not None and not self._sound[key]:
                 with disk_errors(str(self._places.target)):
                     self._journal.drop(key)
@@ -408,7 +436,7 @@ class StoreWriter:
         return load_file(self._place(key), name, entry)
 
     def _place(self, key: str) -> Path:
-        return self._places.chunks if key.startswith("chunk ") else self._folder
+        return self._places.chunks if is_chunk(key) else self._folder
 
     def _chunk_keys(self, window: int) -> tuple[str, ...]:
         start = f"chunk {window} "
@@ -423,68 +451,6 @@ class StoreWriter:
             self.seconds += time.perf_counter() - begun
 
 
-def with_span_checks(host: Mapping[str, Array], spans: int) -> dict[str, Array]:
-    """Add `{layer}.check` to every layer of a host section: the xxh3_64 of each span's bytes.
-
-    Args:
-        host: `{layer}.codes` uint8 [bytes] and `{layer}.offsets` int64 [S*Hkv+1].
-        spans: S.
-    Raises:
-        ValueError: names, dtypes, lengths or offsets that do not belong together.
-    """
-    layers = {name.removesuffix(".codes") for name in host if name.endswith(".codes")}
-    if set(host) != {f"{layer}.{part}" for layer in layers for part in ("codes", "offsets")}:
-        raise ValueError("a host section has codes and offsets per layer and nothing else")
-    result: dict[str, Array] = dict(host)
-    for layer in sorted(layers):
-        codes, offsets = to_block(host[f"{layer}.codes"]), to_block(host[f"{layer}.offsets"])
-        table = np.frombuffer(offsets.data, dtype="<i8") if offsets.dtype == "I64" else None
-        if table is None or codes.dtype != "U8" or len(codes.shape) != 1:
-            raise ValueError(f"layer {layer}: codes must be uint8 [bytes], offsets int64")
-        heads, rest = divmod(table.size - 1, spans) if spans else (0, table.size - 1)
-        if rest or (spans and not heads) or table[0] != 0 or table[-1] != len(codes.data):
-            raise ValueError(f"layer {layer}: offsets do not fit {spans} spans and their codes")
-        if (np.diff(table) < 0).any():
-            raise ValueError(f"layer {layer}: offsets must not fall")
-        bounds = table[:: heads or 1].tolist()
-        sums = [
-            container.span_checksum(codes.data[start:end])
-            for start, end in itertools.pairwise(bounds)
-        ]
-        result[f"{layer}.check"] = np.array(sums, dtype="<u8").view("<i8")
-    return result
-
-
-def _window_key(index: int) -> str:
-    return f"window {index}"
-
-
-def _chunk_key(window: int, chunk: int) -> str:
-    return f"chunk {window} {chunk}"
-
-
-def _chunk_file(key: str) -> str:
-    _, window, chunk = key.split(" ")
-    return f"{int(window):05d}-{int(chunk):06d}.safetensors"
-
-
-def _all_sound(folder: Path, entry: dict[str, Any]) -> bool:
-    """Whether every file of a piece has every byte that was promised."""
-    descriptor = open_folder(folder)
-    try:
-        for name, value in entry["files"].items():
-            file = StoreFile(descriptor, name, file_from_json(value))
-            damaged = next(file.damaged_tensors(lambda done: None), None)
-            file.close()
-            if damaged is not None:
-                return False
-    except StoreError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
-
-
 def _refuse_existing(target: Path) -> None:
     if os.path.lexists(target):
         raise StoreError(f"{target} exists: choose another name with -o, or pass --overwrite")
@@ -494,10 +460,3 @@ def _refuse_foreign(target: Path) -> None:
     """Only a store, even a damaged one, is ever overwritten."""
     if not (target / NAME).is_file():
         raise StoreError(f"{target} is no store, so it is not overwritten: choose another name")
-
-
-def _remove_strangers(folder: Path, names: set[str], disk: Disk) -> None:
-    """Remove files that no piece names, such as those of a write that failed."""
-    for path in sorted(folder.rglob("*")):
-        if not path.is_dir() and path.relative_to(folder).as_posix() not in names:
-            disk.unlink(path)

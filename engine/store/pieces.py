@@ -1,0 +1,86 @@
+"""The pieces a store is made of while it is written: their names and whether they are sound.
+
+What it is: the keys of the journal and the files behind them. What it is not: it writes nothing
+but the removal of files that no piece names.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import StoreError
+from engine.store.files import StoreFile, open_folder
+from engine.store.verify import contradictions
+from engine.store.work import file_from_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from engine.manifest import Manifest
+    from engine.store.disk import Disk
+
+DOCUMENT_KEY = "document"
+SHARED_KEY = "shared"
+
+
+def window_key(index: int) -> str:
+    """The key of a window."""
+    return f"window {index}"
+
+
+def chunk_key(window: int, chunk: int) -> str:
+    """The key of a chunk of raw prefill state."""
+    return f"chunk {window} {chunk}"
+
+
+def is_chunk(key: str) -> bool:
+    """Whether a key names a chunk, of any window."""
+    return key.startswith("chunk ")
+
+
+def chunk_file(key: str) -> str:
+    """Name of the file of a chunk in the folder of chunks."""
+    _, window, chunk = key.split(" ")
+    return f"{int(window):05d}-{int(chunk):06d}.safetensors"
+
+
+def all_sound(folder: Path, piece: dict[str, Any]) -> bool:
+    """Whether every file of a promised piece has every byte that was promised."""
+    descriptor = open_folder(folder)
+    try:
+        for name, value in piece["files"].items():
+            with closing(StoreFile(descriptor, name, file_from_json(value))) as file:
+                if any(file.is_damaged(tensor, _no_progress) for tensor in file.header.tensors):
+                    return False
+    except StoreError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def refuse_contradictions(folder: Path, manifest: Manifest) -> None:
+    """Nothing is published whose tables contradict its manifest, whoever is to blame.
+
+    Raises:
+        StoreError: they do.
+    """
+    descriptor = open_folder(folder)
+    try:
+        fault = next(contradictions(descriptor, manifest), "")
+    finally:
+        os.close(descriptor)
+    if fault:
+        raise StoreError(f"the store would contradict itself, so it is not published: {fault}")
+
+
+def remove_strangers(folder: Path, names: set[str], disk: Disk) -> None:
+    """Remove files that no piece names, such as those of a write that failed."""
+    for path in sorted(folder.rglob("*")):
+        if not path.is_dir() and path.relative_to(folder).as_posix() not in names:
+            disk.unlink(path)
+
+
+def _no_progress(done: int) -> None: ...
