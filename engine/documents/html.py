@@ -1,0 +1,244 @@
+"""HTML to text with its block structure kept: paragraphs, lines, table cells.
+
+An event parser fills a `TextBuilder`; no tree is built, so neither size nor
+nesting costs memory. Styles and scripts are dropped, nothing is fetched. The
+same builder serves EPUB, whose chapters are XHTML.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from engine.documents.text import decode
+from engine.documents.types import MAX_CHARS, Extract, Page
+from engine.errors import DocumentError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MAX_DEPTH = 2_000
+"""Deepest nesting of elements. Closing tags search the open ones: without a limit, quadratic."""
+
+_DROPPED = frozenset({"script", "style", "template", "noscript", "svg", "head", "iframe"})
+_PARAGRAPHS = {
+    *("address", "article", "aside", "blockquote", "body", "center", "details", "dialog", "div"),
+    *("dl", "fieldset", "figcaption", "figure", "footer", "form", "h1", "h2", "h3", "h4", "h5"),
+    *("h6", "header", "hr", "main", "nav", "ol", "p", "pre", "section", "ul"),
+}
+_LINES = frozenset({"br", "dd", "dt", "li", "caption", "option", "summary", "legend"})
+_TABLES = {"table": "\n\n", "tr": "\n"}
+_CELLS = frozenset({"td", "th"})
+_HEADINGS = frozenset({"h1", "h2", "h3"})
+_SPACES = re.compile("[ \t\n\r\f]+")
+_CHARSET = re.compile(
+    rb"""<(?:meta\s[^>]*?charset|\?xml\s[^>]*?encoding)\s*=\s*["']?\s*([\w.:-]+)""", re.I
+)
+
+
+class TextBuilder:
+    """Text put together from words and breaks, with the offsets of what was marked.
+
+    Breaks are held back until the next word, so a run of them counts once and a
+    mark stands exactly on the first character of what it names.
+    """
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._parts: list[str] = []
+        self._lines = ""  # the break to come: line ends, then tabs
+        self._tabs = 0
+        self._row_begun = False  # words since the last row or table began or ended
+        self._cell_begun = True  # words since the last cell began
+        self._space = False
+        self._waiting: list[str] = []
+        self.marks: dict[str, int] = {}
+
+    def add(self, words: str, *, exact: bool = False) -> None:
+        """Append words; spaces collapse as a browser would, unless `exact`."""
+        words = words.replace("\xad", "").replace("\xa0", " ")
+        if not exact:
+            words = _SPACES.sub(" ", words)
+            leading, trailing = words.startswith(" "), words.endswith(" ")
+            words = words.strip(" ")
+            if not words:
+                self._space = self._space or leading
+                return
+            if (leading or self._space) and not self._lines and not self._tabs and self.length:
+                words = " " + words
+            self._space = trailing
+        else:
+            if not self.length or self._lines:
+                words = words.lstrip("\n")
+            if not words:
+                return
+        if self.length:
+            self._append(self._lines + "\t" * self._tabs)
+        self._lines, self._tabs = "", 0
+        self._row_begun = self._cell_begun = True
+        self.settle()
+        self._append(words)
+
+    def separate(self, text: str) -> None:
+        """Ask for a break before the next words: "\n\n" outweighs "\n"; at the very
+        beginning of a table cell neither breaks its row."""
+        self._space = False
+        if len(text) > len(self._lines) and self._cell_begun:
+            self._lines = text
+
+    def row(self, text: str) -> None:
+        """Begin or end a row of a table, or the table itself."""
+        if self._row_begun:
+            self._lines = ""  # what a paragraph in the last cell asked for
+        self._tabs, self._row_begun, self._cell_begun = 0, False, True
+        self.separate(text)
+
+    def cell(self, *, first: bool) -> None:
+        """Begin a cell: all but the first of a row ask for a tab."""
+        self._space = self._cell_begun = False
+        if self._row_begun:
+            self._lines = ""
+        self._tabs += not first
+
+    def mark(self, name: str) -> None:
+        """Remember where the next words start; the first use of a name counts."""
+        self._waiting.append(name)
+
+    def settle(self) -> None:
+        """Give the waiting marks the place of whatever comes next."""
+        for name in self._waiting:
+            self.marks.setdefault(name, self.length)
+        self._waiting.clear()
+
+    def text(self) -> str:
+        """Everything so far."""
+        return "".join(self._parts)
+
+    def _append(self, part: str) -> None:
+        self._parts.append(part)
+        self.length += len(part)
+        if self.length > MAX_CHARS:
+            raise DocumentError(f"holds more than {MAX_CHARS:,} characters of text; split it")
+
+
+class _Events:
+    """What the parser calls. Marks ids as "#id" and collects the headings."""
+
+    def __init__(self, builder: TextBuilder, prefix: str) -> None:
+        self._builder = builder
+        self._prefix = prefix
+        self._dropped = 0
+        self._exact = 0
+        self._depth = 0
+        self._row_has_cell = False
+        self._heading: list[str] | None = None
+        self.headings: list[Page] = []
+
+    def start(self, tag: str, attributes: Mapping[str, str]) -> None:
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise DocumentError(
+                f"nests its elements more than {MAX_DEPTH:,} deep; it is no document"
+            )
+        name = attributes.get("id") or attributes.get("name", "")
+        if name:
+            self._builder.mark(f"{self._prefix}#{name}")
+        if tag in _DROPPED:
+            self._dropped += 1
+        self._breaks(tag)
+        if tag == "tr":
+            self._row_has_cell = False
+        elif tag in _CELLS:
+            self._builder.cell(first=not self._row_has_cell)
+            self._row_has_cell = True
+        elif tag == "pre":
+            self._exact += 1
+        elif tag in _HEADINGS and not self._dropped:
+            self._heading = []
+            self._builder.mark(f"{self._prefix}#heading {len(self.headings)}")
+
+    def end(self, tag: str) -> None:
+        self._depth -= 1
+        if tag in _DROPPED:
+            self._dropped -= 1
+        if tag != "br":
+            self._breaks(tag)
+        if tag == "pre":
+            self._exact -= 1
+        elif tag in _HEADINGS and self._heading is not None:
+            label = " ".join("".join(self._heading).split())
+            mark = f"{self._prefix}#heading {len(self.headings)}"
+            if label and mark in self._builder.marks:
+                self.headings.append(Page(label[:200], self._builder.marks[mark]))
+            self._heading = None
+
+    def data(self, words: str) -> None:
+        if self._dropped:
+            return
+        if self._heading is not None:
+            self._heading.append(words.replace("\xad", ""))
+        self._builder.add(words, exact=self._exact > 0)
+
+    def comment(self, words: str) -> None:
+        """Comments are no text."""
+
+    def close(self) -> None:
+        """The parser asks for a result; the builder has it."""
+
+    def _breaks(self, tag: str) -> None:
+        if tag in _TABLES:
+            self._builder.row(_TABLES[tag])
+        elif tag in _PARAGRAPHS:
+            self._builder.separate("\n\n")
+        elif tag in _LINES:
+            self._builder.separate("\n")
+        if tag == "br" and self._heading is not None:
+            self._heading.append(" ")
+
+
+def feed(markup: str, builder: TextBuilder, prefix: str = "") -> list[Page]:
+    """Read one HTML document into `builder`; its h1-h3 headings come back as pages.
+
+    Args:
+        prefix: put before the marks of this document, so that several can share a builder.
+    Raises:
+        DocumentError: nested too deep, or too much text; a predicate without a subject.
+    """
+    from lxml import etree
+
+    events = _Events(builder, prefix)
+    builder.mark(prefix)
+    builder.separate("\n\n")
+    # Bytes with a fixed encoding: the parser would obey a declaration that no longer holds.
+    parser = etree.HTMLParser(target=events, encoding="utf-8")
+    data = markup.encode("utf-8", errors="replace")
+    try:
+        for start in range(0, len(data), 2**16):
+            parser.feed(data[start : start + 2**16])
+        parser.close()
+    except etree.XMLSyntaxError:  # no element at all: what was read stands, perhaps nothing
+        pass
+    builder.separate("\n\n")
+    return events.headings
+
+
+def markup_of(raw: bytes) -> tuple[str, tuple[str, ...]]:
+    """HTML or XHTML bytes as characters, by mark, UTF-8, or its own declaration."""
+    declared = _CHARSET.search(raw[:4096])
+    return decode(raw, declared.group(1).decode("ascii", errors="replace") if declared else "")
+
+
+def load_html(raw: bytes) -> Extract:
+    """One HTML file: text in blocks, sections from its headings of the first three levels."""
+    markup, notes = markup_of(raw)
+    builder = TextBuilder()
+    pages = feed(markup, builder)
+    return Extract(builder.text(), whole(pages), notes)
+
+
+def whole(pages: list[Page]) -> tuple[Page, ...]:
+    """A page table that starts at 0: of pages on one spot the last, innermost one stays."""
+    by_start = {page.start: page for page in sorted(pages, key=lambda page: page.start)}
+    if by_start and 0 not in by_start:
+        return (Page("", 0), *by_start.values())
+    return tuple(by_start.values())

@@ -1,0 +1,351 @@
+"""Markdown, HTML, EPUB and DOCX: blocks of text, sections by name, hostile archives refused."""
+
+from __future__ import annotations
+
+import io
+import random
+import time
+import zipfile
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import engine.documents.archive as archive
+import engine.documents.html as html
+from engine.documents.docx import load_docx
+from engine.documents.epub import load_epub
+from engine.documents.html import load_html
+from engine.documents.text import load_markdown
+from engine.errors import DocumentError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from engine.documents.types import Extract
+
+
+def zipped(members: Mapping[str, str | bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as out:
+        for name, content in members.items():
+            out.writestr(name, content)
+    return buffer.getvalue()
+
+
+def sections(extract: Extract) -> list[tuple[str, str]]:
+    """(label, the first line of the section) of every entry of the table of pages."""
+    return [(page.label, extract.text[page.start :].split("\n")[0]) for page in extract.pages]
+
+
+def refusal(loader: Callable[[bytes], Extract], raw: bytes) -> str:
+    with pytest.raises(DocumentError) as caught:
+        loader(raw)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# Markdown
+
+
+def test_markdown_stays_as_written_and_its_headings_are_sections() -> None:
+    text = (
+        "Preamble\n\n# The *Harbour* & `quay`\n\ntext\n\n```sh\n# a comment, no heading\n```\n\n"
+        "    # indented code\n\nSetext\n======\n\nmore\n\n#### too deep\n\n> # quoted\n\n"
+        "### [Link](http://a.org) ###\nend\n"
+    )
+    extract = load_markdown(text.encode())
+    assert extract.text == text
+    assert sections(extract) == [
+        ("", "Preamble"),
+        ("The Harbour & quay", "# The *Harbour* & `quay`"),
+        ("Setext", "Setext"),
+        ("Link", "### [Link](http://a.org) ###"),
+    ]
+
+
+def test_front_matter_is_no_heading() -> None:
+    extract = load_markdown(b"---\r\ntitle: x\r\ndate: y\r\n---\r\n# One\r\n")
+    assert sections(extract) == [("", "---"), ("One", "# One")]
+
+
+@given(st.text(alphabet="# `~->*[]()\n\tab=", max_size=200))
+def test_every_markdown_section_starts_a_line(text: str) -> None:
+    extract = load_markdown(text.encode())
+    assert extract.text == text
+    for page in extract.pages:
+        assert page.start == 0 or extract.text[page.start - 1] == "\n"
+
+
+# HTML
+
+HARBOUR = """<!DOCTYPE html><html><head><title>no</title><style>p{}</style>
+<script>if (a < b) document.write("no")</script></head><body>
+<!-- no --><h1>The&nbsp;Harbour<br>at  night</h1><p>One   &amp; <b>two</b>, caf&eacute; &#8212;
+three.<p>Hy&shy;phen<br/>line</p><ul><li>first<li>second</ul><div><div>block</div></div>
+<table><tr><th>Ship</th><th>Port</th></tr><tr><td><p>Ida</p></td><td></td><td>Kiel</td></tr>
+<tr><td></td><td>Bremen</td></tr></table>
+<pre>
+  kept
+    as is</pre><h2></h2><h3>End</h3>last<script/></body></html>"""
+
+
+def test_html_keeps_its_blocks_and_drops_what_is_no_text() -> None:
+    extract = load_html(HARBOUR.encode())
+    assert extract.text == (
+        "The Harbour\nat night\n\nOne & two, café — three.\n\nHyphen\nline\n\nfirst\nsecond\n\n"
+        "block\n\nShip\tPort\nIda\t\tKiel\n\tBremen\n\n  kept\n    as is\n\nEnd\n\nlast"
+    )
+    assert sections(extract) == [("The Harbour at night", "The Harbour"), ("End", "End")]
+
+
+def test_html_declares_its_encoding() -> None:
+    page = '<meta http-equiv="Content-Type" content="text/html; charset=koi8-r"><p>Привет'
+    assert load_html(page.encode("koi8-r")).text == "Привет"
+    assert load_html(b'<?xml version="1.0" encoding="iso-8859-1"?><html>caf\xe9').text == "café"
+    assert load_html("<meta charset=latin-1><p>“é”".encode("cp1252")).text == "“é”"
+    assert load_html("<meta charset=nonsense><p>café".encode()).text == "café"
+
+
+def test_deep_nesting_is_refused_and_many_elements_are_not() -> None:
+    assert "nests" in refusal(load_html, b"<div>" * 100_000 + b"x")
+    assert load_html(b"<p>x</p>" * 50_000).text.count("x") == 50_000
+
+
+def test_html_beyond_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(html, "MAX_CHARS", 50)
+    assert "more than 50 characters" in refusal(load_html, b"<p>" + b"words " * 20)
+
+
+@given(st.text(alphabet="<>/!-&;\"'= abphr123\n", max_size=200))
+def test_any_markup_gives_text_with_sections_in_it(markup: str) -> None:
+    extract = load_html(f"<h1>a</h1>{markup}".encode())
+    starts = [page.start for page in extract.pages]
+    assert starts[0] == 0
+    assert starts == sorted(set(starts))
+    assert starts[-1] < len(extract.text)
+
+
+# EPUB
+
+CONTAINER = (
+    '<container xmlns="urn:oasis:names:tc:opendocument:xmlns:container"><rootfiles>'
+    '<rootfile full-path="OPS/book.opf"/></rootfiles></container>'
+)
+XHTML = "application/xhtml+xml"
+
+
+def make_epub(
+    chapters: Mapping[str, str], toc: Mapping[str, str | bytes], manifest: str, spine: str = ""
+) -> bytes:
+    items = "".join(
+        f'<item id="c{at}" href="{name.replace(" ", "%20")}" media-type="{XHTML}"/>'
+        for at, name in enumerate(chapters)
+    )
+    refs = "".join(f'<itemref idref="c{at}"/>' for at in range(len(chapters)))
+    opf = (
+        f'<package xmlns="http://www.idpf.org/2007/opf"><manifest>{items}{manifest}</manifest>'
+        f"<spine {spine}>{refs}</spine></package>"
+    )
+    members = {f"OPS/{name}": content for name, content in chapters.items()}
+    return zipped({"META-INF/container.xml": CONTAINER, "OPS/book.opf": opf, **members, **toc})
+
+
+CHAPTERS = {
+    "b.xhtml": "<html><head><title>no</title></head><body><p>Dedication.</p></body></html>",
+    "a one.xhtml": '<html><body><h1>I</h1><p>Ship&nbsp;ahoy.</p><h2 id="s2">I.2</h2><p>Fog.</p>'
+    "</body></html>",
+    "z.xhtml": "<html><body><h1>II</h1><p>Quay.</p></body></html>",
+}
+NAV = (
+    '<html xmlns="http://www.w3.org/1999/xhtml" xmlns:epub="http://www.idpf.org/2007/ops"><body>'
+    '<nav epub:type="landmarks"><ol><li><a href="z.xhtml">no</a></li></ol></nav>'
+    '<nav epub:type="toc"><ol><li><a href="a%20one.xhtml">Chapter <b>One</b></a><ol><li>'
+    '<a href="a%20one.xhtml#s2">Fog</a></li></ol></li><li><a href="z.xhtml">Chapter Two</a></li>'
+    '<li><a href="gone.xhtml">Gone</a></li></ol></nav></body></html>'
+)
+NCX = (
+    '<!DOCTYPE ncx PUBLIC "-//NISO//DTD ncx 2005-1//EN" "http://www.daisy.org/ncx-2005-1.dtd">'
+    '<ncx xmlns="http://www.daisy.org/z3986/2005/ncx/"><navMap><navPoint><navLabel><text>First'
+    '</text></navLabel><content src="a%20one.xhtml"/><navPoint><navLabel><text>Fog</text>'
+    '</navLabel><content src="a%20one.xhtml#s2"/></navPoint></navPoint></navMap></ncx>'
+)
+NAV_ITEM = f'<item id="nav" href="nav.xhtml" properties="nav" media-type="{XHTML}"/>'
+NCX_ITEM = '<item id="ncx" href="toc.ncx" media-type="application/x-dtbncx+xml"/>'
+
+
+def test_epub_chapters_come_in_spine_order_under_their_names() -> None:
+    extract = load_epub(make_epub(CHAPTERS, {"OPS/nav.xhtml": NAV}, NAV_ITEM))
+    assert extract.text == "Dedication.\n\nI\n\nShip ahoy.\n\nI.2\n\nFog.\n\nII\n\nQuay."
+    assert sections(extract) == [
+        ("", "Dedication."),
+        ("Chapter One", "I"),
+        ("Fog", "I.2"),
+        ("Chapter Two", "II"),
+    ]
+
+
+def test_epub2_contents_and_plain_headings_serve_as_well() -> None:
+    extract = load_epub(make_epub(CHAPTERS, {"OPS/toc.ncx": NCX}, NCX_ITEM, 'toc="ncx"'))
+    assert sections(extract) == [("", "Dedication."), ("First", "I"), ("Fog", "I.2")]
+    for toc in ({}, {"OPS/toc.ncx": "<ncx><broken"}):
+        extract = load_epub(make_epub(CHAPTERS, toc, NCX_ITEM))
+        assert [label for label, _ in sections(extract)] == ["", "I", "I.2", "II"]
+
+
+def test_damaged_and_protected_books_are_refused() -> None:
+    members = {"META-INF/container.xml": CONTAINER}
+    assert "OPS/book.opf is missing" in refusal(load_epub, zipped(members))
+    assert "container.xml is missing" in refusal(load_epub, zipped({"x": ""}))
+    assert "zip archive cannot be read" in refusal(load_epub, b"no zip")
+    locked = (
+        '<encryption xmlns:e="http://www.w3.org/2001/04/xmlenc#"><e:CipherReference '
+        'URI="OPS/{}"/></encryption>'
+    )
+    name = "META-INF/encryption.xml"
+    assert "DRM" in refusal(load_epub, make_epub(CHAPTERS, {name: locked.format("z.xhtml")}, ""))
+    assert load_epub(make_epub(CHAPTERS, {name: locked.format("font.otf")}, "")).text
+
+
+def test_missing_chapters_are_noted() -> None:
+    raw = make_epub(CHAPTERS, {}, "")
+    with zipfile.ZipFile(io.BytesIO(raw)) as book:
+        members = {name: book.read(name) for name in book.namelist() if "z.xhtml" not in name}
+    assert load_epub(zipped(members)).notes == ("1 listed chapters are missing (OPS/z.xhtml)",)
+
+
+# DOCX
+
+W = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
+
+
+def make_docx(body: str, **members: str) -> bytes:
+    document = f'<w:document xmlns:w="{W}" xmlns:mc="urn:mc"><w:body>{body}</w:body></w:document>'
+    others = {f"word/{name}.xml": content for name, content in members.items()}
+    return zipped({"word/document.xml": document, **others})
+
+
+def para(text: str, style: str = "") -> str:
+    head = f'<w:pPr><w:pStyle w:val="{style}"/></w:pPr>' if style else ""
+    return f"<w:p>{head}<w:r><w:t>{text}</w:t></w:r></w:p>"
+
+
+def cell(*paragraphs: str) -> str:
+    return f"<w:tc>{''.join(map(para, paragraphs))}</w:tc>"
+
+
+def row(*cells: str) -> str:
+    return f"<w:tr>{''.join(cells)}</w:tr>"
+
+
+STYLES = (
+    f'<w:styles xmlns:w="{W}"><w:style w:styleId="U1"><w:name w:val="heading 1"/></w:style>'
+    '<w:style w:styleId="Own"><w:name w:val="Mine"/><w:basedOn w:val="U1"/></w:style>'
+    '<w:style w:styleId="Loop"><w:name w:val="L"/><w:basedOn w:val="Loop"/></w:style>'
+    '<w:style w:styleId="U5"><w:name w:val="heading 5"/></w:style></w:styles>'
+)
+
+
+def test_docx_paragraphs_headings_and_tables() -> None:
+    body = (
+        para("The Harbour", "U1")
+        + "<w:p><w:pPr><w:tabs><w:tab w:val='left'/></w:tabs></w:pPr><w:r><w:t>One </w:t><w:tab/>"
+        "<w:t xml:space='preserve'>&amp; two</w:t><w:br/><w:t>line</w:t></w:r><w:r>"
+        "<w:instrText>PAGE</w:instrText></w:r></w:p>"
+        + para("Own style", "Own")
+        + para("Deep", "U5")
+        + para("Loop", "Loop")
+        + f"<w:tbl>{row(cell('Ship'), cell('Port', 'Berth'))}{row(cell('Ida'), cell(''))}</w:tbl>"
+        + f"<w:tbl>{row(cell('framed', 'text'))}</w:tbl>"
+        "<w:p><w:pPr><w:outlineLvl w:val='1'/></w:pPr><w:r><w:t>End</w:t></w:r></w:p><w:p/>"
+    )
+    extract = load_docx(make_docx(body, styles=STYLES))
+    assert extract.text == (
+        "The Harbour\n\nOne \t& two\nline\n\nOwn style\n\nDeep\n\nLoop\n\n"
+        "Ship\tPort Berth\nIda\t\n\nframed\ntext\n\nEnd"
+    )
+    assert [label for label, _ in sections(extract)] == ["The Harbour", "Own style", "End"]
+    assert all(label == line for label, line in sections(extract))
+
+
+def test_docx_reads_each_text_once_and_as_it_stands_now() -> None:
+    body = (
+        "<w:p><w:del><w:r><w:delText>old</w:delText></w:r></w:del><w:ins><w:r><w:t>new</w:t></w:r>"
+        "</w:ins><w:moveFrom><w:r><w:t>moved</w:t></w:r></w:moveFrom></w:p><w:p><mc:AlternateContent>"
+        f"<mc:Choice>{para('box')}</mc:Choice><mc:Fallback>{para('box')}</mc:Fallback>"
+        "</mc:AlternateContent></w:p>"
+    )
+    notes = f'<w:footnotes xmlns:w="{W}"><w:footnote>{para("a note")}</w:footnote></w:footnotes>'
+    extract = load_docx(make_docx(body, footnotes=notes))
+    assert extract.text == "new\n\nbox\n\nFootnotes\n\na note"
+    assert sections(extract) == [("", "new"), ("Footnotes", "Footnotes")]
+
+
+def test_docx_that_is_damaged_is_refused() -> None:
+    assert "word/document.xml is missing" in refusal(load_docx, zipped({"a": "b"}))
+    assert "not valid XML" in refusal(load_docx, zipped({"word/document.xml": "<w:p"}))
+    assert "deep" in refusal(load_docx, make_docx("<w:p>" * 1_500 + "</w:p>" * 1_500))
+
+
+# Hostile archives and XML
+
+
+def test_entities_are_neither_expanded_nor_fetched() -> None:
+    bomb = "<!DOCTYPE d [<!ENTITY a 'ha'>" + "".join(
+        f"<!ENTITY {new} '{f'&{old};' * 50}'>" for old, new in zip("abcdef", "bcdefg", strict=True)
+    )
+    start = time.monotonic()
+    assert "document type" in refusal(
+        load_docx, zipped({"word/document.xml": f"{bomb}]><d>&g;</d>"})
+    )
+    secret = "<!DOCTYPE d [<!ENTITY x SYSTEM 'file:///etc/hostname'>]><rootfile full-path='&x;'/>"
+    assert refusal(load_epub, zipped({"META-INF/container.xml": secret}))
+    assert refusal(
+        load_epub, zipped({"META-INF/container.xml": f"{bomb}]><rootfile>&g;</rootfile>"})
+    )
+    assert load_html(f"{bomb}]><p>&g;".encode()).text.count("ha") == 0
+    assert time.monotonic() - start < 5
+
+
+def test_archives_that_unpack_to_too_much_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = para("x" * 5_000)
+    monkeypatch.setattr(archive, "MAX_MEMBER_BYTES", 4_000)
+    assert "unpacks to more than" in refusal(load_docx, make_docx(body))
+    monkeypatch.setattr(archive, "MAX_MEMBER_BYTES", 10_000)
+    assert load_docx(make_docx(body)).text == "x" * 5_000
+    monkeypatch.setattr(archive, "MAX_TOTAL_BYTES", 500)
+    assert "unpacks to more than" in refusal(load_epub, make_epub(CHAPTERS, {}, ""))
+    monkeypatch.setattr(archive, "MAX_ENTRIES", 2)
+    assert "archive of more than 2 files" in refusal(load_epub, make_epub(CHAPTERS, {}, ""))
+
+
+def test_encrypted_or_oddly_packed_members_are_refused() -> None:
+    raw = bytearray(make_docx(para("x")))
+    central = raw.rindex(b"PK\x01\x02")
+    raw[central + 8] |= 1
+    assert "encrypted" in refusal(load_docx, bytes(raw))
+    raw[central + 8] &= 0xFE
+    raw[central + 10] = 99
+    assert "unknown compression" in refusal(load_docx, bytes(raw))
+
+
+@pytest.mark.parametrize("kind", ["epub", "docx"])
+def test_damaged_archives_never_give_a_traceback(kind: str) -> None:
+    loader = {"epub": load_epub, "docx": load_docx}[kind]
+    good = {
+        "epub": make_epub(CHAPTERS, {"OPS/nav.xhtml": NAV}, NAV_ITEM),
+        "docx": make_docx(para("text") * 5, styles=STYLES),
+    }[kind]
+    rng = random.Random(7)
+    for _ in range(300):
+        raw = bytearray(good)
+        for _ in range(rng.choice((1, 3, 20))):
+            raw[rng.randrange(len(raw))] = rng.randrange(256)
+        cut = bytes(raw[: rng.choice((len(raw), len(raw), rng.randrange(len(raw))))])
+        try:
+            extract = loader(cut)
+        except DocumentError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+        else:
+            assert not extract.pages or extract.pages[0].start == 0
