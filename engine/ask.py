@@ -17,6 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from engine import attention, cite
 from engine.errors import BudgetError
+from engine.manifest import ModelIdentity
 from engine.readers import hf
 from engine.recall import Memory, open_memory
 from engine.store import Store
@@ -30,8 +31,14 @@ MOST_WINDOWS = 8
 class Session:
     """A store open for questions. Use as a context manager."""
 
-    def __init__(self, store: Path, options: AskOptions, progress: Progress):
-        """Load model and store once.
+    def __init__(
+        self,
+        store: Path,
+        options: AskOptions,
+        progress: Progress,
+        reader: hf.Reader | None = None,
+    ):
+        """Load model and store once; `reader` is one already loaded, when there is.
 
         Raises:
             SekvError: a bad option, a damaged store, another model than the store's.
@@ -43,15 +50,8 @@ class Session:
         manifest = self.store.manifest
         document = self.store.document()
         self._store_s = time.perf_counter() - at
-        progress.note(f"loading {manifest.model.id}")
         at = time.perf_counter()
-        name = options.model or ("" if manifest.model.id == "builtin" else manifest.model.id)
-        self.reader = hf.load(
-            name or str(hf.BUILTIN),
-            revision=manifest.model.revision if not options.model else "",
-            device=options.device,
-            dtype=manifest.dtype if options.dtype == "auto" else options.dtype,
-        )
+        self.reader = reader or _load_reader(manifest.model, manifest.dtype, options, progress)
         self._model_s = time.perf_counter() - at
         at = time.perf_counter()
         self.memory: Memory = open_memory(
@@ -273,6 +273,20 @@ class _Speaker(BaseStreamer):
     def _text(self, tokens: list[int]) -> str:
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
         return text.strip()
+
+
+def _load_reader(
+    model: ModelIdentity, dtype: str, options: AskOptions, progress: Progress
+) -> hf.Reader:
+    """The reader that a store names, or the one the options put in its place."""
+    progress.note(f"loading {model.id}")
+    own = "" if model.id == "builtin" else model.id
+    return hf.load(
+        options.model or own or str(hf.BUILTIN),
+        revision="" if options.model else model.revision,
+        device=options.device,
+        dtype=dtype if options.dtype == "auto" else options.dtype,
+    )
 
 
 def _check(options: AskOptions) -> None:

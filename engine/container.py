@@ -190,7 +190,9 @@ def parse(header: Bytes, file_bytes: int) -> Header:
     position = start
     for name, info in ordered.items():
         if info.start != position:
-            raise StoreError(f"has a damaged header (hole or overlap before {name!r})")
+            raise StoreError(f"has a damaged header (hole or overlap before {name[:80]!r})")
+        if (info.start - start) % ITEM_BYTES[info.dtype]:
+            raise StoreError(f"has a header of another program ({name[:80]!r} is not aligned)")
         position = info.end
     if position != file_bytes:
         raise StoreError(f"holds {file_bytes} bytes where its header says {position}")

@@ -85,10 +85,12 @@ def ingest(
     options: IngestOptions,
     progress: Progress,
     stdin: BinaryIO | None = None,
+    reader: Reader | None = None,
 ) -> IngestReport:
     """Read the sources into a store.
 
     Args:
+        reader: one already loaded for this model, when there is.
         paths: files, or "-" for `stdin`.  target: None for `<first source's stem>.sekv`.
     Raises:
         SekvError: one line that says what is wrong. Nothing appears under the target's name
@@ -117,7 +119,9 @@ def ingest(
     )
     if len(tokens.ids) < 2:
         raise DocumentError(f"{paths[0]}: hardly any text; nothing to read")
-    reader = hf.load(name, revision=options.revision, device=options.device, dtype=options.dtype)
+    reader = reader or hf.load(
+        name, revision=options.revision, device=options.device, dtype=options.dtype
+    )
     with StoreWriter.begin(
         target, _job(document, windows, reader, recipe, options), overwrite=options.overwrite
     ) as writer:

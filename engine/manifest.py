@@ -31,13 +31,12 @@ MAX_BYTES = 1 << 30
 LARGEST = 1 << 53
 """Numbers stay below this, so that every JSON reader in the world reads the same number."""
 
+DEEPEST = 64
+"""Levels of nesting that settings and prompts may have."""
+
 _ZEROS = "0" * 32
 _HEX = re.compile(r"[0-9a-f]{1,128}")
 _CHECKSUM = re.compile(r"[0-9a-f]{32}")
-
-
-class DamagedManifestError(StoreError):
-    """The manifest is not what was once written."""
 
 
 def device_file(window: int) -> str:
@@ -165,16 +164,16 @@ def from_bytes(data: bytes) -> Manifest:
     try:
         plain = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError):
-        raise DamagedManifestError("the manifest is damaged (not JSON)") from None
+        raise StoreError("the manifest is damaged (not JSON)") from None
     if not isinstance(plain, dict):
-        raise DamagedManifestError("the manifest is damaged (not a table)")
+        raise StoreError("the manifest is damaged (not a table)")
     _check_format(plain)
     stated = plain.pop("checksum", None)
     if not isinstance(stated, str) or not _CHECKSUM.fullmatch(stated):
-        raise DamagedManifestError("the manifest is damaged (no checksum)")
+        raise StoreError("the manifest is damaged (no checksum)")
     member = _member(stated)
     if data.count(member) != 1 or checksum(data.replace(member, _member(_ZEROS))) != stated:
-        raise DamagedManifestError("the manifest is damaged (its checksum differs)")
+        raise StoreError("the manifest is damaged (its checksum differs)")
     return from_json(plain)
 
 
@@ -210,7 +209,7 @@ def from_json(plain: object) -> Manifest:
 def _check_format(plain: dict[str, Any]) -> None:
     version = plain.get("format")
     if type(version) is not int or version < 1:
-        raise DamagedManifestError("the manifest is damaged (no format version)")
+        raise StoreError("the manifest is damaged (no format version)")
     if version > FORMAT:
         raise StoreError(
             f"the store has format {version}, this sekv reads format {FORMAT}: "
@@ -340,29 +339,27 @@ class _Table:
         return [(name, self.table(name)) for name in self.values]
 
     def free(self, name: str) -> dict[str, Any]:
-        """A table whose members are somebody else's: any finite JSON."""
+        """A table whose members are somebody else's: any finite JSON of few levels."""
         value = self.table(name).values
-        try:
-            finite = _finite(value)
-        except RecursionError:
-            finite = False
-        if not finite:
+        if not _is_plain(value):
             raise _damaged(self.place + name)
         return value
 
 
-def _finite(value: object) -> bool:
+def _is_plain(value: object, levels: int = DEEPEST) -> bool:
+    """Whether a value is finite JSON, nested no deeper than this."""
     if isinstance(value, dict):
-        return all(isinstance(key, str) and _finite(item) for key, item in value.items())
+        named = all(isinstance(key, str) for key in value)
+        return levels > 0 and named and all(_is_plain(item, levels - 1) for item in value.values())
     if isinstance(value, list):
-        return all(_finite(item) for item in value)
+        return levels > 0 and all(_is_plain(item, levels - 1) for item in value)
     if isinstance(value, float):
         return math.isfinite(value)
     return value is None or isinstance(value, str | int)
 
 
 def _damaged(place: str) -> StoreError:
-    return DamagedManifestError(f"the manifest is damaged (wrong or missing: {place[:120]})")
+    return StoreError(f"the manifest is damaged (wrong or missing: {place[:120]})")
 
 
 def _member(value: str) -> bytes:

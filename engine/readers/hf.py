@@ -181,6 +181,7 @@ def load(model: str, *, revision: str = "", device: str = "auto", dtype: str = "
     name = resolve(model)
     config = load_config(name, revision)
     check_supported(config)
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     place = pick_device(device)
     kind = pick_dtype(dtype, place, config)
     tokenizer = load_tokenizer(name, revision)
