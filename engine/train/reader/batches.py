@@ -1,0 +1,321 @@
+"""From episodes to tensors: lengths, windows, questions, targets and their weights.
+
+What the episodes say is not decided here. A batch depends only on the seed, the step,
+the rank and the progress of training, so a resumed run sees the same batches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from engine.train.reader.layout import Layout, positions
+from engine.train.reader.tokenizer import (
+    ANSWER,
+    BOS,
+    DOCUMENT,
+    END,
+    PAD,
+    QUESTION,
+    SPECIALS,
+    VALUE,
+    render,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from tokenizers import Tokenizer
+    from torch import Tensor
+
+    from engine.train.reader.episodes import Episode
+
+_ID = {name: number for number, name in enumerate(SPECIALS)}
+_SYSTEM = (
+    "Answer from the document alone.",
+    "You read one document and quote it.",
+    "Quote the sentence that answers, then give the value.",
+    "If the document does not state it, say so.",
+    "Be exact.",
+)
+
+
+class Source(Protocol):
+    """Where episodes come from; see `episodes.Episodes`."""
+
+    def sample(self, tokens: int, *, rng: Random, questions: int) -> Episode:
+        """One episode of about so many document tokens and at most so many questions."""
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """How the task grows with progress, from 0 to 1.
+
+    stages: (start, tokens of a document, most windows) in rising order.
+    budget: tokens of a batch and process, questions counted.
+    recall: share of batches that are look-ups of random tokens, until `formed`; then `rest`.
+    jump: share of batches whose questions stand further off, to `reach` tokens.
+    """
+
+    stages: tuple[tuple[float, tuple[int, ...], int], ...] = (
+        (0.00, (256,), 1),
+        (0.10, (256, 512), 2),
+        (0.35, (256, 512, 1024), 4),
+        (0.60, (512, 1024, 2048), 8),
+        (0.85, (512, 1024, 2048, 4096), 8),
+    )
+    budget: int = 3072
+    recall: float = 0.4
+    formed: float = 0.04
+    rest: float = 0.03
+    jump: float = 0.3
+    reach: int = 16384
+    questions: int = 16
+    longest: int = 112
+    window: int = 2048
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows laid out for the model, and what they are to predict.
+
+    ids, positions, targets: [B, total] int64.  weights: [B, total] float32, 0 where a
+    token predicts nothing.  marks: [B, total] int64, the kind of the prediction, see MARKS.
+    answers: [B, total] int64, 1 + the number of the question inside the row, 0 elsewhere.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    targets: Tensor
+    weights: Tensor
+    marks: Tensor
+    answers: Tensor
+    layout: Layout
+
+
+MARKS = ("text", "first", "quote", "value", "recall")
+
+
+@dataclass(frozen=True)
+class _Row:
+    windows: list[list[int]]
+    branches: list[list[int]]
+    recall: bool = False
+
+
+def cut(ids: Sequence[int], ends: set[int], sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Cut tokens into windows, at a sentence's end where one is near.
+
+    Args:
+        ids: tokens.  ends: token ids that end a sentence or a line.
+        sizes: the most tokens of each window, in order.
+    Returns:
+        [start, stop) of each window; text beyond the last window is left out.
+    """
+    found = []
+    start = 0
+    for size in sizes:
+        stop = min(start + size, len(ids))
+        if stop < len(ids):
+            for back in range(stop, max(start + 1, stop - 96), -1):
+                if ids[back - 1] in ends:
+                    stop = back
+                    break
+        if stop > start:
+            found.append((start, stop))
+        start = stop
+    return found
+
+
+class Batches(Dataset[Any]):
+    """Batches by (step, progress). Source and tokenizer are those of one process."""
+
+    def __init__(
+        self, source: Source, tokenizer: Tokenizer, curriculum: Curriculum, seed: int, rank: int
+    ) -> None:
+        self.source, self.tokenizer, self.curriculum = source, tokenizer, curriculum
+        self.seed, self.rank = seed, rank
+        vocabulary = tokenizer.get_vocab()
+        self.size = len(vocabulary)
+        self.ends = {
+            number
+            for text, number in vocabulary.items()
+            if number >= len(SPECIALS) and (text[-1] in ".!?Ċ" or text.endswith(('."', '?"')))
+        }
+
+    def __getitem__(self, key: tuple[int, float]) -> Batch:
+        """The batch of a step at a progress between 0 and 1."""
+        step, progress = key
+        shape = Random(f"{self.seed} {step}")  # the same for every process
+        rng = Random(f"{self.seed} {step} {self.rank}")
+        c = self.curriculum
+        stage = [s for s in c.stages if s[0] <= progress][-1]
+        length = shape.choice(stage[1])
+        recall = shape.random() < (c.recall if progress < c.formed else c.rest)
+        windows = 1
+        if stage[2] > 1 and (length > c.window or shape.random() < 0.5):
+            windows = shape.randint(2, stage[2])
+            windows = max(min(windows, length // 128), -(-length // c.window))
+        system = shape.choice(_SYSTEM) if shape.random() < 0.05 else ""
+        jump = shape.random() < c.jump
+        questions = min(c.questions, max(4, length // 32))
+        rows = max(1, round(c.budget / (length + questions * 64)))
+        make = self._recall if recall else self._episode
+        made = [make(length, windows, questions, rng) for _ in range(rows)]
+        return self.collate(made, rng, system, c.reach if jump else 0)
+
+    def _recall(self, length: int, windows: int, questions: int, rng: Random) -> _Row:
+        length = min(length, 512)
+        draw = np.random.default_rng(rng.getrandbits(63))
+        pool = draw.integers(len(SPECIALS), self.size, size=draw.integers(60, 2000))
+        ids = [int(i) for i in draw.choice(pool, size=length)]
+        branches = []
+        for _ in range(questions):
+            at = rng.randrange(length - 16)
+            known, span = rng.randint(3, 5), ids[at : at + 14]
+            branches.append(
+                [_ID[QUESTION], *span[:known], _ID[ANSWER], *span, _ID[END]]
+                if rng.random() < 0.5
+                else span
+            )
+        return _Row([ids], branches, recall=True)
+
+    def _episode(self, length: int, windows: int, questions: int, rng: Random) -> _Row:
+        # Many questions on one text: its tokens are read once for all of them.
+        episode = self.source.sample(round(1.2 * length), rng=rng, questions=questions)
+        sizes = [length]
+        if windows > 1:
+            # Uneven windows, so that the question's distance to each one varies.
+            even = min(length // windows, self.curriculum.window)
+            sizes = [rng.randint(even * 3 // 4, even) for _ in range(windows)]
+            sizes[rng.randrange(windows)] = even
+        return self.lay(episode, sizes, questions)
+
+    def lay(self, episode: Episode, sizes: Sequence[int], questions: int) -> _Row:
+        """Tokenise an episode; questions whose sentence is cut or left out are dropped."""
+        encoded = self.tokenizer.encode(episode.document, add_special_tokens=False)
+        spans = cut(encoded.ids, self.ends, sizes)
+        offsets = encoded.offsets
+        held = [(offsets[a][0], offsets[b - 1][1]) for a, b in spans]
+        kept = []
+        for one in episode.questions:
+            if one.quote:
+                at = episode.document.find(one.quote)
+                if not any(a <= at and at + len(one.quote) <= b for a, b in held):
+                    continue
+            kept.append(render(one.text, one.quote, one.value))
+        branches = [e.ids for e in self.tokenizer.encode_batch(kept, add_special_tokens=False)]
+        branches = [b for b in branches if len(b) <= self.curriculum.longest][:questions]
+        return _Row([encoded.ids[a:b] for a, b in spans], branches)
+
+    def collate(self, rows: Sequence[_Row], rng: Random, system: str, reach: int) -> Batch:
+        """Pad rows to one shape, place them and weigh what they predict."""
+        prefix = self.tokenizer.encode(f"{BOS}{system}{DOCUMENT}", add_special_tokens=False).ids
+        k = max(len(row.windows) for row in rows)
+        w = max(len(window) for row in rows for window in row.windows)
+        m = max(1, max(len(row.branches) for row in rows))
+        q = max((len(branch) for row in rows for branch in row.branches), default=1)
+        p, b = len(prefix), len(rows)
+        total = p + k * w + m * q
+        ids = np.full((b, total), _ID[PAD], dtype=np.int64)
+        ids[:, :p] = prefix
+        weights = np.zeros((b, total), dtype=np.float32)
+        marks = np.zeros((b, total), dtype=np.int64)
+        answers = np.zeros((b, total), dtype=np.int64)
+        present = np.zeros((b, p + k * w), dtype=bool)
+        present[:, :p] = True
+        draw = np.random.default_rng(rng.getrandbits(63))
+        lengths = np.zeros(b, dtype=np.int64)
+        for r, row in enumerate(rows):
+            lengths[r] = max(map(len, row.windows))
+            for i, window in enumerate(row.windows):
+                at, n = p + i * w, len(window)
+                ids[r, at : at + n] = window
+                present[r, at : at + n] = True
+                if not row.recall:
+                    weights[r, at : at + n - 1] = 0.1 * (draw.random(n - 1) < 0.06)
+            for i, branch in enumerate(row.branches):
+                at, n = p + k * w + i * q, len(branch)
+                ids[r, at : at + n] = branch
+                weigh = _weigh_recall if row.recall else _weigh
+                weights[r, at : at + n - 1], marks[r, at : at + n - 1] = weigh(branch, draw)
+                scored = weights[r, at : at + n - 1] >= 1
+                answers[r, at : at + n - 1][scored] = i + 1
+        targets = np.roll(ids, -1, axis=1)
+        layout = Layout(p, k, w, m, q, torch.from_numpy(present))
+        # Distances of all magnitudes; the text itself need not be that long.
+        far = [int(reach ** rng.random()) - 1 if reach else 0 for _ in rows]
+        place = positions(layout, torch.from_numpy(lengths), torch.tensor(far))
+        return Batch(
+            ids=torch.from_numpy(ids),
+            positions=place,
+            targets=torch.from_numpy(targets),
+            weights=torch.from_numpy(weights),
+            marks=torch.from_numpy(marks),
+            answers=torch.from_numpy(answers),
+            layout=layout,
+        )
+
+
+def _weigh(branch: list[int], draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and marks of the predictions inside one question and its answer."""
+    n = len(branch)
+    answer = branch.index(_ID[ANSWER])
+    weights = np.zeros(n - 1, dtype=np.float32)
+    marks = np.zeros(n - 1, dtype=np.int64)
+    weights[:answer] = 0.1 * (draw.random(answer) < 0.25)
+    weights[answer:] = 1.0
+    marks[answer:] = MARKS.index("quote")
+    if _ID[VALUE] in branch:
+        value = branch.index(_ID[VALUE], answer)
+        weights[answer : min(answer + 3, value)] = 3.0  # here the sentence is chosen
+        weights[value : n - 2] = 3.0
+        marks[value : n - 1] = MARKS.index("value")
+    else:
+        weights[answer : n - 2] = 3.0
+    marks[answer] = MARKS.index("first")
+    return weights, marks
+
+
+def _weigh_recall(branch: list[int], draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    n = len(branch)
+    known = branch.index(_ID[ANSWER]) if _ID[ANSWER] in branch else 3
+    weights = np.zeros(n - 1, dtype=np.float32)
+    weights[known:] = 1.0
+    return weights, np.full(n - 1, MARKS.index("recall"))
+
+
+class Order:
+    """Asks for steps in order, each with the progress of the moment it is asked for."""
+
+    def __init__(self, start: int, progress: list[float]) -> None:
+        self.start, self.progress = start, progress
+
+    def __iter__(self) -> Iterator[tuple[int, float]]:
+        """Endless (step, progress); `progress[0]` is kept up to date by the training loop."""
+        step = self.start
+        while True:
+            yield step, self.progress[0]
+            step += 1
+
+
+def whole(batches: list[Batch]) -> Batch:
+    """A batch is already whole; the loader must not stack it."""
+    return batches[0]
+
+
+def loader(batches: Batches, order: Order, workers: int) -> DataLoader[Any]:
+    """Batches made ahead in a process of their own, or in this one if workers is 0."""
+    return DataLoader(
+        batches,
+        batch_size=1,
+        sampler=order,
+        num_workers=workers,
+        collate_fn=whole,
+        prefetch_factor=3 if workers else None,
+    )
