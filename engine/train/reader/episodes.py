@@ -7,19 +7,39 @@ rules that make facts are in `families`, those that question real sentences in `
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from engine.train.reader.families import Ask, Fact, Family, Wording, families, state
+from engine.train.reader.families import (
+    Ask,
+    Event,
+    Fact,
+    Family,
+    Line,
+    Wording,
+    concept,
+    events,
+    families,
+    record,
+    state,
+    state_event,
+    state_two,
+    table,
+)
 from engine.train.reader.haystack import Haystack, load_books, wrap
-from engine.train.reader.names import Namer, distinct
-from engine.train.reader.natural import picks_out, propose
+from engine.train.reader.names import Entity, Namer, distinct
+from engine.train.reader.natural import answered, picks_out, propose
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-CHARS_PER_TOKEN = 3
+CHARS_PER_TOKEN: Final = 3
+KINDS: Final = ("facts", "natural", "ruler")
+_FACT_COUNTS: Final = (1, 1, 1, 2, 2, 3, 4, 4, 4, 6, 8, 8, 12, 16, 16, 24)
+# Shares of the sorts of facts; within a sort all families are alike.
+_WEIGHTS: Final = {"attribute": 0.36, "relation": 0.24, "event": 0.24, "count": 0.08,
+                   "measure": 0.08}
 
 
 @dataclass(frozen=True)
@@ -47,11 +67,62 @@ class Episode:
 
 @dataclass
 class _Piece:
-    """A sentence on its way into a document; at: its offset there once written."""
+    """A sentence on its way into a document.
+
+    asks: what it answers, empty for prose.  glued: must follow the piece before it.
+    at: its offset in the document once that is written.
+    """
 
     text: str
-    fact: Fact | None = None
+    asks: tuple[Ask, ...] = ()
+    fact: bool = False
+    glued: bool = False
     at: int = -1
+
+
+@dataclass
+class _Paragraph:
+    """Pieces with the same separator: None for the document's own, or a line break."""
+
+    pieces: list[_Piece]
+    joint: str | None = None
+
+
+@dataclass
+class _Stated:
+    """The facts of a document so far."""
+
+    facts: list[Fact] = field(default_factory=list)
+    claims: list[tuple[str, frozenset[str]]] = field(default_factory=list)
+    known: dict[str, list[Entity]] = field(default_factory=dict)
+
+    def add(self, fact: Fact) -> None:
+        self.facts.append(fact)
+        self.claims += fact.claims
+        for entity in fact.entities:
+            pool = self.known.setdefault(entity.kind, [])
+            if entity not in pool:
+                pool.append(entity)
+
+    def clashes(self, fact: Fact) -> bool:
+        """Whether the fact says again, or says otherwise, what is already stated."""
+        for meaning, names in fact.claims:
+            for other, known in self.claims:
+                if other == meaning and (names <= known or known <= names):
+                    return True
+        return self.confuses(fact.entities)
+
+    def confuses(self, entities: tuple[Entity, ...]) -> bool:
+        """Whether a name contains, or is contained in, another entity's name."""
+        return any(
+            entity.short != other.short and not distinct(entity.short, other.short)
+            for entity in entities
+            for other in self.known.get(entity.kind, ())
+        )
+
+    def answers(self, meaning: str, mentions: frozenset[str]) -> int:
+        """How many claims a question with these names could mean."""
+        return sum(other == meaning and mentions <= names for other, names in self.claims)
 
 
 class Episodes:
@@ -60,21 +131,21 @@ class Episodes:
     Args:
         books: folder of .txt books.  split: "train" or "eval".
         seed: of the generator used when `sample` gets none.
+        names: side of the split that names come from, if not `split`; for measuring
+            what familiar names are worth.
     Raises:
         ValueError: unknown split, or no book of that side.
     """
 
-    def __init__(self, books: Path, split: str, seed: int) -> None:
-        if split not in ("train", "eval"):
-            raise ValueError(f'split must be "train" or "eval", not {split!r}')
+    def __init__(self, books: Path, split: str, seed: int, names: str | None = None) -> None:
+        for side in (split, names or split):
+            if side not in ("train", "eval"):
+                raise ValueError(f'the split must be "train" or "eval", not {side!r}')
         self.split = split
         self.haystack = Haystack(load_books(books, split))
-        self.namer = Namer(split)
+        self.namer = Namer(names or split)
         self._rng = Random(seed)
-        self._families = {
-            mode: tuple(f for f in families() if Wording(mode).permits(f))
-            for mode in ("train", "unseen")
-        }
+        self._pools = {mode: _pool(Wording(mode)) for mode in ("train", "unseen")}
 
     def sample(
         self,
@@ -92,229 +163,360 @@ class Episodes:
 
         Args:
             tokens: aimed length of the document, three characters to a token.
-            facts: inserted facts; None draws 0 to 16.
+            facts: inserted facts; None draws a number, and asks prose as well.
             same_type: all facts of one family, or mixed; None draws.
-            unseen_wording: only held-out families and frames (split "eval").
+            unseen_wording: only held-out families and frames.
             questions: at most so many; None draws by length.
             unanswerable: share of questions the document does not answer.
-            kind: None, "facts" (inserted facts only), "natural" or "ruler".
+            kind: None for all, or one of `KINDS`: inserted facts only, questions on the
+                prose only, or magic numbers.
+        Raises:
+            ValueError: unknown kind.
         """
+        if kind is not None and kind not in KINDS:
+            raise ValueError(f"kind must be one of {KINDS}, not {kind!r}")
         rng = rng or self._rng
-        size = tokens * CHARS_PER_TOKEN
         wording = Wording("unseen" if unseen_wording else "train")
-        if facts is None:
-            facts = 0 if kind == "natural" else rng.choice((1, 1, 2, 3, 4, 4, 6, 8, 12, 16))
-            facts = min(facts, max(1, tokens // 40)) if kind != "natural" else 0
-        elif kind is None:
-            kind = "facts"
-        if kind == "ruler" or (kind is None and rng.random() < 0.06):
-            stated = self._magic(facts, rng)
+        size = tokens * CHARS_PER_TOKEN
+        prose_asked = kind == "natural" or (kind is None and facts is None)
+        lists_only = facts is None and kind is None and rng.random() < 0.1
+        if kind == "ruler" or (prose_asked and kind is None and rng.random() < 0.05):
+            stated = self._magic(facts or rng.choice((1, 4, 4, 8, 16)), size, rng)
+        elif kind == "natural":
+            stated = _Stated()
         else:
-            stated = self._facts(facts, same_type, wording, rng)
-        asked = questions if questions is not None else rng.randint(2, 4 + min(20, tokens // 80))
-        room = size - sum(len(f.lead) + len(f.quote) + 1 for f in stated)
-        paragraphs = [[_Piece(s) for s in p] for p in self.haystack.prose(max(0, room), rng)]
-        self._insert(paragraphs, stated, rng)
-        document = self._write(paragraphs, rng)
-        pieces = [piece for paragraph in paragraphs for piece in paragraph]
-        found = self._ask_facts(document, pieces, stated, rng)
-        if kind in (None, "natural"):
-            share = 1.0 if kind == "natural" else rng.choice((0.0, 0.3, 0.5, 0.7))
-            wanted = asked if kind == "natural" else round(asked * share)
-            natural = self._ask_natural(document, pieces, wanted, rng)
-            found = found[: max(0, asked - len(natural))] + natural
-        found = found[:asked]
-        missing = sum(rng.random() < unanswerable for _ in range(len(found)))
-        if missing and kind != "natural":
-            found = found[: len(found) - missing]
-            found += self._unanswerable(stated, missing, wording, rng)
+            count = facts if facts is not None else rng.choice(_FACT_COUNTS)
+            if facts is None:
+                count = max(1, tokens // 30) if lists_only else min(count, max(1, tokens // 40))
+            exact = facts is not None
+            stated = self._facts(min(count, 120), same_type, wording, exact, rng)
+        asked = questions if questions is not None else rng.randint(3, 6 + min(24, tokens // 70))
+        room = size - sum(fact.size for fact in stated.facts)
+        paragraphs = [
+            _Paragraph([_Piece(text) for text in paragraph], joint)
+            for paragraph, joint in (
+                [] if lists_only else self.haystack.passage(max(0, room), rng, prose_asked)
+            )
+        ]
+        self._insert(paragraphs, stated.facts, rng)
+        document = _write(paragraphs, rng)
+        pieces = [piece for paragraph in paragraphs for piece in paragraph.pieces]
+
+        missing = sum(rng.random() < unanswerable for _ in range(asked))
+        found = _ask_facts(document, pieces, stated, rng)[: asked - missing]
+        if prose_asked:
+            share = 1.0 if kind == "natural" else rng.choice((0.2, 0.35, 0.5, 0.6))
+            wanted = max(round((asked - missing) * share), asked - missing - len(found))
+            natural = _ask_prose(document, pieces, wanted, rng)
+            found = found[: asked - missing - len(natural)] + natural
+        if missing:
+            # Where the document has little to ask, few questions may go unanswered.
+            missing = min(missing, 1 + len(found) // 2) if unanswerable < 0.5 else missing
+            if prose_asked and rng.random() < (1.0 if kind == "natural" else 0.3):
+                found += self._foreign(document, missing, rng)
+            else:
+                found += self._unanswered(stated, missing, wording, rng)
         rng.shuffle(found)
         return Episode(document, tuple(found))
 
+    # ----------------------------------------------------------------- facts
+
+    def _family(self, wording: Wording, rng: Random) -> Family | Event:
+        sorts, weights, pools = self._pools[wording.mode]
+        pool = pools[rng.choices(sorts, weights)[0]]
+        return pool[int(rng.random() * len(pool))]
+
+    def _entity(self, kind: str, stated: _Stated, same_type: bool, rng: Random) -> Entity:
+        pool = stated.known.get(kind, [])
+        if pool and not same_type and rng.random() < 0.4:
+            return rng.choice(pool)
+        if pool and rng.random() < 0.35:
+            return self.namer.twin(rng.choice(pool), rng)
+        return self.namer.entity(kind, rng)
+
     def _facts(
-        self, count: int, same_type: bool | None, wording: Wording, rng: Random
-    ) -> list[Fact]:
-        found: list[Fact] = []
+        self, count: int, same_type: bool | None, wording: Wording, exact: bool, rng: Random
+    ) -> _Stated:
+        """About `count` facts, or exactly so many claims."""
+        stated = _Stated()
         if same_type is None:
             same_type = rng.random() < 0.4
-        pool = self._families[wording.mode]
-        family = rng.choice(pool)
-        few = [rng.choice(pool) for _ in range(rng.choice((2, 3, 4, 8, 16)))]
-        kind = rng.choice(family.subjects)
-        tries = 0
-        while len(found) < count and tries < count * 20:
-            tries += 1
+        few = [self._family(wording, rng) for _ in range(rng.choice((2, 3, 4, 8, 16)))]
+        family = few[0]
+        subject = "" if isinstance(family, Event) else rng.choice(family.subjects)
+        for _ in range(count * 20):
+            if len(stated.claims) >= count:
+                break
             if not same_type:
-                family = rng.choice(few)
-                kind = rng.choice(family.subjects)
-            known = [e for f in found for e in f.entities if e.kind == kind]
-            if known and not same_type and rng.random() < 0.4:
-                entity = rng.choice(known)
-            elif known and rng.random() < 0.35:
-                entity = self.namer.twin(rng.choice(known), rng)
+                # Families of one subject meet often, so that other attributes of the
+                # same entity stand about as distractors.
+                family = rng.choice(few) if rng.random() < 0.5 else self._family(wording, rng)
+                subject = "" if isinstance(family, Event) else rng.choice(family.subjects)
+            if isinstance(family, Event):
+                asks = 1 if exact else rng.choice((1, 1, 2))
+                fact = state_event(family, stated.known, self.namer, wording, rng, asks)
             else:
-                entity = self.namer.entity(kind, rng)
-            if any(
-                f.family == family.name and not distinct(entity.short, n)
-                for f in found
-                for n in f.names
-            ):
-                continue
-            fact = state(family, entity, self.namer, wording, rng)
-            if fact is not None:
-                found.append(fact)
-        return found
+                entity = self._entity(subject, stated, same_type, rng)
+                if exact:
+                    fact = state(family, entity, self.namer, wording, rng)
+                else:
+                    fact = self._any_form(family, entity, same_type, count, stated, wording, rng)
+            if fact is not None and not stated.clashes(fact):
+                stated.add(fact)
+        return stated
 
-    def _magic(self, count: int, rng: Random) -> list[Fact]:
+    def _any_form(
+        self,
+        family: Family,
+        entity: Entity,
+        same_type: bool,
+        count: int,
+        stated: _Stated,
+        wording: Wording,
+        rng: Random,
+    ) -> Fact | None:
+        """A fact as a sentence, with another one, as a record or in a table."""
+        draw = rng.random()
+        left = count - len(stated.claims)
+        if family.sort == "attribute" and left >= 3 and draw < (0.05 if same_type else 0.08):
+            others = [f for f in self._siblings(family, entity.kind, wording)
+                      if f.sort == "attribute"]
+            if same_type or rng.random() < 0.4:
+                rows = [entity]
+                for _ in range(rng.randint(2, min(left, 12)) * 2):
+                    row = (self.namer.twin(rng.choice(rows), rng) if rng.random() < 0.3
+                           else self.namer.entity(entity.kind, rng))
+                    if all(distinct(row.short, other.short) for other in rows):
+                        rows.append(row)
+                more = 0 if same_type else rng.randint(0, 2)
+                columns = [family, *_apart(family, others, more, rng)]
+                return table(columns, rows[: left + 1], self.namer, wording, rng)
+            columns = [family, *_apart(family, others, rng.randint(1, 4), rng)]
+            return record(columns, entity, self.namer, wording, rng)
+        if not same_type and draw < 0.2:
+            others = _apart(family, self._siblings(family, entity.kind, wording), 1, rng)
+            if others:
+                return state_two(family, others[0], entity, self.namer, wording, rng)
+        asks = 1 if count > 4 or rng.random() < 0.5 else 2
+        return state(family, entity, self.namer, wording, rng, asks)
+
+    def _siblings(self, family: Family, kind: str, wording: Wording) -> list[Family]:
+        _, _, pools = self._pools[wording.mode]
+        return [
+            other
+            for sort in ("attribute", "relation", "count", "measure")
+            for other in pools[sort]
+            if isinstance(other, Family) and kind in other.subjects and other is not family
+        ]
+
+    def _magic(self, count: int, size: int, rng: Random) -> _Stated:
         """RULER's needles: special magic numbers, uuids or words for keys."""
+        stated = _Stated()
         noun, value = rng.choice(
-            (
-                ("number", "magic_number"),
-                ("number", "magic_number"),
-                ("uuid", "uuid"),
-                ("word", "magic"),
-            )
+            (("number", "magic_number"), ("number", "magic_number"), ("uuid", "uuid"),
+             ("word", "magic"))
         )
         uuid_keys = rng.random() < 0.15
-        found: dict[str, Fact] = {}
-        while len(found) < count:
+        if rng.random() < 0.15:
+            count = max(count, size // 110)
+        keys: set[str] = set()
+        for _ in range(count * 4):
+            if len(stated.facts) >= count:
+                break
             key = (
                 self.namer.value("uuid", rng)
                 if uuid_keys
                 else "-".join(self.namer.word("magic", rng) for _ in range(rng.choice((1, 2, 2))))
             )
-            if any(not distinct(key, other) for other in found):
+            if any(not distinct(key, other) for other in keys):
                 continue
+            keys.add(key)
             head = f"One of the special magic {noun}s for {key} is: "
             text = self.namer.value(value, rng)
-            ask = rng.choice(
-                (
-                    f"What is the special magic {noun} for {key} mentioned in the provided text?",
-                    f"What is the special magic {noun} for {key}?",
-                    f"What are all the special magic {noun}s for {key} mentioned in the text?",
-                    f"Which special magic {noun} belongs to {key}?",
-                )
-            )
-            found[key] = Fact(
-                f"magic_{noun}",
-                "",
-                f"{head}{text}.",
-                (Ask(ask, (len(head), len(head) + len(text)), f"ruler/{noun}", (key,)),),
-                (key,),
-                (),
-                (),
-            )
-        return list(found.values())
+            asked = rng.choice(_MAGIC_QUESTIONS).format(noun=noun, key=key)
+            mentions = frozenset((key,))
+            ask = Ask(asked, (len(head), len(head) + len(text)), f"ruler/{noun}",
+                      f"magic_{noun}", mentions, "")
+            stated.add(Fact((Line(f"{head}{text}.", (ask,)),), ((ask.family, mentions),), (), ()))
+        return stated
 
-    def _insert(self, paragraphs: list[list[_Piece]], stated: list[Fact], rng: Random) -> None:
-        own = rng.random() < 0.25
-        for fact in stated:
-            unit = [_Piece(fact.lead)] if fact.lead else []
-            unit.append(_Piece(fact.quote, fact))
-            if own or not paragraphs:
-                paragraphs.insert(rng.randint(0, len(paragraphs)), unit)
-                continue
-            home = rng.choice(paragraphs)
-            at = rng.randint(0, len(home))
-            while at < len(home) and (told := home[at].fact) is not None and told.lead:
-                at += 1
-            home[at:at] = unit
+    # ----------------------------------------------------------------- questions without answer
 
-    def _write(self, paragraphs: list[list[_Piece]], rng: Random) -> str:
-        gap = rng.choice((" ", " ", "  "))
-        between = rng.choice(("\n\n", "\n\n", "\n\n", "\n", "\n    "))
-        out: list[str] = []
-        at = 0
-        for number, paragraph in enumerate(paragraphs):
-            if number:
-                out.append(between)
-                at += len(between)
-            for place, piece in enumerate(paragraph):
-                if place:
-                    out.append(gap)
-                    at += len(gap)
-                piece.at = at
-                out.append(piece.text)
-                at += len(piece.text)
-        text = "".join(out)
-        if rng.random() < 0.5:
-            text = wrap(text, rng.randint(55, 90))
-        return text
-
-    def _ask_facts(
-        self, document: str, pieces: list[_Piece], stated: list[Fact], rng: Random
+    def _unanswered(
+        self, stated: _Stated, count: int, wording: Wording, rng: Random
     ) -> list[Question]:
+        """Questions on near-miss names, absent entities and things not said of present ones."""
         found: list[Question] = []
-        for piece in pieces:
-            if piece.fact is None:
-                continue
-            quote = document[piece.at : piece.at + len(piece.text)]
-            if document.find(quote) != piece.at:
-                continue
-            for ask in piece.fact.asks:
-                if any(
-                    other is not piece.fact
-                    and other.family == piece.fact.family
-                    and set(ask.mentions) <= set(other.names)
-                    for other in stated
-                ):
-                    continue
-                found.append(Question(ask.text, quote, quote[ask.span[0] : ask.span[1]], ask.kind))
-        rng.shuffle(found)
-        return found
-
-    def _ask_natural(
-        self, document: str, pieces: list[_Piece], count: int, rng: Random
-    ) -> list[Question]:
-        found: list[Question] = []
-        prose = [piece for piece in pieces if piece.fact is None]
-        lower = {id(piece): piece.text.lower() for piece in pieces}
-        tries = min(len(prose), 4 * count + 4)
-        for piece in rng.sample(prose, tries):
+        told = [(claim[0], entity) for fact in stated.facts for claim in fact.claims
+                for entity in fact.entities]
+        by_meaning: dict[str, list[Family]] = {}
+        _, _, pools = self._pools[wording.mode]
+        for pool in pools.values():
+            for family in pool:
+                if isinstance(family, Family):
+                    by_meaning.setdefault(concept(family.name), []).append(family)
+        for _ in range(count * 8):
             if len(found) >= count:
                 break
-            proposals = propose(piece.text, rng)
-            if not proposals:
+            family = self._family(wording, rng)
+            if isinstance(family, Event):
+                fact = state_event(family, stated.known, self.namer, wording, rng)
+            else:
+                entity = self.namer.entity(rng.choice(family.subjects), rng)
+                if told and rng.random() < 0.8:
+                    meaning, known = rng.choice(told)
+                    same = [f for f in by_meaning.get(meaning, ()) if known.kind in f.subjects]
+                    if same and rng.random() < 0.55:
+                        family, entity = rng.choice(same), self.namer.twin(known, rng)
+                        if rng.random() < 0.4:
+                            entity = self.namer.entity(known.kind, rng)
+                    else:
+                        others = self._siblings(family, known.kind, wording)
+                        if not others:
+                            continue
+                        family, entity = rng.choice(others), known
+                if stated.confuses((entity,)):
+                    continue
+                fact = state(family, entity, self.namer, wording, rng)
+            if fact is None:
                 continue
-            one = rng.choice(proposals)
-            others = [low for key, low in lower.items() if key != id(piece)]
-            quote = document[piece.at : piece.at + len(piece.text)]
-            if document.find(quote) == piece.at and picks_out(one.text, piece.text, others):
-                found.append(Question(one.text, quote, quote[one.span[0] : one.span[1]], one.kind))
+            asks = [ask for line in fact.lines for ask in line.asks]
+            ask = rng.choice(asks)
+            if not stated.answers(ask.family, ask.mentions):
+                found.append(Question(ask.text, "", "", "unanswerable"))
         return found
 
-    def _unanswerable(
-        self, stated: list[Fact], count: int, wording: Wording, rng: Random
-    ) -> list[Question]:
+    def _foreign(self, document: str, count: int, rng: Random) -> list[Question]:
+        """Questions on sentences of the books that this document does not hold."""
         found: list[Question] = []
-        pool = self._families[wording.mode]
-        by_name: dict[str, Family] = {family.name: family for family in pool}
-        entities = [(f.family, e) for f in stated for e in f.entities]
+        low = document.lower()
         for _ in range(count * 6):
             if len(found) >= count:
                 break
-            if entities and rng.random() < 0.75:
-                told, known = rng.choice(entities)
-                if rng.random() < 0.5 and told in by_name:
-                    family, entity = by_name[told], self.namer.twin(known, rng)
-                    if any(not distinct(entity.short, e.short) for _, e in entities):
-                        continue
-                else:
-                    others = [
-                        f
-                        for f in rng.sample(pool, min(40, len(pool)))
-                        if known.kind in f.subjects and f.name != told
-                    ]
-                    if not others:
-                        continue
-                    family, entity = others[0], known
-            else:
-                family = rng.choice(pool)
-                entity = self.namer.entity(rng.choice(family.subjects), rng)
-            if any(f.family == family.name and entity.short in f.names for f in stated):
+            texts = [text for paragraph, _ in self.haystack.passage(900, rng, True)
+                     for text in paragraph]
+            if not texts:
                 continue
-            fact = state(family, entity, self.namer, wording, rng)
-            if fact is not None:
-                ask = rng.choice(fact.asks)
-                found.append(Question(ask.text, "", "", "unanswerable"))
+            proposals = propose(rng.choice(texts), rng)
+            if proposals:
+                one = rng.choice(proposals)
+                if not answered(one.text, low):
+                    found.append(Question(one.text, "", "", "unanswerable/natural"))
         return found
+
+    # ----------------------------------------------------------------- layout
+
+    def _insert(self, paragraphs: list[_Paragraph], facts: list[Fact], rng: Random) -> None:
+        own = 0.15 if rng.random() < 0.7 else 0.9
+        homes = [p for p in paragraphs if p.joint is None]
+        sizes = [sum(len(piece.text) for piece in p.pieces) for p in homes]
+        for fact in facts:
+            pieces = [_Piece(line.text, line.asks, True, bool(at))
+                      for at, line in enumerate(fact.lines)]
+            if fact.joint == "\n" or not homes or rng.random() < own:
+                joint = "\n" if fact.joint == "\n" else None
+                paragraphs.insert(rng.randint(0, len(paragraphs)), _Paragraph(pieces, joint))
+                continue
+            home = rng.choices(homes, sizes)[0].pieces
+            at = rng.randint(0, len(home))
+            while at < len(home) and home[at].glued:
+                at += 1
+            home[at:at] = pieces
+
+
+_MAGIC_QUESTIONS: Final = (
+    "What is the special magic {noun} for {key} mentioned in the provided text?",
+    "What are all the special magic {noun}s for {key} mentioned in the provided text?",
+    "What is the special magic {noun} for {key}?",
+    "Which special magic {noun} belongs to {key}?",
+)
+
+_Pool = tuple[list[str], list[float], dict[str, list["Family | Event"]]]
+
+
+def _pool(wording: Wording) -> _Pool:
+    """Permitted families by sort, with the weights of the sorts."""
+    pools: dict[str, list[Family | Event]] = {sort: [] for sort in _WEIGHTS}
+    for family in families():
+        if wording.permits(family):
+            pools[family.sort].append(family)
+    pools["event"] += [event for event in events() if wording.permits(event)]
+    sorts = [sort for sort, pool in pools.items() if pool]
+    return sorts, [_WEIGHTS[sort] for sort in sorts], pools
+
+
+def _apart(family: Family, others: list[Family], count: int, rng: Random) -> list[Family]:
+    """Up to `count` families that mean different things, from each other and from `family`."""
+    meanings = {concept(family.name)}
+    found: list[Family] = []
+    for other in rng.sample(others, min(len(others), count * 3)):
+        if len(found) < count and concept(other.name) not in meanings:
+            meanings.add(concept(other.name))
+            found.append(other)
+    return found
+
+
+def _write(paragraphs: list[_Paragraph], rng: Random) -> str:
+    """The document's text; notes in each piece where it stands."""
+    gap = rng.choice((" ", " ", "  "))
+    between = rng.choice(("\n\n", "\n\n", "\n\n", "\n", "\n    "))
+    out: list[str] = []
+    at = 0
+    for number, paragraph in enumerate(paragraphs):
+        if number:
+            out.append(between)
+            at += len(between)
+        joint = gap if paragraph.joint is None else paragraph.joint
+        for place, piece in enumerate(paragraph.pieces):
+            if place:
+                out.append(joint)
+                at += len(joint)
+            piece.at = at
+            out.append(piece.text)
+            at += len(piece.text)
+    text = "".join(out)
+    # PDFs and text files break their lines; quotes then hold line breaks too.
+    return wrap(text, rng.randint(55, 90)) if rng.random() < 0.4 else text
+
+
+def _quote(document: str, piece: _Piece) -> str:
+    """The piece as it stands in the document, "" if it stands there twice."""
+    text = document[piece.at : piece.at + len(piece.text)]
+    if document.find(text) != piece.at or document.find(text, piece.at + 1) >= 0:
+        return ""
+    return text
+
+
+def _ask_facts(document: str, pieces: list[_Piece], stated: _Stated,
+               rng: Random) -> list[Question]:
+    """Every question on inserted facts that has one answer."""
+    found: list[Question] = []
+    for piece in pieces:
+        quote = _quote(document, piece) if piece.asks else ""
+        if not quote:
+            continue
+        for ask in piece.asks:
+            if stated.answers(ask.family, ask.mentions) == 1:
+                found.append(Question(ask.text, quote, quote[slice(*ask.span)], ask.kind))
+    rng.shuffle(found)
+    return found
+
+
+def _ask_prose(document: str, pieces: list[_Piece], count: int, rng: Random) -> list[Question]:
+    """Questions made from sentences of the prose."""
+    found: list[Question] = []
+    prose = [piece for piece in pieces if not piece.fact]
+    low = document.lower()
+    texts = [piece.text.lower() for piece in pieces]
+    tries = min(len(prose), 5 * count + 5)
+    for piece in rng.sample(prose, tries):
+        if len(found) >= count:
+            break
+        proposals = propose(piece.text, rng)
+        if not proposals:
+            continue
+        one = rng.choice(proposals)
+        quote = _quote(document, piece)
+        if quote and picks_out(one.text, piece.text, low, texts):
+            found.append(Question(one.text, quote, quote[slice(*one.span)], one.kind))
+    return found

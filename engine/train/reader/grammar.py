@@ -165,7 +165,11 @@ def possessive(text: str) -> str:
 
 def sentence(text: str, stop: str = ".") -> str:
     """Capitalise and close a clause; the length grows by the stop alone."""
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) else stop)
+    first = 1 if text[:1] in "\"'(" and len(text) > 1 else 0
+    closed = text.endswith((".", "?", "!", '."', ".)"))
+    return text[:first] + text[first : first + 1].upper() + text[first + 1 :] + (
+        "" if closed else stop
+    )
 
 
 _ORDERS = (

@@ -1,7 +1,9 @@
 """The text around the facts: prose of real books and synthetic filler. No facts, no questions.
 
 Books are kept as paragraphs; a passage is a run of them from a random place, each cut into
-sentences. Whether lines are wrapped is decided later, when a document is written.
+sentences. Whether lines are wrapped is decided later, when a document is written. Filler
+looks like what reports, manuals, logs and tables hold, so that a reader does not take
+prose for the only background there is.
 """
 
 from __future__ import annotations
@@ -10,25 +12,29 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from engine.train.reader.names import syllables
+
 if TYPE_CHECKING:
     from pathlib import Path
     from random import Random
 
 HELD_OUT_BOOKS: Final = frozenset(
-    {
+    (
         "shackleton-south",
         "kingsley-travels_in_west_africa",
         "chesterton-thursday",
         "milton-paradise",
-    }
+    )
 )
 _PARAGRAPH: Final = re.compile(r"\n[ \t\r]*\n\s*")
 _SPACE: Final = re.compile(r"\s+")
 _END: Final = re.compile(r"[.!?][\"')\]_”’]*\s+(?=[\"'(\[_“‘A-Z0-9])")
+_STRONG: Final = re.compile(r"(?:[;:]|--|—)\s*(?=[A-Za-z\"“'])")
 _ABBREVIATION: Final = re.compile(
-    r"(?:^|[\s(\"'“‘])(?:Mr|Mrs|Ms|Dr|St|No|Nos|Capt|Col|Gen|Lieut|Lt|Messrs|Rev|Hon|Prof|Fig|Vol|"
-    r"Sergt|Maj|Esq|Jr|Sr|vs|viz|etc|lat|long|lbs|ft|in|[A-Z])\.\s+$"
+    r"(?:^|[\s(\"'“‘_-])(?:Mr|Mrs|Ms|Dr|St|No|Nos|Capt|Col|Gen|Lieut|Lt|Messrs|Rev|Hon|Prof|Fig|Vol|"
+    r"Sergt|Maj|Esq|Jr|Sr|vs|viz|etc|lat|long|lbs|ft|in|Mme|Mlle|[A-Z])\.\s+$"
 )
+_LONG: Final = 240
 
 
 def sentences(paragraph: str) -> list[str]:
@@ -77,11 +83,28 @@ def load_books(folder: Path, split: str) -> tuple[Book, ...]:
 
 
 class Haystack:
-    """Draws passages from books."""
+    """Draws passages: paragraphs, each with its sentences and what stands between them."""
 
     def __init__(self, books: tuple[Book, ...]) -> None:
         self.books = books
         self._sizes = [book.size for book in books]
+
+    def passage(
+        self, size: int, rng: Random, prose_only: bool = False
+    ) -> list[tuple[list[str], str | None]]:
+        """`size` characters of paragraphs; a separator of None is the document's own."""
+        if not prose_only and rng.random() < 0.12:
+            return filler(size, rng)
+        found: list[tuple[list[str], str | None]] = [(p, None) for p in self.prose(size, rng)]
+        if rng.random() < 0.12 and size > 1500:
+            extra = filler(size // 6, rng)
+            at = rng.randint(0, len(found))
+            # The passage keeps its length: what is added goes off the end.
+            taken = sum(len(s) + 1 for p, _ in extra for s in p)
+            while found and taken > 0:
+                taken -= sum(len(s) + 1 for s in found.pop()[0])
+            found[at:at] = extra
+        return found
 
     def prose(self, size: int, rng: Random) -> list[list[str]]:
         """Paragraphs of sentences, `size` characters in all, from one or a few places."""
@@ -93,9 +116,8 @@ class Haystack:
             at = rng.randrange(len(book.paragraphs))
             taken = 0
             while taken < run:
-                cut = sentences(book.paragraphs[at])
                 kept: list[str] = []
-                for one in cut:
+                for one in sentences(book.paragraphs[at]):
                     if taken >= run:
                         break
                     kept.append(one)
@@ -106,6 +128,88 @@ class Haystack:
                     break
             size -= max(taken, 1)
         return found
+
+
+# --------------------------------------------------------------------------- filler
+
+_VERBS: Final = ("started", "finished", "retried", "queued", "skipped", "loaded", "closed", "sent")
+_NOUNS: Final = ("job", "task", "batch", "request", "block", "session", "frame", "packet", "page")
+_PLAIN: Final = (
+    "The {a} is {b}, and the {c} follows it.", "Each {a} has a {b} of its own.",
+    "If the {a} fails, the {b} is tried again.", "See the section on {a}s for details.",
+    "A {a} without a {b} is not allowed.", "The {a} must be set before the {b} is used.",
+    "Figures for the {a} are rounded.", "No {a} was found in the {b}.",
+    "This part describes the {a} and the {b}.", "Make sure that the {a} fits the {b}.",
+    "The {a} may be left out.", "It is up to the {a} to check the {b}.",
+    "The {a} shall not exceed the {b} of the {c}.", "All {a}s are checked by the {b}.",
+)
+_NOISE: Final = (
+    "The grass is green.", "The sky is blue.", "The sun is yellow.", "Here we go.",
+    "There and back again.",
+)
+
+
+def filler(size: int, rng: Random) -> list[tuple[list[str], str | None]]:
+    """Paragraphs that state nothing anybody would ask for."""
+    found: list[tuple[list[str], str | None]] = []
+    while size > 0:
+        kind = rng.choice((_log, _manual, _numbers, _settings, _noise, _code))
+        lines, joint = kind(rng)
+        found.append((lines, joint))
+        size -= sum(len(line) + 1 for line in lines)
+    return found
+
+
+def _log(rng: Random) -> tuple[list[str], str | None]:
+    day = f"20{rng.randint(10, 29)}-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}"
+    lines = []
+    for _ in range(rng.randint(3, 10)):
+        clock = f"{rng.randint(0, 23):02d}:{rng.randint(0, 59):02d}:{rng.randint(0, 59):02d}"
+        level = rng.choice(("INFO", "DEBUG", "WARN", "INFO"))
+        lines.append(f"{day} {clock} {level} {syllables(rng)}: {rng.choice(_VERBS)} "
+                     f"{rng.choice(_NOUNS)} {rng.randint(1, 9999)}")
+    return lines, "\n"
+
+
+def _manual(rng: Random) -> tuple[list[str], str | None]:
+    words = [syllables(rng) if rng.random() < 0.4 else rng.choice(_NOUNS) for _ in range(5)]
+    lines = []
+    for _ in range(rng.randint(3, 8)):
+        a, b, c = rng.sample(words, 3)
+        lines.append(rng.choice(_PLAIN).format(a=a, b=b, c=c))
+    return lines, None
+
+
+def _numbers(rng: Random) -> tuple[list[str], str | None]:
+    columns = rng.randint(3, 6)
+    bar = rng.choice((" | ", "\t", "  ", ","))
+    return [
+        bar.join(f"{rng.randint(0, 99999) / 100:.2f}" for _ in range(columns))
+        for _ in range(rng.randint(3, 9))
+    ], "\n"
+
+
+def _settings(rng: Random) -> tuple[list[str], str | None]:
+    mark = rng.choice((" = ", ": ", "="))
+    return [
+        f"{syllables(rng)}_{rng.choice(_NOUNS)}{mark}"
+        f"{rng.choice(('true', 'false', 'auto', str(rng.randint(0, 512)), 'none'))}"
+        for _ in range(rng.randint(3, 9))
+    ], "\n"
+
+
+def _noise(rng: Random) -> tuple[list[str], str | None]:
+    return list(_NOISE) * rng.randint(1, 4), None
+
+
+def _code(rng: Random) -> tuple[list[str], str | None]:
+    name, arg, other = syllables(rng), syllables(rng), syllables(rng)
+    return [
+        f"def {name}({arg}, {other}={rng.randint(0, 9)}):",
+        f"    if {arg} > {rng.randint(2, 99)}:",
+        f"        return {arg} + {other}",
+        f"    return {name}({arg} - 1)",
+    ], "\n"
 
 
 def wrap(text: str, width: int) -> str:

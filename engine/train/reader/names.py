@@ -306,7 +306,7 @@ class Namer:
     def value(self, kind: str, rng: Random) -> str:
         """A value of `kind`: an entity kind, a word list, or a sort of number."""
         if kind in kinds():
-            return self.entity(kind, rng).full
+            return self.entity(kind, rng).short
         maker = _VALUES.get(kind)
         if maker is not None:
             return maker(rng)
