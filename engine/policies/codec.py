@@ -52,10 +52,6 @@ class Codec(Protocol):
         """
         ...
 
-    def ranks(self, payload: Tensor, offsets: Tensor, side: Side) -> tuple[Tensor, Tensor]:
-        """Directions kept of K and V by each record, int64 [records] each, for `inspect`."""
-        ...
-
     def host_share(self, size: int, span: float) -> float:
         """Expected bytes over those of 16-bit rows, for spans of about `span` tokens."""
         ...
@@ -78,12 +74,6 @@ class Raw:
         size, dtype = side["rows"].shape[-1], side["rows"].dtype
         rows = payload.view(dtype).reshape(-1, 2, size)
         return rows[:, 0].float(), rows[:, 1].float()
-
-    def ranks(self, payload: Tensor, offsets: Tensor, side: Side) -> tuple[Tensor, Tensor]:
-        size = side["rows"].shape[-1]
-        row = 2 * size * side["rows"].element_size()
-        rank = (offsets.diff() // row).clamp_max(size)
-        return rank, rank
 
     def host_share(self, size: int, span: float) -> float:
         return 1.0
@@ -163,18 +153,6 @@ class SharedBasis:
                 basis = basis[:, :used]
             out.append(torch.addmm(mean, coefs, basis.T))
             start += width
-        return out[0], out[1]
-
-    def ranks(self, payload: Tensor, offsets: Tensor, side: Side) -> tuple[Tensor, Tensor]:
-        records = len(offsets) - 1
-        out = []
-        for name in ("k", "v"):
-            heads, size = side[f"{name}_mean"].shape
-            if self.bits >= 32:
-                rank = torch.full((heads,), size)
-            else:
-                rank = (side[f"{name}_bits"] > 0).sum(-1)
-            out.append(rank.repeat(records // heads))
         return out[0], out[1]
 
     def host_share(self, size: int, span: float) -> float:
@@ -293,8 +271,9 @@ class SpanSVD:
         used = torch.where(plain, lengths * (size + 2), rank * stride)
         return out[valid], used
 
-    def ranks(self, payload: Tensor, offsets: Tensor, side: Side) -> tuple[Tensor, Tensor]:
-        size = int(side["size"][0])
+    @staticmethod
+    def ranks(payload: Tensor, offsets: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Directions kept of K and of V by each record, int64 [records]; D for 8-bit rows."""
         marks = payload[offsets[:-1][:, None] + torch.arange(4)].contiguous().view(torch.int16)
         rank = torch.where(marks < 0, size, marks).long()
         return rank[:, 0], rank[:, 1]

@@ -11,12 +11,13 @@ import os
 import stat
 import time
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from engine import manifest as names
 from engine.errors import StoreError
-from engine.manifest import DamagedManifestError, Manifest, from_bytes
+from engine.manifest import Manifest, from_bytes
 from engine.store.disk import Disk
 from engine.store.files import Meter, StoreFile, open_folder, open_member
 from engine.store.host import HostSection
@@ -68,7 +69,7 @@ class Store:
         except StoreError as error:
             if not os.path.lexists(path / names.NAME):
                 raise _not_a_store(path) from None
-            raise type(error)(f"{path}: {error}") from None
+            raise StoreError(f"{path}: {error}") from None
 
     def close(self) -> None:
         """Give the descriptors back; host sections that are still in use keep theirs."""
@@ -133,6 +134,24 @@ class Store:
         self._check_window(window)
         return self._load(names.device_file(window))
 
+    def tables(self, name: str, tables: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+        """Some tensors of a file, checked, as numpy arrays: what `inspect` needs without torch.
+
+        Args:
+            name: "shared.safetensors" or the device file of a window (`manifest.device_file`).
+            tables: names of tensors; those the file does not hold are left out.
+        Raises:
+            StoreError: missing or damaged.
+        """
+        file = self._open(name)
+        found = {
+            table: to_numpy(file.tensor_bytes(table), file.info(table))
+            for table in tables
+            if table in file.header.tensors
+        }
+        file.close()
+        return found
+
     def host(self, window: int) -> HostSection:
         """The host section of a window; opens the file and checks its header, reads no codes.
 
@@ -178,7 +197,7 @@ class Store:
         with os.fdopen(descriptor, "rb") as file:
             data = file.read(names.MAX_BYTES + 1)
         if len(data) > names.MAX_BYTES:
-            raise DamagedManifestError("the manifest is damaged (it is far too long)")
+            raise StoreError("the manifest is damaged (it is far too long)")
         self._device_meter.add(len(data))
         return from_bytes(data)
 

@@ -1,0 +1,309 @@
+"""Use case: look into a store. Spans, sizes and text without torch; zoom decisions with it."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import DocumentError, SekvError, StoreError
+from engine.manifest import SHARED, Manifest, device_file, host_file
+from engine.store import Store
+from engine.types import AskOptions, InspectReport, Progress, SpanView, ZoomView
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+FOLDED, ANCHOR = 0, 1
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Characters that belong to one span; span -1 belongs to none."""
+
+    text: str
+    span: int
+    anchor: bool
+
+
+def inspect(
+    store: Path,
+    *,
+    question: str = "",
+    trace: Path | None = None,
+    text: tuple[int, int] | None = None,
+    layer: int | None = None,
+    head: int | None = None,
+    options: AskOptions,
+    progress: Progress,
+) -> InspectReport:
+    """What a store holds and, with a question or a trace, what it zoomed into.
+
+    Args:
+        text: only spans that touch these characters of the first source.
+        layer, head: only zoom decisions of this layer, this KV head.
+    Raises:
+        SekvError: no such store, layer or head; a trace of another store.
+    """
+    with Store.open(store) as opened:
+        manifest = opened.manifest
+        _check_narrowing(manifest, layer, head)
+        spans = _spans(opened, layer, head)
+        tiers = _tiers(manifest)
+    zoom: list[dict[str, Any]] = []
+    if question:
+        zoom = _zoom_of(store, question, options, progress)
+    elif trace is not None:
+        zoom = _read_trace(trace, manifest)
+    if text is not None:
+        name = manifest.sources[0].path
+        spans = [s for s in spans if s.source == name and s.start < text[1] and s.end > text[0]]
+    views = tuple(
+        ZoomView(**entry)
+        for entry in zoom
+        if layer in (None, entry["layer"]) and head in (None, entry["kv_head"])
+    )
+    return InspectReport(manifest.to_json(), tuple(spans), views, tiers)
+
+
+def text(store: Path, source: int, start: int, end: int) -> list[Piece]:
+    """The characters [start, end) of a source, cut where spans end.
+
+    Raises:
+        DocumentError: no such source, or nothing of it lies there.
+    """
+    with Store.open(store) as opened:
+        manifest = opened.manifest
+        if not 0 <= source < len(manifest.sources):
+            raise DocumentError(f"{store} has {len(manifest.sources)} sources, no {source + 1}")
+        words = opened.text(source)
+        start, end = max(0, start), min(end, len(words))
+        if start >= end:
+            raise DocumentError(f"source {source + 1} has characters 0 to {len(words)} only")
+        spans = [s for s in _places(opened) if s.source == source and s.start < end]
+    pieces, at = [], start
+    for span in spans:
+        if span.end <= at:
+            continue
+        if span.start > at:
+            pieces.append(Piece(words[at : span.start], -1, False))
+            at = span.start
+        upto = min(end, span.end)
+        if upto > at:
+            pieces.append(Piece(words[at:upto], span.id, span.anchor))
+            at = upto
+    if at < end:
+        pieces.append(Piece(words[at:end], -1, False))
+    return pieces
+
+
+# ---------------------------------------------------------------------------- spans
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a span lies: document tokens, and characters of its source."""
+
+    id: int
+    window: int
+    local: int
+    first: int
+    last: int
+    source: int
+    start: int
+    end: int
+    anchor: bool
+    surprisal: float
+
+
+def _places(store: Store) -> list[_Place]:
+    """All spans in document order."""
+    import numpy as np
+
+    document = store.document()
+    starts, ends, owner = document["starts"], document["ends"], document["source"]
+    places: list[_Place] = []
+    for index, window in enumerate(store.manifest.windows):
+        tables = store.tables(device_file(index), ("bounds", "kind", "surprisal"))
+        bounds = tables["bounds"].astype(np.int64)
+        if len(bounds) != window.spans + 1 or bounds[-1] != window.end - window.start:
+            raise StoreError(f"{store.path}: the span table of window {index} is damaged")
+        sums = np.concatenate([[0.0], np.cumsum(tables["surprisal"].astype(np.float64))])
+        mean = np.diff(sums[bounds]) / np.diff(bounds)
+        for local, (a, b) in enumerate(pairwise(bounds)):
+            first, last = int(a) + window.start, int(b) + window.start
+            source = int(owner[first])
+            same = last - 1
+            while int(owner[same]) != source:  # a span over two sources is shown in its first
+                same -= 1
+            places.append(
+                _Place(
+                    id=len(places),
+                    window=index,
+                    local=local,
+                    first=first,
+                    last=last,
+                    source=source,
+                    start=int(starts[first]),
+                    end=int(ends[same]),
+                    anchor=int(tables["kind"][local]) == ANCHOR,
+                    surprisal=round(float(mean[local]), 4),
+                )
+            )
+    return places
+
+
+def _spans(store: Store, layer: int | None, head: int | None) -> list[SpanView]:
+    manifest = store.manifest
+    sizes = _record_bytes(store, layer)
+    ranks = _ranks(store, layer or 0, head or 0)
+    views = []
+    for place in _places(store):
+        entry = manifest.sources[place.source]
+        page = bisect_right(entry.pages, place.start, key=lambda page: page[1]) - 1
+        views.append(
+            SpanView(
+                id=place.id,
+                start_token=place.first,
+                end_token=place.last,
+                source=entry.path,
+                start=place.start,
+                end=place.end,
+                page=entry.pages[page][0] if page >= 0 else "",
+                anchor=place.anchor,
+                surprisal=place.surprisal,
+                rank_k=int(ranks[0][place.id]),
+                rank_v=int(ranks[1][place.id]),
+                bytes=int(sizes[place.id]),
+            )
+        )
+    return views
+
+
+def _record_bytes(store: Store, layer: int | None) -> npt.NDArray[np.int64]:
+    """Host bytes of every span, of one layer or of all."""
+    import numpy as np
+
+    layers = range(store.manifest.model.layers) if layer is None else [layer]
+    parts = []
+    for index in range(len(store.manifest.windows)):
+        section = store.host(index)
+        parts.append(sum((section.sizes(number) for number in layers), np.zeros(1, np.int64)))
+        section.close()
+    return np.concatenate(parts)
+
+
+def _ranks(
+    store: Store, layer: int, head: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Directions kept of K and V by every span's record in one layer and head."""
+    import numpy as np
+
+    manifest = store.manifest
+    codec, size = manifest.settings["codec"], manifest.model.head_dim
+    if codec["kind"] == "SpanSVD" and not codec.get("exact"):
+        return _svd_ranks(store, layer, head)
+    tables = store.tables(SHARED, (f"{layer}.k_bits", f"{layer}.v_bits"))
+    kept = [
+        int((tables[name][head] > 0).sum()) if name in tables else size
+        for name in (f"{layer}.k_bits", f"{layer}.v_bits")
+    ]
+    return np.full(manifest.spans, kept[0]), np.full(manifest.spans, kept[1])
+
+
+def _svd_ranks(
+    store: Store, layer: int, head: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The ranks that per-span factors carry; the only look at records, hence with torch."""
+    import numpy as np
+    import torch
+
+    from engine.policies.codec import SpanSVD
+
+    manifest = store.manifest
+    k, v = [], []
+    for index, window in enumerate(manifest.windows):
+        section = store.host(index)
+        payload = section.read(layer, torch.arange(window.spans))
+        offsets = section.offsets(layer)
+        rank_k, rank_v = SpanSVD.ranks(payload, offsets, manifest.model.head_dim)
+        k.append(rank_k[head :: manifest.model.kv_heads].numpy())
+        v.append(rank_v[head :: manifest.model.kv_heads].numpy())
+        section.close()
+    return np.concatenate(k), np.concatenate(v)
+
+
+def _tiers(manifest: Manifest) -> dict[str, int]:
+    """Bytes on disk by tier, and the full cache of the same tokens for comparison."""
+    files = manifest.files
+    count = range(len(manifest.windows))
+    device = sum(files[device_file(i)].bytes for i in count) + files[SHARED].bytes
+    host = sum(files[host_file(i)].bytes for i in count)
+    model = manifest.model
+    width = 4 if manifest.dtype == "float32" else 2
+    full = 2 * model.layers * model.kv_heads * model.head_dim * manifest.tokens * width
+    return {
+        "device": device,
+        "host": host,
+        "document": sum(f.bytes for f in files.values()) - device - host,
+        "full": full,
+    }
+
+
+# ---------------------------------------------------------------------------- zoom
+
+
+def _zoom_of(
+    store: Path, question: str, options: AskOptions, progress: Progress
+) -> list[dict[str, Any]]:
+    from engine.ask import Session
+
+    with Session(store, replace(options, trace=True), progress) as session:
+        session.ask(question)
+        zoom: list[dict[str, Any]] = session.trace()["zoom"]
+    return zoom
+
+
+def _read_trace(path: Path, manifest: Manifest) -> list[dict[str, Any]]:
+    """The last question of a trace file.
+
+    Raises:
+        SekvError: not a trace, or one of another store.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        trace = json.loads(lines[-1])
+        zoom = [
+            {
+                name: kind(entry[name])
+                for name, kind in (
+                    ("span", int),
+                    ("layer", int),
+                    ("kv_head", int),
+                    ("step", int),
+                    ("score", float),
+                    ("weight", float),
+                )
+            }
+            for entry in trace["zoom"]
+        ]
+        identity = (trace["weights"], trace["sources"])
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise SekvError(f"{path} is not a trace of `sekv ask --trace` ({error})") from None
+    if identity != (manifest.model.weights, [source.sha256 for source in manifest.sources]):
+        raise SekvError(f"{path} is a trace of another store: its sources or model differ")
+    if any(not 0 <= entry["span"] < manifest.spans for entry in zoom):
+        raise SekvError(f"{path} is a trace of another store: it names spans this one lacks")
+    return zoom
+
+
+def _check_narrowing(manifest: Manifest, layer: int | None, head: int | None) -> None:
+    model = manifest.model
+    if layer is not None and not 0 <= layer < model.layers:
+        raise SekvError(f"there is no layer {layer}; the model has 0 to {model.layers - 1}")
+    if head is not None and not 0 <= head < model.kv_heads:
+        raise SekvError(f"there is no KV head {head}; the model has 0 to {model.kv_heads - 1}")
