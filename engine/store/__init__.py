@@ -13,7 +13,6 @@ from engine.store.library import (
     check_sources,
     compare_identity,
     list_stores,
-    verify_store,
 )
 from engine.store.reader import Store
 from engine.store.writer import StoreWriter
@@ -26,5 +25,4 @@ __all__ = [
     "check_sources",
     "compare_identity",
     "list_stores",
-    "verify_store",
 ]

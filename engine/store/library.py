@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import StoreError
-from engine.manifest import NAME, DamagedManifestError
+from engine.manifest import NAME
 from engine.store.reader import Store
 
 if TYPE_CHECKING:
     from engine.manifest import Manifest, ModelIdentity
-    from engine.types import Progress
 
 _BLOCK = 1 << 20
 
@@ -51,19 +50,6 @@ def list_stores(folder: Path) -> list[StoreSummary]:
     except OSError as error:
         raise StoreError(f"cannot list {folder}: {error.strerror}") from None
     return [_summary(path) for path in candidates if _looks_like_a_store(path)]
-
-
-def verify_store(path: Path, progress: Progress | None = None) -> list[str]:
-    """`Store.verify` of the store at `path`, whose manifest may be damaged too.
-
-    Raises:
-        StoreError: there is no store to verify, or a newer one.
-    """
-    try:
-        with Store.open(path) as store:
-            return store.verify(progress)
-    except DamagedManifestError as error:
-        return [str(error)]
 
 
 def check_sources(manifest: Manifest, base: Path | None = None) -> list[str]:

@@ -1,0 +1,164 @@
+"""A toy ingest for the tests of the store: small, torch-free to write, the same bytes every time.
+
+What it is: a stand-in for prefill and fold whose windows are made from their chunks, so that a
+resumed run that lost or mixed chunks cannot end in the right bytes. What it is not: a test.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engine.manifest import Manifest, ModelIdentity, SourceEntry, WindowEntry
+from engine.store import StoreWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from engine.store.disk import Disk
+
+LAYERS = 2
+KV_HEADS = 2
+SPANS = 3
+WINDOW = 12
+CHUNKS = 3
+
+MODEL = ModelIdentity(
+    id="toy/model",
+    revision="main",
+    architecture="ToyForCausalLM",
+    weights="aa" * 16,
+    layers=LAYERS,
+    heads=4,
+    kv_heads=KV_HEADS,
+    head_dim=8,
+    rope={"rope_type": "default", "rope_theta": 10000.0},
+    tokenizer="bb" * 16,
+    transformers="5.17.0",
+)
+
+
+def job(seed: int, windows: int) -> dict[str, Any]:
+    """What an ingest of this seed and length is."""
+    return {"toy": seed, "windows": windows}
+
+
+def text(seed: int, windows: int) -> str:
+    """The text of the toy document: one letter per token, some of two bytes."""
+    return "".join(
+        chr(0xE0 + (seed + i) % 26) if i % 5 == 0 else "x" for i in range(WINDOW * windows)
+    )
+
+
+def document(seed: int, windows: int) -> dict[str, npt.NDArray[Any]]:
+    """The document's tensors."""
+    count = np.arange(WINDOW * windows)
+    return {
+        "ids": ((count * 7 + seed) % 101).astype(np.int32),
+        "starts": count.astype(np.int32),
+        "ends": (count + 1).astype(np.int32),
+        "source": np.zeros(count.size, dtype=np.int32),
+        "text.0": np.frombuffer(text(seed, windows).encode(), dtype=np.uint8),
+    }
+
+
+def chunk(seed: int, window: int, index: int) -> dict[str, npt.NDArray[Any]]:
+    """The raw state of one chunk: `prefill` of the toy."""
+    values = np.arange(40) * 13 + seed * 31 + window * 17 + index * 5
+    return {"state": (values % 251).astype(np.uint8)}
+
+
+def fold(states: list[npt.NDArray[np.uint8]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Device and host tensors of a window from the states of all its chunks."""
+    codes = np.concatenate(states)
+    device = {"rows": codes.reshape(-1, 8).astype(np.float32), "sinks": codes[:4].astype(np.int64)}
+    host: dict[str, Any] = {}
+    for layer in range(LAYERS):
+        cuts = [0, 3, 20, 20, 41, 90, codes.size - layer]
+        host[f"{layer}.codes"] = codes[layer:]
+        host[f"{layer}.offsets"] = np.array(cuts, dtype=np.int64)
+    return device, host
+
+
+def fields(seed: int, windows: int) -> dict[str, Any]:
+    """What `publish` is told."""
+    chars = len(text(seed, windows))
+    return {
+        "creator": "sekv toy",
+        "model": MODEL,
+        "method": "sekv",
+        "settings": {"alpha": 1.5, "codec": {"bits": [4, 2]}},
+        "dtype": "float32",
+        "prompt": {"prefix": [1, 2, 3]},
+        "tokens": WINDOW * windows,
+        "tokenizer_engine": "toy",
+        "window_tokens": WINDOW,
+        "sources": (SourceEntry("toy.txt", "text", "cc" * 32, chars, (("1", 0), ("2", 5))),),
+    }
+
+
+def run(
+    writer: StoreWriter,
+    seed: int,
+    windows: int,
+    told: Callable[[int, int], None] | None = None,
+    appended: bool = False,
+) -> Manifest:
+    """Ingest: whatever is done already is not done again. told: hears of each chunk computed."""
+    with writer:
+        writer.put_document(document(seed, windows))
+        if not appended and writer.shared() is None:
+            writer.put_shared({"basis": np.full((2, 3), seed, dtype=np.float32)})
+        for window in range(windows):
+            if writer.window_done(window):
+                continue
+            states = [found["state"].numpy() for found in writer.chunks(window)]
+            for index in range(len(states), CHUNKS):
+                if told is not None:
+                    told(window, index)
+                made = chunk(seed, window, index)
+                writer.put_chunk(window, index, made)
+                states.append(made["state"])
+            entry = WindowEntry(window * WINDOW, (window + 1) * WINDOW, SPANS, 1)
+            writer.put_window(window, *fold(states), entry)
+        return writer.publish(**fields(seed, windows))
+
+
+def ingest(
+    target: Path,
+    *,
+    seed: int = 0,
+    windows: int = 2,
+    overwrite: bool = False,
+    disk: Disk | None = None,
+    told: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """Make the toy store of a seed."""
+    writer = StoreWriter.begin(target, job(seed, windows), overwrite=overwrite, disk=disk)
+    return run(writer, seed, windows, told)
+
+
+def append(
+    target: Path,
+    *,
+    seed: int = 0,
+    windows: int = 3,
+    disk: Disk | None = None,
+    told: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """Continue the toy store of a seed to more windows."""
+    writer = StoreWriter.append(target, job(seed, windows), disk=disk)
+    return run(writer, seed, windows, told, appended=True)
+
+
+def tree(path: Path) -> dict[str, bytes]:
+    """Every file below a folder, by name."""
+    return {
+        file.relative_to(path).as_posix(): file.read_bytes()
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+    }
