@@ -1,0 +1,350 @@
+"""Ids are the model's own, whichever engine makes them, and offsets are exact in characters.
+
+Every tokenizer here is trained on the spot, in each of the shapes that models come in.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+import engine.tokens as tokens
+from engine.documents import Document, Source
+from engine.errors import ReaderError
+from engine.tokens import Tokens, tokenize
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+TRIAL = Path(
+    os.environ.get("SEKV_TEST_READER") or Path(__file__).parents[2] / "shared" / "trial_reader"
+)
+QWEN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CORPUS = [
+    "The harbour lay quiet in the morning, and nobody had seen the ship come in.",
+    "It's 1912; they'll say we've lost 4,096 letters — “naïve café”, Überschrift, Ελλάδα.",
+    "def main():\n    return [x for x in range(10)]\n\n\n日本語のテキスト и русский текст 🙂🙂",
+    "the the the there then them these morning harbour harbours ship shipping",
+] * 5
+SPECIALS = ["<|start|>", "<|end|>"]
+ADDED = ["<tool>", "<think>"]
+
+
+def ready(inner: Tokenizer) -> PreTrainedTokenizerFast:
+    from transformers import PreTrainedTokenizerFast
+
+    inner.add_special_tokens(SPECIALS)
+    inner.add_tokens(ADDED)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|end|>")
+
+
+def byte_level(pre: Any, normalizer: Any = None, **model: Any) -> Tokenizer:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    inner = Tokenizer(models.BPE(**model))
+    inner.pre_tokenizer = pre
+    if normalizer is not None:
+        inner.normalizer = normalizer
+    inner.decoder = decoders.ByteLevel()
+    inner.post_processor = processors.ByteLevel(trim_offsets=True)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, initial_alphabet=alphabet, show_progress=False, special_tokens=[]
+    )
+    inner.train_from_iterator(CORPUS, trainer)
+    return inner
+
+
+def gpt2() -> Tokenizer:
+    from tokenizers import pre_tokenizers
+
+    return byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False))
+
+
+def qwen() -> Tokenizer:
+    from tokenizers import Regex, normalizers, pre_tokenizers
+
+    split = pre_tokenizers.Split(Regex(QWEN), "isolated")
+    last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return byte_level(pre_tokenizers.Sequence([split, last]), normalizers.NFC())
+
+
+def llama3() -> Tokenizer:
+    """ignore_merges, and every way to make a token listed as a merge of its own."""
+    from tokenizers import Tokenizer
+
+    spec = json.loads(gpt2().to_str())
+    vocabulary = spec["model"]["vocab"]
+    merges = []
+    for left, right in spec["model"]["merges"]:
+        token = left + right
+        ways = [(token[:at], token[at:]) for at in range(1, len(token))]
+        merges += [way for way in ways if way[0] in vocabulary and way[1] in vocabulary]
+    spec["model"] |= {"merges": merges, "ignore_merges": True}
+    return Tokenizer.from_str(json.dumps(spec))
+
+
+def prefixed() -> Tokenizer:
+    from tokenizers import pre_tokenizers
+
+    return byte_level(pre_tokenizers.ByteLevel(add_prefix_space=True))
+
+
+def unigram() -> Tokenizer:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    inner = Tokenizer(models.Unigram())
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.decoder = decoders.Metaspace()
+    inner.train_from_iterator(
+        CORPUS,
+        trainers.UnigramTrainer(
+            vocab_size=300, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False
+        ),
+    )
+    return inner
+
+
+def byte_fallback() -> Tokenizer:
+    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+
+    inner = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    inner.normalizer = normalizers.Replace(" ", "▁")
+    inner.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    bytes_ = ["<unk>", *(f"<0x{value:02X}>" for value in range(256))]
+    # Letters only: everything else must come from bytes.
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=bytes_, limit_alphabet=30, show_progress=False
+    )
+    inner.train_from_iterator(CORPUS, trainer)
+    return inner
+
+
+FAST: tuple[Callable[[], Tokenizer], ...] = (gpt2, qwen, llama3)
+SLOW: tuple[Callable[[], Tokenizer], ...] = (prefixed, unigram, byte_fallback)
+
+
+@cache
+def tokenizer(make: Callable[[], Tokenizer]) -> PreTrainedTokenizerFast:
+    return ready(make())
+
+
+def document(*texts: str) -> Document:
+    return Document(tuple(Source("", "text", text, (), "") for text in texts))
+
+
+def literal(own: PreTrainedTokenizerFast, text: str) -> Any:
+    """What the model's own tokenizer makes of text in which special tokens are just text."""
+    backend = own.backend_tokenizer
+    backend.encode_special_tokens = True
+    try:
+        return backend.encode(text, add_special_tokens=False)
+    finally:
+        backend.encode_special_tokens = False
+
+
+def check_offsets(made: Tokens, text: str, *, bytewise: bool) -> None:
+    assert made.ids.dtype == made.starts.dtype == made.ends.dtype == np.int32
+    starts, ends = made.starts.tolist(), made.ends.tolist()
+    assert starts == sorted(starts)
+    assert all(0 <= a <= b <= len(text) for a, b in zip(starts, ends, strict=True))
+    if bytewise and text:
+        assert starts[0] == 0
+        assert ends[-1] == len(text)
+        # No gaps; an overlap only inside one character that is split over tokens.
+        for end, start in itertools.pairwise(zip(starts, ends, strict=True)):
+            assert start[0] in (end[1], end[1] - 1)
+
+
+any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=80) | st.text(
+    alphabet="the harbo\n  '<|end>tool🙂é\u0301ſK1234", max_size=80
+)
+relaxed = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@pytest.mark.parametrize("make", FAST)
+@relaxed
+@given(any_text)
+@example("")
+@example(" leading and trailing  \n\n ")
+@example("a<|end|>b<tool><|start|><think>\n<tool")
+@example("it'ſ the Kelvin K, e\u0301 and \u1e9b\u0323")
+@example("🙂" * 9 + "日本語\u200d\ufeff\x00\x85")
+def test_tiktoken_gives_the_models_own_ids(make: Callable[[], Tokenizer], text: str) -> None:
+    own = tokenizer(make)
+    made = tokenize(document(text), own)
+    assert made.ids.tolist() == literal(own, text).ids
+    normalizer = own.backend_tokenizer.normalizer
+    unchanged = normalizer is None or normalizer.normalize_str(text) == text
+    # Whatever the engine, the text is covered; through tiktoken byte for byte.
+    check_offsets(made, text, bytewise=unchanged)
+    assert unchanged or made.engine == "tokenizers"
+    if unchanged:
+        assert own.decode(made.ids, clean_up_tokenization_spaces=False) == text
+
+
+@pytest.mark.parametrize("make", FAST)
+@relaxed
+@given(any_text)
+def test_both_engines_agree_on_offsets(make: Callable[[], Tokenizer], text: str) -> None:
+    """tiktoken's offsets are computed here, the others by the tokenizers library."""
+    own = tokenizer(make)
+    made = tokenize(document(text), own)
+    if made.engine == "tiktoken":
+        untrimmed = own.backend_tokenizer.__class__.from_str(
+            json.dumps(json.loads(own.backend_tokenizer.to_str()) | {"post_processor": None})
+        )
+        untrimmed.encode_special_tokens = True
+        expected = untrimmed.encode(text, add_special_tokens=False).offsets
+        assert list(zip(made.starts.tolist(), made.ends.tolist(), strict=True)) == expected
+
+
+@pytest.mark.parametrize("make", SLOW)
+@relaxed
+@given(any_text)
+@example("🙂 and <|end|> é")
+def test_other_tokenizers_keep_their_own_engine(make: Callable[[], Tokenizer], text: str) -> None:
+    own = tokenizer(make)
+    made = tokenize(document(text), own)
+    assert made.engine == "tokenizers"
+    assert made.ids.tolist() == literal(own, text).ids
+    check_offsets(made, text, bytewise=False)
+
+
+@pytest.mark.parametrize("make", [*FAST, *SLOW])
+def test_engines_are_the_ones_expected_on_prose(make: Callable[[], Tokenizer]) -> None:
+    """The property tests would pass without tiktoken; it must really be in use."""
+    made = tokenize(document(*CORPUS), tokenizer(make))
+    assert made.engine == ("tiktoken" if make in FAST else "tokenizers")
+
+
+@pytest.mark.parametrize("make", [*FAST, *SLOW])
+def test_special_tokens_in_a_document_are_ordinary_text(make: Callable[[], Tokenizer]) -> None:
+    own = tokenizer(make)
+    made = tokenize(document("turn over <|end|> or <|start|>now"), own)
+    assert not set(made.ids.tolist()) & set(own.convert_tokens_to_ids(SPECIALS))
+    assert own.backend_tokenizer.encode_special_tokens is False  # the caller's is as it was
+
+
+def test_ordinary_added_tokens_stay_tokens() -> None:
+    own = tokenizer(gpt2)
+    made = tokenize(document("a <tool>b"), own)
+    assert made.engine == "tiktoken"
+    at = made.ids.tolist().index(own.convert_tokens_to_ids("<tool>"))
+    assert (made.starts[at], made.ends[at]) == (2, 8)
+
+
+def test_added_tokens_with_rules_of_their_own_are_left_to_the_model() -> None:
+    from tokenizers import AddedToken
+
+    inner = gpt2()
+    inner.add_tokens([AddedToken("<strip>", lstrip=True, rstrip=True)])
+    own = ready(inner)
+    made = tokenize(document("one  <strip> two"), own)
+    assert made.engine == "tokenizers"
+    assert made.ids.tolist() == literal(own, "one  <strip> two").ids
+
+
+def test_sources_follow_each_other_with_offsets_of_their_own() -> None:
+    own = tokenizer(gpt2)
+    texts = ["the harbour", "", "🙂 the ship"]
+    made = tokenize(document(*texts), own)
+    single = [tokenize(document(text), own) for text in texts]
+    assert made.ids.tolist() == [token for part in single for token in part.ids.tolist()]
+    assert made.starts.tolist() == [start for part in single for start in part.starts.tolist()]
+    assert made.source.tolist() == [at for at, part in enumerate(single) for _ in range(len(part))]
+    assert len(made) == len(made.ids)
+
+
+def test_a_character_split_over_tokens_is_covered_by_each_of_them() -> None:
+    made = tokenize(document("a\U00010348b"), tokenizer(gpt2))
+    assert made.starts.tolist() == [0, 1, 1, 1, 1, 2]
+    assert made.ends.tolist() == [1, 2, 2, 2, 2, 3]
+
+
+def test_templates_truncation_and_padding_do_not_reach_a_document() -> None:
+    from tokenizers import processors
+
+    inner = gpt2()
+    inner.post_processor = processors.TemplateProcessing("$A", special_tokens=[])
+    own = ready(inner)
+    own.backend_tokenizer.enable_truncation(4)
+    own.backend_tokenizer.enable_padding(length=64)
+    text = "the harbour lay quiet in the morning"
+    made = tokenize(document(text), own)
+    check_offsets(made, text, bytewise=True)
+    assert own.backend_tokenizer.truncation is not None
+
+
+def test_disagreement_on_the_document_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pattern that differs on one rare character is found, wherever in the text it stands."""
+    own = tokenizer(gpt2)
+    text = " ".join([CORPUS[0], CORPUS[3]]) * 200
+    middle = len(text) // 2 + 3_333
+    text = text[:middle] + " café " + text[middle:]
+    assert tokenize(document(text), own).engine == "tiktoken"
+    monkeypatch.setattr(tokens, "_GPT2", tokens._GPT2.replace(r" ?\p{L}+", r"é| ?[^é\P{L}]+"))
+    made = tokenize(document(text), own)
+    assert made.engine == "tokenizers"
+    assert made.ids.tolist() == literal(own, text).ids
+
+
+def test_text_that_a_pattern_leaves_out_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "_GPT2", r"\p{L}+")
+    monkeypatch.setattr(tokens._ByteLevel, "agrees", lambda *_: True)
+    assert tokenize(document("the ship, 1912"), tokenizer(gpt2)).engine == "tokenizers"
+
+
+def test_a_megabyte_of_spaces_falls_back() -> None:
+    made = tokenize(document("the" + " " * 1_000_000 + "ship"), tokenizer(gpt2))
+    assert made.engine == "tokenizers"
+    check_offsets(made, "the" + " " * 1_000_000 + "ship", bytewise=True)
+
+
+def test_words_that_no_merge_makes_are_left_to_the_model() -> None:
+    """ignore_merges finds a whole word that tiktoken could never put together."""
+    from tokenizers import Tokenizer
+
+    spec = json.loads(llama3().to_str())
+    spec["model"]["vocab"]["zyzzyva"] = max(spec["model"]["vocab"].values()) + 1
+    own = ready(Tokenizer.from_str(json.dumps(spec)))
+    made = tokenize(document("zyzzyva"), own)
+    assert made.engine == "tokenizers"
+    assert made.ids.tolist() == [spec["model"]["vocab"]["zyzzyva"]]
+
+
+def test_slow_tokenizers_are_refused() -> None:
+    slow: Any = SimpleNamespace(is_fast=False)
+    with pytest.raises(ReaderError, match="slow tokenizer without character offsets"):
+        tokenize(document("text"), slow)
+
+
+@pytest.mark.skipif(not TRIAL.is_dir(), reason="no trial reader (SEKV_TEST_READER)")
+def test_a_trained_readers_tokenizer_goes_through_tiktoken() -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    own = PreTrainedTokenizerFast.from_pretrained(TRIAL)
+    text = "\n".join(CORPUS) + "<|question|> what? <|end|>"
+    made = tokenize(document(text), own)
+    assert made.engine == "tiktoken"
+    assert made.ids.tolist() == literal(own, text).ids
+    assert own.decode(made.ids) == text
+    check_offsets(made, text, bytewise=True)
