@@ -207,7 +207,7 @@ def test_too_many_pages_and_too_much_text_are_refused(monkeypatch: pytest.Monkey
 
 def test_a_decompression_bomb_ends_within_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pdf, "PAGE_SECONDS", 1)
-    stream = zlib.compress(b"q " * 100_000_000, 9)
+    stream = zlib.compress(b"q " * 40_000_000, 9)
     raw = make_pdf([["x"]]).split(b"<< /Length", 1)[0]
     raw += b"<< /Length %d /Filter /FlateDecode >>\nstream\n" % len(stream) + stream
     raw += b"\nendstream\nendobj\ntrailer << /Root 1 0 R >>\n"
@@ -220,7 +220,7 @@ def test_damaged_files_never_give_a_traceback() -> None:
     """Flipped bytes, cut ends: text, or one line. Two libraries, each in its own process."""
     rng = random.Random(1)
     good = make_pdf([PROSE, PROSE])
-    for _ in range(8):
+    for _ in range(5):
         raw = bytearray(good)
         for _ in range(rng.choice((1, 4, 30))):
             raw[rng.randrange(9, len(raw))] = rng.randrange(256)
