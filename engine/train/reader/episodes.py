@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from engine.train.reader.families import (
     Ask,
+    Claim,
     Event,
     Fact,
     Family,
@@ -93,7 +94,7 @@ class _Stated:
     """The facts of a document so far."""
 
     facts: list[Fact] = field(default_factory=list)
-    claims: list[tuple[str, frozenset[str]]] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
     known: dict[str, list[Entity]] = field(default_factory=dict)
 
     def add(self, fact: Fact) -> None:
@@ -106,10 +107,8 @@ class _Stated:
 
     def clashes(self, fact: Fact) -> bool:
         """Whether the fact says again, or says otherwise, what is already stated."""
-        for meaning, names in fact.claims:
-            for other, known in self.claims:
-                if other == meaning and (names <= known or known <= names):
-                    return True
+        if any(claim.repeats(other) for claim in fact.claims for other in self.claims):
+            return True
         return self.confuses(fact.entities)
 
     def confuses(self, entities: tuple[Entity, ...]) -> bool:
@@ -120,9 +119,9 @@ class _Stated:
             for other in self.known.get(entity.kind, ())
         )
 
-    def answers(self, meaning: str, mentions: frozenset[str]) -> int:
-        """How many claims a question with these names could mean."""
-        return sum(other == meaning and mentions <= names for other, names in self.claims)
+    def answers(self, ask: Ask) -> int:
+        """How many claims a question could mean."""
+        return sum(claim.answers(ask) for claim in self.claims)
 
 
 class Episodes:
@@ -335,9 +334,10 @@ class Episodes:
             text = self.namer.value(value, rng)
             asked = rng.choice(_MAGIC_QUESTIONS).format(noun=noun, key=key)
             mentions = frozenset((key,))
-            ask = Ask(asked, (len(head), len(head) + len(text)), f"ruler/{noun}",
+            span = (len(head), len(head) + len(text))
+            ask = Ask(asked, span, f"ruler/{noun}",
                       f"magic_{noun}", mentions, "")
-            stated.add(Fact((Line(f"{head}{text}.", (ask,)),), ((ask.family, mentions),), (), ()))
+            stated.add(Fact((Line(f"{head}{text}.", (ask,)),), (Claim(ask.family, mentions),), (), ()))
         return stated
 
     # ----------------------------------------------------------------- questions without answer
@@ -347,7 +347,7 @@ class Episodes:
     ) -> list[Question]:
         """Questions on near-miss names, absent entities and things not said of present ones."""
         found: list[Question] = []
-        told = [(claim[0], entity) for fact in stated.facts for claim in fact.claims
+        told = [(claim.meaning, entity) for fact in stated.facts for claim in fact.claims
                 for entity in fact.entities]
         by_meaning: dict[str, list[Family]] = {}
         _, _, pools = self._pools[wording.mode]
@@ -382,7 +382,7 @@ class Episodes:
                 continue
             asks = [ask for line in fact.lines for ask in line.asks]
             ask = rng.choice(asks)
-            if not stated.answers(ask.family, ask.mentions):
+            if not stated.answers(ask):
                 found.append(Question(ask.text, "", "", "unanswerable"))
         return found
 
@@ -430,6 +430,18 @@ _MAGIC_QUESTIONS: Final = (
     "What is the special magic {noun} for {key}?",
     "Which special magic {noun} belongs to {key}?",
 )
+
+# How often a rule's question is taken, so that the rules that find something in every
+# sentence leave room for the others.
+_SHARES: Final = {
+    "natural/cloze": 0.12,
+    "natural/gap": 0.12,
+    "natural/mentioned-name": 0.1,
+    "natural/subject": 0.25,
+    "natural/object": 0.4,
+    "natural/mentioned-count": 0.4,
+    "natural/mentioned-date": 0.4,
+}
 
 _Pool = tuple[list[str], list[float], dict[str, list["Family | Event"]]]
 
@@ -496,7 +508,7 @@ def _ask_facts(document: str, pieces: list[_Piece], stated: _Stated,
         if not quote:
             continue
         for ask in piece.asks:
-            if stated.answers(ask.family, ask.mentions) == 1:
+            if stated.answers(ask) == 1:
                 found.append(Question(ask.text, quote, quote[slice(*ask.span)], ask.kind))
     rng.shuffle(found)
     return found
@@ -505,18 +517,21 @@ def _ask_facts(document: str, pieces: list[_Piece], stated: _Stated,
 def _ask_prose(document: str, pieces: list[_Piece], count: int, rng: Random) -> list[Question]:
     """Questions made from sentences of the prose."""
     found: list[Question] = []
+    plain: list[Question] = []
     prose = [piece for piece in pieces if not piece.fact]
     low = document.lower()
     texts = [piece.text.lower() for piece in pieces]
-    tries = min(len(prose), 5 * count + 5)
+    tries = min(len(prose), 6 * count + 6)
     for piece in rng.sample(prose, tries):
         if len(found) >= count:
             break
         proposals = propose(piece.text, rng)
         if not proposals:
             continue
-        one = rng.choice(proposals)
+        one = rng.choices(proposals, [_SHARES.get(p.kind, 1.0) for p in proposals])[0]
         quote = _quote(document, piece)
         if quote and picks_out(one.text, piece.text, low, texts):
-            found.append(Question(one.text, quote, quote[slice(*one.span)], one.kind))
-    return found
+            made = Question(one.text, quote, quote[slice(*one.span)], one.kind)
+            common = rng.random() > 2 * _SHARES.get(one.kind, 1.0)
+            (plain if common else found).append(made)
+    return (found + plain)[:count]

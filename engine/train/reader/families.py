@@ -52,10 +52,11 @@ def value_class(value: str) -> str:
     return "thing"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Family:
-    """One relation between a subject and a value.
+    """One relation between a subject and a value; compared by identity.
 
+    backs: questions for the subject by the value.
     words: what slots of shared frames may say, such as the names of an attribute.
     shared: whether its wordings are the frames all families of its sort share.
     """
@@ -66,6 +67,7 @@ class Family:
     value: str
     facts: tuple[Template, ...]
     asks: tuple[Template, ...]
+    backs: tuple[Template, ...] = ()
     words: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @property
@@ -109,8 +111,8 @@ class Event:
 class Ask:
     """A question a sentence answers. span: where the value stands in the sentence.
 
-    mentions: names the question uses; another claim of the same family that has them
-    all makes the question ambiguous. frame: the identity of the wording.
+    mentions: names and values the question uses; another claim of the same family that
+    has them all makes the question ambiguous. frame: the identity of the wording.
     """
 
     text: str
@@ -119,6 +121,28 @@ class Ask:
     family: str
     mentions: frozenset[str]
     frame: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is stated. meaning: the family's concept.
+
+    names: of whom or what; the same meaning of the same names must not be stated twice.
+    values: what is said of them.
+    """
+
+    meaning: str
+    names: frozenset[str]
+    values: frozenset[str] = frozenset()
+
+    def answers(self, ask: Ask) -> bool:
+        """Whether a question with these mentions can mean this claim."""
+        return self.meaning == ask.family and ask.mentions <= self.names | self.values
+
+    def repeats(self, other: Claim) -> bool:
+        """Whether both speak of the same, so that they repeat or contradict each other."""
+        return self.meaning == other.meaning and (
+            self.names <= other.names or other.names <= self.names)
 
 
 @dataclass(frozen=True)
@@ -133,12 +157,12 @@ class Line:
 class Fact:
     """Sentences that stand together and what they claim.
 
-    claims: (family, names) of each thing stated.  frames: identities of all wordings.
+    frames: identities of all wordings.
     joint: what stands between the lines; a line break makes the fact a block of its own.
     """
 
     lines: tuple[Line, ...]
-    claims: tuple[tuple[str, frozenset[str]], ...]
+    claims: tuple[Claim, ...]
     entities: tuple[Entity, ...]
     frames: tuple[str, ...]
     joint: str = " "
@@ -154,7 +178,7 @@ class Clause:
 
     text: str
     asks: tuple[Ask, ...]
-    claims: tuple[tuple[str, frozenset[str]], ...]
+    claims: tuple[Claim, ...]
     entities: tuple[Entity, ...]
     frames: tuple[str, ...]
 
@@ -208,11 +232,12 @@ def _shared(sort: str, name: str, subjects: str, value: str, **words: tuple[str,
     classes = [sort]
     if sort == "attribute":
         classes += [value_class(value)]
-    told, asked = (
-        tuple(t for c in classes for t in by_letter[letter].get(c, ())) for letter in "FQ"
+    told, asked, backs = (
+        tuple(t for c in classes for t in by_letter[letter].get(c, ())) for letter in "FQI"
     )
     label = name.replace(" ", "_")
-    return Family(label, sort, tuple(subjects.split()), value, told, asked, tuple(words.items()))
+    return Family(label, sort, tuple(subjects.split()), value, told, asked, backs,
+                  tuple(words.items()))
 
 
 @functools.cache
@@ -244,19 +269,22 @@ def _relations() -> list[Family]:
     head: tuple[str, ...] = ()
     facts: list[Template] = []
     asks: list[Template] = []
+    backs: list[Template] = []
     for line in [*_lines("relations.txt"), "= end"]:
         letter, body = line[0], line[2:]
         if letter == "F":
             facts.append(template(body))
         elif letter == "Q":
             asks.append(template(body))
+        elif letter == "I":
+            backs.append(template(body))
         else:
             if head:
                 found.append(
                     Family(head[0], "relation", tuple(head[1].split()), head[2], tuple(facts),
-                           tuple(asks))
+                           tuple(asks), tuple(backs))
                 )
-            head, facts, asks = _list(body, "|"), [], []
+            head, facts, asks, backs = _list(body, "|"), [], [], []
     return found
 
 
@@ -408,7 +436,32 @@ def clause(
         text, asked = ask_of(family, entity, wording, rng)
         made.append(Ask(text, stated.spans["v"], family.label, meaning, mentions, asked))
     used = tuple(a.frame for a in made) + ((frame,) if frame else ())
-    return Clause(stated.text, tuple(made), ((meaning, mentions),), (entity,), used)
+    if "e" in stated.spans and len(value) > 3 and rng.random() < 0.1:
+        asked_back = inverse(family, entity, value, fill, stated.spans["e"], wording, rng)
+        if asked_back is not None:
+            made = [asked_back]
+            used = (asked_back.frame, frame)
+    claim = Claim(meaning, mentions, frozenset((value,)))
+    return Clause(stated.text, tuple(made), (claim,), (entity,), used)
+
+
+def inverse(
+    family: Family,
+    entity: Entity,
+    value: str,
+    fill: Mapping[str, str],
+    span: tuple[int, int],
+    wording: Wording,
+    rng: Random,
+) -> Ask | None:
+    """The question the other way round: whose value is it? None if no wording fits."""
+    options = wording.allowed(family, family.backs)
+    if not options:
+        return None
+    asked = _choose(options, rng)
+    text = _wrap_question(asked.render(rng, {**fill, "v": value}).text, wording, rng)
+    meaning = concept(family.name)
+    return Ask(text, span, f"inverse/{family.name}", meaning, frozenset((value,)), asked.source)
 
 
 def dressed(bare: Clause, wording: Wording, rng: Random) -> Clause:
@@ -484,7 +537,7 @@ def record(
         span = (at, at + len(value))
         lines.append(Line(text, (Ask(asked, span, f"record/{family.name}", meaning, mentions,
                                      frame),)))
-        claims.append((meaning, mentions))
+        claims.append(Claim(meaning, mentions, frozenset((value,))))
         used.append(frame)
     return Fact(tuple(lines), tuple(claims), (entity,), tuple(used), "\n")
 
@@ -510,7 +563,7 @@ def table(
             asked, frame = ask_of(family, entity, wording, rng)
             meaning = concept(family.name)
             asks.append(Ask(asked, span, f"table/{family.name}", meaning, mentions, frame))
-            claims.append((meaning, mentions))
+            claims.append(Claim(meaning, mentions, frozenset((value,))))
             used.append(frame)
         lines.append(Line(text, tuple(asks)))
     return Fact(tuple(lines), tuple(claims), tuple(rows), tuple(used), "\n")
@@ -633,7 +686,7 @@ def state_event(
             used.append(frame)
     if not made:
         return None
-    claim = (concept(event.name), frozenset(names))
+    claim = Claim(concept(event.name), frozenset(names))
     bare = Clause(stated.text, tuple(made), (claim,), tuple(entities), tuple(used))
     return fact_of(dressed(bare, wording, rng))
 

@@ -45,9 +45,12 @@ class Rendered:
     spans: Mapping[str, tuple[int, int]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Template:
-    """A compiled line; `source` is the line itself and its identity for the split."""
+    """A compiled line; `source` is the line itself and its identity for the split.
+
+    Compared by identity, as `template` makes each line once.
+    """
 
     source: str
     parts: tuple[str | Slot | Choice, ...]
