@@ -30,7 +30,7 @@ from engine.train.reader.families import (
 )
 from engine.train.reader.haystack import Haystack, load_books, wrap
 from engine.train.reader.names import Entity, Namer, distinct
-from engine.train.reader.natural import answered, picks_out, propose
+from engine.train.reader.natural import answered, picks_out, propose, units
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -335,9 +335,9 @@ class Episodes:
             asked = rng.choice(_MAGIC_QUESTIONS).format(noun=noun, key=key)
             mentions = frozenset((key,))
             span = (len(head), len(head) + len(text))
-            ask = Ask(asked, span, f"ruler/{noun}",
-                      f"magic_{noun}", mentions, "")
-            stated.add(Fact((Line(f"{head}{text}.", (ask,)),), (Claim(ask.family, mentions),), (), ()))
+            ask = Ask(asked, span, f"ruler/{noun}", f"magic_{noun}", mentions, "")
+            line = Line(f"{head}{text}.", (ask,))
+            stated.add(Fact((line,), (Claim(ask.family, mentions),), (), ()))
         return stated
 
     # ----------------------------------------------------------------- questions without answer
@@ -491,10 +491,10 @@ def _write(paragraphs: list[_Paragraph], rng: Random) -> str:
     return wrap(text, rng.randint(55, 90)) if rng.random() < 0.4 else text
 
 
-def _quote(document: str, piece: _Piece) -> str:
-    """The piece as it stands in the document, "" if it stands there twice."""
-    text = document[piece.at : piece.at + len(piece.text)]
-    if document.find(text) != piece.at or document.find(text, piece.at + 1) >= 0:
+def _quote(document: str, at: int, size: int) -> str:
+    """What stands at a place of the document, "" if it stands in another place too."""
+    text = document[at : at + size]
+    if document.find(text) != at or document.find(text, at + 1) >= 0:
         return ""
     return text
 
@@ -504,7 +504,7 @@ def _ask_facts(document: str, pieces: list[_Piece], stated: _Stated,
     """Every question on inserted facts that has one answer."""
     found: list[Question] = []
     for piece in pieces:
-        quote = _quote(document, piece) if piece.asks else ""
+        quote = _quote(document, piece.at, len(piece.text)) if piece.asks else ""
         if not quote:
             continue
         for ask in piece.asks:
@@ -521,16 +521,21 @@ def _ask_prose(document: str, pieces: list[_Piece], count: int, rng: Random) -> 
     prose = [piece for piece in pieces if not piece.fact]
     low = document.lower()
     texts = [piece.text.lower() for piece in pieces]
-    tries = min(len(prose), 6 * count + 6)
+    tries = min(len(prose), 9 * count + 9)
     for piece in rng.sample(prose, tries):
         if len(found) >= count:
             break
-        proposals = propose(piece.text, rng)
+        parts = units(piece.text)
+        if not parts:
+            continue
+        start, end = rng.choice(parts)
+        text = piece.text[start:end]
+        proposals = propose(text, rng)
         if not proposals:
             continue
         one = rng.choices(proposals, [_SHARES.get(p.kind, 1.0) for p in proposals])[0]
-        quote = _quote(document, piece)
-        if quote and picks_out(one.text, piece.text, low, texts):
+        quote = _quote(document, piece.at + start, len(text))
+        if quote and picks_out(one.text, text, low, texts):
             made = Question(one.text, quote, quote[slice(*one.span)], one.kind)
             common = rng.random() > 2 * _SHARES.get(one.kind, 1.0)
             (plain if common else found).append(made)

@@ -120,7 +120,7 @@ def base_of(past: str) -> str:
         return past[:-3]
     if past.endswith("lled") and past[:-3] in ("control", "travel", "cancel", "compel", "expel"):
         return past[:-3]
-    if _VOWEL_E.search(past) and not re.search(r"(?:[aeiou]{2}[bcdgklmnprt]|en|er|on|it|or|et)ed$",
+    if _VOWEL_E.search(past) and not re.search(r"(?:ss|[aeiou]{2}[bcdgklmnprt]|en|er|on|it|or|et)ed$",
                                                past):
         return past[:-1]
     return past[:-2]
@@ -325,6 +325,9 @@ def clauses(sentence: Sentence) -> list[Clause]:
     return found
 
 
+_NO_UNITS: Final = frozenset(words_of("a.m. p.m. strong o'clock o’clock or and per p a"))
+_FAR: Final = frozenset(words_of("away distant off"))
+_OBJECTS: Final = {"i": "me", "he": "him", "she": "her", "we": "us", "they": "them"}
 _WHEN: Final = re.compile(r"(?:P(?:D#?(?:Pm)?y?|m#?c?y?|#my?|y)(?![#N])|(?<=P)Dm)")
 _NAME_AFTER: Final = re.compile(r"P(?P<n>(?:D[NC]*)?T?C+)")
 _NUMBER: Final = re.compile(r"(?P<n>#+)(?P<u>N{1,2})(?!C)")
@@ -377,13 +380,19 @@ def _from_clause(clause: Clause, rng: Random) -> list[Proposal]:
     for match in _NUMBER.finditer(tags, clause.rest, clause.end):
         first, last = match.span()
         unit = words(match.start("u"), last)
-        turned = clause.asked(without(first, last))
+        before = sentence.tokens[first - 1].text.lower()
+        if before in ("between", "of", "and", "or", "to") or unit.split()[0] in _NO_UNITS:
+            continue
+        # `some sixteen feet`: what only weakens the number goes with it.
+        vague = first - (before in ("some", "about", "nearly", "almost", "only", "over"))
+        turned = clause.asked(without(max(vague, clause.rest), last))
         add("number", first, match.end("n"), f"how many {unit} {turned}",
             f"how many {unit} {turned}", f"what number of {unit} {turned}")
         size = sentence.tokens[last].text if last < len(sentence.tokens) else ""
         if size in _SIZES and tags[clause.verb] == "B" and clause.rest == clause.verb + 1:
             be = sentence.tokens[clause.verb].text
-            add("size", first, last, f"how {size} {be} {clause.subject}",
+            far = f"far {size}" if size in _FAR else size
+            add("size", first, last, f"how {far} {be} {clause.subject}",
                 f"about how many {unit} {size} {be} {clause.subject}")
     for match in _WHEN.finditer(tags, clause.rest, clause.end):
         first, last = match.span()
@@ -401,6 +410,8 @@ def _from_clause(clause: Clause, rng: Random) -> list[Proposal]:
         first, last = match.span("n")
         before = sentence.tokens[first - 1].text.lower()
         name = words(first, last).lower()
+        if name.endswith(("'s", "’s", "s'")):
+            continue
         human = "T" in tags[first:last] or bool(_PEOPLE.search(name))
         asks = _WHOM.get(before) if human else _WHERE.get(before)
         if asks:
@@ -413,7 +424,8 @@ def _from_clause(clause: Clause, rng: Random) -> list[Proposal]:
         verb_tag = tags[clause.rest - 1]
         if tags[clause.verb : clause.rest] == "B":
             be = sentence.tokens[clause.verb].text
-            if not clause.pronoun and last == clause.end:
+            plain = not clause.pronoun and last == clause.end and tags[first] in "DTC"
+            if plain and sentence.tokens[first].text != "all":
                 who = "who" if clause.person else "what"
                 add("copula", first, clause.end, f"{who} {be} {clause.subject}",
                     f"what {be} {clause.subject}", f"what does the text call {clause.subject}")
@@ -423,12 +435,15 @@ def _from_clause(clause: Clause, rng: Random) -> list[Proposal]:
             add("object", first, last, f"{'whom' if human else 'what'} {turned}",
                 f"{'who' if human else 'what'} {turned}")
     passive = tags[clause.verb] == "B" and tags[clause.rest - 1] == "E"
-    if passive and sentence.tokens[clause.rest].text == "by":
+    if passive and sentence.tokens[clause.rest].text == "by" and "not" not in words(
+        clause.verb, clause.rest
+    ).split():
         agent = _NOUN_PHRASE.match(tags, clause.rest + 1, clause.end)
         if agent:
             turned = clause.asked(words(agent.end(), clause.end))
             add("agent", *agent.span(), f"by whom or what {turned}",
-                f"who or what {base_past(sentence, clause)} {clause.subject}")
+                f"who or what {base_past(sentence, clause)} "
+                f"{_OBJECTS.get(clause.subject.lower(), clause.subject)}")
     return found
 
 
@@ -465,7 +480,8 @@ _SIZED: Final = re.compile(
     r"(?: (old|long|high|deep|wide|thick|tall|broad|away|distant|off))?\b")
 _HEADING: Final = re.compile(
     r"((?:CHAPTER|Chapter|BOOK|Book|PART|Part|SECTION|Section|FEDERALIST|No\.|Letter) "
-    r"[IVXLC\d.]+)[.:]? +([A-Z][\w ,'’-]{5,70})")
+    r"[IVXLC\d.]+)[.:]? +([A-Z][\w ,'’-]{5,79})(?=[.]|$)")
+_TRADE: Final = re.compile(r"(?:er|or|ist|ian|man|woman|ant|ess|eon|ain|ard)$")
 
 
 def _patterns(sentence: Sentence, rng: Random) -> list[Proposal]:
@@ -486,9 +502,15 @@ def _patterns(sentence: Sentence, rng: Random) -> list[Proposal]:
             f"what was the name of the {m[1]}", f"by what name is the {m[1]} known",
             f"which name did the {m[1]} have")
     for m in _APPOSED.finditer(text):
+        if _DETERMINERS & set(m[1].split()) or not (
+            _PEOPLE.search(m[1]) or _TRADE.search(m[1])
+        ):
+            continue
         add("named", m.span(2), f"who was the {m[1]}", f"what was the name of the {m[1]}",
             f"who is the {m[1]} that is mentioned")
     for m in _APPOSITION.finditer(text):
+        if m[1].split()[0] in _NOT_NAMES:
+            continue
         add("apposition", m.span(2), f"what was {m[1]}", f"who was {m[1]}",
             f"how is {m[1]} described", f"what do we learn about {m[1]}")
         thing = re.sub(r"^(?:a|an|our|his|my|her) ", "the ", m[2])
@@ -669,11 +691,30 @@ def content(text: str) -> list[str]:
     return list(dict.fromkeys(word for word in words if word not in STOP and len(word) > 1))
 
 
+_LONG: Final = 200
+_STRONG: Final = re.compile(r"(?<=[;:])\s+|\s*--\s*|\s*—\s*")
+
+
+def units(text: str) -> list[tuple[int, int]]:
+    """What is quoted of a sentence: all of it, or of a long one the parts between marks."""
+    if len(text) <= _LONG:
+        return [(0, len(text))]
+    found = []
+    start = 0
+    for match in _STRONG.finditer(text):
+        if match.start() - start >= 40:
+            found.append((start, match.start()))
+            start = match.end()
+    if len(text) - start >= 40:
+        found.append((start, len(text)))
+    return found
+
+
 def picks_out(question: str, sentence: str, document: str, texts: list[str]) -> bool:
     """Whether the question's content words point at one sentence and no other.
 
     Args:
-        sentence: the supporting sentence.
+        sentence: the supporting sentence, or the part of it that is quoted.
         document, texts: the document and its sentences, lower-case.
     """
     low = sentence.lower()
@@ -683,7 +724,7 @@ def picks_out(question: str, sentence: str, document: str, texts: list[str]) -> 
     # A sentence that shares most of the words would be a fair answer too.
     most = max(2, round(0.7 * len(known)))
     return not any(
-        other != low and sum(word in other for word in known) >= most for other in texts
+        low not in other and sum(word in other for word in known) >= most for other in texts
     )
 
 
