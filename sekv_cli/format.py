@@ -250,11 +250,18 @@ def print_citations(out: Console, citations: Sequence[Citation]) -> None:
     for number, citation in enumerate(citations, 1):
         head = Text("  ")
         head.append(f"[{number}] ", style="cyan")
-        head.append(clean(f"{citation.source}{_where(citation.page)}"))
+        head.append(clean(f"{PurePath(citation.source).name}{_where(citation.page)}"))
         out.print(head)
-        quoted = " ".join(clean(citation.text).split())
-        marks = "“”" if _unicode(out) else '""'
-        out.print(Padding(Text(quoted.join(marks)), (0, 0, 0, 6), expand=False))
+        words = " ".join(clean(citation.text).split())
+        out.print(Padding(Text(_quoted(words, unicode=_unicode(out))), (0, 0, 0, 6), expand=False))
+
+
+def _quoted(words: str, *, unicode: bool) -> str:
+    """In quotation marks, unless the passage brings its own."""
+    own = "\"'“”‘’«»„"
+    if words[:1] in own or words[-1:] in own:
+        return words
+    return words.join("“”" if unicode else '""')
 
 
 def _where(page: str) -> str:
@@ -267,6 +274,9 @@ def _where(page: str) -> str:
 def print_stats(out: Console, answer: Answer) -> None:
     """Tokens, memory and time of one answer, and whatever else the engine counted."""
     usage, memory, timing = answer.usage, answer.memory, answer.timing
+    other = answer.stats.items()
+    # Only a GPU counts its peak; elsewhere there is nothing to say.
+    peak = f"; peak {bytes_text(memory.peak_device_bytes)}" if memory.peak_device_bytes else ""
     out.print(
         _facts(
             [
@@ -281,15 +291,14 @@ def print_stats(out: Console, answer: Answer) -> None:
                     "memory",
                     f"{bytes_text(memory.device_kv_bytes)} resident, "
                     f"{share_text(memory.device_kv_bytes, memory.full_kv_bytes)} of the full "
-                    f"cache's {bytes_text(memory.full_kv_bytes)}; "
-                    f"peak {bytes_text(memory.peak_device_bytes)}",
+                    f"cache's {bytes_text(memory.full_kv_bytes)}{peak}",
                 ),
                 (
                     "zoom",
                     f"{count_text(memory.zoomed_spans)} of {some(memory.total_spans, 'span')}",
                 ),
                 ("time", _timing(timing)),
-                *((name.replace("_", " "), _plain(value)) for name, value in answer.stats.items()),
+                *((name.replace("_", " "), _plain(name, value)) for name, value in other),
             ]
         )
     )
@@ -306,9 +315,11 @@ def _timing(timing: Mapping[str, float]) -> str:
     return ", ".join(parts)
 
 
-def _plain(value: object) -> str:
+def _plain(name: str, value: object) -> str:
     if isinstance(value, bool | str):
         return str(value)
+    if isinstance(value, int) and name.endswith("bytes"):
+        return bytes_text(value)
     if isinstance(value, int):
         return count_text(value)
     return f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
@@ -353,8 +364,9 @@ def print_stores(out: Console, folder: str, stores: Sequence[StoreSummary]) -> N
 # ---------------------------------------------------------------- inspect
 
 
-def print_summary(out: Console, store: str, report: InspectReport) -> None:
-    """What the store holds, and the bytes of each tier against the full cache."""
+def print_summary(out: Console, store: str, report: InspectReport, changed: Sequence[str]) -> None:
+    """What the store holds, the bytes of each tier against the full cache, and which sources are
+    no longer what was read."""
     manifest = report.manifest
     model = manifest["model"]
     windows = manifest["windows"]
@@ -379,6 +391,7 @@ def print_summary(out: Console, store: str, report: InspectReport) -> None:
                     f"{some(sum(window['anchors'] for window in windows), 'anchor')}",
                 ),
                 ("made by", manifest["creator"]),
+                *(("note", line) for line in changed),
             ]
         )
     )

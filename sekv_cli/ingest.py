@@ -113,12 +113,12 @@ def ingest(
     )
     stdin = sys.stdin.buffer if "-" in sources else None
     with progress.on_stderr() as shown:
-        from engine import ingest as engine
+        from engine import ingest as use_case
 
         if dry_run:
-            plan = engine.plan(sources, chosen, shown, stdin)
+            plan = use_case.plan(sources, chosen, shown, stdin)
         else:
-            report = engine.ingest(sources, output, chosen, shown, stdin)
+            report = use_case.ingest(sources, output, chosen, shown, stdin)
     if as_json:
         format.emit_json((plan if dry_run else report).to_json())
     elif dry_run:

@@ -12,6 +12,7 @@ from engine.errors import SekvError
 from sekv_cli import options
 
 if TYPE_CHECKING:
+    from engine.store import Store
     from engine.types import InspectReport
 
 
@@ -115,35 +116,28 @@ def inspect(
             options=chosen,
             progress=shown,
         )
-        pieces = view.text(store, source - 1, *stretch) if stretch else []
-        excerpts = _excerpts(store, report)
     if as_json:
         format.emit_json(report.to_json())
         return
     out = format.console()
     if stretch:
-        format.print_text(out, pieces)
-    else:
-        format.print_summary(out, str(store), report)
-        format.print_map(out, report)
-    if question or trace is not None:
-        format.print_zoom(out, report, excerpts)
+        format.print_text(out, view.text(store, source - 1, *stretch))
+    from engine.store import Store, check_sources
+
+    with Store.open(store) as opened:
+        if not stretch:
+            format.print_summary(out, str(store), report, check_sources(opened.manifest))
+            format.print_map(out, report)
+        if question or trace is not None:
+            format.print_zoom(out, report, _excerpts(opened, report))
 
 
-def _excerpts(store: Path, report: InspectReport) -> dict[int, str]:
+def _excerpts(opened: Store, report: InspectReport) -> dict[int, str]:
     """The words of the spans that `print_zoom` lists."""
-    from engine import view
     from sekv_cli.format import heaviest
 
+    wanted = set(heaviest(report.zoom))
+    spans = [span for span in report.spans if span.id in wanted]
     number = {entry["path"]: index for index, entry in enumerate(report.manifest["sources"])}
-    spans = {span.id: span for span in report.spans}
-    return {
-        wanted: "".join(
-            piece.text
-            for piece in view.text(
-                store, number[spans[wanted].source], spans[wanted].start, spans[wanted].end
-            )
-        )
-        for wanted in heaviest(report.zoom)
-        if wanted in spans
-    }
+    texts = {source: opened.text(number[source]) for source in {span.source for span in spans}}
+    return {span.id: texts[span.source][span.start : span.end] for span in spans}

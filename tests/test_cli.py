@@ -168,9 +168,47 @@ class FakeSession:
         return {"question": self.question, "zoom": []}
 
 
+class FakeStore:
+    """A store whose check finds what the test says."""
+
+    manifest = None
+    damaged: list[str] = []  # noqa: RUF012 - replaced per test
+    failure: StoreError | None = None
+
+    @classmethod
+    def open(cls, path: Path) -> FakeStore:
+        if cls.failure is not None:
+            raise cls.failure
+        return cls()
+
+    def text(self, source: int) -> str:
+        return "It is the eve of St. George’s Day. " * 50
+
+    def verify(self, progress: Any) -> list[str]:
+        progress.start("verify", 10, "bytes")
+        progress.advance(10)
+        return self.damaged
+
+    def __enter__(self) -> FakeStore:
+        return self
+
+    def __exit__(self, *ending: object) -> None: ...
+
+
+def fake_store(monkeypatch: pytest.MonkeyPatch) -> type[FakeStore]:
+    from engine import store
+
+    class Fresh(FakeStore): ...
+
+    monkeypatch.setattr(store, "Store", Fresh)
+    monkeypatch.setattr(store, "check_sources", lambda manifest: ["book.pdf changed since"])
+    return Fresh
+
+
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     fake = FakeEngine()
+    fake_store(monkeypatch)
     for name, members in {
         "ingest": {"plan": fake.plan, "ingest": fake.ingest},
         "ask": {"Session": fake.session},
@@ -471,6 +509,7 @@ def test_inspect_shows_the_store_and_its_map(
         "400 in 2 windows of up to 200",
         "20 and 7 anchors",
         "10.0 %",
+        "book.pdf changed since",
         "map, 4 tokens to a cell",
         "surprisal",
     ):
@@ -489,7 +528,7 @@ def test_inspect_with_a_question_shows_what_was_zoomed(
     assert fake.calls[0][1][1]["question"] == "Which day?"
     row = next(line.split() for line in shown.splitlines() if line.split()[:1] == ["7"])
     assert row[:6] == ["7", "1", "0-2", "2x1", "0.250", "0.500"]
-    assert "The eve of St. George’s Day" in shown
+    assert "eve of St. George’s Day" in shown
     assert "3 steps: 4 fetched and 8 reused (66.7 %)" in shown
     assert "layer 1" in shown
     assert "10.0 % of the spans" in shown
@@ -699,39 +738,9 @@ def test_an_empty_folder_says_so(library: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == "no stores in .\n"
 
 
-class FakeStore:
-    """A store whose check finds what the test says."""
-
-    manifest = None
-    damaged: list[str] = []  # noqa: RUF012 - replaced per test
-    failure: StoreError | None = None
-
-    @classmethod
-    def open(cls, path: Path) -> FakeStore:
-        if cls.failure is not None:
-            raise cls.failure
-        return cls()
-
-    def verify(self, progress: Any) -> list[str]:
-        progress.start("verify", 10, "bytes")
-        progress.advance(10)
-        return self.damaged
-
-    def __enter__(self) -> FakeStore:
-        return self
-
-    def __exit__(self, *ending: object) -> None: ...
-
-
 @pytest.fixture
 def checked(monkeypatch: pytest.MonkeyPatch) -> type[FakeStore]:
-    from engine import store
-
-    class Checked(FakeStore): ...
-
-    monkeypatch.setattr(store, "Store", Checked)
-    monkeypatch.setattr(store, "check_sources", lambda manifest: ["book.pdf changed since"])
-    return Checked
+    return fake_store(monkeypatch)
 
 
 def test_a_sound_store_passes(checked: type[FakeStore], capsys: pytest.CaptureFixture[str]) -> None:
@@ -770,3 +779,56 @@ def test_a_store_that_cannot_be_opened_is_damaged_and_no_store_is_bad_input(
     (tmp_path / "manifest.json").touch()
     assert run(["verify", str(tmp_path)]) == 1
     assert "the manifest is damaged" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- train
+
+
+def test_training_starts_the_trainer_with_the_same_options(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every option arrives under the trainer's own name, and its exit code comes back."""
+    from sekv_cli import train
+
+    started: list[list[str]] = []
+
+    class Done:
+        returncode = 130
+
+    def start(command: list[str], *, check: bool) -> type[Done]:
+        started.append(command)
+        return Done
+
+    monkeypatch.setattr(train.subprocess, "run", start)
+    line = "train reader --text books --run runs/r -o out --steps 5 --seed 3 --compile --export"
+    assert run(line.split()) == 130
+    assert started[0][1:7] == ["-m", "engine.train.reader", "--text", "books", "--run", "runs/r"]
+    given = " ".join(started[0])
+    for option in ("--out out", "--steps 5", "--seed 3", "--minutes 90.0", "--compile --export"):
+        assert option in given
+    assert run(["train", "reader", "--text", "books"]) == 2
+    assert "--run" in capsys.readouterr().err
+
+
+def test_the_trainer_understands_every_option_it_is_started_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The two lists of options are kept in two places; they agree."""
+    from engine.train.reader import __main__ as trainer
+    from sekv_cli import train
+
+    started: list[list[str]] = []
+
+    class Done:
+        returncode = 0
+
+    monkeypatch.setattr(
+        train.subprocess, "run", lambda command, check: started.append(command) or Done
+    )
+    assert run(["train", "reader", "--text", "t", "--run", "r", "-o", "o", "--compile"]) == 0
+    monkeypatch.setattr(sys, "argv", started[0][2:])
+    parsed = trainer._parse()
+    assert (parsed.text, parsed.run, parsed.out) == (Path("t"), Path("r"), Path("o"))
+    assert (parsed.minutes, parsed.steps, parsed.processes) == (90.0, 0, 2)
+    assert parsed.compile
+    assert not parsed.export

@@ -1,0 +1,92 @@
+"""`sekv train`: make what the project ships trained.
+
+It starts the training as processes of their own (`python -m engine.train.reader`), because their
+number and their memory allocator are settled before Python begins. No training code here.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Train what sekv ships trained.", rich_markup_mode=None)
+
+
+@app.callback(invoke_without_command=True)
+def root(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(2)
+
+
+@app.command()
+def reader(
+    text: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of .txt books.", show_default=False)
+    ],
+    run: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of checkpoints and log; an interrupted run goes on from it.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Where to write the finished reader.",
+            show_default=False,
+        ),
+    ] = None,
+    minutes: Annotated[float, typer.Option(min=0.0, metavar="N", help="How long to train.")] = 90.0,
+    steps: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Train so many steps instead; 0 is by time.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of data and weights.")] = 0,
+    layers: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Layers of the reader; 0 is the usual shape.")
+    ] = 0,
+    batch: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Tokens per process and step; 0 is the usual."),
+    ] = 0,
+    processes: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Processes on a CPU, one thread each.")
+    ] = 2,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Compile the model; pays on a GPU.")
+    ] = False,
+    export: Annotated[
+        bool, typer.Option("--export", help="Train no further; write the run's reader.")
+    ] = False,
+) -> None:
+    """Train the built-in reader from nothing on a folder of books.
+
+    Questions and facts are generated from grammars and from the books' own
+    sentences. The same command continues an interrupted run.
+
+    \b
+    Example:
+      sekv train reader --text books --run runs/reader -o reader --minutes 90
+    """
+    command = [sys.executable, "-m", "engine.train.reader", "--text", str(text), "--run", str(run)]
+    command += ["--out", str(output)] if output else []
+    for name, value in {
+        "minutes": minutes,
+        "steps": steps,
+        "seed": seed,
+        "layers": layers,
+        "batch": batch,
+        "processes": processes,
+    }.items():
+        command += [f"--{name}", str(value)]
+    command += ["--compile"] * compile_ + ["--export"] * export
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
