@@ -20,7 +20,7 @@ from engine.ingest import ingest
 from engine.policies.codec import SharedBasis, SpanSVD
 from engine.policies.segment import Entropy
 from engine.types import AskOptions, IngestOptions, Silent
-from tests.tiny_models import checkpoint
+from tiny_models import checkpoint
 
 TEXT = "".join(
     f"On day {i} the crew of ship {i * 7 % 13} saw {i * i % 97} whales, and it rained.\n"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -126,6 +129,21 @@ def test_engine_package_itself_imports_nothing() -> None:
 def test_engine_never_imports_the_command_line(path: Path) -> None:
     """The engine is a library first; the command line is one of its users."""
     assert [other for _, other in imports(path) if other.split(".")[0] == "sekv_cli"] == []
+
+
+def test_every_import_is_a_declared_dependency() -> None:
+    """What happens to be installed beside something else is not ours to import."""
+    declared = {
+        re.split(r"[ <>=!~\[;]", line, maxsplit=1)[0].lower()
+        for line in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    }
+    owners = packages_distributions()
+    found = {other.split(".")[0] for path in SOURCES for _, other in imports(path)}
+    foreign = found - set(sys.stdlib_module_names) - {"engine", "sekv_cli"}
+    undeclared = {
+        name for name in foreign if not declared & {owner.lower() for owner in owners.get(name, [])}
+    }
+    assert undeclared == set()
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
