@@ -59,16 +59,21 @@ def counts(positions: Sequence[int], cells: Sequence[tuple[int, int]]) -> list[f
 
 
 def strip(values: Sequence[float], *, unicode: bool, zero_is_empty: bool = False) -> str:
-    """One character per value, scaled to the largest (and to the smallest unless zero is empty)."""
+    """One character per value, from the least to the greatest; zero may be the empty cell.
+
+    The outermost twentieth of the values on either side is not looked at, so that one odd cell
+    does not flatten all others.
+    """
     if not values:
         return ""
     levels, empty = (BLOCKS, NOTHING) if unicode else (ASCII, NOTHING_ASCII)
-    low = 0.0 if zero_is_empty else min(values)
-    width = max(values) - low
+    ranked = sorted(values)
+    low = 0.0 if zero_is_empty else ranked[len(values) // 20]
+    width = (ranked[-1] if zero_is_empty else ranked[-1 - len(values) // 20]) - low
     return "".join(
         empty
         if zero_is_empty and value <= 0
-        else levels[min(int((value - low) / width * len(levels)), len(levels) - 1)]
+        else levels[min(max(int((value - low) / width * len(levels)), 0), len(levels) - 1)]
         if width
         else levels[len(levels) // 2 - 1]
         for value in values

@@ -110,6 +110,11 @@ def test_a_strip_runs_from_least_to_most() -> None:
     assert strips.strip([], unicode=True) == ""
 
 
+def test_one_odd_cell_does_not_flatten_the_strip() -> None:
+    """The first words of a book surprise unlike any other; the rest must still show."""
+    assert strips.strip([-900.0, *range(1, 39), 900.0], unicode=True)[1:-1:5] == "▁▁▃▄▅▆▇█"
+
+
 def test_the_ruler_labels_changes_where_there_is_room() -> None:
     """A label stands under the first cell of its page, and labels never touch."""
     assert strips.ruler(["1", "1", "1", "2", "2", "3"], 6) == "1  2 3"
