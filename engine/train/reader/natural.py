@@ -108,6 +108,10 @@ _VOWEL_E: Final = re.compile(
     r"(?:[aeiou][bcdgklmnprstvz]|[^aeiou][aeiou]s|[rlns][cgsvz]|[aeiouy]ng|bl|cl|dl|fl|gl|kl|pl|tl|"
     r"tr|u|[aeiou]qu|[aeiou]th)ed$")
 
+_NO_E: Final = re.compile(
+    r"(?:ss|[aeiou]{2}[bdgklmnpt]|[^aeiou]en|er|on|[^cdvr]it|[^aiou]or|[^aeipr]et|al|el|il)ed$"
+)
+
 
 def base_of(past: str) -> str:
     """The base form of a past tense, as well as rules can tell."""
@@ -120,8 +124,7 @@ def base_of(past: str) -> str:
         return past[:-3]
     if past.endswith("lled") and past[:-3] in ("control", "travel", "cancel", "compel", "expel"):
         return past[:-3]
-    if _VOWEL_E.search(past) and not re.search(r"(?:ss|[aeiou]{2}[bcdgklmnprt]|en|er|on|it|or|et)ed$",
-                                               past):
+    if _VOWEL_E.search(past) and not _NO_E.search(past):
         return past[:-1]
     return past[:-2]
 
@@ -144,7 +147,7 @@ class Token:
 def _tag(text: str, before: str, first: bool) -> str:
     """One letter per word.
 
-    D determiner, N other word, C name, T title, P preposition, O pronoun subject, B be,
+    D determiner, N other word, C name, T title, P preposition, o `of`, O pronoun subject, B be,
     H have, M modal, V past tense, E participle, R adverb, # number, y year, m month or day,
     J conjunction, c comma, x any other mark.
     """
@@ -173,6 +176,8 @@ def _tag(text: str, before: str, first: bool) -> str:
         tag = "H"
     elif low in _MODALS:
         tag = "M"
+    elif low == "of":
+        tag = "o"
     elif low in _PREPOSITIONS:
         tag = "P"
     elif low in _JOINTS:
@@ -207,9 +212,9 @@ def tagged(text: str) -> tuple[list[Token], str]:
 
 
 _NP: Final = r"(?:DR?[#N]*N|D#?[NC]*C+|T?C+|#N+)"
-_SUBJECT: Final = rf"(?:O|{_NP}(?:P{_NP}|y)?|T?C+cD[NC]+c)"
+_SUBJECT: Final = rf"(?:O|{_NP}(?:[oP]{_NP}|y)?|T?C+cD[NC]+c)"
 _CLAUSE: Final = re.compile(rf"(?P<s>{_SUBJECT})(?P<v>R*V|B(?:R*E)?|HR*E|H(?=[D#])|MR*N)")
-_NOUN_PHRASE: Final = re.compile(_NP + rf"(?:P{_NP})?")
+_NOUN_PHRASE: Final = re.compile(_NP + rf"(?:o{_NP})?")
 
 
 class Sentence:
@@ -239,7 +244,7 @@ class Sentence:
                 break
             end += 1
         # Never stop behind a word that needs another one.
-        while end > at and self.tags[end - 1] in "DPRJcT":
+        while end > at and self.tags[end - 1] in "DPoRJcT":
             end -= 1
         return end
 
@@ -313,7 +318,7 @@ def clauses(sentence: Sentence) -> list[Clause]:
     for match in _CLAUSE.finditer(sentence.tags):
         first = match.start("s")
         before = sentence.tags[first - 1] if first else ""
-        if before not in ("", "c", "x", "J"):
+        if before not in ("", "c", "x", "J", "m", "y"):
             continue
         verb, rest = match.start("v"), match.end("v")
         if sentence.tokens[verb].tag == "M" and sentence.tokens[rest - 1].text.endswith("ing"):
@@ -328,7 +333,7 @@ def clauses(sentence: Sentence) -> list[Clause]:
 _NO_UNITS: Final = frozenset(words_of("a.m. p.m. strong o'clock o’clock or and per p a"))
 _FAR: Final = frozenset(words_of("away distant off"))
 _OBJECTS: Final = {"i": "me", "he": "him", "she": "her", "we": "us", "they": "them"}
-_WHEN: Final = re.compile(r"(?:P(?:D#?(?:Pm)?y?|m#?c?y?|#my?|y)(?![#N])|(?<=P)Dm)")
+_WHEN: Final = re.compile(r"P(?:D#?(?:om)?y?|m#?c?y?|#my?|y)(?![#N])")
 _NAME_AFTER: Final = re.compile(r"P(?P<n>(?:D[NC]*)?T?C+)")
 _NUMBER: Final = re.compile(r"(?P<n>#+)(?P<u>N{1,2})(?!C)")
 _WHERE: Final = {
