@@ -205,6 +205,12 @@ def test_too_many_pages_and_too_much_text_are_refused(monkeypatch: pytest.Monkey
     assert "too much text (page 2" in refusal(raw)
 
 
+def test_a_page_tree_that_lies_is_neither_believed_nor_followed_for_ever() -> None:
+    raw = make_pdf([PROSE[:1]])
+    assert len(load_pdf(raw.replace(b"/Count 1 ", b"/Count 1000000000 ")).pages) == 1
+    assert "damaged" in refusal(raw.replace(b"/Kids [4 0 R]", b"/Kids [2 0 R]"))
+
+
 def test_a_decompression_bomb_ends_within_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pdf, "PAGE_SECONDS", 1)
     stream = zlib.compress(b"q " * 40_000_000, 9)

@@ -16,6 +16,7 @@ Only the standard library and the PDF library asked for are imported.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -56,11 +57,17 @@ def _bound(seconds: int, memory: int) -> Callable[[], None]:
     except ImportError:  # no such limits on this system; the parent's own still hold
         return lambda: None
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    if hard == resource.RLIM_INFINITY or hard > memory:
-        resource.setrlimit(resource.RLIMIT_AS, (memory, hard))
+    # Not every system lets a process cap its own address space; the clock still holds there.
+    with contextlib.suppress(ValueError, OSError):
+        if hard == resource.RLIM_INFINITY or hard > memory:
+            resource.setrlimit(resource.RLIMIT_AS, (memory, hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    return lambda: signal.setitimer(signal.ITIMER_REAL, seconds) and None
+
+    def restart() -> None:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    return restart
 
 
 def _chosen(count: int, ranges: list[list[int]], limit: int) -> Iterable[int]:

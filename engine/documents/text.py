@@ -187,7 +187,7 @@ def load_markdown(raw: bytes) -> Extract:
     for opening, content in pairwise(blocks):
         if opening.type != "heading_open" or opening.level or opening.tag > "h3":
             continue
-        spans = inline.parseInline(content.content)[0].children or []
+        spans = inline.parseInline(content.content[:1_000])[0].children or []
         label = " ".join("".join(span.content for span in spans).split())
         if label and opening.map:
             pages.append(Page(label[:200], starts[opening.map[0] + offset]))
