@@ -7,7 +7,7 @@ rules that make facts are in `families`, those that question real sentences in `
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +22,8 @@ from engine.train.reader.families import (
     concept,
     events,
     families,
+    make_up,
+    profile,
     record,
     state,
     state_event,
@@ -198,6 +200,8 @@ class Episodes:
             )
         ]
         self._insert(paragraphs, stated.facts, rng)
+        if kind == "ruler" and rng.random() < 0.5:
+            paragraphs.insert(0, _Paragraph([_Piece(_MAGIC_NOTICE)]))
         document = _write(paragraphs, rng)
         pieces = [piece for paragraph in paragraphs for piece in paragraph.pieces]
 
@@ -216,13 +220,16 @@ class Episodes:
             else:
                 found += self._unanswered(stated, missing, wording, rng)
         rng.shuffle(found)
-        return Episode(document, tuple(found))
+        return Episode(document, tuple(_typed(asked, rng) for asked in found))
 
     # ----------------------------------------------------------------- facts
 
     def _family(self, wording: Wording, rng: Random) -> Family | Event:
         sorts, weights, pools = self._pools[wording.mode]
-        pool = pools[rng.choices(sorts, weights)[0]]
+        sort = rng.choices(sorts, weights)[0]
+        if sort == "attribute" and rng.random() < 0.3:
+            return make_up(rng, wording.mode == "unseen")
+        pool = pools[sort]
         return pool[int(rng.random() * len(pool))]
 
     def _entity(self, kind: str, stated: _Stated, same_type: bool, rng: Random) -> Entity:
@@ -292,7 +299,11 @@ class Episodes:
                 return table(columns, rows[: left + 1], self.namer, wording, rng)
             columns = [family, *_apart(family, others, rng.randint(1, 4), rng)]
             return record(columns, entity, self.namer, wording, rng)
-        if not same_type and draw < 0.2:
+        if not same_type and left >= 3 and draw < 0.15:
+            others = self._siblings(family, entity.kind, wording)
+            chosen = [family, *_apart(family, others, rng.randint(1, min(5, left)), rng)]
+            return profile(chosen, entity, self.namer, wording, rng)
+        if not same_type and draw < 0.24:
             others = _apart(family, self._siblings(family, entity.kind, wording), 1, rng)
             if others:
                 return state_two(family, others[0], entity, self.namer, wording, rng)
@@ -424,6 +435,9 @@ class Episodes:
             home[at:at] = pieces
 
 
+_MAGIC_NOTICE: Final = (
+    "Some special magic things are hidden within the following text. Make sure to memorize it."
+)
 _MAGIC_QUESTIONS: Final = (
     "What is the special magic {noun} for {key} mentioned in the provided text?",
     "What are all the special magic {noun}s for {key} mentioned in the provided text?",
@@ -455,6 +469,16 @@ def _pool(wording: Wording) -> _Pool:
     pools["event"] += [event for event in events() if wording.permits(event)]
     sorts = [sort for sort, pool in pools.items() if pool]
     return sorts, [_WEIGHTS[sort] for sort in sorts], pools
+
+
+def _typed(asked: Question, rng: Random) -> Question:
+    """Now and then a question as people type it: no capitals, or no mark at the end."""
+    draw = rng.random()
+    if draw < 0.03:
+        return replace(asked, text=asked.text.lower())
+    if draw < 0.06:
+        return replace(asked, text=asked.text.rstrip("?."))
+    return asked
 
 
 def _apart(family: Family, others: list[Family], count: int, rng: Random) -> list[Family]:

@@ -264,6 +264,33 @@ def families() -> tuple[Family, ...]:
     return tuple(found)
 
 
+@functools.cache
+def _made() -> tuple[tuple[tuple[tuple[str, ...], str], ...], tuple[str, ...]]:
+    """Heads (with synonyms) and value kinds, and modifiers, of made-up attributes."""
+    heads = tuple(
+        (_list(names), value)
+        for names, value in (_list(line, "|") for line in _lines("heads.txt"))
+    )
+    modifiers = tuple(word for line in _lines("modifiers.txt") for word in line.split())
+    return heads, modifiers
+
+
+def make_up(rng: Random, held: bool) -> Family:
+    """An attribute nobody listed, such as the winter warden, on one side of the split.
+
+    So a reader meets more attributes than it could learn, and has to match their words.
+    """
+    heads, modifiers = _made()
+    while True:
+        names, value = heads[int(rng.random() * len(heads))]
+        modifier = modifiers[int(rng.random() * len(modifiers))]
+        if held_out_family(f"{modifier} {names[0]}") == held:
+            break
+    attributes = tuple(f"{modifier} {name}" for name in names)
+    subjects = " ".join(rng.sample(sorted(kinds()), 3))
+    return _shared("attribute", attributes[0], subjects, value, attr=attributes)
+
+
 def _relations() -> list[Family]:
     found: list[Family] = []
     head: tuple[str, ...] = ()
@@ -374,7 +401,8 @@ def _choose(options: list[Template], rng: Random) -> Template:
 @functools.cache
 def pronominal(told: Template) -> Template | None:
     """The wording with a pronoun for the entity, None where that would not be English."""
-    source = re.sub(r"^\{e\} ", "{it} ", told.source.replace("{e's}", "{its}"))
+    source = told.source.replace("{e's}", "{its}").replace(" the {kind} ", " ")
+    source = re.sub(r"^\{e\} ", "{it} ", source)
     if "{e}" in source or source == told.source:
         return None
     return template(source)
@@ -426,6 +454,9 @@ def clause(
         frame = ""
     value = namer.value(family.value, rng)
     fill = {**_slots(entity, entity.full), "v": value}
+    if pronoun and entity.pronoun == "it" and rng.random() < 0.4:
+        fill["it"] = "the " + fill["kind"]
+        fill["its"] = rng.choice(("its", fill["it"] + "'s"))
     for slot, words in family.words:
         fill[slot] = words[int(rng.random() * len(words))]
     stated = told.render(rng, fill)
@@ -466,7 +497,7 @@ def inverse(
 
 def dressed(bare: Clause, wording: Wording, rng: Random) -> Clause:
     """Sometimes put a clause into a frame such as `according to the register, ...`."""
-    if rng.random() < 0.22 and (around := wording.shared("W", "fact")):
+    if rng.random() < 0.28 and (around := wording.shared("W", "fact")):
         chosen = _choose(around, rng)
         shell = chosen.render(rng, {"f": "\0"}).text
         before, after = shell.split("\0")
@@ -512,6 +543,27 @@ def state_two(
         one.claims + two.claims,
         one.entities,
         one.frames + two.frames,
+    )
+
+
+def profile(
+    chosen: list[Family], entity: Entity, namer: Namer, wording: Wording, rng: Random
+) -> Fact | None:
+    """A paragraph on one entity that names it once or twice, as encyclopaedias do."""
+    lead = clause(chosen[0], entity, namer, wording, rng)
+    if lead is None:
+        return None
+    told = [lead]
+    for family in chosen[1:]:
+        by_name = rng.random() < 0.15
+        more = clause(family, entity, namer, wording, rng, pronoun=not by_name)
+        if more is not None:
+            told.append(more)
+    return Fact(
+        tuple(one.line() for one in told),
+        tuple(claim for one in told for claim in one.claims),
+        (entity,),
+        tuple(frame for one in told for frame in one.frames),
     )
 
 

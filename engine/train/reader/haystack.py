@@ -153,7 +153,7 @@ def filler(size: int, rng: Random) -> list[tuple[list[str], str | None]]:
     """Paragraphs that state nothing anybody would ask for."""
     found: list[tuple[list[str], str | None]] = []
     while size > 0:
-        kind = rng.choice((_log, _manual, _numbers, _settings, _noise, _code))
+        kind = rng.choice((_log, _manual, _numbers, _settings, _noise, _code, _page, _list))
         lines, joint = kind(rng)
         found.append((lines, joint))
         size -= sum(len(line) + 1 for line in lines)
@@ -200,6 +200,20 @@ def _settings(rng: Random) -> tuple[list[str], str | None]:
 
 def _noise(rng: Random) -> tuple[list[str], str | None]:
     return list(_NOISE) * rng.randint(1, 4), None
+
+
+def _page(rng: Random) -> tuple[list[str], str | None]:
+    number = rng.randint(2, 400)
+    return [rng.choice((f"{number}", f"Page {number}", f"- {number} -", f"[{number}]",
+                        f"Page {number} of {number + rng.randint(1, 90)}"))], None
+
+
+def _list(rng: Random) -> tuple[list[str], str | None]:
+    mark = rng.choice(("- {}", "* {}", "{n}. {}", "({n}) {}", "{n}) {}"))
+    return [
+        mark.format(f"{rng.choice(_VERBS)} {syllables(rng)} {rng.choice(_NOUNS)}", n=at + 1)
+        for at in range(rng.randint(2, 8))
+    ], "\n"
 
 
 def _code(rng: Random) -> tuple[list[str], str | None]:
