@@ -138,7 +138,7 @@ class StoreFile:
             StoreError: the file ends before.
         """
         for first in range(0, len(buffers), _MOST_BUFFERS):
-            batch = buffers[first : first + _MOST_BUFFERS]
+            batch = [part for part in buffers[first : first + _MOST_BUFFERS] if part]
             while batch:
                 try:
                     done = os.preadv(self._descriptor, batch, position)
@@ -156,8 +156,7 @@ class StoreFile:
     def read(self, start: int, end: int) -> npt.NDArray[np.uint8]:
         """Bytes [start, end) of the file."""
         data = np.empty(end - start, dtype=np.uint8)
-        if data.size:
-            self.read_into([data.data], start)
+        self.read_into([data.data], start)
         return data
 
     def tensor_bytes(self, name: str) -> npt.NDArray[np.uint8]:

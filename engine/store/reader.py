@@ -179,11 +179,23 @@ class Store:
             entry = self.manifest.files[name]
             return StoreFile(self._folder, name, entry, meter or self._device_meter)
         except StoreError as error:
+            if self._was_replaced():
+                raise StoreError(
+                    f"{self.path} was replaced while it was open: open it again"
+                ) from None
             raise StoreError(f"{self.path}: {error}") from None
 
-    def _load(self, name: str) -> dict[str, torch.Tensor]:
+    def _was_replaced(self) -> bool:
+        """Whether the name belongs to another store now, and this one's files are going."""
         try:
-            return _load_torch(self._open(name))
+            return not os.path.samestat(os.fstat(self._folder), self.path.stat())
+        except OSError:
+            return False
+
+    def _load(self, name: str) -> dict[str, torch.Tensor]:
+        file = self._open(name)
+        try:
+            return _load_torch(file)
         except StoreError as error:
             raise StoreError(f"{self.path}: {error}") from None
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from engine.store.disk import Disk
 
 
+_LONGEST_NAME = 240
+
 PUBLISH = "publish"
 """The key of the promise that the store is complete; its value names the manifest."""
 
@@ -79,6 +81,8 @@ def places_of(target: Path) -> Places:
         StoreError: the folder that shall hold the store does not exist.
     """
     real = Path(os.path.realpath(target))
+    if len(os.fsencode(real.name)) > _LONGEST_NAME:
+        raise StoreError(f"{real.name[:40]}... is too long a name for a store")
     if not real.parent.is_dir() or not real.name:
         raise StoreError(f"{target} cannot be made: the folder {real.parent} does not exist")
     return Places(real)
