@@ -159,6 +159,7 @@ class Episodes:
         questions: int | None = None,
         unanswerable: float = 0.1,
         kind: str | None = None,
+        groups: int = 1,
     ) -> Episode:
         """One episode.
 
@@ -171,6 +172,7 @@ class Episodes:
             unanswerable: share of questions the document does not answer.
             kind: None for all, or one of `KINDS`: inserted facts only, questions on the
                 prose only, or magic numbers.
+            groups: how many times `facts` facts, each time of another family.
         Raises:
             ValueError: unknown kind.
         """
@@ -190,7 +192,9 @@ class Episodes:
             if facts is None:
                 count = max(1, tokens // 30) if lists_only else min(count, max(1, tokens // 40))
             exact = facts is not None
-            stated = self._facts(min(count, 120), same_type, wording, exact, rng)
+            stated = _Stated()
+            for _ in range(groups):
+                self._facts(min(count, 120), same_type, wording, exact, stated, rng)
         asked = questions if questions is not None else rng.randint(3, 6 + min(24, tokens // 70))
         room = size - sum(fact.size for fact in stated.facts)
         paragraphs = [
@@ -241,14 +245,21 @@ class Episodes:
         return self.namer.entity(kind, rng)
 
     def _facts(
-        self, count: int, same_type: bool | None, wording: Wording, exact: bool, rng: Random
-    ) -> _Stated:
-        """About `count` facts, or exactly so many claims."""
-        stated = _Stated()
+        self,
+        count: int,
+        same_type: bool | None,
+        wording: Wording,
+        exact: bool,
+        stated: _Stated,
+        rng: Random,
+    ) -> None:
+        """State about `count` more facts, or exactly so many claims."""
         if same_type is None:
             same_type = rng.random() < 0.4
         few = [self._family(wording, rng) for _ in range(rng.choice((2, 3, 4, 8, 16)))]
-        family = few[0]
+        told = {claim.meaning for claim in stated.claims}
+        family = next((f for f in few if concept(f.name) not in told), few[0])
+        count += len(stated.claims)
         subject = "" if isinstance(family, Event) else rng.choice(family.subjects)
         for _ in range(count * 20):
             if len(stated.claims) >= count:
@@ -269,7 +280,6 @@ class Episodes:
                     fact = self._any_form(family, entity, same_type, count, stated, wording, rng)
             if fact is not None and not stated.clashes(fact):
                 stated.add(fact)
-        return stated
 
     def _any_form(
         self,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from engine.train.reader.grammar import held_out_word, indefinite, template, words_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from random import Random
 
 DATA: Final = Path(__file__).parent / "data"
@@ -372,9 +373,9 @@ def spell(number: int) -> str:
     if number < 1000:
         rest = f" and {spell(number % 100)}" if number % 100 else ""
         return f"{_ONES[number // 100]} hundred{rest}"
-    rest = number % 1000
-    joint = " and " if 0 < rest < 100 else " "
-    return f"{spell(number // 1000)} thousand" + (joint + spell(rest) if rest else "")
+    units = number % 1000
+    joint = " and " if 0 < units < 100 else " "
+    return f"{spell(number // 1000)} thousand" + (joint + spell(units) if units else "")
 
 
 def ordinal(number: int) -> str:
@@ -448,7 +449,7 @@ def _hex(rng: Random, count: int) -> str:
     return "".join(rng.choice("0123456789abcdef") for _ in range(count))
 
 
-_VALUES = {
+_VALUES: Final[dict[str, Callable[[Random], str]]] = {
     "year": lambda rng: str(rng.randint(1200, 2090)),
     "date": _date,
     "time": _time,

@@ -577,16 +577,16 @@ def _mentioned(sentence: Sentence, rng: Random) -> list[Proposal]:
         spans.append((f"how many {unit} are mentioned", sentence.span(*m.span("n")), "count"))
     if not spans:
         return []
-    for ask, span, kind in rng.sample(spans, min(2, len(spans))):
+    for asks, span, kind in rng.sample(spans, min(2, len(spans))):
         words = _keywords(sentence, rng, span, rng.choice((2, 3, 3, 4)))
         if len(words) < 2:
             continue
         listed = ", ".join(words[:-1]) + " and " + words[-1]
         link = rng.choice(("together with", "in connection with", "where we read of",
                            "along with", "in the passage on", "in the sentence about"))
-        text = f"{ask} {link} {listed}"
+        text = f"{asks} {link} {listed}"
         if rng.random() < 0.15:
-            text = f"{link} {listed}, {ask}"
+            text = f"{link} {listed}, {asks}"
         found.append(Proposal(_tidy(text), span, f"natural/mentioned-{kind}"))
     return found
 

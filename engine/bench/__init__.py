@@ -1,0 +1,1 @@
+"""Measurements: what readers and recipes can do, with intervals and losses included."""

@@ -1,0 +1,280 @@
+"""Greedy answers of a plain transformers model: one document, many questions. No memory.
+
+A document is read once, whole or in windows that share the prompt's beginning and their
+positions and never meet; its keys and values are then shared by all questions on it,
+which each see the prefix, every window and their own past in one softmax. With one
+window and one question this is what `generate` does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch.nn import functional
+from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
+
+from engine.errors import ReaderError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+ATTENTION: Final = "sekv_bench"
+BOS, DOCUMENT, QUESTION, ANSWER, VALUE, END = (
+    "<|endoftext|>",
+    "<|document|>",
+    "<|question|>",
+    "<|answer|>",
+    "<|value|>",
+    "<|end|>",
+)
+NOT_STATED: Final = "not stated"
+_SCORES: Final = 1 << 25  # scores held at a time: 128 MB
+_TOKENS: Final = 8192  # tokens of windows read together
+_NEAR: Final = 96  # tokens at a window's end in which a sentence's end is looked for
+
+
+@dataclass
+class _State:
+    """Keys and values by layer while a document is read or questions are answered.
+
+    document: [Hkv, N, D] each, shared by all rows.  own: [B, Hkv, T, D] each.
+    present: [B, T] bool, false for padding among a row's own tokens.
+    """
+
+    document: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    own: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    present: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document that was read.
+
+    layers: keys and values [Hkv, N, D] of every layer.  start: position of a question.
+    tokens: N less the prompt's beginning.  windows: how many.
+    """
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    start: int
+    tokens: int
+    windows: int
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> Any:
+    """Attend and keep the log of the softmax's sum, so that two parts can be joined.
+
+    Args:
+        q: [Z, R, D].  k, v: [Z, N, D].  mask: [Z, R, N] bool, true where a row may look.
+    Returns:
+        outputs [Z, R, D] and log-sums [Z, R].
+    """
+    outs, sums = [], []
+    step = max(1, _SCORES // max(1, q.shape[0] * k.shape[1]))
+    for at in range(0, q.shape[1], step):
+        scores = (q[:, at : at + step] @ k.transpose(1, 2)).mul_(scale)
+        if mask is not None:
+            scores.masked_fill_(~mask[:, at : at + step], float("-inf"))
+        total = scores.logsumexp(-1)
+        outs.append(scores.sub_(total[..., None]).exp_() @ v)
+        sums.append(total)
+    return torch.cat(outs, 1), torch.cat(sums, 1)
+
+
+def attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    state: _State,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The function transformers calls in every layer; `state` is a keyword of forward.
+
+    Args:
+        query: [B, H, T, D].  key, value: [B, Hkv, T, D].
+    Returns:
+        [B, T, H, D] and no weights.
+    """
+    del attention_mask  # who sees whom is the state's alone
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    if state.present is None:  # reading: rows are windows, causal each for itself
+        state.own.append((key, value))
+        out = functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scaling, enable_gqa=True
+        )
+        return out.transpose(1, 2), None
+    if layer < len(state.own):
+        before = state.own[layer]
+        key, value = (torch.cat(pair, 2) for pair in zip(before, (key, value), strict=True))
+        state.own[layer] = (key, value)
+    else:
+        state.own.append((key, value))
+    rows, heads, new, dim = query.shape
+    kv, length = key.shape[1], key.shape[2]
+    groups = heads // kv
+    grouped = query.view(rows, kv, groups, new, dim)
+    shared = grouped.transpose(0, 1).reshape(kv, rows * groups * new, dim)
+    far, far_sum = attend(shared, *state.document[layer], scaling, None)
+    far = far.view(kv, rows, groups * new, dim).transpose(0, 1).flatten(0, 1)
+    far_sum = far_sum.view(kv, rows, groups * new).transpose(0, 1).flatten(0, 1)
+    # A row sees its own real tokens up to itself.
+    ahead = torch.arange(length, device=key.device)
+    seen = ahead[None, :] <= (length - new + ahead[:new])[:, None]
+    mask = (seen[None] & state.present[:, None, :])[:, None, None]
+    mask = mask.expand(rows, kv, groups, new, length).reshape(rows * kv, groups * new, length)
+    near, near_sum = attend(
+        grouped.reshape(rows * kv, groups * new, dim),
+        key.flatten(0, 1),
+        value.flatten(0, 1),
+        scaling,
+        mask,
+    )
+    share = torch.sigmoid(far_sum - near_sum)[..., None]
+    out = (share * far + (1 - share) * near).view(rows, heads, new, dim)
+    return out.transpose(1, 2), None
+
+
+AttentionInterface.register(ATTENTION, attention)
+
+
+def cut(text: str, offsets: Sequence[tuple[int, int]], size: int) -> list[tuple[int, int]]:
+    """Cut tokens into windows of at most `size`, at a sentence's end where one is near.
+
+    Args:
+        offsets: characters of each token.
+    Returns:
+        [start, stop) of each window; together they hold every token.
+    """
+    found = []
+    start = 0
+    while start < len(offsets):
+        stop = min(start + size, len(offsets))
+        if stop < len(offsets):
+            for back in range(stop, max(start + 1, stop - min(_NEAR, size // 2)), -1):
+                if text[offsets[back - 1][1] - 1] in ".!?\n":
+                    stop = back
+                    break
+        found.append((start, stop))
+        start = stop
+    return found
+
+
+def _load(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=ATTENTION
+    )
+
+
+class Decoder:
+    """A checkpoint with the reader's prompt format.
+
+    Args:
+        folder: of the checkpoint.  device: where to compute; in float32.
+    Raises:
+        ReaderError: the tokenizer lacks the prompt's marks.
+    """
+
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model = _load(folder).to(device).eval()
+        self.device = torch.device(device)
+        self.window = int(getattr(self.model.config, "sekv_window", 0))
+        known = self.tokenizer.get_vocab()
+        missing = [mark for mark in (BOS, DOCUMENT, QUESTION, ANSWER, VALUE, END)
+                   if mark not in known]
+        if missing:
+            raise ReaderError(
+                f"{folder} is no look-up reader: its tokenizer lacks {', '.join(missing)}; "
+                "give the folder of one trained with `sekv train reader`"
+            )
+        self.end = int(known[END])
+        self.prefix = self._ids(BOS + DOCUMENT)
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _hidden(self, ids: Tensor, places: Tensor, state: _State) -> Tensor:
+        # The mask is the state's business; transformers must not build its own.
+        out: Tensor = self.model.model(
+            input_ids=ids, position_ids=places, use_cache=False, state=state
+        ).last_hidden_state
+        return out
+
+    @torch.no_grad()
+    def read(self, text: str, window: int = 0) -> Document:
+        """Keys and values of a document, read in windows of so many tokens (0: whole)."""
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids: list[int] = encoded["input_ids"]
+        offsets: list[tuple[int, int]] = encoded["offset_mapping"]
+        spans = cut(text, offsets, window or len(ids)) or [(0, 0)]
+        size = max(stop - start for start, stop in spans)
+        first = len(self.prefix)
+        parts: list[list[tuple[Tensor, Tensor]]] = []
+        together = max(1, _TOKENS // (size + first))
+        for at in range(0, len(spans), together):
+            some = spans[at : at + together]
+            # Padding stands behind a window's tokens, where nothing looks at it.
+            rows = [self.prefix + ids[a:b] + [self.end] * (size - (b - a)) for a, b in some]
+            state = _State()
+            tokens = torch.tensor(rows, device=self.device)
+            places = torch.arange(tokens.shape[1], device=self.device).expand(len(rows), -1)
+            self._hidden(tokens, places, state)
+            for row, (a, b) in enumerate(some):
+                begin = first if parts else 0
+                parts.append(
+                    [
+                        (k[row, :, begin : first + b - a], v[row, :, begin : first + b - a])
+                        for k, v in state.own
+                    ]
+                )
+        layers = tuple(
+            (
+                torch.cat([part[layer][0] for part in parts], 1),
+                torch.cat([part[layer][1] for part in parts], 1),
+            )
+            for layer in range(len(parts[0]))
+        )
+        return Document(layers, first + size, len(ids), len(spans))
+
+    @torch.no_grad()
+    def answer(self, document: Document, questions: Sequence[str], most: int = 100) -> list[str]:
+        """The greedy answer to each question, without its end mark, marks inside kept."""
+        prompts = [self._ids(f"{QUESTION} {text}{ANSWER}") for text in questions]
+        longest = max(map(len, prompts))
+        tokens = torch.tensor(
+            [p + [self.end] * (longest - len(p)) for p in prompts], device=self.device
+        )
+        lengths = torch.tensor([len(p) for p in prompts], device=self.device)
+        order = torch.arange(longest, device=self.device)
+        present = order[None] < lengths[:, None]
+        state = _State(list(document.layers), present=present)
+        places = (document.start + order).expand(len(prompts), -1)
+        hidden = self._hidden(tokens, places, state)
+        last = hidden[torch.arange(len(prompts)), lengths - 1]
+        found: list[list[int]] = [[] for _ in prompts]
+        rows = torch.arange(len(prompts), device=self.device)
+        for step in range(most):
+            chosen = self.model.lm_head(last).argmax(-1)
+            going = chosen != self.end
+            for row, token in zip(rows.tolist(), chosen.tolist(), strict=True):
+                if token != self.end:
+                    found[row].append(token)
+            if step + 1 == most or not going.any():
+                break
+            if not going.all():
+                rows, chosen, lengths = rows[going], chosen[going], lengths[going]
+                present = present[going]
+                state.own = [(k[going], v[going]) for k, v in state.own]
+            state.present = present = functional.pad(present, (0, 1), value=True)
+            places = (document.start + lengths + step)[:, None]
+            last = self._hidden(chosen[:, None], places, state)[:, -1]
+        return [str(self.tokenizer.decode(ids, skip_special_tokens=False)) for ids in found]
