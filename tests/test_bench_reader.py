@@ -11,10 +11,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engine.bench.decode import Decoder, cut
+from engine.bench.decode import VALUE, Decoder, cut
 from engine.bench.reader import (
     CELLS,
-    VALUE,
     Cell,
     evaluate_reader,
     interval,
@@ -96,13 +95,13 @@ def test_windows_share_positions_and_never_meet(decoder: Decoder) -> None:
     """Each window's rows are those of the window read alone."""
     read = decoder.read(TEXT, 64)
     first = len(decoder.prefix)
-    encoded = decoder.tokenizer(TEXT, add_special_tokens=False, return_offsets_mapping=True)
-    spans = cut(TEXT, encoded["offset_mapping"], 64)
+    _, offsets = decoder.encode(TEXT)
+    spans = cut(TEXT, offsets, 64)
     assert read.windows == len(spans)
     assert read.start == first + max(b - a for a, b in spans)
     assert read.layers[0][0].shape[1] == first + read.tokens
     for a, b in spans:
-        characters = slice(encoded["offset_mapping"][a][0], encoded["offset_mapping"][b - 1][1])
+        characters = slice(offsets[a][0], offsets[b - 1][1])
         alone = decoder.read(TEXT[characters])
         if alone.tokens != b - a:
             continue  # the tokenizer cut the piece otherwise than the whole

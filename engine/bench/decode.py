@@ -188,8 +188,9 @@ class Decoder:
         self.device = torch.device(device)
         self.window = int(getattr(self.model.config, "sekv_window", 0))
         known = self.tokenizer.get_vocab()
-        missing = [mark for mark in (BOS, DOCUMENT, QUESTION, ANSWER, VALUE, END)
-                   if mark not in known]
+        missing = [
+            mark for mark in (BOS, DOCUMENT, QUESTION, ANSWER, VALUE, END) if mark not in known
+        ]
         if missing:
             raise ReaderError(
                 f"{folder} is no look-up reader: its tokenizer lacks {', '.join(missing)}; "
@@ -198,9 +199,14 @@ class Decoder:
         self.end = int(known[END])
         self.prefix = self._ids(BOS + DOCUMENT)
 
+    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of a text of any length, and the characters of each."""
+        # The wrapper around it warns of every text longer than the model's positions.
+        encoded = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+        return encoded.ids, encoded.offsets
+
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        return self.encode(text)[0]
 
     def _hidden(self, ids: Tensor, places: Tensor, state: _State) -> Tensor:
         # The mask is the state's business; transformers must not build its own.
@@ -212,9 +218,7 @@ class Decoder:
     @torch.no_grad()
     def read(self, text: str, window: int = 0) -> Document:
         """Keys and values of a document, read in windows of so many tokens (0: whole)."""
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids: list[int] = encoded["input_ids"]
-        offsets: list[tuple[int, int]] = encoded["offset_mapping"]
+        ids, offsets = self.encode(text)
         spans = cut(text, offsets, window or len(ids)) or [(0, 0)]
         size = max(stop - start for start, stop in spans)
         first = len(self.prefix)
