@@ -106,7 +106,7 @@ class Session:
             )
         for layer in self.memory.layers:
             layer.release()
-            layer.peak_bytes = layer.device_bytes
+        self.memory.shared.peak_bytes = self.memory.shared.device_bytes
         windows = self._scout(prompt)
         evidence = Evidence(self.ids)
         self._trace = Trace()
@@ -131,7 +131,7 @@ class Session:
             citations=self._book.citations(evidence.weight, quote or text),
             usage=Usage(manifest.tokens, 0, len(prompt), len(speaker.tokens)),
             memory=MemoryUse(
-                device_kv_bytes=self.memory.peak_bytes,
+                device_kv_bytes=self.memory.shared.peak_bytes,
                 full_kv_bytes=row * manifest.tokens * self.reader.dtype.itemsize,
                 zoomed_spans=len(zoomed),
                 total_spans=manifest.spans,

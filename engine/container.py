@@ -20,8 +20,8 @@ from engine.errors import StoreError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    # Anything of the buffer protocol whose length is its number of bytes.
-    Bytes = bytes | bytearray | memoryview
+Bytes = bytes | bytearray | memoryview
+"""Bytes in any form whose length is their number."""
 
 ALIGNMENT = 4096
 """The data section starts at a multiple of this many bytes, so that direct reads are possible."""

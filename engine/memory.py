@@ -88,27 +88,39 @@ class Shared:
     """What all layers know of the document. bounds: int64 [S + 1] tokens. windows: how many.
 
     scout: float [L, windows] while a question looks for its windows, else None.
+    layers: all of them, in order. peak_bytes: the most that was resident at once.
     """
 
     bounds: Tensor
     windows: int
     watchers: list[Watcher] = field(default_factory=list)
     scout: Tensor | None = None
+    layers: list[LayerMemory] = field(default_factory=list)
+    peak_bytes: int = 0
 
     @property
     def tokens(self) -> int:
         return int(self.bounds[-1])
 
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of all layers on their devices now."""
+        return sum(layer.device_bytes for layer in self.layers)
+
+    def note_bytes(self) -> None:
+        """Remember the most that was ever resident at once."""
+        self.peak_bytes = max(self.peak_bytes, self.device_bytes)
+
 
 @dataclass(frozen=True)
 class Limits:
-    """cap: device bytes per layer and KV head, everything counted. coverage: share of the
-    estimated attention to have exact. momentum: how much of a span's importance stays for the
-    next step, so that spans in use are not fetched again."""
+    """cap: device bytes per layer, everything counted; what a layer leaves, later ones may use.
+    coverage: share of the estimated attention to have exact. momentum: how much of a span's
+    importance stays for the next step, so that spans in use are not fetched again."""
 
     cap: float
     coverage: float
-    momentum: float = 0.5
+    momentum: float = 0.25
 
 
 TABLE_BYTES = 16
@@ -142,7 +154,6 @@ class LayerMemory:
         self.view, self.tensors = view, tensors
         self.zoomed = Zoomed(self.heads, self.device)
         self.importance: Tensor | None = None
-        self.peak_bytes = self.device_bytes
 
     # -- bytes ---------------------------------------------------------------------
 
@@ -159,8 +170,18 @@ class LayerMemory:
 
     @property
     def room(self) -> float:
-        """Bytes per KV head left for zoomed records and their tables."""
-        return self.limits.cap - self.fixed_bytes / self.heads
+        """Bytes left for zoomed records and their tables.
+
+        A layer may use what earlier layers leave of their share; the share of later layers
+        stays theirs, so that no layer starves.
+        """
+        total, used = 0.0, 0.0
+        for other in self.shared.layers or [self]:
+            total += other.limits.cap
+            if other is not self:
+                later = other.layer > self.layer
+                used += max(other.device_bytes, other.limits.cap if later else 0)
+        return total - used - self.fixed_bytes
 
     def focus(self, windows: Tensor | None) -> None:
         """See only these windows' spans (int64 ids), or all; forget what the last steps wanted."""
@@ -200,7 +221,7 @@ class LayerMemory:
         share = _share(pinned, live, mass)
         wanted = self._choose(share)
         self.zoomed.become([self.view.spans[w] for w in wanted], self.host)
-        self.peak_bytes = max(self.peak_bytes, self.device_bytes)
+        self.shared.note_bytes()
         zoom_k, zoom_v, tokens = self._decode()
         zoom = torch.bmm(q, zoom_k.mT) * scale
         zoom = zoom.masked_fill((tokens < 0)[:, None], ops.NEVER)

@@ -206,31 +206,39 @@ def fit_steps(coefs: Tensor, bits: Tensor) -> Tensor:
     """The step of a uniform mid-rise quantiser per component with the least squared error.
 
     Args:
-        coefs: [N, D] sample.  bits: [D] uint8.
+        coefs: [Hkv, N, D] sample.  bits: [Hkv, D] uint8.
     Returns:
-        [D] float32; the quantiser's levels are (i + 0.5 - 2**(b-1)) * step, i = 0 .. 2**b - 1.
+        [Hkv, D] float32; the levels are (i + 0.5 - 2**(b-1)) * step, i = 0 .. 2**b - 1.
     """
-    levels = torch.pow(2.0, bits.float())
-    sigma = coefs.float().std(0, correction=0).clamp_min(1e-12)
-    peak = coefs.float().abs().amax(0).clamp_min(1e-12)
+    half = torch.pow(2.0, bits.float() - 1)[:, None]
+    sigma = coefs.std(1, correction=0).clamp_min(1e-12)
+    peak = coefs.abs().amax(1).clamp_min(1e-12)
     best = torch.full_like(sigma, torch.inf)
     step = torch.ones_like(sigma)
-    reach = [m * sigma for m in torch.linspace(0.75, 9.0, 34)] + [peak]
-    for half in reach:
-        trial = 2 * half / levels
-        error = (quantise(coefs, bits, trial)[1] - coefs).square().mean(0)
+    # From where one bit is best (0.8 sigma) to where eight bits of a Gaussian are (4 sigma),
+    # and up to the peak for what has heavier tails.
+    for reach in [*(m * sigma for m in torch.linspace(0.8, 4.0, 9)), 6 * sigma, peak]:
+        trial = reach / half[:, 0]
+        scaled = coefs / trial[:, None]
+        level = (scaled.floor() + 0.5).maximum(0.5 - half).minimum(half - 0.5)
+        error = (level - scaled).square_().mean(1) * trial.square()
         better = error < best
         best = torch.where(better, error, best)
         step = torch.where(better, trial, step)
     return step
 
 
-def quantise(coefs: Tensor, bits: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes uint8 [N, D] and the values they stand for; a component of 0 bits stands for 0."""
+def quantise(coefs: Tensor, bits: Tensor, step: Tensor) -> Tensor:
+    """Codes uint8 [..., D] of coefficients; `step` as `fit_steps` gives it, bits [D] or a number
+    of bits that all components share."""
     half = torch.pow(2.0, bits.float() - 1)
-    code = (coefs / step + half).floor().clamp_min(0).minimum(2 * half - 1)
-    value = torch.where(bits > 0, (code + 0.5 - half) * step, 0.0)
-    return code.to(torch.uint8), value
+    return (coefs / step).add_(half).floor_().clamp_min_(0).minimum(2 * half - 1).to(torch.uint8)
+
+
+def dequantise(codes: Tensor, bits: Tensor, step: Tensor) -> Tensor:
+    """The values that codes stand for, float32."""
+    half = torch.pow(2.0, bits.float() - 1)
+    return codes.float().add_(0.5 - half).mul_(step)
 
 
 @dataclass(frozen=True)
@@ -280,6 +288,27 @@ class Packing:
             ]
             start += run
         return torch.cat(parts, -1)
+
+
+def pack_heads(coefs: Tensor, bits: Tensor, step: Tensor) -> Tensor:
+    """Quantise and pack rows of all heads.
+
+    Args:
+        coefs: [Hkv, n, D].  bits, step: [Hkv, D].
+    Returns:
+        uint8 [Hkv, n, width]; where heads differ in length, rows are padded to the longest.
+    """
+    rows = [
+        Packing.of(b).pack(quantise(x, b, s)) for x, b, s in zip(coefs, bits, step, strict=True)
+    ]
+    width = max(row.shape[-1] for row in rows)
+    return torch.stack([torch.nn.functional.pad(r, (0, width - r.shape[-1])) for r in rows])
+
+
+def unpack_head(packed: Tensor, bits: Tensor) -> Tensor:
+    """Codes uint8 [n, used] of one head's packed rows [n, width]; used = components of bits > 0."""
+    packing = Packing.of(bits)
+    return packing.unpack(packed[:, : packing.row_bytes])
 
 
 def gather_ranges(starts: Tensor, lengths: Tensor) -> Tensor:

@@ -47,14 +47,6 @@ class Memory:
     shared: Shared
     length: int
 
-    @property
-    def device_bytes(self) -> int:
-        return sum(layer.device_bytes for layer in self.layers)
-
-    @property
-    def peak_bytes(self) -> int:
-        return sum(layer.peak_bytes for layer in self.layers)
-
 
 def parse_budget(text: str, tokens: int) -> float:
     """Document tokens that a budget allows: "10%" of them, or a number.
@@ -88,6 +80,7 @@ def open_memory(
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{store.path}: unknown method settings ({error})") from error
     cap = 4.0 * manifest.model.head_dim * parse_budget(budget, manifest.tokens)
+    limits = Limits(cap * manifest.model.kv_heads, coverage)
     tables = _Tables.of(store)
     shared = Shared(tables.bounds, len(manifest.windows))
     stored = store.shared()
@@ -142,7 +135,7 @@ def open_memory(
                     index,
                     recipe,
                     shared,
-                    Limits(cap, coverage),
+                    limits,
                     {},
                     rows,
                     no_spans(device),
@@ -159,7 +152,7 @@ def open_memory(
                 index,
                 recipe,
                 shared,
-                Limits(cap, coverage),
+                limits,
                 side,
                 rows,
                 _view_to(view, device),
@@ -167,6 +160,7 @@ def open_memory(
                 host,
             )
         )
+    shared.layers = layers
     return Memory(layers, shared, len(reader.prompt.prefix) + longest)
 
 

@@ -61,7 +61,7 @@ class Recipe:
         model with heads of `size`, for `--dry-run`: (store, device)."""
         if self.whole:
             return 1.0, 1.0
-        span = 12.0
+        span = 9.0
         device = self.router.device_share(size, span) + self.summariser.value_bits / 32 / span
         return self.codec.host_share(size, span) + device, device
 
@@ -86,11 +86,12 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             name="sekv",
             segmenter=Peaks(),
-            summariser=Mean(value_bits=4),
-            codec=SharedBasis(bits=4.0),
-            router=Sketch(share=0.5),
+            summariser=Mean(value_bits=1.0),
+            codec=SharedBasis(bits=6.0),
+            router=Sketch(bits=1.25),
+            local=8,
             source="ours, after SeKV (arXiv 2606.31145)",
-            differs="rare anchors, a 4-bit sketch of every key as router, one basis per document",
+            differs="rare anchors, a small sketch of every key as router, one basis per document",
         ),
         Recipe(
             name="sekv-paper",

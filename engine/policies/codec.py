@@ -98,32 +98,24 @@ class SharedBasis:
             if self.bits >= 32:
                 side |= {f"{name}_mean": mean, f"{name}_basis": basis}
                 continue
-            basis = basis.half().float()
-            coefs = torch.bmm(rows.float() - mean[:, None], basis)
+            side |= pack_basis(name, mean, basis)
+            coefs = to_basis(rows[:, :: max(1, rows.shape[1] // 4096)], name, side)
             bits = torch.stack([ops.allocate_bits(var, self.bits) for var in variance])
-            step = torch.stack(
-                [ops.fit_steps(c, b) for c, b in zip(coefs[:, :8192], bits, strict=True)]
-            )
-            side |= {
-                f"{name}_mean": mean.half(),
-                f"{name}_basis": basis.half(),
-                f"{name}_bits": bits,
-                f"{name}_step": step,
-            }
+            side[f"{name}_bits"] = bits
+            side[f"{name}_step"] = ops.fit_steps(coefs, bits)
         return side
 
     def encode(self, k: Tensor, v: Tensor, bounds: Tensor, side: Side) -> Records:
+        coefs = {"k": to_basis(k, "k", side), "v": to_basis(v, "v", side)}
         rows = []
         for head in range(len(k)):
             parts = []
-            for name, x in (("k", k[head]), ("v", v[head])):
-                mean, basis = side[f"{name}_mean"][head], side[f"{name}_basis"][head]
-                coefs = (x.float() - mean.float()) @ basis.float()
+            for name in ("k", "v"):
                 if self.bits >= 32:
-                    parts.append(coefs.contiguous().view(torch.uint8))
+                    parts.append(coefs[name][head].contiguous().view(torch.uint8))
                     continue
                 bits, step = side[f"{name}_bits"][head], side[f"{name}_step"][head]
-                codes, _ = ops.quantise(coefs, bits, step)
+                codes = ops.quantise(coefs[name][head], bits, step)
                 parts.append(ops.Packing.of(bits).pack(codes))
             rows.append(torch.cat(parts, -1))
         return _interleave(rows, bounds)
@@ -132,24 +124,23 @@ class SharedBasis:
         self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, side: Side
     ) -> tuple[Tensor, Tensor]:
         tokens = int(lengths.sum())
-        rows = payload.reshape(tokens, -1) if tokens else payload.reshape(0, 1)
+        size = side["k_basis"].shape[-1]
+        if not tokens:
+            none = torch.zeros(0, size, device=payload.device)
+            return none, none
+        rows = payload.reshape(tokens, -1)
         out, start = [], 0
         for name in ("k", "v"):
-            mean, basis = side[f"{name}_mean"][head].float(), side[f"{name}_basis"][head].float()
-            if tokens == 0:
-                out.append(mean.new_zeros(0, len(mean)))
-                continue
+            mean, basis = basis_of(name, side, head)
             if self.bits >= 32:
-                width = 4 * basis.shape[1]
+                width = 4 * size
                 coefs = rows[:, start : start + width].contiguous().view(torch.float32)
             else:
                 bits, step = side[f"{name}_bits"][head], side[f"{name}_step"][head]
                 packing = ops.Packing.of(bits)
-                width = packing.row_bytes
-                used = packing.components
-                half = torch.pow(2.0, bits[:used].float() - 1)
-                codes = packing.unpack(rows[:, start : start + width]).float()
-                coefs = (codes + 0.5 - half) * step[:used]
+                width, used = packing.row_bytes, packing.components
+                codes = packing.unpack(rows[:, start : start + width])
+                coefs = ops.dequantise(codes, bits[:used], step[:used])
                 basis = basis[:, :used]
             out.append(torch.addmm(mean, coefs, basis.T))
             start += width
@@ -250,10 +241,7 @@ class SpanSVD:
         across = torch.arange(longest, device=device)
         valid = across < lengths[:, None]
         out = torch.zeros(len(starts), longest, size, device=device)
-        if self.exact:
-            stride = 4 * (lengths + size)
-        else:
-            stride = lengths + size + 4
+        stride = 4 * (lengths + size) if self.exact else lengths + size + 4
         kept = int(rank.clamp_min(0).max())
         if kept:
             at = starts[:, None] + torch.arange(kept, device=device) * stride[:, None]
@@ -281,6 +269,31 @@ class SpanSVD:
     def host_share(self, size: int, span: float) -> float:
         rank = min(self.rank, span)
         return min(rank * (span + size + 4), span * (size + 2)) / (2 * span * size)
+
+
+def pack_basis(name: str, mean: Tensor, basis: Tensor) -> Side:
+    """A basis [Hkv, D, D] as side information: 8-bit columns with one scale each.
+
+    Rounding costs nothing but orthogonality: `to_basis` solves for the rounded columns.
+    """
+    scale = (basis.abs().amax(1) / 127).half()
+    columns = (basis / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+    return {f"{name}_mean": mean.half(), f"{name}_basis": columns, f"{name}_scale": scale}
+
+
+def basis_of(name: str, side: Side, head: int | slice = slice(None)) -> tuple[Tensor, Tensor]:
+    """Mean [..., D] and columns [..., D, D] in float32, of one head or of all."""
+    basis = side[f"{name}_basis"][head].float()
+    if f"{name}_scale" in side:
+        basis = basis * side[f"{name}_scale"][head].float()[..., None, :]
+    return side[f"{name}_mean"][head].float(), basis
+
+
+def to_basis(rows: Tensor, name: str, side: Side) -> Tensor:
+    """Coefficients [Hkv, n, D] such that mean + coefficients @ basis.T gives the rows back."""
+    mean, basis = basis_of(name, side)
+    inverse = basis if f"{name}_scale" not in side else torch.linalg.inv(basis).mT
+    return torch.bmm(rows.float() - mean[:, None], inverse)
 
 
 def _eight_bits(x: Tensor) -> Tensor:

@@ -69,9 +69,9 @@ class Peaks:
     are split evenly, and alpha rises until at most `anchors` of the tokens stay exact.
     """
 
-    distance: int = 6
-    longest: int = 24
-    anchors: float = 0.005
+    distance: int = 4
+    longest: int = 12
+    anchors: float = 0.002
 
     def cut(self, surprisal: Tensor, pieces: list[str]) -> Spans:
         n = len(surprisal)

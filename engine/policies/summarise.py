@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine import ops
-from engine.policies.codec import Side
+from engine.policies.codec import Side, basis_of, to_basis
 
 
 class Summariser(Protocol):
@@ -22,8 +22,9 @@ class Summariser(Protocol):
         ...
 
     @property
-    def value_bits(self) -> int:
-        """16: span values in half precision. 4: coefficients in the codec's value basis."""
+    def value_bits(self) -> float:
+        """16: span values in half precision. Less: mean bits of their coefficients in the
+        codec's value basis, given by variance."""
         ...
 
 
@@ -34,7 +35,7 @@ class SurprisalMean:
     Source: SeKV (arXiv 2606.31145), section 3.2.
     """
 
-    value_bits: int = 16
+    value_bits: float = 16
 
     def summarise(self, rows: Tensor, surprisal: Tensor, bounds: Tensor) -> Tensor:
         return ops.span_mean(rows, surprisal, bounds)
@@ -44,31 +45,29 @@ class SurprisalMean:
 class Mean:
     """The plain mean of a span."""
 
-    value_bits: int = 16
+    value_bits: float = 16
 
     def summarise(self, rows: Tensor, surprisal: Tensor, bounds: Tensor) -> Tensor:
         return ops.span_mean(rows, torch.ones_like(surprisal), bounds)
 
 
-def fit_values(values: Tensor, bits: int, side: Side) -> Side:
+def fit_values(values: Tensor, bits: float, side: Side) -> Side:
     """Side information for span values [Hkv, S, D] of the first window."""
     if bits == 16:
         return {}
-    coefs = torch.bmm(values - side["v_mean"].float()[:, None], side["v_basis"].float())
-    four = torch.full((values.shape[-1],), 4, dtype=torch.uint8)
-    return {"value_step": torch.stack([ops.fit_steps(c, four) for c in coefs])}
+    coefs = to_basis(values, "v", side)
+    # Means vary less than tokens and not in the same order; the basis is the tokens'.
+    variance = coefs.var(1, correction=0).cummin(-1).values
+    given = torch.stack([ops.allocate_bits(var, bits) for var in variance])
+    return {"value_bits": given, "value_step": ops.fit_steps(coefs, given)}
 
 
-def pack_values(values: Tensor, bits: int, side: Side) -> Side:
+def pack_values(values: Tensor, bits: float, side: Side) -> Side:
     """Span values [Hkv, S, D] as device tensors."""
     if bits == 16:
         return {"value.s": values.half()}
-    coefs = torch.bmm(values - side["v_mean"].float()[:, None], side["v_basis"].float())
-    size = values.shape[-1]
-    codes, _ = ops.quantise(
-        coefs, torch.full((size,), 4, dtype=torch.uint8), side["value_step"][:, None]
-    )
-    return {"value.s": ops.Packing((0, size, 0, 0)).pack(codes)}
+    coefs = to_basis(values, "v", side)
+    return {"value.s": ops.pack_heads(coefs, side["value_bits"], side["value_step"])}
 
 
 def unpack_values(device: Side, side: Side) -> Tensor:
@@ -76,7 +75,11 @@ def unpack_values(device: Side, side: Side) -> Tensor:
     packed = device["value.s"]
     if packed.dtype != torch.uint8:
         return packed.float()
-    step = side["value_step"]
-    codes = ops.Packing((0, step.shape[-1], 0, 0)).unpack(packed).float()
-    coefs = (codes - 7.5) * step[:, None]
-    return torch.baddbmm(side["v_mean"].float()[:, None], coefs, side["v_basis"].float().mT)
+    mean, basis = basis_of("v", side)
+    out = []
+    for head, (bits, step) in enumerate(zip(side["value_bits"], side["value_step"], strict=True)):
+        codes = ops.unpack_head(packed[head], bits)
+        used = codes.shape[1]
+        coefs = ops.dequantise(codes, bits[:used], step[:used])
+        out.append(torch.addmm(mean[head], coefs, basis[head, :, :used].T))
+    return torch.stack(out)
