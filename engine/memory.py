@@ -236,7 +236,7 @@ class LayerMemory:
         """bool [Hkv, F]: what to zoom now; nothing while a question scouts."""
         if self.shared.scout is not None:
             best = torch.zeros(self.heads, self.shared.windows, device=self.device)
-            best.index_reduce_(1, self.view.window, share, "amax")
+            best.scatter_reduce_(1, self.view.window.expand_as(share), share, "amax")
             self.shared.scout[self.layer] = best.sum(0).to(self.shared.scout.device)
             return torch.zeros_like(share, dtype=torch.bool)
         if self.importance is not None:

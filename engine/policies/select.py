@@ -132,13 +132,14 @@ class Sketch:
 
 
 def _stretches(bounds: Tensor, tokens: int) -> list[tuple[int, int]]:
-    """Runs of spans (first, last + 1) of at most about `tokens` tokens, at least one span each."""
-    edges = bounds.tolist()
+    """Runs of spans (first, last + 1) of at most `tokens` tokens, or of one span."""
+    spans = len(bounds) - 1
     runs, first = [], 0
-    for i in range(1, len(edges)):
-        if edges[i] - edges[first] >= tokens or i == len(edges) - 1:
-            runs.append((first, i))
-            first = i
+    while first < spans:
+        last = int(torch.searchsorted(bounds, bounds[first] + tokens, right=True)) - 1
+        last = max(first + 1, last)
+        runs.append((first, last))
+        first = last
     return runs
 
 
