@@ -361,6 +361,19 @@ def print_stores(out: Console, folder: str, stores: Sequence[StoreSummary]) -> N
             out.print(clean(store.problem), style="red")
 
 
+# ---------------------------------------------------------------- bench
+
+
+def print_markdown(out: Console, page: str) -> None:
+    """A page of the engine's own as a terminal shows it; in a pipe it stays Markdown."""
+    from rich.markdown import Markdown
+
+    if out.is_terminal:
+        out.print(Markdown(page))
+    else:
+        out.file.write(page)
+
+
 # ---------------------------------------------------------------- inspect
 
 

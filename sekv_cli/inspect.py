@@ -63,6 +63,8 @@ def inspect(
     ] = None,
     budget: options.Budget = "20%",
     coverage: options.Coverage = 0.95,
+    full: options.Full = False,
+    max_new_tokens: options.MaxNewTokens = 128,
     device: options.Device = "auto",
     dtype: options.DTypeOption = options.DType.auto,
     model: options.Model = "",
@@ -95,6 +97,8 @@ def inspect(
     chosen = AskOptions(
         budget=budget,
         coverage=coverage,
+        full=full,
+        max_new_tokens=max_new_tokens,
         device=device,
         dtype=dtype.value,
         model=model,

@@ -832,3 +832,66 @@ def test_the_trainer_understands_every_option_it_is_started_with(
     assert (parsed.minutes, parsed.steps, parsed.processes) == (90.0, 0, 2)
     assert parsed.compile
     assert not parsed.export
+
+
+# ---------------------------------------------------------------- bench
+
+
+def test_the_reader_suite_measures_held_out_books(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The engine gets unseen names and familiar ones; results and table are where --out says."""
+    from engine.bench import reader as suite
+    from engine.train.reader import episodes
+
+    given: dict[str, Any] = {}
+
+    def measure(folder: Path, sources: Any, results: Path, **others: Any) -> dict[str, Any]:
+        given.update(folder=folder, sources=sources, results=results, **others)
+        others["say"]("one fact: 97 % exact")
+        return {"cells": {}}
+
+    monkeypatch.setattr(suite, "evaluate_reader", measure)
+    monkeypatch.setattr(suite, "markdown", lambda report: "| cell |\n|---|\n")
+    monkeypatch.setattr(
+        episodes, "Episodes", lambda books, split, seed, names=None: (split, seed, names)
+    )
+    line = ["bench", "--model", str(tmp_path), "--text", str(tmp_path), "--device", "cpu"]
+    line += ["--samples", "40", "--seed", "7", "--out", str(tmp_path / "out")]
+    assert run(line) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "| cell |\n|---|\n"
+    assert captured.err == "one fact: 97 % exact\n"
+    assert given["folder"] == tmp_path
+    assert given["sources"] == {"eval": ("eval", 7, None), "train": ("eval", 7, "train")}
+    assert given["results"] == tmp_path / "out" / "results.json"
+    assert (given["questions"], given["seed"], given["device"]) == (40, 7, "cpu")
+    assert (tmp_path / "out" / "table.md").read_text() == captured.out
+    assert run([*line, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"cells": {}}
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("bench --suite nonsense", "reader"),
+        ("bench", "name their folder: --text"),
+        ("bench --text nowhere", "there is no folder nowhere"),
+        ("bench --text docs --questions nowhere", "there is no file nowhere"),
+        ("bench --text docs", "no eval books"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_clear_line(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    line: str,
+    said: str,
+) -> None:
+    """An unknown suite names the known ones; a missing book is not a defect."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    assert run(line.split()) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.err.count("\n") == 1

@@ -1,0 +1,211 @@
+"""The command line on the real engine: a small random model, a real document, real files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.types import IngestOptions
+from sekv_cli.main import run
+from tiny_models import checkpoint
+
+TEXT = "".join(
+    f"The keeper of lighthouse {i} is called {name}. It was a quiet evening, and it rained.\n\n"
+    for i, name in enumerate(["Ana", "Bo", "Cy", "Dora", "Emil", "Finn", "Greta", "Hal"])
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, a document, and the store that `sekv ingest` made of them."""
+    place = tmp_path_factory.mktemp("real")
+    checkpoint("llama", place / "model")
+    (place / "book.txt").write_text(TEXT, encoding="utf-8")
+    line = ["ingest", str(place / "book.txt"), "-o", str(place / "book.sekv")]
+    assert run([*line, "--model", str(place / "model"), "--device", "cpu"]) == 0
+    return place
+
+
+def records(capsys: pytest.CaptureFixture[str]) -> list[Any]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_document_goes_in_and_answers_come_out(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two questions, one load; citations are exact slices; no document token is read again."""
+    store = str(place / "book.sekv")
+    capsys.readouterr()
+    assert run(["ask", store, "Who?", "Where?", "--max-new-tokens", "4", "--json"]) == 0
+    answers = records(capsys)
+    assert [answer["question"] for answer in answers] == ["Who?", "Where?"]
+    for answer in answers:
+        assert answer["usage"]["recomputed_document_tokens"] == 0
+        assert answer["usage"]["document_tokens"] == len(TEXT)
+        for citation in answer["citations"]:
+            assert TEXT[citation["start"] : citation["end"]] == citation["text"]
+
+
+def test_people_see_the_same_answer_as_scripts(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Streamed, at once or as JSON, the answer has the same words."""
+    from sekv_cli.format import clean
+
+    line = ["ask", str(place / "book.sekv"), "Who?", "--max-new-tokens", "4"]
+    capsys.readouterr()
+    assert run([*line, "--json"]) == 0
+    answer = clean(records(capsys)[0]["answer"])
+    assert run(line) == 0
+    streamed = capsys.readouterr().out
+    assert run([*line, "--no-stream"]) == 0
+    assert capsys.readouterr().out == streamed
+    assert streamed.startswith(answer)
+
+
+def test_what_was_traced_can_be_inspected(
+    place: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The trace of an answer and a question asked by `inspect` show the same decisions."""
+    store, trace = str(place / "book.sekv"), str(tmp_path / "trace.json")
+    short = ["--max-new-tokens", "3"]
+    assert run(["ask", store, "Who?", "--trace", trace, *short]) == 0
+    capsys.readouterr()
+    assert run(["inspect", store, "--trace", trace, "--json"]) == 0
+    traced = records(capsys)[0]
+    assert run(["inspect", store, "--question", "Who?", "--json", *short]) == 0
+    asked = records(capsys)[0]
+    assert traced["zoom"] == asked["zoom"]
+    assert traced["manifest"]["tokens"] == len(TEXT)
+    assert sum(window["spans"] for window in traced["manifest"]["windows"]) == len(traced["spans"])
+    for line in (["inspect", store], ["inspect", store, "--trace", trace]):
+        assert run(line) == 0
+        assert "surprisal" in capsys.readouterr().out
+
+
+def test_the_shown_text_is_the_document_s(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without the marks of spans and anchors, the stretch is what the source says."""
+    assert "|" not in TEXT
+    assert "[" not in TEXT
+    capsys.readouterr()
+    assert run(["inspect", str(place / "book.sekv"), "--text", "10:80"]) == 0
+    shown = capsys.readouterr().out
+    for mark in "|[]":
+        shown = shown.replace(mark, "")
+    assert shown.rstrip("\n") == TEXT[10:80].rstrip("\n")
+
+
+def test_damage_is_found_and_named(
+    place: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """One changed byte: `verify` ends with 1 and says where; a sound store ends with 0."""
+    store = tmp_path / "copy.sekv"
+    shutil.copytree(place / "book.sekv", store)
+    assert run(["verify", str(store)]) == 0
+    damaged = next((store / "windows").glob("*.host.safetensors"))
+    data = bytearray(damaged.read_bytes())
+    data[-1] ^= 1
+    damaged.write_bytes(data)
+    capsys.readouterr()
+    assert run(["verify", str(store), "--json"]) == 1
+    found = records(capsys)[0]
+    assert not found["ok"]
+    assert any(damaged.name in line for line in found["damaged"])
+
+
+def test_list_finds_the_store(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With its model, its tokens and the bytes that the file system has."""
+    capsys.readouterr()
+    assert run(["list", str(place), "--json"]) == 0
+    (found,) = records(capsys)[0]["stores"]
+    assert found["tokens"] == len(TEXT)
+    files = [file for file in (place / "book.sekv").rglob("*") if file.is_file()]
+    assert found["bytes"] == sum(file.stat().st_size for file in files)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("ingest missing.pdf", "missing.pdf"),
+        ("ingest book.txt -o book.sekv --model model", "--overwrite"),
+        ("ingest book.txt -o new.sekv --model model --method nonsense", "sekv-paper"),
+        ("ingest book.txt -o new.sekv --model nowhere/at-all", "nowhere/at-all"),
+        ("ask missing.sekv Who?", "missing.sekv"),
+        ("ask book.txt Who?", "book.txt"),
+        ("ask book.sekv Who? --device cuda:99", "cuda:99"),
+        ("inspect book.sekv --layer 99", "99"),
+        ("inspect book.sekv --text 999999:9999999", "characters"),
+        ("inspect book.sekv --text 0:5 --source 9", "sources"),
+        ("inspect book.sekv --trace book.txt", "book.txt is not a trace"),
+        ("verify missing.sekv", "missing.sekv"),
+        ("list missing", "missing"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    line: str,
+    said: str,
+) -> None:
+    """Code 2, the reason and nothing else."""
+    monkeypatch.chdir(place)
+    capsys.readouterr()
+    assert run(line.split()) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    told = captured.err.splitlines()
+    assert said in told[-1]
+    assert told[-1].startswith("sekv: ")
+    assert "Traceback" not in captured.err
+    assert not (place / "new.sekv").exists()
+
+
+def test_interrupted_leaves_nothing_half_and_goes_on(place: Path, tmp_path: Path) -> None:
+    """Ctrl-C while reading: code 130, one line, no store; the same command finishes the work."""
+    book = tmp_path / "long.txt"
+    book.write_text(TEXT * 8, encoding="utf-8")
+    store = tmp_path / "long.sekv"
+    line = [sys.executable, "-P", "-m", "sekv_cli", "ingest", str(book), "-o", str(store)]
+    line += ["--model", str(place / "model"), "--device", "cpu", "--json"]
+    line += ["--window", "1024", "--chunk-tokens", "256"]
+    running = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    journal = tmp_path / ".long.sekv.work" / "journal"
+    limit = time.monotonic() + 120
+    while running.poll() is None and time.monotonic() < limit:
+        if journal.exists() and journal.read_bytes().count(b"\n") >= 5:
+            break
+        time.sleep(0.05)
+    os.kill(running.pid, signal.SIGINT)
+    out, err = running.communicate(timeout=120)
+    assert running.returncode == 130, err
+    assert out == ""
+    assert err.splitlines()[-1] == "sekv: interrupted; run the same command to continue"
+    assert "Traceback" not in err
+    assert not store.exists()
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["resumed_tokens"] > 0
+    assert store.is_dir()
+    assert not journal.exists()
+
+
+def test_the_options_of_the_environment_reach_the_engine(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SEKV_MODEL names the model; a dry run reads no weights and agrees with the real one."""
+    monkeypatch.setenv("SEKV_MODEL", str(place / "model"))
+    capsys.readouterr()
+    assert run(["ingest", str(place / "book.txt"), "--dry-run", "--json"]) == 0
+    plan = records(capsys)[0]
+    assert plan["dry_run"]
+    assert plan["tokens"] == len(TEXT)
+    assert plan["method"] == IngestOptions().method
