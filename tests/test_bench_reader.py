@@ -24,6 +24,7 @@ from engine.errors import ReaderError
 from engine.train.reader.episodes import Episodes
 from engine.train.reader.export import export
 from engine.train.reader.model import Shape
+from engine.train.reader.names import syllables
 from engine.train.reader.tokenizer import train
 from tests import tiny_models
 
@@ -42,8 +43,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("reader")
-    shape = Shape(vocabulary=320, width=64, layers=3, hidden=96, heads=4, kv_heads=2, head_dim=16,
-                  window=64)
+    shape = Shape(
+        vocabulary=320, width=64, layers=3, hidden=96, heads=4, kv_heads=2, head_dim=16, window=64
+    )
     torch.manual_seed(3)
     model = LlamaForCausalLM(shape.config())
     for name, weights in model.named_parameters():
@@ -128,13 +130,21 @@ class _Asked:
 
 def test_judging() -> None:
     document = "The mayor of Lorne is Ana Silva. It rained."
-    right = judge(f"The mayor of\nLorne is Ana Silva.{VALUE} Ana Silva",
-                  "The mayor of Lorne is Ana Silva.", ["Ana Silva"], document)
+    right = judge(
+        f"The mayor of\nLorne is Ana Silva.{VALUE} Ana Silva",
+        "The mayor of Lorne is Ana Silva.",
+        ["Ana Silva"],
+        document,
+    )
     assert (right.exact, right.contained, right.quoted, right.grounded) == (True,) * 4
     assert not right.refused
     loose = judge(f"Ana Silva is mayor.{VALUE} ana silva", "x", ["Ana Silva"], document)
     assert (loose.exact, loose.contained, loose.quoted, loose.grounded) == (
-        False, True, False, False)
+        False,
+        True,
+        False,
+        False,
+    )
     refused = judge("not stated", "x", ["Ana Silva"], document)
     assert refused.refused
     assert not refused.contained
@@ -163,9 +173,11 @@ SMALL = (
 @pytest.fixture(scope="module")
 def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
     books = tmp_path_factory.mktemp("books")
+    rng = Random(0)
     prose = "\n\n".join(
-        f"Captain Hale number {n} took the stores to Hut {n} on May {n}. The cook, Mr. Brandt, "
-        f"burned soup {n}. The wind fell during the night, and {n + 20} men slept badly."
+        f"Captain {syllables(rng).title()} took the {syllables(rng)} stores to Hut {n} on May {n}. "
+        f"The cook, Mr. Brandt, burned soup {n} near the {syllables(rng)}. "
+        f"The {syllables(rng)} wind fell, and {n + 20} {syllables(rng)} men slept at the quay."
         for n in range(1, 29)
     )
     (books / "shackleton-south.txt").write_text(prose, encoding="utf-8")
@@ -176,14 +188,16 @@ def test_every_cell_is_measured_kept_and_not_repeated(
     folder: Path, books: Path, tmp_path: Path
 ) -> None:
     sources = {
-        "eval": Episodes(books, "eval", 0), "train": Episodes(books, "eval", 0, names="train")
+        "eval": Episodes(books, "eval", 0),
+        "train": Episodes(books, "eval", 0, names="train"),
     }
     results = tmp_path / "results.json"
     said: list[str] = []
 
     def run(cells: tuple[Cell, ...]) -> dict[str, object]:
-        return evaluate_reader(folder, sources, results, questions=4, cells=cells, most=8,
-                               say=said.append)
+        return evaluate_reader(
+            folder, sources, results, questions=4, cells=cells, most=8, say=said.append
+        )
 
     run(SMALL[:2])
     report = run(SMALL)
@@ -208,13 +222,19 @@ def test_questions_of_a_file_are_asked_on_whole_books(
 ) -> None:
     file = tmp_path / "questions.jsonl"
     lines = [
-        {"doc": "books/shackleton-south.txt", "doc_type": "txt", "question": "Who burned soup 3?",
-         "answer": "Mr. Brandt", "aliases": ["Brandt"]},
+        {
+            "doc": "books/shackleton-south.txt",
+            "doc_type": "txt",
+            "question": "Who burned soup 3?",
+            "answer": "Mr. Brandt",
+            "aliases": ["Brandt"],
+        },
         {"doc": "pdfs/other.pdf", "doc_type": "pdf", "question": "Who?", "answer": "Nobody"},
     ]
     file.write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
-    report = evaluate_reader(folder, {}, tmp_path / "r.json", cells=(), file=file, texts=books,
-                             most=8)
+    report = evaluate_reader(
+        folder, {}, tmp_path / "r.json", cells=(), file=file, texts=books, most=8
+    )
     (tally,) = report["cells"].values()
     assert tally["questions"] == 1
     assert tally["windows"] > 5
@@ -239,9 +259,15 @@ def test_cells_draw_what_they_are_named_for(books: Path) -> None:
         if cell.tokens > 4096 or cell.kind == "natural":  # the prose here repeats itself
             continue
         drawn = source.sample(
-            cell.tokens, rng=Random(1), facts=cell.facts, same_type=cell.same,
-            unseen_wording=cell.unseen, questions=cell.asked, unanswerable=cell.unanswerable,
-            kind=cell.kind, groups=cell.groups,
+            cell.tokens,
+            rng=Random(1),
+            facts=cell.facts,
+            same_type=cell.same,
+            unseen_wording=cell.unseen,
+            questions=cell.asked,
+            unanswerable=cell.unanswerable,
+            kind=cell.kind,
+            groups=cell.groups,
         )
         assert drawn.questions, cell.name
         refusals = [q for q in drawn.questions if not q.quote]

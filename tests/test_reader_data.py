@@ -9,18 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.train.reader.english import Sentence, base_of, clauses
 from engine.train.reader.episodes import KINDS, Episode, Episodes
-from engine.train.reader.families import (
-    Event,
-    Fact,
-    Family,
-    Wording,
-    events,
-    families,
-    frames,
-    state,
-    state_event,
-)
+from engine.train.reader.facts import Fact, state, state_event
+from engine.train.reader.families import Event, Family, Wording, events, families, frames
 from engine.train.reader.grammar import (
     held_out_family,
     held_out_frame,
@@ -31,7 +23,7 @@ from engine.train.reader.grammar import (
 )
 from engine.train.reader.haystack import HELD_OUT_BOOKS, filler, load_books, sentences, wrap
 from engine.train.reader.names import Namer, distinct, kinds, mutate, spell, words
-from engine.train.reader.natural import Sentence, base_of, clauses, propose, units
+from engine.train.reader.natural import propose, units
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -108,7 +100,11 @@ def test_every_answer_stands_once_in_the_document(
     """A quote that is not in the text, or is there twice, would teach the wrong thing."""
     _check(
         evaluation.sample(
-            tokens, rng=Random(seed), facts=facts, same_type=same_type, unseen_wording=unseen,
+            tokens,
+            rng=Random(seed),
+            facts=facts,
+            same_type=same_type,
+            unseen_wording=unseen,
             kind=kind,
         )
     )
@@ -146,9 +142,7 @@ def test_a_number_of_facts_is_kept(evaluation: Episodes) -> None:
 
 
 def test_unanswerable_only(evaluation: Episodes) -> None:
-    episode = evaluation.sample(
-        300, rng=Random(1), facts=4, questions=6, unanswerable=1.0
-    )
+    episode = evaluation.sample(300, rng=Random(1), facts=4, questions=6, unanswerable=1.0)
     assert len(episode.questions) == 6
     assert all(not asked.quote for asked in episode.questions)
 
@@ -324,7 +318,9 @@ def test_wrapping_only_turns_spaces_into_breaks(text: str, width: int) -> None:
 
 def test_abbreviations_do_not_end_sentences() -> None:
     assert sentences('Mr. Hale left. "Why?" said Dr. A. Brandt. He ran.') == [
-        "Mr. Hale left.", '"Why?" said Dr. A. Brandt.', "He ran.",
+        "Mr. Hale left.",
+        '"Why?" said Dr. A. Brandt.',
+        "He ran.",
     ]
 
 
@@ -342,10 +338,24 @@ def test_long_sentences_are_quoted_in_parts() -> None:
 
 @pytest.mark.parametrize(
     ("past", "base"),
-    [("took", "take"), ("carried", "carry"), ("stopped", "stop"), ("loved", "love"),
-     ("walked", "walk"), ("passed", "pass"), ("closed", "close"), ("opened", "open"),
-     ("visited", "visit"), ("arrived", "arrive"), ("called", "call"), ("changed", "change"),
-     ("reached", "reach"), ("moved", "move"), ("examined", "examine"), ("covered", "cover")],
+    [
+        ("took", "take"),
+        ("carried", "carry"),
+        ("stopped", "stop"),
+        ("loved", "love"),
+        ("walked", "walk"),
+        ("passed", "pass"),
+        ("closed", "close"),
+        ("opened", "open"),
+        ("visited", "visit"),
+        ("arrived", "arrive"),
+        ("called", "call"),
+        ("changed", "change"),
+        ("reached", "reach"),
+        ("moved", "move"),
+        ("examined", "examine"),
+        ("covered", "cover"),
+    ],
 )
 def test_past_tenses_find_their_base(past: str, base: str) -> None:
     assert base_of(past) == base
@@ -362,20 +372,41 @@ def _asked(text: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("text", "start", "answer"),
     [
-        ("The Endurance covered sixteen miles before the noon of that day.", "How many miles",
-         "sixteen"),
-        ("They bought a trawler named Instituto de Pesca from the government.",
-         "What was the trawler", "Instituto de Pesca"),
-        ("The meteorologist, Mr. Tulloch, came off to the ship at once.",
-         "Who was the meteorologist", "Mr. Tulloch"),
-        ("She was built by Christensen for the sealing trade.", "Who or what built her",
-         "Christensen"),
-        ("Captain Hale took the stores to Hut Point on September 24.", "When did Captain Hale take",
-         "September 24"),
-        ("Captain Hale took the stores to Hut Point on September 24.", "Who took the stores",
-         "Captain Hale"),
-        ("Sherman was to cross the Tennessee at Brown's Ferry with all his men.",
-         "Where was Sherman to cross the Tennessee", "Brown's Ferry"),
+        (
+            "The Endurance covered sixteen miles before the noon of that day.",
+            "How many miles",
+            "sixteen",
+        ),
+        (
+            "They bought a trawler named Instituto de Pesca from the government.",
+            "What was the trawler",
+            "Instituto de Pesca",
+        ),
+        (
+            "The meteorologist, Mr. Tulloch, came off to the ship at once.",
+            "Who was the meteorologist",
+            "Mr. Tulloch",
+        ),
+        (
+            "She was built by Christensen for the sealing trade.",
+            "Who or what built her",
+            "Christensen",
+        ),
+        (
+            "Captain Hale took the stores to Hut Point on September 24.",
+            "When did Captain Hale take",
+            "September 24",
+        ),
+        (
+            "Captain Hale took the stores to Hut Point on September 24.",
+            "Who took the stores",
+            "Captain Hale",
+        ),
+        (
+            "Sherman was to cross the Tennessee at Brown's Ferry with all his men.",
+            "Where was Sherman to cross the Tennessee",
+            "Brown's Ferry",
+        ),
         ("There were twenty men in the hut at Cape Wild.", "How many men were there", "twenty"),
         ('"There is a light on the shore," said Mr. Brandt.', "Who said", "Mr. Brandt"),
     ],

@@ -151,7 +151,7 @@ class Tally:
     """Counts of a cell.
 
     exact: the value is word for word the right one.  contained: the right value stands
-    somewhere in the answer.  quoted: the right sentence is quoted.  grounded: the quote
+    somewhere in the answer.  quoted: the quote is of the right sentence.  grounded: the quote
     stands in the document.  refused: the answer is that it is not stated.
     """
 
@@ -216,7 +216,7 @@ def judge(answer: str, quote: str, values: Sequence[str], document: str) -> Verd
     return Verdict(
         exact=value in right,
         contained=any(one.casefold() in whole for one in right),
-        quoted=bool(quote) and given == plain(quote),
+        quoted=len(given) > 2 and given in plain(quote),
         grounded=bool(given) and not refused and given in document,
         refused=refused,
     )

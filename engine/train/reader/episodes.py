@@ -2,7 +2,7 @@
 
 An episode is a document (book prose, lists, facts hidden in them) and questions, each with
 the sentence that supports its answer. The split decides names, wordings and books; the
-rules that make facts are in `families`, those that question real sentences in `natural`.
+rules that make facts are in `facts`, those that question real sentences in `natural`.
 """
 
 from __future__ import annotations
@@ -11,18 +11,11 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TYPE_CHECKING, Final
 
-from engine.train.reader.families import (
+from engine.train.reader.facts import (
     Ask,
     Claim,
-    Event,
     Fact,
-    Family,
     Line,
-    Wording,
-    concept,
-    events,
-    families,
-    make_up,
     profile,
     record,
     state,
@@ -30,6 +23,7 @@ from engine.train.reader.families import (
     state_two,
     table,
 )
+from engine.train.reader.families import Event, Family, Wording, concept, events, families, make_up
 from engine.train.reader.haystack import Haystack, load_books, wrap
 from engine.train.reader.names import Entity, Namer, distinct
 from engine.train.reader.natural import answered, picks_out, propose, units
@@ -41,8 +35,13 @@ CHARS_PER_TOKEN: Final = 3
 KINDS: Final = ("facts", "natural", "ruler")
 _FACT_COUNTS: Final = (1, 1, 1, 2, 2, 3, 4, 4, 4, 6, 8, 8, 12, 16, 16, 24)
 # Shares of the sorts of facts; within a sort all families are alike.
-_WEIGHTS: Final = {"attribute": 0.36, "relation": 0.24, "event": 0.24, "count": 0.08,
-                   "measure": 0.08}
+_WEIGHTS: Final = {
+    "attribute": 0.36,
+    "relation": 0.24,
+    "event": 0.24,
+    "count": 0.08,
+    "measure": 0.08,
+}
 
 
 @dataclass(frozen=True)
@@ -160,6 +159,7 @@ class Episodes:
         unanswerable: float = 0.1,
         kind: str | None = None,
         groups: int = 1,
+        ease: float = 0.0,
     ) -> Episode:
         """One episode.
 
@@ -173,13 +173,15 @@ class Episodes:
             kind: None for all, or one of `KINDS`: inserted facts only, questions on the
                 prose only, or magic numbers.
             groups: how many times `facts` facts, each time of another family.
+            ease: 0 to 1, share of what makes facts hard that is left out: near-identical
+                names, other words in the question than in the fact, pronouns, tables.
         Raises:
             ValueError: unknown kind.
         """
         if kind is not None and kind not in KINDS:
             raise ValueError(f"kind must be one of {KINDS}, not {kind!r}")
         rng = rng or self._rng
-        wording = Wording("unseen" if unseen_wording else "train")
+        wording = Wording("unseen" if unseen_wording else "train", ease)
         size = tokens * CHARS_PER_TOKEN
         prose_asked = kind == "natural" or (kind is None and facts is None)
         lists_only = facts is None and kind is None and rng.random() < 0.1
@@ -236,11 +238,13 @@ class Episodes:
         pool = pools[sort]
         return pool[int(rng.random() * len(pool))]
 
-    def _entity(self, kind: str, stated: _Stated, same_type: bool, rng: Random) -> Entity:
+    def _entity(
+        self, kind: str, stated: _Stated, same_type: bool, ease: float, rng: Random
+    ) -> Entity:
         pool = stated.known.get(kind, [])
         if pool and not same_type and rng.random() < 0.4:
             return rng.choice(pool)
-        if pool and rng.random() < 0.35:
+        if pool and rng.random() < 0.35 * (1 - ease):
             return self.namer.twin(rng.choice(pool), rng)
         return self.namer.entity(kind, rng)
 
@@ -273,7 +277,7 @@ class Episodes:
                 asks = 1 if exact else rng.choice((1, 1, 2))
                 fact = state_event(family, stated.known, self.namer, wording, rng, asks)
             else:
-                entity = self._entity(subject, stated, same_type, rng)
+                entity = self._entity(subject, stated, same_type, wording.ease, rng)
                 if exact:
                     fact = state(family, entity, self.namer, wording, rng)
                 else:
@@ -292,16 +296,20 @@ class Episodes:
         rng: Random,
     ) -> Fact | None:
         """A fact as a sentence, with another one, as a record or in a table."""
-        draw = rng.random()
+        draw = rng.random() if rng.random() >= wording.ease else 1.0
         left = count - len(stated.claims)
         if family.sort == "attribute" and left >= 3 and draw < (0.05 if same_type else 0.08):
-            others = [f for f in self._siblings(family, entity.kind, wording)
-                      if f.sort == "attribute"]
+            others = [
+                f for f in self._siblings(family, entity.kind, wording) if f.sort == "attribute"
+            ]
             if same_type or rng.random() < 0.4:
                 rows = [entity]
                 for _ in range(rng.randint(2, min(left, 12)) * 2):
-                    row = (self.namer.twin(rng.choice(rows), rng) if rng.random() < 0.3
-                           else self.namer.entity(entity.kind, rng))
+                    row = (
+                        self.namer.twin(rng.choice(rows), rng)
+                        if rng.random() < 0.3
+                        else self.namer.entity(entity.kind, rng)
+                    )
                     if all(distinct(row.short, other.short) for other in rows):
                         rows.append(row)
                 more = 0 if same_type else rng.randint(0, 2)
@@ -333,8 +341,12 @@ class Episodes:
         """RULER's needles: special magic numbers, uuids or words for keys."""
         stated = _Stated()
         noun, value = rng.choice(
-            (("number", "magic_number"), ("number", "magic_number"), ("uuid", "uuid"),
-             ("word", "magic"))
+            (
+                ("number", "magic_number"),
+                ("number", "magic_number"),
+                ("uuid", "uuid"),
+                ("word", "magic"),
+            )
         )
         uuid_keys = rng.random() < 0.15
         if rng.random() < 0.15:
@@ -368,8 +380,12 @@ class Episodes:
     ) -> list[Question]:
         """Questions on near-miss names, absent entities and things not said of present ones."""
         found: list[Question] = []
-        told = [(claim.meaning, entity) for fact in stated.facts for claim in fact.claims
-                for entity in fact.entities]
+        told = [
+            (claim.meaning, entity)
+            for fact in stated.facts
+            for claim in fact.claims
+            for entity in fact.entities
+        ]
         by_meaning: dict[str, list[Family]] = {}
         _, _, pools = self._pools[wording.mode]
         for pool in pools.values():
@@ -414,8 +430,9 @@ class Episodes:
         for _ in range(count * 6):
             if len(found) >= count:
                 break
-            texts = [text for paragraph, _ in self.haystack.passage(900, rng, True)
-                     for text in paragraph]
+            texts = [
+                text for paragraph, _ in self.haystack.passage(900, rng, True) for text in paragraph
+            ]
             if not texts:
                 continue
             proposals = propose(rng.choice(texts), rng)
@@ -432,8 +449,9 @@ class Episodes:
         homes = [p for p in paragraphs if p.joint is None]
         sizes = [sum(len(piece.text) for piece in p.pieces) for p in homes]
         for fact in facts:
-            pieces = [_Piece(line.text, line.asks, True, bool(at))
-                      for at, line in enumerate(fact.lines)]
+            pieces = [
+                _Piece(line.text, line.asks, True, bool(at)) for at, line in enumerate(fact.lines)
+            ]
             if fact.joint == "\n" or not homes or rng.random() < own:
                 joint = "\n" if fact.joint == "\n" else None
                 paragraphs.insert(rng.randint(0, len(paragraphs)), _Paragraph(pieces, joint))
@@ -533,8 +551,7 @@ def _quote(document: str, at: int, size: int) -> str:
     return text
 
 
-def _ask_facts(document: str, pieces: list[_Piece], stated: _Stated,
-               rng: Random) -> list[Question]:
+def _ask_facts(document: str, pieces: list[_Piece], stated: _Stated, rng: Random) -> list[Question]:
     """Every question on inserted facts that has one answer."""
     found: list[Question] = []
     for piece in pieces:

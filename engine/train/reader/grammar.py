@@ -170,8 +170,11 @@ def sentence(text: str, stop: str = ".") -> str:
     """Capitalise and close a clause; the length grows by the stop alone."""
     first = 1 if text[:1] in "\"'(" and len(text) > 1 else 0
     closed = text.endswith((".", "?", "!", '."', ".)"))
-    return text[:first] + text[first : first + 1].upper() + text[first + 1 :] + (
-        "" if closed else stop
+    return (
+        text[:first]
+        + text[first : first + 1].upper()
+        + text[first + 1 :]
+        + ("" if closed else stop)
     )
 
 

@@ -135,16 +135,26 @@ class Haystack:
 _VERBS: Final = ("started", "finished", "retried", "queued", "skipped", "loaded", "closed", "sent")
 _NOUNS: Final = ("job", "task", "batch", "request", "block", "session", "frame", "packet", "page")
 _PLAIN: Final = (
-    "The {a} is {b}, and the {c} follows it.", "Each {a} has a {b} of its own.",
-    "If the {a} fails, the {b} is tried again.", "See the section on {a}s for details.",
-    "A {a} without a {b} is not allowed.", "The {a} must be set before the {b} is used.",
-    "Figures for the {a} are rounded.", "No {a} was found in the {b}.",
-    "This part describes the {a} and the {b}.", "Make sure that the {a} fits the {b}.",
-    "The {a} may be left out.", "It is up to the {a} to check the {b}.",
-    "The {a} shall not exceed the {b} of the {c}.", "All {a}s are checked by the {b}.",
+    "The {a} is {b}, and the {c} follows it.",
+    "Each {a} has a {b} of its own.",
+    "If the {a} fails, the {b} is tried again.",
+    "See the section on {a}s for details.",
+    "A {a} without a {b} is not allowed.",
+    "The {a} must be set before the {b} is used.",
+    "Figures for the {a} are rounded.",
+    "No {a} was found in the {b}.",
+    "This part describes the {a} and the {b}.",
+    "Make sure that the {a} fits the {b}.",
+    "The {a} may be left out.",
+    "It is up to the {a} to check the {b}.",
+    "The {a} shall not exceed the {b} of the {c}.",
+    "All {a}s are checked by the {b}.",
 )
 _NOISE: Final = (
-    "The grass is green.", "The sky is blue.", "The sun is yellow.", "Here we go.",
+    "The grass is green.",
+    "The sky is blue.",
+    "The sun is yellow.",
+    "Here we go.",
     "There and back again.",
 )
 
@@ -166,8 +176,10 @@ def _log(rng: Random) -> tuple[list[str], str | None]:
     for _ in range(rng.randint(3, 10)):
         clock = f"{rng.randint(0, 23):02d}:{rng.randint(0, 59):02d}:{rng.randint(0, 59):02d}"
         level = rng.choice(("INFO", "DEBUG", "WARN", "INFO"))
-        lines.append(f"{day} {clock} {level} {syllables(rng)}: {rng.choice(_VERBS)} "
-                     f"{rng.choice(_NOUNS)} {rng.randint(1, 9999)}")
+        lines.append(
+            f"{day} {clock} {level} {syllables(rng)}: {rng.choice(_VERBS)} "
+            f"{rng.choice(_NOUNS)} {rng.randint(1, 9999)}"
+        )
     return lines, "\n"
 
 
@@ -204,8 +216,17 @@ def _noise(rng: Random) -> tuple[list[str], str | None]:
 
 def _page(rng: Random) -> tuple[list[str], str | None]:
     number = rng.randint(2, 400)
-    return [rng.choice((f"{number}", f"Page {number}", f"- {number} -", f"[{number}]",
-                        f"Page {number} of {number + rng.randint(1, 90)}"))], None
+    return [
+        rng.choice(
+            (
+                f"{number}",
+                f"Page {number}",
+                f"- {number} -",
+                f"[{number}]",
+                f"Page {number} of {number + rng.randint(1, 90)}",
+            )
+        )
+    ], None
 
 
 def _list(rng: Random) -> tuple[list[str], str | None]:

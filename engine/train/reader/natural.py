@@ -1,9 +1,8 @@
 """Look-ups made by rule from real sentences. No invented facts.
 
-A sentence is tagged word by word with one letter each (closed word lists, irregular verbs,
-capitals and endings; no trained tagger), and patterns over the letters find clauses such
-as subject - verb - rest. Each rule proposes questions with the span of the answer; whether
-a question picks out its sentence in a document is decided by `picks_out`.
+Each rule looks at a tagged sentence (see `english`) and proposes questions with the span of
+the answer; whether a question picks out its sentence in a document is decided by
+`picks_out`.
 """
 
 from __future__ import annotations
@@ -13,6 +12,15 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from engine.train.reader.english import (
+    NOUN_PHRASE,
+    PEOPLE,
+    Clause,
+    Sentence,
+    clauses,
+    verbs,
+    word_class,
+)
 from engine.train.reader.grammar import words_of
 from engine.train.reader.names import DATA
 
@@ -29,68 +37,8 @@ class Proposal:
     kind: str
 
 
-_TOKEN: Final = re.compile(
-    r"(?:Mr|Mrs|Ms|Dr|St|Capt|Col|Gen|Lieut|Lt|Rev|Hon|Prof|Maj|Sergt|No|lbs|ft|in|p\.m|a\.m)\.(?!\w)"
-    r"|\d[\d,]*(?:\.\d+)?(?:st|nd|rd|th)?|[A-Za-zÀ-ÿ]+(?:['’-][A-Za-zÀ-ÿ]+)*(?:['’])?|--|\S"
-)
 _WORD: Final = re.compile(r"[A-Za-zÀ-ÿ0-9][A-Za-zÀ-ÿ0-9'’-]*")
-
-STOP: Final = frozenset(words_of(
-    "a an the of to in on at by for from with and or but as is was were are be been being it its "
-    "he she they them his her their this that these those which who whom whose what when where how "
-    "many much why not no so if than then there here had has have do does did will would shall "
-    "should could can may might must i me my we us our you your very more most some any all into "
-    "upon about after before out up down over under again only also such one complete finish "
-    "sentence text says name tell give words follow follows continue missing gap fill word number "
-    "place person date mentioned connection according document find thing kind happened"))
-
-_DETERMINERS: Final = frozenset(words_of(
-    "the a an this that these those my his her its our their your no every each some any another "
-    "such both all one's"))
-_PREPOSITIONS: Final = frozenset(words_of(
-    "of in on at by for from with to into upon about after before over under through near off "
-    "during against between among within without towards toward across along behind beneath "
-    "beyond until till since round around above below beside aboard outside inside up down out"))
-_PRONOUNS: Final = frozenset(words_of("i we he she they it you"))
-_BE: Final = frozenset(words_of("was were is are"))
-_HAVE: Final = frozenset(words_of("had has have"))
-_MODALS: Final = frozenset(words_of("would could will can should might must may shall did"))
-_JOINTS: Final = frozenset(words_of(
-    "and or but for so yet nor because if when while as though although than whether unless where "
-    "who which whom whose what that how why"))
-_ADVERBS: Final = frozenset(words_of(
-    "not never also now then soon still always often ever just even only again already here there "
-    "once almost about nearly quite very too so long away back far later finally perhaps however "
-    "more most less well"))
-_NUMBERS: Final = frozenset(words_of(
-    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred "
-    "thousand million dozen"))
-_TITLES: Final = frozenset(words_of(
-    "Mr. Mrs. Ms. Dr. St. Capt. Col. Gen. Lieut. Lt. Rev. Hon. Prof. Maj. Sergt. Mr Mrs Miss Dr "
-    "General Captain Colonel Major Lieutenant Sir Lady Lord Father Professor Inspector King Queen "
-    "Admiral Commander Sergeant Madame Monsieur Doctor President Secretary Uncle Aunt Prince"))
-_MONTHS: Final = frozenset(words_of(
-    "January February March April May June July August September October November December"))
-_DAYS: Final = frozenset(words_of("Monday Tuesday Wednesday Thursday Friday Saturday Sunday"))
 _SIZES: Final = frozenset(words_of("old long high deep wide thick tall broad away distant off"))
-_NOT_NAMES: Final = frozenset(words_of(
-    "I The A An It He She They We You But And In On At For This That These Those There Then When "
-    "What Who How Why Where If As So Yes No Oh Ah Well Now Not My His Her Our Your Their All One "
-    "Some Many Most After Before By From With To Of Or Yet Here Nothing Never Such Even"))
-
-
-@functools.cache
-def _verbs() -> tuple[dict[str, str], dict[str, str]]:
-    """Irregular pasts and participles, each to its base."""
-    past: dict[str, str] = {}
-    participle: dict[str, str] = {}
-    for line in (DATA / "verbs.txt").read_text(encoding="utf-8").splitlines():
-        if line and not line.startswith("#"):
-            base, one, two = line.split()
-            past[one] = base
-            participle[two] = base
-    return past, participle
 
 
 @functools.cache
@@ -103,255 +51,71 @@ def _synonyms() -> dict[str, str]:
     return found
 
 
-_DOUBLED: Final = re.compile(r"([bdgklmnprt])\1ed$")
-_VOWEL_E: Final = re.compile(
-    r"(?:[aeiou][bcdgklmnprstvz]|[^aeiou][aeiou]s|[rlns][cgsvz]|[aeiouy]ng|bl|cl|dl|fl|gl|kl|pl|tl|"
-    r"tr|u|[aeiou]qu|[aeiou]th)ed$")
-
-_NO_E: Final = re.compile(
-    r"(?:ss|[aeiou]{2}[bdgklmnpt]|[^aeiou]en|er|on|[^cdvr]it|[^aiou]or|[^aeipr]et|al|el|il)ed$"
-)
-
-
-def base_of(past: str) -> str:
-    """The base form of a past tense, as well as rules can tell."""
-    known = _verbs()[0].get(past)
-    if known:
-        return known
-    if past.endswith("ied"):
-        return past[:-3] + "y"
-    if _DOUBLED.search(past) and not past.endswith(("lled", "ssed")):
-        return past[:-3]
-    if past.endswith("lled") and past[:-3] in ("control", "travel", "cancel", "compel", "expel"):
-        return past[:-3]
-    if _VOWEL_E.search(past) and not _NO_E.search(past):
-        return past[:-1]
-    return past[:-2]
-
-
-_CONTRACTED: Final = re.compile(
-    r"(?:n['’]t|['’](?:ll|ve|re|m|d))$|^(?:it|he|she|that|there|what|who|here|let)['’]s$", re.I
-)
-
-
-@dataclass(frozen=True)
-class Token:
-    """A word or mark with its place and its letter."""
-
-    text: str
-    start: int
-    end: int
-    tag: str
-
-
-def _tag(text: str, before: str, first: bool) -> str:
-    """One letter per word.
-
-    D determiner, N other word, C name, T title, P preposition, o `of`, O pronoun subject, B be,
-    H have, M modal, V past tense, E participle, R adverb, # number, y year, m month or day,
-    J conjunction, c comma, x any other mark.
-    """
-    low = text.lower()
-    past, participle = _verbs()
-    tag = "N"
-    if _CONTRACTED.search(text):
-        tag = "x"
-    elif not text[0].isalnum():
-        tag = "c" if text == "," else "x"
-    elif text[0].isdigit():
-        tag = "y" if re.fullmatch(r"1[5-9]\d\d|20\d\d", text) else "#"
-    elif text in _TITLES and not (first and text == "No"):
-        tag = "T"
-    elif (text in _MONTHS and not (first and text in ("May", "March"))) or text in _DAYS:
-        tag = "m"
-    elif low in _PRONOUNS:
-        tag = "O"
-    elif low in _DETERMINERS:
-        tag = "D"
-    elif low in _NUMBERS or all(part in _NUMBERS for part in low.split("-")):
-        tag = "#"
-    elif low in _BE:
-        tag = "B"
-    elif low in _HAVE:
-        tag = "H"
-    elif low in _MODALS:
-        tag = "M"
-    elif low == "of":
-        tag = "o"
-    elif low in _PREPOSITIONS:
-        tag = "P"
-    elif low in _JOINTS:
-        tag = "J"
-    elif low in _ADVERBS or (low.endswith("ly") and len(low) > 4 and text == low):
-        tag = "R"
-    elif text[0].isupper() and text not in _NOT_NAMES and (not first or len(text) > 1):
-        tag = "C"
-    elif text == low:
-        if before in ("B", "H"):
-            if low in participle or low.endswith("ed"):
-                tag = "E"
-        elif before in ("O", "C", "N", "R", "y", "#", "c", "m") and (
-            low in past or (low.endswith("ed") and len(low) > 3 and not low.endswith("eed"))
-        ):
-            tag = "V"
-    return tag
-
-
-def tagged(text: str) -> tuple[list[Token], str]:
-    """The tokens of a sentence and the string of their letters."""
-    tokens: list[Token] = []
-    before = ""
-    for match in _TOKEN.finditer(text):
-        word = match.group()
-        tag = _tag(word, before, not tokens)
-        tokens.append(Token(word, match.start(), match.end(), tag))
-        # An adverb between an auxiliary and its participle does not part them.
-        if not (tag == "R" and before in ("B", "H")):
-            before = tag
-    return tokens, "".join(token.tag for token in tokens)
-
-
-_NP: Final = r"(?:DR?[#N]*N|D#?[NC]*C+|T?C+|#N+)"
-_SUBJECT: Final = rf"(?:O|{_NP}(?:[oP]{_NP}|y)?|T?C+cD[NC]+c)"
-_CLAUSE: Final = re.compile(rf"(?P<s>{_SUBJECT})(?P<v>R*V|B(?:R*E)?|HR*E|H(?=[D#])|MR*N)")
-_NOUN_PHRASE: Final = re.compile(_NP + rf"(?:o{_NP})?")
-
-
-class Sentence:
-    """A tagged sentence that rules look at."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.tokens, self.tags = tagged(text)
-
-    def span(self, first: int, last: int) -> tuple[int, int]:
-        """Characters of tokens first .. last-1."""
-        return self.tokens[first].start, self.tokens[last - 1].end
-
-    def words(self, first: int, last: int) -> str:
-        if last <= first:
-            return ""
-        start, end = self.span(first, last)
-        return self.text[start:end]
-
-    def clause_end(self, at: int, most: int = 14) -> int:
-        """Where the clause that goes on at token `at` ends at the latest."""
-        end = at
-        while end < len(self.tokens) and end - at < most:
-            if self.tags[end] == "x" or (self.tags[end] == "J" and end > at):
-                break
-            if self.tags[end] == "c":
-                break
-            end += 1
-        # Never stop behind a word that needs another one.
-        while end > at and self.tags[end - 1] in "DPoRJcT":
-            end -= 1
-        return end
-
-
-_KEEP_CASE: Final = re.compile(r"I\b|I'|[A-Z]\w*")
-
-
-def lowered(sentence: Sentence, at: int, text: str) -> str:
-    """A phrase as it stands inside a question: no sentence capital, unless it is a name."""
-    if sentence.tags[at] in "CTm" or text.startswith(("I ", "I'")) or text == "I":
-        return text
-    return text[:1].lower() + text[1:]
-
-
-@dataclass(frozen=True)
-class Clause:
-    """Subject, verb and rest of a clause, by token numbers."""
-
-    sentence: Sentence
-    first: int
-    verb: int
-    rest: int
-    end: int
-
-    @property
-    def subject(self) -> str:
-        text = self.sentence.words(self.first, self.verb)
-        return lowered(self.sentence, self.first, text)
-
-    @property
-    def pronoun(self) -> bool:
-        return self.sentence.tags[self.first] == "O"
-
-    @property
-    def person(self) -> bool:
-        tags = self.sentence.tags[self.first : self.verb]
-        text = self.sentence.words(self.first, self.verb).lower()
-        return "T" in tags or bool(_PEOPLE.search(text)) or (
-            tags.startswith("C") and len(tags) <= 2
-            and not _THINGS.search(text))
-
-    def asked(self, left: str) -> str:
-        """`did she leave ...`: the clause turned round, with `left` as what follows the verb."""
-        tokens, tags = self.sentence.tokens, self.sentence.tags
-        words = self.sentence.words
-        if tags[self.verb] == "H" and self.rest == self.verb + 1:
-            turned = f"did {self.subject} have"
-        elif tags[self.verb] in "BHM":
-            after = words(self.verb + 1, self.rest)
-            turned = f"{tokens[self.verb].text} {self.subject} {after}"
-        else:
-            adverbs = words(self.verb, self.rest - 1)
-            turned = f"did {self.subject} {adverbs} {base_of(tokens[self.rest - 1].text)}"
-        return " ".join(f"{turned} {left}".split())
-
-
-_PEOPLE: Final = re.compile(
-    r"\b(?:man|woman|boy|girl|captain|doctor|lady|gentleman|king|queen|father|mother|brother|sister|"
-    r"son|daughter|wife|husband|uncle|aunt|cousin|priest|officer|general|soldier|servant|master|"
-    r"mate|sailor|colonel|landlord|lawyer|nurse|cook|carpenter|professor|secretary|policeman|"
-    r"detective|inspector|merchant|farmer|chief|governor|president|commander|prince|princess|"
-    r"people|men|women|children|crew|boys|girls|party|pilot|teacher|maid|clerk|judge|poet|widow)\b")
-_THINGS: Final = re.compile(
-    r"\b(?:river|island|bay|street|house|ship|lake|mount|mountain|city|harbour|gate|castle|hall|park|"
-    r"corps|army|government|states|congress|union|river|islands|isle|sea|ocean|court|bank|church)\b")
-
-
-def clauses(sentence: Sentence) -> list[Clause]:
-    """Main clauses at the start of the sentence, behind a fronted phrase or a joint."""
-    found = []
-    for match in _CLAUSE.finditer(sentence.tags):
-        first = match.start("s")
-        before = sentence.tags[first - 1] if first else ""
-        if before not in ("", "c", "x", "J", "m", "y"):
-            continue
-        verb, rest = match.start("v"), match.end("v")
-        if sentence.tokens[verb].tag == "M" and sentence.tokens[rest - 1].text.endswith("ing"):
-            continue
-        end = sentence.clause_end(rest)
-        # A second verb means that the clause was cut wrongly.
-        if end - rest >= 1 and not set(sentence.tags[rest:end]) & set("VBHMO"):
-            found.append(Clause(sentence, first, verb, rest, end))
-    return found
-
-
 _NO_UNITS: Final = frozenset(words_of("a.m. p.m. strong o'clock o’clock or and per p a"))
+_MEASURES: Final = {
+    unit: asks
+    for units, asks in (
+        (
+            "miles mile leagues yards feet fathoms paces",
+            ("what distance", "how far", "what length"),
+        ),
+        (
+            "days hours minutes weeks months years seconds",
+            ("how long", "for how long", "for what length of time"),
+        ),
+        ("pounds lbs tons ounces", ("what weight", "how much", "what quantity")),
+        ("dollars shillings guineas francs cents pence", ("how much money", "what sum")),
+        ("degrees", ("what temperature", "how many degrees")),
+        ("acres", ("what area", "how much land")),
+    )
+    for unit in units.split()
+}
+_KINDS: Final = words_of(
+    "Island Islands River Bay Port Fort Mount Lake Street County Cape Creek Harbour Point Strait "
+    "House Hall Church Bridge Road Castle Camp Valley Station Gulf Ferry Landing Court Park Hotel"
+)
 _FAR: Final = frozenset(words_of("away distant off"))
 _OBJECTS: Final = {"i": "me", "he": "him", "she": "her", "we": "us", "they": "them"}
 _WHEN: Final = re.compile(r"P(?:D#?(?:om)?y?|m#?c?y?|#my?|y)(?![#N])")
-_NAME_AFTER: Final = re.compile(r"P(?P<n>(?:D[NC]*)?T?C+)")
+_NAME_AFTER: Final = re.compile(r"[Po](?P<n>(?:D[NC]*)?T?C+)")
 _NUMBER: Final = re.compile(r"(?P<n>#+)(?P<u>N{1,2})(?!C)")
 _WHERE: Final = {
-    "in": ("where", "in what place"), "at": ("where", "at what place", "at which place"),
-    "near": ("near what place", "where"), "to": ("to what place", "where", "to which place"),
-    "into": ("into what place", "where"), "from": ("from what place", "from where"),
-    "towards": ("towards what place", "where"), "toward": ("towards what place", "where"),
-    "off": ("off what place", "where"), "through": ("through what place",),
-    "across": ("across what",), "over": ("over what",), "on": ("on what",),
-    "of": ("of what", "of whom"), "under": ("under whom", "under what"),
-    "between": ("between what",), "round": ("round what",), "beyond": ("beyond what place",),
-    "above": ("above what place",), "below": ("below what place",), "up": ("up what",),
-    "down": ("down what",), "along": ("along what",), "aboard": ("aboard what",),
+    "in": ("where", "in what place"),
+    "at": ("where", "at what place", "at which place"),
+    "near": ("near what place", "where"),
+    "to": ("to what place", "where", "to which place"),
+    "into": ("into what place", "where"),
+    "from": ("from what place", "from where"),
+    "towards": ("towards what place", "where"),
+    "toward": ("towards what place", "where"),
+    "off": ("off what place", "where"),
+    "through": ("through what place",),
+    "across": ("across what",),
+    "over": ("over what",),
+    "on": ("on what",),
+    "of": ("of what", "of whom"),
+    "under": ("under whom", "under what"),
+    "between": ("between what",),
+    "round": ("round what",),
+    "beyond": ("beyond what place",),
+    "above": ("above what place",),
+    "below": ("below what place",),
+    "up": ("up what",),
+    "down": ("down what",),
+    "along": ("along what",),
+    "aboard": ("aboard what",),
 }
 _WHOM: Final = {
-    "by": ("by whom",), "with": ("with whom",), "to": ("to whom",), "from": ("from whom",),
-    "for": ("for whom",), "of": ("of whom",), "between": ("between whom",),
-    "against": ("against whom",), "under": ("under whom",), "among": ("among whom",),
+    "by": ("by whom",),
+    "with": ("with whom",),
+    "to": ("to whom",),
+    "from": ("from whom",),
+    "for": ("for whom",),
+    "of": ("of whom",),
+    "between": ("between whom",),
+    "against": ("against whom",),
+    "under": ("under whom",),
+    "among": ("among whom",),
 }
 
 
@@ -370,8 +134,9 @@ def _from_clause(clause: Clause, rng: Random) -> list[Proposal]:
     rest = words(clause.rest, clause.end)
 
     def add(kind: str, first: int, last: int, *texts: str) -> None:
-        found.append(Proposal(_tidy(rng.choice(texts)), sentence.span(first, last),
-                              f"natural/{kind}"))
+        found.append(
+            Proposal(_tidy(rng.choice(texts)), sentence.span(first, last), f"natural/{kind}")
+        )
 
     def without(first: int, last: int) -> str:
         return f"{words(clause.rest, first)} {words(last, clause.end)}"
@@ -379,9 +144,16 @@ def _from_clause(clause: Clause, rng: Random) -> list[Proposal]:
     if not clause.pronoun and clause.end - clause.rest >= 2:
         verb = words(clause.verb, clause.rest)
         who = "who" if clause.person else "what"
-        add("subject", clause.first, clause.verb, f"{who} {verb} {rest}", f"{who} {verb} {rest}",
-            f"{who} was it that {verb} {rest}", f"tell me {who} {verb} {rest}",
-            f"which person or thing {verb} {rest}")
+        add(
+            "subject",
+            clause.first,
+            clause.verb,
+            f"{who} {verb} {rest}",
+            f"{who} {verb} {rest}",
+            f"{who} was it that {verb} {rest}",
+            f"tell me {who} {verb} {rest}",
+            f"which person or thing {verb} {rest}",
+        )
     for match in _NUMBER.finditer(tags, clause.rest, clause.end):
         first, last = match.span()
         unit = words(match.start("u"), last)
@@ -391,14 +163,25 @@ def _from_clause(clause: Clause, rng: Random) -> list[Proposal]:
         # `some sixteen feet`: what only weakens the number goes with it.
         vague = first - (before in ("some", "about", "nearly", "almost", "only", "over"))
         turned = clause.asked(without(max(vague, clause.rest), last))
-        add("number", first, match.end("n"), f"how many {unit} {turned}",
-            f"how many {unit} {turned}", f"what number of {unit} {turned}")
+        add(
+            "number",
+            first,
+            match.end("n"),
+            f"how many {unit} {turned}",
+            f"how many {unit} {turned}",
+            f"what number of {unit} {turned}",
+        )
         size = sentence.tokens[last].text if last < len(sentence.tokens) else ""
         if size in _SIZES and tags[clause.verb] == "B" and clause.rest == clause.verb + 1:
             be = sentence.tokens[clause.verb].text
             far = f"far {size}" if size in _FAR else size
-            add("size", first, last, f"how {far} {be} {clause.subject}",
-                f"about how many {unit} {size} {be} {clause.subject}")
+            add(
+                "size",
+                first,
+                last,
+                f"how {far} {be} {clause.subject}",
+                f"about how many {unit} {size} {be} {clause.subject}",
+            )
     for match in _WHEN.finditer(tags, clause.rest, clause.end):
         first, last = match.span()
         if tags[first] == "P":
@@ -408,21 +191,30 @@ def _from_clause(clause: Clause, rng: Random) -> list[Proposal]:
         if "D#" in tags[first:last] and not re.search(r"\d(?:st|nd|rd|th)", words(first, last)):
             continue
         turned = clause.asked(without(first - 1, last))
-        add("when", first, last, f"when {turned}", f"on what day or in what year {turned}",
+        add(
+            "when",
+            first,
+            last,
+            f"when {turned}",
+            f"on what day or in what year {turned}",
             f"when was it that {clause.subject} {words(clause.verb, clause.rest)} "
-            f"{without(first - 1, last)}")
+            f"{without(first - 1, last)}",
+        )
     for match in _NAME_AFTER.finditer(tags, clause.rest, clause.end):
         first, last = match.span("n")
         before = sentence.tokens[first - 1].text.lower()
         name = words(first, last).lower()
         if name.endswith(("'s", "’s", "s'")):
             continue
-        human = "T" in tags[first:last] or bool(_PEOPLE.search(name))
+        human = "T" in tags[first:last] or bool(PEOPLE.search(name))
         asks = _WHOM.get(before) if human else _WHERE.get(before)
+        typed = next((kind for kind in _KINDS if kind.lower() in name.split()), "")
+        if typed and asks and rng.random() < 0.5:
+            asks = (f"{before} which {typed.lower()}",)
         if asks:
             turned = clause.asked(without(first - 1, last))
             add("whom" if human else "where", first, last, f"{rng.choice(asks)} {turned}")
-    phrase = _NOUN_PHRASE.match(tags, clause.rest, clause.end)
+    phrase = NOUN_PHRASE.match(tags, clause.rest, clause.end)
     if phrase:
         first, last = phrase.span()
         after = words(last, clause.end)
@@ -432,23 +224,40 @@ def _from_clause(clause: Clause, rng: Random) -> list[Proposal]:
             plain = not clause.pronoun and last == clause.end and tags[first] in "DTC"
             if plain and sentence.tokens[first].text != "all":
                 who = "who" if clause.person else "what"
-                add("copula", first, clause.end, f"{who} {be} {clause.subject}",
-                    f"what {be} {clause.subject}", f"what does the text call {clause.subject}")
+                add(
+                    "copula",
+                    first,
+                    clause.end,
+                    f"{who} {be} {clause.subject}",
+                    f"what {be} {clause.subject}",
+                    f"what does the text call {clause.subject}",
+                )
         elif verb_tag in "VEN" and tags[clause.verb] != "B":
             human = "T" in tags[first:last]
             turned = clause.asked(after)
-            add("object", first, last, f"{'whom' if human else 'what'} {turned}",
-                f"{'who' if human else 'what'} {turned}")
+            add(
+                "object",
+                first,
+                last,
+                f"{'whom' if human else 'what'} {turned}",
+                f"{'who' if human else 'what'} {turned}",
+            )
     passive = tags[clause.verb] == "B" and tags[clause.rest - 1] == "E"
-    if passive and sentence.tokens[clause.rest].text == "by" and "not" not in words(
-        clause.verb, clause.rest
-    ).split():
-        agent = _NOUN_PHRASE.match(tags, clause.rest + 1, clause.end)
+    if (
+        passive
+        and sentence.tokens[clause.rest].text == "by"
+        and "not" not in words(clause.verb, clause.rest).split()
+    ):
+        agent = NOUN_PHRASE.match(tags, clause.rest + 1, clause.end)
         if agent:
             turned = clause.asked(words(agent.end(), clause.end))
-            add("agent", *agent.span(), f"by whom or what {turned}",
+            add(
+                "agent",
+                *agent.span(),
+                f"by whom or what {turned}",
                 f"who or what {base_past(sentence, clause)} "
-                f"{_OBJECTS.get(clause.subject.lower(), clause.subject)}")
+                f"{_OBJECTS.get(clause.subject.lower(), clause.subject)}",
+            )
     return found
 
 
@@ -457,35 +266,42 @@ def base_past(sentence: Sentence, clause: Clause) -> str:
     verb = sentence.tokens[clause.rest - 1].text
     if verb.endswith("ed"):
         return verb
-    base = _verbs()[1].get(verb, "")
-    return next((past for past, root in _verbs()[0].items() if root == base), verb)
+    base = verbs()[1].get(verb, "")
+    return next((past for past, root in verbs()[0].items() if root == base), verb)
 
 
 _THERE: Final = re.compile(
     r"\b[Tt]here (was|were|are|is|had been|have been) (?:about |only |some |nearly |but )?"
     r"((?:\d[\d,]*|[a-z]+(?:-[a-z]+)?)) ((?:[a-z-]+ )?[a-z-]+s|men|women|people|children)\b"
-    r"([^,;.:]{4,60})")
+    r"([^,;.:]{4,60})"
+)
 _NAMED: Final = re.compile(
     r"\b(?:[Aa]n?|[Tt]he|[Hh]is|[Hh]er|[Oo]ur|[Mm]y) ((?:[a-z-]+ )?[a-z-]+),? "
     r"(?:named|called|by name|known as) [\"“'‘_]?((?:[A-Z][\w’'-]+)(?: (?:(?:de|of|la|the|No\.) )?"
-    r"(?:[A-Z][\w’'-]+|\d+))*)")
+    r"(?:[A-Z][\w’'-]+|\d+))*)"
+)
 _APPOSED: Final = re.compile(
     r"\b(?:[Tt]he|[Oo]ur|[Mm]y|[Hh]is|[Hh]er) ((?:[a-z-]+ ){0,2}[a-z-]+), "
-    r"((?:(?:Mr|Mrs|Dr|Capt|Lieut|St)\.? )?[A-Z][\w’'-]+(?: [A-Z][\w’'-]+){0,2}),")
+    r"((?:(?:Mr|Mrs|Dr|Capt|Lieut|St)\.? )?[A-Z][\w’'-]+(?: [A-Z][\w’'-]+){0,2}),"
+)
 _APPOSITION: Final = re.compile(
     r"\b((?:(?:Mr|Mrs|Dr|Capt|Lieut)\.? )?[A-Z][\w’'-]+(?: [A-Z][\w’'-]+){0,2}), "
-    r"((?:the|a|an|our|his|my|her) (?:[a-z-]+ ){0,3}[a-z-]+(?: of (?:the )?[A-Za-z’'-]+)?)[,.]")
+    r"((?:the|a|an|our|his|my|her) (?:[a-z-]+ ){0,3}[a-z-]+(?: of (?:the )?[A-Za-z’'-]+)?)[,.]"
+)
 _SAID: Final = re.compile(
     r"[\"“]([A-Z][^\"“”]{12,70}?)[,!?.]?[\"”],? (?:said|cried|answered|asked|replied|exclaimed) "
-    r"((?:the [a-z]+|(?:(?:Mr|Mrs|Dr)\.? )?[A-Z][a-z’'-]+(?: [A-Z][a-z’'-]+)?))")
+    r"((?:the [a-z]+|(?:(?:Mr|Mrs|Dr)\.? )?[A-Z][a-z’'-]+(?: [A-Z][a-z’'-]+)?))"
+)
 _SIZED: Final = re.compile(
     r"\b((?:about |nearly |over |some |almost )?(?:[\d,.]+|[a-z]+(?:-[a-z]+)?) "
     r"(?:feet|foot|inches|yards|miles|fathoms|tons|pounds|lbs\.?|days|weeks|months|years|hours|"
     r"minutes|degrees|acres|leagues|knots|paces|dollars|shillings|guineas))"
-    r"(?: (old|long|high|deep|wide|thick|tall|broad|away|distant|off))?\b")
+    r"(?: (old|long|high|deep|wide|thick|tall|broad|away|distant|off))?\b"
+)
 _HEADING: Final = re.compile(
     r"((?:CHAPTER|Chapter|BOOK|Book|PART|Part|SECTION|Section|FEDERALIST|No\.|Letter) "
-    r"[IVXLC\d.]+)[.:]? +([A-Z][\w ,'’-]{5,79})(?=[.]|$)")
+    r"[IVXLC\d.]+)[.:]? +([A-Z][\w ,'’-]{5,79})(?=[.]|$)"
+)
 _TRADE: Final = re.compile(r"(?:er|or|ist|ian|man|woman|ant|ess|eon|ain|ard)$")
 
 
@@ -498,26 +314,43 @@ def _patterns(sentence: Sentence, rng: Random) -> list[Proposal]:
         found.append(Proposal(_tidy(rng.choice(texts)), span, f"natural/{kind}"))
 
     for m in _THERE.finditer(text):
-        if m[2][0].isdigit() or all(part in _NUMBERS for part in m[2].split("-")):
+        if m[2][0].isdigit() or all(part in word_class("numbers") for part in m[2].split("-")):
             be = {"had been": "had there been", "have been": "have there been"}.get(
-                m[1], f"{m[1]} there")
+                m[1], f"{m[1]} there"
+            )
             add("number", m.span(2), f"how many {m[3]} {be}{m[4]}")
     for m in _NAMED.finditer(text):
-        add("named", m.span(2), f"what was the {m[1]} {rng.choice(('named', 'called'))}",
-            f"what was the name of the {m[1]}", f"by what name is the {m[1]} known",
-            f"which name did the {m[1]} have")
+        add(
+            "named",
+            m.span(2),
+            f"what was the {m[1]} {rng.choice(('named', 'called'))}",
+            f"what was the name of the {m[1]}",
+            f"by what name is the {m[1]} known",
+            f"which name did the {m[1]} have",
+        )
     for m in _APPOSED.finditer(text):
-        if _DETERMINERS & set(m[1].split()) or not (
-            _PEOPLE.search(m[1]) or _TRADE.search(m[1])
+        if word_class("determiners") & set(m[1].split()) or not (
+            PEOPLE.search(m[1]) or _TRADE.search(m[1])
         ):
             continue
-        add("named", m.span(2), f"who was the {m[1]}", f"what was the name of the {m[1]}",
-            f"who is the {m[1]} that is mentioned")
+        add(
+            "named",
+            m.span(2),
+            f"who was the {m[1]}",
+            f"what was the name of the {m[1]}",
+            f"who is the {m[1]} that is mentioned",
+        )
     for m in _APPOSITION.finditer(text):
-        if m[1].split()[0] in _NOT_NAMES:
+        if m[1].split()[0] in word_class("not_names"):
             continue
-        add("apposition", m.span(2), f"what was {m[1]}", f"who was {m[1]}",
-            f"how is {m[1]} described", f"what do we learn about {m[1]}")
+        add(
+            "apposition",
+            m.span(2),
+            f"what was {m[1]}",
+            f"who was {m[1]}",
+            f"how is {m[1]} described",
+            f"what do we learn about {m[1]}",
+        )
         thing = re.sub(r"^(?:a|an|our|his|my|her) ", "the ", m[2])
         add("apposition", m.span(1), f"who was {thing}", f"which name belongs to {thing}")
     for m in _SAID.finditer(text):
@@ -525,16 +358,24 @@ def _patterns(sentence: Sentence, rng: Random) -> list[Proposal]:
         add("said", m.span(2), f'who said "{m[1]}"', f"who spoke the words '{m[1]}'")
         add("said", m.span(1), f"what did {who} say", f"what were the words of {who}")
     for m in _HEADING.finditer(text):
-        add("heading", m.span(2), f"what is the title of {m[1]}", f"what is {m[1]} about",
-            f"how is {m[1]} headed")
+        add(
+            "heading",
+            m.span(2),
+            f"what is the title of {m[1]}",
+            f"what is {m[1]} about",
+            f"how is {m[1]} headed",
+        )
     return found
 
 
 def _keywords(sentence: Sentence, rng: Random, avoid: tuple[int, int], count: int) -> list[str]:
     """Telling words of the sentence outside a span, in their order."""
     picked = [
-        token for token in sentence.tokens
-        if token.tag in "NCVE#y" and len(token.text) > 3 and token.text.lower() not in STOP
+        token
+        for token in sentence.tokens
+        if token.tag in "NCVE#y"
+        and len(token.text) > 3
+        and token.text.lower() not in word_class("stop")
         and not avoid[0] <= token.start < avoid[1]
     ]
     chosen = rng.sample(picked, min(count, len(picked)))
@@ -548,42 +389,81 @@ def _mentioned(sentence: Sentence, rng: Random) -> list[Proposal]:
     found: list[Proposal] = []
     spans: list[tuple[str, tuple[int, int], str]] = []
     for m in _SIZED.finditer(sentence.text):
-        if m[1].split()[-2].lower() in STOP | {"few", "several", "these", "those"}:
+        if m[1].split()[-2].lower() in word_class("stop") | {"few", "several", "these", "those"}:
             continue
         if not re.match(r"\d", m[1].split()[-2]) and not all(
-            w in _NUMBERS for w in m[1].split()[-2].split("-")
+            w in word_class("numbers") for w in m[1].split()[-2].split("-")
         ):
             continue
         unit = m[1].split()[-1]
-        kind = {"miles": "distance", "feet": "length or height", "days": "time", "years": "time",
-                "hours": "time", "tons": "weight", "pounds": "amount", "lbs": "weight"}.get(
-                    unit, "measure")
-        spans.append((rng.choice((f"what {kind} is given", f"how many {unit} are mentioned",
-                                  "what measure is stated", f"what {kind} do we read of")),
-                      m.span(1), "measure"))
+        kind = {
+            "miles": "distance",
+            "feet": "length or height",
+            "days": "time",
+            "years": "time",
+            "hours": "time",
+            "tons": "weight",
+            "pounds": "amount",
+            "lbs": "weight",
+        }.get(unit, "measure")
+        spans.append(
+            (
+                rng.choice(
+                    (
+                        f"what {kind} is given",
+                        f"how many {unit} are mentioned",
+                        "what measure is stated",
+                        f"what {kind} do we read of",
+                    )
+                ),
+                m.span(1),
+                "measure",
+            )
+        )
     names = [m for m in re.finditer(r"T?C+", sentence.tags) if m.start() > 0]
     for m in names if len(names) == 1 else ():
         name = sentence.span(*m.span())
         human = sentence.tags[m.start()] == "T"
-        ask = ("who is mentioned", "which person is named", "who appears") if human else (
-            "which name is mentioned", "what name occurs", "who or what is named")
+        ask = (
+            ("who is mentioned", "which person is named", "who appears")
+            if human
+            else ("which name is mentioned", "what name occurs", "who or what is named")
+        )
         spans.append((rng.choice(ask), name, "name"))
     for m in re.finditer(r"m#?(?:c?y)?|#m|y", sentence.tags):
-        spans.append((rng.choice(("which date is given", "when is this said to be",
-                                  "what date or year is mentioned")),
-                      sentence.span(*m.span()), "date"))
+        spans.append(
+            (
+                rng.choice(
+                    (
+                        "which date is given",
+                        "when is this said to be",
+                        "what date or year is mentioned",
+                    )
+                ),
+                sentence.span(*m.span()),
+                "date",
+            )
+        )
     for m in _NUMBER.finditer(sentence.tags):
         unit = sentence.words(*m.span("u"))
         spans.append((f"how many {unit} are mentioned", sentence.span(*m.span("n")), "count"))
     if not spans:
         return []
     for asks, span, kind in rng.sample(spans, min(2, len(spans))):
-        words = _keywords(sentence, rng, span, rng.choice((2, 3, 3, 4)))
-        if len(words) < 2:
+        words = _keywords(sentence, rng, span, rng.choice((3, 3, 4, 5)))
+        if len(words) < 3:
             continue
         listed = ", ".join(words[:-1]) + " and " + words[-1]
-        link = rng.choice(("together with", "in connection with", "where we read of",
-                           "along with", "in the passage on", "in the sentence about"))
+        link = rng.choice(
+            (
+                "together with",
+                "in connection with",
+                "where we read of",
+                "along with",
+                "in the passage on",
+                "in the sentence about",
+            )
+        )
         text = f"{asks} {link} {listed}"
         if rng.random() < 0.15:
             text = f"{link} {listed}, {asks}"
@@ -605,7 +485,7 @@ def _cloze(sentence: Sentence, rng: Random) -> list[Proposal]:
             head = text[tokens[max(0, at - rng.randint(4, 7))].start : tokens[at - 1].end]
         form = rng.choice(_OPENINGS)
         return [Proposal(form.format(head), (tokens[at].start, tokens[last].end), "natural/cloze")]
-    phrases = [m for m in _NOUN_PHRASE.finditer(sentence.tags) if m.start() > 0]
+    phrases = [m for m in NOUN_PHRASE.finditer(sentence.tags) if m.start() > 0]
     numbers = list(re.finditer(r"#+", sentence.tags))
     if not phrases and not numbers:
         return []
@@ -618,18 +498,31 @@ def _cloze(sentence: Sentence, rng: Random) -> list[Proposal]:
     before = text[sentence.tokens[left].start : start]
     after = text[end : sentence.tokens[right - 1].end]
     form = rng.choice(_GAPS)
-    return [Proposal(form.format(before + rng.choice(("___", "...", "____")) + after),
-                     (start, end), "natural/gap")]
+    return [
+        Proposal(
+            form.format(before + rng.choice(("___", "...", "____")) + after),
+            (start, end),
+            "natural/gap",
+        )
+    ]
 
 
 _OPENINGS: Final = (
-    "Complete: '{}'", "Complete the sentence: '{} ...'", "What follows '{}'?",
-    "How does the sentence with '{}' go on?", 'Finish: "{} ..."', "What comes after '{}'?",
-    "Which words come next: '{} ...'?", "{} ...",
+    "Complete: '{}'",
+    "Complete the sentence: '{} ...'",
+    "What follows '{}'?",
+    "How does the sentence with '{}' go on?",
+    'Finish: "{} ..."',
+    "What comes after '{}'?",
+    "Which words come next: '{} ...'?",
+    "{} ...",
 )
 _GAPS: Final = (
-    "Fill the gap: '{}'", "What is missing in '{}'?", "Which words are left out here: '{}'?",
-    'Fill in: "{}"', "What belongs in the gap: '{}'?",
+    "Fill the gap: '{}'",
+    "What is missing in '{}'?",
+    "Which words are left out here: '{}'?",
+    'Fill in: "{}"',
+    "What belongs in the gap: '{}'?",
 )
 
 
@@ -664,8 +557,7 @@ def propose(text: str, rng: Random) -> list[Proposal]:
     draw = rng.random()
     found: list[Proposal] = []
     if draw < 0.82:
-        found = [_voiced(p, rng) for clause in clauses(sentence)
-                 for p in _from_clause(clause, rng)]
+        found = [_voiced(p, rng) for clause in clauses(sentence) for p in _from_clause(clause, rng)]
         found += _patterns(sentence, rng) * 2
         if found and draw < 0.66:
             return [_checked(p, text, rng) for p in found if _sound(p, text)]
@@ -682,8 +574,11 @@ def propose(text: str, rng: Random) -> list[Proposal]:
 def _sound(proposal: Proposal, text: str) -> bool:
     """Whether the answer is short, is a phrase and is not given away."""
     value = text[slice(*proposal.span)]
-    return 1 <= len(value) <= 80 and value.lower() not in proposal.text.lower() and (
-        12 <= len(proposal.text) <= 170)
+    return (
+        1 <= len(value) <= 80
+        and value.lower() not in proposal.text.lower()
+        and (12 <= len(proposal.text) <= 170)
+    )
 
 
 def _checked(proposal: Proposal, text: str, rng: Random) -> Proposal:
@@ -693,7 +588,9 @@ def _checked(proposal: Proposal, text: str, rng: Random) -> Proposal:
 def content(text: str) -> list[str]:
     """The words of a question that can pick out a sentence, lower-case, each once."""
     words = (match.group().lower() for match in _WORD.finditer(text))
-    return list(dict.fromkeys(word for word in words if word not in STOP and len(word) > 1))
+    return list(
+        dict.fromkeys(word for word in words if word not in word_class("stop") and len(word) > 1)
+    )
 
 
 _LONG: Final = 200
