@@ -8,6 +8,9 @@ import pytest
 
 # Before any test imports transformers: a test never asks a hub for anything.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Before any test imports torch: on tiny models a second thread saves nothing, and on a busy machine
+# the threads of one operation wait for each other, which makes the suite several times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
