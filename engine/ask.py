@@ -24,6 +24,8 @@ from engine.store import Store
 from engine.trace import Evidence, Trace
 from engine.types import Answer, AskOptions, MemoryUse, Progress, Usage
 
+NOT_STATED = "not stated in the document"
+
 MOST_WINDOWS = 8
 """Windows of a long document that stay visible while a question is answered."""
 
@@ -62,7 +64,7 @@ class Session:
             full=options.full,
         )
         self.ids = torch.from_numpy(document["ids"]).long()
-        self._book = cite.Book.of(self.store, document)
+        self.book = cite.Book.of(self.store, document)
         self._store_s += time.perf_counter() - at
         self._trace = Trace()
 
@@ -118,7 +120,6 @@ class Session:
             self._generate(prompt, min(self.options.max_new_tokens, room), speaker)
         finally:
             self.memory.shared.watchers.clear()
-        text, quote = speaker.finish()
         done = time.perf_counter()
         zoomed = {int(s) for layer in self.memory.layers for z in layer.zoomed.spans for s in z}
         manifest = self.store.manifest
@@ -126,9 +127,11 @@ class Session:
         speed = len(speaker.tokens) / max(1e-9, done - speaker.first)
         return Answer(
             question=question,
-            answer=text,
-            quote=quote,
-            citations=self._book.citations(evidence.weight, quote or text),
+            answer=speaker.answer if speaker.supported else NOT_STATED,
+            quote=speaker.quote if speaker.supported else "",
+            citations=(
+                self.book.citations(evidence.weight, speaker.place) if speaker.supported else ()
+            ),
             usage=Usage(manifest.tokens, 0, len(prompt), len(speaker.tokens)),
             memory=MemoryUse(
                 device_kv_bytes=self.memory.shared.peak_bytes,
@@ -144,7 +147,7 @@ class Session:
                 "total_s": done - started,
                 "tokens_per_s": speed,
             },
-            stats=self._stats(windows),
+            stats=self._stats(windows, speaker),
         )
 
     # -- steps ---------------------------------------------------------------------
@@ -195,7 +198,7 @@ class Session:
             **sampling,
         )
 
-    def _stats(self, windows: torch.Tensor | None) -> dict[str, Any]:
+    def _stats(self, windows: torch.Tensor | None, speaker: _Speaker) -> dict[str, Any]:
         traffic = [layer.zoomed.traffic for layer in self.memory.layers]
         shared = self.memory.shared
         return {
@@ -207,14 +210,15 @@ class Session:
             "fetched_spans": sum(t.fetched_spans for t in traffic),
             "reused_spans": sum(t.reused_spans for t in traffic),
             "fixed_bytes": sum(layer.fixed_bytes for layer in self.memory.layers),
+            "unsupported_quote": "" if speaker.supported else speaker.quote,
         }
 
 
 class _Speaker(BaseStreamer):
     """Takes tokens as they are generated; shows text, feeds evidence and trace.
 
-    A reader with a value token says a quote, the token, then the short answer: only the short
-    answer is shown.
+    A look-up reader says a quote, its value token, then the short answer: only the short answer
+    is shown, and only if the quote stands in the document.
     """
 
     def __init__(
@@ -225,17 +229,20 @@ class _Speaker(BaseStreamer):
         on_text: Callable[[str], None] | None,
         started: float,
     ):
-        self.tokenizer = session.reader.tokenizer
+        self.tokenizer, self.book = session.reader.tokenizer, session.book
         self.value_token = session.reader.prompt.value_token
         self.evidence, self.trace, self.on_text = evidence, trace, on_text
         self.first = started
         self.tokens: list[int] = []
-        self.shown = ""
-        self.prompted = False
+        self.quote = ""
+        self.place: tuple[int, int, int] | None = None
+        self._answer_from = 0 if self.value_token < 0 else -1
+        self._shown = ""
+        self._prompted = False
 
     def put(self, value: torch.Tensor) -> None:
-        if not self.prompted:  # generate hands over the prompt first
-            self.prompted = True
+        if not self._prompted:  # generate hands over the prompt first
+            self._prompted = True
             return
         if not self.tokens:
             self.first = time.perf_counter()
@@ -243,32 +250,31 @@ class _Speaker(BaseStreamer):
             self.tokens.append(token)
             self.evidence.said(token)
             self.trace.step += 1
-        if self.value_token < 0 or self.value_token in self.tokens:
-            self._show(final=False)
+            if token == self.value_token and self._answer_from < 0:
+                self.quote = self._text(self.tokens)
+                self.place = self.book.locate(self.quote, self.evidence.weight)
+                self._answer_from = len(self.tokens)
+        # An unfinished character decodes to U+FFFD; wait for its last byte.
+        self._show(self.answer.rstrip("\ufffd"))
 
     def end(self) -> None:
         self.evidence.forget()
+        self._show(self.answer)
 
-    def finish(self) -> tuple[str, str]:
-        """The answer and the quote before it ("" where there is none)."""
-        answer = self._show(final=True)
-        quote = ""
-        if self.value_token in self.tokens:
-            quote = self._text(self.tokens[: self.tokens.index(self.value_token)])
-        return answer, quote
+    @property
+    def answer(self) -> str:
+        """The answer so far; for a look-up reader what follows the value token."""
+        return self._text(self.tokens[self._answer_from :]) if self._answer_from >= 0 else ""
 
-    def _show(self, *, final: bool) -> str:
-        tokens = self.tokens
-        if self.value_token in tokens:
-            tokens = tokens[tokens.index(self.value_token) + 1 :]
-        text = self._text(tokens)
-        # An unfinished character decodes to U+FFFD; wait for its last byte.
-        ready = text if final else text.rstrip("\ufffd")
-        if ready.startswith(self.shown) and len(ready) > len(self.shown):
-            if self.on_text:
-                self.on_text(ready[len(self.shown) :])
-            self.shown = ready
-        return text
+    @property
+    def supported(self) -> bool:
+        """Whether the answer may be given: a look-up reader's only with a quote that stands."""
+        return self.value_token < 0 or self.place is not None
+
+    def _show(self, text: str) -> None:
+        if self.on_text and self.supported and len(text) > len(self._shown):
+            self.on_text(text[len(self._shown) :])
+            self._shown = text
 
     def _text(self, tokens: list[int]) -> str:
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from engine.store import Store
 
 MOST = 3
+LEAST = 0.05
 LONGEST = 400
 SENTENCE_END = re.compile(r"""[.!?…]["'”’)\]]*\s+(?=["'“‘(\[]?[A-Z0-9])|\n\s*\n""")
 
@@ -56,33 +57,42 @@ class Book:
         index = bisect_right(pages, offset, key=lambda page: page[1]) - 1
         return pages[index][0] if index >= 0 else ""
 
-    def citations(self, weight: Tensor, answer: str) -> tuple[Citation, ...]:
+    def locate(self, quote: str, weight: Tensor) -> tuple[int, int, int] | None:
+        """Where a quote stands, white space aside: (source, start, end), or None.
+
+        Of several places the one with the most evidence; weight: float [N].
+        """
+        words = quote.split()
+        if not words:
+            return None
+        pattern = re.compile(r"\s+".join(map(re.escape, words)))
+        found = [
+            (source, match.start(), match.end())
+            for source in range(len(self.sources))
+            for match in pattern.finditer(self.text(source))
+        ]
+        return max(found, key=lambda place: self._mass(weight, *place), default=None)
+
+    def citations(
+        self, weight: Tensor, quoted: tuple[int, int, int] | None = None
+    ) -> tuple[Citation, ...]:
         """The sentences that hold most of the evidence, best first.
 
         Args:
             weight: float [N], evidence of every document token.
-            answer: the quote or answer; a sentence that contains it is preferred.
+            quoted: a passage the answer quotes; its sentence comes first whatever its evidence.
         """
-        if not len(weight) or float(weight.max()) <= 0:
-            return ()
-        best = weight.topk(min(64, len(weight))).indices.tolist()
-        found: dict[tuple[int, int, int], float] = {}
-        for token in best:
-            source = int(self.source[token])
-            start, end = self._sentence(source, int(self.starts[token]), int(self.ends[token]))
-            found.setdefault((source, start, end), 0.0)
-        for source, start, end in found:
-            inside = (self.source == source) & (self.starts >= start) & (self.ends <= end)
-            found[source, start, end] = float(weight[inside].sum())
         total = float(weight.sum())
-        wanted = " ".join(answer.split())
-
-        def rank(item: tuple[tuple[int, int, int], float]) -> tuple[bool, float]:
-            (source, start, end), mass = item
-            text = " ".join(self.text(source)[start:end].split())
-            return (len(wanted) > 2 and wanted in text, mass)
-
-        ordered = sorted(found.items(), key=rank, reverse=True)[:MOST]
+        places: list[tuple[int, int, int]] = []
+        if quoted is not None:
+            places.append(self._sentence(*quoted))
+        if total > 0:
+            for token in weight.topk(min(64, len(weight))).indices.tolist():
+                start, end = int(self.starts[token]), int(self.ends[token])
+                places.append(self._sentence(int(self.source[token]), start, end))
+        masses = {place: self._mass(weight, *place) / max(total, 1e-30) for place in places}
+        first = places[0] if quoted is not None else None
+        ordered = sorted(masses, key=lambda place: (place != first, -masses[place]))
         return tuple(
             Citation(
                 source=self.sources[source].path,
@@ -90,13 +100,17 @@ class Book:
                 start=start,
                 end=end,
                 text=self.text(source)[start:end],
-                weight=round(mass / total, 4),
+                weight=round(masses[source, start, end], 4),
             )
-            for (source, start, end), mass in ordered
-            if mass >= 0.02 * total
+            for source, start, end in ordered[:MOST]
+            if (source, start, end) == first or masses[source, start, end] >= LEAST
         )
 
-    def _sentence(self, source: int, start: int, end: int) -> tuple[int, int]:
+    def _mass(self, weight: Tensor, source: int, start: int, end: int) -> float:
+        inside = (self.source == source) & (self.starts >= start) & (self.ends <= end)
+        return float(weight[inside].sum())
+
+    def _sentence(self, source: int, start: int, end: int) -> tuple[int, int, int]:
         """The sentence around some characters, cut to LONGEST around them if it is longer."""
         text = self.text(source)
         low, high = max(0, start - LONGEST), min(len(text), end + LONGEST)
@@ -112,4 +126,4 @@ class Book:
             first += 1
         while last > end and text[last - 1].isspace():
             last -= 1
-        return first, max(last, end)
+        return source, first, max(last, end)
