@@ -140,7 +140,7 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values, without its checksum."""
-        plain: dict[str, Any] = json.loads(_dump(asdict(self)))
+        plain: dict[str, Any] = json.loads(_dump(asdict(self), indent=None))
         return plain
 
     def to_bytes(self) -> bytes:
@@ -367,8 +367,8 @@ def _member(value: str) -> bytes:
     return f'\n "checksum": "{value}"'.encode("ascii")
 
 
-def _dump(plain: dict[str, Any]) -> str:
+def _dump(plain: dict[str, Any], indent: int | None = 1) -> str:
     try:
-        return json.dumps(plain, sort_keys=True, indent=1, allow_nan=False)
+        return json.dumps(plain, sort_keys=True, indent=indent, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise StoreError(f"the manifest cannot be written as JSON: {error}") from None

@@ -47,6 +47,16 @@ class Places:
         return self.target.with_name(f".{self.target.name}.lock")
 
     @property
+    def done(self) -> Path:
+        """A work folder on its way out: nothing in it counts any more."""
+        return self.target.with_name(f".{self.target.name}.done")
+
+    @property
+    def leftovers(self) -> tuple[Path, ...]:
+        """What a dead run may have left beside the target."""
+        return self.work, self.done, self.lock
+
+    @property
     def job(self) -> Path:
         return self.work / "job.json"
 
@@ -152,16 +162,21 @@ def open_work(places: Places, disk: Disk, job: dict[str, Any], base: str) -> Jou
     text = _job_text({"job": job, "base": base})
     journal = Journal(places, disk)
     if places.job.is_file() and places.job.read_bytes() == text:
+        _make_folders(places, disk)
         journal.load()
         return journal
     clear_work(places, disk)
-    for folder in (places.work, places.chunks, places.store, places.store / WINDOWS):
-        disk.make_folder(folder)
+    _make_folders(places, disk)
     disk.write_file(places.draft, [text])
     disk.rename(places.draft, places.job)
     for folder in (places.store, places.work, places.work.parent):
         disk.sync_folder(folder)
     return journal
+
+
+def _make_folders(places: Places, disk: Disk) -> None:
+    for folder in (places.work, places.chunks, places.store, places.store / WINDOWS):
+        disk.make_folder(folder)
 
 
 def published_journal(places: Places, disk: Disk, job: dict[str, Any]) -> Journal | None:
@@ -191,10 +206,11 @@ def finish_exchange(places: Places, disk: Disk) -> None:
 
 
 def clear_work(places: Places, disk: Disk) -> None:
-    """Remove the work folder: what takes long first, what says it was finished last."""
-    for path in (places.old, places.store, places.chunks):
-        disk.remove_tree(path)
-    disk.remove_tree(places.work)
+    """Remove the work folder. It stops to count in one instant, however long removing takes."""
+    disk.remove_tree(places.done)
+    if places.work.exists():
+        disk.rename(places.work, places.done)
+        disk.remove_tree(places.done)
 
 
 def _job_text(job: dict[str, Any]) -> bytes:

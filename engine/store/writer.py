@@ -124,7 +124,7 @@ class StoreWriter:
             StoreError: the name is taken, another process is writing, or the disk refuses.
         """
         places = places_of(target)
-        if not overwrite and not places.work.exists():
+        if not overwrite and not any(path.exists() for path in places.leftovers):
             _refuse_existing(places.target)
         return cls._start(places, job, disk or Disk(), overwrite=overwrite)
 
@@ -154,6 +154,7 @@ class StoreWriter:
         try:
             with disk_errors(f"beside {places.target}"):
                 finish_exchange(places, disk)
+                disk.remove_tree(places.done)
                 journal = published_journal(places, disk, job)
                 if journal is not None:
                     return cls(places, lock, journal, disk, published=True)
@@ -184,6 +185,7 @@ class StoreWriter:
     def abort(self) -> None:
         """End and throw the finished pieces away."""
         try:
+            finish_exchange(self._places, self._disk)
             clear_work(self._places, self._disk)
         finally:
             self._lock.release()

@@ -1,0 +1,619 @@
+"""A store survives anything: killed, full disks, broken disks, power cuts, at every instant.
+
+Whatever happens, the name shows no store, the old store or the new store, each whole to the byte;
+the same command then finishes, in the same bytes, computing again at most one chunk per accident.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import toy_store as toy
+from engine.container import Bytes
+from engine.errors import StoreError
+from engine.store import Store
+from engine.store.disk import Disk
+
+ROOT = Path(__file__).parent.parent
+TARGET = "toy.sekv"
+OLD_SEED, NEW_SEED = 1, 0
+PUBLISHING = 35
+"""Steps on the disk from the manifest's first byte to the end, and a few before."""
+
+Files = dict[str, bytes]
+
+
+class SteppedDisk(Disk):
+    """A disk that counts its steps and lets `happen` do what it will before the given one.
+
+    Nothing waits for a real disk: what that is for is the business of `PowerDisk`.
+    """
+
+    def __init__(
+        self,
+        at: int = 0,
+        happen: Callable[[], None] = lambda: None,
+        *,
+        lasting: bool = False,
+        exchanges: bool = True,
+    ) -> None:
+        super().__init__()
+        self.at, self.happen, self.lasting, self.exchanges = at, happen, lasting, exchanges
+        self.steps = 0
+
+    def step(self) -> None:
+        self.steps += 1
+        if self.at and (self.steps == self.at or (self.lasting and self.steps > self.at)):
+            self.happen()
+
+    def create(self, path: Path) -> int:
+        self.step()
+        return super().create(path)
+
+    def write(self, descriptor: int, path: Path, data: Bytes) -> None:
+        """Half of it, then the accident if it is time, then the rest."""
+        half = len(data) // 2
+        super().write(descriptor, path, memoryview(data)[:half])
+        self.step()
+        super().write(descriptor, path, memoryview(data)[half:])
+
+    def sync(self, descriptor: int, path: Path) -> None:
+        self.step()
+
+    def make_folder(self, path: Path) -> None:
+        self.step()
+        super().make_folder(path)
+
+    def truncate(self, path: Path, size: int) -> None:
+        self.step()
+        super().truncate(path, size)
+
+    def rename(self, old: Path, new: Path) -> None:
+        self.step()
+        super().rename(old, new)
+        self.step()
+
+    def exchange(self, one: Path, other: Path) -> bool:
+        self.step()
+        done = self.exchanges and super().exchange(one, other)
+        self.step()
+        return done
+
+    def link(self, old: Path, new: Path) -> None:
+        self.step()
+        super().link(old, new)
+
+    def unlink(self, path: Path) -> None:
+        super().unlink(path)
+        self.step()
+
+    def remove_tree(self, path: Path) -> None:
+        """One thing after another, so that an accident leaves some of them."""
+        if path.is_dir() and not path.is_symlink():
+            for inner in sorted(path.iterdir()):
+                self.remove_tree(inner) if inner.is_dir() else self.unlink(inner)
+        self.step()
+        super().remove_tree(path)
+
+
+# -- what is being done when the accident happens
+
+
+@dataclass(frozen=True)
+class Work:
+    """A command, and what stands under the name before it."""
+
+    name: str
+    prepare: Callable[[Path], object]
+    command: Callable[..., object]
+
+    def __call__(self, target: Path, disk: Disk | None = None, told: Any = None) -> None:
+        self.command(target, disk=disk, told=told)
+
+
+def nothing(target: Path) -> None:
+    pass
+
+
+def old_store(target: Path) -> None:
+    toy.ingest(target, seed=OLD_SEED, windows=1, disk=SteppedDisk())
+
+
+def short_store(target: Path) -> None:
+    toy.ingest(target, seed=NEW_SEED, windows=1, disk=SteppedDisk())
+
+
+def fresh(target: Path, **more: Any) -> None:
+    toy.ingest(target, seed=NEW_SEED, **more)
+
+
+def overwrite(target: Path, **more: Any) -> None:
+    toy.ingest(target, seed=NEW_SEED, overwrite=True, **more)
+
+
+def append(target: Path, **more: Any) -> None:
+    toy.append(target, seed=NEW_SEED, windows=2, **more)
+
+
+WORKS = [
+    Work("fresh", nothing, fresh),
+    Work("overwrite", old_store, overwrite),
+    Work("append", short_store, append),
+]
+BY_NAME = {work.name: work for work in WORKS}
+CHUNKS = {"fresh": 2 * toy.CHUNKS, "overwrite": 2 * toy.CHUNKS, "append": toy.CHUNKS}
+
+works = pytest.mark.parametrize("work", WORKS, ids=lambda work: work.name)
+exchanges = pytest.mark.parametrize("exchanges", [True, False], ids=["exchange", "two renames"])
+
+
+@dataclass
+class Scene:
+    """A folder in which accidents happen again and again to the same work."""
+
+    folder: Path
+    work: Work
+    new: Files = field(default_factory=dict)
+    old: Files = field(default_factory=dict)
+    computed: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        reference = self.folder / "reference" / TARGET
+        reference.parent.mkdir()
+        self.work.prepare(reference)
+        if reference.exists():
+            shutil.copytree(reference, self.folder / "old")
+        self.old = toy.tree(reference)
+        self.work(reference, disk=SteppedDisk())
+        self.new = toy.tree(reference)
+        assert self.old != self.new
+
+    @property
+    def target(self) -> Path:
+        return self.folder / "stage" / TARGET
+
+    @property
+    def journal(self) -> Path:
+        return self.target.with_name(f".{TARGET}.work") / "journal"
+
+    def told(self, window: int, chunk: int) -> None:
+        self.computed.append((window, chunk))
+
+    def begin(self) -> None:
+        """Everything as it was before the command."""
+        Disk().remove_tree(self.target.parent)
+        self.target.parent.mkdir()
+        if self.old:
+            shutil.copytree(self.folder / "old", self.target)
+        self.computed.clear()
+
+    def accidents(self, exchanges: bool, every: int = 1, first: int = 0) -> Iterator[int]:
+        """The steps of the command on the disk, each with everything as it was before.
+
+        The publishing, last, is where stores could break: of those steps none is left out, of
+        the others all but each `every`th are, counted from `first`.
+        """
+        self.begin()
+        disk = SteppedDisk(exchanges=exchanges)
+        self.work(self.target, disk=disk)
+        assert toy.tree(self.target) == self.new
+        for at in range(1, disk.steps + 1):
+            if at % every == first % every or at > disk.steps - PUBLISHING:
+                self.begin()
+                yield at
+
+    @property
+    def through(self) -> bool:
+        """Whether the command came to its end: its store has the name, its journal is gone."""
+        if not self.target.exists() or self.journal.exists():
+            return False
+        return toy.tree(self.target) == self.new
+
+    def check_whole(self) -> None:
+        """The name shows nothing, the old store or the new one; opening it puts it right."""
+        try:
+            with Store.open(self.target) as store:
+                assert store.verify() == []
+        except StoreError as error:
+            problem = str(error)
+        else:
+            assert toy.tree(self.target) in (self.old, self.new)
+            return
+        assert not self.old, f"the old store is gone: {problem}"
+        assert not self.target.exists(), problem
+
+    def finish(self, accidents: int, exchanges: bool = True) -> None:
+        """The same command again, without accident: the same bytes, little computed twice."""
+        through = self.through
+        if through:  # then the command is not resumed but given once more
+            self.computed.clear()
+        problem = ""
+        try:
+            self.work(
+                self.target,
+                disk=SteppedDisk(exchanges=exchanges),
+                told=self.told,
+            )
+        except StoreError as error:
+            problem = str(error)
+        assert not problem or (through and "exists" in problem)
+        assert toy.tree(self.target) == self.new
+        assert sorted(path.name for path in self.target.parent.iterdir()) == [TARGET]
+        assert len(self.computed) <= CHUNKS[self.work.name] + accidents
+
+
+@pytest.fixture
+def scene(work: Work) -> Iterator[Scene]:
+    """In memory where there is such a folder: thousands of accidents would wear a disk."""
+    memory = Path("/dev/shm")
+    place = memory if memory.is_dir() and os.access(memory, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="sekv-crash-", dir=place) as folder:
+        yield Scene(Path(folder), work)
+
+
+@pytest.fixture
+def scene_on_disk(tmp_path: Path, work: Work) -> Scene:
+    return Scene(tmp_path, work)
+
+
+# -- disks that refuse
+
+
+def refuse(code: int) -> Callable[[], None]:
+    def happen() -> None:
+        raise OSError(code, os.strerror(code))
+
+    return happen
+
+
+def check_refusals(scene: Scene, exchanges: bool, codes: list[int], **which: int) -> None:
+    """One step fails once; one line says what to do; the same command then finishes."""
+    for at in scene.accidents(exchanges, **which):
+        for code in codes[at % 2 :][:1]:
+            disk = SteppedDisk(at, refuse(code), exchanges=exchanges)
+            with pytest.raises(StoreError) as caught:
+                scene.work(scene.target, disk=disk, told=scene.told)
+            assert "\n" not in str(caught.value)
+            assert os.strerror(code) in str(caught.value)
+            assert "run the same command again" in str(caught.value)
+            scene.check_whole()
+            scene.finish(accidents=1, exchanges=exchanges)
+
+
+@works
+def test_a_disk_that_refuses_any_one_step_leaves_whole_stores(scene: Scene) -> None:
+    """Every write, fsync, rename, link and removal: half of them are full, half are broken."""
+    every = 1 if scene.work.name == "fresh" else 15
+    check_refusals(scene, True, [errno.ENOSPC, errno.EIO], every=every)
+
+
+@works
+def test_a_disk_without_exchange_that_refuses_a_step_leaves_whole_stores(scene: Scene) -> None:
+    check_refusals(scene, False, [errno.EIO, errno.ENOSPC], every=30)
+
+
+@works
+def test_a_disk_that_stays_full_leaves_whole_stores(scene: Scene) -> None:
+    """From some step on everything fails, cleaning up included."""
+    for at in scene.accidents(exchanges=True, every=30, first=1):
+        disk = SteppedDisk(at, refuse(errno.ENOSPC), lasting=True)
+        with pytest.raises(StoreError, match="No space left"):
+            scene.work(scene.target, disk=disk, told=scene.told)
+        scene.check_whole()
+        scene.finish(accidents=1)
+
+
+# -- power cuts
+
+
+class PowerCut(BaseException):
+    """The machine is off. Nobody handles it."""
+
+
+class PowerDisk(SteppedDisk):
+    """A disk that forgets what was never synced: bytes of files, and the latest names.
+
+    Names are forgotten from the end back to the last one whose folders were synced, as a
+    journalling file system may; bytes of a file are forgotten whatever its name does.
+    """
+
+    def __init__(self, at: int, attic: Path, exchanges: bool) -> None:
+        super().__init__(at, self.cut, lasting=True, exchanges=exchanges)
+        self.attic = attic
+        attic.mkdir()
+        self.unsynced: dict[int, int] = {}
+        self.names: list[tuple[set[Path], Callable[[], object]]] = []
+        self.off = False
+
+    def cut(self) -> None:
+        self.off = True
+        raise PowerCut
+
+    def note(self, folders: set[Path], undo: Callable[[], object]) -> None:
+        self.names.append((folders, undo))
+
+    def keep(self, path: Path) -> Path:
+        return self.attic / str(len(list(self.attic.iterdir())))
+
+    def create(self, path: Path) -> int:
+        descriptor = super().create(path)
+        self.note({path.parent}, lambda: path.unlink(missing_ok=True))
+        self.unsynced[os.fstat(descriptor).st_ino] = 0
+        return descriptor
+
+    def append(self, path: Path, data: Bytes) -> None:
+        if not path.exists():
+            self.note({path.parent}, lambda: path.unlink(missing_ok=True))
+        super().append(path, data)
+
+    def write(self, descriptor: int, path: Path, data: Bytes) -> None:
+        found = os.fstat(descriptor)
+        self.unsynced.setdefault(found.st_ino, found.st_size)
+        super().write(descriptor, path, data)
+
+    def sync(self, descriptor: int, path: Path) -> None:
+        super().sync(descriptor, path)
+        if not path.is_dir():
+            self.unsynced.pop(os.fstat(descriptor).st_ino, None)
+            return
+        for folders, _ in self.names:
+            folders.discard(path)
+        done = [index for index, (folders, _) in enumerate(self.names) if not folders]
+        del self.names[: done[-1] + 1 if done else 0]
+
+    def make_folder(self, path: Path) -> None:
+        fresh = not path.exists()
+        super().make_folder(path)
+        if fresh:
+            self.note({path.parent}, lambda: Disk().remove_tree(path))
+
+    def rename(self, old: Path, new: Path) -> None:
+        self.step()
+        old.rename(new)
+        self.note({old.parent, new.parent}, lambda: new.rename(old))
+        self.step()
+
+    def exchange(self, one: Path, other: Path) -> bool:
+        self.step()
+        if not self.exchanges or not Disk().exchange(one, other):
+            return False
+        self.note({one.parent, other.parent}, lambda: Disk().exchange(one, other))
+        self.step()
+        return True
+
+    def link(self, old: Path, new: Path) -> None:
+        super().link(old, new)
+        self.note({new.parent}, lambda: new.unlink())
+
+    def unlink(self, path: Path) -> None:
+        if path.exists():
+            kept = self.keep(path)
+            path.rename(kept)
+            self.note({path.parent}, lambda: kept.rename(path))
+        self.step()
+
+    def remove_tree(self, path: Path) -> None:
+        if path.exists():
+            kept = self.keep(path)
+            path.rename(kept)
+            self.note({path.parent}, lambda: kept.rename(path))
+        self.step()
+
+    def lose(self, folder: Path, chance: random.Random) -> None:
+        """What the next start of the machine finds."""
+        for _ in range(chance.randint(0, len(self.names))):
+            self.names.pop()[1]()
+        for path in folder.rglob("*"):
+            durable = self.unsynced.get(path.lstat().st_ino)
+            if durable is not None and path.is_file():
+                size = path.stat().st_size
+                keep = durable + chance.randint(0, max(size - durable, 0))
+                with path.open("r+b") as file:
+                    file.truncate(keep)
+                    file.seek(durable + (keep - durable) // 2)
+                    file.write(bytes(keep - file.tell()))
+                    file.truncate(chance.choice([keep, size]))
+
+
+def cut_power(scene: Scene, exchanges: bool, **which: int) -> None:
+    chance = random.Random(0)
+    for at in scene.accidents(exchanges, **which):
+        disk = PowerDisk(at, scene.folder / f"attic-{at}", exchanges)
+        try:
+            scene.work(scene.target, disk=disk, told=scene.told)
+        except PowerCut:
+            disk.lose(scene.target.parent, chance)
+        scene.check_whole()
+        scene.finish(accidents=1, exchanges=exchanges)
+
+
+@works
+@exchanges
+def test_a_power_cut_at_any_step_leaves_whole_stores(scene: Scene, exchanges: bool) -> None:
+    """Whatever was not synced may be lost, and still nothing half-made is ever shown."""
+    cut_power(scene, exchanges, every=30, first=2 + exchanges)
+
+
+# -- kill -9, for real
+
+
+class Kills:
+    """Processes that run a command and are killed.
+
+    One server process imports everything once and forks a child per run; it kills only children
+    that it has not waited for, so never a stranger.
+    """
+
+    def __init__(self) -> None:
+        self.server = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        self.ask({"hello": True})
+
+    def ask(self, order: dict[str, Any]) -> int:
+        assert self.server.stdin is not None
+        assert self.server.stdout is not None
+        self.server.stdin.write(json.dumps(order) + "\n")
+        self.server.stdin.flush()
+        return int(self.server.stdout.readline())
+
+    def run(self, scene: Scene, **order: Any) -> int:
+        """Run the command of a scene; the wait status of its process: 0, or killed."""
+        log = scene.folder / "computed"
+        log.touch()
+        status = self.ask(
+            {"work": scene.work.name, "target": str(scene.target), "log": str(log), **order}
+        )
+        assert status == 0 or os.WTERMSIG(status) == signal.SIGKILL
+        scene.computed += log.read_text().split()
+        log.unlink()
+        return status
+
+    def close(self) -> None:
+        assert self.server.stdin is not None
+        assert self.server.stdout is not None
+        self.server.stdin.close()
+        self.server.wait()
+        self.server.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def kills() -> Iterator[Kills]:
+    server = Kills()
+    yield server
+    server.close()
+
+
+def kill_at_steps(scene: Scene, exchanges: bool, kills: Kills, **which: int) -> None:
+    for at in scene.accidents(exchanges, **which):
+        assert kills.run(scene, at=at, exchanges=exchanges) != 0
+        scene.check_whole()
+        scene.finish(accidents=1, exchanges=exchanges)
+
+
+@works
+def test_a_kill_at_a_step_leaves_whole_stores(scene: Scene, kills: Kills) -> None:
+    """SIGKILL between any two steps on the disk, half-way through writes included."""
+    kill_at_steps(scene, True, kills, every=30, first=4)
+
+
+def kill_at_random(scene: Scene, kills: Kills, instants: int, seed: int) -> dict[str, int]:
+    """Kill the command at random instants until so many hit; finish it in between by chance."""
+    chance = random.Random(seed)
+    scene.begin()
+    begun = time.perf_counter()
+    assert kills.run(scene, real=True) == 0
+    usual = time.perf_counter() - begun
+    count = {"killed": 0, "finished": 0, "broken": 0}
+    while count["killed"] < instants:
+        scene.begin()
+        accidents = 0
+        status = 1
+        while status and accidents < 3 and not scene.through:
+            status = kills.run(scene, real=True, delay=chance.uniform(0, usual))
+            accidents += status != 0
+            scene.check_whole()
+        scene.finish(accidents)
+        count["killed"] += accidents
+        count["finished"] += 1
+    return count
+
+
+@works
+def test_kills_at_random_instants_leave_whole_stores(scene_on_disk: Scene, kills: Kills) -> None:
+    """17 random instants for each of three commands: more than 50 kills, 0 broken stores."""
+    assert kill_at_random(scene_on_disk, kills, 17, seed=1)["killed"] >= 17
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@works
+def test_many_kills_at_random_instants_leave_whole_stores(
+    scene_on_disk: Scene, kills: Kills
+) -> None:
+    """The long run: 170 random instants for each of three commands."""
+    print(scene_on_disk.work.name, kill_at_random(scene_on_disk, kills, 170, seed=2))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@works
+@exchanges
+def test_every_accident_at_every_step_leaves_whole_stores(
+    scene: Scene, exchanges: bool, kills: Kills
+) -> None:
+    """What the tests above sample, without leaving out a step."""
+    for code in (errno.ENOSPC, errno.EIO):
+        check_refusals(scene, exchanges, [code, code], every=1)
+    cut_power(scene, exchanges, every=1)
+    kill_at_steps(scene, exchanges, kills, every=1)
+
+
+def serve() -> None:
+    """The server of `Kills`: an order per line in, a wait status per line out."""
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "hello" in order:
+            print(0, flush=True)
+            continue
+        child = os.fork()
+        if child == 0:
+            obey(order)
+        if "delay" in order:
+            time.sleep(order["delay"])
+            os.kill(child, signal.SIGKILL)
+        print(os.waitpid(child, 0)[1], flush=True)
+
+
+def obey(order: dict[str, Any]) -> None:
+    """Run one command in this process, which ends here."""
+    log = os.open(order["log"], os.O_WRONLY | os.O_APPEND)
+
+    def told(window: int, chunk: int) -> None:
+        os.write(log, f"{window}-{chunk}\n".encode())
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    disk = Disk() if "real" in order else SteppedDisk(order["at"], die)
+    if isinstance(disk, SteppedDisk):
+        disk.exchanges = order["exchanges"]
+    status = 1
+    try:
+        BY_NAME[order["work"]](Path(order["target"]), disk=disk, told=told)
+        status = 0
+    except StoreError as error:
+        status = 0 if "exists" in str(error) else 1
+        print(error, file=sys.stderr)
+    finally:
+        if status:
+            traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    import torch  # noqa: F401  (once, before any child)
+
+    serve()
