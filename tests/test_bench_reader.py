@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import tiny_models
 from engine.bench.decode import VALUE, Decoder, cut
 from engine.bench.reader import (
     CELLS,
@@ -26,7 +27,6 @@ from engine.train.reader.export import export
 from engine.train.reader.model import Shape
 from engine.train.reader.names import syllables
 from engine.train.reader.tokenizer import train
-from tests import tiny_models
 
 if TYPE_CHECKING:
     from pathlib import Path
