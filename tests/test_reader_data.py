@@ -355,6 +355,8 @@ def test_long_sentences_are_quoted_in_parts() -> None:
         ("moved", "move"),
         ("examined", "examine"),
         ("covered", "cover"),
+        ("appeared", "appear"),
+        ("required", "require"),
     ],
 )
 def test_past_tenses_find_their_base(past: str, base: str) -> None:

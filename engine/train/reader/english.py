@@ -54,7 +54,7 @@ _VOWEL_E: Final = re.compile(
 )
 
 _NO_E: Final = re.compile(
-    r"(?:ss|[aeiou]{2}[bdgklmnpt]|[^aeiou]en|er|on|[^cdvr]it|[^aiou]or|[^aeipr]et|al|el|il)ed$"
+    r"(?:ss|[aeiou]{2}[bdgklmnpt]|(?:ea|oa|ou|ai|ee|oo)r|[^aeiou]en|er|on|[^cdvr]it|[^aiou]or|[^aeipr]et|al|el|il)ed$"
 )
 
 

@@ -51,6 +51,7 @@ def _synonyms() -> dict[str, str]:
     return found
 
 
+_NO_COUNT: Final = frozenset(words_of("between of and or to no. no"))
 _NO_UNITS: Final = frozenset(words_of("a.m. p.m. strong o'clock o’clock or and per p a"))
 _MEASURES: Final = {
     unit: asks
@@ -158,19 +159,17 @@ def _from_clause(clause: Clause, rng: Random) -> list[Proposal]:
         first, last = match.span()
         unit = words(match.start("u"), last)
         before = sentence.tokens[first - 1].text.lower()
-        if before in ("between", "of", "and", "or", "to") or unit.split()[0] in _NO_UNITS:
+        if before in _NO_COUNT or unit.split()[0] in _NO_UNITS or not unit[0].isalpha():
             continue
         # `some sixteen feet`: what only weakens the number goes with it.
         vague = first - (before in ("some", "about", "nearly", "almost", "only", "over"))
         turned = clause.asked(without(max(vague, clause.rest), last))
-        add(
-            "number",
-            first,
-            match.end("n"),
-            f"how many {unit} {turned}",
-            f"how many {unit} {turned}",
-            f"what number of {unit} {turned}",
-        )
+        measures = _MEASURES.get(unit.split()[0].rstrip("."), ())
+        if measures and rng.random() < 0.5:
+            add("amount", first, match.start("u") + 1, *(f"{ask} {turned}" for ask in measures))
+        else:
+            many = f"how many {unit} {turned}"
+            add("number", first, match.end("n"), many, many, f"what number of {unit} {turned}")
         size = sentence.tokens[last].text if last < len(sentence.tokens) else ""
         if size in _SIZES and tags[clause.verb] == "B" and clause.rest == clause.verb + 1:
             be = sentence.tokens[clause.verb].text
@@ -555,19 +554,14 @@ def propose(text: str, rng: Random) -> list[Proposal]:
         return []
     sentence = Sentence(text)
     draw = rng.random()
-    found: list[Proposal] = []
-    if draw < 0.82:
-        found = [_voiced(p, rng) for clause in clauses(sentence) for p in _from_clause(clause, rng)]
-        found += _patterns(sentence, rng) * 2
-        if found and draw < 0.66:
-            return [_checked(p, text, rng) for p in found if _sound(p, text)]
-        mentioned = _mentioned(sentence, rng)
-        if mentioned:
-            return [_checked(p, text, rng) for p in mentioned if _sound(p, text)]
-        if found:
-            return [_checked(p, text, rng) for p in found if _sound(p, text)]
-        if draw < 0.6:
-            return []
+    if draw < 0.85:
+        asked = [_voiced(p, rng) for clause in clauses(sentence) for p in _from_clause(clause, rng)]
+        asked += _patterns(sentence, rng) * 2
+        found = [_checked(p, rng) for p in asked if _sound(p, text)]
+        if not found or draw > 0.75:
+            found = [_checked(p, rng) for p in _mentioned(sentence, rng) if _sound(p, text)]
+        if found or draw < 0.55:
+            return found
     return [p for p in _cloze(sentence, rng) if len(text[slice(*p.span)].strip("_'")) > 1]
 
 
@@ -581,7 +575,7 @@ def _sound(proposal: Proposal, text: str) -> bool:
     )
 
 
-def _checked(proposal: Proposal, text: str, rng: Random) -> Proposal:
+def _checked(proposal: Proposal, rng: Random) -> Proposal:
     return Proposal(_softened(proposal.text, rng), proposal.span, proposal.kind)
 
 
