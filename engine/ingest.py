@@ -90,19 +90,19 @@ def ingest(
     """Read the sources into a store.
 
     Args:
-        reader: one already loaded for this model, when there is.
         paths: files, or "-" for `stdin`.  target: None for `<first source's stem>.sekv`.
+        reader: one already loaded for this model, when there is.
     Raises:
         SekvError: one line that says what is wrong. Nothing appears under the target's name
             unless it is complete; an interrupted run of the same job goes on where it stopped.
     """
-    started = time.perf_counter()
+    clock = _Clock()
     recipe = named(options.method)
     target = target or default_target(paths)
     if target.exists() and not options.overwrite:
         raise StoreError(f"{target} exists; use --overwrite to replace it or -o for another name")
     document = _load(paths, options, progress, stdin)
-    read_s = time.perf_counter() - started
+    clock.lap("read_s")
 
     from engine.readers import hf
     from engine.store import StoreWriter
@@ -111,9 +111,8 @@ def ingest(
     name = hf.resolve(options.model)
     config = hf.load_config(name, options.revision)
     hf.check_supported(config)
-    at = time.perf_counter()
     tokens = tokenize(document, hf.load_tokenizer(name, options.revision))
-    tokenize_s = time.perf_counter() - at
+    clock.lap("tokenize_s")
     windows = cut_windows(
         document, tokens, longest_window(config.get_text_config(), options.window)
     )
@@ -122,48 +121,92 @@ def ingest(
     reader = reader or hf.load(
         name, revision=options.revision, device=options.device, dtype=options.dtype
     )
-    with StoreWriter.begin(
-        target, _job(document, windows, reader, recipe, options), overwrite=options.overwrite
-    ) as writer:
+    job = _job(document, windows, reader, recipe, options)
+    with StoreWriter.begin(target, job, overwrite=options.overwrite) as writer:
         work = _Work(recipe, reader, document, tokens, windows, writer, options.chunk_tokens)
-        work.run(progress)
-        manifest = writer.publish(
-            creator=creator(),
-            model=reader.identity,
-            method=recipe.name,
-            settings=recipe.settings(),
-            dtype=str(reader.dtype).removeprefix("torch."),
-            prompt=reader.prompt.to_json(),
-            tokens=len(tokens.ids),
-            tokenizer_engine=tokens.engine,
-            window_tokens=windows.most,
-            sources=_source_entries(document),
+        return work.make(target, progress, clock)
+
+
+def append(
+    paths: Sequence[str],
+    target: Path,
+    options: IngestOptions,
+    progress: Progress,
+    stdin: BinaryIO | None = None,
+    reader: Reader | None = None,
+) -> IngestReport:
+    """Add sources to a store as new windows; what is there stays byte for byte.
+
+    Model, method and window are the store's; `options` gives pages, password, device and chunk.
+
+    Raises:
+        SekvError: one line that says what is wrong; the store is then as it was.
+    """
+    clock = _Clock()
+    from engine.documents import Document, Page, Source
+    from engine.readers import hf
+    from engine.recipe import from_settings
+    from engine.store import Store, StoreWriter, compare_identity
+    from engine.tokens import Tokens, tokenize
+
+    with Store.open(target) as store:
+        base = store.manifest
+        tables = store.document()
+        old = tuple(
+            Source(
+                path=entry.path,
+                kind=entry.kind,
+                text=store.text(index),
+                pages=tuple(Page(label, start) for label, start in entry.pages),
+                sha256=entry.sha256,
+                notes=entry.notes,
+            )
+            for index, entry in enumerate(base.sources)
         )
-        write_s = writer.seconds
-    identity = reader.identity
-    row = 2 * identity.layers * identity.kv_heads * identity.head_dim
-    return IngestReport(
-        store=str(target),
-        sources=_source_reports(document),
-        model=identity.id,
-        method=recipe.name,
-        tokens=len(tokens.ids),
-        windows=len(windows),
-        window_tokens=windows.most,
-        spans=manifest.spans,
-        anchors=manifest.anchors,
-        store_bytes=sum(f.stat().st_size for f in target.rglob("*") if f.is_file()),
-        full_kv_bytes=row * len(tokens.ids) * reader.dtype.itemsize,
-        timing={
-            "read_s": read_s,
-            "tokenize_s": tokenize_s,
-            "prefill_s": work.prefill_s,
-            "compress_s": work.compress_s,
-            "write_s": write_s,
-            "total_s": time.perf_counter() - started,
-        },
-        resumed_tokens=work.resumed,
+    new = _load(paths, options, progress, stdin)
+    clock.lap("read_s")
+    own = "" if base.model.id == "builtin" else base.model.id
+    reader = reader or hf.load(
+        options.model or own or str(hf.BUILTIN),
+        revision="" if options.model else base.model.revision,
+        device=options.device,
+        dtype=base.dtype,
     )
+    different = compare_identity(base.model, reader.identity)
+    if different:
+        raise StoreError(f"{target}: {different}")
+    clock.lap("load_s")
+    added = tokenize(new, reader.tokenizer)
+    clock.lap("tokenize_s")
+    cuts = cut_windows(new, added, base.window_tokens)
+    tokens = Tokens(
+        *(_joined(tables[name], getattr(added, name)) for name in ("ids", "starts", "ends")),
+        _joined(tables["source"], added.source + len(old)),
+        added.engine,
+    )
+    windows = Windows(
+        (*(w.start for w in base.windows), *(base.tokens + b for b in cuts.bounds)),
+        base.window_tokens,
+    )
+    document = Document((*old, *new.sources))
+    recipe = from_settings(base.method, base.settings)
+    job = _job(document, windows, reader, recipe, options)
+    with StoreWriter.append(target, job) as writer:
+        work = _Work(recipe, reader, document, tokens, windows, writer, options.chunk_tokens)
+        work.kept = len(base.windows)
+        return work.make(target, progress, clock)
+
+
+class _Clock:
+    """Seconds of named stages, one after another."""
+
+    def __init__(self) -> None:
+        self.started = self._last = time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._last = now - self._last, now
 
 
 class _Work:
@@ -184,17 +227,60 @@ class _Work:
         self.chunk_tokens = chunk_tokens
         self.prefill_s = self.compress_s = 0.0
         self.resumed = 0
+        self.kept = 0  # windows that were there before this command: an append's
 
-    def run(self, progress: Progress) -> None:
+    def make(self, target: Path, progress: Progress, clock: _Clock) -> IngestReport:
+        """Read, fold, write and publish."""
+        self._run(progress)
+        reader = self.reader
+        manifest = self.writer.publish(
+            creator=creator(),
+            model=reader.identity,
+            method=self.recipe.name,
+            settings=self.recipe.settings(),
+            dtype=str(reader.dtype).removeprefix("torch."),
+            prompt=reader.prompt.to_json(),
+            tokens=len(self.tokens.ids),
+            tokenizer_engine=self.tokens.engine,
+            window_tokens=self.windows.most,
+            sources=_source_entries(self.document),
+        )
+        identity = reader.identity
+        row = 2 * identity.layers * identity.kv_heads * identity.head_dim
+        return IngestReport(
+            store=str(target),
+            sources=_source_reports(self.document),
+            model=identity.id,
+            method=self.recipe.name,
+            tokens=len(self.tokens.ids),
+            windows=len(self.windows),
+            window_tokens=self.windows.most,
+            spans=manifest.spans,
+            anchors=manifest.anchors,
+            store_bytes=sum(f.stat().st_size for f in target.rglob("*") if f.is_file()),
+            full_kv_bytes=row * len(self.tokens.ids) * reader.dtype.itemsize,
+            timing={
+                "read_s": clock.laps["read_s"],
+                "tokenize_s": clock.laps["tokenize_s"],
+                "prefill_s": self.prefill_s,
+                "compress_s": self.compress_s,
+                "write_s": self.writer.seconds,
+                "total_s": time.perf_counter() - clock.started,
+            },
+            resumed_tokens=self.resumed,
+        )
+
+    def _run(self, progress: Progress) -> None:
         import torch
 
         self.writer.put_document(self._document_tensors())
-        progress.start("reading", len(self.tokens.ids), "tokens")
+        known = self.windows.bounds[self.kept]
+        progress.start("reading", len(self.tokens.ids) - known, "tokens")
         at = time.perf_counter()
         prefix = self.reader.prefix()
         self.prefill_s += time.perf_counter() - at
         sides = self._known_sides()
-        for index in range(len(self.windows)):
+        for index in range(self.kept, len(self.windows)):
             start, end = self.windows.bounds[index], self.windows.bounds[index + 1]
             if self.writer.window_done(index) and sides is not None:
                 self.resumed += end - start
@@ -379,6 +465,13 @@ def creator() -> str:
         return f"sekv {version('sekv')}"
     except PackageNotFoundError:
         return "sekv (not installed)"
+
+
+def _joined(first: Any, second: Any) -> Any:
+    """Two integer tables one after the other, of the first's dtype."""
+    import numpy as np
+
+    return np.concatenate([first, second]).astype(first.dtype)
 
 
 def _load(
