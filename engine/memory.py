@@ -123,8 +123,10 @@ class Limits:
     momentum: float = 0.25
 
 
-TABLE_BYTES = 16
-"""What a zoomed span costs beside its record: an id and an offset."""
+OFFSET_BYTES = 8
+TABLE_BYTES = 2 * OFFSET_BYTES
+"""What a zoomed span costs beside its record: an id and an offset. Each KV head has one offset
+more than spans."""
 
 
 class LayerMemory:
@@ -181,7 +183,7 @@ class LayerMemory:
             if other is not self:
                 later = other.layer > self.layer
                 used += max(other.device_bytes, other.limits.cap if later else 0)
-        return total - used - self.fixed_bytes
+        return total - used - self.fixed_bytes - OFFSET_BYTES * self.heads
 
     def focus(self, windows: Tensor | None) -> None:
         """See only these windows' spans (int64 ids), or all; forget what the last steps wanted."""

@@ -100,7 +100,7 @@ class Sketch:
         scale = 1 / math.sqrt(q.shape[-1])
         shift = torch.bmm(q, mean[:, :, None]) * scale
         turned = torch.bmm(q, basis) * (side["sketch_step"][:, None] * scale)
-        out = []
+        out = [q.new_zeros(*q.shape[:2], 0)]
         for first, last in _stretches(bounds, max(256, 2**22 // max(1, q.shape[1]))):
             start, end = int(bounds[first]), int(bounds[last])
             scores = []

@@ -1,0 +1,387 @@
+"""Three resolutions, one softmax, and bytes that never exceed what was allowed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine import ops
+from engine.memory import LayerMemory, Limits, View, WholeLayer, no_spans, whole_rows
+from engine.policies.codec import Raw, SpanSVD
+from engine.policies.segment import Spans
+from engine.policies.select import MeanKey, Sketch
+from engine.policies.summarise import Mean, SurprisalMean
+from engine.recipe import Recipe
+from tiny_memory import EXACT, NO_LIMIT, Keeper, fixed_spans, layer, layers, plain, rows
+
+HEADS, KV_HEADS, SIZE, TOKENS = 4, 2, 16, 60
+ROUTERS = {"sketch": Sketch(1.25), "mean": MeanKey()}
+CODECS = {"basis": EXACT.codec, "svd": SpanSVD(exact=True), "raw": Raw()}
+
+
+def asked(
+    seed: int, queries: int = 3, live: int = 5, heads: int = HEADS, kv_heads: int = KV_HEADS
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A question: q, live k and v, and which live rows a query sees (causal)."""
+    made = torch.Generator().manual_seed(1000 + seed)
+    q = 2 * torch.randn(heads, queries, SIZE, generator=made)
+    k, v = (torch.randn(kv_heads, live, SIZE, generator=made) for _ in range(2))
+    return q, k, v, torch.ones(queries, live, dtype=torch.bool).tril(live - queries)
+
+
+def truth(
+    k: torch.Tensor, v: torch.Tensor, question: tuple[torch.Tensor, ...], hidden: Any = ()
+) -> torch.Tensor:
+    """Plain attention of the question over document and live rows, some tokens hidden."""
+    q, live_k, live_v, live_seen = question
+    seen = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool)
+    seen[:, list(hidden)] = False
+    both = torch.cat([seen, live_seen], 1)
+    return plain(q, torch.cat([k, live_k], 1), torch.cat([v, live_v], 1), both).float()
+
+
+@pytest.mark.parametrize("router", sorted(ROUTERS))
+@pytest.mark.parametrize("codec", sorted(CODECS))
+def test_everything_zoomed_is_plain_attention(codec: str, router: str) -> None:
+    """Whatever routes and codes: with every span at full rank nothing is lost."""
+    k, v = rows(1, KV_HEADS, TOKENS, SIZE)
+    recipe = replace(
+        EXACT, codec=CODECS[codec], router=ROUTERS[router], summariser=SurprisalMean(16)
+    )
+    memory = layer(k, v, fixed_spans(TOKENS, 7), recipe=recipe)
+    question = asked(1)
+    torch.testing.assert_close(
+        memory.attend(*question), truth(k, v, question), atol=1e-5, rtol=1e-5
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 99),
+    tokens=st.integers(1, 40),
+    length=st.integers(1, 12),
+    queries=st.integers(1, 4),
+    live=st.integers(4, 7),
+    heads=st.sampled_from([(4, 1), (4, 2), (3, 3), (2, 2)]),
+)
+def test_any_shape_is_plain_attention(
+    seed: int, tokens: int, length: int, queries: int, live: int, heads: tuple[int, int]
+) -> None:
+    k, v = rows(seed, heads[1], tokens, SIZE)
+    memory = layer(k, v, fixed_spans(tokens, length))
+    question = asked(seed, queries, live, *heads)
+    if not len(memory.view.spans):
+        return  # all pinned: `recall` makes such a layer whole
+    torch.testing.assert_close(
+        memory.attend(*question), truth(k, v, question), atol=2e-5, rtol=2e-5
+    )
+
+
+def repeating(length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values that are the same within every span, and exact in half precision."""
+    made = torch.Generator().manual_seed(3)
+    first = torch.zeros(1, dtype=torch.int64)
+    owner = torch.cat([first, 1 + torch.arange(TOKENS - 1) // length])
+    k, v = (
+        torch.randint(-8, 9, (KV_HEADS, int(owner.max()) + 1, SIZE), generator=made) / 4
+        for _ in range(2)
+    )
+    return k[:, owner], v[:, owner]
+
+
+def test_summaries_alone_are_exact_where_spans_repeat_one_row() -> None:
+    """One row biased by log(n) weighs as much as the n tokens it replaces."""
+    k, v = repeating(6)
+    spans = fixed_spans(1, 1)
+    bounds = torch.cat([torch.tensor([0]), torch.arange(1, TOKENS, 6), torch.tensor([TOKENS])])
+    kind = torch.zeros(len(bounds) - 1, dtype=torch.uint8)
+    kind[0] = 2
+    recipe = replace(EXACT, router=MeanKey(), summariser=Mean(16))
+    memory = layer(
+        k, v, replace(spans, bounds=bounds, kind=kind), recipe=recipe, limits=Limits(0.0, 1.0)
+    )
+    question = asked(2)
+    out = memory.attend(*question)
+    assert all(len(ids) == 0 for ids in memory.zoomed.spans)
+    torch.testing.assert_close(out, truth(k, v, question), atol=1e-5, rtol=1e-5)
+
+
+def test_a_zoomed_span_is_not_counted_twice() -> None:
+    """Its summary has no weight; pinned, summaries, zoomed and live rows add up to one."""
+    k, v = rows(4, KV_HEADS, TOKENS, SIZE)
+    memory = layer(k, v, fixed_spans(TOKENS, 6))
+    need = memory.fixed_bytes + 3000
+    memory.limits = Limits(need, 1.0)
+    keeper = Keeper()
+    memory.shared.watchers.append(keeper)
+    q, live_k, live_v, seen = asked(4, queries=1, live=1)
+    memory.attend(q, torch.full_like(live_k, -1e4) * q.sum(), live_v, ~seen)
+    (step,) = keeper.steps
+    assert 0 < len(step.zoomed[0]) < len(step.spans)
+    for head in range(KV_HEADS):
+        zoomed = torch.isin(step.spans, step.zoomed[head])
+        assert torch.equal(step.summary[head] == 0, zoomed.expand(2, -1))
+        total = step.summary[head].sum(-1) + step.weight[head].sum(-1)
+        torch.testing.assert_close(total, torch.ones(2))
+        tokens = step.tokens[head]
+        wanted = ops.gather_ranges(
+            memory.bounds[step.zoomed[head]], memory.bounds.diff()[step.zoomed[head]]
+        )
+        assert sorted(tokens[tokens >= 0].tolist()) == sorted([*wanted.tolist(), 0])
+
+
+def test_hidden_live_rows_are_not_seen() -> None:
+    k, v = rows(5, KV_HEADS, TOKENS, SIZE)
+    q, live_k, live_v, seen = asked(5)
+    memory = layer(k, v, fixed_spans(TOKENS, 6))
+    loud = live_k.clone()
+    loud[:, -1] = 100.0
+    out = memory.attend(q, live_k, live_v, seen)
+    changed = memory.attend(q, loud, live_v, seen)
+    assert torch.equal(out[:, :-1], changed[:, :-1])
+    assert not torch.equal(out[:, -1], changed[:, -1])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 99),
+    room=st.lists(st.floats(-1e4, 2e4), min_size=3, max_size=3),
+    coverage=st.sampled_from([0.3, 0.9, 1.0]),
+    steps=st.integers(1, 3),
+)
+def test_bytes_never_exceed_the_caps(
+    seed: int, room: list[float], coverage: float, steps: int
+) -> None:
+    """All layers together stay under the sum of their caps, except for what is fixed."""
+    parts = [[rows(seed + i, KV_HEADS, TOKENS, SIZE)] for i in range(3)]
+    made = layers(parts, [fixed_spans(TOKENS, 5)])
+    shared = made[0].shared
+    for memory, extra in zip(made, room, strict=True):
+        memory.limits = Limits(memory.fixed_bytes + extra, coverage)
+    fixed = sum(memory.device_bytes for memory in made)
+    cap = sum(memory.limits.cap for memory in made)
+    for step in range(steps):
+        for memory in made:
+            memory.attend(*asked(seed + step))
+            assert shared.device_bytes <= max(cap, fixed)
+    assert shared.peak_bytes <= max(cap, fixed)
+    for memory in made:
+        memory.release()
+    assert shared.device_bytes == fixed
+
+
+def test_what_a_layer_leaves_a_later_one_may_use_but_never_the_other_way() -> None:
+    parts = [[rows(i, KV_HEADS, TOKENS, SIZE)] for i in range(2)]
+    early, late = layers(parts, [fixed_spans(TOKENS, 5)])
+    all_of_it = sum(int(early.host.sizes[h].sum()) for h in range(KV_HEADS)) + 16 * 2 * 12
+    for memory in (early, late):
+        memory.limits = Limits(memory.fixed_bytes + all_of_it / 2, 1.0)
+    assert early.room <= all_of_it / 2
+    assert late.room == pytest.approx(early.room + all_of_it / 2, abs=64)
+    early.limits = replace(early.limits, coverage=0.05)
+    early.attend(*asked(0))
+    late.attend(*asked(0))
+    assert late.device_bytes > late.limits.cap
+    early.limits = replace(early.limits, coverage=1.0)
+    early.attend(*asked(1))
+    assert early.shared.device_bytes <= early.limits.cap + late.limits.cap
+
+
+def test_the_last_byte_may_be_used_and_not_one_more() -> None:
+    k, v = rows(10, KV_HEADS, TOKENS, SIZE)
+    memory = layer(k, v, fixed_spans(TOKENS, 6))
+    empty = memory.device_bytes
+    memory.attend(*asked(10))
+    everything = memory.device_bytes
+    assert everything > empty
+    memory.release()
+    memory.limits = Limits(everything, 1.0)
+    memory.attend(*asked(10))
+    assert memory.device_bytes == everything
+    memory.release()
+    memory.limits = Limits(everything - 1, 1.0)
+    memory.attend(*asked(10))
+    assert empty < memory.device_bytes < everything
+
+
+def test_release_gives_everything_back() -> None:
+    k, v = rows(6, KV_HEADS, TOKENS, SIZE)
+    memory = layer(k, v, fixed_spans(TOKENS, 6))
+    before = memory.device_bytes
+    memory.attend(*asked(6))
+    assert memory.device_bytes > before
+    memory.release()
+    assert memory.device_bytes == before
+
+
+def test_questions_leave_no_trace_in_the_memory() -> None:
+    """After release a question sees what it would have seen alone."""
+    k, v = rows(7, KV_HEADS, TOKENS, SIZE)
+    limits = Limits(6000.0, 0.8)
+    alone = layer(k, v, fixed_spans(TOKENS, 6), limits=limits).attend(*asked(8))
+    memory = layer(k, v, fixed_spans(TOKENS, 6), limits=limits)
+    memory.attend(*asked(7))
+    memory.release()
+    assert torch.equal(memory.attend(*asked(8)), alone)
+
+
+def test_a_span_in_use_is_kept_for_a_while() -> None:
+    """What the last step wanted is not dropped at once; with no momentum it is."""
+    k, v = rows(9, KV_HEADS, TOKENS, SIZE)
+    kept = {}
+    for momentum in (0.0, 0.5):
+        memory = layer(k, v, fixed_spans(TOKENS, 4))
+        memory.limits = Limits(memory.fixed_bytes + 2500, 0.9, momentum)
+        fetched = []
+        for step in range(6):
+            memory.attend(*asked(20 + step, queries=1))
+            fetched.append(memory.zoomed.traffic.fetched_spans)
+        kept[momentum] = fetched[-1]
+    assert kept[0.5] < kept[0.0]
+
+
+WINDOWS = [fixed_spans(20, 5), fixed_spans(30, 6), fixed_spans(10, 3)]
+
+
+def windowed(
+    seed: int, recipe: Recipe = EXACT, cuts: list[Spans] = WINDOWS
+) -> tuple[LayerMemory, torch.Tensor, torch.Tensor]:
+    k, v = rows(seed, KV_HEADS, TOKENS, SIZE)
+    lengths = [int(cut.bounds[-1]) for cut in cuts]
+    parts = list(zip(k.split(lengths, 1), v.split(lengths, 1), strict=True))
+    return layers([parts], cuts, recipe=recipe)[0], k, v
+
+
+@pytest.mark.parametrize("chosen", [[0], [1], [2], [0, 2], [0, 1, 2]])
+def test_focus_hides_the_other_windows_but_no_exact_row(chosen: list[int]) -> None:
+    memory, k, v = windowed(11)
+    memory.focus(torch.tensor(chosen))
+    question = asked(11)
+    starts = [0, 20, 50, 60]
+    hidden = [
+        token
+        for window in set(range(3)) - set(chosen)
+        for token in range(starts[window] + 1, starts[window + 1])
+    ]
+    expected = truth(k, v, question, hidden)
+    torch.testing.assert_close(memory.attend(*question), expected, atol=2e-5, rtol=2e-5)
+    memory.focus(None)
+    torch.testing.assert_close(
+        memory.attend(*question), truth(k, v, question), atol=2e-5, rtol=2e-5
+    )
+
+
+@pytest.mark.parametrize("router", sorted(ROUTERS))
+def test_focus_on_windows_without_spans_leaves_the_exact_rows(router: str) -> None:
+    memory, k, v = windowed(12, replace(EXACT, router=ROUTERS[router]))
+    memory.focus(torch.tensor([7]))
+    question = asked(12)
+    hidden = [token for token in range(60) if token not in (0, 20, 50)]
+    out = memory.attend(*question)
+    torch.testing.assert_close(out, truth(k, v, question, hidden), atol=2e-5, rtol=2e-5)
+
+
+def test_a_scout_zooms_nothing_and_scores_windows_by_their_best_span() -> None:
+    """A window's score is the largest share of attention of one of its spans, heads summed."""
+    cuts = [fixed_spans(n, 1) for n in (20, 30, 10)]
+    memory, k, _ = windowed(13, replace(EXACT, router=MeanKey()), cuts)
+    question = asked(13)
+    q, live_k, _, seen = question
+    both = torch.cat([k, live_k], 1).repeat_interleave(2, 0)
+    seen = torch.cat([torch.ones(3, TOKENS, dtype=torch.bool), seen], 1)
+    share = (q @ both.mT / math.sqrt(SIZE)).masked_fill(~seen, -math.inf).softmax(-1)
+    best = share.reshape(KV_HEADS, -1, seen.shape[1]).amax(1)
+    best[:, [0, 20, 50]] = 0  # exact rows are no reason to look at a window
+    expected = torch.stack([w.amax(-1).sum() for w in best[:, :TOKENS].split([20, 30, 10], 1)])
+    memory.shared.scout = torch.zeros(1, 3)
+    memory.attend(*question)
+    torch.testing.assert_close(memory.shared.scout[0], expected, atol=0.01, rtol=0)
+    assert all(len(ids) == 0 for ids in memory.zoomed.spans)
+    memory.shared.scout = None
+    memory.attend(*question)
+    assert all(len(ids) for ids in memory.zoomed.spans)
+
+
+def test_a_whole_layer_is_plain_attention_and_reports_its_rows() -> None:
+    k, v = rows(14, KV_HEADS, TOKENS, SIZE)
+    spans = fixed_spans(TOKENS, 6)
+    folded = layer(k, v, spans, recipe=replace(EXACT, codec=Raw(), summariser=Mean()))
+    got_k, got_v = whole_rows(folded.recipe, folded.host, folded.shared.bounds, folded.side)
+    assert torch.equal(got_k, k)
+    assert torch.equal(got_v, v)
+    keeper = Keeper()
+    folded.shared.watchers.append(keeper)
+    nothing = no_spans(k.device)
+    place = (k, v, torch.arange(TOKENS))
+    memory = WholeLayer(0, EXACT, folded.shared, NO_LIMIT, {}, place, nothing, {}, folded.host)
+    question = asked(14)
+    torch.testing.assert_close(
+        memory.attend(*question), truth(k, v, question), atol=1e-5, rtol=1e-5
+    )
+    (step,) = keeper.steps
+    assert step.tokens[0].tolist() == list(range(TOKENS))
+    assert all(w.shape == (2, TOKENS) for w in step.weight)
+    memory.focus(torch.tensor([0]))
+    memory.release()
+    assert memory.device_bytes == memory.fixed_bytes + memory.zoomed.nbytes
+
+
+def test_a_step_reports_the_newest_query() -> None:
+    """The weights a citation is made of are those of the last row, for every query head."""
+    k, v = rows(15, KV_HEADS, TOKENS, SIZE)
+    memory = layer(k, v, fixed_spans(TOKENS, 6))
+    keeper = Keeper()
+    memory.shared.watchers.append(keeper)
+    q, live_k, live_v, seen = asked(15)
+    memory.attend(q, live_k, live_v, seen)
+    memory.attend(q[:, -1:], live_k, live_v, seen[-1:])
+    whole, last = keeper.steps
+    for a, b in zip(whole.weight, last.weight, strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(whole.summary, last.summary)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=8),
+    picks=st.data(),
+)
+def test_a_picked_view_names_the_same_tokens(lengths: list[int], picks: st.DataObject) -> None:
+    bounds = torch.tensor([0, *lengths]).cumsum(0)
+    count = len(lengths)
+    keep = torch.tensor(picks.draw(st.lists(st.booleans(), min_size=count, max_size=count)))
+    view = View.of(torch.arange(count), bounds, torch.zeros(count, dtype=torch.int64))
+    part, token_rows = view.pick(keep)
+    tokens = torch.arange(int(bounds[-1]))
+    expected = [tokens[bounds[s] : bounds[s + 1]].tolist() for s in range(count) if bool(keep[s])]
+    named = [tokens[token_rows][a:b].tolist() for a, b in pairwise(part.bounds.tolist())]
+    assert named == expected
+    sliced = view.slice({"a.t": tokens[None], "b.s": torch.arange(count)[None]}, keep, token_rows)
+    assert sliced["a.t"][0].tolist() == [t for span in expected for t in span]
+    assert torch.equal(sliced["b.s"][0], part.spans)
+
+
+def test_far_less_room_than_one_span_leaves_summaries() -> None:
+    k, v = rows(16, KV_HEADS, TOKENS, SIZE)
+    memory = layer(k, v, fixed_spans(TOKENS, 6), limits=Limits(1.0, 0.95))
+    out = memory.attend(*asked(16))
+    assert bool(torch.isfinite(out).all())
+    assert all(len(ids) == 0 for ids in memory.zoomed.spans)
+
+
+def test_a_step_far_from_every_key_is_finite() -> None:
+    """Scores of thousands of nats overflow nothing."""
+    k, v = rows(17, KV_HEADS, TOKENS, SIZE)
+    q, live_k, live_v, seen = asked(17)
+    for factor in (1e3, -1e3):
+        memory = layer(k, v, fixed_spans(TOKENS, 6))
+        out = memory.attend(q * factor, live_k, live_v, seen)
+        assert bool(torch.isfinite(out).all())
+        expected = truth(k, v, (q * factor, live_k, live_v, seen))
+        assert math.isclose(float((out - expected).abs().max()), 0, abs_tol=1e-3)

@@ -1,0 +1,131 @@
+"""A document memory made of plain tensors: no model, no files. Not a test itself."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine import ops
+from engine.fold import fit, fold_layer, pinned_tokens
+from engine.memory import LayerMemory, Limits, Shared, Step, View
+from engine.policies.codec import Records, SharedBasis
+from engine.policies.segment import FOLDED, Spans
+from engine.recipe import RECIPES, Recipe
+from engine.tiers import Host
+
+EXACT = replace(RECIPES["sekv"], codec=SharedBasis(bits=32), half_rows=False)
+NO_LIMIT = Limits(math.inf, 1.0)
+
+
+@dataclass
+class Section:
+    """The host section of one window, in memory; it remembers what was read."""
+
+    records: Records
+    heads: int
+    reads: list[int] = field(default_factory=list)
+
+    def offsets(self, layer: int) -> Tensor:
+        return self.records.offsets
+
+    def read(self, layer: int, spans: Tensor) -> Tensor:
+        bounds = self.records.offsets[:: self.heads]
+        self.reads += spans.tolist()
+        return self.records.payload[
+            ops.gather_ranges(bounds[spans], bounds[spans + 1] - bounds[spans])
+        ]
+
+
+@dataclass
+class Keeper:
+    """A watcher that keeps every step."""
+
+    steps: list[Step] = field(default_factory=list)
+
+    def see(self, step: Step) -> None:
+        self.steps.append(step)
+
+
+def rows(seed: int, heads: int, tokens: int, size: int) -> tuple[Tensor, Tensor]:
+    """Random k, v [heads, tokens, size] with a few strong directions, as real ones have."""
+    made = torch.Generator().manual_seed(seed)
+    strength = 2.0 / (1 + torch.arange(size))
+    turn = torch.linalg.qr(torch.randn(size, size, generator=made)).Q
+    k, v = (torch.randn(heads, tokens, size, generator=made) * strength @ turn for _ in range(2))
+    return k, v
+
+
+def fixed_spans(tokens: int, length: int, sinks: int = 1) -> Spans:
+    """Equal spans, the first `sinks` tokens pinned."""
+    from engine.policies.segment import Fixed, pin_ends
+
+    return pin_ends(Fixed(length).cut(torch.zeros(tokens), []), sinks, 0)
+
+
+def layers(
+    windows: list[list[tuple[Tensor, Tensor]]],
+    spans: list[Spans],
+    *,
+    recipe: Recipe = EXACT,
+    limits: Limits = NO_LIMIT,
+    surprisal: Tensor | None = None,
+) -> list[LayerMemory]:
+    """The layers of a memory.
+
+    Args:
+        windows: per layer and window k, v [Hkv, n, D].  spans: per window.
+        surprisal: [N], ones when not given.
+    """
+    starts = [0]
+    for cut in spans:
+        starts.append(starts[-1] + int(cut.bounds[-1]))
+    bounds = torch.cat(
+        [torch.zeros(1, dtype=torch.int64)]
+        + [cut.bounds[1:].long() + start for cut, start in zip(spans, starts, strict=False)]
+    )
+    kind = torch.cat([cut.kind for cut in spans])
+    window = torch.cat([torch.full((len(c.kind),), i) for i, c in enumerate(spans)])
+    pinned = torch.cat(
+        [pinned_tokens(c.bounds, c.kind) + start for c, start in zip(spans, starts, strict=False)]
+    )
+    weight = torch.ones(starts[-1]) if surprisal is None else surprisal
+    shared = Shared(bounds, len(spans))
+    view = View.of(torch.nonzero(kind == FOLDED)[:, 0], bounds, window)
+    for index, parts in enumerate(windows):
+        folded, side = [], None
+        for (k, v), cut, start in zip(parts, spans, starts, strict=False):
+            inside = weight[start : start + k.shape[1]]
+            side = side or fit(recipe, k, v, inside, cut)
+            folded.append(fold_layer(recipe, k, v, inside, cut, side))
+        assert side is not None
+        device: dict[str, Any] = {
+            name: torch.cat([part.device[name] for part in folded], 1) for name in folded[0].device
+        }
+        k, v = device.pop("pinned_k"), device.pop("pinned_v")
+        everything = View.of(torch.arange(len(kind)), bounds, window)
+        keep = kind == FOLDED
+        heads = len(k)
+        sections: list[Any] = [Section(part.records, heads) for part in folded]
+        host = Host(index, sections, [len(c.kind) for c in spans], heads)
+        tensors = everything.slice(device, keep, everything.pick(keep)[1])
+        shared.layers.append(
+            LayerMemory(index, recipe, shared, limits, side, (k, v, pinned), view, tensors, host)
+        )
+    return shared.layers
+
+
+def layer(k: Tensor, v: Tensor, spans: Spans, **changes: Any) -> LayerMemory:
+    """One layer of one window."""
+    return layers([[(k, v)]], [spans], **changes)[0]
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+    """Softmax attention in float64 by the book: q [H, Q, D], k and v [Hkv, N, D], seen [Q, N]."""
+    group = len(q) // len(k)
+    k, v = (x.double().repeat_interleave(group, 0) for x in (k, v))
+    scores = q.double() @ k.mT / math.sqrt(q.shape[-1])
+    return scores.masked_fill(~seen, -math.inf).softmax(-1) @ v
