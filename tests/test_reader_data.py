@@ -141,6 +141,24 @@ def test_a_number_of_facts_is_kept(evaluation: Episodes) -> None:
         assert 1 <= len(episode.questions) <= 4
 
 
+def test_ease_asks_in_the_words_of_the_fact(train: Episodes) -> None:
+    """A training begins with plain matches; the same words must then stand in both."""
+
+    def shared(ease: float) -> float:
+        hits = []
+        for seed in range(40):
+            episode = train.sample(
+                300, rng=Random(seed), facts=3, same_type=False, unanswerable=0.0, ease=ease
+            )
+            for asked in episode.questions:
+                quote = set(asked.quote.lower().rstrip(".").split())
+                words = asked.text.lower().rstrip("?.").split()
+                hits.append(sum(word in quote for word in words) / len(words))
+        return sum(hits) / len(hits)
+
+    assert shared(1.0) > shared(0.0) + 0.05
+
+
 def test_unanswerable_only(evaluation: Episodes) -> None:
     episode = evaluation.sample(300, rng=Random(1), facts=4, questions=6, unanswerable=1.0)
     assert len(episode.questions) == 6

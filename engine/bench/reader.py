@@ -266,30 +266,34 @@ def measure(
     tally = Tally()
     rng = Random(f"{seed} {cell.name}")
     wanted = max(1, round(questions * cell.share))
-    aimed = cell.tokens
+    # The source counts three characters to a token; this tokenizer may not.
+    probe = _draw(source, cell, cell.tokens, Random(f"{seed} probe"))
+    have = len(decoder.encode(probe.document)[0])
+    aimed = round(cell.tokens * min(2.0, max(0.5, cell.tokens / max(1, have))))
     for _ in range(20 * wanted):
         left = wanted - tally.questions
         if left <= 0:
             break
-        drawn = source.sample(
-            aimed,
-            rng=rng,
-            facts=cell.facts,
-            same_type=cell.same,
-            unseen_wording=cell.unseen,
-            questions=cell.asked,
-            unanswerable=cell.unanswerable,
-            kind=cell.kind,
-            groups=cell.groups,
-        )
+        drawn = _draw(source, cell, aimed, rng)
         asked = [_Asked(q.text, q.quote, (q.value,) if q.quote else ()) for q in drawn.questions]
         if asked:
             window = 0 if cell.whole else decoder.window
             _ask(decoder, drawn.document, asked[:left], window, most, tally)
-            if tally.documents == 1:
-                # The source counts three characters to a token; this tokenizer may not.
-                aimed = round(aimed * min(2.0, max(0.5, cell.tokens / max(1, tally.tokens))))
     return tally
+
+
+def _draw(source: Source, cell: Cell, tokens: int, rng: Random) -> Drawn:
+    return source.sample(
+        tokens,
+        rng=rng,
+        facts=cell.facts,
+        same_type=cell.same,
+        unseen_wording=cell.unseen,
+        questions=cell.asked,
+        unanswerable=cell.unanswerable,
+        kind=cell.kind,
+        groups=cell.groups,
+    )
 
 
 def measure_file(decoder: Decoder, file: Path, texts: Path, most: int) -> dict[str, Tally]:

@@ -174,7 +174,8 @@ class Episodes:
                 prose only, or magic numbers.
             groups: how many times `facts` facts, each time of another family.
             ease: 0 to 1, share of what makes facts hard that is left out: near-identical
-                names, other words in the question than in the fact, pronouns, tables.
+                names, other words in the question than in the fact, unusual wordings,
+                pronouns, tables, many facts at once.
         Raises:
             ValueError: unknown kind.
         """
@@ -193,6 +194,8 @@ class Episodes:
             count = facts if facts is not None else rng.choice(_FACT_COUNTS)
             if facts is None:
                 count = max(1, tokens // 30) if lists_only else min(count, max(1, tokens // 40))
+                if rng.random() < ease:
+                    count = min(count, 4)
             exact = facts is not None
             stated = _Stated()
             for _ in range(groups):

@@ -117,8 +117,12 @@ class Clause:
         return Line(sentence(self.text), self.asks)
 
 
-def _choose(options: list[Template], rng: Random) -> Template:
-    return options[int(rng.random() * len(options))]
+_PLAIN: Final = 4  # the first wordings of every list are the plainest
+
+
+def _choose(options: list[Template], rng: Random, ease: float = 0.0) -> Template:
+    many = min(len(options), _PLAIN) if ease and rng.random() < ease else len(options)
+    return options[int(rng.random() * many)]
 
 
 @functools.cache
@@ -144,7 +148,7 @@ def ask_of(
     family: Family, entity: Entity, said: Mapping[str, str], wording: Wording, rng: Random
 ) -> tuple[str, str]:
     """A question for `family` of `entity` and its frame. said: the words of the fact."""
-    asked = _choose(wording.allowed(family, family.asks), rng)
+    asked = _choose(wording.allowed(family, family.asks), rng, wording.ease)
     fill = _slots(entity, entity.short)
     for slot, options in family.words:
         fill[slot] = options[int(rng.random() * len(options))]
@@ -171,7 +175,7 @@ def clause(
 ) -> Clause | None:
     """State `family` of `entity` with a fresh value; None if no wording fits."""
     options = wording.allowed(family, family.facts)
-    told = _choose(options, rng)
+    told = _choose(options, rng, wording.ease)
     frame = told.source
     if pronoun:
         bare = [p for p in map(pronominal, options) if p is not None]
@@ -415,7 +419,7 @@ def state_event(
     options = wording.shared("F", sort)
     if not options:
         return None
-    told = _choose(options, rng)
+    told = _choose(options, rng, wording.ease)
     present = [r for r in event.roles if rng.random() < 0.62] or [rng.choice(event.roles)]
     rng.shuffle(present)
     given: dict[str, tuple[str, int, str]] = {}
@@ -501,7 +505,7 @@ def _ask_event(
     options = wording.shared("Q", f"{sort}.{role}")
     if not options:
         return None
-    asked = _choose(options, rng)
+    asked = _choose(options, rng, wording.ease)
     mentions = set()
     if "a" in asked.slots:
         mentions.add(agent.short)

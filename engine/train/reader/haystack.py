@@ -118,15 +118,18 @@ class Haystack:
             while taken < run:
                 kept: list[str] = []
                 for one in sentences(book.paragraphs[at]):
-                    if taken >= run:
+                    # Verse and old prose have sentences of a page; the length asked for counts.
+                    if taken >= run or len(one) > run - taken + 200:
                         break
                     kept.append(one)
                     taken += len(one) + 1
-                found.append(kept)
+                if kept:
+                    found.append(kept)
                 at += 1
-                if at == len(book.paragraphs):
+                if at == len(book.paragraphs) or taken >= run - 200:
                     break
-            size -= max(taken, 1)
+            # A place that yields nothing still counts, or the search might not end.
+            size -= max(taken, 50)
         return found
 
 

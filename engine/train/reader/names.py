@@ -261,7 +261,11 @@ class Namer:
             if "{title}" in pattern and list_name == "female":
                 fill["title"] = rng.choice(("Captain", "Dr", "Mrs", "Miss", "Professor", "Judge"))
             fill["first"] = self.word(list_name, rng)
-            fill["first2"] = self.word(list_name, rng)
+            fill["first2"] = next(
+                name
+                for name in iter(lambda: self.word(list_name, rng), "")
+                if name not in (fill["first"], keep.get("first"))
+            )
         for slot in _SLOT.findall(pattern):
             text = keep.get(slot) or fill.get(slot) or self._slot(slot, rng)
             fill[slot] = text
