@@ -296,6 +296,8 @@ def _load_reader(
 
 
 def _check(options: AskOptions) -> None:
+    if options.router:
+        raise BudgetError("--router: this version routes by sketches and has no trained routers")
     if options.max_new_tokens < 1:
         raise BudgetError("--max-new-tokens must be at least 1")
     if options.temperature < 0:

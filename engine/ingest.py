@@ -98,6 +98,8 @@ def ingest(
     """
     clock = _Clock()
     recipe = named(options.method)
+    if options.router:
+        raise BudgetError("--router: this version routes by sketches and has no trained routers")
     target = target or default_target(paths)
     if target.exists() and not options.overwrite:
         raise StoreError(f"{target} exists; use --overwrite to replace it or -o for another name")

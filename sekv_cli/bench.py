@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,9 +17,15 @@ if TYPE_CHECKING:
 
 
 class Suite(StrEnum):
-    """What can be measured. reader: does the look-up reader find what a text states?"""
+    """What can be measured.
+
+    reader: does the look-up reader find what a text states? fidelity: does a compressed memory
+    answer as the full cache does? efficiency: what do reading once and asking later cost?
+    """
 
     reader = "reader"
+    fidelity = "fidelity"
+    efficiency = "efficiency"
 
 
 def bench(
@@ -53,6 +60,25 @@ def bench(
     samples: Annotated[
         int, typer.Option(min=1, metavar="N", help="Questions per line of the table.")
     ] = 200,
+    method: Annotated[
+        str,
+        typer.Option(metavar="NAME,...", help="Methods to compare (fidelity), or one to time."),
+    ] = "sekv,sekv-paper",
+    budget: Annotated[
+        str, typer.Option(metavar="SHARE,...", help="Resident budgets (fidelity, efficiency).")
+    ] = "12%,17%",
+    length: Annotated[
+        str,
+        typer.Option(
+            metavar="TOKENS,...", help="Tokens of a document (fidelity: one, efficiency: several)."
+        ),
+    ] = "",
+    window: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Tokens per window; 0: the model's own.")
+    ] = 0,
+    facts: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Facts of one type per document (fidelity).")
+    ] = 4,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the questions.")] = 0,
     device: options.Device = "auto",
     output: Annotated[
@@ -67,9 +93,15 @@ def bench(
     its training cannot have met, without any memory: it is the bound of what
     any store of it can answer. Interrupted, the same command goes on.
 
+    The fidelity suite asks the same questions of the full cache and of every
+    method at every budget of resident bytes. The efficiency suite times ingest
+    and ask beside plain prefill of the same tokens, in turns, in one run.
+
     \b
     Example:
       sekv bench --suite reader --text books --samples 200 --out runs/reader-bench
+      sekv bench --suite fidelity --text books --method sekv,sekv-paper --budget 12%,17%
+      sekv bench --suite efficiency --text books --length 8192,32768 --budget 20%
     """
     if text is None:
         raise SekvError(f"the {suite} suite draws its texts from books; name their folder: --text")
@@ -81,11 +113,124 @@ def bench(
     from sekv_cli import format, progress
 
     with progress.on_stderr() as shown:
-        report, table = _reader(model, text, questions, samples, seed, device, output, shown)
+        if suite is Suite.reader:
+            report, table = _reader(model, text, questions, samples, seed, device, output, shown)
+        elif suite is Suite.fidelity:
+            drawn = _Drawn(text, _numbers(length or "2048")[0], facts, seed)
+            report, table = _fidelity(
+                model, drawn, (method, budget), samples, window, device, output, shown
+            )
+        else:
+            lengths = _numbers(length or "8192,32768")
+            report, table = _efficiency(
+                model, text, lengths, (method, budget), window, device, output, shown
+            )
     if as_json:
         format.emit_json(report)
     else:
         format.print_markdown(format.console(), table)
+
+
+def _numbers(text: str) -> list[int]:
+    """Positive whole numbers parted by commas."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise SekvError(f"{text!r} is no list of numbers of tokens such as 8192,32768")
+    return [int(part) for part in parts]
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _episodes(text: Path, seed: int) -> Any:
+    """Documents that training cannot have met; `text` must hold a book kept back."""
+    from engine.train.reader.episodes import Episodes
+
+    try:
+        return Episodes(text, "eval", seed)
+    except ValueError as error:  # No such book in the folder.
+        raise SekvError(str(error)) from None
+
+
+class _Drawn:
+    """Documents of one length with facts of one type, drawn for ever."""
+
+    def __init__(self, text: Path, tokens: int, facts: int, seed: int) -> None:
+        self._episodes = _episodes(text, seed)
+        self._tokens, self._facts, self._seed = tokens, facts, seed
+
+    def __iter__(self) -> Iterator[Any]:
+        from random import Random
+
+        rng = Random(self._seed)
+        while True:
+            yield self._episodes.sample(
+                self._tokens, rng=rng, facts=self._facts, same_type=True, unanswerable=0.1
+            )
+
+
+def _fidelity(
+    model: str,
+    drawn: _Drawn,
+    compared: tuple[str, str],
+    samples: int,
+    window: int,
+    device: str,
+    output: Path,
+    shown: Progress,
+) -> tuple[dict[str, Any], str]:
+    """The report and its table, both also written below `output`."""
+    from engine.bench import fidelity
+    from engine.readers import hf
+
+    name = hf.resolve(model)
+    setting = fidelity.Setting(
+        methods=_names(compared[0]),
+        budgets=_names(compared[1]),
+        questions=samples,
+        window=window,
+    )
+    reader = hf.load(name, device=device)
+    report = fidelity.measure(reader, name, drawn, setting, shown)
+    return report, fidelity.save(report, output)
+
+
+def _efficiency(
+    model: str,
+    text: Path,
+    lengths: list[int],
+    compared: tuple[str, str],
+    window: int,
+    device: str,
+    output: Path,
+    shown: Progress,
+) -> tuple[dict[str, Any], str]:
+    """The report and its table, both also written below `output`."""
+    import json
+
+    from engine.bench import efficiency
+    from engine.readers import hf
+
+    name = hf.resolve(model)
+    setting = efficiency.Setting(
+        lengths=tuple(lengths),
+        method=_names(compared[0])[0],
+        budget=_names(compared[1])[-1],
+        window=window,
+    )
+    books = "\n\n".join(
+        path.read_text(encoding="utf-8", errors="replace") for path in sorted(text.glob("*.txt"))
+    )
+    if not books:
+        raise SekvError(f"{text} holds no .txt books")
+    reader = hf.load(name, device=device)
+    report = efficiency.measure(reader, name, books[: 8 * max(lengths)], setting, shown)
+    output.mkdir(parents=True, exist_ok=True)
+    table = efficiency.markdown(report)
+    (output / "results.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (output / "table.md").write_text(table, encoding="utf-8")
+    return report, table
 
 
 def _reader(
@@ -103,10 +248,7 @@ def _reader(
     from engine.readers import hf
     from engine.train.reader.episodes import Episodes
 
-    try:
-        unseen = Episodes(text, "eval", seed)
-    except ValueError as error:  # No such book in the folder.
-        raise SekvError(str(error)) from None
+    unseen = _episodes(text, seed)
     familiar = Episodes(text, "eval", seed, names="train")
     output.mkdir(parents=True, exist_ok=True)
     report = evaluate_reader(
