@@ -162,6 +162,27 @@ def test_golden_bytes_are_written_and_read(tmp_path: Path) -> None:
         assert golden.verify() == []
 
 
+def test_the_reader_in_the_documentation_reads_the_golden_store(tmp_path: Path) -> None:
+    """docs/format.md promises that a stranger can write a reader; this one is a stranger's."""
+    page = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
+    program = page.split("```python\n")[1].split("```")[0]
+    store = tmp_path / "toy.sekv"
+    shutil.copytree(GOLDEN, store)
+
+    def read() -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-c", program, str(store)]
+        return subprocess.run(line, capture_output=True, text=True, check=False)
+
+    done = read()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("first token: 0 'à'")
+    assert done.stdout.count("layer") == toy.LAYERS * toy.SPANS
+    for name, place in ((NAME, 30), (SHARED, 9), (DOCUMENT, 4200), (host_file(0), 4300)):
+        flip(store / name, place, 1)
+        assert "damaged" in read().stderr
+        flip(store / name, place, 1)
+
+
 def test_the_size_is_what_the_file_system_says(store: Store) -> None:
     names = [path for path in store.path.rglob("*") if path.is_file()]
     assert store.size() == sum(path.stat().st_size for path in names)
@@ -697,6 +718,19 @@ def test_a_name_taken_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     (target / "precious").unlink()
     target.rmdir()
     toy.ingest(target, windows=1)
+
+
+def test_what_will_be_refused_is_refused_before_any_work(store: Store, tmp_path: Path) -> None:
+    """`check` needs no job, and lets pass what only `begin` can judge."""
+    StoreWriter.check(tmp_path / "new.sekv")
+    StoreWriter.check(store.path, overwrite=True)
+    assert "--overwrite" in refuses(lambda: StoreWriter.check(store.path))
+    assert "no store" in refuses(lambda: StoreWriter.check(tmp_path, overwrite=True))
+    assert "does not exist" in refuses(lambda: StoreWriter.check(tmp_path / "no" / "x.sekv"))
+    (tmp_path / ".toy.sekv.done").mkdir()
+    StoreWriter.check(store.path)
+    assert "exists" in refuses(lambda: toy.ingest(store.path))
+    assert leftovers(tmp_path) == []
 
 
 def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:

@@ -123,10 +123,26 @@ class StoreWriter:
         Raises:
             StoreError: the name is taken, another process is writing, or the disk refuses.
         """
+        cls.check(target, overwrite=overwrite)
+        return cls._start(places_of(target), job, disk or Disk(), overwrite=overwrite)
+
+    @classmethod
+    def check(cls, target: Path, *, overwrite: bool = False) -> None:
+        """Refuse at once what `begin` would refuse after the work that finds out what the job is.
+
+        A name that is taken passes while a dead run's leftovers lie beside it: whether that run
+        was this job, and needs only cleaning up after it, is for `begin` to see.
+
+        Raises:
+            StoreError: the name is taken, or the folder does not exist.
+        """
         places = places_of(target)
-        if not overwrite and not any(path.exists() for path in places.leftovers):
+        if any(path.exists() for path in places.leftovers):
+            return
+        if not overwrite:
             _refuse_existing(places.target)
-        return cls._start(places, job, disk or Disk(), overwrite=overwrite)
+        elif os.path.lexists(places.target):
+            _refuse_foreign(places.target)
 
     @classmethod
     def append(cls, target: Path, job: dict[str, Any], *, disk: Disk | None = None) -> StoreWriter:
