@@ -24,14 +24,14 @@ from engine.memory import LayerMemory
 NAME = "sekv"
 
 
-class LiveLayer(DynamicLayer):
+class LiveLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Live keys and values of one layer beside its read-only document memory.
 
     length: tokens the positions of prefix and document take before the question.
     """
 
     def __init__(self, memory: LayerMemory, length: int):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.memory, self.length, self.pending = memory, length, False
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -40,7 +40,7 @@ class LiveLayer(DynamicLayer):
 
     @property
     def live(self) -> int:
-        return int(self.keys.shape[-2]) if self.is_initialized and self.keys.numel() else 0
+        return 0 if self.keys is None or not self.keys.numel() else int(self.keys.shape[-2])
 
     def get_seq_length(self) -> int:
         return self.length + self.live

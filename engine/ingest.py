@@ -182,9 +182,11 @@ def append(
     clock.lap("tokenize_s")
     cuts = cut_windows(new, added, base.window_tokens)
     tokens = Tokens(
-        *(_joined(tables[name], getattr(added, name)) for name in ("ids", "starts", "ends")),
-        _joined(tables["source"], added.source + len(old)),
-        added.engine,
+        ids=_joined(tables["ids"], added.ids),
+        starts=_joined(tables["starts"], added.starts),
+        ends=_joined(tables["ends"], added.ends),
+        source=_joined(tables["source"], added.source + len(old)),
+        engine=added.engine,
     )
     windows = Windows(
         (*(w.start for w in base.windows), *(base.tokens + b for b in cuts.bounds)),

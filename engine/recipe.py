@@ -5,7 +5,7 @@ RECIPES is the one place where methods are named; docs and `--method` are made f
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from engine.errors import BudgetError
@@ -40,7 +40,7 @@ class Recipe:
     def settings(self) -> dict[str, Any]:
         """The choices with their fields, as the manifest records them."""
         parts = {
-            part: {"kind": type(choice).__name__, **asdict(choice)}
+            part: {"kind": type(choice).__name__, **vars(choice)}
             for part, choice in (
                 ("segmenter", self.segmenter),
                 ("summariser", self.summariser),

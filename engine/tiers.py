@@ -48,7 +48,7 @@ class Host:
         window = torch.searchsorted(self._first, spans, right=True) - 1
         parts = [
             self._windows[w].read(self.layer, spans[window == w] - self._first[w])
-            for w in window.unique().tolist()
+            for w in torch.unique(window).tolist()
         ]
         payload = torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8)
         sizes = self.sizes[:, spans].T.reshape(-1).long()

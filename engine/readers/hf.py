@@ -19,7 +19,7 @@ import transformers
 import xxhash
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from engine import attention
 from engine.errors import ReaderError
@@ -70,7 +70,7 @@ class Reader:
             raise ReaderError("the prompt has no token before the document; a reader needs one")
         hidden = self._forward(list(self.prompt.prefix), 0, cache)
         self._last_hidden = hidden[-1:]
-        return [(layer.keys[0], layer.values[0]) for layer in cache.layers]
+        return [(k[0], v[0]) for k, v in _rows(cache)]
 
     @torch.inference_mode()
     def read_window(
@@ -108,8 +108,8 @@ class Reader:
             n = len(piece)
             yield Chunk(
                 start,
-                [layer.keys[0, :, -n:] for layer in cache.layers],
-                [layer.values[0, :, -n:] for layer in cache.layers],
+                [k[0, :, -n:] for k, _ in _rows(cache)],
+                [v[0, :, -n:] for _, v in _rows(cache)],
                 surprisal,
                 hidden[-1:],
             )
@@ -138,6 +138,11 @@ class Reader:
             picked = x.gather(-1, goal[at : at + HEAD_ROWS].to(x.device)[:, None])[:, 0]
             out.append(x.logsumexp(-1) - picked)
         return torch.cat(out).cpu()
+
+
+def _rows(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of every layer, [1, Hkv, n, D]; `check_supported` let only such layers in."""
+    return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[misc,union-attr]
 
 
 # ---------------------------------------------------------------------------- loading
@@ -194,7 +199,7 @@ def load(model: str, *, revision: str = "", device: str = "auto", dtype: str = "
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ReaderError(_cannot_load(name, error)) from error
-    loaded.eval()
+    loaded.eval()  # type: ignore[no-untyped-call]
     attention.attach(loaded)
     identity = identify(name, revision, config, tokenizer)
     return Reader(loaded, tokenizer, identity, Prompt.of(tokenizer))
@@ -276,6 +281,8 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 def _weights_fingerprint(name: str, revision: str) -> str:
     """Hash of the weight files: all bytes of small ones, 64 spread pieces of large ones."""
     found = cached_file(name, "config.json", **_pinned(revision))
+    if found is None:
+        raise ReaderError(f"cannot find the files of model '{name}'")
     folder = Path(found).parent
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     if not files:
