@@ -879,6 +879,8 @@ def test_the_reader_suite_measures_held_out_books(
         ("bench --text nowhere", "there is no folder nowhere"),
         ("bench --text docs --questions nowhere", "there is no file nowhere"),
         ("bench --text docs", "no eval books"),
+        ("bench --text docs --suite fidelity --length 5k", "'5k' is no list"),
+        ("bench --text docs --suite fidelity", "no eval books"),
     ],
 )
 def test_what_cannot_be_measured_is_one_clear_line(
