@@ -152,8 +152,8 @@ class LayerMemory:
         self.pinned_k, self.pinned_v, self.pinned_token = rows
         self.heads, _, self.size = self.pinned_k.shape
         self.device = self.pinned_k.device
-        self._all = (view, tensors)
-        self.view, self.tensors = view, tensors
+        self._all, self.view, self.tensors = view, view, tensors
+        self._runs: dict[str, list[tuple[int, int]]] | None = None
         self.zoomed = Zoomed(self.heads, self.device)
         self.importance: Tensor | None = None
 
@@ -161,9 +161,7 @@ class LayerMemory:
 
     @property
     def fixed_bytes(self) -> int:
-        tensors = [self.pinned_k, self.pinned_v, *self.side.values(), *self._all[1].values()]
-        if self.view is not self._all[0]:
-            tensors += self.tensors.values()
+        tensors = [self.pinned_k, self.pinned_v, *self.side.values(), *self.tensors.values()]
         return sum(t.nbytes for t in tensors)
 
     @property
@@ -187,19 +185,34 @@ class LayerMemory:
 
     def focus(self, windows: Tensor | None) -> None:
         """See only these windows' spans (int64 ids), or all; forget what the last steps wanted."""
-        view, tensors = self._all
+        self.view, self._runs, self.importance = self._all, None, None
         if windows is not None:
-            keep = torch.isin(view.window, windows.to(self.device))
-            part, rows = view.pick(keep)
-            tensors = view.slice(tensors, keep, rows)
-            view = part
-        self.view, self.tensors = view, tensors
-        self.importance = None
+            ids = windows.to(self.device).sort().values
+            self.view, _ = self._all.pick(torch.isin(self._all.window, ids))
+            first = torch.searchsorted(self._all.window, ids)
+            last = torch.searchsorted(self._all.window, ids, right=True)
+            self._runs = {
+                kind: list(zip(places[first].tolist(), places[last].tolist(), strict=True))
+                for kind, places in (
+                    (".t", self._all.bounds),
+                    (".s", torch.arange(len(self._all.bounds), device=self.device)),
+                )
+            }
 
     def release(self) -> None:
         """Give back everything a question brought to the device."""
         self.zoomed.become([self.view.spans[:0]] * self.heads, self.host)
         self.focus(None)
+
+    def _visible(self) -> Side:
+        """Device tensors of the view; under a focus a passing copy, so that none stays twice."""
+        runs = self._runs
+        if runs is None:
+            return self.tensors
+        return {
+            name: torch.cat([t[:, :0], *(t[:, a:b] for a, b in runs[name[-2:]])], 1)
+            for name, t in self.tensors.items()
+        }
 
     # -- attention -----------------------------------------------------------------
 
@@ -219,7 +232,8 @@ class LayerMemory:
         pinned = torch.bmm(q, self.pinned_k.float().mT) * scale
         live = torch.bmm(q, live_k.float().mT) * scale
         live = live.masked_fill(~seen.repeat(q.shape[1] // rows, 1), ops.NEVER)
-        mass = self.recipe.router.logmass(q, self.tensors, self.side, self.view.bounds)
+        tensors = self._visible()
+        mass = self.recipe.router.logmass(q, tensors, self.side, self.view.bounds)
         share = _share(pinned, live, mass)
         wanted = self._choose(share)
         self.zoomed.become([self.view.spans[w] for w in wanted], self.host)
@@ -228,7 +242,7 @@ class LayerMemory:
         zoom = torch.bmm(q, zoom_k.mT) * scale
         zoom = zoom.masked_fill((tokens < 0)[:, None], ops.NEVER)
         mass = mass.masked_fill(wanted[:, None], ops.NEVER)
-        values = summarise.unpack_values(self.tensors, self.side)
+        values = summarise.unpack_values(tensors, self.side)
         out, weights = ops.mix([pinned, live, mass, zoom], [self.pinned_v, live_v, values, zoom_v])
         if self.shared.watchers:
             self._report(share, weights, tokens, rows)

@@ -18,6 +18,7 @@ from engine import ops
 from engine.errors import BudgetError, StoreError
 from engine.fold import pinned_tokens, sides_of
 from engine.memory import (
+    OFFSET_BYTES,
     LayerMemory,
     Limits,
     Shared,
@@ -116,7 +117,7 @@ def open_memory(
         tensors, lean = _fit(recipe, tensors, sides[index], (1 - ZOOM_RESERVE) * cap)
         side |= {name: t.to(device) for name, t in lean.items()}
         if pins is None:
-            pins = _affordable_pins(tables, tensors, lean, prefix, pinned_k, cap)
+            pins = _affordable_pins(recipe, tables, tensors, lean, prefix, pinned_k, cap)
         keep = tables.pinned_span_mask(pins)
         rows = _join_rows(
             prefix,
@@ -239,6 +240,7 @@ def _fit(recipe: Recipe, tensors: Side, side: Side, room: float) -> tuple[Side, 
 
 
 def _affordable_pins(
+    recipe: Recipe,
     tables: _Tables,
     tensors: Side,
     side: Side,
@@ -246,7 +248,8 @@ def _affordable_pins(
     rows: Tensor,
     cap: float,
 ) -> Tensor:
-    """Spans that stay pinned: all when they fit, else sinks first, then the most surprising.
+    """Spans that stay pinned: all when they fit, else the first tokens of every window, then the
+    document's last, then the most surprising.
 
     Returns:
         int64 ids of spans, ascending.
@@ -261,8 +264,11 @@ def _affordable_pins(
         return pinned
     starts = torch.tensor([0, *torch.nonzero(tables.window.diff())[:, 0].add(1).tolist()])
     totals = torch.zeros(len(lengths)).index_add_(0, ops.span_ids(tables.bounds), tables.surprisal)
-    worth = totals[pinned] / lengths[pinned]
-    worth[torch.isin(pinned, starts)] = float("inf")
+    worth = totals / lengths
+    last = tables.bounds[1:] > tables.bounds[-1] - recipe.local
+    worth[last] = 1e6 + tables.bounds[1:][last]
+    worth[tables.bounds[:-1] < tables.bounds[starts][tables.window] + recipe.sinks] = float("inf")
+    worth = worth[pinned]
     order = worth.argsort(descending=True, stable=True)
     fits = cost[order].cumsum(0) <= room
     return pinned[order[fits]].sort().values
@@ -274,7 +280,8 @@ def _affordable_summaries(
     """bool [S]: spans whose summaries fit beside the exact rows, the most surprising first."""
     heads = rows.shape[0]
     lengths = tables.bounds.diff()
-    room = cap - sum(t.nbytes for t in side.values()) / heads - 2 * rows.nbytes / heads
+    used = (sum(t.nbytes for t in side.values()) + 2 * rows.nbytes) / heads + OFFSET_BYTES
+    room = cap - used
     cost = torch.zeros(len(lengths))
     for name, t in tensors.items():
         each = t.nbytes / heads / t.shape[1]

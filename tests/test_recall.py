@@ -1,0 +1,407 @@
+"""A store becomes a memory under a budget: what stays exact, what shrinks, what is refused."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine import recipe as recipes
+from engine.ask import Session
+from engine.errors import BudgetError, StoreError
+from engine.ingest import ingest
+from engine.manifest import NAME, from_bytes
+from engine.memory import LayerMemory, WholeLayer
+from engine.policies.segment import Entropy
+from engine.readers import hf
+from engine.recall import parse_budget
+from engine.types import IngestOptions, Silent
+from tiny_books import QUESTION, TEXT, log, read, session
+from tiny_models import checkpoint
+
+PAPER = replace(
+    recipes.RECIPES["sekv-paper"], name="paper", segmenter=Entropy(shortest=4), local=16
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint("llama", tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def reader(model: Path) -> hf.Reader:
+    return hf.load(str(model), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def stores(
+    model: Path, reader: hf.Reader, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """The same log by our method, by the published one, in four windows and in eleven."""
+    patch = pytest.MonkeyPatch()
+    patch.setitem(recipes.RECIPES, "paper", PAPER)
+    place = tmp_path_factory.mktemp("stores")
+    made = {
+        "sekv": read(place / "sekv", model, reader=reader),
+        "paper": read(place / "paper", model, reader=reader, method="paper"),
+        "windows": read(place / "windows", model, reader=reader, window=160),
+        "many": read(place / "many", model, log(14), reader=reader, window=80),
+    }
+    patch.undo()
+    return made
+
+
+def tree(store: Path) -> dict[str, bytes]:
+    files = sorted(path for path in store.rglob("*") if path.is_file())
+    return {str(path.relative_to(store)): path.read_bytes() for path in files}
+
+
+def allowed(opened: Session, budget: float) -> float:
+    """Device bytes that a number of document tokens stands for: 16-bit K and V rows."""
+    model = opened.store.manifest.model
+    return budget * 4 * model.head_dim * model.kv_heads * model.layers
+
+
+# ---------------------------------------------------------------------------- what stays exact
+
+
+@pytest.mark.parametrize("kind", ["sekv", "paper", "windows"])
+def test_first_and_last_tokens_are_exact_rows(
+    kind: str, stores: dict[str, Path], reader: hf.Reader
+) -> None:
+    """Sinks of every window, and the document's last `local` tokens, are pinned in every layer."""
+    with session(stores[kind], reader, budget="60%") as opened:
+        manifest = opened.store.manifest
+        local = int(manifest.settings["local"])
+        sinks = int(manifest.settings["sinks"])
+        wanted = set(range(manifest.tokens - local, manifest.tokens))
+        for window in manifest.windows:
+            wanted |= set(range(window.start, window.start + sinks))
+        for layer in opened.memory.layers:
+            assert wanted <= set(layer.pinned_token.tolist())
+
+
+def test_pinned_rows_are_the_rows_of_the_model(stores: dict[str, Path], reader: hf.Reader) -> None:
+    """Prefix and pinned tokens equal the model's own cache, to the half precision they keep."""
+    ids = [*reader.prompt.prefix, *session_ids(stores["sekv"], reader)]
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=reader.model.config)
+    with torch.inference_mode():
+        reader.model.base_model(input_ids=torch.tensor([ids]), past_key_values=cache)
+    with session(stores["sekv"], reader, budget="60%") as opened:
+        for layer, own in zip(opened.memory.layers, cache.layers, strict=True):
+            place = layer.pinned_token + len(reader.prompt.prefix)
+            torch.testing.assert_close(
+                layer.pinned_k.float(), own.keys[0][:, place], atol=1e-4, rtol=1e-3
+            )
+            torch.testing.assert_close(
+                layer.pinned_v.float(), own.values[0][:, place], atol=1e-4, rtol=1e-3
+            )
+
+
+def session_ids(store: Path, reader: hf.Reader) -> list[int]:
+    with session(store, reader) as opened:
+        ids: list[int] = opened.ids.tolist()
+    return ids
+
+
+@pytest.mark.parametrize("budget", ["0.01%", "1%", "5%", "20%", "100%"])
+def test_the_very_first_token_is_always_an_exact_row(
+    budget: str, stores: dict[str, Path], reader: hf.Reader
+) -> None:
+    """Whatever does not fit: the token that attention sinks into is there."""
+    with session(stores["sekv"], reader, budget=budget) as opened:
+        for layer in opened.memory.layers:
+            assert layer.pinned_token[0] == -1
+            assert layer.pinned_k.shape[1] == len(layer.pinned_token) >= 1
+
+
+# ---------------------------------------------------------------------------- bytes
+
+
+BUDGETS = ("1", "1%", "3%", "8%", "12%", "17%", "30%", "60%", "100%")
+
+
+@pytest.mark.parametrize(
+    ("kind", "budget"),
+    [
+        *((kind, budget) for kind in ("sekv", "many") for budget in BUDGETS),
+        *((kind, budget) for kind in ("paper", "windows") for budget in BUDGETS[2::3]),
+    ],
+)
+def test_resident_bytes_keep_to_the_budget(
+    kind: str,
+    budget: str,
+    stores: dict[str, Path],
+    reader: hf.Reader,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After every layer of every step. Where not even the prefix fits, it alone remains."""
+    most = 0
+    report = LayerMemory._report
+
+    def measure(layer: LayerMemory, *args: Any) -> None:
+        nonlocal most
+        most = max(most, layer.shared.device_bytes)
+        report(layer, *args)
+
+    monkeypatch.setattr(LayerMemory, "_report", measure)
+    with session(stores[kind], reader, budget=budget, max_new_tokens=3) as opened:
+        answer = opened.ask(QUESTION)
+        layers = opened.memory.layers
+        prefix = sum(
+            2 * len(reader.prompt.prefix) * layer.heads * layer.size * layer.pinned_k.itemsize
+            + 8 * layer.heads
+            for layer in layers
+        )
+        cap = allowed(opened, parse_budget(budget, opened.store.manifest.tokens))
+        assert 0 < most <= answer.memory.device_kv_bytes <= max(cap, prefix)
+        if cap < prefix:
+            assert all(isinstance(layer, WholeLayer) for layer in layers)
+            assert all(layer.pinned_token.tolist() == [-1] for layer in layers)
+
+
+def test_more_budget_never_pins_or_shows_less(stores: dict[str, Path], reader: hf.Reader) -> None:
+    seen: list[tuple[int, int]] = []
+    for budget in ("1%", "4%", "8%", "12%", "16%", "24%", "50%", "100%", "1000%"):
+        with session(stores["sekv"], reader, budget=budget) as opened:
+            layer = opened.memory.layers[0]
+            exact = int((layer.pinned_token >= 0).sum())
+            seen.append((exact, exact + int(layer.view.lengths.sum())))
+    assert [known for _, known in seen] == sorted(known for _, known in seen)
+    assert seen[-1][1] == len(TEXT)
+
+
+def test_tokens_and_per_cent_mean_the_same(stores: dict[str, Path], reader: hf.Reader) -> None:
+    """Half the document, said in two ways: equal bytes, equal zoom, equal answer."""
+    count = len(TEXT) // 4
+    share = f"{100 * count / len(TEXT):.9f}%"
+    told = []
+    for budget in (str(count), share):
+        with session(stores["sekv"], reader, budget=budget, trace=True) as opened:
+            answer = opened.ask(QUESTION)
+            told.append((answer.answer, answer.memory, opened.trace()["zoom"]))
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [("10%", 100.0), ("10 %", 100.0), (" 12.5% ", 125.0), ("4096", 4096.0), ("0.1%", 1.0)],
+)
+def test_budgets_are_a_share_or_a_number(text: str, tokens: float) -> None:
+    assert parse_budget(text, 1000) == tokens
+
+
+@pytest.mark.parametrize("text", ["", "%", "ten", "-5%", "0", "0%", "1e3", "5%%", "10GB", "nan"])
+def test_other_budgets_are_one_line(text: str) -> None:
+    with pytest.raises(BudgetError, match=r"^budget '.*' is neither a share such as 10% nor"):
+        parse_budget(text, 1000)
+
+
+@given(text=st.text(max_size=12), tokens=st.integers(1, 10**7))
+def test_any_budget_is_positive_or_one_line(text: str, tokens: int) -> None:
+    try:
+        allowed_tokens = parse_budget(text, tokens)
+    except BudgetError as error:
+        said = str(error)
+    else:
+        said = ""
+        assert 0 < allowed_tokens < math.inf
+    assert "\n" not in said.replace(text, "")
+
+
+@pytest.mark.parametrize("coverage", [0.0, -1.0, 1.0001, math.nan])
+def test_coverage_is_a_share(coverage: float, stores: dict[str, Path], reader: hf.Reader) -> None:
+    with pytest.raises(BudgetError, match="coverage"):
+        session(stores["sekv"], reader, coverage=coverage)
+
+
+# ---------------------------------------------------------------------------- positions
+
+
+def test_the_query_is_rotated_to_its_place_behind_the_document(
+    stores: dict[str, Path], reader: hf.Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory sees queries at the positions that follow the document, not at 0, 1, 2 ..."""
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    seen: list[torch.Tensor] = []
+    attend = LayerMemory.attend
+
+    def remember(layer: LayerMemory, q: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        if layer.layer == 0:
+            seen.append(q)
+        return attend(layer, q, *rest)
+
+    monkeypatch.setattr(LayerMemory, "attend", remember)
+    ids = torch.tensor([reader.prompt.question(reader.tokenizer, QUESTION)])
+    with session(stores["sekv"], reader) as opened, torch.inference_mode():
+        length = opened.memory.length
+        assert length == len(reader.prompt.prefix) + len(TEXT)
+        reader.model(
+            input_ids=ids,
+            attention_mask=torch.ones(1, length + ids.shape[1]).to(ids),
+            past_key_values=opened._cache(),
+        )
+        inner = reader.model.model
+        hidden = inner.layers[0].input_layernorm(inner.embed_tokens(ids))
+        plain = inner.layers[0].self_attn.q_proj(hidden).reshape(1, ids.shape[1], 4, 16)
+        plain = plain.transpose(1, 2)
+        places = torch.arange(length, length + ids.shape[1])[None]
+        cos, sin = inner.rotary_emb(plain, places)
+        turned, _ = apply_rotary_pos_emb(plain, plain, cos, sin)
+    (q,) = seen
+    assert float((q - plain[0]).abs().max()) > 0.1
+    torch.testing.assert_close(q, turned[0], atol=1e-5, rtol=1e-5)
+
+
+def test_windows_share_positions_and_the_question_follows_the_longest(
+    stores: dict[str, Path], reader: hf.Reader
+) -> None:
+    with session(stores["windows"], reader) as opened:
+        windows = opened.store.manifest.windows
+        longest = max(window.end - window.start for window in windows)
+        assert len(windows) > 1
+        assert opened.memory.length == len(reader.prompt.prefix) + longest
+
+
+# ---------------------------------------------------------------------------- questions
+
+
+def test_questions_leave_the_store_as_it_was(
+    stores: dict[str, Path], reader: hf.Reader, tmp_path: Path
+) -> None:
+    before = tree(stores["sekv"])
+    for question in ("How many whales?", "Who rained?"):
+        with session(stores["sekv"], reader) as opened:
+            opened.ask(question)
+    assert tree(stores["sekv"]) == before
+
+
+def test_the_same_document_gives_the_same_bytes(
+    stores: dict[str, Path], model: Path, reader: hf.Reader
+) -> None:
+    """Read again, with a reader loaded again: not one byte differs."""
+    again = stores["sekv"].parent / "again.sekv"
+    source = str(stores["sekv"].parent / "log.txt")
+    ingest([source], again, IngestOptions(model=str(model)), Silent())
+    assert tree(again) == tree(stores["sekv"])
+    shutil.rmtree(again)
+
+
+@pytest.mark.parametrize("kind", ["sekv", "paper", "many"])
+def test_questions_do_not_meet(kind: str, stores: dict[str, Path], reader: hf.Reader) -> None:
+    """Several questions in one session: each as if it had been asked alone."""
+    questions = ["How many whales?", "Which ship was it?", "Did it rain on day 7?"]
+
+    def told(opened: Session, question: str) -> Any:
+        answer = opened.ask(question)
+        return answer.answer, answer.citations, answer.memory, opened.trace()
+
+    alone = []
+    for question in questions:
+        with session(stores[kind], reader, budget="20%", trace=True) as opened:
+            alone.append(told(opened, question))
+    with session(stores[kind], reader, budget="20%", trace=True) as opened:
+        together = [told(opened, question) for question in questions]
+        again = [told(opened, question) for question in reversed(questions)]
+    assert together == alone
+    assert again == alone[::-1]
+
+
+# ---------------------------------------------------------------------------- refusals
+
+
+def other(reader: hf.Reader, **changes: Any) -> hf.Reader:
+    """The same reader under another identity."""
+    return hf.Reader(
+        reader.model, reader.tokenizer, replace(reader.identity, **changes), reader.prompt
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"weights": "00" * 16}, "weights"),
+        ({"tokenizer": "00" * 16}, "tokenizer"),
+        ({"rope": {"rope_type": "default", "rope_theta": 5.0}}, "rope"),
+        ({"architecture": "OtherForCausalLM"}, "architecture"),
+        ({"kv_heads": 4}, "shape"),
+        ({"transformers": "99.0.0"}, "transformers"),
+    ],
+)
+def test_another_reader_is_refused_in_one_line(
+    changes: dict[str, Any], said: str, stores: dict[str, Path], reader: hf.Reader
+) -> None:
+    with pytest.raises(StoreError, match=said) as caught:
+        session(stores["sekv"], other(reader, **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_other_weights_under_the_same_name_are_refused(
+    stores: dict[str, Path], model: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    copy = tmp_path / "copy"
+    shutil.copytree(model, copy)
+    weights = load_file(copy / "model.safetensors")
+    weights["model.norm.weight"][3] += 1
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(StoreError, match="weights"):
+        session(stores["sekv"], model=str(copy), device="cpu")
+
+
+def damaged(store: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A copy of a store whose manifest tells something else, under a right checksum."""
+    copy = folder / "copy.sekv"
+    shutil.copytree(store, copy)
+    manifest = from_bytes((copy / NAME).read_bytes())
+    change(manifest.settings)
+    (copy / NAME).write_bytes(manifest.to_bytes())
+    return copy
+
+
+def _no_such_codec(settings: dict[str, Any]) -> None:
+    settings["codec"] = {"kind": "Nonsense"}
+
+
+def _no_such_field(settings: dict[str, Any]) -> None:
+    settings["router"] = {"kind": "Sketch", "colour": 3}
+
+
+def _no_sinks(settings: dict[str, Any]) -> None:
+    del settings["sinks"]
+
+
+def _sinks_of_words(settings: dict[str, Any]) -> None:
+    settings["sinks"] = "many"
+
+
+@pytest.mark.parametrize("change", [_no_such_codec, _no_such_field, _no_sinks, _sinks_of_words])
+def test_unknown_settings_are_one_line(
+    change: Any, stores: dict[str, Path], reader: hf.Reader, tmp_path: Path
+) -> None:
+    with pytest.raises(StoreError, match="unknown method settings"):
+        session(damaged(stores["sekv"], tmp_path, change), reader)
+
+
+def test_full_keeps_everything_and_zooms_nothing(
+    stores: dict[str, Path], reader: hf.Reader
+) -> None:
+    """With --full every token is a row, whatever the budget says."""
+    with session(stores["sekv"], reader, full=True, budget="1%") as opened:
+        answer = opened.ask(QUESTION)
+        assert all(isinstance(layer, WholeLayer) for layer in opened.memory.layers)
+        rows = 2 * 3 * 2 * 16 * (len(TEXT) + 1) * 4
+        assert rows <= answer.memory.device_kv_bytes <= rows + 100

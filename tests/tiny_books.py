@@ -1,0 +1,48 @@
+"""A small document, stores of it and readers, for tests of the core. Not a test itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from engine.ask import Session
+from engine.ingest import ingest
+from engine.readers import hf
+from engine.types import AskOptions, IngestOptions, IngestReport, Silent
+
+QUESTION = "How many whales?"
+
+
+def log(days: int) -> str:
+    """A ship's log of that many days, one sentence and line each; about 57 characters a day."""
+    return "".join(
+        f"On day {i} the crew of ship {i * 7 % 13} saw {i * i % 97} whales, and it rained.\n"
+        for i in range(days)
+    )
+
+
+TEXT = log(9)
+
+
+def read(
+    folder: Path, model: Path, text: str = TEXT, *, reader: hf.Reader | None = None, **options: Any
+) -> Path:
+    """The store that `ingest` makes of a text in a folder."""
+    report(folder, model, text, reader=reader, **options)
+    return folder / "log.sekv"
+
+
+def report(
+    folder: Path, model: Path, text: str = TEXT, *, reader: hf.Reader | None = None, **options: Any
+) -> IngestReport:
+    """The same, and what `ingest` says about it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = folder / "log.txt"
+    source.write_text(text, encoding="utf-8")
+    made = IngestOptions(model=str(model), **options)
+    return ingest([str(source)], folder / "log.sekv", made, Silent(), None, reader)
+
+
+def session(store: Path, reader: hf.Reader | None = None, **options: Any) -> Session:
+    """A store open for questions."""
+    return Session(store, AskOptions(**{"max_new_tokens": 8, **options}), Silent(), reader)
