@@ -525,7 +525,7 @@ def kill_at_random(scene: Scene, kills: Kills, instants: int, seed: int) -> dict
     begun = time.perf_counter()
     assert kills.run(scene, real=True) == 0
     usual = time.perf_counter() - begun
-    count = {"killed": 0, "finished": 0, "broken": 0}
+    count = {"killed": 0, "finished": 0}
     while count["killed"] < instants:
         scene.begin()
         accidents = 0

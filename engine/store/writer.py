@@ -299,9 +299,13 @@ class StoreWriter:
         with self._timed():
             for chunk in range(len(self._chunk_keys(window))):
                 key = chunk_key(window, chunk)
-                if not self._is_sound(key):
+                if key not in self._journal.entries:
                     break
-                found.append(self._load(key, chunk_file(key)))
+                try:
+                    found.append(self._load(key, chunk_file(key)))
+                except StoreError:  # computed again, as what follows it
+                    self._forget(key)
+                    break
         return found
 
     def publish(
@@ -444,10 +448,13 @@ class StoreWriter:
         if key not in self._sound:
             entry = self._journal.entries.get(key)
             self._sound[key] = entry is not None and all_sound(self._place(key), entry)
-            if entry is not None and not self._sound[key]:
-                with disk_errors(str(self._places.target)):
-                    self._journal.drop(key)
+            if not self._sound[key]:
+                self._forget(key)
         return self._sound[key]
+
+    def _forget(self, key: str) -> None:
+        with disk_errors(str(self._places.target)):
+            self._journal.drop(key)
 
     def _load(self, key: str, name: str) -> dict[str, torch.Tensor]:
         entry = file_from_json(self._journal.entries[key]["files"][name])
