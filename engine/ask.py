@@ -13,11 +13,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
 from engine import attention, cite
 from engine.errors import BudgetError
 from engine.manifest import ModelIdentity
+from engine.prompt import Prompt
 from engine.readers import hf
 from engine.recall import Memory, open_memory
 from engine.store import Store
@@ -194,6 +196,11 @@ class Session:
             max_new_tokens=tokens,
             streamer=speaker,
             top_k=None,
+            logits_processor=LogitsProcessorList(
+                [_Reluctance(self.reader.prompt, len(prompt))]
+                if self.reader.prompt.reluctance
+                else []
+            ),
             pad_token_id=self.reader.tokenizer.pad_token_id or 0,
             **sampling,
         )
@@ -212,6 +219,18 @@ class Session:
             "fixed_bytes": sum(layer.fixed_bytes for layer in self.memory.layers),
             "unsupported_quote": "" if speaker.supported else speaker.quote,
         }
+
+
+class _Reluctance(LogitsProcessor):
+    """Takes the calibrated nats from "not stated" when an answer begins."""
+
+    def __init__(self, prompt: Prompt, start: int):
+        self.prompt, self.start = prompt, start
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        if input_ids.shape[1] == self.start:
+            scores[:, self.prompt.refusal] -= self.prompt.reluctance
+        return scores
 
 
 class _Speaker(BaseStreamer):
@@ -254,8 +273,9 @@ class _Speaker(BaseStreamer):
                 self.quote = self._text(self.tokens)
                 self.place = self.book.locate(self.quote, self.evidence.weight)
                 self._answer_from = len(self.tokens)
-        # An unfinished character decodes to U+FFFD; wait for its last byte.
-        self._show(self.answer.rstrip("\ufffd"))
+        # An unfinished character decodes to U+FFFD; wait for its last byte. It may yet be white
+        # space, so that the space before it may yet be the end.
+        self._show(self.answer.rstrip("\ufffd").rstrip())
 
     def end(self) -> None:
         self.evidence.forget()

@@ -15,6 +15,7 @@ from jinja2 import TemplateError
 from engine.errors import ReaderError
 
 DOCUMENT, QUESTION = "\x02document\x02", "\x02question\x02"
+REFUSAL = "not stated"
 TASK = "Answer the question from the document. Quote it where you can."
 
 
@@ -24,6 +25,9 @@ class Prompt:
 
     kind: "document" (template with a role of that name), "chat" or "plain".
     value_token: id of the reader's mark between quote and short answer, -1 if it has none.
+    refusal, reluctance: the first token of "not stated" and the nats it loses when an answer
+    begins, calibrated on questions that are answered and questions that are not; -1 and 0 for
+    models that are no look-up readers.
     """
 
     prefix: tuple[int, ...]
@@ -31,10 +35,12 @@ class Prompt:
     after: str
     kind: str
     value_token: int = -1
+    refusal: int = -1
+    reluctance: float = 0.0
 
     @classmethod
-    def of(cls, tokenizer: Any) -> Prompt:
-        """The prompt of a tokenizer.
+    def of(cls, tokenizer: Any, reluctance: float = 0.0) -> Prompt:
+        """The prompt of a tokenizer; `reluctance` as the look-up reader's configuration has it.
 
         Raises:
             ReaderError: its chat template drops or reorders the document.
@@ -66,7 +72,11 @@ class Prompt:
             raise ReaderError("the model's chat template drops or repeats the document")
         prefix = tuple(tokenizer.encode(pieces[0], add_special_tokens=False))
         value = tokenizer.get_vocab().get("<|value|>", -1) if kind == "document" else -1
-        return cls(prefix, pieces[1], pieces[2], kind, value)
+        if value < 0:
+            return cls(prefix, pieces[1], pieces[2], kind)
+        cue = tokenizer.encode(pieces[2], add_special_tokens=False)
+        full = tokenizer.encode(f"{pieces[2]} {REFUSAL}", add_special_tokens=False)
+        return cls(prefix, pieces[1], pieces[2], kind, value, full[len(cue)], reluctance)
 
     def question(self, tokenizer: Any, text: str) -> list[int]:
         """Token ids of everything after the document; special-token text stays plain text."""

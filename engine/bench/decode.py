@@ -197,6 +197,9 @@ class Decoder:
                 "give the folder of one trained with `sekv train reader`"
             )
         self.end = int(known[END])
+        # How much less willing to refuse than it was trained to be; see `engine.prompt.Prompt`.
+        self.reluctance = float(getattr(self.model.config, "sekv_reluctance", 0.0))
+        self.refusal = self._ids(f"{ANSWER} {NOT_STATED}")[1]
         self.prefix = self._ids(BOS + DOCUMENT)
 
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -267,7 +270,10 @@ class Decoder:
         found: list[list[int]] = [[] for _ in prompts]
         rows = torch.arange(len(prompts), device=self.device)
         for step in range(most):
-            chosen = self.model.lm_head(last).argmax(-1)
+            scores = self.model.lm_head(last)
+            if step == 0:
+                scores[:, self.refusal] -= self.reluctance
+            chosen = scores.argmax(-1)
             going = chosen != self.end
             for row, token in zip(rows.tolist(), chosen.tolist(), strict=True):
                 if token != self.end:

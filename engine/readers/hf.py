@@ -202,7 +202,8 @@ def load(model: str, *, revision: str = "", device: str = "auto", dtype: str = "
     loaded.eval()  # type: ignore[no-untyped-call]
     attention.attach(loaded)
     identity = identify(name, revision, config, tokenizer)
-    return Reader(loaded, tokenizer, identity, Prompt.of(tokenizer))
+    reluctance = float(getattr(config, "sekv_reluctance", 0.0))
+    return Reader(loaded, tokenizer, identity, Prompt.of(tokenizer, reluctance))
 
 
 def check_supported(config: Any) -> None:
