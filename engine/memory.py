@@ -235,7 +235,11 @@ class LayerMemory:
         tensors = self._visible()
         mass = self.recipe.router.logmass(q, tensors, self.side, self.view.bounds)
         share = _share(pinned, live, mass)
-        wanted = self._choose(share)
+        if self.shared.scout is None:
+            wanted = self._choose(share)
+        else:
+            self._scout(mass)
+            wanted = torch.zeros_like(share, dtype=torch.bool)
         self.zoomed.become([self.view.spans[w] for w in wanted], self.host)
         self.shared.note_bytes()
         zoom_k, zoom_v, tokens = self._decode()
@@ -249,17 +253,24 @@ class LayerMemory:
         return out.reshape(-1, rows, self.size)
 
     def _choose(self, share: Tensor) -> Tensor:
-        """bool [Hkv, F]: what to zoom now; nothing while a question scouts."""
-        if self.shared.scout is not None:
-            best = torch.zeros(self.heads, self.shared.windows, device=self.device)
-            best.scatter_reduce_(1, self.view.window.expand_as(share), share, "amax")
-            self.shared.scout[self.layer] = best.sum(0).to(self.shared.scout.device)
-            return torch.zeros_like(share, dtype=torch.bool)
+        """bool [Hkv, F]: what to zoom now."""
         if self.importance is not None:
             share = torch.maximum(share, self.limits.momentum * self.importance)
         self.importance = share
         cost = self.host.sizes[:, self.view.spans.cpu()].to(self.device) + TABLE_BYTES
         return choose(share, cost, self.room, 1 - self.limits.coverage)
+
+    def _scout(self, mass: Tensor) -> None:
+        """Let every query row vote for windows by the best span of each; mass [Hkv, GQ, F].
+
+        Windows are held against each other alone, so that a head which mostly looks at the
+        question still says where in the document it would look.
+        """
+        assert self.shared.scout is not None
+        best = mass.new_full((*mass.shape[:2], self.shared.windows), ops.NEVER)
+        best.scatter_reduce_(2, self.view.window.expand_as(mass), mass, "amax")
+        votes = torch.softmax(best, -1).sum((0, 1))
+        self.shared.scout[self.layer] = votes.to(self.shared.scout.device)
 
     def _decode(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of the zoomed spans, padded over heads: k, v [Hkv, M, D], tokens [Hkv, M] or -1."""
