@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 MOST = 3
 LEAST = 0.05
 LONGEST = 400
-SENTENCE_END = re.compile(r"""[.!?…]["'”’)\]]*\s+(?=["'“‘(\[]?[A-Z0-9])|\n\s*\n""")
+SENTENCE_END = re.compile(
+    r"""(?:(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bProf)(?<!\b[A-Z])\.|[!?…])"""
+    r"""["'”’)\]]*\s+(?=["'“‘(\[]?[A-Z0-9À-ÞЁ-Я])|[。！？]["'”’」』）]*|\n\s*\n"""
+)
 
 
 @dataclass(frozen=True)
@@ -107,23 +110,31 @@ class Book:
         )
 
     def _mass(self, weight: Tensor, source: int, start: int, end: int) -> float:
-        inside = (self.source == source) & (self.starts >= start) & (self.ends <= end)
+        # A sentence's first token often begins with the space before it.
+        inside = (self.source == source) & (self.ends > start) & (self.starts < end)
         return float(weight[inside].sum())
 
     def _sentence(self, source: int, start: int, end: int) -> tuple[int, int, int]:
         """The sentence around some characters, cut to LONGEST around them if it is longer."""
         text = self.text(source)
         low, high = max(0, start - LONGEST), min(len(text), end + LONGEST)
-        before = [m.end() for m in SENTENCE_END.finditer(text, low, high) if m.end() <= start]
-        after = [m.start() + 1 for m in SENTENCE_END.finditer(text, max(low, end - 1), high)]
-        first = before[-1] if before else low
-        last = after[0] if after else high
-        while last < high and not text[last].isspace():  # closing quotes belong to the sentence
-            last += 1
+        start, end = _trim(text, start, end)
+        if start == end:  # white space belongs to the sentence before it
+            _, end = _trim(text, low, start)
+            start = max(low, end - 1)
+        first, last = low, high
+        for found in SENTENCE_END.finditer(text, low, high):
+            if found.end() <= start:
+                first = found.end()
+            elif found.end() >= end:
+                last = found.end()
+                break
         if last - first > LONGEST:
             first, last = max(first, start - LONGEST // 2), min(last, end + LONGEST // 2)
-        while first < start and text[first].isspace():
-            first += 1
-        while last > end and text[last - 1].isspace():
-            last -= 1
-        return source, first, max(last, end)
+        return source, *_trim(text, first, last)
+
+
+def _trim(text: str, start: int, end: int) -> tuple[int, int]:
+    """The same stretch of a text without white space at its ends."""
+    words = text[start:end].rstrip()
+    return start + len(words) - len(words.lstrip()), start + len(words)

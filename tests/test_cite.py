@@ -1,0 +1,231 @@
+"""Citations: exact slices, whole sentences, the right page, the best three."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.cite import LONGEST, MOST, Book
+from engine.documents import load
+from engine.manifest import SourceEntry
+from engine.tokens import tokenize
+from engine.types import Citation
+from tiny_books import log, read, session
+from tiny_models import checkpoint, tokenizer
+
+NO_STORE: Any = None
+
+
+def book(*texts: str, words: bool = True, pages: Any = ()) -> Book:
+    """A book of some texts; tokens are words with the space before them, or characters."""
+    starts, ends, source = [], [], []
+    for index, text in enumerate(texts):
+        at = 0
+        while at < len(text):
+            end = at + 1
+            while words and end < len(text) and not text[end].isspace():
+                end += 1
+            starts.append(at)
+            ends.append(end)
+            source.append(index)
+            at = end
+    entries = tuple(
+        SourceEntry(f"{i}.txt", "text", "", len(text), tuple(pages)) for i, text in enumerate(texts)
+    )
+    tables = (torch.tensor(column, dtype=torch.int64) for column in (starts, ends, source))
+    return Book(NO_STORE, entries, *tables, dict(enumerate(texts)))
+
+
+def evidence(made: Book, *places: tuple[int, str, float]) -> torch.Tensor:
+    """Weight on the token that covers the last character of the first place of some words."""
+    weight = torch.zeros(len(made.starts))
+    for source, words, amount in places:
+        at = made.text(source).index(words) + len(words.rstrip()) - 1
+        inside = (made.source == source) & (made.starts <= at) & (made.ends > at)
+        weight[inside] += amount
+    return weight
+
+
+def cited(text: str, words: str) -> str:
+    """The one sentence that is cited for evidence on some words."""
+    made = book(text)
+    (citation,) = made.citations(evidence(made, (0, words, 1.0)))
+    assert citation.text == text[citation.start : citation.end]
+    assert citation.weight == 1.0
+    return citation.text
+
+
+THREE = "It rained. Zoë saw 3.5 whales! Nobody cared…  Then, at 9, it stopped."
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("It", "It rained."),
+        ("rained.", "It rained."),
+        (" Zoë", "Zoë saw 3.5 whales!"),
+        ("3.5", "Zoë saw 3.5 whales!"),
+        ("whales!", "Zoë saw 3.5 whales!"),
+        (" Nobody", "Nobody cared…"),
+        (" Then,", "Then, at 9, it stopped."),
+        ("stopped.", "Then, at 9, it stopped."),
+    ],
+)
+def test_evidence_in_a_sentence_cites_that_sentence(words: str, sentence: str) -> None:
+    """Its first token, which begins with the space before it, as well as its last."""
+    assert cited(THREE, words) == sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "sentence"),
+    [
+        (
+            "He left. Dr. Seward met Mr. J. Harker. She wept.",
+            "met",
+            "Dr. Seward met Mr. J. Harker.",
+        ),
+        ("He left. “Where to?” she asked. He fell.", "asked", "“Where to?” she asked."),
+        ("“Go!” “No.” He went.", "“No.”", "“No.”"),
+        ('She said "stop." Then he left.', '"stop."', 'She said "stop."'),
+        ("A title\n\nThe first line. Rest", "title", "A title"),
+        ("A title\n\nThe first line. Rest", "first", "The first line."),
+        ("Il pleut. Éric sort. Fin", "Éric", "Éric sort."),
+        ("Шёл дождь. Ольга ушла. Да", "ушла", "Ольга ушла."),
+        (
+            "雨が降った。彼は「行け！」と言った。終わり。",
+            "彼は「行け！」",
+            "雨が降った。彼は「行け！」と言った。終わり。",
+        ),
+        ("one 1.5 two. three four", "two.", "one 1.5 two. three four"),
+    ],
+)
+def test_sentences_end_where_people_end_them(text: str, words: str, sentence: str) -> None:
+    """Titles, initials and decimals end none; quotes and brackets stay with theirs."""
+    assert cited(text, words) == sentence
+
+
+def test_sentences_without_spaces_are_told_apart() -> None:
+    made = book("雨が降った。彼は去った。終わり。", words=False)
+    (citation,) = made.citations(evidence(made, (0, "彼は去", 1.0)))
+    assert citation.text == "彼は去った。"
+
+
+def test_evidence_on_white_space_cites_the_sentence_before_it() -> None:
+    text = "\n\nIt rained.  \n\nIt stopped."
+    made = book(text, words=False)
+    for at in (10, 12, 13, 14, 15):
+        weight = torch.zeros(len(text))
+        weight[at] = 1.0
+        assert [c.text for c in made.citations(weight)] in (["It rained."], [])
+    weight = torch.zeros(len(text))
+    weight[0] = weight[5] = 1.0
+    assert [c.text for c in made.citations(weight)] == ["It rained."]
+
+
+def test_a_sentence_without_end_is_cut_around_the_evidence() -> None:
+    text = "word " * 500 + "whale " + "word " * 500
+    found = cited(text, "whale")
+    assert "whale" in found
+    assert len(found) <= LONGEST + len(" whale")
+
+
+def test_the_best_three_come_first() -> None:
+    text = "One sat. Two sat. Three sat. Four sat. Five sat."
+    made = book(text)
+    weight = evidence(
+        made, (0, "Two", 0.4), (0, "Five", 0.3), (0, "One", 0.2), (0, "Four", 0.08), (0, "Three", 1)
+    )
+    weight[0] = 0.2
+    told = made.citations(weight)
+    assert [c.text for c in told] == ["Three sat.", "Two sat.", "Five sat."]
+    assert len(told) == MOST
+    assert told[0].weight == pytest.approx(1 / 1.98, abs=1e-4)
+
+
+def test_a_quoted_passage_comes_first_whatever_its_evidence() -> None:
+    text = "One sat. Two sat. Three sat."
+    made = book(text)
+    weight = evidence(made, (0, "Three", 1.0))
+    told = made.citations(weight, made.locate("Two  sat.", weight))
+    assert [c.text for c in told] == ["Two sat.", "Three sat."]
+    assert [c.text for c in made.citations(weight * 0, (0, 0, 8))] == ["One sat."]
+
+
+def test_a_quote_is_found_whatever_its_spaces() -> None:
+    """Of several places the one that was looked at; of none, none."""
+    made = book("It rained.\nIt rained. It\n rained.")
+    assert made.locate("It rained.", evidence(made, (0, "It\n rained", 1.0))) == (0, 22, 33)
+    assert made.locate("It  rained.", torch.zeros(7)) == (0, 0, 10)
+    assert made.locate("It snowed.", torch.zeros(7)) is None
+    assert made.locate(" ", torch.zeros(7)) is None
+    assert made.locate("It (rained", torch.zeros(7)) is None
+
+
+def test_no_evidence_no_citation() -> None:
+    made = book("One sat. Two sat.")
+    assert made.citations(torch.zeros(4)) == ()
+
+
+@pytest.mark.parametrize(
+    ("offset", "label"), [(0, ""), (4, "i"), (8, "i"), (9, "1"), (17, "1"), (18, "2"), (99, "2")]
+)
+def test_a_page_begins_at_its_first_character(offset: int, label: str) -> None:
+    made = book("One sat. Two sat. Three sat.", pages=(("i", 4), ("1", 9), ("2", 18)))
+    assert made.page_at(0, offset) == label
+
+
+def test_a_citation_names_source_and_page() -> None:
+    made = book("One sat. Two sat.", "Three sat. Four sat.", pages=(("1", 0), ("2", 9)))
+    told = made.citations(evidence(made, (1, "Four", 0.6), (0, "One", 0.4)))
+    assert told == (
+        Citation("1.txt", "2", 11, 20, "Four sat.", 0.6),
+        Citation("0.txt", "1", 0, 8, "One sat.", 0.4),
+    )
+
+
+@settings(max_examples=80, deadline=None)
+@given(text=st.text(st.sampled_from("aB .!?\n”“(Zé。"), min_size=1, max_size=80), data=st.data())
+def test_any_evidence_gives_exact_slices_around_it(text: str, data: st.DataObject) -> None:
+    made = book(text, words=data.draw(st.booleans()))
+    count = len(made.starts)
+    weight = torch.tensor(data.draw(st.lists(st.floats(0, 1), min_size=count, max_size=count)))
+    told = made.citations(weight)
+    assert len(told) <= MOST
+    assert len({(c.start, c.end) for c in told}) == len(told)
+    for citation in told:
+        assert 0 <= citation.start < citation.end <= len(text)
+        assert citation.text == text[citation.start : citation.end]
+        assert citation.text == citation.text.strip()
+        assert 0 < citation.weight <= 1
+
+
+def test_tokens_of_the_model_s_own_tokenizer_find_their_characters(tmp_path: Path) -> None:
+    """Bytes of one character each point to the whole character."""
+    source = tmp_path / "a.txt"
+    source.write_text("It rained. Éa came. Fin", encoding="utf-8")
+    tokens = tokenize(load([str(source)]), tokenizer())
+    tables = {"starts": tokens.starts, "ends": tokens.ends, "source": tokens.source}
+    columns = (torch.from_numpy(tables[name]).long() for name in ("starts", "ends", "source"))
+    text = source.read_text(encoding="utf-8")
+    made = Book(NO_STORE, (SourceEntry("a", "text", "", len(text)),), *columns, {0: text})
+    for byte in range(11, 13):
+        weight = torch.zeros(len(tokens))
+        weight[byte] = 1.0
+        assert [c.text for c in made.citations(weight)] == ["Éa came."]
+
+
+def test_through_a_store_the_place_looked_at_is_cited(tmp_path: Path) -> None:
+    """All evidence on one day's line: exactly this line is cited, from the stored text."""
+    model = checkpoint("llama", tmp_path / "model")
+    text = log(4)
+    with session(read(tmp_path / "store", model, text)) as opened:
+        weight = torch.zeros(len(text))
+        weight[text.index("day 2") : text.index("day 2") + 20] = 1.0
+        (citation,) = opened.book.citations(weight)
+    assert citation.text == text.splitlines()[2]
+    assert citation.source.endswith("log.txt")
