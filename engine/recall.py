@@ -93,7 +93,7 @@ def open_memory(
     pins: Tensor | None = None
     for index, device in enumerate(reader.devices):
         prefix = (stored[f"{index}.prefix_k"], stored[f"{index}.prefix_v"])
-        host = Host(index, hosts, counts, manifest.model.kv_heads)
+        host = Host(index, hosts, counts, manifest.model.kv_heads, pinned=device.type == "cuda")
         side = {name: t.to(device) for name, t in sides[index].items()}
         if recipe.whole or full:
             k, v = whole_rows(recipe, host, tables.bounds, sides[index])

@@ -22,8 +22,18 @@ if TYPE_CHECKING:
 class Host:
     """Span records of one layer over all windows, addressed by document span."""
 
-    def __init__(self, layer: int, windows: list[HostSection], spans: list[int], heads: int):
+    def __init__(
+        self,
+        layer: int,
+        windows: list[HostSection],
+        spans: list[int],
+        heads: int,
+        *,
+        pinned: bool = False,
+    ):
+        """spans: of each window. pinned: stage records in page-locked memory, for a GPU."""
         self.layer = layer
+        self._pinned = pinned
         self.heads = heads
         self._windows = windows
         self._first = torch.tensor([0, *spans]).cumsum(0)
@@ -47,7 +57,9 @@ class Host:
         """
         window = torch.searchsorted(self._first, spans, right=True) - 1
         parts = [
-            self._windows[w].read(self.layer, spans[window == w] - self._first[w])
+            self._windows[w].read(
+                self.layer, spans[window == w] - self._first[w], pinned=self._pinned
+            )
             for w in torch.unique(window).tolist()
         ]
         payload = torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8)

@@ -95,7 +95,8 @@ def greedy(model: Any, ids: torch.Tensor, steps: int, **kwargs: Any) -> Any:
 
 def from_memory(session: Session, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
     ids = torch.tensor([session.reader.prompt.question(session.reader.tokenizer, QUESTION)])
-    mask = torch.ones(1, session.memory.length + ids.shape[1], dtype=torch.long)
+    ids = ids.to(session.reader.devices[0])
+    mask = torch.ones(1, session.memory.length + ids.shape[1], dtype=torch.long).to(ids)
     out: tuple[torch.Tensor, torch.Tensor] = greedy(
         session.reader.model, ids, steps, attention_mask=mask, past_key_values=session._cache()
     )
@@ -185,3 +186,36 @@ def test_parallel_windows_equal_one_softmax_over_their_caches(
                 position_ids=torch.arange(start, start + len(question))[None],
             ).logits[:, -1]
     torch.testing.assert_close(logits, out, atol=1e-4, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("exact", sorted(EXACT))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_gpu_answers_as_the_full_cache_does(
+    exact: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 the memory may be no further from float32 than twice the plain model is."""
+    model = checkpoint("llama", tmp_path / "model")
+    store = make_store(tmp_path, model, monkeypatch, exact, device="cuda", dtype=dtype)
+    options = AskOptions(
+        budget="10000%", coverage=1.0, model=str(model), device="cuda", dtype=dtype
+    )
+    with Session(store, options, Silent()) as session:
+        ids, logits = (t.cpu() for t in from_memory(session, 8))
+        true_ids, true_logits = truth(session, model, 8)
+        plain = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).cuda()
+        prompt = session.reader.prompt
+        asked = [
+            *prompt.prefix,
+            *session.ids.tolist(),
+            *prompt.question(session.reader.tokenizer, QUESTION),
+        ]
+        with torch.no_grad():
+            own = plain(torch.tensor([asked]).cuda()).logits[:, -1].float().cpu()
+    if dtype == "float32":
+        assert torch.equal(ids, true_ids)
+        torch.testing.assert_close(logits, true_logits, atol=1e-3, rtol=0)
+    else:
+        allowed = 2 * float((own - true_logits[:1]).abs().max()) + 1e-3
+        assert float((logits[:1].float() - true_logits[:1]).abs().max()) <= allowed
