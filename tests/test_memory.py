@@ -288,21 +288,19 @@ def test_focus_on_windows_without_spans_leaves_the_exact_rows(router: str) -> No
     torch.testing.assert_close(out, truth(k, v, question, hidden), atol=2e-5, rtol=2e-5)
 
 
-def test_a_scout_zooms_nothing_and_scores_windows_by_their_best_span() -> None:
-    """A window's score is the largest share of attention of one of its spans, heads summed."""
+def test_a_scout_zooms_nothing_and_lets_every_query_vote_for_windows() -> None:
+    """A query's vote is shared among windows by their best span; live and exact rows have none."""
     cuts = [fixed_spans(n, 1) for n in (20, 30, 10)]
     memory, k, _ = windowed(13, replace(EXACT, router=MeanKey()), cuts)
     question = asked(13)
-    q, live_k, _, seen = question
-    both = torch.cat([k, live_k], 1).repeat_interleave(2, 0)
-    seen = torch.cat([torch.ones(3, TOKENS, dtype=torch.bool), seen], 1)
-    share = (q @ both.mT / math.sqrt(SIZE)).masked_fill(~seen, -math.inf).softmax(-1)
-    best = share.reshape(KV_HEADS, -1, seen.shape[1]).amax(1)
-    best[:, [0, 20, 50]] = 0  # exact rows are no reason to look at a window
-    expected = torch.stack([w.amax(-1).sum() for w in best[:, :TOKENS].split([20, 30, 10], 1)])
+    scores = question[0] @ k.repeat_interleave(2, 0).mT / math.sqrt(SIZE)
+    scores[..., [0, 20, 50]] = -math.inf
+    best = torch.stack([w.amax(-1) for w in scores.split([20, 30, 10], -1)], -1)
     memory.shared.scout = torch.zeros(1, 3)
     memory.attend(*question)
-    torch.testing.assert_close(memory.shared.scout[0], expected, atol=0.01, rtol=0)
+    votes = memory.shared.scout[0]
+    torch.testing.assert_close(votes, best.softmax(-1).sum((0, 1)), atol=0.02, rtol=0)
+    assert float(votes.sum()) == pytest.approx(HEADS * 3)
     assert all(len(ids) == 0 for ids in memory.zoomed.spans)
     memory.shared.scout = None
     memory.attend(*question)
