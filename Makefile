@@ -23,6 +23,7 @@ install: $(READY)
 # The stamp is written last, so that an interrupted installation is done again.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sekv needs Python 3.11 or newer; name one with: make PYTHON=python3.11 ...")'
+	@echo "making an environment in $(VENV), once; this takes a few minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -1,0 +1,25 @@
+"""The pages keep their promises: every link between them leads somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """A page or picture that is named in the repository is in the repository."""
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    inside = [target for target in targets if "://" not in target]
+    assert [target for target in inside if not (page.parent / target).exists()] == []
+
+
+def test_the_demo_asks_three_questions() -> None:
+    """README and Makefile say so."""
+    lines = (ROOT / "docs" / "sample" / "questions.txt").read_text(encoding="utf-8").splitlines()
+    assert len([line for line in lines if line.strip()]) == 3
