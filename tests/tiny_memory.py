@@ -32,7 +32,7 @@ class Section:
     def offsets(self, layer: int) -> Tensor:
         return self.records.offsets
 
-    def read(self, layer: int, spans: Tensor) -> Tensor:
+    def read(self, layer: int, spans: Tensor, *, pinned: bool = False) -> Tensor:
         bounds = self.records.offsets[:: self.heads]
         self.reads += spans.tolist()
         return self.records.payload[

@@ -223,7 +223,8 @@ class SpanSVD:
         size = int(side["size"][0])
         starts = offsets[:-1]
         if not len(starts):
-            return torch.zeros(0, size), torch.zeros(0, size)
+            none = torch.zeros(0, size, device=payload.device)
+            return none, none
         marks = payload[starts[:, None] + torch.arange(4, device=starts.device)]
         ranks = marks.contiguous().view(torch.int16).long()
         out, starts = [], starts + 4

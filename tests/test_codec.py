@@ -1,0 +1,328 @@
+"""Spans into records and back: exact where promised, small where promised."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine import ops
+from engine.policies.codec import (
+    Codec,
+    Raw,
+    Records,
+    SharedBasis,
+    Side,
+    SpanSVD,
+    basis_of,
+    pack_basis,
+    to_basis,
+)
+from tiny_memory import rows
+
+EXACT: dict[str, Codec] = {
+    "raw": Raw(),
+    "basis": SharedBasis(bits=32),
+    "svd": SpanSVD(exact=True),
+}
+LOSSY: dict[str, Codec] = {"basis": SharedBasis(bits=6), "svd": SpanSVD()}
+ALL = {**EXACT, **{f"lossy {name}": codec for name, codec in LOSSY.items()}}
+
+
+def bounds_of(*lengths: int) -> torch.Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0)
+
+
+def encoded(codec: Codec, k: torch.Tensor, v: torch.Tensor, bounds: torch.Tensor) -> Any:
+    side = codec.fit(k, v)
+    return codec.encode(k, v, bounds, side), side
+
+
+def decoded(
+    codec: Codec,
+    records: Records,
+    side: Side,
+    bounds: torch.Tensor,
+    heads: int,
+    head: int,
+    spans: list[int],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Some spans of a head in any order, from their records alone."""
+    place = torch.tensor(spans, dtype=torch.int64) * heads + head
+    sizes = records.offsets[place + 1] - records.offsets[place]
+    payload = records.payload[ops.gather_ranges(records.offsets[place], sizes)]
+    offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    lengths = bounds.diff()[torch.tensor(spans, dtype=torch.int64)]
+    return codec.decode(head, payload, offsets, lengths, side)
+
+
+def error(codec: Codec, k: torch.Tensor, v: torch.Tensor, bounds: torch.Tensor) -> float:
+    """Relative squared error over all heads of keys and values."""
+    records, side = encoded(codec, k, v, bounds)
+    every = list(range(len(bounds) - 1))
+    wrong = whole = 0.0
+    for head in range(len(k)):
+        got = decoded(codec, records, side, bounds, len(k), head, every)
+        for mine, true in zip(got, (k[head], v[head]), strict=True):
+            wrong += float((mine - true).square().sum())
+            whole += float((true - true.mean(0)).square().sum())
+    return wrong / whole
+
+
+@pytest.mark.parametrize("size", [16, 64, 128])
+@pytest.mark.parametrize("heads", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", sorted(EXACT))
+def test_the_exact_codecs_lose_nothing(name: str, heads: int, size: int) -> None:
+    k, v = rows(heads, heads, 70, size)
+    bounds = bounds_of(1, 12, 1, 30, 7, 19)
+    codec = EXACT[name]
+    records, side = encoded(codec, k, v, bounds)
+    for head in range(heads):
+        got = decoded(codec, records, side, bounds, heads, head, list(range(6)))
+        torch.testing.assert_close(got, (k[head], v[head]), atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(sorted(ALL)),
+    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=8),
+    heads=st.integers(1, 3),
+    data=st.data(),
+)
+def test_any_spans_in_any_order_decode_as_all_of_them(
+    name: str, lengths: list[int], heads: int, data: st.DataObject
+) -> None:
+    """A record needs no other: a subset in any order gives the rows it gives among all."""
+    k, v = rows(len(lengths), heads, sum(lengths), 16)
+    bounds, codec = bounds_of(*lengths), ALL[name]
+    records, side = encoded(codec, k, v, bounds)
+    head = data.draw(st.integers(0, heads - 1))
+    spans = data.draw(st.lists(st.integers(0, len(lengths) - 1), unique=True))
+    every = list(range(len(lengths)))
+    whole = decoded(codec, records, side, bounds, heads, head, every)
+    some = decoded(codec, records, side, bounds, heads, head, spans)
+    picked = torch.tensor(spans, dtype=torch.int64)
+    place = ops.gather_ranges(bounds[picked], bounds.diff()[picked])
+    for mine, all_of_them, true in zip(some, whole, (k, v), strict=True):
+        assert mine.shape == (len(place), 16)
+        torch.testing.assert_close(mine, all_of_them[place], atol=1e-6, rtol=1e-6)
+        if name in EXACT:
+            torch.testing.assert_close(mine, true[head][place], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_records_lie_one_after_another_with_the_heads_of_a_span_together(name: str) -> None:
+    k, v = rows(1, 3, 40, 16)
+    bounds = bounds_of(4, 10, 1, 25)
+    records, side = encoded(ALL[name], k, v, bounds)
+    assert records.payload.dtype == torch.uint8
+    assert records.offsets.dtype == torch.int64
+    assert len(records.offsets) == 4 * 3 + 1
+    assert records.offsets[0] == 0
+    assert records.offsets[-1] == len(records.payload)
+    assert bool((records.offsets.diff() > 0).all())
+    again = ALL[name].encode(k, v, bounds, side)
+    assert torch.equal(again.payload, records.payload)
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+@pytest.mark.parametrize(
+    "what", ["ones", "equal rows", "zeros", "tiny", "huge", "one token", "few tokens", "one span"]
+)
+def test_odd_spans_come_back(name: str, what: str) -> None:
+    """Spans of one token, rows that are all equal, zero, of any magnitude; fewer rows than D."""
+    k, v = rows(5, 2, 24, 16)
+    lengths = [8, 8, 8]
+    if what == "ones":
+        lengths = [1] * 24
+    elif what == "equal rows":
+        k, v = (x[:, :1].expand(-1, 24, -1).contiguous() for x in (k, v))
+    elif what == "zeros":
+        k, v = torch.zeros_like(k), torch.zeros_like(v)
+    elif what in ("tiny", "huge"):
+        k, v = (x * (1e-4 if what == "tiny" else 1e3) for x in (k, v))
+    elif what == "one token":
+        k, v, lengths = k[:, :1], v[:, :1], [1]
+    elif what == "few tokens":
+        k, v, lengths = k[:, :3], v[:, :3], [1, 2]
+    else:
+        lengths = [24]
+    bounds, codec = bounds_of(*lengths), ALL[name]
+    records, side = encoded(codec, k, v, bounds)
+    for head in range(2):
+        got = decoded(codec, records, side, bounds, 2, head, list(range(len(lengths))))
+        for mine, true in zip(got, (k[head], v[head]), strict=True):
+            scale = float(true.abs().max()) + 1e-9
+            limit = 1e-5 if name in EXACT else 0.06
+            assert float((mine - true).abs().max()) <= limit * scale + 1e-6
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_no_span_is_no_row(name: str) -> None:
+    k, v = rows(6, 2, 24, 16)
+    bounds = bounds_of(8, 8, 8)
+    records, side = encoded(ALL[name], k, v, bounds)
+    for part in decoded(ALL[name], records, side, bounds, 2, 1, []):
+        assert part.shape == (0, 16)
+        assert part.dtype == torch.float32
+        assert part.device == records.payload.device
+
+
+# ---------------------------------------------------------------------------- raw
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_raw_keeps_every_bit_of_the_model_s_own_dtype(dtype: torch.dtype) -> None:
+    k, v = (x.to(dtype) for x in rows(7, 2, 30, 16))
+    bounds = bounds_of(10, 5, 15)
+    records, side = encoded(Raw(), k, v, bounds)
+    assert len(records.payload) == 2 * k.nbytes
+    got = decoded(Raw(), records, side, bounds, 2, 1, [0, 1, 2])
+    assert torch.equal(got[0], k[1].float())
+    assert torch.equal(got[1], v[1].float())
+
+
+# ---------------------------------------------------------------------------- shared basis
+
+
+def test_more_bits_are_less_wrong() -> None:
+    k, v = rows(8, 2, 600, 64)
+    bounds = bounds_of(*[12] * 50)
+    errors = [error(SharedBasis(bits), k, v, bounds) for bits in (0.5, 1, 2, 3, 4, 5, 6, 7, 8)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[2] < 0.1
+    assert errors[-1] < 2e-4
+
+
+@pytest.mark.parametrize("bits", [1.0, 2.0, 4.0, 6.0])
+def test_a_token_takes_the_bits_it_was_promised(bits: float) -> None:
+    """About the mean asked: every width is rounded to whole bytes, at most three a row."""
+    k, v = rows(9, 2, 300, 64)
+    codec = SharedBasis(bits)
+    records, _ = encoded(codec, k, v, bounds_of(*[10] * 30))
+    each = len(records.payload) / (300 * 2 * 2 * 64) * 8
+    assert 0.8 * bits <= each <= bits + 3 * 8 / 64
+    assert codec.host_share(64, 10) == pytest.approx(bits / 16)
+
+
+def test_every_token_of_a_head_takes_the_same_bytes() -> None:
+    k, v = rows(10, 2, 60, 16)
+    bounds = bounds_of(1, 20, 9, 30)
+    records, _ = encoded(SharedBasis(4), k, v, bounds)
+    sizes = records.offsets.diff().reshape(4, 2)
+    assert torch.equal(sizes, bounds.diff()[:, None] * sizes[0])
+
+
+def test_a_basis_of_one_window_still_codes_another() -> None:
+    """At full rank exactly, else within the range that the first window had."""
+    k, v = rows(11, 2, 200, 32)
+    other_k, other_v = (3 * x + 1 for x in rows(12, 2, 100, 32))
+    bounds = bounds_of(50, 50)
+    for codec, limit in ((SharedBasis(32), 1e-4), (SharedBasis(6), 20.0)):
+        side = codec.fit(k, v)
+        records = codec.encode(other_k, other_v, bounds, side)
+        got = decoded(codec, records, side, bounds, 2, 0, [0, 1])
+        assert float((got[0] - other_k[0]).abs().max()) < limit
+        assert float((got[1] - other_v[0]).abs().max()) < limit
+
+
+@pytest.mark.parametrize("size", [16, 64, 128])
+def test_a_rounded_basis_still_gives_the_rows_back(size: int) -> None:
+    """Eight-bit columns are not orthogonal; coefficients are solved for, so nothing is lost."""
+    k, _ = rows(13, 2, 300, size)
+    mean, basis, _ = ops.covariance_basis(k)
+    side = pack_basis("k", mean, basis)
+    assert side["k_basis"].dtype == torch.int8
+    back_mean, columns = basis_of("k", side)
+    coefs = to_basis(k, "k", side)
+    back = back_mean[:, None] + coefs @ columns.mT
+    torch.testing.assert_close(back, k, atol=1e-4, rtol=1e-4)
+    for head in range(2):
+        one_mean, one = basis_of("k", side, head)
+        assert torch.equal(one, columns[head])
+        assert torch.equal(one_mean, back_mean[head])
+
+
+# ---------------------------------------------------------------------------- span SVD
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    length=st.integers(1, 90),
+    size=st.sampled_from([16, 64, 128]),
+    rank=st.integers(1, 64),
+    directions=st.integers(1, 16),
+    seed=st.integers(0, 9),
+)
+def test_a_factorisation_is_never_larger_than_the_rows(
+    length: int, size: int, rank: int, directions: int, seed: int
+) -> None:
+    """Neither than 16-bit rows nor than 8-bit rows with their scales, but for four bytes of marks;
+    the marks tell which it is."""
+    made = torch.Generator().manual_seed(seed)
+    k, v = (
+        torch.randn(1, length, directions, generator=made)
+        @ torch.randn(directions, size, generator=made)
+        for _ in range(2)
+    )
+    codec = SpanSVD(rank=rank)
+    records, _ = encoded(codec, k, v, bounds_of(length))
+    assert len(records.payload) <= 4 + 2 * length * (size + 2)
+    assert len(records.payload) <= 4 * length * size
+    for kept in SpanSVD.ranks(records.payload, records.offsets, size):
+        assert 1 <= int(kept) <= size
+        if int(kept) < size:
+            assert int(kept) <= min(rank, length)
+            assert int(kept) * (length + size + 4) < length * (size + 2)
+
+
+def test_more_directions_are_less_wrong() -> None:
+    k, v = rows(14, 2, 600, 64)
+    bounds = bounds_of(*[100] * 6)
+    errors = [error(SpanSVD(rank=r, energy=1.0), k, v, bounds) for r in (1, 2, 4, 8, 16, 32)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.01 < errors[0]
+
+
+def test_no_more_directions_are_kept_than_the_energy_needs() -> None:
+    """A span of rank three keeps three, to the rounding of eight bits."""
+    made = torch.Generator().manual_seed(1)
+    k, v = (
+        torch.randn(1, 90, 3, generator=made) @ torch.randn(3, 64, generator=made) for _ in range(2)
+    )
+    k, v = k - k.mean(1, keepdim=True), v - v.mean(1, keepdim=True)
+    bounds = bounds_of(90)
+    records, side = encoded(SpanSVD(energy=0.999999), k, v, bounds)
+    assert [int(r) for r in SpanSVD.ranks(records.payload, records.offsets, 64)] == [3, 3]
+    got = decoded(SpanSVD(), records, side, bounds, 1, 0, [0])
+    assert float((got[0] - k[0]).norm() / k.norm()) < 0.01
+
+
+def test_a_lower_rank_is_a_prefix() -> None:
+    """Direction after direction: what one rank writes begins what the next one writes."""
+    k, v = rows(15, 1, 100, 64)
+    bounds = bounds_of(100)
+    low, _ = encoded(SpanSVD(rank=3, energy=1.0), k, v, bounds)
+    high, _ = encoded(SpanSVD(rank=5, energy=1.0), k, v, bounds)
+    stride = 100 + 64 + 4
+    assert torch.equal(low.payload[4 : 4 + 3 * stride], high.payload[4 : 4 + 3 * stride])
+
+
+def test_the_expected_share_is_near_the_real_one() -> None:
+    k, v = rows(16, 2, 640, 64)
+    for length in (4, 16, 64):
+        for codec in (SharedBasis(4), SpanSVD(energy=1.0), Raw()):
+            records, _ = encoded(
+                codec, k.bfloat16(), v.bfloat16(), bounds_of(*[length] * (640 // length))
+            )
+            real = len(records.payload) / (640 * 2 * 2 * 64 * 2)
+            assert codec.host_share(64, length) == pytest.approx(real, rel=0.15)
+
+
+def test_codecs_are_told_apart_by_their_fields() -> None:
+    assert replace(SpanSVD(), rank=8) != SpanSVD()
+    assert SharedBasis(4) == SharedBasis(bits=4.0)

@@ -1,0 +1,278 @@
+"""Routers: how near the estimated mass is to the true one, and what is chosen by it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine import ops
+from engine.policies import select
+from engine.policies.codec import Raw, SharedBasis, Side
+from engine.policies.select import MeanKey, Router, Sketch, choose
+from tiny_memory import rows
+
+SIZE = 32
+
+
+def built(router: Router, k: torch.Tensor, bounds: torch.Tensor) -> tuple[Side, Side]:
+    """Device tensors and side information, as `fold` makes them."""
+    side = SharedBasis(6).fit(k, k)
+    side |= router.fit(k, side)
+    keys = ops.span_mean(k, torch.ones(k.shape[1]), bounds)
+    return router.build(k, keys, side), side
+
+
+def true_mass(q: torch.Tensor, k: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+    scores = (q.double() @ k.double().mT) / math.sqrt(k.shape[-1])
+    spans = zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
+    return torch.stack([scores[..., a:b].logsumexp(-1) for a, b in spans], -1).float()
+
+
+def evenly(tokens: int, length: int) -> torch.Tensor:
+    return torch.arange(0, tokens + 1, length)
+
+
+def queries(seed: int, heads: int, count: int) -> torch.Tensor:
+    return 2 * torch.randn(heads, count, SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_mean_key_knows_the_mass_of_a_span_that_repeats_one_key() -> None:
+    """log n and one score are the log of n equal exponentials."""
+    k, _ = rows(1, 2, 10, SIZE)
+    k = k.half().float().repeat_interleave(torch.arange(1, 11), 1)
+    bounds = torch.tensor([0, *range(1, 11)]).cumsum(0)
+    device, side = built(MeanKey(), k, bounds)
+    q = queries(1, 2, 5)
+    found = MeanKey().logmass(q, device, side, bounds)
+    torch.testing.assert_close(found, true_mass(q, k, bounds), atol=1e-2, rtol=0)
+
+
+def test_a_mean_key_is_exact_for_spans_of_one_token() -> None:
+    k = rows(2, 2, 30, SIZE)[0].half().float()
+    bounds = evenly(30, 1)
+    device, side = built(MeanKey(), k, bounds)
+    q = queries(2, 2, 4)
+    torch.testing.assert_close(
+        MeanKey().logmass(q, device, side, bounds),
+        true_mass(q, k, bounds),
+        atol=1e-4,
+        rtol=1e-4,
+    )
+
+
+def test_a_sketch_of_all_components_at_eight_bits_knows_the_mass() -> None:
+    k, _ = rows(3, 3, 400, SIZE)
+    bounds = evenly(400, 8)
+    device, side = built(Sketch(8.0), k, bounds)
+    q = queries(3, 3, 6)
+    torch.testing.assert_close(
+        Sketch(8.0).logmass(q, device, side, bounds),
+        true_mass(q, k, bounds),
+        atol=0.05,
+        rtol=0,
+    )
+
+
+def test_more_bits_are_nearer_to_the_mass() -> None:
+    k, _ = rows(4, 2, 400, SIZE)
+    bounds = evenly(400, 8)
+    q = queries(4, 2, 8)
+    errors = []
+    for bits in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0):
+        device, side = built(Sketch(bits), k, bounds)
+        found = Sketch(bits).logmass(q, device, side, bounds)
+        errors.append(float((found - true_mass(q, k, bounds)).square().mean()))
+    assert errors == sorted(errors, reverse=True)
+
+
+def needles() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One token per span of 16 that a query of its own asks for, among strong others."""
+    made = torch.Generator().manual_seed(5)
+    strength = torch.linspace(1.6, 0.3, SIZE)
+    k = torch.randn(1, 320, SIZE, generator=made) * strength
+    q = []
+    for span in range(20):
+        direction = torch.randn(SIZE, generator=made)
+        direction /= direction.norm()
+        k[0, 16 * span + 5] = 8 * direction
+        q.append(8 * direction)
+    return k, torch.stack(q)[None], evenly(320, 16)
+
+
+def test_a_sketch_finds_the_token_that_a_mean_hides() -> None:
+    k, q, bounds = needles()
+    right = torch.arange(20)
+    assert torch.equal(true_mass(q, k, bounds)[0].argmax(-1), right)
+    hits = {}
+    for router in (MeanKey(), Sketch(1.5), Sketch(4.0)):
+        device, side = built(router, k, bounds)
+        found = router.logmass(q, device, side, bounds)[0]
+        hits[router] = int((found.argmax(-1) == right).sum())
+    assert hits[Sketch(4.0)] == 20
+    assert hits[Sketch(1.5)] >= 18
+    assert hits[MeanKey()] < 18
+
+
+def test_shrinking_takes_bytes_and_keeps_the_best_components() -> None:
+    """Step by step to the widest components; each step equals a sketch without the others."""
+    k, q, bounds = needles()
+    router = Sketch(3.0)
+    device, side = built(router, k, bounds)
+    sizes, hits = [], []
+    while True:
+        sizes.append(sum(t.nbytes for t in device.values()))
+        found = router.logmass(q, device, side, bounds)
+        assert bool(torch.isfinite(found).all())
+        hits.append(int((found[0].argmax(-1) == torch.arange(20)).sum()))
+        codes = ops.unpack_head(device["sketch.t"][0], side["sketch_bits"][0])
+        assert codes.shape[1] == int((side["sketch_bits"][0] > 0).sum())
+        smaller = router.shrink(device, side)
+        if smaller is None:
+            break
+        before = side["sketch_bits"][0]
+        device, side = smaller
+        kept = side["sketch_bits"][0]
+        assert torch.equal(kept[kept > 0], before[kept > 0])
+        assert int(before[(kept == 0) & (before > 0)].max()) < int(kept[kept > 0].min())
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(sizes) >= 2
+    assert hits[0] >= 19
+    assert MeanKey().shrink(device, side) is None
+
+
+def test_shrinking_leaves_the_original_as_it_was() -> None:
+    k, _, bounds = needles()
+    device, side = built(Sketch(3.0), k, bounds)
+    before = {name: t.clone() for name, t in {**device, **side}.items()}
+    assert Sketch(3.0).shrink(device, side) is not None
+    for name, tensor in {**device, **side}.items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_a_sketch_brings_its_own_basis_where_the_codec_has_none() -> None:
+    k, q, bounds = needles()
+    side = Raw().fit(k, k)
+    side |= Sketch(4.0).fit(k, side)
+    device = Sketch(4.0).build(k, k[:, :20], side)
+    found = Sketch(4.0).logmass(q, device, side, bounds)[0]
+    assert torch.equal(found.argmax(-1), torch.arange(20))
+
+
+@pytest.mark.parametrize("router", [MeanKey(), Sketch(1.25), Sketch(4.0)])
+def test_a_router_keeps_about_the_bytes_it_expects(router: Router) -> None:
+    k, _ = rows(6, 2, 480, 64)
+    device, _ = built(router, k, evenly(480, 12))
+    assert all(name.endswith((".t", ".s")) for name in device)
+    share = sum(t.nbytes for t in device.values()) / (480 * 2 * 64 * 4)
+    assert router.device_share(64, 12) == pytest.approx(share, rel=0.2)
+
+
+@pytest.mark.parametrize("what", ["zeros", "equal rows", "one token"])
+def test_keys_without_variance_give_finite_masses(what: str) -> None:
+    k, _ = rows(7, 2, 12, SIZE)
+    bounds = evenly(12, 4)
+    if what == "zeros":
+        k = torch.zeros_like(k)
+    elif what == "equal rows":
+        k = k[:, :1].expand(-1, 12, -1).contiguous()
+    else:
+        k, bounds = k[:, :1], torch.tensor([0, 1])
+    q = queries(7, 2, 3)
+    for router in (MeanKey(), Sketch(1.25)):
+        device, side = built(router, k, bounds)
+        found = router.logmass(q, device, side, bounds)
+        torch.testing.assert_close(found, true_mass(q, k, bounds), atol=0.05, rtol=0)
+
+
+# ---------------------------------------------------------------------------- stretches
+
+
+@given(lengths=st.lists(st.integers(1, 50), max_size=30), tokens=st.integers(1, 120))
+def test_stretches_cover_every_span_once(lengths: list[int], tokens: int) -> None:
+    """In order, each of at most so many tokens, or of one span that alone is longer."""
+    bounds = torch.tensor([0, *lengths]).cumsum(0)
+    runs = select._stretches(bounds, tokens)
+    assert [first for first, _ in runs] == [0, *(last for _, last in runs)][: len(runs)]
+    assert (runs[-1][1] if runs else 0) == len(lengths)
+    for first, last in runs:
+        assert last > first
+        assert int(bounds[last] - bounds[first]) <= tokens or last == first + 1
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 16, 100])
+def test_scores_in_stretches_are_the_scores(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    k, _ = rows(8, 2, 200, SIZE)
+    bounds = torch.tensor([0, 3, 4, 30, 95, 96, 150, 200])
+    device, side = built(Sketch(2.0), k, bounds)
+    q = queries(8, 2, 3)
+    whole = Sketch(2.0).logmass(q, device, side, bounds)
+    stretches = select._stretches
+    monkeypatch.setattr(select, "_stretches", lambda bounds, _: stretches(bounds, tokens))
+    torch.testing.assert_close(
+        Sketch(2.0).logmass(q, device, side, bounds), whole, atol=1e-5, rtol=1e-5
+    )
+
+
+# ---------------------------------------------------------------------------- the choice
+
+shares = st.integers(1, 3).flatmap(
+    lambda heads: st.integers(1, 8).flatmap(
+        lambda spans: st.lists(
+            st.lists(st.floats(0, 1, width=32), min_size=spans, max_size=spans),
+            min_size=heads,
+            max_size=heads,
+        )
+    )
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(share=shares, room=st.integers(-50, 2000), uncovered=st.floats(0, 0.9), data=st.data())
+def test_the_choice_keeps_to_room_and_coverage(
+    share: list[list[float]], room: int, uncovered: float, data: st.DataObject
+) -> None:
+    """Never more than the room; with room enough, what stays unzoomed is little; the greedy order
+    is by share over all heads."""
+    table = torch.tensor(share)
+    count = table.numel()
+    cost = torch.tensor(
+        data.draw(st.lists(st.integers(1, 300), min_size=count, max_size=count)),
+        dtype=torch.int32,
+    ).reshape(table.shape)
+    chosen = choose(table, cost, room, uncovered)
+    assert int(cost[chosen].sum()) <= max(0, room)
+    ample = choose(table, cost, math.inf, uncovered)
+    assert bool((ample | ~chosen).all())
+    left = torch.where(ample, 0.0, table).double().sum(-1)
+    assert bool((left <= uncovered + 1e-5).all())
+    if uncovered == 0:
+        assert bool(ample.all())
+    if bool(chosen.any()) and bool((ample & ~chosen).any()):
+        assert float(table[chosen].min()) >= float(table[ample & ~chosen].max())
+
+
+def test_no_more_is_zoomed_than_coverage_needs() -> None:
+    share = torch.tensor([[0.5, 0.3, 0.1, 0.06, 0.04], [0.2, 0.2, 0.2, 0.2, 0.2]])
+    cost = torch.ones(2, 5, dtype=torch.int32)
+    chosen = choose(share, cost, math.inf, 0.15)
+    assert chosen.tolist() == [[True, True, True, False, False], [True] * 5]
+
+
+def test_room_goes_to_the_largest_shares_of_all_heads() -> None:
+    share = torch.tensor([[0.5, 0.1], [0.4, 0.3]])
+    cost = torch.full((2, 2), 10)
+    assert choose(share, cost, 30.0, 0.0).tolist() == [[True, False], [True, True]]
+    assert choose(share, cost, 29.9, 0.0).tolist() == [[True, False], [True, False]]
+    assert not choose(share, cost, -1.0, 0.0).any()
+    empty: Any = torch.zeros(2, 0)
+    assert choose(empty, empty.int(), 10.0, 0.05).shape == (2, 0)
+
+
+def test_routers_are_told_apart_by_their_fields() -> None:
+    assert replace(Sketch(), bits=2.0) == Sketch(2.0) != Sketch()
