@@ -19,7 +19,7 @@ from transformers.generation.streamers import BaseStreamer
 from engine import attention, cite
 from engine.errors import BudgetError
 from engine.manifest import ModelIdentity
-from engine.prompt import Prompt
+from engine.quoting import Guide, Marks
 from engine.readers import hf
 from engine.recall import Memory, open_memory
 from engine.store import Store
@@ -197,9 +197,7 @@ class Session:
             streamer=speaker,
             top_k=None,
             logits_processor=LogitsProcessorList(
-                [_Reluctance(self.reader.prompt, len(prompt))]
-                if self.reader.prompt.reluctance
-                else []
+                [_LookUp(self, len(prompt))] if self.reader.prompt.value_token >= 0 else []
             ),
             pad_token_id=self.reader.tokenizer.pad_token_id or 0,
             **sampling,
@@ -221,16 +219,24 @@ class Session:
         }
 
 
-class _Reluctance(LogitsProcessor):
-    """Takes the calibrated nats from "not stated" when an answer begins."""
+class _LookUp(LogitsProcessor):
+    """A look-up reader's decoding: held to the document, as ready to refuse as calibrated."""
 
-    def __init__(self, prompt: Prompt, start: int):
+    def __init__(self, session: Session, start: int):
+        prompt, tokenizer = session.reader.prompt, session.reader.tokenizer
+        marks = Marks.of(tokenizer, prompt.value_token, tokenizer.eos_token_id, prompt.refusal)
+        self.guide = Guide(marks, session.ids.numpy())
         self.prompt, self.start = prompt, start
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        if input_ids.shape[1] == self.start:
-            scores[:, self.prompt.refusal] -= self.prompt.reluctance
-        return scores
+        if input_ids.shape[1] > self.start:
+            self.guide.say(int(input_ids[0, -1]))
+        else:
+            scores[:, self.prompt.refusal[0]] -= self.prompt.reluctance
+        allowed = torch.from_numpy(self.guide.allowed()).to(scores.device)
+        held = torch.full_like(scores, float("-inf"))
+        held[:, allowed] = scores[:, allowed]
+        return held  # type: ignore[return-value]
 
 
 class _Speaker(BaseStreamer):

@@ -25,9 +25,9 @@ class Prompt:
 
     kind: "document" (template with a role of that name), "chat" or "plain".
     value_token: id of the reader's mark between quote and short answer, -1 if it has none.
-    refusal, reluctance: the first token of "not stated" and the nats it loses when an answer
-    begins, calibrated on questions that are answered and questions that are not; -1 and 0 for
-    models that are no look-up readers.
+    refusal, reluctance: the tokens of "not stated" and the nats the first of them loses when an
+    answer begins, calibrated on questions that are answered and questions that are not; empty
+    and 0 for models that are no look-up readers.
     """
 
     prefix: tuple[int, ...]
@@ -35,7 +35,7 @@ class Prompt:
     after: str
     kind: str
     value_token: int = -1
-    refusal: int = -1
+    refusal: tuple[int, ...] = ()
     reluctance: float = 0.0
 
     @classmethod
@@ -76,7 +76,7 @@ class Prompt:
             return cls(prefix, pieces[1], pieces[2], kind)
         cue = tokenizer.encode(pieces[2], add_special_tokens=False)
         full = tokenizer.encode(f"{pieces[2]} {REFUSAL}", add_special_tokens=False)
-        return cls(prefix, pieces[1], pieces[2], kind, value, full[len(cue)], reluctance)
+        return cls(prefix, pieces[1], pieces[2], kind, value, tuple(full[len(cue) :]), reluctance)
 
     def question(self, tokenizer: Any, text: str) -> list[int]:
         """Token ids of everything after the document; special-token text stays plain text."""

@@ -11,11 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import torch
 from torch.nn import functional
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 
 from engine.errors import ReaderError
+from engine.quoting import Guide, Marks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,14 +57,18 @@ class _State:
 class Document:
     """A document that was read.
 
-    layers: keys and values [Hkv, N, D] of every layer.  start: position of a question.
-    tokens: N less the prompt's beginning.  windows: how many.
+    ids: its tokens.  layers: keys and values [Hkv, N, D] of every layer, the prompt's beginning
+    included.  start: position of a question.  windows: how many.
     """
 
+    ids: tuple[int, ...]
     layers: tuple[tuple[Tensor, Tensor], ...]
     start: int
-    tokens: int
     windows: int
+
+    @property
+    def tokens(self) -> int:
+        return len(self.ids)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> Any:
@@ -199,7 +205,8 @@ class Decoder:
         self.end = int(known[END])
         # How much less willing to refuse than it was trained to be; see `engine.prompt.Prompt`.
         self.reluctance = float(getattr(self.model.config, "sekv_reluctance", 0.0))
-        self.refusal = self._ids(f"{ANSWER} {NOT_STATED}")[1]
+        refusal = tuple(self._ids(f"{ANSWER} {NOT_STATED}")[1:])
+        self.marks = Marks.of(self.tokenizer, int(known[VALUE]), self.end, refusal)
         self.prefix = self._ids(BOS + DOCUMENT)
 
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -250,11 +257,12 @@ class Decoder:
             )
             for layer in range(len(parts[0]))
         )
-        return Document(layers, first + size, len(ids), len(spans))
+        return Document(tuple(ids), layers, first + size, len(spans))
 
     @torch.no_grad()
     def answer(self, document: Document, questions: Sequence[str], most: int = 100) -> list[str]:
-        """The greedy answer to each question, without its end mark, marks inside kept."""
+        """The greedy answer to each question, without its end mark, marks inside kept; held to
+        the document as `engine.quoting` says."""
         prompts = [self._ids(f"{QUESTION} {text}{ANSWER}") for text in questions]
         longest = max(map(len, prompts))
         tokens = torch.tensor(
@@ -268,12 +276,20 @@ class Decoder:
         hidden = self._hidden(tokens, places, state)
         last = hidden[torch.arange(len(prompts)), lengths - 1]
         found: list[list[int]] = [[] for _ in prompts]
+        text = np.array(document.ids, dtype=np.int64)
+        guides = [Guide(self.marks, text) for _ in prompts]
         rows = torch.arange(len(prompts), device=self.device)
         for step in range(most):
             scores = self.model.lm_head(last)
             if step == 0:
-                scores[:, self.refusal] -= self.reluctance
-            chosen = scores.argmax(-1)
+                scores[:, self.marks.refusal[0]] -= self.reluctance
+            chosen = torch.tensor(
+                [
+                    self._choose(line, guides[row])
+                    for line, row in zip(scores.cpu(), rows.tolist(), strict=True)
+                ],
+                device=self.device,
+            )
             going = chosen != self.end
             for row, token in zip(rows.tolist(), chosen.tolist(), strict=True):
                 if token != self.end:
@@ -288,3 +304,11 @@ class Decoder:
             places = (document.start + lengths + step)[:, None]
             last = self._hidden(chosen[:, None], places, state)[:, -1]
         return [str(self.tokenizer.decode(ids, skip_special_tokens=False)) for ids in found]
+
+    @staticmethod
+    def _choose(scores: Tensor, guide: Guide) -> int:
+        """The best allowed token of scores [V]."""
+        allowed = torch.from_numpy(guide.allowed())
+        token = int(allowed[scores[allowed].argmax()])
+        guide.say(token)
+        return token

@@ -1,0 +1,113 @@
+"""Hold a look-up reader to the document while it speaks: a quote, its value, or "not stated".
+
+The built-in reader answers by copying. Left alone, a small model now and then slips from one
+sentence into another; here every token of the quote must continue a run of the document's own
+tokens, and the value must be a run of the quote's. What is said is still the reader's choice
+among what stands there. No model and no tensors: token ids in, allowed token ids out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Marks:
+    """The reader's own tokens.
+
+    value: stands between quote and value. end: of the answer. refusal: the tokens of "not
+    stated". alike: [V] of every token the class of those that differ by a leading space alone,
+    for a quote may begin where the document has a line break.
+    """
+
+    value: int
+    end: int
+    refusal: tuple[int, ...]
+    alike: Ints
+
+    @classmethod
+    def of(cls, tokenizer: Any, value: int, end: int, refusal: tuple[int, ...]) -> Marks:
+        """The marks of a transformers tokenizer with a byte-level vocabulary."""
+        names = tokenizer.get_vocab()
+        classes: dict[str, int] = {}
+        alike = np.zeros(max(names.values()) + 1, dtype=np.int64)
+        for name, number in names.items():
+            bare = name.removeprefix("Ġ")
+            alike[number] = classes.setdefault(bare or name, len(classes))
+        return cls(value, end, refusal, alike)
+
+
+@dataclass
+class Guide:
+    """What may come next in one answer.
+
+    ids: int64 [N], the tokens of the document. longest: tokens of a quote at most.
+    """
+
+    marks: Marks
+    ids: Ints
+    longest: int = 72
+    _said: list[int] = field(default_factory=list)
+    _places: Ints | None = None  # document positions of the quote's last token
+    _quote: list[int] = field(default_factory=list)
+    _value: Ints | None = None  # quote positions of the value's last token
+    _in_value: bool = False
+
+    def allowed(self) -> Ints:
+        """Token ids that may come next, ascending, at least one."""
+        marks = self.marks
+        said = len(self._said)
+        if self._in_value:
+            quote = np.array(self._quote)
+            if self._value is None:
+                return _with_alike(quote, marks.alike)
+            following = self._value[self._value + 1 < len(quote)] + 1
+            return np.unique(np.append(quote[following], marks.end))
+        found: list[Ints] = []
+        if tuple(self._said) == marks.refusal[:said]:
+            rest = marks.refusal[said : said + 1]
+            found.append(np.array(rest or (marks.end,), dtype=np.int64))
+        if self._places is None and not said:
+            found.append(_with_alike(self.ids, marks.alike))
+        elif self._places is not None and len(self._places):
+            found.append(np.array([marks.value]))
+            if said < self.longest:
+                following = self._places[self._places + 1 < len(self.ids)] + 1
+                found.append(self.ids[following])
+        return np.unique(np.concatenate(found))
+
+    def say(self, token: int) -> None:
+        """Take the token that was chosen."""
+        if self._in_value:
+            quote = np.array(self._quote)
+            if self._value is None:
+                alike = self.marks.alike
+                self._value = np.flatnonzero(alike[quote] == alike[token])
+            else:
+                following = self._value[self._value + 1 < len(quote)] + 1
+                self._value = following[quote[following] == token]
+            return
+        if token == self.marks.value:
+            self._in_value = True
+            return
+        if self._places is None:
+            alike = self.marks.alike
+            self._places = np.flatnonzero(alike[self.ids] == alike[token])
+        else:
+            following = self._places[self._places + 1 < len(self.ids)] + 1
+            self._places = following[self.ids[following] == token]
+        self._said.append(token)
+        self._quote.append(token)
+
+
+def _with_alike(ids: Ints, alike: Ints) -> Ints:
+    """All tokens of the same classes as `ids`."""
+    return np.flatnonzero(np.isin(alike, np.unique(alike[ids])))
