@@ -170,19 +170,25 @@ def test_what_cannot_be_done_is_one_line(
     assert not (place / "new.sekv").exists()
 
 
-def test_interrupted_leaves_nothing_half_and_goes_on(place: Path, tmp_path: Path) -> None:
+def test_interrupted_leaves_nothing_half_and_goes_on(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Ctrl-C while reading: code 130, one line, no store; the same command finishes the work."""
     book = tmp_path / "long.txt"
     book.write_text(TEXT * 8, encoding="utf-8")
     store = tmp_path / "long.sekv"
-    line = [sys.executable, "-P", "-m", "sekv_cli", "ingest", str(book), "-o", str(store)]
-    line += ["--model", str(place / "model"), "--device", "cpu", "--json"]
-    line += ["--window", "1024", "--chunk-tokens", "256"]
-    running = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    line = ["ingest", str(book), "-o", str(store), "--model", str(place / "model")]
+    line += ["--device", "cpu", "--json", "--window", "1024", "--chunk-tokens", "256"]
+    running = subprocess.Popen(
+        [sys.executable, "-P", "-m", "sekv_cli", *line],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     journal = tmp_path / ".long.sekv.work" / "journal"
     limit = time.monotonic() + 120
     while running.poll() is None and time.monotonic() < limit:
-        if journal.exists() and journal.read_bytes().count(b"\n") >= 5:
+        if journal.exists() and journal.read_bytes().count(b"\n") >= 3:
             break
         time.sleep(0.05)
     os.kill(running.pid, signal.SIGINT)
@@ -192,8 +198,9 @@ def test_interrupted_leaves_nothing_half_and_goes_on(place: Path, tmp_path: Path
     assert err.splitlines()[-1] == "sekv: interrupted; run the same command to continue"
     assert "Traceback" not in err
     assert not store.exists()
-    done = subprocess.run(line, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["resumed_tokens"] > 0
+    capsys.readouterr()
+    assert run(line) == 0
+    assert records(capsys)[0]["resumed_tokens"] > 0
     assert store.is_dir()
     assert not journal.exists()
 
