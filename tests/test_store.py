@@ -1053,6 +1053,44 @@ def test_eight_readers_at_once_read_the_same(store: Store) -> None:
     assert [program.wait() for program in programs] == [0] * 4
 
 
+def test_windows_beyond_what_a_process_may_open_are_read(tmp_path: Path) -> None:
+    """A long document has more windows than a process may have files: few stay open at a time."""
+    windows = 200
+    with StoreWriter.begin(tmp_path / "long.sekv", {}) as writer:
+        writer.put_document(toy.document(0, windows))
+        writer.put_shared({})
+        device, host = toy.fold([toy.chunk(0, 0, index)["state"] for index in range(toy.CHUNKS)])
+        for window in range(windows):
+            start = window * toy.WINDOW
+            entry = WindowEntry(start, start + toy.WINDOW, toy.SPANS, 0)
+            writer.put_window(window, device, host, entry)
+        writer.publish(**toy.fields(0, windows))
+    own = Path("/proc/self/fd")
+    before = len(list(own.iterdir())) if own.exists() else 0
+    with Store.open(tmp_path / "long.sekv") as store:
+        sections = [store.host(window) for window in range(windows)]
+        with ThreadPoolExecutor(8) as pool:
+            reads = pool.map(lambda section: section.read(0, np.arange(3)).tolist(), sections * 3)
+            assert all(read == host["0.codes"].tolist() for read in reads)
+        if own.exists():
+            assert len(list(own.iterdir())) - before < 150
+    for section in sections:
+        section.close()
+    if own.exists():
+        assert len(list(own.iterdir())) == before
+
+
+def test_a_file_exchanged_under_an_open_store_is_not_read_on(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reopening what was closed for want of places must find the very same file."""
+    monkeypatch.setattr("engine.store.folder.MOST_OPEN", 0)
+    section = store.host(0)
+    shutil.copy2(store.path / host_file(0), store.path / "copy")
+    (store.path / "copy").rename(store.path / host_file(0))
+    assert "changed while" in refuses(lambda: section.read(0, np.arange(1)))
+
+
 def test_one_host_section_serves_many_threads(store: Store) -> None:
     section = store.host(0)
     expected = [section.read(layer, np.array([2, 0])).tolist() for layer in (0, 1)]

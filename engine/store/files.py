@@ -1,14 +1,13 @@
-"""Reading one file of a store: open it safely, check it, read ranges of it.
+"""Reading one file of a store: check it, read ranges of it.
 
-What it is: descriptors that never leave the store's folder, `preadv` into caller's memory, and
-the checks of a header and of tensors against the manifest. What it is not: it knows no torch and
+What it is: `preadv` into the caller's memory, and the checks of a header and of tensors against
+the manifest. What it is not: it knows no torch and
 no meaning of any tensor.
 """
 
 from __future__ import annotations
 
 import os
-import stat
 import threading
 import weakref
 from typing import TYPE_CHECKING
@@ -18,10 +17,10 @@ import xxhash
 
 from engine import container
 from engine.errors import StoreError
+from engine.store.folder import ADVICE, Folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     import numpy.typing as npt
 
@@ -31,59 +30,6 @@ BLOCK = 1 << 22
 """Bytes read at a time when a whole file is checked."""
 
 _MOST_BUFFERS = 1024
-
-ADVICE = "ingest again or restore it from a copy"
-
-
-def open_folder(path: Path) -> int:
-    """A descriptor of the store's folder; later opens go through it, whatever its name becomes."""
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
-
-def open_member(folder: int, name: str) -> int:
-    """Open a file below `folder` for reading; no step may be a symbolic link.
-
-    Raises:
-        StoreError: it is missing, a link, or no plain file.
-    """
-    *parents, last = name.split("/")
-    opened: list[int] = []
-    try:
-        place = folder
-        for parent in parents:
-            place = os.open(
-                parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place
-            )
-            opened.append(place)
-        # Without O_NONBLOCK a named pipe in the place of a file would hang the reader.
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        descriptor = os.open(last, flags, dir_fd=place)
-    except FileNotFoundError:
-        raise StoreError(f"{name} is missing: {ADVICE}") from None
-    except OSError as error:
-        if is_link(folder, name):
-            raise StoreError(f"{name} is a symbolic link, which a store never holds") from None
-        raise StoreError(f"{name} cannot be read: {error.strerror}") from None
-    finally:
-        for place in opened:
-            os.close(place)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise StoreError(f"{name} is no plain file")
-    return descriptor
-
-
-def is_link(folder: int, name: str) -> bool:
-    """Whether any step of `name` below `folder` is a symbolic link."""
-    parts = name.split("/")
-    for end in range(1, len(parts) + 1):
-        try:
-            found = os.stat("/".join(parts[:end]), dir_fd=folder, follow_symlinks=False)
-        except OSError:
-            return False
-        if stat.S_ISLNK(found.st_mode):
-            return True
-    return False
 
 
 class Meter:
@@ -110,7 +56,7 @@ class StoreFile:
     """
 
     def __init__(
-        self, folder: int, name: str, entry: FileEntry, meter: Meter | None = None
+        self, folder: Folder, name: str, entry: FileEntry, meter: Meter | None = None
     ) -> None:
         """Open and check the header.
 
@@ -120,8 +66,9 @@ class StoreFile:
         self.name = name
         self.entry = entry
         self.meter = Meter(meter)
-        self._descriptor = open_member(folder, name)
-        self._closer = weakref.finalize(self, os.close, self._descriptor)
+        self._folder = folder
+        folder.hold()
+        self._closer = weakref.finalize(self, folder.release)
         try:
             self.header = self._read_header()
         except BaseException:
@@ -129,34 +76,44 @@ class StoreFile:
             raise
 
     def close(self) -> None:
+        """Let go of the folder; reading is over."""
         self._closer()
 
-    def read_into(self, buffers: list[memoryview], position: int) -> None:
-        """Fill writable byte buffers, in order, from one position of the file on.
+    def read_into(self, runs: list[tuple[list[memoryview], int]]) -> None:
+        """Fill writable byte buffers, of each run in order, from the run's position in the file on.
 
         Raises:
             StoreError: the file ends before.
         """
-        for first in range(0, len(buffers), _MOST_BUFFERS):
-            batch = [part for part in buffers[first : first + _MOST_BUFFERS] if part]
-            while batch:
-                try:
-                    done = os.preadv(self._descriptor, batch, position)
-                except OSError as error:
-                    raise StoreError(f"{self.name} cannot be read: {error.strerror}") from None
-                if done == 0:
-                    raise StoreError(f"{self.name} is cut short: {ADVICE}")
-                position += done
-                self.meter.add(done)
-                while batch and done >= len(batch[0]):
-                    done -= len(batch.pop(0))
-                if done:
-                    batch[0] = batch[0][done:]
+        descriptor = self._folder.borrow(self.name)
+        try:
+            for buffers, position in runs:
+                for first in range(0, len(buffers), _MOST_BUFFERS):
+                    batch = [part for part in buffers[first : first + _MOST_BUFFERS] if part]
+                    position = self._fill(descriptor, batch, position)
+        finally:
+            self._folder.give_back(self.name)
+
+    def _fill(self, descriptor: int, batch: list[memoryview], position: int) -> int:
+        while batch:
+            try:
+                done = os.preadv(descriptor, batch, position)
+            except OSError as error:
+                raise StoreError(f"{self.name} cannot be read: {error.strerror}") from None
+            if done == 0:
+                raise StoreError(f"{self.name} is cut short: {ADVICE}")
+            position += done
+            self.meter.add(done)
+            while batch and done >= len(batch[0]):
+                done -= len(batch.pop(0))
+            if done:
+                batch[0] = batch[0][done:]
+        return position
 
     def read(self, start: int, end: int) -> npt.NDArray[np.uint8]:
         """Bytes [start, end) of the file."""
         data = np.empty(end - start, dtype=np.uint8)
-        self.read_into([data.data], start)
+        self.read_into([([data.data], start)])
         return data
 
     def tensor_bytes(self, name: str) -> npt.NDArray[np.uint8]:
@@ -200,7 +157,9 @@ class StoreFile:
         return bool(state.hexdigest() != self.entry.tensors[name])
 
     def _read_header(self) -> container.Header:
-        size = os.fstat(self._descriptor).st_size
+        descriptor = self._folder.borrow(self.name)
+        size = os.fstat(descriptor).st_size
+        self._folder.give_back(self.name)
         if size != self.entry.bytes:
             raise StoreError(
                 f"{self.name} has {size} bytes where the manifest says {self.entry.bytes}: {ADVICE}"

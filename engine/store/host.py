@@ -15,7 +15,8 @@ import numpy as np
 
 from engine.container import span_checksum
 from engine.errors import StoreError
-from engine.store.files import ADVICE, StoreFile
+from engine.store.files import StoreFile
+from engine.store.folder import ADVICE
 from engine.store.records import PARTS, layers_of, span_bounds, table_fault
 from engine.store.tensors import to_numpy
 
@@ -162,14 +163,12 @@ class HostSection:
         tails = np.concatenate((cuts, [order.size])) - 1
         begins, stops = places[order[heads]].tolist(), places[order[tails] + 1].tolist()
         positions, reached = first[heads].tolist(), last[tails].tolist()
-        buffers = [data[begins[0] : stops[0]]]
-        position = positions[0]
+        runs = [([data[begins[0] : stops[0]]], positions[0])]
         for index in range(1, len(begins)):
             if positions[index] != reached[index - 1]:
-                self._file.read_into(buffers, position)
-                buffers, position = [], positions[index]
-            buffers.append(data[begins[index] : stops[index]])
-        self._file.read_into(buffers, position)
+                runs.append(([], positions[index]))
+            runs[-1][0].append(data[begins[index] : stops[index]])
+        self._file.read_into(runs)
 
     def _check(
         self,

@@ -6,12 +6,12 @@ but the removal of files that no piece names.
 
 from __future__ import annotations
 
-import os
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import StoreError
-from engine.store.files import StoreFile, open_folder
+from engine.store.files import StoreFile
+from engine.store.folder import Folder
 from engine.store.verify import contradictions
 from engine.store.work import file_from_json
 
@@ -48,16 +48,16 @@ def chunk_file(key: str) -> str:
 
 def all_sound(folder: Path, piece: dict[str, Any]) -> bool:
     """Whether every file of a promised piece has every byte that was promised."""
-    descriptor = open_folder(folder)
+    opened = Folder(folder)
     try:
         for name, value in piece["files"].items():
-            with closing(StoreFile(descriptor, name, file_from_json(value))) as file:
+            with closing(StoreFile(opened, name, file_from_json(value))) as file:
                 if any(file.is_damaged(tensor, _no_progress) for tensor in file.header.tensors):
                     return False
     except StoreError:
         return False
     finally:
-        os.close(descriptor)
+        opened.release()
     return True
 
 
@@ -67,11 +67,11 @@ def refuse_contradictions(folder: Path, manifest: Manifest) -> None:
     Raises:
         StoreError: they do.
     """
-    descriptor = open_folder(folder)
+    opened = Folder(folder)
     try:
-        fault = next(contradictions(descriptor, manifest), "")
+        fault = next(contradictions(opened, manifest), "")
     finally:
-        os.close(descriptor)
+        opened.release()
     if fault:
         raise StoreError(f"the store would contradict itself, so it is not published: {fault}")
 

@@ -19,7 +19,8 @@ from engine import manifest as names
 from engine.errors import StoreError
 from engine.manifest import Manifest, from_bytes
 from engine.store.disk import Disk
-from engine.store.files import Meter, StoreFile, open_folder, open_member
+from engine.store.files import Meter, StoreFile
+from engine.store.folder import Folder, open_below
 from engine.store.host import HostSection
 from engine.store.lock import Lock
 from engine.store.tensors import to_numpy, to_torch
@@ -44,10 +45,10 @@ class Store:
     It keeps reading the store it opened even when another takes its name meanwhile.
     """
 
-    def __init__(self, path: Path, folder: int) -> None:
+    def __init__(self, path: Path, folder: Folder) -> None:
         self.path = path
         self._folder = folder
-        self._closer = weakref.finalize(self, os.close, folder)
+        self._closer = weakref.finalize(self, folder.release)
         self._device_meter = Meter()
         self._host_meter = Meter()
         self.manifest = self._read_manifest()
@@ -61,7 +62,7 @@ class Store:
         """
         recover(path)
         try:
-            folder = open_folder(path)
+            folder = Folder(path)
         except OSError:
             raise _not_a_store(path) from None
         try:
@@ -164,7 +165,9 @@ class Store:
 
     def size(self) -> int:
         """Bytes of all files that the file system has below the store."""
-        sizes = (found.st_size for _, found in walk(self._folder) if not _is_folder(found))
+        sizes = (
+            found.st_size for _, found in walk(self._folder.descriptor) if not _is_folder(found)
+        )
         try:
             return sum(sizes)
         except OSError as error:
@@ -172,7 +175,12 @@ class Store:
 
     def verify(self, progress: Progress | None = None) -> list[str]:
         """Check every byte and every table. One line per damage; [] when the store is sound."""
-        return damages(self._folder, self.manifest, progress or Silent())
+        # What is open already may have lost its name meanwhile: look at everything afresh.
+        folder = self._folder.again()
+        try:
+            return damages(folder, self.manifest, progress or Silent())
+        finally:
+            folder.release()
 
     def _open(self, name: str, meter: Meter | None = None) -> StoreFile:
         try:
@@ -188,7 +196,7 @@ class Store:
     def _was_replaced(self) -> bool:
         """Whether the name belongs to another store now, and this one's files are going."""
         try:
-            return not os.path.samestat(os.fstat(self._folder), self.path.stat())
+            return not os.path.samestat(os.fstat(self._folder.descriptor), self.path.stat())
         except OSError:
             return False
 
@@ -205,7 +213,7 @@ class Store:
             raise StoreError(f"{self.path}: there is no window {window} of {count}")
 
     def _read_manifest(self) -> Manifest:
-        descriptor = open_member(self._folder, names.NAME)
+        descriptor = open_below(self._folder.descriptor, names.NAME)
         with os.fdopen(descriptor, "rb") as file:
             data = file.read(names.MAX_BYTES + 1)
         if len(data) > names.MAX_BYTES:
@@ -230,11 +238,11 @@ def load_file(folder: Path, name: str, entry: FileEntry) -> dict[str, torch.Tens
     Raises:
         StoreError: missing or damaged.
     """
-    descriptor = open_folder(folder)
+    opened = Folder(folder)
     try:
-        return _load_torch(StoreFile(descriptor, name, entry))
+        return _load_torch(StoreFile(opened, name, entry))
     finally:
-        os.close(descriptor)
+        opened.release()
 
 
 def recover(path: Path) -> None:
@@ -269,7 +277,7 @@ def _load_torch(file: StoreFile) -> dict[str, torch.Tensor]:
     first, last = file.header.data_start, file.header.data_end
     buffer = torch.empty(last - first, dtype=torch.uint8)
     data = buffer.numpy().data
-    file.read_into([data], first)
+    file.read_into([([data], first)])
     tensors = {}
     for name, info in file.header.tensors.items():
         start, end = info.start - first, info.end - first

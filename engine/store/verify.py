@@ -25,16 +25,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from engine.manifest import Manifest
+    from engine.store.folder import Folder
     from engine.types import Progress
 
 
 _DEEPEST = 50
 
 
-def damages(folder: int, manifest: Manifest, progress: Progress) -> list[str]:
+def damages(folder: Folder, manifest: Manifest, progress: Progress) -> list[str]:
     """One line per damage of the store whose folder is open as `folder`; [] when sound."""
     try:
-        found = list(strangers(folder, manifest))
+        found = list(strangers(folder.descriptor, manifest))
     except StoreError as error:
         found = [str(error)]
     except OSError as error:
@@ -50,7 +51,7 @@ def damages(folder: int, manifest: Manifest, progress: Progress) -> list[str]:
     return found
 
 
-def contradictions(folder: int, manifest: Manifest) -> Iterator[str]:
+def contradictions(folder: Folder, manifest: Manifest) -> Iterator[str]:
     """Tables that do not fit the manifest. Reads the tables, not the codes.
 
     Raises:
