@@ -100,6 +100,8 @@ def ingest(
     recipe = named(options.method)
     if options.router:
         raise BudgetError("--router: this version routes by sketches and has no trained routers")
+    if options.chunk_tokens < 1:
+        raise BudgetError("--chunk-tokens must be at least 1")
     target = target or default_target(paths)
     if target.exists() and not options.overwrite:
         raise StoreError(f"{target} exists; use --overwrite to replace it or -o for another name")

@@ -63,6 +63,7 @@ class Recipe:
             return 1.0, 1.0
         span = 9.0
         device = self.router.device_share(size, span) + self.summariser.value_bits / 32 / span
+        device += self.segmenter.exact_share()
         return self.codec.host_share(size, span) + device, device
 
 
