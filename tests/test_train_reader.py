@@ -18,9 +18,9 @@ from engine.train.reader.batches import Batch, Batches, Curriculum, cut
 from engine.train.reader.evaluate import forward
 from engine.train.reader.layout import Layout, positions
 from engine.train.reader.loop import Options, export_run, train_reader
-from engine.train.reader.model import Shape, build
+from engine.train.reader.model import Shape, Tokens, build
 from engine.train.reader.optim import orthogonalise
-from engine.train.reader.tokenizer import SPECIALS, render, train, wrap
+from engine.train.reader.tokenizer import SPECIALS, kin, render, train, wrap
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,6 +64,18 @@ def layout_of(prefix: int, windows: int, window: int, questions: int, question: 
     return Layout(prefix, windows, window, questions, question, present)
 
 
+def twins() -> tuple[LlamaForCausalLM, LlamaForCausalLM]:
+    """One set of random weights, run in the layout and as transformers runs it."""
+    torch.manual_seed(0)
+    plain = LlamaForCausalLM(SMALL.config())
+    for name, weight in plain.named_parameters():
+        if "proj" in name:
+            weight.data *= 3  # attention far from uniform
+    laid = build(SMALL, 0)
+    laid.load_state_dict(plain.state_dict())
+    return laid, plain
+
+
 def batch_of(ids: torch.Tensor, layout: Layout) -> Batch:
     """Tokens of one row with places; nothing to predict."""
     place = positions(layout, torch.tensor([layout.window]), torch.tensor([0]))
@@ -72,9 +84,7 @@ def batch_of(ids: torch.Tensor, layout: Layout) -> Batch:
 
 def test_one_window_and_one_question_is_plain_causal_attention() -> None:
     """Logits and gradients must be those of the model as transformers runs it."""
-    laid = build(SMALL, 0)
-    plain = LlamaForCausalLM(SMALL.config())
-    plain.load_state_dict(laid.state_dict())
+    laid, plain = twins()
     layout = layout_of(2, 1, 300, 1, 40)  # longer than a chunk of the attention
     ids = torch.randint(7, 4096, (1, layout.total))
     ours = laid.lm_head(forward(laid, batch_of(ids, layout)))
@@ -85,7 +95,7 @@ def test_one_window_and_one_question_is_plain_causal_attention() -> None:
     for mine, other in zip(laid.parameters(), plain.parameters(), strict=True):
         assert mine.grad is not None
         assert other.grad is not None
-        assert torch.allclose(mine.grad, other.grad, atol=1e-5)
+        assert torch.allclose(mine.grad, other.grad, atol=1e-4 * float(other.grad.abs().max()))
 
 
 def test_windows_and_questions_do_not_see_each_other() -> None:
@@ -109,9 +119,7 @@ def test_windows_and_questions_do_not_see_each_other() -> None:
 
 def test_a_question_sees_windows_as_one_text_under_one_softmax() -> None:
     """Two windows with shared places equal one masked sequence run by transformers."""
-    laid = build(SMALL, 0)
-    plain = LlamaForCausalLM(SMALL.config())
-    plain.load_state_dict(laid.state_dict())
+    laid, plain = twins()
     plain.set_attn_implementation("eager")
     layout = layout_of(2, 2, 12, 2, 8)
     ids = torch.randint(7, 4096, (1, layout.total))
@@ -167,6 +175,19 @@ def test_second_layer_finds_what_followed_before_at_birth() -> None:
     assert (out.logits[0, 403:429].argmax(-1) == ids[0, 404:430]).float().mean() > 0.8
 
 
+def test_second_layer_keeps_the_first_token_of_the_sentence_at_birth() -> None:
+    """Its third head looks at tokens that follow an end of a sentence, the latest most."""
+    kinds = [0 if number == 100 else number + 2 for number in range(4096)]
+    model = build(SMALL, 0, Tokens(kinds, [1.0] * 4096))
+    model.set_attn_implementation("eager")
+    ids = torch.randint(200, 4096, (1, 200))
+    ids[0, 9::25] = 100
+    seen = model(ids, output_attentions=True).attentions[1][0, 2]
+    starts = seen[60:, 10::25]
+    assert starts.sum(-1).mean() > 0.8
+    assert starts[90].argmax() == 5  # token 150 looks at 135, the sixth start
+
+
 def test_orthogonalise_flattens_singular_values() -> None:
     """A matrix with a spread of a thousand comes out with all of one size."""
     u, v = torch.linalg.qr(torch.randn(1, 32, 32))[0], torch.linalg.qr(torch.randn(1, 64, 32))[0]
@@ -174,6 +195,18 @@ def test_orthogonalise_flattens_singular_values() -> None:
     sizes = torch.linalg.svdvals(orthogonalise(wide).float())
     assert sizes.min() > 0.3
     assert sizes.max() < 1.4
+
+
+def test_spellings_of_a_word_start_out_alike() -> None:
+    """With or without a space or a capital; sentence ends are class 0, marks class 1."""
+    made = train(["The harbour. the harbour. Harbour.\n\n"] * 20, 400)
+    of = kin(made)
+    one, other, end = (made.token_to_id(text) for text in ("ĠHarbour", "Ġharbour", "."))
+    assert one is not None
+    assert other is not None
+    assert end is not None
+    assert of[one] == of[other] != of[end] == 0
+    assert of[SPECIALS.index("<|question|>")] == of[SPECIALS.index("<|answer|>")] == 1
 
 
 def test_tokenizer_gives_back_any_text(vocabulary: Tokenizer) -> None:
@@ -215,11 +248,12 @@ def options_for(books: Path, run: Path) -> Options:
     return Options(
         text=books,
         run=run,
-        steps=8,
+        steps=4,
         warm=2,
         test=0,
         save=0,
         workers=0,
+        examples=60,
         quiet=True,
         shape=Shape(layers=3, width=128, heads=4, hidden=128),
         curriculum=Curriculum(stages=((0.0, (128, 256), 2),), budget=512),
@@ -227,11 +261,11 @@ def options_for(books: Path, run: Path) -> Options:
 
 
 def test_a_resumed_run_is_the_run_that_never_stopped(books: Path, tmp_path: Path) -> None:
-    """Stop after 4 of 8 steps, go on, and compare every weight and moment."""
+    """Stop after 2 of 4 steps, go on, and compare every weight and moment."""
     whole, parts = options_for(books, tmp_path / "whole"), options_for(books, tmp_path / "parts")
     train_reader(whole)
-    train_reader(replace(parts, stop=4))
-    assert train_reader(parts).steps == 8
+    train_reader(replace(parts, stop=2))
+    assert train_reader(parts).steps == 4
     with (
         safe_open(whole.run / "checkpoint.safetensors", "pt") as a,
         safe_open(parts.run / "checkpoint.safetensors", "pt") as b,
@@ -276,7 +310,9 @@ def test_a_short_seeded_run_reaches_four_fifths_on_random_look_ups(
             options_for(books, tmp_path),
             steps=40,
             shape=Shape(layers=3),
-            curriculum=Curriculum(stages=((0.0, (128, 256), 1),), budget=1024, recall=1, formed=2),
+            curriculum=Curriculum(
+                stages=((0.0, (128, 256), 1),), budget=1024, recall=1, formed=2, find=0
+            ),
         )
     )
     assert result.recall >= 0.8
@@ -286,7 +322,7 @@ def test_batches_depend_on_seed_and_step_alone(books: Path, vocabulary: Tokenize
     """The same step twice is the same batch; weights fall on predictions only."""
     from engine.train.reader.episodes import Episodes
 
-    curriculum = Curriculum(stages=((0.0, (256,), 2),), budget=700, recall=0, rest=0)
+    curriculum = Curriculum(stages=((0.0, (256,), 2),), budget=700, recall=0, rest=0, find=0)
     made = [
         Batches(Episodes(books, "train", 0), vocabulary, curriculum, 3, 0)[5, 0.5] for _ in range(2)
     ]

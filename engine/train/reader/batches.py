@@ -6,6 +6,7 @@ the rank and the progress of training, so a resumed run sees the same batches.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,7 +15,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from engine.train.reader.episodes import Episode, Question
 from engine.train.reader.layout import Layout, positions
+from engine.train.reader.opening import opening
 from engine.train.reader.tokenizer import (
     ANSWER,
     BOS,
@@ -33,8 +36,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from torch import Tensor
 
-    from engine.train.reader.episodes import Episode
-
+_SENTENCE = re.compile(r"[^.!?]+[.!?]+[\"')]*(?=\s)")
+_WORD = re.compile(r"\S+")
 _ID = {name: number for number, name in enumerate(SPECIALS)}
 _SYSTEM = (
     "Answer from the document alone.",
@@ -48,7 +51,16 @@ _SYSTEM = (
 class Source(Protocol):
     """Where episodes come from; see `episodes.Episodes`."""
 
-    def sample(self, tokens: int, *, rng: Random, questions: int) -> Episode:
+    def sample(
+        self,
+        tokens: int,
+        *,
+        rng: Random,
+        questions: int,
+        ease: float,
+        facts: int | None = None,
+        kind: str | None = None,
+    ) -> Episode:
         """One episode of about so many document tokens and at most so many questions."""
 
 
@@ -59,6 +71,11 @@ class Curriculum:
     stages: (start, tokens of a document, most windows) in rising order.
     budget: tokens of a batch and process, questions counted.
     recall: share of batches that are look-ups of random tokens, until `formed`; then `rest`.
+    find: share of batches that give a few words and want the sentence they stand in, until
+        `found`; then a fifth of it. Asking in other words is too hard to begin with.
+    ease: (start, end, least): all of what makes facts hard is left out until `start`, then less
+        and less until at `end` the share `least` is; see `Episodes.sample`.
+    plain: share of texts with inserted facts alone, many at once; the others ask prose too.
     jump: share of batches whose questions stand further off, to `reach` tokens.
     """
 
@@ -66,18 +83,28 @@ class Curriculum:
         (0.00, (256,), 1),
         (0.10, (256, 512), 2),
         (0.35, (256, 512, 1024), 4),
-        (0.60, (512, 1024, 2048), 8),
-        (0.85, (512, 1024, 2048, 4096), 8),
+        (0.60, (256, 512, 512, 1024), 4),
+        (0.90, (512, 512, 1024, 2048), 8),
     )
     budget: int = 3072
-    recall: float = 0.4
-    formed: float = 0.04
-    rest: float = 0.03
+    recall: float = 0.25
+    formed: float = 0.03
+    rest: float = 0.05
+    find: float = 0.3
+    found: float = 0.12
+    ease: tuple[float, float, float] = (0.3, 1.0, 0.5)
+    plain: float = 0.7
     jump: float = 0.3
     reach: int = 16384
     questions: int = 16
     longest: int = 112
     window: int = 2048
+
+    def easy(self, progress: float) -> float:
+        """The share of hardness left out at this progress."""
+        start, end, least = self.ease
+        gone = min(1.0, max(0.0, (progress - start) / (end - start)))
+        return 1.0 - gone * (1.0 - least)
 
 
 @dataclass(frozen=True)
@@ -99,6 +126,17 @@ class Batch:
 
 
 MARKS = ("text", "first", "quote", "value", "recall")
+
+
+@dataclass(frozen=True)
+class _Aim:
+    """What a row should be: tokens and windows of its text, questions, the longest, ease."""
+
+    length: int
+    windows: int
+    questions: int
+    longest: int
+    ease: float
 
 
 @dataclass(frozen=True)
@@ -164,18 +202,22 @@ class Batches(Dataset[Any]):
         system = shape.choice(_SYSTEM) if shape.random() < 0.05 else ""
         jump = shape.random() < c.jump
         questions = min(c.questions, max(4, length // 32))
-        rows = max(1, round(c.budget / (length + questions * 64)))
-        make = self._recall if recall else self._episode
-        made = [make(length, windows, questions, rng) for _ in range(rows)]
+        # Questions of one length together, so that little of a batch is padding.
+        longest = min(shape.choice((40, 48, 56, 64, 80, 112)), c.longest)
+        rows = max(1, round(c.budget / (length + questions * longest)))
+        find = shape.random() < (c.find if progress < c.found else c.find / 5)
+        make = self._recall if recall else self._find if find else self._episode
+        aim = _Aim(length, windows, questions, longest, c.easy(progress))
+        made = [make(aim, rng) for _ in range(rows)]
         return self.collate(made, rng, system, c.reach if jump else 0)
 
-    def _recall(self, length: int, windows: int, questions: int, rng: Random) -> _Row:
-        length = min(length, 512)
+    def _recall(self, aim: _Aim, rng: Random) -> _Row:
+        length = min(aim.length, 512)
         draw = np.random.default_rng(rng.getrandbits(63))
         pool = draw.integers(len(SPECIALS), self.size, size=draw.integers(60, 2000))
         ids = [int(i) for i in draw.choice(pool, size=length)]
         branches = []
-        for _ in range(questions):
+        for _ in range(aim.questions):
             at = rng.randrange(length - 16)
             known, span = rng.randint(3, 5), ids[at : at + 14]
             branches.append(
@@ -185,19 +227,57 @@ class Batches(Dataset[Any]):
             )
         return _Row([ids], branches, recall=True)
 
-    def _episode(self, length: int, windows: int, questions: int, rng: Random) -> _Row:
-        # Many questions on one text: its tokens are read once for all of them.
-        episode = self.source.sample(round(1.2 * length), rng=rng, questions=questions)
-        sizes = [length]
-        if windows > 1:
-            # Uneven windows, so that the question's distance to each one varies.
-            even = min(length // windows, self.curriculum.window)
-            sizes = [rng.randint(even * 3 // 4, even) for _ in range(windows)]
-            sizes[rng.randrange(windows)] = even
-        return self.lay(episode, sizes, questions)
+    def _find(self, aim: _Aim, rng: Random) -> _Row:
+        size = round(1.2 * aim.length)
+        document = self.source.sample(size, rng=rng, questions=1, ease=aim.ease).document
+        told = [m[0].strip() for m in _SENTENCE.finditer(document)]
+        told = [one for one in told if 8 <= one.count(" ") <= 40 and "\n\n" not in one]
+        asked = []
+        for one in rng.sample(told, min(2 * aim.questions, len(told))):
+            words = [(m.start(), m.end()) for m in _WORD.finditer(one)]
+            count = rng.randint(3, 7)
+            first = rng.randrange(1, max(2, len(words) - count - 2))
+            piece = words[first : first + count]
+            after = words[first + count : first + count + 2]
+            if not after or document.count(one) > 1:
+                continue
+            said = [one[a:b] for a, b in piece if rng.random() < 0.85]
+            asked.append(Question(" ".join(said), one, one[after[0][0] : after[-1][1]], "find"))
+        episode = Episode(document, tuple(asked))
+        row = self.lay(episode, self._sizes(aim, rng), 2 * aim.questions, aim.longest)
+        return _alike(row, aim.questions, aim.longest)
 
-    def lay(self, episode: Episode, sizes: Sequence[int], questions: int) -> _Row:
-        """Tokenise an episode; questions whose sentence is cut or left out are dropped."""
+    def _episode(self, aim: _Aim, rng: Random) -> _Row:
+        # Many questions on one text: its tokens are read once for all of them.
+        plain = rng.random() < self.curriculum.plain
+        episode = self.source.sample(
+            round(1.2 * aim.length),
+            rng=rng,
+            questions=2 * aim.questions,
+            ease=aim.ease,
+            facts=min(rng.choice((2, 4, 6, 8, 8, 12, 16)), aim.length // 32) if plain else None,
+            kind="facts" if plain else None,
+        )
+        row = self.lay(episode, self._sizes(aim, rng), 2 * aim.questions, aim.longest)
+        return _alike(row, aim.questions, aim.longest)
+
+    def _sizes(self, aim: _Aim, rng: Random) -> list[int]:
+        if aim.windows == 1:
+            return [aim.length]
+        # Uneven windows, so that the question's distance to each one varies.
+        even = min(aim.length // aim.windows, self.curriculum.window)
+        sizes = [rng.randint(even * 3 // 4, even) for _ in range(aim.windows)]
+        sizes[rng.randrange(aim.windows)] = even
+        return sizes
+
+    def lay(self, episode: Episode, sizes: Sequence[int], questions: int, longest: int) -> _Row:
+        """Tokenise an episode; questions whose sentence is cut or left out are dropped.
+
+        Args:
+            sizes: the most tokens of each window.
+            questions: at most so many.
+            longest: tokens of a question with its answer.
+        """
         encoded = self.tokenizer.encode(episode.document, add_special_tokens=False)
         spans = cut(encoded.ids, self.ends, sizes)
         offsets = encoded.offsets
@@ -208,9 +288,10 @@ class Batches(Dataset[Any]):
                 at = episode.document.find(one.quote)
                 if not any(a <= at and at + len(one.quote) <= b for a, b in held):
                     continue
-            kept.append(render(one.text, one.quote, one.value))
+            begin = opening(one.text, one.quote, one.value, episode.document)
+            kept.append(render(one.text, one.quote[begin:], one.value))
         branches = [e.ids for e in self.tokenizer.encode_batch(kept, add_special_tokens=False)]
-        branches = [b for b in branches if len(b) <= self.curriculum.longest][:questions]
+        branches = [b for b in branches if len(b) <= longest][:questions]
         return _Row([encoded.ids[a:b] for a, b in spans], branches)
 
     def collate(self, rows: Sequence[_Row], rng: Random, system: str, reach: int) -> Batch:
@@ -262,6 +343,14 @@ class Batches(Dataset[Any]):
         )
 
 
+def _alike(row: _Row, questions: int, longest: int) -> _Row:
+    """Keep the questions that fill a batch of width `longest` best, at least half of them."""
+    wide = [b for b in row.branches if len(b) > longest * 2 // 3]
+    narrow = [b for b in row.branches if len(b) <= longest * 2 // 3]
+    count = max(questions // 2, min(questions, len(wide)))
+    return _Row(row.windows, (wide + narrow)[:count])
+
+
 def _weigh(branch: list[int], draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Weights and marks of the predictions inside one question and its answer."""
     n = len(branch)
@@ -274,6 +363,7 @@ def _weigh(branch: list[int], draw: np.random.Generator) -> tuple[np.ndarray, np
     if _ID[VALUE] in branch:
         value = branch.index(_ID[VALUE], answer)
         weights[answer : min(answer + 3, value)] = 3.0  # here the sentence is chosen
+        weights[answer] = 5.0
         weights[value : n - 2] = 3.0
         marks[value : n - 1] = MARKS.index("value")
     else:

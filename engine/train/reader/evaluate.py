@@ -76,7 +76,7 @@ def held_out(
             questions=8,
             kind=cell.kind,
         )
-        row = batches.lay(episode, [size] * cell.windows, 8)
+        row = batches.lay(episode, [size] * cell.windows, 8, batches.curriculum.longest)
         if row.branches:
             have += len(row.branches)
             found.append(batches.collate([row], rng, "", 0))
@@ -105,6 +105,42 @@ def measure(model: LlamaForCausalLM, cell: Sequence[Batch]) -> tuple[int, int, i
             exact += bool(ok[mine].all())
             value += bool(ok[mine & (mark != MARKS.index("quote"))].all())
     return total, exact, value
+
+
+RELUCTANCE = tuple(step / 4 for step in range(41))  # nats tried
+
+
+@torch.no_grad()
+def margins(model: LlamaForCausalLM, cell: Sequence[Batch], refusal: int) -> Tensor:
+    """Count what each reluctance would do.
+
+    Args:
+        refusal: id of the first token of "not stated".
+    Returns:
+        [2, len(RELUCTANCE) + 1] float64: of the answerable questions and of the others, how many
+        would be refused at each reluctance, and how many there are.
+    """
+    counts = torch.zeros(2, len(RELUCTANCE) + 1, dtype=torch.float64)
+    tried = torch.tensor(RELUCTANCE)
+    for batch in cell:
+        chosen = (batch.answers > 0) & (batch.marks == MARKS.index("first"))
+        logits = model.lm_head(forward(model, batch)[chosen]).float().cpu()
+        wanted = (batch.targets[chosen] == refusal).long().cpu()
+        refuse = logits[:, refusal].clone()
+        logits[:, refusal] = float("-inf")
+        margin = refuse - logits.max(dim=-1).values
+        refused = margin[:, None] > tried
+        for side in (0, 1):
+            counts[side, :-1] += refused[wanted == side].sum(0)
+            counts[side, -1] += (wanted == side).sum()
+    return counts
+
+
+def calibrated(counts: Tensor) -> float:
+    """The reluctance at which false refusals and missed refusals are fewest, as shares."""
+    shares = counts[:, :-1] / counts[:, -1:].clamp(min=1)
+    wrong = shares[0] + 1 - shares[1]
+    return RELUCTANCE[int(wrong.argmin())]
 
 
 def forward(model: LlamaForCausalLM, batch: Batch) -> Tensor:

@@ -30,12 +30,14 @@ def export(
     shape: Shape,
     tokenizer: Tokenizer,
     record: Mapping[str, Any],
+    reluctance: float = 0.0,
 ) -> str:
     """Write config, weights (bfloat16), tokenizer with chat template, and the training record.
 
     Args:
         folder: made if missing.
         weights: named as in LlamaForCausalLM; the tied head may be left out.
+        reluctance: nats to take from the first token of "not stated"; `sekv_reluctance`.
         record: what TRAINING.json says beside the weights' fingerprint.
     Returns:
         sha256 of the weights file, in hex.
@@ -44,6 +46,7 @@ def export(
     wrap(tokenizer, shape.positions).save_pretrained(folder)
     config = shape.config()
     config.architectures = ["LlamaForCausalLM"]
+    config.sekv_reluctance = reluctance
     config.dtype = "float32"  # bfloat16 on disk only: CPUs compute faster in float32
     config.save_pretrained(folder)
     GenerationConfig(  # type: ignore[no-untyped-call]

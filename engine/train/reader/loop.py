@@ -14,7 +14,9 @@ import os
 import subprocess
 import time
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,9 +32,17 @@ from engine.errors import TrainError
 from engine.train.reader import tokenizer as vocabulary
 from engine.train.reader.batches import MARKS, Batch, Batches, Curriculum, Order, loader
 from engine.train.reader.episodes import Episodes
-from engine.train.reader.evaluate import CELLS, Cell, forward, held_out, measure
+from engine.train.reader.evaluate import (
+    CELLS,
+    Cell,
+    calibrated,
+    forward,
+    held_out,
+    margins,
+    measure,
+)
 from engine.train.reader.export import export
-from engine.train.reader.model import Shape, build
+from engine.train.reader.model import Shape, Tokens, build
 from engine.train.reader.optim import Optimiser, Rates
 
 if TYPE_CHECKING:
@@ -43,6 +53,7 @@ if TYPE_CHECKING:
 CHECKPOINT = "checkpoint.safetensors"
 TOKENIZER = "tokenizer.json"
 LOG = "log.jsonl"
+NOTES = "notes.txt"  # what a person changed under way, kept in the record of the weights
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,7 @@ class Options:
     text: folder of .txt books.  run: folder of checkpoints and log, resumed if it has one.
     steps, minutes: the budget; steps counts if it is not 0.  stop: end early at this
         step without shortening the schedule (0: do not).
+    examples: generated documents that the tokenizer learns from, beside the books.
     warm: first steps with rising rates.  fall: share of the budget in which they sink to 0.
     save, test: minutes between checkpoints and between held-out measurements (0: never).
     out: folder of the finished reader, "" to write none.
@@ -67,9 +79,10 @@ class Options:
     warm: int = 40
     fall: float = 0.5
     save: float = 4.0
-    test: float = 10.0
-    tested: int = 64
+    test: float = 12.0
+    tested: int = 48
     workers: int = 1
+    examples: int = 3000
     quiet: bool = False
     compiled: bool = False
     shape: Shape = field(default_factory=Shape)
@@ -99,6 +112,7 @@ class _State:
     loss: float = 0.0
     recall: float = 0.0
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    reluctance: float = 0.0
 
 
 def get_tokenizer(options: Options) -> Tokenizer:
@@ -110,8 +124,10 @@ def get_tokenizer(options: Options) -> Tokenizer:
         def texts() -> Iterator[str]:
             for book in train.haystack.books:
                 yield from book.paragraphs
-            for _ in range(3000):
-                for question in train.sample(512).questions:
+            for _ in range(options.examples):
+                episode = train.sample(512)  # its document has line breaks, the books have none
+                yield episode.document
+                for question in episode.questions:
                     yield vocabulary.render(question.text, question.quote, question.value)
 
         made = vocabulary.train(texts(), options.shape.vocabulary)
@@ -212,8 +228,18 @@ def train_reader(options: Options) -> Result:
     main, rank = accelerator.is_main_process, accelerator.process_index
     with accelerator.main_process_first():
         tokens = get_tokenizer(options)
-    model = build(replace(options.shape, vocabulary=tokens.get_vocab_size()), options.seed)
-    optimiser = Optimiser(model, options.rates, ["model.embed_tokens.weight"])
+    shape = replace(options.shape, vocabulary=tokens.get_vocab_size())
+    source = Episodes(options.text, "train", options.seed)
+    sample = (source.sample(512, rng=Random(number)).document for number in range(200))
+    known = Tokens(vocabulary.kin(tokens), vocabulary.rarity(tokens, sample))
+    model = build(shape, options.seed, known)
+    optimiser = Optimiser(
+        model,
+        options.rates,
+        ["model.embed_tokens.weight"],
+        (rank, accelerator.num_processes),
+        partial(accelerator.reduce, reduction="sum"),
+    )
     for p in model.parameters():  # not model.to(): that would round RoPE's frequencies as well
         p.data = p.data.bfloat16()
     model.to(accelerator.device)
@@ -224,7 +250,6 @@ def train_reader(options: Options) -> Result:
     if options.compiled:
         model.model.compile()
 
-    source = Episodes(options.text, "train", options.seed)
     batches = Batches(source, tokens, options.curriculum, options.seed, rank)
     tests = _tests(options, tokens, rank, accelerator.num_processes)
     log = (options.run / LOG).open("a", encoding="utf-8") if main else None
@@ -310,6 +335,12 @@ def train_reader(options: Options) -> Result:
         state.recall = _summary(window).get("recall", {}).get("hits", state.recall)
     if tests and options.test:
         state.scores = _test(model, tests, accelerator)
+        refusal = tokens.encode(f" {vocabulary.NOT_STATED}", add_special_tokens=False).ids[0]
+        counts = sum(
+            margins(model, [to(b, accelerator.device) for b in cell], refusal) for _, cell in tests
+        )
+        counts = accelerator.reduce(torch.as_tensor(counts).to(accelerator.device), "sum")
+        state.reluctance = calibrated(counts.cpu())
     if main:
         save(options.run / CHECKPOINT, optimiser, state)
         if log is not None:
@@ -385,6 +416,7 @@ def export_run(options: Options, folder: Path) -> str:
             for name in file.keys()  # noqa: SIM118
             if name.startswith("master.")
         }
+    notes = options.run / NOTES
     books = [book.name for book in Episodes(options.text, "train", options.seed).haystack.books]
     unseen = [book.name for book in Episodes(options.text, "eval", options.seed).haystack.books]
     record = {
@@ -401,5 +433,6 @@ def export_run(options: Options, folder: Path) -> str:
         "rates": asdict(options.rates),
         "curriculum": asdict(options.curriculum),
         "held out": state["scores"],
+        "history": notes.read_text(encoding="utf-8").splitlines() if notes.exists() else [],
     }
-    return export(folder, weights, shape, tokens, record)
+    return export(folder, weights, shape, tokens, record, state.get("reluctance", 0.0))

@@ -6,6 +6,7 @@ split pattern is one that tiktoken accepts, so the same ranks can be loaded ther
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -84,3 +85,47 @@ def render(question: str, quote: str, value: str) -> str:
     """One question with its answer, exactly as the reader must produce it."""
     answer = f"{quote}{VALUE} {value}" if quote else NOT_STATED
     return f"{QUESTION} {question}{ANSWER} {answer}{END}"
+
+
+def kin(tokenizer: Tokenizer) -> list[int]:
+    """Classes of tokens that mean the same at birth.
+
+    Returns:
+        of each id its class: 0 for what ends a sentence or a paragraph and the document mark,
+        1 for the marks of question and answer, one class
+        for the spellings of a word with or without a space, small or capital,
+        and one of its own for every other special token.
+    """
+    texts = tokenizer.get_vocab()
+    names = {number: text for text, number in texts.items()}
+    classes: dict[str, int] = {}
+    found = []
+    for number in range(len(names)):
+        text = names[number]
+        bare = text.replace("Ġ", "").replace("Ċ", "").lower()
+        if text == DOCUMENT or (number >= len(SPECIALS) and _ends(text)):
+            found.append(0)
+        elif text in (QUESTION, ANSWER, VALUE, END):
+            found.append(1)
+        else:
+            found.append(classes.setdefault(bare or text, len(classes) + 2))
+    return found
+
+
+def rarity(tokenizer: Tokenizer, texts: Iterable[str]) -> list[float]:
+    """How rare each token is in `texts`: 0 for one in ten tokens, 1 from one in ten thousand."""
+    counts = [1.0] * tokenizer.get_vocab_size()
+    for text in texts:
+        for number in tokenizer.encode(text, add_special_tokens=False).ids:
+            counts[number] += 1
+    total = sum(counts)
+    rare = [min(1.0, max(0.0, (math.log10(total / count) - 1) / 3)) for count in counts]
+    return [0.0 if number < len(SPECIALS) else one for number, one in enumerate(rare)]
+
+
+def _ends(text: str) -> bool:
+    bare = text.replace("Ċ", "").replace("Ġ", "")
+    # A single line break may stand inside a sentence of wrapped text.
+    return not any(c.isalnum() for c in bare) and (
+        bare.rstrip("\"')")[-1:] in tuple(".!?") or "ĊĊ" in text or "ĊĠ" in text or text == "Ġ"
+    )
