@@ -1,7 +1,8 @@
 """A toy ingest for the tests of the store: small, torch-free to write, the same bytes every time.
 
 What it is: a stand-in for prefill and fold whose windows are made from their chunks, so that a
-resumed run that lost or mixed chunks cannot end in the right bytes. What it is not: a test.
+resumed run that lost or mixed chunks cannot end in the right bytes, and the questions that several
+test files ask of a store. What it is not: a test.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 
+from engine.errors import StoreError
 from engine.manifest import Manifest, ModelIdentity, SourceEntry, WindowEntry
-from engine.store import StoreWriter
+from engine.store import Store, StoreWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -162,3 +165,42 @@ def tree(path: Path) -> dict[str, bytes]:
         for file in sorted(path.rglob("*"))
         if file.is_file()
     }
+
+
+def read_all(path: Path) -> dict[str, Any]:
+    """Everything that a reader can get out of a store."""
+    with Store.open(path) as store:
+        found: dict[str, Any] = {"manifest": store.manifest, "text": store.text(0)}
+        found |= {f"document {name}": array.tolist() for name, array in store.document().items()}
+        found |= {f"shared {name}": tensor.tolist() for name, tensor in store.shared().items()}
+        for window, entry in enumerate(store.manifest.windows):
+            device = store.device(window)
+            found |= {f"{window} {name}": tensor.tolist() for name, tensor in device.items()}
+            host = store.host(window)
+            for layer in host.layers:
+                codes = host.read(layer, np.arange(entry.spans))
+                found[f"{window} {layer}"] = codes.tolist(), host.offsets(layer).tolist()
+            host.close()
+        return found
+
+
+def refuses(call: Callable[[], object]) -> str:
+    """The one line with which a call is refused."""
+    with pytest.raises(StoreError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def flip(path: Path, place: int, mask: int) -> None:
+    """Change some bits of one byte of a file."""
+    with path.open("r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ mask]))
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Hidden names beside the stores of a folder."""
+    return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
