@@ -37,6 +37,7 @@ def mix(logits: list[Tensor], values: list[Tensor]) -> tuple[Tensor, list[Tensor
     top = top.clamp_min(torch.finfo(torch.float32).min)
     weights = [torch.exp(part - top) for part in logits]
     total = torch.stack([w.sum(-1, keepdim=True) for w in weights]).sum(0)
+    total = total.clamp_min(1.0)  # its top row alone is one; less means that all are hidden
     weights = [w / total for w in weights]
     out = torch.zeros(
         *logits[0].shape[:2], values[0].shape[-1], dtype=torch.float32, device=top.device
@@ -143,19 +144,25 @@ def covariance_basis(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def span_svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Thin SVD of many small matrices at once by eigh of the Gram matrix.
+    """Thin SVD of many small matrices at once by eigh of the smaller Gram matrix.
 
     Args:
         x: [B, n, D], rows beyond a span's length zero (padding rows is exact).
     Returns:
-        u [B, n, n], energy [B, n] (squared singular values, falling), w [B, n, D] = uT x, so that
-        u[:, :, :r] @ w[:, :r] is the best approximation of rank r.
-    Cost: one eigh of size n per matrix, in float64 because the Gram matrix squares the range.
+        u [B, n, m], energy [B, m] (squared singular values, falling), w [B, m, D] = uT x with
+        m = min(n, D), so that u[:, :, :r] @ w[:, :r] is the best approximation of rank r.
+    Cost: one eigh of size m per matrix, in float64 because the Gram matrix squares the range.
     """
     x64 = x.to(torch.float64)
-    energy, u = torch.linalg.eigh(torch.bmm(x64, x64.mT))
-    u, energy = u.flip(-1), energy.flip(-1).clamp_min(0)
-    return u.float(), energy.float(), torch.bmm(u.mT, x64).float()
+    if x.shape[1] <= x.shape[2]:
+        energy, u = torch.linalg.eigh(torch.bmm(x64, x64.mT))
+        u, energy = u.flip(-1), energy.flip(-1).clamp_min(0)
+        return u.float(), energy.float(), torch.bmm(u.mT, x64).float()
+    energy, v = torch.linalg.eigh(torch.bmm(x64.mT, x64))
+    v, energy = v.flip(-1), energy.flip(-1).clamp_min(0)
+    size = energy.sqrt()[:, None]
+    u = torch.where(size > 1e-10 * size[..., :1], torch.bmm(x64, v) / size, 0.0)
+    return u.float(), energy.float(), (size * v).mT.float()
 
 
 # ---------------------------------------------------------------------------- quantisers
