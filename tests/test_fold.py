@@ -1,0 +1,155 @@
+"""A window's rows become device tensors and host records, layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from engine.fold import Folded, fit, fold_layer, pinned_tokens, row_dtype, segment, sides_of
+from engine.policies.codec import Side, SpanSVD
+from engine.policies.segment import FOLDED, PINNED, Spans
+from engine.recipe import RECIPES, Recipe
+from tiny_memory import EXACT, fixed_spans, rows
+
+TOKENS = 120
+
+
+def folded(recipe: Recipe, seed: int = 1, spans: Spans | None = None) -> tuple[Folded, Side]:
+    k, v = rows(seed, 2, TOKENS, 16)
+    spans = spans or fixed_spans(TOKENS, 8, sinks=4)
+    surprisal = torch.ones(TOKENS)
+    side = fit(recipe, k, v, surprisal, spans)
+    return fold_layer(recipe, k, v, surprisal, spans, side), side
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_method_s_records_give_the_rows_back(name: str) -> None:
+    """Exactly where the method is exact, nearly where it is not."""
+    made, side = folded(RECIPES[name])
+    spans = fixed_spans(TOKENS, 8, sinks=4)
+    k, v = rows(1, 2, TOKENS, 16)
+    for head in range(2):
+        records = made.records
+        sizes = records.offsets.diff()[head::2]
+        payload = torch.cat(
+            [
+                records.payload[a : a + n]
+                for a, n in zip(records.offsets[head:-1:2], sizes, strict=True)
+            ]
+        )
+        offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+        codec = RECIPES[name].codec
+        got = codec.decode(head, payload, offsets, spans.bounds.diff(), side)
+        for mine, true in zip(got, (k[head], v[head]), strict=True):
+            limit = 0.0 if RECIPES[name].whole else 0.1
+            assert float((mine - true).norm() / true.norm()) <= limit
+
+
+def test_exact_rows_are_the_tokens_of_every_span_that_is_not_folded() -> None:
+    k, v = rows(1, 2, TOKENS, 16)
+    bounds = torch.tensor([0, 3, 4, 20, 21, 60, 110, 120])
+    kind = torch.tensor([PINNED, FOLDED, FOLDED, 1, FOLDED, PINNED, FOLDED], dtype=torch.uint8)
+    kept = [0, 1, 2, 20, *range(60, 110)]
+    assert pinned_tokens(bounds, kind).tolist() == kept
+    made, _ = folded(EXACT, spans=Spans(bounds, kind))
+    assert torch.equal(made.device["pinned_k"], k[:, kept])
+    assert torch.equal(made.device["pinned_v"], v[:, kept])
+    half, _ = folded(replace(EXACT, half_rows=True), spans=Spans(bounds, kind))
+    assert torch.equal(half.device["pinned_k"], k[:, kept].half())
+
+
+@pytest.mark.parametrize(
+    ("half", "model", "kept"),
+    [
+        (True, torch.float32, torch.float16),
+        (True, torch.bfloat16, torch.bfloat16),
+        (True, torch.float16, torch.float16),
+        (False, torch.float32, torch.float32),
+        (False, torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_exact_rows_take_sixteen_bits_unless_the_method_is_exact(
+    half: bool, model: torch.dtype, kept: torch.dtype
+) -> None:
+    assert row_dtype(replace(EXACT, half_rows=half), model) == kept
+
+
+def test_the_reference_keeps_nothing_but_rows() -> None:
+    made, side = folded(RECIPES["full"])
+    assert made.device == {}
+    assert set(side) == {"rows"}
+
+
+def test_outlying_first_tokens_do_not_stretch_what_is_fitted() -> None:
+    """Attention sinks have norms of their own; they are exact rows and no part of the basis."""
+    k, v = rows(2, 2, TOKENS, 16)
+    spans = fixed_spans(TOKENS, 8, sinks=4)
+    loud = k.clone()
+    loud[:, :4] *= 100
+    for name in ("sekv", "sekv-paper"):
+        recipe = RECIPES[name]
+        calm = fit(recipe, k, v, torch.ones(TOKENS), spans)
+        stretched = fit(recipe, loud, v, torch.ones(TOKENS), spans)
+        for key, tensor in calm.items():
+            assert torch.equal(tensor, stretched[key])
+
+
+def test_later_windows_are_folded_with_what_the_first_one_taught() -> None:
+    """The same side, and records that need nothing else."""
+    recipe = RECIPES["sekv"]
+    made, side = folded(recipe)
+    before = {name: tensor.clone() for name, tensor in side.items()}
+    k, v = rows(9, 2, 40, 16)
+    spans = fixed_spans(40, 8)
+    later = fold_layer(recipe, k, v, torch.ones(40), spans, side)
+    assert all(torch.equal(side[name], tensor) for name, tensor in before.items())
+    assert set(later.device) == set(made.device)
+    for name, tensor in later.device.items():
+        assert tensor.shape[2:] == made.device[name].shape[2:]
+
+
+def test_only_the_last_window_has_a_local_window() -> None:
+    recipe = replace(RECIPES["sekv"], sinks=4, local=10)
+    surprisal = torch.rand(100, generator=torch.Generator().manual_seed(1))
+    for last in (False, True):
+        spans = segment(recipe, surprisal, ["x"] * 100, last=last)
+        kept = pinned_tokens(spans.bounds, (spans.kind == PINNED).to(torch.uint8)).tolist()
+        assert kept == [*range(4), *(range(90, 100) if last else ())]
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("tokens", [1, 2, 3, 7])
+def test_windows_of_a_few_tokens_are_folded(name: str, tokens: int) -> None:
+    recipe = RECIPES[name]
+    k, v = rows(3, 2, tokens, 16)
+    spans = segment(recipe, torch.rand(tokens), ["x"] * tokens, last=True)
+    side = fit(recipe, k, v, torch.ones(tokens), spans)
+    made = fold_layer(recipe, k, v, torch.ones(tokens), spans, side)
+    assert len(made.records.offsets) == 2 * len(spans.kind) + 1
+    for tensor in (*side.values(), *made.device.values()):
+        assert bool(torch.isfinite(tensor.float()).all())
+
+
+def test_shared_tensors_are_told_apart_by_layer() -> None:
+    one, two, rest = torch.ones(1), torch.ones(2), torch.zeros(3)
+    shared = {"0.k_basis": one, "11.k_basis": two, "0.prefix_k": rest, "11.prefix_v": rest}
+    sides = sides_of(shared, 12)
+    assert len(sides) == 12
+    assert sides[0] == {"k_basis": one}
+    assert sides[11] == {"k_basis": two}
+    assert all(not side for side in sides[1:11])
+
+
+def test_what_the_exact_settings_keep_is_larger_than_the_rows() -> None:
+    """Full rank is for proofs, not for use: the default is a fraction of it."""
+    sizes = {}
+    for name, recipe in (
+        ("exact", replace(EXACT, codec=SpanSVD(exact=True))),
+        ("sekv", RECIPES["sekv"]),
+    ):
+        made, _ = folded(replace(recipe, summariser=RECIPES["sekv-paper"].summariser))
+        sizes[name] = len(made.records.payload)
+    rows_bytes = 2 * 2 * TOKENS * 16 * 2
+    assert sizes["sekv"] < 0.5 * rows_bytes < sizes["exact"]
