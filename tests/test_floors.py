@@ -22,7 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("ops",),
     ("documents",),
     ("tokens",),
-    ("prompt",),
+    ("prompt", "quoting"),
     ("policies",),
     ("router",),
     ("recipe",),
