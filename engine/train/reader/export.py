@@ -43,7 +43,7 @@ def export(
         sha256 of the weights file, in hex.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    wrap(tokenizer, shape.positions).save_pretrained(folder)
+    wrap(tokenizer, shape.positions).save_pretrained(folder, save_jinja_files=False)
     config = shape.config()
     config.architectures = ["LlamaForCausalLM"]
     config.sekv_reluctance = reluctance
@@ -63,6 +63,7 @@ def export(
         if name != "lm_head.weight"
     }
     save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # safetensors keeps its files to their owner
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     text = json.dumps({**record, "sha256": digest}, indent=1, ensure_ascii=False)
     (folder / RECORD).write_text(text + "\n", encoding="utf-8")
