@@ -1,9 +1,10 @@
-"""Where a quote begins: at the first words that the question shares with the sentence.
+"""Where a quote begins: at the rarest word that the question shares with the sentence.
 
-A small reader finds a sentence by the words it shares with the question. Beginning the quote
-there makes its first word one that the question already names, so that the reader starts by
-copying and goes on by following the text; beginning at the head of the sentence asks it to
-find a place it has no word for.
+A small reader finds a sentence by the words it shares with the question, and best by the one that
+stands nowhere else: the name of the thing asked about. A quote that begins there begins with a word
+the question already names, so the reader starts by copying it and goes on by following the text.
+Beginning at the head of the sentence asks it for a place it has no word for; beginning at a word
+that other sentences share leads it into those.
 """
 
 from __future__ import annotations
@@ -21,20 +22,26 @@ COMMON = frozenset(
 )
 
 
-def opening(question: str, sentence: str, value: str) -> int:
+def opening(question: str, sentence: str, value: str, document: str) -> int:
     """Character of the sentence where its quote begins.
 
-    The first telling word that also stands in the question, or the value if that comes earlier;
-    0 if the question shares no telling word and the value is not there.
+    Of the telling words before the value that also stand in the question, the one that is rarest
+    in the document, names before other words; the value itself if there is none.
     """
     asked = {_stem(word.group()) for word in WORD.finditer(question)}
-    limit = sentence.find(value)
-    for word in WORD.finditer(sentence):
-        if 0 <= limit <= word.start():
-            break
-        if word.group().lower() not in COMMON and _stem(word.group()) in asked:
-            return word.start()
-    return max(limit, 0)
+    limit = max(0, sentence.find(value))
+    shared = [
+        word
+        for word in WORD.finditer(sentence, 0, limit)
+        if word.group().lower() not in COMMON and _stem(word.group()) in asked
+    ]
+
+    def commonness(word: re.Match[str]) -> tuple[int, bool]:
+        text = word.group()
+        return document.count(text), not (text[0].isupper() or text[0].isdigit())
+
+    rarest = min(shared, key=commonness, default=None)
+    return rarest.start() if rarest else limit
 
 
 def _stem(word: str) -> str:
