@@ -23,6 +23,7 @@ from engine.quoting import Guide, Marks
 from engine.readers import hf
 from engine.recall import Memory, open_memory
 from engine.store import Store
+from engine.tiers import Traffic
 from engine.trace import Evidence, Trace
 from engine.types import Answer, AskOptions, MemoryUse, Progress, Usage
 
@@ -110,6 +111,7 @@ class Session:
             )
         for layer in self.memory.layers:
             layer.release()
+            layer.zoomed.traffic = Traffic()
         self.memory.shared.peak_bytes = self.memory.shared.device_bytes
         windows = self._scout(prompt)
         evidence = Evidence(self.ids)
@@ -304,7 +306,8 @@ class _Speaker(BaseStreamer):
 
     def _text(self, tokens: list[int]) -> str:
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return text.strip()
+        # A look-up reader copies the document's line breaks too.
+        return text.strip() if self.value_token < 0 else " ".join(text.split())
 
 
 def _load_reader(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from engine.errors import DocumentError
+from engine.errors import DocumentError, SekvError
 from sekv_cli import options
 
 
@@ -67,6 +67,14 @@ def ingest(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a store of that name.")
     ] = False,
+    append: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="STORE",
+            help="Add the sources to this store instead; its model and method are used.",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Say what would be done and what it would weigh."),
@@ -86,6 +94,7 @@ def ingest(
     Example:
       sekv ingest book.pdf
       sekv ingest notes.md paper.pdf -o work.sekv --model Qwen/Qwen3-4B
+      sekv ingest second.pdf --append book.sekv
       pdftotext scan.pdf - | sekv ingest - -o scan.sekv
     """
     if password_stdin and "-" in sources:
@@ -94,6 +103,9 @@ def ingest(
         raise DocumentError("stdin was named twice; it can be read once")
     if "" in sources:
         raise DocumentError("a source has an empty name")
+
+    if append is not None and (output is not None or overwrite or dry_run):
+        raise SekvError("--append goes with none of -o, --overwrite and --dry-run")
 
     from engine.types import IngestOptions
     from sekv_cli import format, progress
@@ -117,6 +129,8 @@ def ingest(
 
         if dry_run:
             plan = use_case.plan(sources, chosen, shown, stdin)
+        elif append is not None:
+            report = use_case.append(sources, append, chosen, shown, stdin)
         else:
             report = use_case.ingest(sources, output, chosen, shown, stdin)
     if as_json:
