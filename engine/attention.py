@@ -101,6 +101,13 @@ def attention(
     layer = sekv.layers[int(module.layer_idx)]  # type: ignore[arg-type]
     assert isinstance(layer, LiveLayer)
     layer.pending = False
+    for given, cached in ((key, layer.keys), (value, layer.values)):
+        assert cached is not None
+        if given.shape != cached.shape or given.data_ptr() != cached.data_ptr():
+            raise ReaderError(
+                f"{type(module).__name__} changes keys or values after it has cached them; the "
+                "memory would be silently wrong"
+            )
     rows, live = query.shape[2], key.shape[2]
     size = query.shape[-1]
     factor = (scaling if scaling is not None else size**-0.5) * math.sqrt(size)

@@ -19,6 +19,7 @@ import transformers
 import xxhash
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.hub import cached_file
 
 from engine import attention
@@ -70,7 +71,17 @@ class Reader:
             raise ReaderError("the prompt has no token before the document; a reader needs one")
         hidden = self._forward(list(self.prompt.prefix), 0, cache)
         self._last_hidden = hidden[-1:]
-        return [(k[0], v[0]) for k, v in _rows(cache)]
+        rows = [(k[0], v[0]) for k, v in _rows(cache)]
+        identity = self.identity
+        shape = (identity.kv_heads, len(self.prompt.prefix), identity.head_dim)
+        for k, v in rows:
+            if k.shape != shape or v.shape != shape:
+                raise ReaderError(
+                    f"{identity.architecture} caches keys {list(k.shape)} and values "
+                    f"{list(v.shape)} where its configuration says {list(shape)}; such attention "
+                    "is not supported"
+                )
+        return rows
 
     @torch.inference_mode()
     def read_window(
@@ -210,6 +221,12 @@ def check_supported(config: Any) -> None:
     """Refuse, in one line, models whose attention the memory cannot stand in for."""
     text = config.get_text_config()
     name = text.model_type
+    model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if not getattr(model, "_supports_attention_backend", False):
+        raise ReaderError(
+            f"{name}: not a causal model that calls registered attention functions; the memory "
+            "would be silently bypassed"
+        )
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"} or (
         getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)
