@@ -68,8 +68,8 @@ class Prompt:
         except (TemplateError, ValueError, TypeError) as error:
             raise ReaderError(f"the model's chat template cannot be rendered: {error}") from error
         pieces = re.split(f"{DOCUMENT}|{QUESTION}", text)
-        if len(pieces) != 3:
-            raise ReaderError("the model's chat template drops or repeats the document")
+        if len(pieces) != 3 or text.find(DOCUMENT) > text.find(QUESTION):
+            raise ReaderError("the model's chat template drops, repeats or moves the document")
         prefix = tuple(tokenizer.encode(pieces[0], add_special_tokens=False))
         value = tokenizer.get_vocab().get("<|value|>", -1) if kind == "document" else -1
         if value < 0:

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from engine.ask import MOST_WINDOWS, NOT_STATED, Session
 from engine.errors import BudgetError, ReaderError, SekvError
-from engine.prompt import Prompt
 from engine.readers import hf
 from engine.types import AskOptions
 from tiny_books import QUESTION, TEXT, log, read, session
@@ -262,14 +261,14 @@ def test_no_more_tokens_than_asked(most: int, store: Path, reader: hf.Reader) ->
 
 def test_a_seed_makes_sampling_repeatable(store: Path, reader: hf.Reader) -> None:
     def sampled(**options: Any) -> str:
-        with session(store, reader, max_new_tokens=12, **options) as opened:
+        with session(store, reader, max_new_tokens=6, **options) as opened:
             return opened.ask(QUESTION).answer
 
     torch.manual_seed(99)
     one = sampled(temperature=4.0, seed=1)
     torch.manual_seed(100)
     assert sampled(temperature=4.0, seed=1) == one
-    assert len({sampled(temperature=4.0, seed=seed) for seed in range(4)}) > 1
+    assert len({sampled(temperature=4.0, seed=seed) for seed in range(3)}) > 1
     assert sampled(temperature=1e-4, seed=3) == sampled()
     assert sampled(temperature=4.0, top_p=1e-6, seed=3) == sampled()
 
@@ -410,14 +409,6 @@ def test_of_many_windows_with_hardly_any_room_it_still_answers(
 ) -> None:
     with session(many, reader, budget=budget, max_new_tokens=2) as opened:
         assert opened.ask(QUESTION).usage.answer_tokens == 2
-
-
-def test_a_reader_without_a_first_token_is_refused(reader: hf.Reader) -> None:
-    bare = hf.Reader(
-        reader.model, reader.tokenizer, reader.identity, Prompt((), "", "", "document")
-    )
-    with pytest.raises(ReaderError, match="no token before the document"):
-        bare.prefix()
 
 
 def test_no_store_is_one_line(tmp_path: Path, reader: hf.Reader) -> None:

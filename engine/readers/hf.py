@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import transformers
 import xxhash
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -208,7 +209,7 @@ def load(model: str, *, revision: str = "", device: str = "auto", dtype: str = "
         loaded = AutoModelForCausalLM.from_pretrained(
             name, dtype=kind, attn_implementation=attention.NAME, **placement, **_pinned(revision)
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ReaderError(_cannot_load(name, error)) from error
     loaded.eval()  # type: ignore[no-untyped-call]
     attention.attach(loaded)

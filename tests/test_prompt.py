@@ -1,0 +1,145 @@
+"""Prompts: split around the document so that the halves are the whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.errors import ReaderError
+from engine.prompt import DOCUMENT, QUESTION, TASK, Prompt
+from tiny_models import CHAT, tokenizer
+
+ROLES = (
+    "{% for m in messages %}{% if m['role'] == 'document' %}<|begin|><|system|>{{ m['content'] }}"
+    "{% else %}<|user|>{{ m['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+texts = st.text(max_size=20).filter(lambda text: "\x02" not in text)
+
+
+def templated(template: str) -> Any:
+    made = tokenizer()
+    made.chat_template = template
+    return made
+
+
+def whole(made: Any, prompt: Prompt, document: str, question: str) -> list[int]:
+    """The prompt as the memory sees it: prefix, document tokens, everything after."""
+    plain = made.encode(document, add_special_tokens=False, split_special_tokens=True)
+    return [*prompt.prefix, *plain, *prompt.question(made, question)]
+
+
+@settings(max_examples=30, deadline=None)
+@given(document=texts, question=texts)
+def test_a_chat_prompt_is_what_the_template_makes_of_the_whole(
+    document: str, question: str
+) -> None:
+    made = tokenizer(chat=True)
+    prompt = Prompt.of(made)
+    assert prompt.kind == "chat"
+    content = f"{TASK}\n\n{document}\n\nQuestion: {question}"
+    text = made.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    assert whole(made, prompt, document, question) == made.encode(text, add_special_tokens=False)
+    assert prompt.prefix[0] == made.bos_token_id
+
+
+@settings(max_examples=30, deadline=None)
+@given(document=texts, question=texts)
+def test_a_document_prompt_gives_the_document_its_own_role(document: str, question: str) -> None:
+    made = templated(ROLES)
+    prompt = Prompt.of(made)
+    assert prompt.kind == "document"
+    text = made.apply_chat_template(
+        [{"role": "document", "content": document}, {"role": "user", "content": question}],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    assert whole(made, prompt, document, question) == made.encode(text, add_special_tokens=False)
+    assert len(prompt.prefix) == 2
+    assert prompt.value_token == -1
+
+
+def test_without_a_template_the_prompt_is_plain() -> None:
+    made = tokenizer()
+    prompt = Prompt.of(made)
+    assert prompt.kind == "plain"
+    assert prompt.prefix == (made.bos_token_id,)
+    asked = prompt.question(made, "Who?")
+    assert made.decode(asked) == "\n\nQuestion: Who?\nAnswer:"
+
+
+def test_without_a_first_token_a_line_break_is_the_first() -> None:
+    made = tokenizer()
+    made.bos_token = None
+    assert Prompt.of(made).prefix == tuple(made.encode("\n", add_special_tokens=False))
+
+
+def test_marks_in_a_question_stay_text() -> None:
+    """A question cannot end its own turn, nor can it be the document."""
+    for made in (tokenizer(), tokenizer(chat=True), templated(ROLES)):
+        prompt = Prompt.of(made)
+        calm = prompt.question(made, "")
+        for mark in ("<|end|>", "<|assistant|>", DOCUMENT, QUESTION):
+            ids = prompt.question(made, mark)
+            assert len(ids) == len(calm) + len(mark)
+            specials = {i for i in ids if i >= 256}
+            assert specials == {i for i in calm if i >= 256}
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m['role'] }}{% endfor %}",
+        "{% for m in messages %}{{ m['content'] }}{{ m['content'] }}{% endfor %}",
+        "{{ messages[0]['content'][:50] }}",
+        "{% for m in messages|reverse %}{# 'document' #}{{ m['content'] }}{% endfor %}",
+        "{% for m in messages if m['role'] != 'document' %}{{ m['content'] }}{% endfor %}",
+    ],
+)
+def test_a_template_that_drops_repeats_or_moves_the_document_is_refused(template: str) -> None:
+    with pytest.raises(ReaderError, match="drops, repeats or moves the document"):
+        Prompt.of(templated(template))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('only system prompts') }}",
+        "{% for m in messages %}",
+        "{{ messages[7]['content'] }}",
+        "{{ 1 + messages }}",
+    ],
+)
+def test_a_template_that_cannot_be_rendered_is_one_line(template: str) -> None:
+    with pytest.raises(ReaderError, match=r"cannot be rendered|drops, repeats") as caught:
+        Prompt.of(templated(template))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_records_how_the_question_follows() -> None:
+    prompt = Prompt.of(tokenizer(chat=True))
+    assert prompt.to_json() == {
+        "prefix": list(prompt.prefix),
+        "before": "\n\nQuestion: ",
+        "after": "<|assistant|>",
+        "kind": "chat",
+    }
+    assert CHAT
+
+
+def test_a_look_up_reader_has_a_value_token_and_words_to_refuse_with() -> None:
+    made = templated(ROLES)
+    made.add_special_tokens({"additional_special_tokens": ["<|value|>"]})
+    prompt = Prompt.of(made, 0.7)
+    assert prompt.value_token == made.convert_tokens_to_ids("<|value|>")
+    assert made.decode(list(prompt.refusal)) == " not stated"
+    assert prompt.reluctance == 0.7
+    chat = tokenizer(chat=True)
+    chat.add_special_tokens({"additional_special_tokens": ["<|value|>"]})
+    assert Prompt.of(chat).value_token == -1

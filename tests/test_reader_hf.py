@@ -1,0 +1,406 @@
+"""Models of transformers as readers: prefill as the plain model does it, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
+    Gemma2Config,
+    LlamaConfig,
+    MistralConfig,
+    MptConfig,
+    Phi3Config,
+    Qwen2Config,
+)
+
+from engine.errors import ReaderError, SekvError
+from engine.prompt import Prompt
+from engine.readers import hf
+from tiny_books import QUESTION, TEXT, read, session
+from tiny_models import checkpoint, tokenizer
+
+IDS = list(TEXT[:150].encode())
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint("llama", tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def reader(model: Path) -> hf.Reader:
+    return hf.load(str(model), device="cpu")
+
+
+# ---------------------------------------------------------------------------- prefill
+
+
+def prefilled(reader: hf.Reader, chunk: int, ids: list[int] = IDS, done: int = 0) -> Any:
+    """All rows and the surprisal of a window; the first `done` chunks are put back, not read."""
+    prefix = reader.prefix()
+    chunks = list(reader.read_window(ids, prefix, chunk, []))
+    if done:
+        later = list(reader.read_window(ids, prefix, chunk, chunks[:done]))
+        chunks = chunks[:done] + later
+    layers = range(reader.layers)
+    return (
+        [torch.cat([c.k[i] for c in chunks], 1) for i in layers],
+        [torch.cat([c.v[i] for c in chunks], 1) for i in layers],
+        torch.cat([c.surprisal for c in chunks]),
+        chunks,
+    )
+
+
+def own_cache(reader: hf.Reader, ids: list[int]) -> tuple[Any, torch.Tensor]:
+    """Cache and logits of the library's own eager model over prefix and ids."""
+    from transformers import DynamicCache
+
+    plain = AutoModelForCausalLM.from_pretrained(
+        reader.identity.id, dtype=torch.float32, attn_implementation="eager"
+    )
+    cache = DynamicCache(config=plain.config)
+    with torch.no_grad():
+        whole = torch.tensor([[*reader.prompt.prefix, *ids]])
+        logits = plain(whole, past_key_values=cache).logits[0]
+    return cache.layers, logits
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 50, 149, 150, 1000])
+def test_any_chunk_size_gives_the_plain_model_s_rows(chunk: int, reader: hf.Reader) -> None:
+    k, v, surprisal, chunks = prefilled(reader, chunk)
+    layers, logits = own_cache(reader, IDS)
+    for index, layer in enumerate(layers):
+        torch.testing.assert_close(k[index], layer.keys[0, :, 1:], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(v[index], layer.values[0, :, 1:], atol=1e-4, rtol=1e-4)
+    expected = -logits[:-1].log_softmax(-1).gather(-1, torch.tensor(IDS)[:, None])[:, 0]
+    torch.testing.assert_close(surprisal, expected, atol=1e-4, rtol=1e-4)
+    assert [c.start for c in chunks] == list(range(0, len(IDS), chunk))
+
+
+def test_surprisal_is_taken_in_pieces_and_that_changes_nothing(
+    reader: hf.Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    *_, whole, _ = prefilled(reader, 150)
+    monkeypatch.setattr(hf, "HEAD_ROWS", 11)
+    *_, pieces, _ = prefilled(reader, 150)
+    torch.testing.assert_close(pieces, whole, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("done", [1, 2, 3])
+def test_chunks_that_were_read_before_are_put_back(done: int, reader: hf.Reader) -> None:
+    """To the bit: a resumed run writes what an uninterrupted one writes."""
+    whole, resumed = prefilled(reader, 40), prefilled(reader, 40, done=done)
+    for a, b in zip(whole[0] + whole[1], resumed[0] + resumed[1], strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(whole[2], resumed[2])
+
+
+def test_no_token_sees_a_later_one(reader: hf.Reader) -> None:
+    """Rows of the first tokens are the same whatever follows."""
+    short, long = prefilled(reader, 30, IDS[:60]), prefilled(reader, 30, IDS[:60] + IDS[:40])
+    for a, b in zip(short[0] + short[1], long[0] + long[1], strict=True):
+        assert torch.equal(a, b[:, :60])
+    assert torch.equal(short[2], long[2][:60])
+
+
+def test_windows_begin_at_the_same_place(reader: hf.Reader) -> None:
+    """A window's rows do not depend on the windows before it."""
+    alone = prefilled(reader, 50, IDS[70:130])
+    prefix = reader.prefix()
+    list(reader.read_window(IDS[:70], prefix, 50, []))
+    after = list(reader.read_window(IDS[70:130], prefix, 50, []))
+    assert torch.equal(alone[0][1], torch.cat([c.k[1] for c in after], 1))
+
+
+# ---------------------------------------------------------------------------- architectures
+
+
+ROPE = {
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 256,
+    },
+    "linear": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+    "yarn": {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 256,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", sorted(ROPE))
+def test_scaled_rope_answers_as_the_full_cache(kind: str, tmp_path: Path) -> None:
+    """A scaling that does not depend on the length read so far is no obstacle."""
+    model = checkpoint(
+        "llama", tmp_path / "model", rope_parameters=ROPE[kind], max_position_embeddings=1024
+    )
+    store = read(tmp_path / "store", model, method="full")
+    with session(store, max_new_tokens=1) as opened:
+        prompt = opened.reader.prompt.question(opened.reader.tokenizer, QUESTION)
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            logits = opened.reader.model(
+                input_ids=ids,
+                attention_mask=torch.ones(1, opened.memory.length + len(prompt)).to(ids),
+                past_key_values=opened._cache(),
+            ).logits[0]
+        _, expected = own_cache(opened.reader, [*opened.ids.tolist(), *prompt])
+    torch.testing.assert_close(logits, expected[-len(prompt) :], atol=1e-4, rtol=0)
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 261,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+REFUSED = {
+    "a sliding window": MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=64),
+    "sliding layers": Gemma2Config(**SMALL, num_key_value_heads=2, head_dim=16),
+    "soft-capped scores": Gemma2Config(
+        **SMALL,
+        num_key_value_heads=2,
+        head_dim=16,
+        layer_types=["full_attention"] * 2,
+        sliding_window=None,
+    ),
+    "some sliding layers": Qwen2Config(
+        **SMALL, num_key_value_heads=2, use_sliding_window=True, max_window_layers=1
+    ),
+    "dynamic rope": LlamaConfig(
+        **SMALL, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    ),
+    "rope by length": Phi3Config(
+        **SMALL,
+        num_key_value_heads=2,
+        sliding_window=None,
+        pad_token_id=0,
+        original_max_position_embeddings=64,
+        max_position_embeddings=128,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "short_factor": [1.0] * 8,
+            "long_factor": [2.0] * 8,
+            "original_max_position_embeddings": 64,
+        },
+    ),
+    "falcon": FalconConfig(vocab_size=261, hidden_size=32, num_hidden_layers=2),
+    "bloom": BloomConfig(vocab_size=261, hidden_size=32, n_layer=2, n_head=2),
+    "mpt": MptConfig(vocab_size=261, d_model=32, n_layers=2, n_heads=2),
+    "no causal model": AutoConfig.for_model("t5"),
+}
+
+
+@pytest.mark.parametrize("what", sorted(REFUSED))
+def test_attention_that_the_memory_cannot_stand_in_for_is_refused(what: str) -> None:
+    """From the configuration alone, in one line that names the model."""
+    config = REFUSED[what]
+    with pytest.raises(ReaderError, match=rf"^{config.model_type}: ") as caught:
+        hf.check_supported(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_attention_that_it_can_stand_in_for_is_not() -> None:
+    for config in (
+        LlamaConfig(**SMALL),
+        MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=None),
+        Qwen2Config(**SMALL, num_key_value_heads=2, use_sliding_window=False),
+        *(LlamaConfig(**SMALL, rope_parameters=rope) for rope in ROPE.values()),
+    ):
+        hf.check_supported(config)
+
+
+def saved(folder: Path, kind: str, **settings: Any) -> Path:
+    config = AutoConfig.for_model(kind, **settings)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_values_that_change_after_they_were_cached_are_refused(tmp_path: Path) -> None:
+    """Differential attention calls the registered function, with other values than it caches."""
+    folder = saved(tmp_path / "model", "diffllama", **SMALL, num_key_value_heads=2)
+    store = read(tmp_path / "store", folder)
+    with session(store) as opened, pytest.raises(ReaderError, match="after it has cached them"):
+        opened.ask(QUESTION)
+
+
+def test_latent_attention_is_refused_before_the_document_is_read(tmp_path: Path) -> None:
+    sizes = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8}
+    experts = {"n_routed_experts": 2, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 1}
+    folder = saved(
+        tmp_path / "model",
+        "deepseek_v3",
+        **SMALL,
+        **sizes,
+        **experts,
+        v_head_dim=16,
+        moe_intermediate_size=16,
+        num_key_value_heads=2,
+    )
+    with pytest.raises(ReaderError, match="caches keys") as caught:
+        read(tmp_path / "store", folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_layer_that_forgets_the_memory_stops_the_answer(
+    reader: hf.Reader, model: Path, tmp_path: Path
+) -> None:
+    """The last guard: a forward in which a layer never called the registered function."""
+    store = read(tmp_path, model, reader=reader)
+    with session(store, reader) as opened:
+        config = reader.model.config
+        config._attn_implementation = "eager"
+        try:
+            with pytest.raises(ReaderError, match=r"layers \[0, 1, 2\].*silently bypassed"):
+                opened.ask(QUESTION)
+        finally:
+            config._attn_implementation = "sekv"
+
+
+# ---------------------------------------------------------------------------- loading
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:", "CPU", "cuda:x", "", "cpu:0", "meta"])
+def test_an_unknown_device_is_one_line(device: str) -> None:
+    with pytest.raises(ReaderError, match="unknown device"):
+        hf.pick_device(device)
+
+
+def test_a_device_that_is_not_there_is_one_line() -> None:
+    with pytest.raises(ReaderError, match=r"no device 'cuda:99' here .*--device cpu"):
+        hf.pick_device("cuda:99")
+
+
+@pytest.mark.parametrize("dtype", ["int8", "fp16", "float64", ""])
+def test_an_unknown_dtype_is_one_line(dtype: str) -> None:
+    with pytest.raises(ReaderError, match="unknown dtype"):
+        hf.pick_dtype(dtype, torch.device("cpu"), LlamaConfig())
+
+
+def test_the_dtype_is_the_checkpoint_s_on_a_gpu_and_float32_on_a_cpu() -> None:
+    config = LlamaConfig(dtype=torch.bfloat16)
+    assert hf.pick_dtype("auto", torch.device("cuda"), config) == torch.bfloat16
+    assert hf.pick_dtype("auto", torch.device("cpu"), config) == torch.float32
+    assert hf.pick_dtype("float16", torch.device("cpu"), config) == torch.float16
+
+
+@pytest.mark.parametrize(
+    "name", ["no/such-model", "./missing", "/missing/model", "a b/c!", "x" * 300]
+)
+def test_a_missing_model_is_one_line(name: str) -> None:
+    with pytest.raises(ReaderError, match="cannot load model") as caught:
+        hf.load(name, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", "{"),
+        ("config.json", "{}"),
+        ("config.json", '{"model_type": "no-such-type"}'),
+        ("model.safetensors", "nonsense"),
+        ("model.safetensors", None),
+        ("tokenizer.json", "{"),
+        ("tokenizer.json", None),
+    ],
+)
+def test_a_damaged_model_is_one_line(
+    file: str, content: str | None, model: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(model, copy)
+    (copy / file).unlink()
+    if content is not None:
+        (copy / file).write_text(content)
+    with pytest.raises(SekvError, match=r"cannot load model|no weight files|tokenizer") as caught:
+        hf.load(str(copy), device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_without_a_built_in_reader_a_model_must_be_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hf, "BUILTIN", tmp_path / "none")
+    with pytest.raises(ReaderError, match="no built-in reader; name a model with --model"):
+        hf.resolve("")
+    monkeypatch.setenv("SEKV_MODEL", "some/model")
+    assert hf.resolve("") == "some/model"
+    assert hf.resolve("another/model") == "another/model"
+    assert hf.display_name(str(tmp_path / "none")) == "builtin"
+
+
+# ---------------------------------------------------------------------------- identity
+
+
+def test_an_identity_names_the_shape_and_settings(model: Path, reader: hf.Reader) -> None:
+    identity = reader.identity
+    assert identity.id == str(model)
+    assert identity.architecture == "LlamaForCausalLM"
+    assert (identity.layers, identity.heads, identity.kv_heads, identity.head_dim) == (3, 4, 2, 16)
+    assert identity.rope["rope_type"] == "default"
+    assert hf.load(str(model), device="cpu").identity == identity
+
+
+def test_one_changed_weight_is_another_model(
+    model: Path, reader: hf.Reader, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(model, copy)
+    same = hf.load(str(copy), device="cpu").identity
+    assert replace(same, id="") == replace(reader.identity, id="")
+    weights = copy / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-5] ^= 1
+    weights.write_bytes(data)
+    changed = hf.load(str(copy), device="cpu").identity
+    assert replace(changed, weights="") == replace(same, weights="")
+    assert changed.weights != same.weights
+
+
+def test_another_chat_template_is_another_tokenizer(model: Path) -> None:
+    one, two = tokenizer(), tokenizer(chat=True)
+    assert hf.tokenizer_fingerprint(one) == hf.tokenizer_fingerprint(tokenizer())
+    assert hf.tokenizer_fingerprint(one) != hf.tokenizer_fingerprint(two)
+
+
+def test_a_chat_model_reads_behind_its_prefix(tmp_path: Path) -> None:
+    """The template's head is prefilled once, before the document; the prompt follows it."""
+    model = checkpoint("qwen3", tmp_path / "model", chat=True)
+    store = read(tmp_path / "store", model)
+    with session(store) as opened:
+        prefix = opened.reader.prompt.prefix
+        assert len(prefix) > 50
+        assert opened.memory.length == len(prefix) + len(TEXT)
+        assert opened.store.manifest.prompt["kind"] == "chat"
+        assert opened.memory.layers[0].pinned_token[: len(prefix)].tolist() == [-1] * len(prefix)
+        assert opened.ask(QUESTION).usage.answer_tokens == 8
+        recorded = json.loads(json.dumps(opened.reader.prompt.to_json()))
+        assert opened.store.manifest.prompt == recorded
+
+
+def test_a_prompt_without_a_prefix_is_refused(reader: hf.Reader) -> None:
+    bare = hf.Reader(
+        reader.model, reader.tokenizer, reader.identity, Prompt((), "", "", "document")
+    )
+    with pytest.raises(ReaderError, match="no token before the document"):
+        bare.prefix()
