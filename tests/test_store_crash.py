@@ -339,10 +339,12 @@ def test_a_kill_at_a_step_leaves_whole_stores(scene: Scene, kills: Kills) -> Non
 def kill_at_random(scene: Scene, kills: Kills, instants: int, seed: int) -> dict[str, int]:
     """Kill the command at random instants until so many hit; finish it in between by chance."""
     chance = random.Random(seed)
-    scene.begin()
-    begun = time.perf_counter()
-    assert kills.run(scene, real=True) == 0
-    usual = time.perf_counter() - begun
+    usual = 1e9
+    for _ in range(3):
+        scene.begin()
+        begun = time.perf_counter()
+        assert kills.run(scene, real=True) == 0
+        usual = min(usual, time.perf_counter() - begun)
     count = {"killed": 0, "finished": 0}
     while count["killed"] < instants:
         scene.begin()
