@@ -292,7 +292,7 @@ def _read_trace(path: Path, manifest: Manifest) -> list[dict[str, Any]]:
             for entry in trace["zoom"]
         ]
         identity = (trace["weights"], trace["sources"])
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
         raise SekvError(f"{path} is not a trace of `sekv ask --trace` ({error})") from None
     if identity != (manifest.model.weights, [source.sha256 for source in manifest.sources]):
         raise SekvError(f"{path} is a trace of another store: its sources or model differ")

@@ -1,0 +1,102 @@
+"""What was looked at: evidence for citations, and zoom decisions step by step."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from engine.memory import Step
+from engine.trace import COPY, GLANCE, Evidence, Trace
+
+IDS = torch.tensor([7, 8, 7, 9, 8, 7])
+
+
+def step(
+    tokens: list[list[int]],
+    weight: list[list[list[float]]],
+    zoomed: list[list[int]] | None = None,
+    lengths: list[list[int]] | None = None,
+    layer: int = 0,
+) -> Step:
+    """A step of `len(tokens)` KV heads; spans 10, 20 and 30 could zoom."""
+    heads = len(tokens)
+    share = torch.tensor([[0.5, 0.3, 0.2]]).expand(heads, -1)
+    return Step(
+        layer=layer,
+        spans=torch.tensor([10, 20, 30]),
+        share=share,
+        zoomed=[torch.tensor(z, dtype=torch.int64) for z in zoomed or [[]] * heads],
+        lengths=[torch.tensor(n, dtype=torch.int64) for n in lengths or [[]] * heads],
+        summary=torch.zeros(heads, 2, 3),
+        tokens=[torch.tensor(t, dtype=torch.int64) for t in tokens],
+        weight=[torch.tensor(w) for w in weight],
+    )
+
+
+def test_attention_to_the_token_that_is_said_counts_in_full() -> None:
+    """All other attention counts a little; query heads add up."""
+    evidence = Evidence(IDS)
+    evidence.see(step([[0, 3, 4]], [[[0.1, 0.2, 0.3], [0.4, 0.0, 0.1]]]))
+    assert torch.equal(evidence.weight, torch.zeros(6))
+    evidence.said(7)
+    expected = torch.zeros(6)
+    expected[[0, 3, 4]] = torch.tensor([0.5 * COPY, 0.2 * GLANCE, 0.4 * GLANCE])
+    torch.testing.assert_close(evidence.weight, expected)
+    evidence.said(7)
+    torch.testing.assert_close(evidence.weight, expected)
+
+
+def test_layers_heads_and_steps_add_up() -> None:
+    evidence = Evidence(IDS)
+    for layer in range(2):
+        evidence.see(step([[0], [0]], [[[0.25]], [[0.5]]], layer=layer))
+    evidence.said(7)
+    evidence.see(step([[0], [1]], [[[1.0]], [[1.0]]]))
+    evidence.said(8)
+    assert float(evidence.weight[0]) == pytest.approx(2 * 0.75 * COPY + GLANCE)
+    assert float(evidence.weight[1]) == pytest.approx(COPY)
+
+
+def test_rows_that_are_no_document_tokens_are_no_evidence() -> None:
+    """The prompt's prefix and the padding between heads."""
+    evidence = Evidence(IDS)
+    evidence.see(step([[-1, 2, -1]], [[[0.9, 0.1, 0.5]]]))
+    evidence.said(7)
+    assert evidence.weight.tolist() == pytest.approx([0, 0, 0.1, 0, 0, 0])
+
+
+def test_what_led_to_no_token_is_forgotten() -> None:
+    evidence = Evidence(IDS)
+    evidence.see(step([[0]], [[[1.0]]]))
+    evidence.forget()
+    evidence.said(7)
+    assert torch.equal(evidence.weight, torch.zeros(6))
+
+
+def test_a_trace_tells_estimate_and_real_weight_of_every_zoomed_span() -> None:
+    """Tokens of a span add up; of the query heads of a group the largest counts; rows that are
+    not of zoomed spans are none of them."""
+    trace = Trace()
+    seen = step(
+        [[100, 101, 102, -1, 0], [0, -1, -1, -1, -1]],
+        [[[0.1, 0.2, 0.3, 0.0, 0.4], [0.0, 0.05, 0.5, 0.0, 0.4]], [[0.7] * 5, [0.7] * 5]],
+        zoomed=[[10, 30], []],
+        lengths=[[2, 1], []],
+        layer=4,
+    )
+    trace.see(seen)
+    trace.step += 1
+    trace.see(seen)
+    first = [
+        {"span": 10, "layer": 4, "kv_head": 0, "step": 0, "score": 0.5, "weight": 0.3},
+        {"span": 30, "layer": 4, "kv_head": 0, "step": 0, "score": 0.2, "weight": 0.5},
+    ]
+    assert json.loads(json.dumps(trace.zoom)) == [*first, *({**e, "step": 1} for e in first)]
+
+
+def test_nothing_zoomed_is_nothing_traced() -> None:
+    trace = Trace()
+    trace.see(step([[0, 1]], [[[0.5, 0.5], [0.5, 0.5]]]))
+    assert trace.zoom == []

@@ -1,0 +1,306 @@
+"""Looking into a store: spans, bytes, text, and what a question zoomed into."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.errors import DocumentError, SekvError
+from engine.ingest import ingest
+from engine.manifest import NAME
+from engine.readers import hf
+from engine.store import Store
+from engine.types import AskOptions, IngestOptions, InspectReport, Silent
+from engine.view import inspect, text
+from tiny_books import QUESTION, log, read, session
+from tiny_models import checkpoint
+
+TEXTS = [
+    "Zoë saw 3 whales. “Rain!” she cried…\n\nÅse saw 🐋🐋. 雨が降った。\n" * 5,
+    log(4),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint("llama", tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def reader(model: Path) -> hf.Reader:
+    return hf.load(str(model), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def stores(
+    model: Path, reader: hf.Reader, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Two sources in several windows, by every method."""
+    place = tmp_path_factory.mktemp("stores")
+    sources = []
+    for name, content in zip(("a.txt", "b.txt"), TEXTS, strict=True):
+        (place / name).write_text(content, encoding="utf-8")
+        sources.append(str(place / name))
+    made = {}
+    for method in ("sekv", "sekv-paper", "full"):
+        made[method] = place / f"{method}.sekv"
+        options = IngestOptions(model=str(model), method=method, window=200)
+        ingest(sources, made[method], options, Silent(), None, reader)
+    return made
+
+
+def look(store: Path, **options: Any) -> InspectReport:
+    return inspect(store, options=AskOptions(device="cpu"), progress=Silent(), **options)
+
+
+# ---------------------------------------------------------------------------- spans
+
+
+@pytest.mark.parametrize("method", ["sekv", "sekv-paper", "full"])
+def test_spans_partition_the_document(method: str, stores: dict[str, Path]) -> None:
+    report = look(stores[method])
+    spans = report.spans
+    assert [span.id for span in spans] == list(range(len(spans)))
+    assert spans[0].start_token == 0
+    assert spans[-1].end_token == report.manifest["tokens"]
+    assert all(a.end_token == b.start_token for a, b in pairwise(spans))
+    assert all(span.start < span.end for span in spans)
+    assert sum(w["spans"] for w in report.manifest["windows"]) == len(spans)
+    assert sum(w["anchors"] for w in report.manifest["windows"]) == sum(s.anchor for s in spans)
+    own = [[s for s in spans if s.source.endswith(name)] for name in ("a.txt", "b.txt")]
+    assert own[0][0].start == 0
+    assert [part[-1].end for part in own] == [len(content) for content in TEXTS]
+    # Tokens are bytes here. A span over two sources is shown in the first of them.
+    second = len(TEXTS[0].encode())
+    assert own[0][-1].start_token < second <= own[0][-1].end_token == own[1][0].start_token
+    assert own[1][0].start == own[1][0].start_token - second
+    assert json.loads(json.dumps(report.to_json()))["spans"][0]["id"] == 0
+
+
+def test_a_span_s_bytes_are_those_on_disk(stores: dict[str, Path]) -> None:
+    """Of one layer or of all; codes and nothing else."""
+    for method in ("sekv", "sekv-paper"):
+        with Store.open(stores[method]) as opened:
+            count = range(len(opened.manifest.windows))
+            each = [
+                sum(int(opened.host(w).offsets(layer)[-1]) for w in count) for layer in range(3)
+            ]
+        for layer in range(3):
+            assert sum(s.bytes for s in look(stores[method], layer=layer).spans) == each[layer]
+        assert sum(s.bytes for s in look(stores[method]).spans) == sum(each)
+
+
+def test_ranks_are_what_the_codec_keeps(stores: dict[str, Path]) -> None:
+    """The same for all where the basis is shared, each span's own for the published codec, and
+    all of a head for the reference."""
+    shared = {(s.rank_k, s.rank_v) for s in look(stores["sekv"]).spans}
+    assert len(shared) == 1
+    assert all(8 <= rank <= 16 for pair in shared for rank in pair)
+    own = look(stores["sekv-paper"], layer=1, head=1).spans
+    assert all(1 <= s.rank_k <= 16 for s in own)
+    assert {(s.rank_k, s.rank_v) for s in look(stores["full"]).spans} == {(16, 16)}
+
+
+def test_tiers_add_up_to_the_files(stores: dict[str, Path]) -> None:
+    for store in stores.values():
+        report = look(store)
+        files = {f.name: f.stat().st_size for f in store.rglob("*") if f.is_file()}
+        parts = {name: report.tiers[name] for name in ("device", "host", "document")}
+        assert sum(parts.values()) == sum(files.values()) - files[NAME]
+        assert report.tiers["full"] == 2 * 3 * 2 * 16 * 4 * report.manifest["tokens"]
+
+
+def test_text_narrows_to_the_spans_it_touches(stores: dict[str, Path]) -> None:
+    spans = look(stores["sekv"], text=(10, 20)).spans
+    assert spans[0].start <= 10 < spans[0].end
+    assert spans[-1].start < 20 <= spans[-1].end
+    assert all(span.source.endswith("a.txt") for span in spans)
+    assert look(stores["sekv"], text=(10**6, 10**6 + 1)).spans == ()
+
+
+@pytest.mark.parametrize(
+    ("narrowed", "said"),
+    [
+        ({"layer": 3}, "no layer 3; the model has 0 to 2"),
+        ({"layer": -1}, "no layer -1"),
+        ({"head": 2}, "no KV head 2; the model has 0 to 1"),
+        ({"head": -1}, "no KV head -1"),
+    ],
+)
+def test_a_layer_or_head_that_is_not_there_is_one_line(
+    narrowed: dict[str, int], said: str, stores: dict[str, Path]
+) -> None:
+    with pytest.raises(SekvError, match=said):
+        look(stores["sekv"], **narrowed)
+
+
+# ---------------------------------------------------------------------------- text
+
+
+@settings(max_examples=60, deadline=None)
+@given(source=st.integers(0, 1), a=st.integers(-5, 400), b=st.integers(0, 400))
+def test_pieces_join_to_the_slice(source: int, a: int, b: int, stores: dict[str, Path]) -> None:
+    """Every character once, also where one character is several tokens in two spans."""
+    words = TEXTS[source]
+    start, end = max(0, a), min(b, len(words))
+    if start >= end:
+        with pytest.raises(DocumentError, match="characters 0 to"):
+            text(stores["sekv"], source, a, b)
+        return
+    pieces = text(stores["sekv"], source, a, b)
+    assert "".join(piece.text for piece in pieces) == words[start:end]
+    assert all(piece.text for piece in pieces)
+    spans = [piece.span for piece in pieces]
+    assert spans == sorted(set(spans))
+
+
+def test_pieces_know_their_span(stores: dict[str, Path]) -> None:
+    spans = {span.id: span for span in look(stores["sekv"]).spans}
+    at = 0
+    for piece in text(stores["sekv"], 1, 0, 10**9):
+        if piece.span < 0:  # the rest of a span that begins in the source before
+            assert at == 0
+            at = len(piece.text)
+            continue
+        span = spans[piece.span]
+        assert span.source.endswith("b.txt")
+        assert span.start <= at < at + len(piece.text) <= span.end
+        assert piece.anchor == span.anchor
+        at += len(piece.text)
+    assert at == len(TEXTS[1])
+
+
+@pytest.mark.parametrize("source", [-1, 2])
+def test_a_source_that_is_not_there_is_one_line(source: int, stores: dict[str, Path]) -> None:
+    with pytest.raises(DocumentError, match=f"has 2 sources, no {source + 1}"):
+        text(stores["sekv"], source, 0, 5)
+
+
+# ---------------------------------------------------------------------------- zoom
+
+
+@pytest.fixture(scope="module")
+def trace(
+    stores: dict[str, Path], reader: hf.Reader, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[Any]]:
+    """A trace file of two questions, and the decisions of the last."""
+    path = tmp_path_factory.mktemp("trace") / "trace.jsonl"
+    with session(stores["sekv"], reader, trace=True, max_new_tokens=3) as opened:
+        lines = []
+        for question in ("Who cried?", QUESTION):
+            opened.ask(question)
+            lines.append(json.dumps(opened.trace()))
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return path, opened.trace()["zoom"]
+
+
+def test_a_trace_shows_the_last_question_s_decisions(
+    trace: tuple[Path, list[Any]], stores: dict[str, Path]
+) -> None:
+    path, zoom = trace
+    report = look(stores["sekv"], trace=path)
+    assert list(report.to_json()["zoom"]) == zoom
+    assert zoom
+    narrowed = look(stores["sekv"], trace=path, layer=1, head=0)
+    assert list(narrowed.to_json()["zoom"]) == [
+        z for z in zoom if z["layer"] == 1 and z["kv_head"] == 0
+    ]
+
+
+def test_a_question_shows_what_it_zooms_into(stores: dict[str, Path]) -> None:
+    options = AskOptions(device="cpu", max_new_tokens=2)
+    report = inspect(stores["sekv"], question=QUESTION, options=options, progress=Silent())
+    assert {z.step for z in report.zoom} == {0, 1}
+    assert look(stores["sekv"]).zoom == ()
+
+
+def _change(trace: Any, path: list[Any], value: Any) -> str:
+    copy = json.loads(trace.read_text(encoding="utf-8").splitlines()[-1])
+    at = copy
+    for name in path[:-1]:
+        at = at[name]
+    at[path[-1]] = value
+    return json.dumps(copy)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (["weights"], "00", "of another store: its sources or model"),
+        (["sources"], ["00"], "of another store: its sources or model"),
+        (["zoom", 0, "span"], 10**6, "of another store: it names spans"),
+        (["zoom", 0, "span"], -1, "of another store: it names spans"),
+        (["zoom", 0, "span"], "one", "is not a trace"),
+        (["zoom", 0, "span"], float("inf"), "is not a trace"),
+        (["zoom", 0], {}, "is not a trace"),
+        (["zoom"], 5, "is not a trace"),
+        (["zoom", 0, "weight"], None, "is not a trace"),
+    ],
+)
+def test_another_trace_is_one_line(
+    path: list[Any],
+    value: Any,
+    said: str,
+    trace: tuple[Path, list[Any]],
+    stores: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    changed = tmp_path / "trace.json"
+    changed.write_text(_change(trace[0], path, value), encoding="utf-8")
+    with pytest.raises(SekvError, match=said) as caught:
+        look(stores["sekv"], trace=changed)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"nonsense", b"[]", b"3", b"\xff\xfe", b"[" * 9999]
+)
+def test_what_is_no_trace_is_one_line(
+    content: bytes, stores: dict[str, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "trace.json"
+    path.write_bytes(content)
+    with pytest.raises(SekvError, match="is not a trace") as caught:
+        look(stores["sekv"], trace=path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(SekvError, match="is not a trace"):
+        look(stores["sekv"], trace=tmp_path / "missing.json")
+
+
+def test_a_trace_of_a_store_of_the_same_text_and_model_is_its_own(
+    model: Path, reader: hf.Reader, trace: tuple[Path, list[Any]], tmp_path: Path
+) -> None:
+    other = read(tmp_path, model, log(2), reader=reader)
+    with pytest.raises(SekvError, match="another store"):
+        look(other, trace=trace[0])
+
+
+# ---------------------------------------------------------------------------- weight
+
+
+@pytest.mark.parametrize("call", ["inspect", "text"])
+def test_looking_without_a_question_needs_no_torch(call: str, stores: dict[str, Path]) -> None:
+    """Modules, not milliseconds."""
+    store = str(stores["sekv"])
+    line = {
+        "inspect": "view.inspect(Path(store), options=AskOptions(), progress=Silent())",
+        "text": "view.text(Path(store), 0, 0, 40)",
+    }[call]
+    code = (
+        "import sys; from pathlib import Path; from engine import view;"
+        f"from engine.types import AskOptions, Silent; store = {store!r}; {line};"
+        "print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
+    )
+    assert done.stdout.strip() == "[]"
