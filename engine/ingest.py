@@ -96,6 +96,8 @@ def ingest(
         SekvError: one line that says what is wrong. Nothing appears under the target's name
             unless it is complete; an interrupted run of the same job goes on where it stopped.
     """
+    from engine.store import StoreWriter
+
     clock = _Clock()
     recipe = named(options.method)
     if options.router:
@@ -103,13 +105,11 @@ def ingest(
     if options.chunk_tokens < 1:
         raise BudgetError("--chunk-tokens must be at least 1")
     target = target or default_target(paths)
-    if target.exists() and not options.overwrite:
-        raise StoreError(f"{target} exists; use --overwrite to replace it or -o for another name")
+    StoreWriter.check(target, overwrite=options.overwrite)
     document = _load(paths, options, progress, stdin)
     clock.lap("read_s")
 
     from engine.readers import hf
-    from engine.store import StoreWriter
     from engine.tokens import tokenize
 
     name = hf.resolve(options.model)

@@ -109,13 +109,13 @@ class AskOptions:
 
     budget: "10%" of the document's tokens or a number of tokens; the device bytes of that many
     16-bit K and V rows are the most that may be resident, everything counted. coverage: share of
-    the estimated attention mass that the zoom must cover. full: zoom everything at stored rank.
+    the estimated attention mass that the zoom must cover; 1 fills the budget. full: zoom everything at stored rank.
     temperature 0 is greedy. model: path to the weights when they moved since ingest.
     trace: record every zoom decision.
     """
 
     budget: str = "20%"
-    coverage: float = 0.95
+    coverage: float = 1.0
     full: bool = False
     max_new_tokens: int = 128
     temperature: float = 0.0

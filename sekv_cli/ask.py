@@ -32,7 +32,7 @@ def ask(
         ),
     ] = None,
     budget: options.Budget = "20%",
-    coverage: options.Coverage = 0.95,
+    coverage: options.Coverage = 1.0,
     full: options.Full = False,
     max_new_tokens: options.MaxNewTokens = 128,
     temperature: options.Temperature = 0.0,

@@ -62,7 +62,7 @@ def inspect(
         typer.Option(min=0, metavar="N", help="Only this KV head.", show_default=False),
     ] = None,
     budget: options.Budget = "20%",
-    coverage: options.Coverage = 0.95,
+    coverage: options.Coverage = 1.0,
     full: options.Full = False,
     max_new_tokens: options.MaxNewTokens = 128,
     device: options.Device = "auto",

@@ -90,7 +90,7 @@ Coverage = Annotated[
     typer.Option(
         metavar="SHARE",
         callback=_share,
-        help="Share of the estimated attention that the zoom must cover.",
+        help="Share of the estimated attention that the zoom must cover; 1 fills the budget.",
     ),
 ]
 Full = Annotated[bool, typer.Option("--full", help="Zoom everything at its stored rank.")]

@@ -42,7 +42,7 @@ class Setting:
     methods: tuple[str, ...] = ("sekv", "sekv-paper")
     budgets: tuple[str, ...] = ("12%", "17%")
     questions: int = 200
-    coverage: float = 0.95
+    coverage: float = 1.0
     window: int = 0
     most: int = 80
 
