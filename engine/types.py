@@ -109,7 +109,8 @@ class AskOptions:
 
     budget: "10%" of the document's tokens or a number of tokens; the device bytes of that many
     16-bit K and V rows are the most that may be resident, everything counted. coverage: share of
-    the estimated attention mass that the zoom must cover; 1 fills the budget. full: zoom everything at stored rank.
+    the estimated attention mass that the zoom must cover; 1 fills the budget. full: zoom
+    everything at stored rank.
     temperature 0 is greedy. model: path to the weights when they moved since ingest.
     trace: record every zoom decision.
     """
