@@ -63,7 +63,15 @@ def decoder(folder: Path) -> Decoder:
 QUESTIONS = ["Who runs the harbour of Lorne?", "How many goats?", "Why did the light go out?"]
 
 
-def test_one_window_answers_as_generate_does(folder: Path, decoder: Decoder) -> None:
+def test_held_answers_quote_the_document_or_refuse(decoder: Decoder) -> None:
+    flat = " ".join(TEXT.split())
+    for answer in decoder.answer(decoder.read(TEXT), QUESTIONS, 40):
+        quote = " ".join(answer.partition("<|value|>")[0].split())
+        assert quote in flat or quote == "not stated"
+
+
+def test_one_window_answers_as_generate_does(folder: Path) -> None:
+    decoder = Decoder(folder, held=False)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     answers = decoder.answer(decoder.read(TEXT), QUESTIONS, 12)

@@ -184,14 +184,16 @@ class Decoder:
 
     Args:
         folder: of the checkpoint.  device: where to compute; in float32.
+        held: hold answers to the document, as `ask` does; else plain greedy decoding.
     Raises:
         ReaderError: the tokenizer lacks the prompt's marks.
     """
 
-    def __init__(self, folder: Path, device: str = "cpu") -> None:
+    def __init__(self, folder: Path, device: str = "cpu", *, held: bool = True) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = _load(folder).to(device).eval()
         self.device = torch.device(device)
+        self.held = held
         self.window = int(getattr(self.model.config, "sekv_window", 0))
         known = self.tokenizer.get_vocab()
         missing = [
@@ -262,7 +264,7 @@ class Decoder:
     @torch.no_grad()
     def answer(self, document: Document, questions: Sequence[str], most: int = 100) -> list[str]:
         """The greedy answer to each question, without its end mark, marks inside kept; held to
-        the document as `engine.quoting` says."""
+        the document as `engine.quoting` says, unless told otherwise."""
         prompts = [self._ids(f"{QUESTION} {text}{ANSWER}") for text in questions]
         longest = max(map(len, prompts))
         tokens = torch.tensor(
@@ -277,7 +279,7 @@ class Decoder:
         last = hidden[torch.arange(len(prompts)), lengths - 1]
         found: list[list[int]] = [[] for _ in prompts]
         text = np.array(document.ids, dtype=np.int64)
-        guides = [Guide(self.marks, text) for _ in prompts]
+        guides = [Guide(self.marks, text) if self.held else None for _ in prompts]
         rows = torch.arange(len(prompts), device=self.device)
         for step in range(most):
             scores = self.model.lm_head(last)
@@ -306,8 +308,10 @@ class Decoder:
         return [str(self.tokenizer.decode(ids, skip_special_tokens=False)) for ids in found]
 
     @staticmethod
-    def _choose(scores: Tensor, guide: Guide) -> int:
-        """The best allowed token of scores [V]."""
+    def _choose(scores: Tensor, guide: Guide | None) -> int:
+        """The best allowed token of scores [V]; any token where there is no guide."""
+        if guide is None:
+            return int(scores.argmax())
         allowed = torch.from_numpy(guide.allowed())
         token = int(allowed[scores[allowed].argmax()])
         guide.say(token)
