@@ -143,7 +143,7 @@ def test_shared_tensors_are_told_apart_by_layer() -> None:
 
 
 def test_what_the_exact_settings_keep_is_larger_than_the_rows() -> None:
-    """Full rank is for proofs, not for use: the default is a fraction of it."""
+    """Full rank is for proofs, not for use: the default takes half of 16-bit rows at most."""
     sizes = {}
     for name, recipe in (
         ("exact", replace(EXACT, codec=SpanSVD(exact=True))),
@@ -152,4 +152,4 @@ def test_what_the_exact_settings_keep_is_larger_than_the_rows() -> None:
         made, _ = folded(replace(recipe, summariser=RECIPES["sekv-paper"].summariser))
         sizes[name] = len(made.records.payload)
     rows_bytes = 2 * 2 * TOKENS * 16 * 2
-    assert sizes["sekv"] < 0.5 * rows_bytes < sizes["exact"]
+    assert sizes["sekv"] <= 0.5 * rows_bytes < sizes["exact"]

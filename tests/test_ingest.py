@@ -22,6 +22,7 @@ from engine import recipe as recipes
 from engine.documents.types import Document, Source
 from engine.errors import BudgetError, DocumentError, ReaderError, SekvError, StoreError
 from engine.ingest import append, cut_windows, default_target, ingest, longest_window, plan
+from engine.manifest import NAME
 from engine.readers import hf
 from engine.store import Store, StoreWriter
 from engine.tokens import Tokens
@@ -57,7 +58,7 @@ prose = st.lists(
 ).map("\n\n".join)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     texts=st.lists(prose | st.text(min_size=1, max_size=80), min_size=1, max_size=3),
     most=st.integers(1, 120),
@@ -231,7 +232,7 @@ def test_spans_partition_every_window(model: Path, reader: hf.Reader, tmp_path: 
 @pytest.mark.parametrize(
     ("method", "count"),
     [
-        *(("sekv", count) for count in (2, 3, 5, 9, 13, 30)),
+        *(("sekv", count) for count in (2, 3, 9, 13, 30)),
         *((method, count) for method in ("sekv-paper", "full") for count in (2, 13)),
     ],
 )
@@ -308,6 +309,19 @@ def interrupted(patch: pytest.MonkeyPatch, what: str, at: int, *args: Any, **kwa
     assert calls == at
 
 
+PIECES: dict[str, Any] = {"window": 160, "chunk_tokens": 48}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    model: Path, reader: hf.Reader, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
+    """The files of a run that nothing stopped, but for the manifest, which tells where the source
+    is."""
+    made = report(tmp_path_factory.mktemp("whole"), model, reader=reader, **PIECES)
+    return {name: data for name, data in tree(Path(made.store)).items() if name != NAME}
+
+
 @pytest.mark.parametrize(
     ("what", "at"),
     [("put_window", 1), ("put_window", 2), ("put_window", 4), ("put_chunk", 2), ("put_shared", 1)],
@@ -317,28 +331,22 @@ def test_an_interrupted_run_is_finished_by_the_next_to_the_same_bytes(
     at: int,
     model: Path,
     reader: hf.Reader,
+    uninterrupted: dict[str, bytes],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    options = {"window": 160, "chunk_tokens": 48}
-    whole = report(tmp_path, model, reader=reader, **options)
-    expected = tree(Path(whole.store))
-    Path(whole.store).rename(tmp_path / "whole.sekv")
-    interrupted(monkeypatch, what, at, tmp_path, model, reader=reader, **options)
-    assert not Path(whole.store).exists()
+    interrupted(monkeypatch, what, at, tmp_path, model, reader=reader, **PIECES)
+    store = tmp_path / "log.sekv"
+    assert not store.exists()
     told = Told()
-    made = ingest(
-        [str(tmp_path / "log.txt")],
-        Path(whole.store),
-        IngestOptions(model=str(model), **options),
-        told,
-        None,
-        reader,
-    )
+    options = IngestOptions(model=str(model), **PIECES)
+    made = ingest([str(tmp_path / "log.txt")], store, options, told, None, reader)
     assert 0 < made.resumed_tokens < made.tokens
     assert told.done == made.tokens
-    assert tree(Path(whole.store)) == expected
-    assert {path.name for path in tmp_path.iterdir()} == {"log.txt", "log.sekv", "whole.sekv"}
+    files = tree(store)
+    del files[NAME]
+    assert files == uninterrupted
+    assert {path.name for path in tmp_path.iterdir()} == {"log.txt", "log.sekv"}
 
 
 @pytest.mark.parametrize(
@@ -351,15 +359,11 @@ def test_another_job_does_not_continue_it(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    options: dict[str, Any] = {"window": 160, "chunk_tokens": 48}
-    interrupted(monkeypatch, "put_window", 2, tmp_path, model, reader=reader, **options)
-    made = report(tmp_path, model, reader=reader, **options | changed)
+    interrupted(monkeypatch, "put_window", 2, tmp_path, model, reader=reader, **PIECES)
+    made = report(tmp_path, model, reader=reader, **PIECES | changed)
     assert made.resumed_tokens == 0
-    other = report(tmp_path / "other", model, reader=reader, **options | changed)
-    expected = tree(Path(other.store))
-    for name, data in tree(Path(made.store)).items():
-        if name != "manifest.json":  # which tells the path of the source
-            assert data == expected[name]
+    with Store.open(Path(made.store)) as opened:
+        assert opened.verify() == []
 
 
 def test_an_overwritten_store_stays_until_the_new_one_is_complete(

@@ -302,7 +302,8 @@ def test_the_same_document_gives_the_same_bytes(
 @pytest.mark.parametrize("kind", ["sekv", "paper", "many"])
 def test_questions_do_not_meet(kind: str, stores: dict[str, Path], reader: hf.Reader) -> None:
     """Several questions in one session: each as if it had been asked alone."""
-    questions = ["How many whales?", "Which ship was it?", "Did it rain on day 7?"]
+    questions = ["How many whales?", "Did it rain on day 7?"]
+    options: dict[str, Any] = {"budget": "20%", "trace": True, "max_new_tokens": 3}
 
     def told(opened: Session, question: str) -> Any:
         answer = opened.ask(question)
@@ -310,13 +311,11 @@ def test_questions_do_not_meet(kind: str, stores: dict[str, Path], reader: hf.Re
 
     alone = []
     for question in questions:
-        with session(stores[kind], reader, budget="20%", trace=True) as opened:
+        with session(stores[kind], reader, **options) as opened:
             alone.append(told(opened, question))
-    with session(stores[kind], reader, budget="20%", trace=True) as opened:
-        together = [told(opened, question) for question in questions]
-        again = [told(opened, question) for question in reversed(questions)]
-    assert together == alone
-    assert again == alone[::-1]
+    with session(stores[kind], reader, **options) as opened:
+        together = [told(opened, question) for question in (*questions, questions[0])]
+    assert together == [*alone, alone[0]]
 
 
 # ---------------------------------------------------------------------------- refusals
