@@ -129,7 +129,7 @@ def open_memory(
         )
         folded = torch.ones(len(tables.kind), dtype=torch.bool)
         folded[pins] = False
-        folded &= _affordable_summaries(tables, tensors, lean, rows[0], cap)
+        folded &= _affordable_summaries(tables, tensors, lean, rows[0], folded, cap)
         if not bool(folded.any()):  # not even routing fits: the exact rows alone remain
             layers.append(
                 WholeLayer(
@@ -275,17 +275,21 @@ def _affordable_pins(
 
 
 def _affordable_summaries(
-    tables: _Tables, tensors: Side, side: Side, rows: Tensor, cap: float
+    tables: _Tables, tensors: Side, side: Side, rows: Tensor, folded: Tensor, cap: float
 ) -> Tensor:
-    """bool [S]: spans whose summaries fit beside the exact rows, the most surprising first."""
+    """bool [S]: spans whose summaries fit beside the exact rows, the most surprising first.
+
+    Those that are not folded need none. What is free for zoomed spans stays free.
+    """
     heads = rows.shape[0]
     lengths = tables.bounds.diff()
     used = (sum(t.nbytes for t in side.values()) + 2 * rows.nbytes) / heads + OFFSET_BYTES
-    room = cap - used
+    room = (1 - ZOOM_RESERVE) * cap - used
     cost = torch.zeros(len(lengths))
     for name, t in tensors.items():
         each = t.nbytes / heads / t.shape[1]
         cost += each * lengths if name.endswith(".t") else each
+    cost[~folded] = 0
     if float(cost.sum()) <= room:
         return torch.ones(len(lengths), dtype=torch.bool)
     totals = torch.zeros(len(lengths)).index_add_(0, ops.span_ids(tables.bounds), tables.surprisal)

@@ -182,6 +182,22 @@ def test_more_budget_never_pins_or_shows_less(stores: dict[str, Path], reader: h
     assert seen[-1][1] == len(TEXT)
 
 
+@pytest.mark.parametrize("kind", ["sekv", "paper", "many"])
+def test_some_room_is_always_kept_to_zoom(
+    kind: str, stores: dict[str, Path], reader: hf.Reader
+) -> None:
+    """Whatever the budget: where there is anything to zoom into, a fifth of it is free."""
+    zoomable = 0
+    for budget in ("1%", "2%", "3%", "5%", "8%", "12%", "20%", "40%"):
+        with session(stores[kind], reader, budget=budget) as opened:
+            for layer in opened.memory.layers:
+                if isinstance(layer, WholeLayer):
+                    continue
+                zoomable += 1
+                assert layer.limits.cap - layer.fixed_bytes >= 0.2 * layer.limits.cap
+    assert zoomable > 3
+
+
 def test_tokens_and_per_cent_mean_the_same(stores: dict[str, Path], reader: hf.Reader) -> None:
     """Half the document, said in two ways: equal bytes, equal zoom, equal answer."""
     count = len(TEXT) // 4
