@@ -346,6 +346,7 @@ def test_a_step_reports_the_newest_query() -> None:
     torch.testing.assert_close(whole.summary, last.summary)
 
 
+@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 6), min_size=1, max_size=8),
     picks=st.data(),

@@ -146,12 +146,14 @@ def test_a_weighted_mean_is_the_weighted_mean(lengths: list[int], data: st.DataO
         torch.testing.assert_close(found[:, span], expected, atol=1e-5, rtol=1e-5)
 
 
+@settings(deadline=None)
 @given(lengths=lengths_of_spans)
 def test_every_token_knows_its_span(lengths: list[int]) -> None:
     expected = [span for span, n in enumerate(lengths) for _ in range(n)]
     assert ops.span_ids(bounds_of(lengths)).tolist() == expected
 
 
+@settings(deadline=None)
 @given(ranges=st.lists(st.tuples(st.integers(0, 50), st.integers(0, 6)), max_size=12))
 def test_ranges_are_gathered_one_after_another(ranges: list[tuple[int, int]]) -> None:
     starts = torch.tensor([a for a, _ in ranges], dtype=torch.int64)
