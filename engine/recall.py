@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -323,8 +322,3 @@ def _view_to(view: View, device: torch.device) -> View:
         view.bounds.to(device),
         view.window.to(device),
     )
-
-
-def open_store(path: Path) -> Store:
-    """Open a store for questions. Raises StoreError."""
-    return Store.open(path)
