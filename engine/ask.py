@@ -288,6 +288,9 @@ class _Speaker(BaseStreamer):
     def end(self) -> None:
         self.evidence.forget()
         self._show(self.answer)
+        if self.place is not None and self.answer:
+            source, start, end = self.place = self.book.reaching(self.place, self.answer)
+            self.quote = " ".join(self.book.text(source)[start:end].split())
 
     @property
     def answer(self) -> str:

@@ -65,16 +65,23 @@ class Book:
 
         Of several places the one with the most evidence; weight: float [N].
         """
-        words = quote.split()
-        if not words:
+        if not quote.split():
             return None
-        pattern = re.compile(r"\s+".join(map(re.escape, words)))
+        pattern = _spaced(quote)
         found = [
             (source, match.start(), match.end())
             for source in range(len(self.sources))
             for match in pattern.finditer(self.text(source))
         ]
         return max(found, key=lambda place: self._mass(weight, *place), default=None)
+
+    def reaching(self, place: tuple[int, int, int], value: str) -> tuple[int, int, int]:
+        """A quoted passage, longer by what stands before it if its value stands there."""
+        source, start, end = place
+        low = max(0, start - LONGEST)
+        near = self.text(source)[low:end]
+        found = max((match.start() for match in _spaced(value).finditer(near)), default=len(near))
+        return source, min(start, low + found), end
 
     def citations(
         self, weight: Tensor, quoted: tuple[int, int, int] | None = None
@@ -132,6 +139,11 @@ class Book:
         if last - first > LONGEST:
             first, last = max(first, start - LONGEST // 2), min(last, end + LONGEST // 2)
         return source, *_trim(text, first, last)
+
+
+def _spaced(words: str) -> re.Pattern[str]:
+    """Matches some words whatever white space stands between them."""
+    return re.compile(r"\s+".join(map(re.escape, words.split())))
 
 
 def _trim(text: str, start: int, end: int) -> tuple[int, int]:

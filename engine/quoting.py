@@ -2,8 +2,9 @@
 
 The built-in reader answers by copying. Left alone, a small model now and then slips from one
 sentence into another; here every token of the quote must continue a run of the document's own
-tokens, and the value must be a run of the quote's. What is said is still the reader's choice
-among what stands there. No model and no tensors: token ids in, allowed token ids out.
+tokens, and the value must be a run of those in the quote or shortly before it. What is said is
+still the reader's choice among what stands there. No model and no tensors: token ids in, allowed
+token ids out.
 """
 
 from __future__ import annotations
@@ -49,28 +50,28 @@ class Marks:
 class Guide:
     """What may come next in one answer.
 
-    ids: int64 [N], the tokens of the document. longest: tokens of a quote at most.
+    ids: int64 [N], the tokens of the document. longest: tokens of a quote at most. behind: how
+    many tokens before the quote its value may begin; a quote starts in the midst of its sentence.
     """
 
     marks: Marks
     ids: Ints
     longest: int = 72
+    behind: int = 48
     _said: list[int] = field(default_factory=list)
     _places: Ints | None = None  # document positions of the quote's last token
-    _quote: list[int] = field(default_factory=list)
-    _value: Ints | None = None  # quote positions of the value's last token
-    _in_value: bool = False
+    _near: Ints | None = None  # document positions that a value may be of, once one is asked for
+    _value: Ints | None = None  # those of the value's last token
 
     def allowed(self) -> Ints:
         """Token ids that may come next, ascending, at least one."""
         marks = self.marks
         said = len(self._said)
-        if self._in_value:
-            quote = np.array(self._quote)
+        if self._near is not None:
             if self._value is None:
-                return _with_alike(quote, marks.alike)
-            following = self._value[self._value + 1 < len(quote)] + 1
-            return np.unique(np.append(quote[following], marks.end))
+                return _with_alike(self.ids[self._near], marks.alike)
+            following = np.intersect1d(self._value + 1, self._near)
+            return np.unique(np.append(self.ids[following], marks.end))
         found: list[Ints] = []
         if tuple(self._said) == marks.refusal[:said]:
             rest = marks.refusal[said : said + 1]
@@ -86,26 +87,25 @@ class Guide:
 
     def say(self, token: int) -> None:
         """Take the token that was chosen."""
-        if self._in_value:
-            quote = np.array(self._quote)
+        alike = self.marks.alike
+        if self._near is not None:
             if self._value is None:
-                alike = self.marks.alike
-                self._value = np.flatnonzero(alike[quote] == alike[token])
+                self._value = self._near[alike[self.ids[self._near]] == alike[token]]
             else:
-                following = self._value[self._value + 1 < len(quote)] + 1
-                self._value = following[quote[following] == token]
+                following = np.intersect1d(self._value + 1, self._near)
+                self._value = following[self.ids[following] == token]
             return
-        if token == self.marks.value:
-            self._in_value = True
+        if token == self.marks.value and self._places is not None:
+            back = np.arange(len(self._said) + self.behind)
+            near = np.unique(self._places[:, None] - back)
+            self._near = near[near >= 0]
             return
         if self._places is None:
-            alike = self.marks.alike
             self._places = np.flatnonzero(alike[self.ids] == alike[token])
         else:
             following = self._places[self._places + 1 < len(self.ids)] + 1
             self._places = following[self.ids[following] == token]
         self._said.append(token)
-        self._quote.append(token)
 
 
 def _with_alike(ids: Ints, alike: Ints) -> Ints:

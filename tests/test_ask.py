@@ -236,6 +236,16 @@ def test_a_quote_that_stands_is_cited_and_only_its_value_is_shown(
     assert TEXT[answer.citations[0].start :].startswith(quote)
 
 
+def test_a_value_that_stands_before_its_quote_belongs_to_what_is_quoted(
+    store: Path, lookup: hf.Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with session(store, lookup) as opened:
+        answer, pieces = scripted(opened, monkeypatch, ["ship 8 saw 9 whales", MARK, " day 3"])
+    assert answer.answer == "".join(pieces) == "day 3"
+    assert answer.quote == "day 3 the crew of ship 8 saw 9 whales"
+    assert answer.citations[0].text == "On day 3 the crew of ship 8 saw 9 whales, and it rained."
+
+
 def test_a_quote_that_does_not_stand_is_no_answer(
     store: Path, lookup: hf.Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -166,6 +166,19 @@ def test_a_quote_is_found_whatever_its_spaces() -> None:
     assert made.locate("It (rained", torch.zeros(7)) is None
 
 
+def test_a_passage_reaches_back_to_a_value_that_stands_before_it() -> None:
+    """To the nearest one, white space aside; what holds its value already is left alone."""
+    made = book("Ann sat. Ann\nLee leads the council of York. Lee went.")
+    place = made.locate("York.", torch.zeros(11))
+    assert place is not None
+    assert made.reaching(place, "Ann Lee") == (0, 9, 43)
+    assert made.reaching(place, "York") == place
+    assert made.reaching(place, "Lee went") == place
+    assert [c.text for c in made.citations(torch.zeros(11), (0, 9, 43))] == [
+        "Ann\nLee leads the council of York."
+    ]
+
+
 def test_no_evidence_no_citation() -> None:
     made = book("One sat. Two sat.")
     assert made.citations(torch.zeros(4)) == ()

@@ -14,9 +14,12 @@ ALIKE = np.array([*range(10), *range(10, 20), *range(10, 20)])
 MARKS = Marks(VALUE, END, (NOT, STATED), ALIKE)
 
 
-def run(ids: list[int], choices: list[int], longest: int = 72) -> list[int]:
+BEHIND = 3
+
+
+def run(ids: list[int], choices: list[int]) -> list[int]:
     """Say what `choices` pick among the allowed tokens until the end mark."""
-    guide = Guide(MARKS, np.array(ids), longest)
+    guide = Guide(MARKS, np.array(ids), behind=BEHIND)
     said: list[int] = []
     for choice in choices:
         allowed = guide.allowed()
@@ -53,7 +56,11 @@ def test_whatever_is_chosen_the_quote_and_the_value_stand_there(
     assert stands_in(quote, ids)
     if VALUE in said:
         value = [t for t in said[said.index(VALUE) + 1 :] if t != END]
-        assert not value or stands_in(value, quote)
+        assert not value or any(
+            stands_in(value, ids[max(0, start - BEHIND) : start + len(quote)])
+            for start in range(len(ids))
+            if stands_in(quote, ids[start : start + len(quote)])
+        )
 
 
 def test_a_quote_may_begin_where_the_document_has_no_space_before_the_word() -> None:
@@ -89,3 +96,12 @@ def test_a_long_quote_must_come_to_its_value() -> None:
     for token in (10, 11, 12):
         guide.say(token)
     assert guide.allowed().tolist() == [VALUE]
+
+
+def test_a_value_may_stand_before_its_quote_but_not_far_before() -> None:
+    guide = Guide(MARKS, np.array([10, 11, 12, 13, 14, 15]), behind=2)
+    for token in (14, 15, VALUE):
+        guide.say(token)
+    assert guide.allowed().tolist() == [12, 13, 14, 15, 22, 23, 24, 25]
+    guide.say(12)
+    assert guide.allowed().tolist() == [END, 13]
