@@ -26,7 +26,6 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=0, help="budget in steps instead")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layers", type=int, default=0, help="0: the default shape's")
-    parser.add_argument("--hidden", type=int, default=0, help="width of the MLPs, 0: the default's")
     parser.add_argument("--batch", type=int, default=0, help="tokens a process and step")
     parser.add_argument("--processes", type=int, default=2, help="CPU processes, one thread each")
     parser.add_argument("--compile", action="store_true", help="torch.compile; for GPUs")
@@ -94,8 +93,6 @@ def main() -> int:
     shape, curriculum = Shape(), Curriculum()
     if given.layers:
         shape = replace(shape, layers=given.layers)
-    if given.hidden:
-        shape = replace(shape, hidden=given.hidden)
     if given.batch:
         curriculum = replace(curriculum, budget=given.batch)
     options = Options(
