@@ -75,7 +75,7 @@ class Curriculum:
     budget: tokens of a batch and process, questions counted.
     recall: share of batches that are look-ups of random tokens, until `formed`; then `rest`.
     find: share of batches that give a few words and want the sentence they stand in, until
-        `found`; then a fifth of it. Asking in other words is too hard to begin with.
+        `found`; then half of it. Asking in other words is too hard to begin with.
     ease: (start, end, least): all of what makes facts hard is left out until `start`, then less
         and less until at `end` the share `least` is; see `Episodes.sample`.
     plain: share of texts with inserted facts alone, many at once; the others ask prose too.
@@ -208,7 +208,7 @@ class Batches(Dataset[Any]):
         # Questions of one length together, so that little of a batch is padding.
         longest = min(shape.choice(_WIDTHS), c.longest)
         rows = max(1, round(c.budget / (length + questions * longest)))
-        find = shape.random() < (c.find if progress < c.found else c.find / 5)
+        find = shape.random() < (c.find if progress < c.found else c.find / 2)
         make = self._recall if recall else self._find if find else self._episode
         aim = _Aim(length, windows, questions, longest, c.easy(progress))
         made = _even([make(aim, rng) for _ in range(rows)])
@@ -244,8 +244,17 @@ class Batches(Dataset[Any]):
             after = words[first + count : first + count + 2]
             if not after or document.count(one) > 1:
                 continue
-            said = [one[a:b] for a, b in piece if rng.random() < 0.85]
-            asked.append(Question(" ".join(said), one, one[after[0][0] : after[-1][1]], "find"))
+            said = " ".join(one[a:b] for a, b in piece if rng.random() < 0.85)
+            draw = rng.random()
+            if draw < 0.5:
+                asked.append(Question(said, one, one[after[0][0] : after[-1][1]], "find"))
+                continue
+            # What stands before the quote is as often wanted as what follows, and harder to find.
+            size = rng.randint(1, min(3, first))
+            start = first - size if draw < 0.75 else 0
+            value = one[words[start][0] : words[start + size - 1][1]]
+            text = f"What comes before {said}?" if draw < 0.75 else f"How does {said} begin?"
+            asked.append(Question(text, one, value, "find"))
         episode = Episode(document, tuple(asked))
         row = self.lay(episode, self._sizes(aim, rng), 4 * aim.questions, aim.longest)
         return _alike(row, aim.questions, aim.longest)
@@ -373,7 +382,8 @@ def _weigh(branch: list[int], draw: np.random.Generator) -> tuple[np.ndarray, np
         weights[answer : min(answer + 3, value)] = 3.0  # here the sentence is chosen
         weights[answer] = 5.0
         weights[value : n - 2] = 3.0
-        weights[value] = 5.0
+        # A value that stands before its quote is the rarer and the harder one to find.
+        weights[value] = 5.0 if branch[value + 1] in branch[answer:value] else 10.0
         marks[value : n - 1] = MARKS.index("value")
     else:
         weights[answer : n - 2] = 3.0

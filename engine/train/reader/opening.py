@@ -28,7 +28,7 @@ def opening(question: str, sentence: str, value: str, document: str) -> int:
 
     Of the telling words that also stand in the question, the one that is rarest in the document:
     words that stand there letter by letter before those with another ending, names before other
-    words; the value itself if there is none.
+    words, of these the longest; the value itself if there is none.
     """
     words = {word.group() for word in WORD.finditer(question)}
     asked = {_stem(word) for word in words}
@@ -38,10 +38,10 @@ def opening(question: str, sentence: str, value: str, document: str) -> int:
         if word.group().lower() not in COMMON and _stem(word.group()) in asked
     ]
 
-    def commonness(word: re.Match[str]) -> tuple[bool, int, bool]:
+    def commonness(word: re.Match[str]) -> tuple[bool, int, bool, int]:
         text = word.group()
         name = text[0].isupper() or text[0].isdigit()
-        return text not in words, document.count(text), not name
+        return text not in words, document.count(text), not name, 0 if name else -len(text)
 
     rarest = min(shared, key=commonness, default=None)
     return rarest.start() if rarest else max(0, sentence.find(value))
