@@ -227,7 +227,7 @@ class _LookUp(LogitsProcessor):
     def __init__(self, session: Session, start: int):
         prompt, tokenizer = session.reader.prompt, session.reader.tokenizer
         marks = Marks.of(tokenizer, prompt.value_token, tokenizer.eos_token_id, prompt.refusal)
-        self.guide = Guide(marks, session.ids.numpy())
+        self.guide = Guide(marks, session.ids.numpy(), session.book.sentences)
         self.prompt, self.start = prompt, start
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
@@ -289,7 +289,7 @@ class _Speaker(BaseStreamer):
         self.evidence.forget()
         self._show(self.answer)
         if self.place is not None and self.answer:
-            source, start, end = self.place = self.book.reaching(self.place, self.answer)
+            source, start, end = self.place = self.book.holding(self.place, self.answer)
             self.quote = " ".join(self.book.text(source)[start:end].split())
 
     @property

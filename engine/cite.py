@@ -8,15 +8,18 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from engine.quoting import SENTENCE_END, sentences
 from engine.types import Citation
 
 if TYPE_CHECKING:
-    import numpy as np
+    import numpy.typing as npt
 
     from engine.manifest import SourceEntry
     from engine.store import Store
@@ -24,10 +27,6 @@ if TYPE_CHECKING:
 MOST = 3
 LEAST = 0.05
 LONGEST = 400
-SENTENCE_END = re.compile(
-    r"""(?:(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bProf)(?<!\b[A-Z])\.|[!?…])"""
-    r"""["'”’)\]]*\s+(?=["'“‘(\[]?[A-Z0-9À-ÞЁ-Я])|[。！？]["'”’」』）]*|\n\s*\n"""
-)
 
 
 @dataclass(frozen=True)
@@ -75,13 +74,25 @@ class Book:
         ]
         return max(found, key=lambda place: self._mass(weight, *place), default=None)
 
-    def reaching(self, place: tuple[int, int, int], value: str) -> tuple[int, int, int]:
-        """A quoted passage, longer by what stands before it if its value stands there."""
+    def holding(self, place: tuple[int, int, int], value: str) -> tuple[int, int, int]:
+        """A quoted passage, longer by what leads to its value if that stands beside it."""
         source, start, end = place
         low = max(0, start - LONGEST)
-        near = self.text(source)[low:end]
-        found = max((match.start() for match in _spaced(value).finditer(near)), default=len(near))
-        return source, min(start, low + found), end
+        near = self.text(source)[low : end + LONGEST]
+        found = [(low + m.start(), low + m.end()) for m in _spaced(value).finditer(near)]
+        joined = [(min(start, a), max(end, b)) for a, b in found]
+        shortest = min(joined, key=lambda both: both[1] - both[0], default=(start, end))
+        return source, *shortest
+
+    @cached_property
+    def sentences(self) -> npt.NDArray[np.int64]:
+        """int64 [N]: the number of every token's sentence, counted through all sources."""
+        parts, count = [], 0
+        for source in range(len(self.sources)):
+            ends = self.ends[self.source == source].numpy()
+            parts.append(count + sentences(self.text(source), ends))
+            count += 1 + int(parts[-1][-1] - count if len(ends) else 0)
+        return np.concatenate(parts)
 
     def citations(
         self, weight: Tensor, quoted: tuple[int, int, int] | None = None

@@ -2,13 +2,14 @@
 
 The built-in reader answers by copying. Left alone, a small model now and then slips from one
 sentence into another; here every token of the quote must continue a run of the document's own
-tokens, and the value must be a run of those in the quote or shortly before it. What is said is
-still the reader's choice among what stands there. No model and no tensors: token ids in, allowed
-token ids out.
+tokens, and the value must be a run of the sentence that is quoted. What is said is still the
+reader's choice among what stands there. No model and no tensors: token ids in, allowed token ids
+out.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,24 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Ints = npt.NDArray[np.int64]
+
+
+SENTENCE_END = re.compile(
+    r"""(?:(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bProf)(?<!\b[A-Z])\.|[!?…])"""
+    r"""["'”’)\]]*\s+(?=["'“‘(\[]?[A-Z0-9À-ÞЁ-Я])|[。！？]["'”’」』）]*|\n\s*\n"""
+)
+
+
+def sentences(text: str, ends: Ints) -> Ints:
+    """Number the sentences of a text, token by token.
+
+    Args:
+        ends: int64 [N], where the tokens end in the text, ascending.
+    Returns:
+        int64 [N], ascending: the sentence of every token; white space belongs to the one before.
+    """
+    bounds = np.array([match.end() for match in SENTENCE_END.finditer(text)], dtype=np.int64)
+    return np.searchsorted(bounds, ends - 1, side="right")
 
 
 @dataclass(frozen=True)
@@ -50,14 +69,16 @@ class Marks:
 class Guide:
     """What may come next in one answer.
 
-    ids: int64 [N], the tokens of the document. longest: tokens of a quote at most. behind: how
-    many tokens before the quote its value may begin; a quote starts in the midst of its sentence.
+    ids: int64 [N], the tokens of the document. sentence: int64 [N], ascending, see `sentences`.
+    longest: tokens of a quote at most. far: how many tokens from the quote its value may stand,
+    for some texts have sentences without an end.
     """
 
     marks: Marks
     ids: Ints
+    sentence: Ints
     longest: int = 72
-    behind: int = 48
+    far: int = 96
     _said: list[int] = field(default_factory=list)
     _places: Ints | None = None  # document positions of the quote's last token
     _near: Ints | None = None  # document positions that a value may be of, once one is asked for
@@ -96,9 +117,12 @@ class Guide:
                 self._value = following[self.ids[following] == token]
             return
         if token == self.marks.value and self._places is not None:
-            back = np.arange(len(self._said) + self.behind)
-            near = np.unique(self._places[:, None] - back)
-            self._near = near[near >= 0]
+            first = self._places - len(self._said) + 1
+            low = np.searchsorted(self.sentence, self.sentence[first], side="left")
+            high = np.searchsorted(self.sentence, self.sentence[self._places], side="right")
+            low, high = np.maximum(low, first - self.far), np.minimum(high, self._places + self.far)
+            near = [np.arange(*bounds) for bounds in zip(low, high, strict=True)]
+            self._near = np.unique(np.concatenate(near))
             return
         if self._places is None:
             self._places = np.flatnonzero(alike[self.ids] == alike[token])
