@@ -81,17 +81,18 @@ class Guide:
     far: int = 96
     _said: list[int] = field(default_factory=list)
     _places: Ints | None = None  # document positions of the quote's last token
-    _near: Ints | None = None  # document positions that a value may be of, once one is asked for
-    _value: Ints | None = None  # those of the value's last token
+    _value: Ints | None = None  # document positions that the value's last token may be of,
+    _stop: Ints | None = None  # and where the sentence of each ends
+    _valued: int = 0  # tokens of the value
 
     def allowed(self) -> Ints:
         """Token ids that may come next, ascending, at least one."""
         marks = self.marks
         said = len(self._said)
-        if self._near is not None:
-            if self._value is None:
-                return _with_alike(self.ids[self._near], marks.alike)
-            following = np.intersect1d(self._value + 1, self._near)
+        if self._value is not None and self._stop is not None:
+            if not self._valued:
+                return _with_alike(self.ids[self._value], marks.alike)
+            following = self._value[self._value + 1 < self._stop] + 1
             return np.unique(np.append(self.ids[following], marks.end))
         found: list[Ints] = []
         if tuple(self._said) == marks.refusal[:said]:
@@ -109,20 +110,24 @@ class Guide:
     def say(self, token: int) -> None:
         """Take the token that was chosen."""
         alike = self.marks.alike
-        if self._near is not None:
-            if self._value is None:
-                self._value = self._near[alike[self.ids[self._near]] == alike[token]]
+        if self._value is not None and self._stop is not None:
+            if self._valued:
+                inside = self._value + 1 < self._stop
+                self._value, self._stop = self._value[inside] + 1, self._stop[inside]
+                said = self.ids[self._value] == token
             else:
-                following = np.intersect1d(self._value + 1, self._near)
-                self._value = following[self.ids[following] == token]
+                said = alike[self.ids[self._value]] == alike[token]
+            self._value, self._stop = self._value[said], self._stop[said]
+            self._valued += 1
             return
         if token == self.marks.value and self._places is not None:
             first = self._places - len(self._said) + 1
             low = np.searchsorted(self.sentence, self.sentence[first], side="left")
             high = np.searchsorted(self.sentence, self.sentence[self._places], side="right")
-            low, high = np.maximum(low, first - self.far), np.minimum(high, self._places + self.far)
+            low = np.maximum(low, first - self.far)
+            high = np.minimum(high, self._places + 1 + self.far)
             near = [np.arange(*bounds) for bounds in zip(low, high, strict=True)]
-            self._near = np.unique(np.concatenate(near))
+            self._value, self._stop = np.concatenate(near), np.repeat(high, high - low)
             return
         if self._places is None:
             self._places = np.flatnonzero(alike[self.ids] == alike[token])

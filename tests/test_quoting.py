@@ -114,7 +114,7 @@ def test_a_value_stands_not_far_from_its_quote() -> None:
     guide = Guide(MARKS, np.arange(10, 20), np.zeros(10), far=2)
     for token in (14, 15, VALUE):
         guide.say(token)
-    assert guide.allowed().tolist() == [12, 13, 14, 15, 16, 22, 23, 24, 25, 26]
+    assert guide.allowed().tolist() == [12, 13, 14, 15, 16, 17, 22, 23, 24, 25, 26, 27]
 
 
 def test_sentences_are_numbered_by_token() -> None:
