@@ -7,6 +7,7 @@ answer. Templates are rendered with markers and cut; models without a template g
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,25 +52,7 @@ class Prompt:
             if not start:
                 start = tokenizer.encode("\n", add_special_tokens=False)
             return cls(tuple(start), "\n\nQuestion: ", "\nAnswer:", "plain")
-        kind = "document" if re.search(r"['\"]document['\"]", str(template)) else "chat"
-        if kind == "document":
-            messages = [
-                {"role": "document", "content": DOCUMENT},
-                {"role": "user", "content": QUESTION},
-            ]
-        else:
-            messages = [
-                {"role": "user", "content": f"{TASK}\n\n{DOCUMENT}\n\nQuestion: {QUESTION}"}
-            ]
-        try:
-            text = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-        except (TemplateError, ValueError, TypeError) as error:
-            raise ReaderError(f"the model's chat template cannot be rendered: {error}") from error
-        pieces = re.split(f"{DOCUMENT}|{QUESTION}", text)
-        if len(pieces) != 3 or text.find(DOCUMENT) > text.find(QUESTION):
-            raise ReaderError("the model's chat template drops, repeats or moves the document")
+        kind, pieces = _render(tokenizer, str(template))
         prefix = tuple(tokenizer.encode(pieces[0], add_special_tokens=False))
         value = tokenizer.get_vocab().get("<|value|>", -1) if kind == "document" else -1
         if value < 0:
@@ -95,3 +78,32 @@ class Prompt:
             "after": self.after,
             "kind": self.kind,
         }
+
+
+def _render(tokenizer: Any, template: str) -> tuple[str, list[str]]:
+    """The kind of a prompt, and its text around the document and the question.
+
+    A template that names a role "document" gets the document in it, where it renders that role;
+    one that only mentions the word is a chat template like any other.
+    """
+    if re.search(r"['\"]document['\"]", template):
+        roles = [
+            {"role": "document", "content": DOCUMENT},
+            {"role": "user", "content": QUESTION},
+        ]
+        with suppress(ReaderError):
+            return "document", _pieces(tokenizer, roles)
+    content = f"{TASK}\n\n{DOCUMENT}\n\nQuestion: {QUESTION}"
+    return "chat", _pieces(tokenizer, [{"role": "user", "content": content}])
+
+
+def _pieces(tokenizer: Any, messages: list[dict[str, str]]) -> list[str]:
+    """What a template puts before, between and behind document and question."""
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, ValueError, TypeError) as error:
+        raise ReaderError(f"the model's chat template cannot be rendered: {error}") from error
+    pieces = re.split(f"{DOCUMENT}|{QUESTION}", text)
+    if len(pieces) != 3 or text.find(DOCUMENT) > text.find(QUESTION):
+        raise ReaderError("the model's chat template drops, repeats or moves the document")
+    return pieces

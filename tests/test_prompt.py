@@ -98,13 +98,27 @@ def test_marks_in_a_question_stay_text() -> None:
         "{% for m in messages %}{{ m['role'] }}{% endfor %}",
         "{% for m in messages %}{{ m['content'] }}{{ m['content'] }}{% endfor %}",
         "{{ messages[0]['content'][:50] }}",
-        "{% for m in messages|reverse %}{# 'document' #}{{ m['content'] }}{% endfor %}",
-        "{% for m in messages if m['role'] != 'document' %}{{ m['content'] }}{% endfor %}",
+        "{% for word in messages[0]['content'].split()|reverse %}{{ word }} {% endfor %}",
     ],
 )
 def test_a_template_that_drops_repeats_or_moves_the_document_is_refused(template: str) -> None:
     with pytest.raises(ReaderError, match="drops, repeats or moves the document"):
         Prompt.of(templated(template))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages|reverse %}{# 'document' #}{{ m['content'] }}{% endfor %}",
+        "{% for m in messages if m['role'] != 'document' %}{{ m['content'] }}{% endfor %}",
+        "{% if messages[0]['role'] == 'document' %}{{ raise_exception('no') }}{% endif %}"
+        "{{ messages[0]['content'] }}",
+    ],
+)
+def test_a_template_that_only_mentions_documents_is_a_chat_template(template: str) -> None:
+    prompt = Prompt.of(templated(template))
+    assert prompt.kind == "chat"
+    assert prompt.before == "\n\nQuestion: "
 
 
 @pytest.mark.parametrize(
