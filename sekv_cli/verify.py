@@ -24,12 +24,14 @@ def verify(store: options.Store, as_json: options.Json = False) -> None:
     from sekv_cli import format, progress
 
     changed: list[str] = []
+    size = 0
     with progress.on_stderr() as shown:
         from engine.manifest import NAME
         from engine.store import Store, check_sources
 
         try:
             with Store.open(store) as opened:
+                size = opened.size()
                 damaged = opened.verify(shown)
                 changed = check_sources(opened.manifest)
         except StoreError as error:
@@ -38,7 +40,13 @@ def verify(store: options.Store, as_json: options.Json = False) -> None:
             damaged = [str(error)]  # A store there is, and it is not sound.
     if as_json:
         format.emit_json(
-            {"store": str(store), "ok": not damaged, "damaged": damaged, "sources": changed}
+            {
+                "store": str(store),
+                "ok": not damaged,
+                "bytes": size,
+                "damaged": damaged,
+                "sources": changed,
+            }
         )
     else:
         format.print_check(format.console(), str(store), damaged, changed)

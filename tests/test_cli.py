@@ -181,6 +181,9 @@ class FakeStore:
             raise cls.failure
         return cls()
 
+    def size(self) -> int:
+        return 4096
+
     def text(self, source: int) -> str:
         return "It is the eve of St. George’s Day. " * 50
 
@@ -764,6 +767,7 @@ def test_a_damaged_store_fails_with_the_list(
     assert json.loads(capsys.readouterr().out) == {
         "store": "b.sekv",
         "ok": False,
+        "bytes": 4096,
         "damaged": ["windows/0 is cut", "a stranger"],
         "sources": ["book.pdf changed since"],
     }
