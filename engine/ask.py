@@ -17,7 +17,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
 from engine import attention, cite
-from engine.errors import BudgetError
+from engine.errors import BudgetError, StoreError
 from engine.manifest import ModelIdentity
 from engine.quoting import Guide, Marks
 from engine.readers import hf
@@ -66,7 +66,7 @@ class Session:
             coverage=options.coverage,
             full=options.full,
         )
-        self.ids = torch.from_numpy(document["ids"]).long()
+        self.ids = _known_ids(document["ids"], self.reader, store)
         self.book = cite.Book.of(self.store, document)
         self._store_s += time.perf_counter() - at
         self._trace = Trace()
@@ -113,6 +113,7 @@ class Session:
             layer.release()
             layer.zoomed.traffic = Traffic()
         self.memory.shared.peak_bytes = self.memory.shared.device_bytes
+        self.memory.shared.recomputed_tokens = 0
         windows = self._scout(prompt)
         evidence = Evidence(self.ids)
         self._trace = Trace()
@@ -136,7 +137,12 @@ class Session:
             citations=(
                 self.book.citations(evidence.weight, speaker.place) if speaker.supported else ()
             ),
-            usage=Usage(manifest.tokens, 0, len(prompt), len(speaker.tokens)),
+            usage=Usage(
+                manifest.tokens,
+                self.memory.shared.recomputed_tokens,
+                len(prompt),
+                len(speaker.tokens),
+            ),
             memory=MemoryUse(
                 device_kv_bytes=self.memory.shared.peak_bytes,
                 full_kv_bytes=row * manifest.tokens * self.reader.dtype.itemsize,
@@ -217,6 +223,8 @@ class Session:
             "fetched_spans": sum(t.fetched_spans for t in traffic),
             "reused_spans": sum(t.reused_spans for t in traffic),
             "fixed_bytes": sum(layer.fixed_bytes for layer in self.memory.layers),
+            "read_bytes": self.store.device_bytes_read,
+            "read_host_bytes": self.store.host_bytes_read,
             "unsupported_quote": "" if speaker.supported else speaker.quote,
         }
 
@@ -311,6 +319,18 @@ class _Speaker(BaseStreamer):
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
         # A look-up reader copies the document's line breaks too.
         return text.strip() if self.value_token < 0 else " ".join(text.split())
+
+
+def _known_ids(ids: Any, reader: hf.Reader, store: Path) -> torch.Tensor:
+    """The document's token ids, int64 [N].
+
+    Raises:
+        StoreError: the model has no such tokens.
+    """
+    known = reader.model.get_input_embeddings().num_embeddings
+    if int(ids.max()) >= known:
+        raise StoreError(f"{store}: token {int(ids.max())} of a model with {known}: ingest again")
+    return torch.from_numpy(ids).long()
 
 
 def _load_reader(

@@ -56,6 +56,8 @@ class ModelIdentity:
     id, revision: where it came from. weights, tokenizer: hex fingerprints of their content.
     heads, kv_heads, head_dim: H, Hkv and D of every layer. rope: its parameters as the model's
     configuration names them. transformers: the release whose behaviour the reader relied on.
+    behaviour: that behaviour, as the surprisal in nats of a few fixed tokens (`readers.hf`); empty
+    in stores that were made before it was recorded.
     """
 
     id: str
@@ -69,6 +71,7 @@ class ModelIdentity:
     rope: dict[str, Any]
     tokenizer: str
     transformers: str
+    behaviour: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,8 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values, without its checksum."""
         plain: dict[str, Any] = json.loads(_dump(asdict(self), indent=None))
+        if not self.model.behaviour:
+            del plain["model"]["behaviour"]
         return plain
 
     def to_bytes(self) -> bytes:
@@ -251,7 +256,17 @@ def _model(table: _Table) -> ModelIdentity:
         rope=table.free("rope"),
         tokenizer=table.hex("tokenizer"),
         transformers=table.text("transformers"),
+        behaviour=_behaviour(table),
     )
+
+
+def _behaviour(table: _Table) -> tuple[float, ...]:
+    if "behaviour" not in table.values:
+        return ()
+    values = table.items("behaviour")
+    if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+        raise _damaged(f"{table.place}behaviour")
+    return tuple(float(value) for value in values)
 
 
 def _source(table: _Table) -> SourceEntry:

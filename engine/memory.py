@@ -89,6 +89,7 @@ class Shared:
 
     scout: float [L, windows] while a question looks for its windows, else None.
     layers: all of them, in order. peak_bytes: the most that was resident at once.
+    recomputed_tokens: of the document, that the model read once more while it answered.
     """
 
     bounds: Tensor
@@ -97,6 +98,7 @@ class Shared:
     scout: Tensor | None = None
     layers: list[LayerMemory] = field(default_factory=list)
     peak_bytes: int = 0
+    recomputed_tokens: int = 0
 
     @property
     def tokens(self) -> int:

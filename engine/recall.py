@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,11 +28,13 @@ from engine.memory import (
     whole_rows,
 )
 from engine.policies.segment import FOLDED
-from engine.recipe import Recipe, from_settings
+from engine.recipe import Recipe
+from engine.schema import Schema, recipe_of
 from engine.store import Store, compare_identity
 from engine.tiers import Host
 
 if TYPE_CHECKING:
+    from engine.manifest import Manifest
     from engine.policies.codec import Side
     from engine.readers.hf import Reader
 
@@ -70,20 +73,26 @@ def open_memory(
         BudgetError: a budget or coverage that cannot be understood.
     """
     manifest = store.manifest
-    different = compare_identity(manifest.model, reader.identity)
+    dtypes = manifest.dtype, reader.dtype_name
+    different = compare_identity(manifest.model, reader.identity, dtypes)
     if different:
         raise StoreError(f"{store.path}: {different}")
     if not 0 < coverage <= 1:
         raise BudgetError(f"coverage {coverage} is not in (0, 1]")
-    try:
-        recipe = from_settings(manifest.method, manifest.settings)
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{store.path}: unknown method settings ({error})") from error
     cap = 4.0 * manifest.model.head_dim * parse_budget(budget, manifest.tokens)
     limits = Limits(cap * manifest.model.kv_heads, coverage)
-    tables = _Tables.of(store)
-    shared = Shared(tables.bounds, len(manifest.windows))
     stored = store.shared()
+    sections = [store.device(window) for window in range(len(manifest.windows))]
+    try:
+        recipe = recipe_of(manifest)
+        schema = Schema.of(manifest, recipe)
+        schema.check_shared(stored)
+        schema.check_windows(stored, sections)
+        _check_prompt(manifest, reader)
+    except StoreError as error:
+        raise StoreError(f"{store.path}: {error}") from None
+    tables = _Tables.of(manifest, sections)
+    shared = Shared(tables.bounds, len(manifest.windows))
     sides = sides_of(stored, reader.layers)
     hosts = [store.host(w) for w in range(len(manifest.windows))]
     counts = [window.spans for window in manifest.windows]
@@ -92,7 +101,14 @@ def open_memory(
     pins: Tensor | None = None
     for index, device in enumerate(reader.devices):
         prefix = (stored[f"{index}.prefix_k"], stored[f"{index}.prefix_v"])
-        host = Host(index, hosts, counts, manifest.model.kv_heads, pinned=device.type == "cuda")
+        host = Host(
+            index,
+            hosts,
+            counts,
+            manifest.model.kv_heads,
+            pinned=device.type == "cuda",
+            fits=partial(recipe.codec.fits, lengths=tables.bounds.diff(), side=sides[index]),
+        )
         side = {name: t.to(device) for name, t in sides[index].items()}
         if recipe.whole or full:
             k, v = whole_rows(recipe, host, tables.bounds, sides[index])
@@ -164,6 +180,16 @@ def open_memory(
     return Memory(layers, shared, len(reader.prompt.prefix) + longest)
 
 
+def _check_prompt(manifest: Manifest, reader: Reader) -> None:
+    """What was read before the document decides at which positions the question stands."""
+    stored, own = manifest.prompt.get("prefix"), list(reader.prompt.prefix)
+    if stored != own:
+        raise StoreError(
+            f"{manifest.creator} read the document behind other words than this version puts "
+            "before it: ingest again, or ask with that version"
+        )
+
+
 @dataclass(frozen=True)
 class _Tables:
     """Span tables of all windows joined, and the device sections they came with.
@@ -181,9 +207,8 @@ class _Tables:
     sections: list[dict[str, Tensor]]
 
     @classmethod
-    def of(cls, store: Store) -> _Tables:
-        manifest = store.manifest
-        sections = [store.device(w) for w in range(len(manifest.windows))]
+    def of(cls, manifest: Manifest, sections: list[dict[str, Tensor]]) -> _Tables:
+        """From device sections that were checked."""
         bounds, kinds, windows, surprisal, pinned = (
             [torch.zeros(1, dtype=torch.int64)],
             [],
@@ -193,8 +218,6 @@ class _Tables:
         )
         for index, (entry, section) in enumerate(zip(manifest.windows, sections, strict=True)):
             local = section["bounds"].long()
-            if len(local) != entry.spans + 1 or int(local[-1]) != entry.end - entry.start:
-                raise StoreError(f"{store.path}: span table of window {index} is damaged")
             bounds.append(local[1:] + entry.start)
             kinds.append(section["kind"])
             windows.append(torch.full((entry.spans,), index))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from engine.errors import DocumentError, SekvError, StoreError
 from engine.manifest import SHARED, Manifest, device_file, host_file
 from engine.store import Store
+from engine.store.records import SPAN_TABLE, span_table_fault
 from engine.types import AskOptions, InspectReport, Progress, SpanView, ZoomView
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def inspect(
         manifest = opened.manifest
         _check_narrowing(manifest, layer, head)
         spans = _spans(opened, layer, head)
-        tiers = _tiers(manifest)
+        tiers = _tiers(opened)
     zoom: list[dict[str, Any]] = []
     if question:
         zoom = _zoom_of(store, question, options, progress)
@@ -128,10 +129,11 @@ def _places(store: Store) -> list[_Place]:
     starts, ends, owner = document["starts"], document["ends"], document["source"]
     places: list[_Place] = []
     for index, window in enumerate(store.manifest.windows):
-        tables = store.tables(device_file(index), ("bounds", "kind", "surprisal"))
+        tables = store.tables(device_file(index), SPAN_TABLE)
+        fault = span_table_fault(tables, window.end - window.start, window.spans)
+        if fault:
+            raise StoreError(f"{store.path}: {device_file(index)} has {fault}: ingest again")
         bounds = tables["bounds"].astype(np.int64)
-        if len(bounds) != window.spans + 1 or bounds[-1] != window.end - window.start:
-            raise StoreError(f"{store.path}: the span table of window {index} is damaged")
         sums = np.concatenate([[0.0], np.cumsum(tables["surprisal"].astype(np.float64))])
         mean = np.diff(sums[bounds]) / np.diff(bounds)
         for local, (a, b) in enumerate(pairwise(bounds)):
@@ -204,10 +206,15 @@ def _ranks(
     import numpy as np
 
     manifest = store.manifest
-    codec, size = manifest.settings["codec"], manifest.model.head_dim
-    if codec["kind"] == "SpanSVD" and not codec.get("exact"):
+    codec, size = manifest.settings.get("codec"), manifest.model.head_dim
+    if not isinstance(codec, dict):
+        raise StoreError(f"{store.path}: unknown method settings: open it with {manifest.creator}")
+    if codec.get("kind") == "SpanSVD" and not codec.get("exact"):
         return _svd_ranks(store, layer, head)
     tables = store.tables(SHARED, (f"{layer}.k_bits", f"{layer}.v_bits"))
+    for name, table in tables.items():
+        if table.shape != (manifest.model.kv_heads, size):
+            raise StoreError(f"{store.path}: {SHARED} is damaged in {name!r}: ingest again")
     kept = [
         int((tables[name][head] > 0).sum()) if name in tables else size
         for name in (f"{layer}.k_bits", f"{layer}.v_bits")
@@ -230,6 +237,8 @@ def _svd_ranks(
         section = store.host(index)
         payload = section.read(layer, torch.arange(window.spans))
         offsets = section.offsets(layer)
+        if len(offsets) != window.spans * manifest.model.kv_heads + 1 or offsets.diff().min() < 4:
+            raise StoreError(f"{store.path}: {section.name} holds no records of spans")
         rank_k, rank_v = SpanSVD.ranks(payload, offsets, manifest.model.head_dim)
         k.append(rank_k[head :: manifest.model.kv_heads].numpy())
         v.append(rank_v[head :: manifest.model.kv_heads].numpy())
@@ -237,8 +246,10 @@ def _svd_ranks(
     return np.concatenate(k), np.concatenate(v)
 
 
-def _tiers(manifest: Manifest) -> dict[str, int]:
-    """Bytes on disk by tier, and the full cache of the same tokens for comparison."""
+def _tiers(store: Store) -> dict[str, int]:
+    """Bytes on disk by tier, which add up to those of the store's files, and the full cache of
+    the same tokens for comparison."""
+    manifest = store.manifest
     files = manifest.files
     count = range(len(manifest.windows))
     device = sum(files[device_file(i)].bytes for i in count) + files[SHARED].bytes
@@ -250,6 +261,7 @@ def _tiers(manifest: Manifest) -> dict[str, int]:
         "device": device,
         "host": host,
         "document": sum(f.bytes for f in files.values()) - device - host,
+        "manifest": store.manifest_bytes,
         "full": full,
     }
 

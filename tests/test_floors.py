@@ -32,6 +32,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("attention",),
     ("readers",),
     ("fold",),
+    ("schema",),
     ("recall",),
     ("trace", "cite"),
     ("ingest", "ask"),

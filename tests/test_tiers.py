@@ -157,7 +157,7 @@ def test_damage_is_told_and_nothing_changes() -> None:
     from engine.errors import StoreError
 
     class Broken(Section):
-        def read(self, layer: int, spans: torch.Tensor, *, pinned: bool = False) -> torch.Tensor:
+        def read(self, layer: int, spans: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
             raise StoreError("damaged")
 
     made, sections = host()
