@@ -25,6 +25,10 @@ class StoreError(SekvError):
     """A store is missing, half-written, damaged, too new, or belongs to another model."""
 
 
+class FormatError(StoreError):
+    """A store of a format that this version does not read; it may be sound."""
+
+
 class BudgetError(SekvError):
     """A budget or a window that cannot be understood or cannot hold."""
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from engine.container import checksum
-from engine.errors import StoreError
+from engine.errors import FormatError, StoreError
 
 FORMAT = 1
 """The format version that this module writes and reads."""
@@ -216,7 +216,7 @@ def _check_format(plain: dict[str, Any]) -> None:
     if type(version) is not int or version < 1:
         raise StoreError("the manifest is damaged (no format version)")
     if version > FORMAT:
-        raise StoreError(
+        raise FormatError(
             f"the store has format {version}, this sekv reads format {FORMAT}: "
             "open it with a newer sekv"
         )

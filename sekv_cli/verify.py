@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from engine.errors import StoreError
+from engine.errors import FormatError, StoreError
 from sekv_cli import options
 
 CHECK_FAILED = 1
@@ -35,7 +35,7 @@ def verify(store: options.Store, as_json: options.Json = False) -> None:
                 damaged = opened.verify(shown)
                 changed = check_sources(opened.manifest)
         except StoreError as error:
-            if not (store / NAME).is_file():
+            if isinstance(error, FormatError) or not (store / NAME).is_file():
                 raise
             damaged = [str(error)]  # A store there is, and it is not sound.
     if as_json:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import engine
-from engine.errors import DocumentError, StoreError
+from engine.errors import DocumentError, FormatError, StoreError
 from engine.types import (
     Answer,
     AskOptions,
@@ -783,6 +783,9 @@ def test_a_store_that_cannot_be_opened_is_damaged_and_no_store_is_bad_input(
     (tmp_path / "manifest.json").touch()
     assert run(["verify", str(tmp_path)]) == 1
     assert "the manifest is damaged" in capsys.readouterr().out
+    checked.failure = FormatError("open it with a newer sekv")
+    assert run(["verify", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "sekv: open it with a newer sekv\n"
 
 
 # ---------------------------------------------------------------- train

@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 
 import toy_store as toy
-from engine.errors import StoreError
+from engine.errors import FormatError, StoreError
 from engine.manifest import (
     DOCUMENT,
     NAME,
@@ -305,6 +305,8 @@ def test_a_newer_store_says_which_program_it_needs(store: Store) -> None:
     message = toy.refuses(lambda: Store.open(store.path))
     assert str(store.path) in message
     assert "newer sekv" in message
+    with pytest.raises(FormatError):
+        Store.open(store.path)
 
 
 def test_stores_of_a_folder_are_listed_with_what_they_are(store: Store, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ class Store:
         except StoreError as error:
             if not os.path.lexists(path / names.NAME):
                 raise _not_a_store(path) from None
-            raise StoreError(f"{path}: {error}") from None
+            raise type(error)(f"{path}: {error}") from None
 
     def close(self) -> None:
         """Give the descriptors back; host sections that are still in use keep theirs."""
