@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -70,6 +71,7 @@ class Session:
         self.book = cite.Book.of(self.store, document)
         self._store_s += time.perf_counter() - at
         self._trace = Trace()
+        self._answer: Answer | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -83,12 +85,17 @@ class Session:
         self.store.close()
 
     def trace(self) -> dict[str, Any]:
-        """The last question's zoom decisions as JSON values."""
+        """The last question's zoom decisions and its answer as JSON values; see `engine.replay`."""
         return {
             "store": str(self.store.path),
             "model": self.store.manifest.model.id,
             "weights": self.store.manifest.model.weights,
             "sources": [source.sha256 for source in self.store.manifest.sources],
+            "question": self._answer.question if self._answer else "",
+            "answer": self._answer.answer if self._answer else "",
+            "citations": [asdict(c) for c in self._answer.citations] if self._answer else [],
+            "said": self._trace.said,
+            "moves": self._trace.moves,
             "zoom": self._trace.zoom,
         }
 
@@ -116,7 +123,7 @@ class Session:
         self.memory.shared.recomputed_tokens = 0
         windows = self._scout(prompt)
         evidence = Evidence(self.ids)
-        self._trace = Trace()
+        self._trace, self._answer = Trace(), None
         watchers: list[Any] = [evidence, *([self._trace] if self.options.trace else [])]
         self.memory.shared.watchers[:] = watchers
         speaker = _Speaker(self, evidence, self._trace, on_text, started)
@@ -130,7 +137,7 @@ class Session:
         manifest = self.store.manifest
         row = 2 * manifest.model.layers * manifest.model.kv_heads * manifest.model.head_dim
         speed = len(speaker.tokens) / max(1e-9, done - speaker.first)
-        return Answer(
+        self._answer = Answer(
             question=question,
             answer=speaker.answer if speaker.supported else NOT_STATED,
             quote=speaker.quote if speaker.supported else "",
@@ -159,6 +166,7 @@ class Session:
             },
             stats=self._stats(windows, speaker),
         )
+        return self._answer
 
     # -- steps ---------------------------------------------------------------------
 
@@ -284,7 +292,7 @@ class _Speaker(BaseStreamer):
         for token in value.reshape(-1).tolist():
             self.tokens.append(token)
             self.evidence.said(token)
-            self.trace.step += 1
+            self.trace.tell(self.tokenizer.decode([token]))
             if token == self.value_token and self._answer_from < 0:
                 self.quote = self._text(self.tokens)
                 self.place = self.book.locate(self.quote, self.evidence.weight)

@@ -25,6 +25,10 @@ DOCUMENT = "document.safetensors"
 SHARED = "shared.safetensors"
 WINDOWS = "windows"
 
+FOLDED, ANCHOR, PINNED = 0, 1, 2
+"""The kinds of a span in a window's table: summarised and zoomed on demand; one boundary token
+that stays exact; exact for another reason."""
+
 MAX_BYTES = 1 << 30
 """Longest manifest file that is read at all."""
 

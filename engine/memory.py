@@ -8,7 +8,7 @@ Positions never change: keys are stored after RoPE, at the positions they were r
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -19,7 +19,7 @@ from engine.policies import summarise
 from engine.policies.codec import Side
 from engine.policies.select import choose
 from engine.recipe import Recipe
-from engine.tiers import Host, Zoomed
+from engine.tiers import Host, Traffic, Zoomed
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Step:
     tokens. summary: [Hkv, G, F] weight of
     each summary row for the newest query. tokens: per KV head the document tokens of decoded
     and pinned rows, -1 for none. weight: per KV head [G, n] of those rows for the newest query.
+    traffic: what moved for this layer since the question began.
     """
 
     layer: int
@@ -41,6 +42,7 @@ class Step:
     summary: Tensor
     tokens: list[Tensor]
     weight: list[Tensor]
+    traffic: Traffic = field(default_factory=Traffic)
 
 
 class Watcher(Protocol):
@@ -305,6 +307,7 @@ class LayerMemory:
             summary=summary[:, newest],
             tokens=[torch.cat([t, self.pinned_token]) for t in tokens],
             weight=[torch.cat([zoom[h, newest], pinned[h, newest]], -1) for h in range(self.heads)],
+            traffic=replace(self.zoomed.traffic),
         )
         for watcher in self.shared.watchers:
             watcher.see(step)

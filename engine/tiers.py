@@ -122,6 +122,7 @@ class Zoomed:
         for head, (ids, fresh) in enumerate(zip(wanted, new, strict=True)):
             old = self.spans[head]
             if torch.equal(ids, old):
+                self.traffic.reused_spans += len(ids)
                 continue
             begin = torch.empty_like(ids)
             begin[~fresh] = self.offsets[head][torch.searchsorted(old, ids[~fresh])]

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from engine.tiers import Traffic
+
 if TYPE_CHECKING:
     from engine.memory import Step
 
@@ -53,31 +55,59 @@ class Evidence:
 
 @dataclass
 class Trace:
-    """Zoom decisions of one question, step by step; step 0 is the question itself."""
+    """What one answer zoomed into and moved, step by step; step 0 is the question itself.
+
+    said: the text of every token, in order: the token that step s led to is said[s].
+    moves: per step and layer what came to the device and what was there already.
+    """
 
     step: int = 0
-    zoom: list[dict[str, Any]] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    moves: list[dict[str, int]] = field(default_factory=list)
+    _seen: list[tuple[int, int, int, Tensor, Tensor, Tensor]] = field(default_factory=list)
+    _traffic: dict[int, Traffic] = field(default_factory=dict)
 
     def see(self, step: Step) -> None:
         for head, spans in enumerate(step.zoomed):
             if not len(spans):
                 continue
-            place = torch.searchsorted(step.spans, spans)
-            known = step.share[head][place]
-            real = _span_weights(step, head, spans)
-            for span, score, weight in zip(
-                spans.tolist(), known.tolist(), real.tolist(), strict=True
-            ):
-                self.zoom.append(
-                    {
-                        "span": span,
-                        "layer": step.layer,
-                        "kv_head": head,
-                        "step": self.step,
-                        "score": round(score, 6),
-                        "weight": round(weight, 6),
-                    }
-                )
+            score = step.share[head][torch.searchsorted(step.spans, spans)]
+            weight = _span_weights(step, head, spans)
+            self._seen.append((self.step, step.layer, head, spans.cpu(), score.cpu(), weight.cpu()))
+        before, now = self._traffic.get(step.layer, Traffic()), step.traffic
+        self._traffic[step.layer] = now
+        self.moves.append(
+            {
+                "layer": step.layer,
+                "step": self.step,
+                "fetched_bytes": now.fetched_bytes - before.fetched_bytes,
+                "fetched_spans": now.fetched_spans - before.fetched_spans,
+                "reused_spans": now.reused_spans - before.reused_spans,
+            }
+        )
+
+    def tell(self, text: str) -> None:
+        """The newest forward's rows led to a token of this text."""
+        self.said.append(text)
+        self.step += 1
+
+    @property
+    def zoom(self) -> list[dict[str, Any]]:
+        """Every decision as JSON values: the estimated share of attention and the real one."""
+        return [
+            {
+                "span": span,
+                "layer": layer,
+                "kv_head": head,
+                "step": step,
+                "score": round(known, 6),
+                "weight": round(real, 6),
+            }
+            for step, layer, head, spans, score, weight in self._seen
+            for span, known, real in zip(
+                spans.tolist(), score.tolist(), weight.tolist(), strict=True
+            )
+        ]
 
 
 def _span_weights(step: Step, head: int, spans: Tensor) -> Tensor:

@@ -212,11 +212,44 @@ class ZoomView:
 
 
 @dataclass(frozen=True)
+class Move:
+    """What one layer brought to the device at one step, and what it found there already."""
+
+    layer: int
+    step: int
+    fetched_bytes: int
+    fetched_spans: int
+    reused_spans: int
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One answer as a trace holds it; everything empty where nothing was asked.
+
+    said: the text of each token of the answer, quote included; step s led to said[s].
+    """
+
+    question: str = ""
+    answer: str = ""
+    said: tuple[str, ...] = ()
+    citations: tuple[Citation, ...] = ()
+    moves: tuple[Move, ...] = ()
+    zoom: tuple[ZoomView, ...] = ()
+
+
+@dataclass(frozen=True)
 class InspectReport:
+    """moves, said and what follows them are empty where nothing was asked; see `Recorded`."""
+
     manifest: dict[str, Any]
     spans: tuple[SpanView, ...]
     zoom: tuple[ZoomView, ...]
     tiers: dict[str, int]
+    moves: tuple[Move, ...] = ()
+    question: str = ""
+    answer: str = ""
+    said: tuple[str, ...] = ()
+    citations: tuple[Citation, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

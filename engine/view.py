@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from engine import replay
 from engine.errors import DocumentError, SekvError, StoreError
-from engine.manifest import SHARED, Manifest, device_file, host_file
+from engine.manifest import ANCHOR, DOCUMENT, SHARED, Manifest, device_file, host_file
 from engine.store import Store
 from engine.store.records import SPAN_TABLE, span_table_fault
-from engine.types import AskOptions, InspectReport, Progress, SpanView, ZoomView
+from engine.types import AskOptions, InspectReport, Progress, Recorded, SpanView
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-
-FOLDED, ANCHOR = 0, 1
 
 
 @dataclass(frozen=True)
@@ -55,20 +53,25 @@ def inspect(
         _check_narrowing(manifest, layer, head)
         spans = _spans(opened, layer, head)
         tiers = _tiers(opened)
-    zoom: list[dict[str, Any]] = []
+    recorded = Recorded()
     if question:
-        zoom = _zoom_of(store, question, options, progress)
+        recorded = _ask(store, question, options, progress)
     elif trace is not None:
-        zoom = _read_trace(trace, manifest)
+        recorded = replay.read(trace, manifest)
     if text is not None:
         name = manifest.sources[0].path
         spans = [s for s in spans if s.source == name and s.start < text[1] and s.end > text[0]]
-    views = tuple(
-        ZoomView(**entry)
-        for entry in zoom
-        if layer in (None, entry["layer"]) and head in (None, entry["kv_head"])
+    return InspectReport(
+        manifest.to_json(),
+        tuple(spans),
+        tuple(z for z in recorded.zoom if layer in (None, z.layer) and head in (None, z.kv_head)),
+        tiers,
+        tuple(move for move in recorded.moves if layer in (None, move.layer)),
+        recorded.question,
+        recorded.answer,
+        recorded.said,
+        recorded.citations,
     )
-    return InspectReport(manifest.to_json(), tuple(spans), views, tiers)
 
 
 def text(store: Path, source: int, start: int, end: int) -> list[Piece]:
@@ -81,7 +84,9 @@ def text(store: Path, source: int, start: int, end: int) -> list[Piece]:
         manifest = opened.manifest
         if not 0 <= source < len(manifest.sources):
             raise DocumentError(f"{store} has {len(manifest.sources)} sources, no {source + 1}")
-        words = opened.text(source)
+        words = source_text(opened, source)
+        if not words:
+            raise DocumentError(f"{store} keeps no text of source {source + 1}")
         start, end = max(0, start), min(end, len(words))
         if start >= end:
             raise DocumentError(f"source {source + 1} has characters 0 to {len(words)} only")
@@ -100,6 +105,16 @@ def text(store: Path, source: int, start: int, end: int) -> list[Piece]:
     if at < end:
         pieces.append(Piece(words[at:end], -1, False))
     return pieces
+
+
+def source_text(opened: Store, source: int) -> str:
+    """The text of a source, "" where a store keeps none of it.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    name = f"text.{source}"
+    return opened.text(source) if opened.tables(DOCUMENT, (name,)) else ""
 
 
 # ---------------------------------------------------------------------------- spans
@@ -269,48 +284,12 @@ def _tiers(store: Store) -> dict[str, int]:
 # ---------------------------------------------------------------------------- zoom
 
 
-def _zoom_of(
-    store: Path, question: str, options: AskOptions, progress: Progress
-) -> list[dict[str, Any]]:
+def _ask(store: Path, question: str, options: AskOptions, progress: Progress) -> Recorded:
     from engine.ask import Session
 
     with Session(store, replace(options, trace=True), progress) as session:
         session.ask(question)
-        zoom: list[dict[str, Any]] = session.trace()["zoom"]
-    return zoom
-
-
-def _read_trace(path: Path, manifest: Manifest) -> list[dict[str, Any]]:
-    """The last question of a trace file.
-
-    Raises:
-        SekvError: not a trace, or one of another store.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        trace = json.loads(lines[-1])
-        zoom = [
-            {
-                name: kind(entry[name])
-                for name, kind in (
-                    ("span", int),
-                    ("layer", int),
-                    ("kv_head", int),
-                    ("step", int),
-                    ("score", float),
-                    ("weight", float),
-                )
-            }
-            for entry in trace["zoom"]
-        ]
-        identity = (trace["weights"], trace["sources"])
-    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
-        raise SekvError(f"{path} is not a trace of `sekv ask --trace` ({error})") from None
-    if identity != (manifest.model.weights, [source.sha256 for source in manifest.sources]):
-        raise SekvError(f"{path} is a trace of another store: its sources or model differ")
-    if any(not 0 <= entry["span"] < manifest.spans for entry in zoom):
-        raise SekvError(f"{path} is a trace of another store: it names spans this one lacks")
-    return zoom
+        return replay.parse(session.trace(), session.store.manifest)
 
 
 def _check_narrowing(manifest: Manifest, layer: int | None, head: int | None) -> None:

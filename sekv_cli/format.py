@@ -39,6 +39,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2
 SHOWN_SPANS = 12
 """Most zoomed spans that `inspect` lists; the JSON has them all."""
 
+SHOWN_STEPS = 8
+"""Most steps of an answer that `inspect` lists."""
+
 EXCERPT = 60
 """Characters of a span shown beside its numbers."""
 
@@ -517,7 +520,7 @@ def print_zoom(out: Console, report: InspectReport, excerpts: Mapping[int, str])
         "as the router estimated it and as it was",
         style="dim",
     )
-    _print_steps(out, report.zoom)
+    _print_steps(out, report)
     _print_heads(out, report)
 
 
@@ -536,24 +539,32 @@ def _ranges(numbers: Iterable[int]) -> str:
     return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
 
 
-def _print_steps(out: Console, zoom: Sequence[ZoomView]) -> None:
-    """How the zoomed set moved: what each step fetched, what it found already there."""
+def _print_steps(out: Console, report: InspectReport) -> None:
+    """How the zoomed set moved: what each step fetched, what it found there, what that weighed."""
     by_step: dict[int, set[tuple[int, int, int]]] = defaultdict(set)
-    for decision in zoom:
+    for decision in report.zoom:
         by_step[decision.step].add((decision.layer, decision.kv_head, decision.span))
-    if len(by_step) < 2:
-        return
+    moved: dict[int, int] = defaultdict(int)
+    for move in report.moves:
+        moved[move.step] += move.fetched_bytes
+    rows = []
     fetched = kept = 0
     before: set[tuple[int, int, int]] = set()
     for step in sorted(by_step):
-        fetched += len(by_step[step] - before)
-        kept += len(by_step[step] & before)
-        before = by_step[step]
+        new, old = len(by_step[step] - before), len(by_step[step] & before)
+        fetched, kept, before = fetched + new, kept + old, by_step[step]
+        said = " ".join(clean(report.said[step]).split()) if step < len(report.said) else ""
+        rows.append((str(step), said, count_text(new), count_text(old), bytes_text(moved[step])))
     out.print()
+    total = f", {bytes_text(sum(moved.values()))} moved" if moved else ""
     out.print(
         f"{some(len(by_step), 'step')}: {count_text(fetched)} fetched and {count_text(kept)} "
-        f"reused ({share_text(kept, fetched + kept)}), counted per span, layer and head"
+        f"reused ({share_text(kept, fetched + kept)}){total}, counted per span, layer and head"
     )
+    if moved:
+        out.print(_grid(("step", "says", "fetched", "reused", "moved"), rows[:SHOWN_STEPS], (1,)))
+        if len(rows) > SHOWN_STEPS:
+            out.print(f"and {some(len(rows) - SHOWN_STEPS, 'more step')}", style="dim")
 
 
 def _print_heads(out: Console, report: InspectReport) -> None:

@@ -137,11 +137,13 @@ def inspect(
 
 
 def _excerpts(opened: Store, report: InspectReport) -> dict[int, str]:
-    """The words of the spans that `print_zoom` lists."""
+    """The words of the spans that `print_zoom` lists, as far as the store keeps them."""
+    from engine import view
     from sekv_cli.format import heaviest
 
     wanted = set(heaviest(report.zoom))
     spans = [span for span in report.spans if span.id in wanted]
     number = {entry["path"]: index for index, entry in enumerate(report.manifest["sources"])}
-    texts = {source: opened.text(number[source]) for source in {span.source for span in spans}}
+    named = {span.source for span in spans}
+    texts = {source: view.source_text(opened, number[source]) for source in named}
     return {span.id: texts[span.source][span.start : span.end] for span in spans}

@@ -23,6 +23,7 @@ from engine.types import (
     IngestReport,
     InspectReport,
     MemoryUse,
+    Move,
     Plan,
     SourceReport,
     SpanView,
@@ -77,6 +78,9 @@ ZOOM = tuple(
 )
 
 
+MOVES = tuple(Move(layer, step, 1000 * (step == 0), 2, 2) for layer in (0, 1) for step in (0, 1, 2))
+
+
 class Piece:
     def __init__(self, text: str, span: int, anchor: bool = False) -> None:
         self.text, self.span, self.anchor = text, span, anchor
@@ -129,8 +133,12 @@ class FakeEngine:
 
     def inspect(self, store: Path, **given: Any) -> InspectReport:
         self.happen("inspect", (store, given))
-        zoom = ZOOM if given["question"] or given["trace"] else ()
-        return InspectReport(MANIFEST, SPANS, zoom, {"device": 100, "host": 300, "full": 1000})
+        tiers = {"device": 100, "host": 300, "full": 1000}
+        if not given["question"] and not given["trace"]:
+            return InspectReport(MANIFEST, SPANS, (), tiers)
+        return InspectReport(
+            MANIFEST, SPANS, ZOOM, tiers, MOVES, given["question"], "a b", said=(" a", "\n", " b")
+        )
 
     def text(self, store: Path, source: int, start: int, end: int) -> list[Piece]:
         self.happen("text", (source, start, end))
@@ -215,7 +223,11 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     for name, members in {
         "ingest": {"plan": fake.plan, "ingest": fake.ingest},
         "ask": {"Session": fake.session},
-        "view": {"inspect": fake.inspect, "text": fake.text},
+        "view": {
+            "inspect": fake.inspect,
+            "text": fake.text,
+            "source_text": lambda opened, source: opened.text(source),
+        },
     }.items():
         module = ModuleType(f"engine.{name}")
         vars(module).update(members)
@@ -532,7 +544,9 @@ def test_inspect_with_a_question_shows_what_was_zoomed(
     row = next(line.split() for line in shown.splitlines() if line.split()[:1] == ["7"])
     assert row[:6] == ["7", "1", "0-2", "2x1", "0.250", "0.500"]
     assert "eve of St. George’s Day" in shown
-    assert "3 steps: 4 fetched and 8 reused (66.7 %)" in shown
+    told = " ".join(shown.split())
+    assert "3 steps: 4 fetched and 8 reused (66.7 %), 2.0 kB moved" in told
+    assert "step says fetched reused moved 0 a 4 0 2.0 kB 1 0 4 0 B 2 b 0 4 0 B" in told
     assert "layer 1" in shown
     assert "10.0 % of the spans" in shown
 

@@ -19,7 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("types", "container"),
     ("manifest",),
-    ("ops",),
+    ("ops", "replay"),
     ("documents",),
     ("tokens",),
     ("prompt", "quoting"),
@@ -42,7 +42,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 """Modules and packages of the engine, lowest first. A module imports from floors below its own,
 or from its own package; two names on one floor do not import each other."""
 
-LIGHT = ("errors", "types", "container", "manifest")
+LIGHT = ("errors", "types", "container", "manifest", "replay")
 """Modules that the command line may import before it needs torch."""
 
 HEAVY = {"torch", "transformers", "numpy", "pypdf", "pypdfium2", "tokenizers", "tiktoken"}

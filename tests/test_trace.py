@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from engine.memory import Step
+from engine.tiers import Traffic
 from engine.trace import COPY, GLANCE, Evidence, Trace
 
 IDS = torch.tensor([7, 8, 7, 9, 8, 7])
@@ -87,13 +89,40 @@ def test_a_trace_tells_estimate_and_real_weight_of_every_zoomed_span() -> None:
         layer=4,
     )
     trace.see(seen)
-    trace.step += 1
+    trace.tell(" whale")
     trace.see(seen)
     first = [
         {"span": 10, "layer": 4, "kv_head": 0, "step": 0, "score": 0.5, "weight": 0.3},
         {"span": 30, "layer": 4, "kv_head": 0, "step": 0, "score": 0.2, "weight": 0.5},
     ]
     assert json.loads(json.dumps(trace.zoom)) == [*first, *({**e, "step": 1} for e in first)]
+
+
+def test_a_trace_tells_what_moved_since_the_step_before() -> None:
+    """Traffic is counted from the question on, per layer; a trace has the difference."""
+    trace = Trace()
+    for fetched, reused in ((100, 0), (100, 3), (160, 5)):
+        for layer in (0, 1):
+            moved = Traffic(fetched + layer, fetched // 20, reused)
+            trace.see(replace(step([[0]], [[[1.0]]], layer=layer), traffic=moved))
+        trace.tell("x")
+    moves = [tuple(move.values()) for move in trace.moves]
+    assert list(trace.moves[0]) == [
+        "layer",
+        "step",
+        "fetched_bytes",
+        "fetched_spans",
+        "reused_spans",
+    ]
+    assert moves == [
+        (0, 0, 100, 5, 0),
+        (1, 0, 101, 5, 0),
+        (0, 1, 0, 0, 3),
+        (1, 1, 0, 0, 3),
+        (0, 2, 60, 3, 2),
+        (1, 2, 60, 3, 2),
+    ]
+    assert trace.said == ["x", "x", "x"]
 
 
 def test_nothing_zoomed_is_nothing_traced() -> None:
