@@ -15,7 +15,7 @@ from engine.manifest import Manifest
 from engine.types import Citation, Move, Recorded, ZoomView
 
 ZOOM = {"span": int, "layer": int, "kv_head": int, "step": int, "score": float, "weight": float}
-MOVE = {name: int for name in ("layer", "step", "fetched_bytes", "fetched_spans", "reused_spans")}
+MOVE = dict.fromkeys(("layer", "step", "fetched_bytes", "fetched_spans", "reused_spans"), int)
 CITATION = {"source": str, "page": str, "start": int, "end": int, "text": str, "weight": float}
 
 

@@ -428,6 +428,11 @@ def _shape(model: Mapping[str, Any]) -> str:
     )
 
 
+def print_written(out: Console, path: str, size: int) -> None:
+    """Where the page is, and what it weighs."""
+    out.print(f"{clean(path)}, {bytes_text(size)}: open it in a browser")
+
+
 def print_map(out: Console, report: InspectReport) -> None:
     """The whole document on one line: surprisal, span density and zoom, with pages below."""
     if not report.spans:

@@ -53,6 +53,14 @@ def inspect(
     source: Annotated[
         int, typer.Option(min=1, metavar="N", help="Which source --text counts in.")
     ] = 1,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT.html",
+            help="Write one page for a browser instead: the text, what was read, by whom.",
+            show_default=False,
+        ),
+    ] = None,
     layer: Annotated[
         int | None,
         typer.Option(min=0, metavar="N", help="Only this layer.", show_default=False),
@@ -78,16 +86,22 @@ def inspect(
 
     With a question or a trace it adds which spans were brought to full
     resolution, by which layers and heads, at which step, and how much
-    attention they then received.
+    attention they then received. --html writes it as one page that needs nothing
+    but a browser: the whole text shaded by attention, token by token of the answer.
 
     \b
     Example:
       sekv inspect book.sekv
       sekv inspect book.sekv --question "Who warned Jonathan Harker?"
       sekv inspect book.sekv --text 12000:13000
+      sekv inspect book.sekv -q "Who warned Jonathan Harker?" --html book.html
     """
     if question and trace is not None:
         raise SekvError("--question and --trace exclude each other; give one of them")
+    if html is not None and text:
+        raise SekvError("--html shows the whole text; leave --text out")
+    if html is not None and (html.is_dir() or not html.absolute().parent.is_dir()):
+        raise SekvError(f"{html} cannot be written; name a file in an existing folder")
     if trace is not None and not trace.is_file():
         raise SekvError(f"there is no trace {trace}; `sekv ask --trace FILE` writes one")
 
@@ -120,10 +134,15 @@ def inspect(
             options=chosen,
             progress=shown,
         )
+    if html is not None:
+        _write_page(store, report, html)
     if as_json:
         format.emit_json(report.to_json())
         return
     out = format.console()
+    if html is not None:
+        format.print_written(out, str(html), html.stat().st_size)
+        return
     if stretch:
         format.print_text(out, view.text(store, source - 1, *stretch))
     from engine.store import Store, check_sources
@@ -134,6 +153,17 @@ def inspect(
             format.print_map(out, report)
         if question or trace is not None:
             format.print_zoom(out, report, _excerpts(opened, report))
+
+
+def _write_page(store: Path, report: InspectReport, html: Path) -> None:
+    from engine import view
+    from engine.store import Store
+    from sekv_cli import page
+
+    with Store.open(store) as opened:
+        sources = range(len(report.manifest["sources"]))
+        texts = [view.source_text(opened, source) for source in sources]
+    html.write_text(page.render(str(store), report, texts), encoding="utf-8")
 
 
 def _excerpts(opened: Store, report: InspectReport) -> dict[int, str]:

@@ -638,6 +638,8 @@ def test_everything_fits_40_columns(
         ("inspect b.sekv --layer -1", "--layer"),
         ("inspect b.sekv --question Q --trace t.json", "exclude each other"),
         ("inspect b.sekv --trace missing.json", "there is no trace"),
+        ("inspect b.sekv --html nowhere/page.html", "existing folder"),
+        ("inspect b.sekv --html page.html --text 0:5", "leave --text out"),
         ("nonsense", "nonsense"),
         ("--nonsense", "--nonsense"),
     ],
