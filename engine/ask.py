@@ -7,7 +7,7 @@ turns what was looked at into citations.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
 from engine import attention, cite
-from engine.errors import BudgetError, StoreError
+from engine.errors import BudgetError, StoppedError, StoreError
 from engine.manifest import ModelIdentity
 from engine.quoting import Guide, Marks
 from engine.readers import hf
@@ -26,9 +26,13 @@ from engine.recall import Memory, open_memory
 from engine.store import Store
 from engine.tiers import Traffic
 from engine.trace import Evidence, Trace
-from engine.types import Answer, AskOptions, MemoryUse, Progress, Usage
+from engine.types import Answer, AskOptions, MemoryUse, Progress, Turn, Usage
 
 NOT_STATED = "not stated in the document"
+
+TURNS_SHARE = 0.125
+"""Share of the budget that earlier turns of a conversation may take: half of what always stays
+free to zoom."""
 
 MOST_WINDOWS = 8
 """Windows of a long document that stay visible while a question is answered."""
@@ -60,13 +64,7 @@ class Session:
         self.reader = reader or _load_reader(manifest.model, manifest.dtype, options, progress)
         self._model_s = time.perf_counter() - at
         at = time.perf_counter()
-        self.memory: Memory = open_memory(
-            self.store,
-            self.reader,
-            budget=options.budget,
-            coverage=options.coverage,
-            full=options.full,
-        )
+        self.memory = self._open_memory(options)
         self.ids = _known_ids(document["ids"], self.reader, store)
         self.book = cite.Book.of(self.store, document)
         self._store_s += time.perf_counter() - at
@@ -99,17 +97,43 @@ class Session:
             "zoom": self._trace.zoom,
         }
 
-    @torch.inference_mode()
-    def ask(self, question: str, on_text: Callable[[str], None] | None = None) -> Answer:
-        """Answer one question; `on_text` gets the visible answer as it is made.
+    def retune(self, options: AskOptions) -> None:
+        """Take other options; only another budget, coverage or `full` opens the memory anew.
+
+        Device, dtype and model stay those of the loaded reader.
 
         Raises:
+            BudgetError: a bad option; everything stays as it was.
+        """
+        _check(options)
+        now = self.options
+        if (options.budget, options.coverage, options.full) != (now.budget, now.coverage, now.full):
+            self.memory = self._open_memory(options)
+        self.options = options
+
+    @torch.inference_mode()
+    def ask(
+        self,
+        question: str,
+        on_text: Callable[[str], None] | None = None,
+        *,
+        turns: Sequence[Turn] = (),
+        stop: Callable[[], bool] | None = None,
+    ) -> Answer:
+        """Answer one question.
+
+        Args:
+            on_text: gets the visible answer as it is made.
+            turns: the conversation so far; the latest turns that fit `TURNS_SHARE` are read.
+            stop: asked before every token whether to give up.
+        Raises:
             BudgetError: an empty question, or one that is longer than the model's positions.
+            StoppedError: `stop` said so.
         """
         if not question.strip():
             raise BudgetError("the question is empty")
         started = time.perf_counter()
-        prompt = self.reader.prompt.question(self.reader.tokenizer, question)
+        prompt, turns_read = self._prompt(question, turns)
         room = self.reader.max_positions - self.memory.length - len(prompt)
         if room < 1:
             raise BudgetError(
@@ -126,10 +150,11 @@ class Session:
         self._trace, self._answer = Trace(), None
         watchers: list[Any] = [evidence, *([self._trace] if self.options.trace else [])]
         self.memory.shared.watchers[:] = watchers
-        speaker = _Speaker(self, evidence, self._trace, on_text, started)
+        speaker = _Speaker(self, evidence, self._trace, on_text, started, stop)
+        most = min(self.options.max_new_tokens, room)
         torch.manual_seed(self.options.seed)
         try:
-            self._generate(prompt, min(self.options.max_new_tokens, room), speaker)
+            self._generate(prompt, most, speaker)
         finally:
             self.memory.shared.watchers.clear()
         done = time.perf_counter()
@@ -151,7 +176,8 @@ class Session:
                 len(speaker.tokens),
             ),
             memory=MemoryUse(
-                device_kv_bytes=self.memory.shared.peak_bytes,
+                device_kv_bytes=self.memory.shared.peak_bytes
+                + self.memory.shared.reserved * manifest.model.layers,
                 full_kv_bytes=row * manifest.tokens * self.reader.dtype.itemsize,
                 zoomed_spans=len(zoomed),
                 total_spans=manifest.spans,
@@ -164,11 +190,43 @@ class Session:
                 "total_s": done - started,
                 "tokens_per_s": speed,
             },
-            stats=self._stats(windows, speaker),
+            stats=self._stats(windows, speaker)
+            | {"turns_read": turns_read, "cut_short": speaker.cut_short(most)},
         )
         return self._answer
 
     # -- steps ---------------------------------------------------------------------
+
+    def _open_memory(self, options: AskOptions) -> Memory:
+        return open_memory(
+            self.store,
+            self.reader,
+            budget=options.budget,
+            coverage=options.coverage,
+            full=options.full,
+        )
+
+    def _prompt(self, question: str, turns: Sequence[Turn]) -> tuple[list[int], int]:
+        """Token ids after the document, and how many turns are among them.
+
+        Turns are rows like those of the question, read again each time. Their bytes are taken
+        from the room to zoom, so that a long conversation stays within the budget; the oldest
+        turns that exceed their share are left out.
+        """
+        prompt, tokenizer = self.reader.prompt, self.reader.tokenizer
+        model, shared = self.store.manifest.model, self.memory.shared
+        row = 2 * model.kv_heads * model.head_dim * self.reader.dtype.itemsize
+        cap = min(layer.limits.cap for layer in self.memory.layers)
+        left = self.reader.max_positions - self.memory.length
+        most = min(TURNS_SHARE * cap / row, left / 2)
+        alone = prompt.question(tokenizer, question)
+        kept = list(turns) if prompt.between else []
+        ids = prompt.question(tokenizer, question, kept)
+        while kept and len(ids) - len(alone) > most:
+            del kept[0]
+            ids = prompt.question(tokenizer, question, kept)
+        shared.reserved = (len(ids) - len(alone)) * row if kept else 0
+        return ids, len(kept)
 
     def _cache(self) -> attention.MemoryCache:
         return attention.MemoryCache(self.memory.layers, self.memory.length)
@@ -271,7 +329,11 @@ class _Speaker(BaseStreamer):
         trace: Trace,
         on_text: Callable[[str], None] | None,
         started: float,
+        stop: Callable[[], bool] | None,
     ):
+        self.stop = stop
+        ends = session.reader.model.generation_config.eos_token_id
+        self.ends = ends if isinstance(ends, list) else [ends]
         self.tokenizer, self.book = session.reader.tokenizer, session.book
         self.value_token = session.reader.prompt.value_token
         self.evidence, self.trace, self.on_text = evidence, trace, on_text
@@ -284,6 +346,8 @@ class _Speaker(BaseStreamer):
         self._prompted = False
 
     def put(self, value: torch.Tensor) -> None:
+        if self.stop is not None and self.stop():
+            raise StoppedError("the answer was stopped")
         if not self._prompted:  # generate hands over the prompt first
             self._prompted = True
             return
@@ -312,6 +376,10 @@ class _Speaker(BaseStreamer):
     def answer(self) -> str:
         """The answer so far; for a look-up reader what follows the value token."""
         return self._text(self.tokens[self._answer_from :]) if self._answer_from >= 0 else ""
+
+    def cut_short(self, most: int) -> bool:
+        """Whether the answer ended for want of tokens."""
+        return len(self.tokens) >= most and self.tokens[-1] not in self.ends
 
     @property
     def supported(self) -> bool:

@@ -33,5 +33,13 @@ class BudgetError(SekvError):
     """A budget or a window that cannot be understood or cannot hold."""
 
 
+class StoppedError(SekvError):
+    """An answer was given up: whoever asked is gone, or it took longer than allowed."""
+
+
+class ServeError(SekvError):
+    """A server cannot start, or the one that was asked refused or went away."""
+
+
 class TrainError(SekvError):
     """Training cannot start or cannot go on."""

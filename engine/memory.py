@@ -92,6 +92,7 @@ class Shared:
     scout: float [L, windows] while a question looks for its windows, else None.
     layers: all of them, in order. peak_bytes: the most that was resident at once.
     recomputed_tokens: of the document, that the model read once more while it answered.
+    reserved: bytes per layer that the turns of a conversation take from the room to zoom.
     """
 
     bounds: Tensor
@@ -101,6 +102,7 @@ class Shared:
     layers: list[LayerMemory] = field(default_factory=list)
     peak_bytes: int = 0
     recomputed_tokens: int = 0
+    reserved: int = 0
 
     @property
     def tokens(self) -> int:
@@ -181,10 +183,11 @@ class LayerMemory:
         """
         total, used = 0.0, 0.0
         for other in self.shared.layers or [self]:
-            total += other.limits.cap
+            cap = other.limits.cap - self.shared.reserved
+            total += cap
             if other is not self:
                 later = other.layer > self.layer
-                used += max(other.device_bytes, other.limits.cap if later else 0)
+                used += max(other.device_bytes, cap if later else 0)
         return total - used - self.fixed_bytes - OFFSET_BYTES * self.heads
 
     def focus(self, windows: Tensor | None) -> None:

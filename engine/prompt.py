@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import TemplateError
 
 from engine.errors import ReaderError
+from engine.types import Turn
 
-DOCUMENT, QUESTION = "\x02document\x02", "\x02question\x02"
+DOCUMENT, QUESTION, ANSWER = "\x02document\x02", "\x02question\x02", "\x02answer\x02"
 REFUSAL = "not stated"
 TASK = "Answer the question from the document. Quote it where you can."
 
@@ -29,6 +31,8 @@ class Prompt:
     refusal, reluctance: the tokens of "not stated" and the nats the first of them loses when an
     answer begins, calibrated on questions that are answered and questions that are not; empty
     and 0 for models that are no look-up readers.
+    between: text between an answer and the next question of a conversation, "" for prompts that
+    hold one question only, as those of look-up readers do.
     """
 
     prefix: tuple[int, ...]
@@ -38,6 +42,7 @@ class Prompt:
     value_token: int = -1
     refusal: tuple[int, ...] = ()
     reluctance: float = 0.0
+    between: str = ""
 
     @classmethod
     def of(cls, tokenizer: Any, reluctance: float = 0.0) -> Prompt:
@@ -51,24 +56,37 @@ class Prompt:
             start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
             if not start:
                 start = tokenizer.encode("\n", add_special_tokens=False)
-            return cls(tuple(start), "\n\nQuestion: ", "\nAnswer:", "plain")
+            ask = "\n\nQuestion: "
+            return cls(tuple(start), ask, "\nAnswer:", "plain", between=ask)
         kind, pieces = _render(tokenizer, str(template))
         prefix = tuple(tokenizer.encode(pieces[0], add_special_tokens=False))
         value = tokenizer.get_vocab().get("<|value|>", -1) if kind == "document" else -1
         if value < 0:
-            return cls(prefix, pieces[1], pieces[2], kind)
+            between = _between(tokenizer) if kind == "chat" else ""
+            return cls(prefix, pieces[1], pieces[2], kind, between=between)
         cue = tokenizer.encode(pieces[2], add_special_tokens=False)
         full = tokenizer.encode(f"{pieces[2]} {REFUSAL}", add_special_tokens=False)
         return cls(prefix, pieces[1], pieces[2], kind, value, tuple(full[len(cue) :]), reluctance)
 
-    def question(self, tokenizer: Any, text: str) -> list[int]:
-        """Token ids of everything after the document; special-token text stays plain text."""
-        plain = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-        return [
-            *tokenizer.encode(self.before, add_special_tokens=False),
-            *plain,
-            *tokenizer.encode(self.after, add_special_tokens=False),
-        ]
+    def question(self, tokenizer: Any, text: str, turns: Sequence[Turn] = ()) -> list[int]:
+        """Token ids of everything after the document; special-token text stays plain text.
+
+        turns: earlier questions and answers that stand before this one; none where `between` is
+        empty.
+        """
+
+        def plain(text: str) -> list[int]:
+            return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+
+        ids: list[int] = []
+        before = self.before
+        after = tokenizer.encode(self.after, add_special_tokens=False)
+        for turn in turns:
+            answer = f" {turn.answer}" if self.kind == "plain" else turn.answer
+            ids += tokenizer.encode(before, add_special_tokens=False)
+            ids += [*plain(turn.question), *after, *plain(answer)]
+            before = self.between
+        return [*ids, *tokenizer.encode(before, add_special_tokens=False), *plain(text), *after]
 
     def to_json(self) -> dict[str, Any]:
         """What a manifest records."""
@@ -107,3 +125,18 @@ def _pieces(tokenizer: Any, messages: list[dict[str, str]]) -> list[str]:
     if len(pieces) != 3 or text.find(DOCUMENT) > text.find(QUESTION):
         raise ReaderError("the model's chat template drops, repeats or moves the document")
     return pieces
+
+
+def _between(tokenizer: Any) -> str:
+    """What a chat template puts between an answer and the next question; "" if it takes none."""
+    messages = [
+        {"role": "user", "content": DOCUMENT},
+        {"role": "assistant", "content": ANSWER},
+        {"role": "user", "content": QUESTION},
+    ]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, ValueError, TypeError):
+        return ""
+    pieces = re.split(f"{ANSWER}|{QUESTION}", text)
+    return pieces[1] if len(pieces) == 3 else ""

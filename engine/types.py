@@ -161,6 +161,14 @@ class MemoryUse:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """An earlier question of a conversation and what was answered."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
 class Answer:
     """One answered question.
 
@@ -179,6 +187,20 @@ class Answer:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Answer:
+        """The answer that `to_json` gave.
+
+        Raises:
+            TypeError, KeyError: it is none.
+        """
+        parts = {
+            "citations": tuple(Citation(**citation) for citation in record["citations"]),
+            "usage": Usage(**record["usage"]),
+            "memory": MemoryUse(**record["memory"]),
+        }
+        return cls(**{**record, **parts})
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine import replay
 from engine.errors import DocumentError, SekvError, StoreError
@@ -33,7 +34,7 @@ def inspect(
     store: Path,
     *,
     question: str = "",
-    trace: Path | None = None,
+    trace: Path | Mapping[str, Any] | None = None,
     text: tuple[int, int] | None = None,
     layer: int | None = None,
     head: int | None = None,
@@ -43,6 +44,7 @@ def inspect(
     """What a store holds and, with a question or a trace, what it zoomed into.
 
     Args:
+        trace: a file of `ask --trace`, or what one line of it holds.
         text: only spans that touch these characters of the first source.
         layer, head: only zoom decisions of this layer, this KV head.
     Raises:
@@ -57,7 +59,11 @@ def inspect(
     if question:
         recorded = _ask(store, question, options, progress)
     elif trace is not None:
-        recorded = replay.read(trace, manifest)
+        recorded = (
+            replay.read(trace, manifest)
+            if isinstance(trace, Path)
+            else replay.parse(trace, manifest)
+        )
     if text is not None:
         name = manifest.sources[0].path
         spans = [s for s in spans if s.source == name and s.start < text[1] and s.end > text[0]]

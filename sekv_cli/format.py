@@ -259,6 +259,34 @@ def print_citations(out: Console, citations: Sequence[Citation]) -> None:
         out.print(Padding(Text(_quoted(words, unicode=_unicode(out))), (0, 0, 0, 6), expand=False))
 
 
+def print_around(out: Console, before: str, passage: str, after: str) -> None:
+    """A passage in its place: bold, or in brackets where there is no colour."""
+    from rich.text import Text
+
+    painted = out.color_system is not None and not out.no_color
+    line = Text(clean(before).lstrip())
+    line.append(clean(passage) if painted else f"[{clean(passage)}]", style="bold")
+    line.append(clean(after).rstrip())
+    out.print(line)
+
+
+def print_commands(out: Console, commands: Iterable[tuple[str, str]]) -> None:
+    """What can be typed, and what it does."""
+    out.print(_facts(commands))
+
+
+def conversation(store: str, answers: Sequence[Answer]) -> str:
+    """Questions, answers and their passages as Markdown."""
+    parts = [f"# {PurePath(store).name}\n"]
+    for answer in answers:
+        parts.append(f"## {clean(answer.question)}\n\n{clean(answer.answer)}\n")
+        for number, citation in enumerate(answer.citations, 1):
+            words = " ".join(clean(citation.text).split())
+            name = clean(f"{PurePath(citation.source).name}{_where(citation.page)}")
+            parts.append(f"{number}. {name}:\n   > {words}\n")
+    return "\n".join(parts)
+
+
 def _quoted(words: str, *, unicode: bool) -> str:
     """In quotation marks, unless the passage brings its own."""
     own = "\"'“”‘’«»„"
@@ -326,6 +354,12 @@ def _plain(name: str, value: object) -> str:
     if isinstance(value, int):
         return count_text(value)
     return f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
+
+
+def print_serving(out: Console, url: str, stores: Sequence[str]) -> None:
+    """Where clients find the server, and what its models are called."""
+    out.print(f"serving at {url} (Ctrl-C ends it)", style="bold")
+    out.print(_facts((("model" if not index else "", name) for index, name in enumerate(stores))))
 
 
 # ---------------------------------------------------------------- verify, list

@@ -12,7 +12,6 @@ from engine.errors import SekvError
 from sekv_cli import options
 
 if TYPE_CHECKING:
-    from engine.store import Store
     from engine.types import InspectReport
 
 
@@ -147,12 +146,13 @@ def inspect(
         format.print_text(out, view.text(store, source - 1, *stretch))
     from engine.store import Store, check_sources
 
-    with Store.open(store) as opened:
-        if not stretch:
-            format.print_summary(out, str(store), report, check_sources(opened.manifest))
-            format.print_map(out, report)
-        if question or trace is not None:
-            format.print_zoom(out, report, _excerpts(opened, report))
+    if not stretch:
+        with Store.open(store) as opened:
+            changed = check_sources(opened.manifest)
+        format.print_summary(out, str(store), report, changed)
+        format.print_map(out, report)
+    if question or trace is not None:
+        format.print_zoom(out, report, excerpts(store, report))
 
 
 def _write_page(store: Path, report: InspectReport, html: Path) -> None:
@@ -166,14 +166,16 @@ def _write_page(store: Path, report: InspectReport, html: Path) -> None:
     html.write_text(page.render(str(store), report, texts), encoding="utf-8")
 
 
-def _excerpts(opened: Store, report: InspectReport) -> dict[int, str]:
+def excerpts(store: Path, report: InspectReport) -> dict[int, str]:
     """The words of the spans that `print_zoom` lists, as far as the store keeps them."""
     from engine import view
+    from engine.store import Store
     from sekv_cli.format import heaviest
 
     wanted = set(heaviest(report.zoom))
     spans = [span for span in report.spans if span.id in wanted]
     number = {entry["path"]: index for index, entry in enumerate(report.manifest["sources"])}
     named = {span.source for span in spans}
-    texts = {source: view.source_text(opened, number[source]) for source in named}
+    with Store.open(store) as opened:
+        texts = {source: view.source_text(opened, number[source]) for source in named}
     return {span.id: texts[span.source][span.start : span.end] for span in spans}

@@ -24,6 +24,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SEKV_MODEL", "SEKV_DEBUG", "NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("SEKV_TOKEN", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/nonexistent")  # nobody's running server answers
     monkeypatch.setenv("COLUMNS", "100")
 
 

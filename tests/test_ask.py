@@ -13,10 +13,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from engine.ask import MOST_WINDOWS, NOT_STATED, Session
-from engine.errors import BudgetError, ReaderError, SekvError
+from engine.ask import MOST_WINDOWS, NOT_STATED, TURNS_SHARE, Session
+from engine.errors import BudgetError, ReaderError, SekvError, StoppedError
 from engine.readers import hf
-from engine.types import AskOptions
+from engine.types import AskOptions, Turn
 from tiny_books import QUESTION, TEXT, log, read, session
 from tiny_models import checkpoint
 
@@ -360,6 +360,86 @@ def test_an_interrupted_answer_spoils_no_other(store: Path, reader: hf.Reader) -
         assert not opened.memory.shared.watchers
         again = opened.ask("Which ship?")
     assert (again.answer, again.citations) == (expected.answer, expected.citations)
+
+
+# ---------------------------------------------------------------------------- conversations
+
+
+def test_turns_are_read_before_the_question_and_pay_from_the_budget(
+    store: Path, reader: hf.Reader
+) -> None:
+    """The rows of a conversation and the memory together stay within the bytes of the budget."""
+    turns = [Turn("a?", "b"), Turn("c?", "d")]
+    with session(store, reader, budget="180%") as opened:
+        alone = opened.ask(QUESTION)
+        told = opened.ask(QUESTION, turns=turns)
+        shared = opened.memory.shared
+        asked = told.usage.question_tokens - alone.usage.question_tokens
+        assert told.stats["turns_read"] == 2
+        assert asked == sum(
+            len(f"\n\nQuestion: {turn.question}\nAnswer: {turn.answer}") for turn in turns
+        )
+        assert shared.reserved == asked * 2 * 2 * 16 * 4
+        cap = sum(layer.limits.cap for layer in opened.memory.layers)
+        assert told.memory.device_kv_bytes <= cap
+        assert told.memory.device_kv_bytes == shared.peak_bytes + 3 * shared.reserved
+        assert opened.ask(QUESTION).answer == alone.answer
+        assert shared.reserved == 0
+
+
+def test_of_a_long_conversation_the_latest_turns_that_fit_are_read(
+    store: Path, reader: hf.Reader
+) -> None:
+    turns = [Turn(f"{i}?", f"{i}.") for i in range(10, 50)]
+    with session(store, reader, budget="200%") as opened:
+        told = opened.ask(QUESTION, turns=turns)
+        read = told.stats["turns_read"]
+        assert 0 < read < 40
+        assert opened._prompt(QUESTION, turns)[0] == opened._prompt(QUESTION, turns[-read:])[0]
+        cap = sum(layer.limits.cap for layer in opened.memory.layers)
+        assert told.memory.device_kv_bytes <= cap
+        assert 3 * opened.memory.shared.reserved <= TURNS_SHARE * cap
+
+
+def test_a_look_up_reader_reads_no_turns(store: Path, reader: hf.Reader) -> None:
+    prompt = replace(reader.prompt, between="")
+    alone = hf.Reader(reader.model, reader.tokenizer, reader.identity, prompt)
+    with session(store, alone) as opened:
+        told = opened.ask(QUESTION, turns=[Turn("Which ship?", "Ship 3.")])
+        assert told.stats["turns_read"] == 0
+        assert told.usage == opened.ask(QUESTION).usage
+
+
+def test_options_change_without_loading_anew(store: Path, reader: hf.Reader) -> None:
+    """Another budget gives another memory, anything else leaves it; a bad one changes nothing."""
+    with session(store, reader, budget="30%", max_new_tokens=4) as opened:
+        before = opened.memory
+        opened.retune(replace(opened.options, max_new_tokens=2))
+        assert opened.memory is before
+        assert opened.ask(QUESTION).usage.answer_tokens == 2
+        with pytest.raises(BudgetError):
+            opened.retune(replace(opened.options, budget="much"))
+        assert opened.options.budget == "30%"
+        opened.retune(replace(opened.options, budget="60%"))
+        retuned = opened.ask(QUESTION)
+    with session(store, reader, budget="60%", max_new_tokens=2) as opened:
+        fresh = opened.ask(QUESTION)
+    assert (retuned.answer, retuned.memory) == (fresh.answer, fresh.memory)
+
+
+def test_an_answer_can_be_given_up_between_tokens(store: Path, reader: hf.Reader) -> None:
+    pieces: list[str] = []
+    with session(store, reader) as opened:
+        expected = opened.ask("Which ship?").answer
+        with pytest.raises(StoppedError):
+            opened.ask(QUESTION, pieces.append, stop=lambda: len(pieces) > 1)
+        assert len(pieces) == 2
+        assert opened.ask("Which ship?", stop=lambda: False).answer == expected
+
+
+def test_an_answer_that_was_cut_says_so(store: Path, reader: hf.Reader) -> None:
+    with session(store, reader, max_new_tokens=3) as opened:
+        assert opened.ask(QUESTION).stats["cut_short"]
 
 
 # ---------------------------------------------------------------------------- trace and windows

@@ -94,7 +94,10 @@ def _book(
             source, reached = source + 1, 0
         by_source[source].append(span)
         reached = span.start
-    sources, columns = [], {name: [] for name in ("source", "start", "end", "anchor", "surprisal")}
+    sources: list[dict[str, Any]] = []
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("source", "start", "end", "anchor", "surprisal")
+    }
     for index, (entry, text, spans) in enumerate(zip(entries, texts, by_source, strict=True)):
         starts, ends = [span.start for span in spans], [span.end for span in spans]
         pages = [(str(label), int(at)) for label, at in entry["pages"]]
