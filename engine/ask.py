@@ -18,6 +18,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
 from engine import attention, cite
+from engine.certainty import SCORES
 from engine.errors import BudgetError, StoppedError, StoreError
 from engine.manifest import ModelIdentity
 from engine.quoting import Guide, Marks
@@ -26,7 +27,7 @@ from engine.recall import Memory, open_memory
 from engine.store import Store
 from engine.tiers import Traffic
 from engine.trace import Evidence, Trace
-from engine.types import Answer, AskOptions, MemoryUse, Progress, Turn, Usage
+from engine.types import Answer, AskOptions, Citation, MemoryUse, Progress, Turn, Usage
 
 NOT_STATED = "not stated in the document"
 
@@ -68,7 +69,7 @@ class Session:
         self.ids = _known_ids(document["ids"], self.reader, store)
         self.book = cite.Book.of(self.store, document)
         self._store_s += time.perf_counter() - at
-        self._trace = Trace()
+        self._trace, self._evidence = Trace(), Evidence(self.ids)
         self._answer: Answer | None = None
 
     def __enter__(self) -> Self:
@@ -96,6 +97,10 @@ class Session:
             "moves": self._trace.moves,
             "zoom": self._trace.zoom,
         }
+
+    def evidence(self) -> tuple[Citation, ...]:
+        """What the last question's attention alone would cite, whatever was quoted."""
+        return self.book.citations(self._evidence.weight)
 
     def retune(self, options: AskOptions) -> None:
         """Take other options; only another budget, coverage or `full` opens the memory anew.
@@ -146,7 +151,7 @@ class Session:
         self.memory.shared.peak_bytes = self.memory.shared.device_bytes
         self.memory.shared.recomputed_tokens = 0
         windows = self._scout(prompt)
-        evidence = Evidence(self.ids)
+        evidence = self._evidence = Evidence(self.ids)
         self._trace, self._answer = Trace(), None
         watchers: list[Any] = [evidence, *([self._trace] if self.options.trace else [])]
         self.memory.shared.watchers[:] = watchers
@@ -253,7 +258,7 @@ class Session:
             layer.focus(windows)
         return windows
 
-    def _generate(self, prompt: list[int], tokens: int, speaker: BaseStreamer) -> None:
+    def _generate(self, prompt: list[int], tokens: int, speaker: _Speaker) -> None:
         options = self.options
         ids = torch.tensor([prompt], device=self.reader.devices[0])
         sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None}
@@ -271,7 +276,9 @@ class Session:
             streamer=speaker,
             top_k=None,
             logits_processor=LogitsProcessorList(
-                [_LookUp(self, len(prompt))] if self.reader.prompt.value_token >= 0 else []
+                [speaker.heard, _LookUp(self, len(prompt))]
+                if self.reader.prompt.value_token >= 0
+                else []
             ),
             pad_token_id=self.reader.tokenizer.pad_token_id or 0,
             **sampling,
@@ -292,6 +299,9 @@ class Session:
             "read_bytes": self.store.device_bytes_read,
             "read_host_bytes": self.store.host_bytes_read,
             "unsupported_quote": "" if speaker.supported else speaker.quote,
+            "certainty": {name: round(of(speaker.log_p), 4) for name, of in SCORES.items()}
+            if speaker.log_p
+            else {},
         }
 
 
@@ -315,11 +325,24 @@ class _LookUp(LogitsProcessor):
         return held  # type: ignore[return-value]
 
 
+class _Heard(LogitsProcessor):
+    """Listens to what the model itself holds likely next, before anything holds it to anything.
+
+    log_p: float32 [V] of the token to come, none before the first.
+    """
+
+    log_p: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        self.log_p = scores[0].float().log_softmax(-1)
+        return scores
+
+
 class _Speaker(BaseStreamer):
     """Takes tokens as they are generated; shows text, feeds evidence and trace.
 
     A look-up reader says a quote, its value token, then the short answer: only the short answer
-    is shown, and only if the quote stands in the document.
+    is shown, and only if the quote stands in the document and the reader is sure enough of it.
     """
 
     def __init__(
@@ -335,7 +358,9 @@ class _Speaker(BaseStreamer):
         ends = session.reader.model.generation_config.eos_token_id
         self.ends = ends if isinstance(ends, list) else [ends]
         self.tokenizer, self.book = session.reader.tokenizer, session.book
-        self.value_token = session.reader.prompt.value_token
+        self.value_token, self.bar = session.reader.prompt.value_token, session.reader.prompt.bar
+        self.heard = _Heard()
+        self.log_p: list[float] = []
         self.evidence, self.trace, self.on_text = evidence, trace, on_text
         self.first = started
         self.tokens: list[int] = []
@@ -355,11 +380,14 @@ class _Speaker(BaseStreamer):
             self.first = time.perf_counter()
         for token in value.reshape(-1).tolist():
             self.tokens.append(token)
+            if self.heard.log_p is not None and self._answer_from < 0:
+                self.log_p.append(float(self.heard.log_p[token]))
             self.evidence.said(token)
             self.trace.tell(self.tokenizer.decode([token]))
             if token == self.value_token and self._answer_from < 0:
                 self.quote = self._text(self.tokens)
-                self.place = self.book.locate(self.quote, self.evidence.weight)
+                if self.bar.holds(self.log_p):
+                    self.place = self.book.locate(self.quote, self.evidence.weight)
                 self._answer_from = len(self.tokens)
         # An unfinished character decodes to U+FFFD; wait for its last byte. It may yet be white
         # space, so that the space before it may yet be the end.

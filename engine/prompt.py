@@ -7,13 +7,14 @@ answer. Templates are rendered with markers and cut; models without a template g
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import TemplateError
 
+from engine.certainty import NO_BAR, Bar
 from engine.errors import ReaderError
 from engine.types import Turn
 
@@ -33,6 +34,7 @@ class Prompt:
     and 0 for models that are no look-up readers.
     between: text between an answer and the next question of a conversation, "" for prompts that
     hold one question only, as those of look-up readers do.
+    bar: how sure a look-up reader must be of its quote.
     """
 
     prefix: tuple[int, ...]
@@ -43,10 +45,12 @@ class Prompt:
     refusal: tuple[int, ...] = ()
     reluctance: float = 0.0
     between: str = ""
+    bar: Bar = NO_BAR
 
     @classmethod
-    def of(cls, tokenizer: Any, reluctance: float = 0.0) -> Prompt:
-        """The prompt of a tokenizer; `reluctance` as the look-up reader's configuration has it.
+    def of(cls, tokenizer: Any, reluctance: float = 0.0, bar: Bar = NO_BAR) -> Prompt:
+        """The prompt of a tokenizer; reluctance and bar as a look-up reader's configuration has
+        them.
 
         Raises:
             ReaderError: its chat template drops or reorders the document.
@@ -66,7 +70,9 @@ class Prompt:
             return cls(prefix, pieces[1], pieces[2], kind, between=between)
         cue = tokenizer.encode(pieces[2], add_special_tokens=False)
         full = tokenizer.encode(f"{pieces[2]} {REFUSAL}", add_special_tokens=False)
-        return cls(prefix, pieces[1], pieces[2], kind, value, tuple(full[len(cue) :]), reluctance)
+        return cls(
+            prefix, pieces[1], pieces[2], kind, value, tuple(full[len(cue) :]), reluctance, bar=bar
+        )
 
     def question(self, tokenizer: Any, text: str, turns: Sequence[Turn] = ()) -> list[int]:
         """Token ids of everything after the document; special-token text stays plain text.

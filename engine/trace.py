@@ -17,35 +17,47 @@ if TYPE_CHECKING:
     from engine.memory import Step
 
 COPY, GLANCE = 1.0, 0.02
-"""Worth of attention to a token that is then said, and of any other attention."""
+"""Worth of attention to a token that is then said, and the least worth of any other attention."""
 
 
 @dataclass
 class Evidence:
     """Which document tokens the answer's tokens were read from.
 
-    A head that looks at a token which is then generated reads from the document; its attention
-    counts in full, all other attention a little. After the retrieval score of CompressKV
-    (arXiv 2606.24467): sum over steps of the attention to tokens equal to the one produced.
+    A head that looks at a token which is then generated reads from the document: that attention
+    counts in full. Its other attention counts by how retrieval-like the head has been in this
+    answer, the share of its attention that was copied; heads that never copy count a little.
+    After the retrieval score of CompressKV (arXiv 2606.24467): sum over steps of the attention
+    to tokens equal to the one produced.
     """
 
     ids: Tensor  # int64 [N] document tokens
     weight: Tensor = field(init=False)
-    _pending: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    _pending: list[tuple[int, int, Tensor, Tensor]] = field(default_factory=list)
+    _copied: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    _looked: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.weight = torch.zeros(len(self.ids))
 
     def see(self, step: Step) -> None:
-        for tokens, weight in zip(step.tokens, step.weight, strict=True):
+        for head, (tokens, weight) in enumerate(zip(step.tokens, step.weight, strict=True)):
             inside = tokens >= 0
-            self._pending.append((tokens[inside].cpu(), weight[:, inside].sum(0).float().cpu()))
+            self._pending.append(
+                (step.layer, head, tokens[inside].cpu(), weight[:, inside].float().cpu())
+            )
 
     def said(self, token: int) -> None:
         """The newest forward's rows led to this token."""
-        for tokens, weight in self._pending:
-            value = torch.where(self.ids[tokens] == token, COPY, GLANCE)
-            self.weight.index_add_(0, tokens, weight * value)
+        for layer, head, tokens, weight in self._pending:
+            copies = self.ids[tokens] == token
+            place = (layer, head)
+            none = torch.zeros(len(weight))
+            self._copied[place] = self._copied.get(place, none) + weight[:, copies].sum(1)
+            self._looked[place] = self._looked.get(place, none) + weight.sum(1)
+            retrieval = self._copied[place] / self._looked[place].clamp_min(1e-12)
+            worth = torch.where(copies, COPY, retrieval.clamp_min(GLANCE)[:, None])
+            self.weight.index_add_(0, tokens, (weight * worth).sum(0))
         self._pending.clear()
 
     def forget(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine.ask import MOST_WINDOWS, NOT_STATED, TURNS_SHARE, Session
+from engine.certainty import Bar
 from engine.errors import BudgetError, ReaderError, SekvError, StoppedError
 from engine.readers import hf
 from engine.types import AskOptions, Turn
@@ -260,6 +262,34 @@ def test_a_quote_that_does_not_stand_is_no_answer(
             assert (answer.quote, answer.citations, pieces) == ("", (), [])
 
 
+def test_a_quote_the_reader_is_not_sure_of_is_no_answer(
+    store: Path, lookup: hf.Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bar is on the model's own probabilities; below it nothing is shown and nothing cited."""
+    tokens = [*lookup.tokenizer.encode("On day 3", add_special_tokens=False), MARK, ord("3")]
+
+    def generate(ids: torch.Tensor, *, streamer: Any, logits_processor: Any, **_: Any) -> None:
+        streamer.put(ids)
+        for token in tokens:
+            scores = torch.zeros(1, 261)
+            scores[0, token] = 2.0
+            logits_processor[0](ids, scores)
+            streamer.put(torch.tensor([token]))
+        streamer.end()
+
+    sure = 2.0 - math.log(260 + math.exp(2.0))
+    for least, stated in ((sure - 0.01, True), (sure + 0.01, False)):
+        prompt = replace(lookup.prompt, bar=Bar("mean", least))
+        reader = hf.Reader(lookup.model, lookup.tokenizer, lookup.identity, prompt)
+        with session(store, reader) as opened:
+            monkeypatch.setattr(opened.reader.model, "generate", generate)
+            pieces: list[str] = []
+            answer = opened.ask(QUESTION, pieces.append)
+        assert answer.stats["certainty"]["mean"] == pytest.approx(sure, abs=1e-3)
+        assert bool(pieces) == bool(answer.citations) == stated
+        assert (answer.answer == NOT_STATED) == (not stated)
+
+
 # ---------------------------------------------------------------------------- options
 
 
@@ -428,12 +458,18 @@ def test_options_change_without_loading_anew(store: Path, reader: hf.Reader) -> 
 
 
 def test_an_answer_can_be_given_up_between_tokens(store: Path, reader: hf.Reader) -> None:
-    pieces: list[str] = []
+    """Asked before each of them; what comes after is as if nothing had been."""
+    asked: list[int] = []
+
+    def stop() -> bool:
+        asked.append(len(asked))
+        return len(asked) > 4
+
     with session(store, reader) as opened:
         expected = opened.ask("Which ship?").answer
         with pytest.raises(StoppedError):
-            opened.ask(QUESTION, pieces.append, stop=lambda: len(pieces) > 1)
-        assert len(pieces) == 2
+            opened.ask(QUESTION, stop=stop)
+        assert len(asked) == 5
         assert opened.ask("Which ship?", stop=lambda: False).answer == expected
 
 

@@ -142,9 +142,35 @@ def test_the_best_three_come_first() -> None:
     )
     weight[0] = 0.2
     told = made.citations(weight)
-    assert [c.text for c in told] == ["Three sat.", "Two sat.", "Five sat."]
+    assert [c.text for c in told] == ["Three sat.", "One sat. Two sat.", "Five sat."]
     assert len(told) == MOST
-    assert told[0].weight == pytest.approx(1 / 1.98, abs=1e-4)
+    assert told[0].weight == pytest.approx(1 / 2.18, abs=1e-4)
+    assert told[1].weight == pytest.approx(0.8 / 2.18, abs=1e-4)
+
+
+def test_sentences_side_by_side_are_one_passage_where_both_matter() -> None:
+    """Not with a gap, not across sources, and not longer than people read."""
+    made = book("One sat. Two sat. Three sat.", "One sat.")
+    even = [(0, "One", 0.3), (0, "Two", 0.3), (1, "One", 0.3)]
+    told = made.citations(evidence(made, *even))
+    assert [(c.source, c.text) for c in told] == [
+        ("0.txt", "One sat. Two sat."),
+        ("1.txt", "One sat."),
+    ]
+    gap = made.citations(evidence(made, (0, "One", 0.3), (0, "Three", 0.3)))
+    assert [c.text for c in gap] == ["One sat.", "Three sat."]
+    long = book(f"One {'sat ' * 60}sat. Two {'sat ' * 60}sat. Three.")
+    apart = long.citations(evidence(long, (0, "One", 0.5), (0, "Two", 0.5)))
+    assert len(apart) == 2
+    assert all(len(c.text) < LONGEST for c in apart)
+
+
+def test_a_passage_over_a_page_break_names_both_pages() -> None:
+    made = book("One sat. Two sat. Three sat.", pages=(("6", 0), ("7", 12)))
+    told = made.citations(evidence(made, (0, "Two", 0.5), (0, "Three", 0.1)))
+    assert [(c.text, c.page) for c in told] == [("Two sat.", "6-7"), ("Three sat.", "7")]
+    named = book("One sat. Two sat.", pages=(("I", 0), ("II", 12)))
+    assert named.citations(evidence(named, (0, "Two", 0.5)))[0].page == "I"
 
 
 def test_a_quoted_passage_comes_first_whatever_its_evidence() -> None:

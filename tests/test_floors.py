@@ -19,7 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("types", "container"),
     ("manifest",),
-    ("ops", "replay"),
+    ("ops", "replay", "certainty"),
     ("documents",),
     ("tokens",),
     ("prompt", "quoting"),

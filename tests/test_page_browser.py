@@ -96,6 +96,8 @@ def test_the_slider_lights_what_each_token_read(shown: Any) -> None:
     shown.locator("#tokens span").nth(0).click()
     assert "Token 1 of 3" in shown.locator("#step-label").inner_text()
     assert "50 %" in shown.locator("#passages li").first.inner_text()
+    shown.keyboard.press("j")
+    assert shown.locator("#passages button[aria-current=true]").count() == 1
 
 
 def test_a_passage_tells_who_read_it(shown: Any) -> None:

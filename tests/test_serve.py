@@ -298,7 +298,7 @@ def reader(running: Running) -> hf.Reader:
 
 
 def request(question: str = QUESTION, name: str = "log") -> wire.Request:
-    options = AskOptions(max_new_tokens=6, device="cpu")
+    options = AskOptions(max_new_tokens=60, device="cpu")
     return wire.Request(name, question, (), options, False, False, ())
 
 

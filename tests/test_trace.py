@@ -38,13 +38,13 @@ def step(
 
 
 def test_attention_to_the_token_that_is_said_counts_in_full() -> None:
-    """All other attention counts a little; query heads add up."""
+    """A query head's other attention counts by the share it copied; query heads add up."""
     evidence = Evidence(IDS)
-    evidence.see(step([[0, 3, 4]], [[[0.1, 0.2, 0.3], [0.4, 0.0, 0.1]]]))
+    evidence.see(step([[0, 3, 4]], [[[0.1, 0.2, 0.2], [0.4, 0.0, 0.1]]]))
     assert torch.equal(evidence.weight, torch.zeros(6))
     evidence.said(7)
     expected = torch.zeros(6)
-    expected[[0, 3, 4]] = torch.tensor([0.5 * COPY, 0.2 * GLANCE, 0.4 * GLANCE])
+    expected[[0, 3, 4]] = torch.tensor([0.5 * COPY, 0.2 * 0.2, 0.2 * 0.2 + 0.8 * 0.1])
     torch.testing.assert_close(evidence.weight, expected)
     evidence.said(7)
     torch.testing.assert_close(evidence.weight, expected)
@@ -57,8 +57,20 @@ def test_layers_heads_and_steps_add_up() -> None:
     evidence.said(7)
     evidence.see(step([[0], [1]], [[[1.0]], [[1.0]]]))
     evidence.said(8)
-    assert float(evidence.weight[0]) == pytest.approx(2 * 0.75 * COPY + GLANCE)
+    # Layer 0 has copied a quarter and a half so far: of its last looks each head copied one.
+    assert float(evidence.weight[0]) == pytest.approx(2 * 0.75 * COPY + 0.25 / 1.25)
     assert float(evidence.weight[1]) == pytest.approx(COPY)
+
+
+def test_heads_that_copy_tell_the_evidence_and_others_hardly() -> None:
+    """Two heads look at different places; only the one that copied before is believed."""
+    evidence = Evidence(IDS)
+    evidence.see(step([[0], [3]], [[[0.5]], [[0.5]]]))
+    evidence.said(7)  # which stands at 0
+    evidence.see(step([[1], [3]], [[[0.5]], [[0.5]]]))
+    evidence.said(4095)  # which stands nowhere
+    assert evidence.weight[1] == pytest.approx(0.5 * 0.5)
+    assert evidence.weight[3] == pytest.approx(2 * 0.5 * GLANCE)
 
 
 def test_rows_that_are_no_document_tokens_are_no_evidence() -> None:

@@ -25,6 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.hub import cached_file
 
 from engine import attention
+from engine.certainty import Bar
 from engine.errors import ReaderError
 from engine.manifest import ModelIdentity
 from engine.prompt import Prompt
@@ -225,7 +226,8 @@ def load(model: str, *, revision: str = "", device: str = "auto", dtype: str = "
     attention.attach(loaded)
     identity = identify(name, revision, config, tokenizer)
     reluctance = float(getattr(config, "sekv_reluctance", 0.0))
-    reader = Reader(loaded, tokenizer, identity, Prompt.of(tokenizer, reluctance))
+    bar = Bar.from_json(getattr(config, "sekv_certainty", None) or {})
+    reader = Reader(loaded, tokenizer, identity, Prompt.of(tokenizer, reluctance, bar))
     reader.identity = replace(identity, behaviour=reader.behaviour())
     return reader
 

@@ -339,7 +339,7 @@
     $("moved").textContent = state.list.length
       ? `Shares are means over all layers and KV heads. ${(sum[0] / 1e6).toFixed(2)} MB moved, ${sum[1].toLocaleString("en")} fetched, ${sum[2].toLocaleString("en")} reused.`
       : "No passage was read here.";
-    $("step-label").textContent = whole ? "Whole answer" : `Token ${state.step + 1} of ${asked.said.length}: ${said}`;
+    $("step-label").textContent = whole ? `Whole answer: ${asked.answer}` : `Token ${state.step + 1} of ${asked.said.length}: ${said}`;
     $("step").setAttribute("aria-valuetext", $("step-label").textContent);
   };
 
@@ -472,10 +472,10 @@
   // ---- keys ---------------------------------------------------------------------------------
 
   document.addEventListener("keydown", (event) => {
-    if (event.target.closest("input, canvas") || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.target.closest("input[type=search], canvas") || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "/") { event.preventDefault(); $("query").focus(); }
     else if (event.key === "Escape") { closeSide(); choose(-1, false); }
-    else if (asked && (event.key === "ArrowRight" || event.key === "ArrowLeft")) {
+    else if (asked && !event.target.closest("input") && (event.key === "ArrowRight" || event.key === "ArrowLeft")) {
       const by = event.key === "ArrowRight" ? 1 : -1;
       event.preventDefault();
       pick(Math.min(asked.said.length - 1, Math.max(-1, state.step + by)), true);
