@@ -41,9 +41,12 @@ class Bar:
             ReaderError: it is none.
         """
         try:
-            bar = cls(str(record["score"]), float(record["least"])) if record else cls()
+            bar = cls(str(record["score"]), float(record["least"])) if record else NO_BAR
         except (KeyError, TypeError, ValueError):
             raise ReaderError(f"the reader's sekv_certainty is no bar: {record}") from None
         if bar.score not in SCORES or math.isnan(bar.least):
             raise ReaderError(f"the reader's sekv_certainty is no bar: {record}")
         return bar
+
+
+NO_BAR: Final = Bar()

@@ -151,21 +151,24 @@ def test_earlier_messages_are_read(running: Running) -> None:
 
 def test_many_clients_at_once_lose_and_mix_nothing(running: Running) -> None:
     """Each of them gets the answer to its own question, streamed or not."""
+    options = [{"temperature": 4.0, "seed": seed} for seed in range(4)]
     questions = [f"What of day {i}?" for i in range(4)]
-    expected = {
-        question: asked(running, question).choices[0].message.content for question in questions
-    }
-    assert len(set(expected.values())) > 1
+    expected = [
+        asked(running, question, **more).choices[0].message.content
+        for question, more in zip(questions, options, strict=True)
+    ]
+    assert len(set(expected)) == 4
 
     def one(number: int) -> bool:
-        question = questions[number % 4]
-        if number % 2:
-            told = asked(running, question)
-            return told.choices[0].message.content == expected[question] and (
+        which = number % 4
+        question, more = questions[which], options[which]
+        if number % 3:
+            told = asked(running, question, **more)
+            return told.choices[0].message.content == expected[which] and (
                 told.sekv["question"] == question
             )
-        pieces = [e.choices[0].delta.content or "" for e in asked(running, question, stream=True)]
-        return "".join(pieces) == expected[question]
+        events = asked(running, question, stream=True, **more)
+        return "".join(e.choices[0].delta.content or "" for e in events) == expected[which]
 
     with ThreadPoolExecutor(12) as pool:
         assert all(pool.map(one, range(24)))
@@ -306,11 +309,12 @@ def test_more_than_may_wait_are_refused_and_closing_gives_up(running: Running) -
     warm = Warm({"log": running.store}, AskOptions(device="cpu"), Silent(), most_waiting=2)
     begun, go_on = threading.Event(), threading.Event()
 
-    def hold(_: str) -> None:
+    def hold() -> bool:
         begun.set()
         go_on.wait(60)
+        return False
 
-    first = warm.submit(request(), hold, lambda: False)
+    first = warm.submit(request(), lambda _: None, hold)
     assert begun.wait(60)
     second = warm.submit(request(), lambda _: None, lambda: False)
     with pytest.raises(ServeError, match="2 questions are waiting"):

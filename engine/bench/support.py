@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.ask import NOT_STATED, Session
 from engine.bench.reader import interval, plain
-from engine.certainty import SCORES, Bar
+from engine.certainty import NO_BAR, SCORES, Bar
 from engine.errors import SekvError
 from engine.ingest import ingest
 from engine.readers import hf
@@ -60,7 +60,7 @@ def ask_all(
         reader: loaded.  model: its name or path, for ingest.
     """
     open_reader = hf.Reader(
-        reader.model, reader.tokenizer, reader.identity, replace(reader.prompt, bar=Bar())
+        reader.model, reader.tokenizer, reader.identity, replace(reader.prompt, bar=NO_BAR)
     )
     found: list[Asked] = []
     with tempfile.TemporaryDirectory(prefix="sekv-support-") as scratch:
