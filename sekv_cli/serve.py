@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -103,10 +104,9 @@ def serve(
         from engine.serve import app
         from engine.serve.warm import Warm
 
-        warm = Warm(names, chosen, shown, queue)
-        shown.clear()
-        local, path = door.bind()
-        try:
+        with closing(Warm(names, chosen, shown, queue)) as warm:
+            shown.clear()
+            local, path = door.bind()
             url = _url(listening)
             told = {"url": url, "pid": os.getpid(), "stores": list(names), "socket": str(path)}
 
@@ -116,12 +116,11 @@ def serve(
                 else:
                     format.print_serving(format.console(), url, list(names))
 
-            limits = app.Limits(timeout, most_tokens)
-            made = app.build(warm, chosen, limits, token)
-            app.run(made, [listening, local], 2 * queue + 64, ready)
-        finally:
-            path.unlink(missing_ok=True)
-            warm.close()
+            try:
+                made = app.build(warm, chosen, app.Limits(timeout, most_tokens), token)
+                app.run(made, [listening, local], 2 * queue + 64, ready)
+            finally:
+                path.unlink(missing_ok=True)
 
 
 def _token(file: Path | None) -> str:

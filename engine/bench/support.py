@@ -58,7 +58,11 @@ def ask_all(
 
     Args:
         reader: loaded.  model: its name or path, for ingest.
+    Raises:
+        SekvError: it is no look-up reader, which alone quotes.
     """
+    if reader.prompt.value_token < 0:
+        raise SekvError(f"{reader.identity.id} is no look-up reader; only those quote")
     open_reader = hf.Reader(
         reader.model, reader.tokenizer, reader.identity, replace(reader.prompt, bar=NO_BAR)
     )

@@ -69,7 +69,7 @@ def name_stores(paths: list[Path]) -> dict[str, Path]:
 
 
 def bind() -> tuple[socket.socket, Path]:
-    """A new socket of this process, ready to listen, for this user alone.
+    """A new listening socket of this process, for this user alone.
 
     Raises:
         ServeError: the folder is not private, or its path is too long for a socket.
@@ -86,6 +86,7 @@ def bind() -> tuple[socket.socket, Path]:
     before = os.umask(0o177)
     try:
         made.bind(str(path))
+        made.listen()  # at once: one that nobody listens at counts as left behind
     finally:
         os.umask(before)
     return made, path
