@@ -2,7 +2,7 @@
 
 A reader that is held to the document always finds something to quote. How likely it held those
 tokens itself, before it was held to anything, tells an answer from a guess. The bar is measured
-on questions with and without an answer: `python -m engine.bench.support`. Torch-free.
+on questions with and without an answer: `sekv calibrate`. Torch-free.
 """
 
 from __future__ import annotations

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from engine.bench.support import Asked, ask_all, bars, report, write
+from engine.bench.support import Asked, ask_all, bars, markdown, report, write
 from engine.certainty import SCORES, Bar
 from engine.errors import SekvError
 from engine.readers import hf
+from engine.types import Silent
 from tiny_models import checkpoint
 
 
@@ -49,6 +50,7 @@ def test_the_report_takes_the_best_score_and_counts_passages() -> None:
     assert (told["cited"], told["read"]) == (1.0, 0.0)
     assert Bar.from_json(told["best"]).score == "first"
     json.dumps(told)
+    assert "| first (best) | -0.970 | 76.0 (" in markdown(told)
 
 
 def test_too_little_to_measure_on_is_one_line() -> None:
@@ -65,4 +67,4 @@ def test_the_bar_reaches_the_reader_and_changes_nothing_else(tmp_path: Path) -> 
     assert after.prompt.bar == Bar("least", -2.5)
     assert after.identity == before.identity
     with pytest.raises(SekvError, match="no look-up reader"):
-        ask_all(after, str(folder), [], 1, "20%")
+        ask_all(after, str(folder), [], 1, "20%", Silent())

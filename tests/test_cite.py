@@ -144,8 +144,8 @@ def test_the_best_three_come_first() -> None:
     told = made.citations(weight)
     assert [c.text for c in told] == ["Three sat.", "One sat. Two sat.", "Five sat."]
     assert len(told) == MOST
-    assert told[0].weight == pytest.approx(1 / 2.18, abs=1e-4)
-    assert told[1].weight == pytest.approx(0.8 / 2.18, abs=1e-4)
+    assert told[0].weight == pytest.approx(1 / 1.98, abs=1e-4)
+    assert told[1].weight == pytest.approx(0.6 / 1.98, abs=1e-4)
 
 
 def test_sentences_side_by_side_are_one_passage_where_both_matter() -> None:

@@ -5,21 +5,16 @@ not. For every score of `certainty` the bar is found that refuses most of the qu
 an answer and loses hardly any right answer; the best of them can be written into the reader's
 configuration. Also counted: how often the passage that states a right answer is among the first
 three citations, with and without the quote of the answer to lead there.
-
-    python -m engine.bench.support --text books --questions 400 --write
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from random import Random
 from typing import TYPE_CHECKING, Any
 
 from engine.ask import NOT_STATED, Session
@@ -28,7 +23,7 @@ from engine.certainty import NO_BAR, SCORES, Bar
 from engine.errors import SekvError
 from engine.ingest import ingest
 from engine.readers import hf
-from engine.types import AskOptions, IngestOptions, Silent
+from engine.types import AskOptions, IngestOptions, Progress, Silent
 
 if TYPE_CHECKING:
     from engine.bench.reader import Drawn
@@ -52,7 +47,12 @@ class Asked:
 
 
 def ask_all(
-    reader: hf.Reader, model: str, documents: Iterable[Drawn], questions: int, budget: str
+    reader: hf.Reader,
+    model: str,
+    documents: Iterable[Drawn],
+    questions: int,
+    budget: str,
+    progress: Progress,
 ) -> list[Asked]:
     """Ask documents until so many questions are answered, with no bar in the way.
 
@@ -67,6 +67,7 @@ def ask_all(
         reader.model, reader.tokenizer, reader.identity, replace(reader.prompt, bar=NO_BAR)
     )
     found: list[Asked] = []
+    progress.start("asking", questions, "questions")
     with tempfile.TemporaryDirectory(prefix="sekv-support-") as scratch:
         source, store = Path(scratch) / "document.txt", Path(scratch) / "document.sekv"
         for drawn in documents:
@@ -81,6 +82,7 @@ def ask_all(
             )
             with Session(store, AskOptions(budget=budget), Silent(), open_reader) as session:
                 found += [_judged(session, question) for question in drawn.questions]
+            progress.advance(len(drawn.questions))
             if len(found) >= questions:
                 break
     return found[:questions]
@@ -132,6 +134,33 @@ def bars(asked: Sequence[Asked], lost: float) -> dict[str, dict[str, Any]]:
     return told
 
 
+def markdown(told: dict[str, Any]) -> str:
+    """The report as a page; shares in per cent with Wilson's 95 % intervals."""
+
+    def share(line: dict[str, Any], name: str) -> str:
+        low, high = line[f"{name}_interval"]
+        return f"{100 * line[name]:.1f} ({100 * low:.1f}-{100 * high:.1f})"
+
+    lines = [
+        f"{told['questions']} questions, {told['right']} answered rightly, "
+        f"{told['without_answer']} without an answer; the reader refused "
+        f"{100 * told['refused_by_itself']:.1f} % of those by itself",
+        "",
+        f"passage of a right answer cited: {share(told, 'cited')} %; "
+        f"by attention alone: {share(told, 'read')} %",
+        "",
+        "| certainty | bar, nats | refused without an answer % | right answers lost % |",
+        "|---|---|---|---|",
+    ]
+    for name, bar in told["bars"].items():
+        best = " (best)" if name == told["best"]["score"] else ""
+        lines.append(
+            f"| {name}{best} | {bar['least']:.3f} | {share(bar, 'refused')} "
+            f"| {share(bar, 'lost')} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def report(asked: Sequence[Asked], lost: float) -> dict[str, Any]:
     """What was measured, as JSON values.
 
@@ -169,38 +198,3 @@ def write(folder: Path, bar: dict[str, Any]) -> None:
     config = json.loads(file.read_text(encoding="utf-8"))
     config["sekv_certainty"] = bar
     file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def main() -> None:
-    """The command: measure, print, and with --write keep the bar."""
-    parser = argparse.ArgumentParser(prog="python -m engine.bench.support", description=__doc__)
-    parser.add_argument("--text", type=Path, required=True, help="folder of .txt books")
-    parser.add_argument("--model", default="", help="folder of the reader; default: the built-in")
-    parser.add_argument("--questions", type=int, default=400)
-    parser.add_argument("--tokens", type=int, default=1024, help="of a document")
-    parser.add_argument("--budget", default=AskOptions.budget)
-    parser.add_argument("--lost", type=float, default=0.02, help="share of right answers to lose")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--write", action="store_true", help="into the reader's config.json")
-    given = parser.parse_args()
-    try:
-        from engine.train.reader.episodes import Episodes
-
-        name = hf.resolve(given.model)
-        reader = hf.load(name, device=given.device)
-        rng, episodes = Random(given.seed), Episodes(given.text, "eval", given.seed)
-        drawn = (
-            episodes.sample(given.tokens, rng=rng, facts=2, same_type=False, unanswerable=0.5)
-            for _ in range(given.questions)
-        )
-        told = report(ask_all(reader, name, drawn, given.questions, given.budget), given.lost)
-    except (SekvError, ValueError) as error:
-        sys.exit(f"sekv: {error}")
-    print(json.dumps(told, indent=1))
-    if given.write:
-        write(Path(name), told["best"])
-
-
-if __name__ == "__main__":
-    main()
