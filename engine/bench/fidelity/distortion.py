@@ -18,7 +18,7 @@ from engine import fold, ops
 from engine.bench.bootstrap import interval
 from engine.bench.fidelity.subjects import Asked, Rows, Subject, scores_of
 from engine.policies import rows as plain
-from engine.policies.codec import Codec, SharedBasis, SpanSVD
+from engine.policies.codec import NOTHING, Codec, SharedBasis, SpanSVD
 from engine.recipe import RECIPES
 
 SHARES = (50.0, 25.0, 12.5, 6.0)
@@ -43,7 +43,7 @@ def code(codec: Codec, subject: Subject, *, weighted: bool) -> Coded:
     spans = fold.segment(recipe, subject.surprisal, subject.pieces, last=False)
     bounds = spans.bounds[torch.searchsorted(spans.bounds, sinks) :] - sinks
     body = [(k[:, sinks:], v[:, sinks:]) for k, v in subject.rows]
-    known = [learnt if weighted else fold.NOTHING for learnt in subject.learnt]
+    known = [learnt if weighted else NOTHING for learnt in subject.learnt]
     if weighted:
         spectra = [codec.spectrum(*kv, one) for kv, one in zip(body, known, strict=True)]
         price = torch.tensor([codec.price(torch.cat(spectra))], dtype=torch.float64)

@@ -17,7 +17,7 @@ from torch import Tensor
 from engine import fold, ops
 from engine.bench.bootstrap import interval
 from engine.bench.fidelity.subjects import Asked, Subject, scores_of
-from engine.policies.codec import Side
+from engine.policies.codec import NOTHING, Side
 from engine.policies.route_baselines import Box, Representatives, SecondOrder
 from engine.policies.segment import FOLDED, Fixed, Spans
 from engine.policies.select import MeanKey, Sketch
@@ -93,7 +93,7 @@ class Routing:
         given = fold.prepare(recipe, subject.rows, subject.learnt) if contender.weighted else []
         built, kept = [], 0
         for layer, (k, v) in enumerate(subject.rows):
-            known = given[layer] if given else fold.NOTHING
+            known = given[layer] if given else NOTHING
             side = fold.fit(recipe, k, v, subject.surprisal, spans, known)
             keys = recipe.summariser.summarise(k, subject.surprisal, spans.bounds)
             owner = ops.span_ids(spans.bounds)
