@@ -21,6 +21,7 @@ from engine import attention, cite
 from engine.certainty import SCORES
 from engine.errors import BudgetError, StoppedError, StoreError
 from engine.manifest import ModelIdentity
+from engine.memory import Coverage
 from engine.quoting import Guide, Marks
 from engine.readers import hf
 from engine.recall import Memory, open_memory
@@ -150,6 +151,7 @@ class Session:
             layer.zoomed.traffic = Traffic()
         self.memory.shared.peak_bytes = self.memory.shared.device_bytes
         self.memory.shared.recomputed_tokens = 0
+        self.memory.shared.coverage = Coverage()
         windows = self._scout(prompt)
         evidence = self._evidence = Evidence(self.ids)
         self._trace, self._answer = Trace(), None
@@ -298,6 +300,8 @@ class Session:
             "fixed_bytes": sum(layer.fixed_bytes for layer in self.memory.layers),
             "read_bytes": self.store.device_bytes_read,
             "read_host_bytes": self.store.host_bytes_read,
+            "estimated_coverage": round(shared.coverage.mean, 4),
+            "least_coverage": round(shared.coverage.least, 4),
             "unsupported_quote": "" if speaker.supported else speaker.quote,
             "certainty": {name: round(of(speaker.log_p), 4) for name, of in SCORES.items()}
             if speaker.log_p

@@ -342,14 +342,19 @@ class _Work:
         }
         host: dict[str, Any] = {}
         new_sides = []
+        if sides is None:
+            learnt = []
+            if self.recipe.weighs_keys:
+                ids = self.tokens.ids[start:end].tolist()
+                learnt = self.reader.ask_itself(ids, prefix, chunks)
+            layers = (_rows(chunks, layer) for layer in range(self.reader.layers))
+            given = fold.prepare(self.recipe, layers, learnt)
         for layer in range(self.reader.layers):
-            k = torch.cat([chunk.k[layer] for chunk in chunks], 1)
-            v = torch.cat([chunk.v[layer] for chunk in chunks], 1)
-            for chunk in chunks:  # a layer's rows are not needed twice
+            k, v = _rows(chunks, layer)
+            for chunk in chunks:  # a layer's rows are not needed again
                 chunk.k[layer] = chunk.v[layer] = k[:, :0]
-            k, v = k.cpu(), v.cpu()
             if sides is None:
-                side = fold.fit(self.recipe, k, v, surprisal, spans)
+                side = fold.fit(self.recipe, k, v, surprisal, spans, given[layer])
                 new_sides.append(side)
             else:
                 side = sides[layer]
@@ -524,6 +529,15 @@ def _job(
         "method": recipe.name,
         "settings": recipe.settings(),
     }
+
+
+def _rows(chunks: list[Chunk], layer: int) -> tuple[Any, Any]:
+    """k, v [Hkv, n, D] of a layer of all chunks, on the CPU."""
+    import torch
+
+    k = torch.cat([chunk.k[layer] for chunk in chunks], 1)
+    v = torch.cat([chunk.v[layer] for chunk in chunks], 1)
+    return k.cpu(), v.cpu()
 
 
 def _pack_chunk(chunk: Chunk) -> dict[str, Any]:
