@@ -27,6 +27,7 @@ from engine.memory import (
     no_spans,
     whole_rows,
 )
+from engine.policies.route_static import layer_budgets
 from engine.policies.segment import FOLDED
 from engine.recipe import Recipe
 from engine.schema import Schema, recipe_of
@@ -79,8 +80,8 @@ def open_memory(
         raise StoreError(f"{store.path}: {different}")
     if not 0 < coverage <= 1:
         raise BudgetError(f"coverage {coverage} is not in (0, 1]")
-    cap = 4.0 * manifest.model.head_dim * parse_budget(budget, manifest.tokens)
-    limits = Limits(cap * manifest.model.kv_heads, coverage)
+    row = 4.0 * manifest.model.head_dim
+    allowed = parse_budget(budget, manifest.tokens)
     stored = store.shared()
     sections = [store.device(window) for window in range(len(manifest.windows))]
     try:
@@ -91,9 +92,15 @@ def open_memory(
         _check_prompt(manifest, reader)
     except StoreError as error:
         raise StoreError(f"{store.path}: {error}") from None
+    if full and recipe.keep < 1:
+        raise BudgetError(
+            f"{store.path}: method {manifest.method} has dropped all but "
+            f"{recipe.keep:.0%} of the tokens for good; there is no --full"
+        )
     tables = _Tables.of(manifest, sections)
     shared = Shared(tables.bounds, len(manifest.windows))
     sides = sides_of(stored, reader.layers)
+    caps = [row * rows for rows in _layer_rows(sides, allowed)]
     hosts = [store.host(w) for w in range(len(manifest.windows))]
     counts = [window.spans for window in manifest.windows]
     longest = max(window.end - window.start for window in manifest.windows)
@@ -110,6 +117,8 @@ def open_memory(
             fits=partial(recipe.codec.fits, lengths=tables.bounds.diff(), side=sides[index]),
         )
         side = {name: t.to(device) for name, t in sides[index].items()}
+        cap = caps[index]
+        limits = Limits(cap * manifest.model.kv_heads, coverage)
         if recipe.whole or full:
             k, v = whole_rows(recipe, host, tables.bounds, sides[index])
             rows = _join_rows(prefix, k, v, torch.arange(manifest.tokens), device, reader.dtype)
@@ -129,10 +138,14 @@ def open_memory(
             continue
         tensors = tables.layer(index)
         pinned_k, pinned_v = tensors.pop("pinned_k"), tensors.pop("pinned_v")
-        tensors, lean = _fit(recipe, tensors, sides[index], (1 - ZOOM_RESERVE) * cap)
+        ranking: Side = {}
+        lean = sides[index]
+        if recipe.selector.static:  # chosen once, from the host: no routing on the device
+            tensors, ranking, lean = {}, tensors, {}
+        tensors, lean = _fit(recipe, tensors, lean, (1 - ZOOM_RESERVE) * cap)
         side |= {name: t.to(device) for name, t in lean.items()}
         if pins is None:
-            pins = _affordable_pins(recipe, tables, tensors, lean, prefix, pinned_k, cap)
+            pins = _affordable_pins(recipe, tables, tensors, lean, prefix, pinned_k, min(caps))
         keep = tables.pinned_span_mask(pins)
         rows = _join_rows(
             prefix,
@@ -162,7 +175,8 @@ def open_memory(
             continue
         everything = View.of(torch.arange(len(folded)), tables.bounds, tables.window)
         view, token_rows = everything.pick(folded)
-        tensors = everything.slice(tensors, folded, token_rows)
+        tensors = everything.slice({**tensors, **ranking}, folded, token_rows)
+        where = torch.device("cpu") if recipe.selector.static else device
         layers.append(
             LayerMemory(
                 index,
@@ -172,7 +186,7 @@ def open_memory(
                 side,
                 rows,
                 _view_to(view, device),
-                {name: t.to(device) for name, t in tensors.items()},
+                {name: t.to(where) for name, t in tensors.items()},
                 host,
             )
         )
@@ -188,6 +202,14 @@ def _check_prompt(manifest: Manifest, reader: Reader) -> None:
             f"{manifest.creator} read the document behind other words than this version puts "
             "before it: ingest again, or ask with that version"
         )
+
+
+def _layer_rows(sides: list[Side], allowed: float) -> list[float]:
+    """The budget of each layer in token rows: alike, or by the shares that were calibrated."""
+    if not sides or "layer_share" not in sides[0]:
+        return [allowed] * len(sides)
+    shares = [float(side["layer_share"][0]) for side in sides]
+    return [float(rows) for rows in layer_budgets(shares, int(allowed))]
 
 
 @dataclass(frozen=True)
@@ -253,7 +275,7 @@ def _fit(recipe: Recipe, tensors: Side, side: Side, room: float) -> tuple[Side, 
         parts = [*tensors.values(), *side.values()]
         return sum(t.nbytes for t in parts) / next(iter(tensors.values())).shape[0]
 
-    while per_head(tensors, side) > room:
+    while tensors and per_head(tensors, side) > room:
         smaller = recipe.router.shrink(tensors, side)
         if smaller is None:
             break
