@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def cut(segmenter: Segmenter, pieces: list[str]) -> list[str]:
 
 def texts(spans: Spans, pieces: list[str]) -> list[str]:
     edges = spans.bounds.tolist()
-    return ["".join(pieces[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return ["".join(pieces[a:b]) for a, b in pairwise(edges)]
 
 
 @pytest.mark.parametrize(
