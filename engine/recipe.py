@@ -13,7 +13,7 @@ from engine.observe import Observe
 from engine.policies.codec import Codec, Raw, SharedBasis, SpanSVD
 from engine.policies.half_rows import HalfRows
 from engine.policies.route_static import Observed, Recency, RetrievalHeads
-from engine.policies.route_text import KeyBox, Representatives, SpanKey
+from engine.policies.route_text import KeyBox, PartMeans, SpanKey
 from engine.policies.segment import Entropy, Fixed, Peaks, Segmenter
 from engine.policies.segment_text import Delimiters, Punctuated, Sentences
 from engine.policies.select import MeanKey, Router, Sketch
@@ -105,7 +105,7 @@ class _Kinds:
             "summariser": _by_name(SurprisalMean, Mean),
             "codec": _by_name(Raw, SharedBasis, SpanSVD, HalfRows),
             "router": _by_name(
-                MeanKey, Sketch, SpanKey, KeyBox, Representatives, Recency, Observed, RetrievalHeads
+                MeanKey, Sketch, SpanKey, KeyBox, PartMeans, Recency, Observed, RetrievalHeads
             ),
             "selector": _by_name(ByShare, Once, Blocks, SentenceQuery),
             "output": _by_name(Thoughts),
@@ -217,7 +217,7 @@ RECIPES: dict[str, Recipe] = {
             segmenter=Delimiters(target=32, slack=16),
             summariser=Mean(),
             codec=HalfRows(),
-            router=Representatives(count=4),
+            router=PartMeans(count=4),
             selector=Blocks(),
             sinks=4,
             local=32,

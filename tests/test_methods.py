@@ -18,7 +18,7 @@ from engine.calibration import Heads
 from engine.errors import BudgetError, ReaderError
 from engine.policies.half_rows import HalfRows
 from engine.policies.route_static import Observed, RetrievalHeads, layer_budgets
-from engine.policies.route_text import Representatives
+from engine.policies.route_text import PartMeans
 from engine.policies.segment import Fixed
 from engine.policies.segment_text import Delimiters, Punctuated, Sentences
 from engine.policies.selector import Blocks, Once, SentenceQuery
@@ -155,9 +155,9 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "kept": ("compresskv-strict", {"keep": 0.1}),
     "target length": ("sentkvcompress", {"segmenter": Punctuated(target=20, slack=8)}),
     "weight of marks": ("sentkvcompress", {"segmenter": Punctuated(mark=0.0)}),
-    "box": ("sentkvcompress", {"router": Representatives()}),
+    "box": ("sentkvcompress", {"router": PartMeans()}),
     "attention's weight": ("dynsplit", {"segmenter": Delimiters(alpha=30.0, distance=0.0)}),
-    "representatives": ("dynsplit", {"router": Representatives(count=1)}),
+    "representatives": ("dynsplit", {"router": PartMeans(count=1)}),
     "unit": ("snapkv", {"segmenter": Fixed(8)}),
     "observers": ("snapkv", {"router": Observed(rows=4)}),
     "kernel": ("snapkv", {"router": Observed(kernel=1)}),

@@ -71,7 +71,7 @@ class KeyBox:
 
 
 @dataclass(frozen=True)
-class Representatives:
+class PartMeans:
     """The best score among a fixed number of keys per span: the means of its equal parts.
 
     Spans of any length become `count` rows, so that scoring is one dense product; parts of a
