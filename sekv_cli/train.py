@@ -101,7 +101,7 @@ def heads(
         Path,
         typer.Option(
             metavar="DIR",
-            help="Folder of .txt books to calibrate on; never evaluation texts.",
+            help="Folder of .txt books; those that suites draw from are left out.",
             show_default=False,
         ),
     ],
@@ -143,14 +143,18 @@ def heads(
     """
     if not text.is_dir():
         raise TrainError(f"there is no folder {text}")
-    books = "\n\n".join(
-        path.read_text(encoding="utf-8", errors="replace") for path in sorted(text.glob("*.txt"))
-    )
 
     from engine.calibration import NAME
     from engine.readers import hf
     from engine.train.heads import Setting, calibrate
+    from engine.train.reader.haystack import load_books
     from sekv_cli import format, progress
+
+    try:
+        books = load_books(text, "train")
+    except ValueError as error:  # No such book in the folder.
+        raise TrainError(str(error)) from None
+    prose = "\n\n".join(part for book in books for part in book.paragraphs[:400])
 
     name = hf.resolve(model)
     if output is None and not Path(name).is_dir():
@@ -158,7 +162,7 @@ def heads(
     target = output or Path(name) / NAME
     with progress.on_stderr() as shown:
         reader = hf.load(name, device=device)
-        made = calibrate(reader, books[:1_000_000], Setting(each=needles, seed=seed), shown)
+        made = calibrate(reader, prose[:1_000_000], Setting(each=needles, seed=seed), shown)
     made.save(target)
     report = {"heads": str(target), "model": made.model, "layers": len(made.heads), **made.made}
     if as_json:

@@ -99,11 +99,13 @@ def heat_map(title: str, cells: Mapping[str, Mapping[str, float]]) -> str:
             f"{100 * mean:.0f}</text>"
         )
     for row, depth in enumerate(depths):
-        y = TOP + CELL * row + CELL / 2 + 4
-        parts.append(f'<text x="{LEFT - 6}" y="{y}" text-anchor="end">{100 * depth:.0f} %</text>')
+        middle = TOP + CELL * row + CELL / 2 + 4
+        parts.append(
+            f'<text x="{LEFT - 6}" y="{middle}" text-anchor="end">{100 * depth:.0f} %</text>'
+        )
     for column, length in enumerate(lengths):
-        x = LEFT + CELL * column + CELL / 2
-        parts.append(f'<text x="{x}" y="{height - 22}" text-anchor="middle">{length:g}</text>')
+        middle = LEFT + CELL * column + CELL / 2
+        parts.append(f'<text x="{middle}" y="{height - 22}" text-anchor="middle">{length:g}</text>')
     parts.append(f'<text x="{LEFT}" y="{height - 6}">tokens; left: depth</text>')
     return "\n".join([*parts, "</svg>", ""])
 

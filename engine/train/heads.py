@@ -35,7 +35,8 @@ EPSILON = 1e-6
 @dataclass(frozen=True)
 class Setting:
     """lengths: tokens of text around a needle. depths: where it stands. each: needles per length
-    and depth. heads: kept per layer. rows: tokens per layer that a compressed layer has."""
+    and depth. heads: kept per layer, at most a quarter of them. rows: tokens per layer that a
+    compressed layer has."""
 
     lengths: tuple[int, ...] = (256, 512, 1024)
     depths: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -132,7 +133,8 @@ def calibrate(reader: Reader, text: str, setting: Setting, progress: Progress) -
         _read(reader, needle, Scores(score, needle))
         progress.advance(1)
     score /= len(needles)
-    heads = score.argsort(dim=-1, descending=True, stable=True)[:, : setting.heads].tolist()
+    kept = min(setting.heads, max(1, reader.identity.heads // 4))
+    heads = score.argsort(dim=-1, descending=True, stable=True)[:, :kept].tolist()
     error = torch.zeros(layers)
     for needle in needles:
         _read(reader, needle, Errors(error, needle, heads, setting.rows))
