@@ -350,3 +350,39 @@ def test_a_resumed_reading_has_observed_the_same(
     assert all(torch.equal(a, b) for a, b in zip(back.queries, chunks[0].queries, strict=True))
     assert len(back.queries) == 3
     assert IngestOptions().heads == ""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_many_windows_are_looked_over_first(
+    method: str, model: Path, reader: hf.Reader, tmp_path: Path
+) -> None:
+    """More windows than an answer may see: every method votes for some, within its bytes."""
+    store = read(tmp_path, model, TEXT, reader=reader, method=method, window=70)
+    with session(store, reader, budget="20%", max_new_tokens=4) as opened:
+        windows = len(opened.store.manifest.windows)
+        answer = opened.ask(QUESTION)
+        tokens = opened.store.manifest.tokens
+    assert windows > 10
+    assert answer.usage.answer_tokens == 4
+    if not RECIPES[method].whole:
+        assert answer.stats["windows_read"] == 8
+        assert answer.memory.device_kv_bytes <= 0.2 * tokens * 4 * 3 * 2 * 16
+
+
+def test_more_can_be_appended_to_any_store(
+    stores: dict[str, Path], model: Path, reader: hf.Reader, tmp_path: Path
+) -> None:
+    """What a method observes while reading is observed of the new windows too."""
+    import shutil
+
+    from engine.ingest import append
+
+    more = tmp_path / "more.txt"
+    more.write_text(log(5), encoding="utf-8")
+    for method in ("compresskv", "dynsplit", "snapkv", "sentencekv"):
+        store = tmp_path / f"{method}.sekv"
+        shutil.copytree(stores[method], store)
+        append([str(more)], store, IngestOptions(model=str(model)), Silent(), None, reader)
+        with session(store, reader, budget="20%", max_new_tokens=3) as opened:
+            assert len(opened.store.manifest.windows) == 3
+            assert opened.ask(QUESTION).usage.answer_tokens == 3
