@@ -45,6 +45,7 @@ check: $(READY)
 
 docs: $(READY)
 	$(BIN)/python -m sekv_cli.reference > docs/cli.md
+	$(BIN)/python -m sekv_cli.recipes > docs/recipes.md
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -236,7 +236,9 @@ class Session:
         return ids, len(kept)
 
     def _cache(self) -> attention.MemoryCache:
-        return attention.MemoryCache(self.memory.layers, self.memory.length)
+        return attention.MemoryCache(
+            self.memory.layers, self.memory.length, self.reader.tokenizer.decode
+        )
 
     def _scout(self, prompt: list[int]) -> torch.Tensor | None:
         """For a document of many windows: look over all of them once, keep those that matter."""
@@ -263,6 +265,7 @@ class Session:
     def _generate(self, prompt: list[int], tokens: int, speaker: _Speaker) -> None:
         options = self.options
         ids = torch.tensor([prompt], device=self.reader.devices[0])
+        self._answer_cache = self._cache()
         sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None}
         if options.temperature > 0:
             sampling = {
@@ -273,7 +276,7 @@ class Session:
         self.reader.model.generate(
             ids,
             attention_mask=torch.ones(1, self.memory.length + len(prompt)).to(ids),
-            past_key_values=self._cache(),
+            past_key_values=self._answer_cache,
             max_new_tokens=tokens,
             streamer=speaker,
             top_k=None,
@@ -289,19 +292,23 @@ class Session:
     def _stats(self, windows: torch.Tensor | None, speaker: _Speaker) -> dict[str, Any]:
         traffic = [layer.zoomed.traffic for layer in self.memory.layers]
         shared = self.memory.shared
+        fetched = sum(t.fetched_spans for t in traffic)
+        reused = sum(t.reused_spans for t in traffic)
         return {
             "context": "exact" if shared.windows == 1 else "parallel windows",
             "windows": shared.windows,
             "windows_read": shared.windows if windows is None else len(windows),
             "pinned_rows": int(self.memory.layers[0].pinned_k.shape[1]),
             "fetched_bytes": sum(t.fetched_bytes for t in traffic),
-            "fetched_spans": sum(t.fetched_spans for t in traffic),
-            "reused_spans": sum(t.reused_spans for t in traffic),
+            "fetched_spans": fetched,
+            "reused_spans": reused,
             "fixed_bytes": sum(layer.fixed_bytes for layer in self.memory.layers),
             "read_bytes": self.store.device_bytes_read,
             "read_host_bytes": self.store.host_bytes_read,
             "estimated_coverage": round(shared.coverage.mean, 4),
             "least_coverage": round(shared.coverage.least, 4),
+            "reuse_rate": reused / max(1, reused + fetched),
+            "answer_kv_bytes": self._answer_cache.peak_live_bytes,
             "unsupported_quote": "" if speaker.supported else speaker.quote,
             "certainty": {name: round(of(speaker.log_p), 4) for name, of in SCORES.items()}
             if speaker.log_p

@@ -9,6 +9,7 @@ alone sees the query, selects. State travels as a forward keyword, never on modu
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from transformers.masking_utils import sdpa_mask
 
 from engine.errors import ReaderError
 from engine.memory import LayerMemory
+from engine.output import Answer, FoldedLayer
+from engine.policies.selector import Heard
 from engine.queries import Probe
 
 NAME = "sekv"
@@ -41,6 +44,7 @@ class LiveLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     @property
     def live(self) -> int:
+        """Live tokens so far; a folded answer holds fewer rows than that."""
         return 0 if self.keys is None or not self.keys.numel() else int(self.keys.shape[-2])
 
     def get_seq_length(self) -> int:
@@ -50,16 +54,65 @@ class LiveLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return self.live + query_length, self.length
 
 
-class MemoryCache(Cache):
-    """The cache of one question: shares the document memory, owns the live rows."""
+class FoldingLayer(LiveLayer):  # type: ignore[no-untyped-call]
+    """Live rows of which finished thoughts are folded away."""
 
-    def __init__(self, memories: list[LayerMemory], length: int):
-        super().__init__(layers=[LiveLayer(memory, length) for memory in memories])
+    def __init__(self, memory: LayerMemory, length: int, folded: FoldedLayer):
+        super().__init__(memory, length)
+        self.folded = folded
+
+    @property
+    def live(self) -> int:
+        return super().live + self.folded.away
+
+
+class MemoryCache(Cache):
+    """The cache of one question: shares the document memory, owns the live rows.
+
+    heard: the same rows as text. answer: what of them is folded, where the method folds any.
+    """
+
+    def __init__(
+        self,
+        memories: list[LayerMemory],
+        length: int,
+        text: Callable[[list[int]], str] = lambda ids: "",
+    ):
+        self.heard = Heard(text)
+        rule = memories[0].recipe.output
+        self.answer = None if rule is None else Answer(rule, self.heard, len(memories))
+        self.peak_live_bytes = 0
+        made: list[Any] = [
+            LiveLayer(memory, length)
+            if self.answer is None
+            else FoldingLayer(memory, length, self.answer.layers[index])
+            for index, memory in enumerate(memories)
+        ]
+        super().__init__(layers=made)
         self.shared, self.length = memories[0].shared, length
 
     def note_places(self, places: Tensor) -> None:
         """Count the tokens of a forward that stand where the document was read already."""
         self.shared.recomputed_tokens += int((places < self.length).sum())
+
+    def hear(self, ids: Tensor) -> None:
+        """Take the tokens [n] of a forward that begins."""
+        self.heard.hear(ids.tolist())
+        self.shared.heard = self.heard
+
+    def settle(self) -> None:
+        """A forward is over: fold what is finished, and remember the most that was resident."""
+        if self.answer is not None:
+            self.answer.plan()
+        resident = 0 if self.answer is None else self.answer.device_bytes
+        for layer in self.layers:
+            assert isinstance(layer, LiveLayer)
+            assert layer.keys is not None
+            assert layer.values is not None
+            if isinstance(layer, FoldingLayer):
+                layer.keys, layer.values = layer.folded.rows(layer.keys, layer.values)
+            resident += layer.keys.nbytes + layer.values.nbytes
+        self.peak_live_bytes = max(self.peak_live_bytes, resident)
 
 
 def attach(model: PreTrainedModel) -> None:
@@ -76,6 +129,8 @@ def attach(model: PreTrainedModel) -> None:
             places = kwargs.get("position_ids")
             if places is not None:  # else the model takes them from the cache: behind the document
                 cache.note_places(places)
+            if ids is not None:
+                cache.hear(ids[0])
             kwargs = {**kwargs, "sekv": cache}
         return args, kwargs
 
@@ -88,6 +143,7 @@ def attach(model: PreTrainedModel) -> None:
                     f"{type(model).__name__} does not call the registered attention in layers "
                     f"{missed}: the memory would be silently bypassed"
                 )
+            cache.settle()
 
     model.register_forward_pre_hook(hand_over, with_kwargs=True)
     model.register_forward_hook(check, with_kwargs=True)
@@ -123,6 +179,8 @@ def attention(
                 "memory would be silently wrong"
             )
     rows, live = query.shape[2], key.shape[2]
+    if sekv.answer is not None:
+        sekv.answer.vote(int(module.layer_idx), query[0] * factor)  # type: ignore[arg-type]
     if attention_mask is None:
         seen = torch.ones(rows, live, dtype=torch.bool, device=query.device).tril(live - rows)
     else:

@@ -15,7 +15,9 @@ from torch import Tensor
 from engine import ops
 from engine.policies import summarise
 from engine.policies.codec import NOTHING, Records, Side, score_error
+from engine.policies.route_static import CALIBRATED
 from engine.policies.segment import FOLDED, Spans, pin_ends
+from engine.policies.segment_text import Delimiters
 from engine.recipe import Recipe
 
 
@@ -30,9 +32,22 @@ class Folded:
     records: Records
 
 
-def segment(recipe: Recipe, surprisal: Tensor, pieces: list[str], *, last: bool) -> Spans:
-    """Cut a window and pin its ends; only the document's last window has a local window."""
-    spans = recipe.segmenter.cut(surprisal, pieces)
+def segment(
+    recipe: Recipe,
+    surprisal: Tensor,
+    pieces: list[str],
+    *,
+    last: bool,
+    near: Tensor | None = None,
+) -> Spans:
+    """Cut a window and pin its ends; only the document's last window has a local window.
+
+    near: [n, reach], see `observe`, for segmenters that look at attention.
+    """
+    if isinstance(recipe.segmenter, Delimiters):
+        spans = recipe.segmenter.cut(surprisal, pieces, near)
+    else:
+        spans = recipe.segmenter.cut(surprisal, pieces)
     return pin_ends(spans, recipe.sinks, recipe.local if last else 0)
 
 
@@ -79,14 +94,17 @@ def fit(
     """Side information of a layer, shared by all windows.
 
     Args:
-        k, v: [Hkv, n, D] of the first window.  given: as `prepare` has it; without, the layer
-            spends the bits of all layers on its own.
+        k, v: [Hkv, n, D] of the first window.  given: as `prepare` has it, and what was calibrated
+            for this layer; without, the layer spends the bits of all layers on its own.
     """
     if recipe.whole:
         return recipe.codec.fit(k, v)
     body = _body(recipe, k)
-    side = recipe.codec.fit(k[:, body], v[:, body], given)
+    side = {name: given[name] for name in CALIBRATED if name in given}
+    side |= recipe.codec.fit(k[:, body], v[:, body], given)
     side |= recipe.router.fit(k[:, body], {**given, **side})
+    if recipe.selector.hides:
+        return side
     values = recipe.summariser.summarise(v, surprisal, spans.bounds)
     return side | summarise.fit_values(values, recipe.summariser.value_bits, side)
 
@@ -98,23 +116,56 @@ def _body(recipe: Recipe, k: Tensor) -> slice:
 
 
 def fold_layer(
-    recipe: Recipe, k: Tensor, v: Tensor, surprisal: Tensor, spans: Spans, side: Side
+    recipe: Recipe,
+    k: Tensor,
+    v: Tensor,
+    surprisal: Tensor,
+    spans: Spans,
+    side: Side,
+    queries: Tensor | None = None,
 ) -> Folded:
-    """Device tensors and host records of one layer of one window; k, v: [Hkv, n, D]."""
+    """Device tensors and host records of one layer of one window.
+
+    k, v: [Hkv, n, D]. queries: [H, w, D] of its last tokens, for routers that observe them.
+    """
     records = recipe.codec.encode(k, v, spans.bounds, side)
     if recipe.whole:
         return Folded({}, records)
     keys = recipe.summariser.summarise(k, surprisal, spans.bounds)
-    values = recipe.summariser.summarise(v, surprisal, spans.bounds)
-    device = recipe.router.build(k, keys, {**side, "owner": ops.span_ids(spans.bounds)})
-    device |= summarise.pack_values(values, recipe.summariser.value_bits, side)
+    seen = {**side, "owner": ops.span_ids(spans.bounds)}
+    if queries is not None:
+        seen["observed"] = queries
+    device = recipe.router.build(k, keys, seen)
+    if not recipe.selector.hides:
+        values = recipe.summariser.summarise(v, surprisal, spans.bounds)
+        device |= summarise.pack_values(values, recipe.summariser.value_bits, side)
     kept = pinned_tokens(spans.bounds, spans.kind)
     dtype = row_dtype(recipe, k.dtype)
     device["pinned_k"] = k[:, kept].to(dtype).contiguous()
     device["pinned_v"] = v[:, kept].to(dtype).contiguous()
     if records.errors.numel():
         device["error.s"] = (records.errors.clamp(0, 1) * 255).round().to(torch.uint8)
+    if recipe.keep < 1:
+        records = _drop(recipe.keep, records, device["rank.s"], spans, side)
     return Folded(device, records)
+
+
+def _drop(keep: float, records: Records, rank: Tensor, spans: Spans, side: Side) -> Records:
+    """The records of each KV head's best ranked spans; the others become empty, for good.
+
+    Pinned spans stay; `keep` is the share of tokens left, pinned ones included, times the layer's
+    own where layers have shares.
+    """
+    lengths = spans.bounds.diff()
+    most = min(1.0, keep * float(side.get("layer_share", torch.ones(1))[0])) * int(lengths.sum())
+    worth = rank.masked_fill(spans.kind != FOLDED, torch.inf)
+    order = worth.argsort(dim=-1, descending=True, stable=True)
+    fits = lengths[order].cumsum(-1) <= most
+    kept = torch.zeros_like(fits).scatter_(-1, order, fits).T.reshape(-1)
+    sizes = records.offsets.diff()
+    payload = records.payload[ops.gather_ranges(records.offsets[:-1][kept], sizes[kept])]
+    left = torch.where(kept, sizes, 0)
+    return Records(payload, torch.cat([left.new_zeros(1), left.cumsum(0)]))
 
 
 def pinned_tokens(bounds: Tensor, kind: Tensor) -> Tensor:

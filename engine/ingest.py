@@ -109,6 +109,7 @@ def ingest(
     document = _load(paths, options, progress, stdin)
     clock.lap("read_s")
 
+    from engine import calibration
     from engine.readers import hf
     from engine.tokens import tokenize
 
@@ -125,9 +126,13 @@ def ingest(
     reader = reader or hf.load(
         name, revision=options.revision, device=options.device, dtype=options.dtype
     )
+    calibrated = calibration.needed(recipe, name, options.heads, reader.identity)
     job = _job(document, windows, reader, recipe, options)
+    if calibrated:
+        job["heads"] = calibrated.heads
     with StoreWriter.begin(target, job, overwrite=options.overwrite) as writer:
         work = _Work(recipe, reader, document, tokens, windows, writer, options.chunk_tokens)
+        work.given = calibrated.sides() if calibrated else None
         return work.make(target, progress, clock)
 
 
@@ -238,6 +243,7 @@ class _Work:
         self.chunk_tokens = chunk_tokens
         self.prefill_s = self.compress_s = 0.0
         self.resumed = 0
+        self.given: list[Any] | None = None  # what was calibrated for each layer
         self.kept = 0  # windows that were there before this command: an append's
 
     def make(self, target: Path, progress: Progress, clock: _Clock) -> IngestReport:
@@ -312,7 +318,9 @@ class _Work:
             progress.advance(len(chunk.surprisal))
         at = time.perf_counter()
         ids = self.tokens.ids[start:end].tolist()
-        for chunk in self.reader.read_window(ids, prefix, self.chunk_tokens, chunks.copy()):
+        for chunk in self.reader.read_window(
+            ids, prefix, self.chunk_tokens, chunks.copy(), self.recipe.observe
+        ):
             chunks.append(chunk)
             if chunk.start + len(chunk.surprisal) < len(ids):
                 self.writer.put_chunk(index, len(chunks) - 1, _pack_chunk(chunk))
@@ -334,7 +342,16 @@ class _Work:
         start, end = self.windows.bounds[index], self.windows.bounds[index + 1]
         surprisal = torch.cat([chunk.surprisal for chunk in chunks])
         pieces = self._pieces(start, end)
-        spans = fold.segment(self.recipe, surprisal, pieces, last=index + 1 == len(self.windows))
+        observe = self.recipe.observe
+        near = (
+            torch.cat([chunk.near for chunk in chunks if chunk.near is not None])[
+                :, : observe.reach
+            ]
+            if observe.reach
+            else None
+        )
+        last = index + 1 == len(self.windows)
+        spans = fold.segment(self.recipe, surprisal, pieces, last=last, near=near)
         device: dict[str, Any] = {
             "bounds": spans.bounds.to(torch.int32),
             "kind": spans.kind,
@@ -353,12 +370,17 @@ class _Work:
             k, v = _rows(chunks, layer)
             for chunk in chunks:  # a layer's rows are not needed again
                 chunk.k[layer] = chunk.v[layer] = k[:, :0]
+            queries = None
+            if observe.rows:
+                queries = torch.cat([chunk.queries[layer] for chunk in chunks], 1)
+                queries = queries[:, -observe.rows :]
             if sides is None:
-                side = fold.fit(self.recipe, k, v, surprisal, spans, given[layer])
+                known = given[layer] | (self.given[layer] if self.given else {})
+                side = fold.fit(self.recipe, k, v, surprisal, spans, known)
                 new_sides.append(side)
             else:
                 side = sides[layer]
-            folded = fold.fold_layer(self.recipe, k, v, surprisal, spans, side)
+            folded = fold.fold_layer(self.recipe, k, v, surprisal, spans, side, queries)
             if not is_finite({**side, **folded.device}):
                 raise ReaderError(
                     f"the keys and values of layer {layer} are no numbers that a store can hold; "
@@ -550,6 +572,9 @@ def _pack_chunk(chunk: Chunk) -> dict[str, Any]:
     }
     for layer, (k, v) in enumerate(zip(chunk.k, chunk.v, strict=True)):
         tensors |= {f"{layer}.k": k.cpu().contiguous(), f"{layer}.v": v.cpu().contiguous()}
+    tensors |= {f"{layer}.queries": q.contiguous() for layer, q in enumerate(chunk.queries)}
+    if chunk.near is not None:
+        tensors["near"] = chunk.near
     return tensors
 
 
@@ -563,6 +588,8 @@ def _unpack_chunk(tensors: dict[str, Any]) -> Chunk:
         [tensors[f"{layer}.v"] for layer in range(layers)],
         tensors["surprisal"],
         tensors["hidden"],
+        [tensors[f"{layer}.queries"] for layer in range(layers) if f"{layer}.queries" in tensors],
+        tensors.get("near"),
     )
 
 

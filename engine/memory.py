@@ -8,6 +8,7 @@ Positions never change: keys are stored after RoPE, at the positions they were r
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from engine import ops
 from engine.policies import summarise
 from engine.policies.codec import Side
 from engine.policies.select import choose
+from engine.policies.selector import Choice, Heard, Look
 from engine.recipe import Recipe
 from engine.tiers import Host, Traffic, Zoomed
 
@@ -124,6 +126,7 @@ class Shared:
     recomputed_tokens: of the document, that the model read once more while it answered.
     reserved: bytes per layer that the turns of a conversation take from the room to zoom.
     coverage: since the question was asked.
+    heard: the question that is being answered, and the answer so far.
     """
 
     bounds: Tensor
@@ -135,6 +138,7 @@ class Shared:
     recomputed_tokens: int = 0
     reserved: int = 0
     coverage: Coverage = field(default_factory=Coverage)
+    heard: Heard = field(default_factory=Heard)
 
     @property
     def tokens(self) -> int:
@@ -193,13 +197,15 @@ class LayerMemory:
         self._all, self.view, self.tensors = view, view, tensors
         self._runs: dict[str, list[tuple[int, int]]] | None = None
         self.zoomed = Zoomed(self.heads, self.device)
-        self.importance: Tensor | None = None
+        self.choice: Choice = recipe.selector.begin()
 
     # -- bytes ---------------------------------------------------------------------
 
     @property
     def fixed_bytes(self) -> int:
-        tensors = [self.pinned_k, self.pinned_v, *self.side.values(), *self.tensors.values()]
+        tensors = [self.pinned_k, self.pinned_v]
+        if not self.recipe.selector.static:  # a static ranking stays on the host
+            tensors += [*self.side.values(), *self.tensors.values()]
         return sum(t.nbytes for t in tensors)
 
     @property
@@ -224,7 +230,7 @@ class LayerMemory:
 
     def focus(self, windows: Tensor | None) -> None:
         """See only these windows' spans (int64 ids), or all; forget what the last steps wanted."""
-        self.view, self._runs, self.importance = self._all, None, None
+        self.view, self._runs, self.choice = self._all, None, self.recipe.selector.begin()
         if windows is not None:
             ids = windows.to(self.device).sort().values
             self.view, _ = self._all.pick(torch.isin(self._all.window, ids))
@@ -274,18 +280,25 @@ class LayerMemory:
         tensors = self._visible()
         mass = self.recipe.router.logmass(q, tensors, self.side, self.view.bounds)
         share = _share(pinned, live, mass)
-        if self.shared.scout is None:
-            wanted = self._choose(share)
-        else:
+        hides = self.recipe.selector.hides
+        wanted = torch.zeros_like(share, dtype=torch.bool)
+        if self.shared.scout is not None:
             self._scout(mass)
-            wanted = torch.zeros_like(share, dtype=torch.bool)
+        if self.shared.scout is None or hides:
+            wanted = self._choose(q, rows, share, live_k, tensors)
+            if self.choice.hidden is not None:
+                live = live.masked_fill(self.choice.hidden[:, None], ops.NEVER)
         self.zoomed.become([self.view.spans[w] for w in wanted], self.host)
         self.shared.note_bytes()
         zoom_k, zoom_v, tokens = self._decode()
         zoom = torch.bmm(q, zoom_k.mT) * scale
         zoom = zoom.masked_fill((tokens < 0)[:, None], ops.NEVER)
-        mass = mass.masked_fill(wanted[:, None], ops.NEVER)
-        values = summarise.unpack_values(tensors, self.side)
+        if hides:
+            mass = torch.full_like(mass, ops.NEVER)
+            values = self.pinned_v.new_zeros(1).expand(self.heads, mass.shape[-1], self.size)
+        else:
+            mass = mass.masked_fill(wanted[:, None], ops.NEVER)
+            values = summarise.unpack_values(tensors, self.side)
         out, weights = ops.mix([pinned, live, mass, zoom], [self.pinned_v, live_v, values, zoom_v])
         if self.shared.scout is None:
             self.shared.coverage.note(self.layer, weights[2])
@@ -293,13 +306,36 @@ class LayerMemory:
             self._report(share, weights, tokens, rows)
         return out.reshape(-1, rows, self.size)
 
-    def _choose(self, share: Tensor) -> Tensor:
-        """bool [Hkv, F]: what to zoom now."""
-        if self.importance is not None:
-            share = torch.maximum(share, self.limits.momentum * self.importance)
-        self.importance = share
-        cost = self.host.sizes[:, self.view.spans.cpu()].to(self.device) + TABLE_BYTES
-        return choose(share, cost, self.room, 1 - self.limits.coverage)
+    def _choose(self, q: Tensor, rows: int, share: Tensor, live_k: Tensor, tensors: Side) -> Tensor:
+        """bool [Hkv, F]: what to zoom now, as the method's selector has it."""
+        current = [torch.isin(self.view.spans, spans) for spans in self.zoomed.spans]
+        look = Look(
+            q=q,
+            rows=rows,
+            share=share,
+            current=torch.stack(current),
+            live_k=live_k,
+            heard=self.shared.heard,
+            momentum=self.limits.momentum,
+            uncovered=1 - self.limits.coverage,
+            estimate=lambda q: self.recipe.router.logmass(q, tensors, self.side, self.view.bounds),
+            fit=self._fit,
+        )
+        return self.choice.choose(look)
+
+    def _fit(self, worth: Tensor, uncovered: float = 0.0, live: Sequence[int] = ()) -> Tensor:
+        """What fits the room by falling worth; see `Look.fit`. live: tokens of each live range."""
+        sizes = self.host.sizes[:, self.view.spans.cpu()].to(self.device)
+        cost = sizes + TABLE_BYTES
+        kept = sizes > 0  # a strict method has dropped the others for good
+        if live:
+            row = self.pinned_k.element_size() * 2 * self.size
+            more = cost.new_tensor([row * tokens for tokens in live]).expand(self.heads, -1)
+            cost, kept = torch.cat([cost, more], 1), torch.cat([kept, more > 0], 1)
+        if len(worth) < self.heads:
+            kept, cost = kept.all(0, keepdim=True), cost.sum(0, keepdim=True)
+        chosen = choose(worth.masked_fill(~kept, -1.0), cost, self.room, uncovered) & kept
+        return chosen.expand(self.heads, -1)
 
     def _scout(self, mass: Tensor) -> None:
         """Let every query row vote for windows by the best span of each; mass [Hkv, GQ, F].

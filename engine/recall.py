@@ -27,6 +27,7 @@ from engine.memory import (
     no_spans,
     whole_rows,
 )
+from engine.policies.route_static import layer_budgets
 from engine.policies.segment import FOLDED
 from engine.recipe import Recipe
 from engine.schema import Schema, recipe_of
@@ -79,7 +80,8 @@ def open_memory(
         raise StoreError(f"{store.path}: {different}")
     if not 0 < coverage <= 1:
         raise BudgetError(f"coverage {coverage} is not in (0, 1]")
-    cap = 4.0 * manifest.model.head_dim * parse_budget(budget, manifest.tokens)
+    row = 4.0 * manifest.model.head_dim
+    cap = row * parse_budget(budget, manifest.tokens)
     stored = store.shared()
     sections = [store.device(window) for window in range(len(manifest.windows))]
     try:
@@ -90,10 +92,15 @@ def open_memory(
         _check_prompt(manifest, reader)
     except StoreError as error:
         raise StoreError(f"{store.path}: {error}") from None
+    if full and recipe.keep < 1:
+        raise BudgetError(
+            f"{store.path}: method {manifest.method} has dropped all but "
+            f"{recipe.keep:.0%} of the tokens for good; there is no --full"
+        )
     tables = _Tables.of(manifest, sections)
     shared = Shared(tables.bounds, len(manifest.windows))
     sides = sides_of(stored, reader.layers)
-    caps = _caps(tables, sides, manifest.model.kv_heads, cap)
+    caps = _caps(recipe, tables, sides, manifest.model.kv_heads, cap, row)
     hosts = [store.host(w) for w in range(len(manifest.windows))]
     counts = [window.spans for window in manifest.windows]
     longest = max(window.end - window.start for window in manifest.windows)
@@ -111,7 +118,7 @@ def open_memory(
         )
         side = {name: t.to(device) for name, t in sides[index].items()}
         limits = Limits(caps[index] * manifest.model.kv_heads, coverage)
-        room = caps[index] - ZOOM_RESERVE * cap
+        room = caps[index] - ZOOM_RESERVE * min(cap, caps[index])
         if recipe.whole or full:
             k, v = whole_rows(recipe, host, tables.bounds, sides[index])
             rows = _join_rows(prefix, k, v, torch.arange(manifest.tokens), device, reader.dtype)
@@ -131,10 +138,15 @@ def open_memory(
             continue
         tensors = tables.layer(index)
         pinned_k, pinned_v = tensors.pop("pinned_k"), tensors.pop("pinned_v")
-        tensors, lean = _fit(recipe, tensors, sides[index], room * manifest.model.kv_heads)
+        ranking: Side = {}
+        lean = sides[index]
+        if recipe.selector.static:  # chosen once, from the host: no routing on the device
+            tensors, ranking, lean = {}, tensors, {}
+        tensors, lean = _fit(recipe, tensors, lean, room * manifest.model.kv_heads)
         side |= {name: t.to(device) for name, t in lean.items()}
         if pins is None:
-            pins = _affordable_pins(recipe, tables, tensors, lean, prefix, pinned_k, room)
+            least = room if tensors else (1 - ZOOM_RESERVE) * min(caps)
+            pins = _affordable_pins(recipe, tables, tensors, lean, prefix, pinned_k, least)
         keep = tables.pinned_span_mask(pins)
         rows = _join_rows(
             prefix,
@@ -164,7 +176,8 @@ def open_memory(
             continue
         everything = View.of(torch.arange(len(folded)), tables.bounds, tables.window)
         view, token_rows = everything.pick(folded)
-        tensors = everything.slice(tensors, folded, token_rows)
+        tensors = everything.slice({**tensors, **ranking}, folded, token_rows)
+        where = torch.device("cpu") if recipe.selector.static else device
         layers.append(
             LayerMemory(
                 index,
@@ -174,7 +187,7 @@ def open_memory(
                 side,
                 rows,
                 _view_to(view, device),
-                {name: t.to(device) for name, t in tensors.items()},
+                {name: t.to(where) for name, t in tensors.items()},
                 host,
             )
         )
@@ -190,6 +203,14 @@ def _check_prompt(manifest: Manifest, reader: Reader) -> None:
             f"{manifest.creator} read the document behind other words than this version puts "
             "before it: ingest again, or ask with that version"
         )
+
+
+def _layer_rows(sides: list[Side], allowed: float) -> list[float]:
+    """The budget of each layer in token rows: alike, or by the shares that were calibrated."""
+    if not sides or "layer_share" not in sides[0]:
+        return [allowed] * len(sides)
+    shares = [float(side["layer_share"][0]) for side in sides]
+    return [float(rows) for rows in layer_budgets(shares, int(allowed))]
 
 
 @dataclass(frozen=True)
@@ -251,9 +272,18 @@ class _Tables:
         return torch.isin(self.pinned_span, spans)
 
 
-def _caps(tables: _Tables, sides: list[Side], heads: int, cap: float) -> list[float]:
+def _caps(
+    recipe: Recipe, tables: _Tables, sides: list[Side], heads: int, cap: float, row: float
+) -> list[float]:
     """Bytes per KV head for every layer, `cap` on average: what it needs for routing and summaries
-    (less where all layers together need too much), and an equal share of the rest."""
+    (less where all layers together need too much), and an equal share of the rest. Layers that
+    were calibrated have their shares instead; a static choice needs no routing. row: bytes of
+    one token's."""
+    if "layer_share" in sides[0]:
+        shares = [float(side["layer_share"][0]) for side in sides]
+        return [row * rows for rows in layer_budgets(shares, int(cap / row))]
+    if recipe.selector.static:
+        return [cap] * len(sides)
     needs = []
     for index, side in enumerate(sides):
         parts = [
@@ -271,7 +301,7 @@ def _caps(tables: _Tables, sides: list[Side], heads: int, cap: float) -> list[fl
 
 def _fit(recipe: Recipe, tensors: Side, side: Side, room: float) -> tuple[Side, Side]:
     """Let the router shrink until routing and summaries fit `room` bytes."""
-    while sum(t.nbytes for t in [*tensors.values(), *side.values()]) > room:
+    while tensors and sum(t.nbytes for t in [*tensors.values(), *side.values()]) > room:
         smaller = recipe.router.shrink(tensors, side)
         if smaller is None:
             break

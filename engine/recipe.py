@@ -1,20 +1,27 @@
-"""A method is a table row: where to cut, how to summarise, code and route, what to pin.
+"""A method is a table row: where to cut, how to summarise, code and route, when to choose.
 
 RECIPES is the one place where methods are named; docs and `--method` are made from it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, get_type_hints
 
 from engine.errors import BudgetError
+from engine.observe import Observe
 from engine.policies.codec import Codec, Raw, SharedBasis, SpanSVD
+from engine.policies.half_rows import HalfRows
 from engine.policies.route_baselines import Box, Representatives, SecondOrder
+from engine.policies.route_static import Observed, Recency, RetrievalHeads
+from engine.policies.route_text import KeyBox, PartMeans, SpanKey
 from engine.policies.rows import Rows
 from engine.policies.segment import Entropy, Fixed, Peaks, Segmenter
+from engine.policies.segment_text import Delimiters, Punctuated, Sentences
 from engine.policies.select import MeanKey, Router, Sketch
+from engine.policies.selector import Blocks, ByShare, Once, Selector, SentenceQuery
 from engine.policies.summarise import Mean, Summariser, SurprisalMean
+from engine.policies.thoughts import Thoughts
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,9 @@ class Recipe:
     sinks, local: first tokens of a window and last of the document kept exact.
     whole: everything stays in full, nothing is summarised or routed (the reference).
     half_rows: exact rows of a float32 model are kept in float16.
+    selector: when and by which query it is chosen anew what is zoomed.
+    output: how a long answer folds while it is written, or None.
+    keep: share of the tokens that the store keeps; the others are gone for good.
     source: where the method comes from. differs: how ours is not that, in one line.
     """
 
@@ -38,6 +48,16 @@ class Recipe:
     whole: bool = False
     half_rows: bool = True
     differs: str = ""
+    selector: Selector = field(default_factory=ByShare)
+    output: Thoughts | None = None
+    keep: float = 1.0
+
+    @property
+    def observe(self) -> Observe:
+        """What has to be looked at while the model reads."""
+        rows = self.router.rows if isinstance(self.router, Observed | RetrievalHeads) else 0
+        reach = self.segmenter.reach if isinstance(self.segmenter, Delimiters) else 0
+        return Observe(rows, reach)
 
     def settings(self) -> dict[str, Any]:
         """The choices with their fields, as the manifest records them."""
@@ -48,7 +68,10 @@ class Recipe:
                 ("summariser", self.summariser),
                 ("codec", self.codec),
                 ("router", self.router),
+                ("selector", self.selector),
+                ("output", self.output),
             )
+            if choice is not None
         }
         return {
             **parts,
@@ -56,6 +79,7 @@ class Recipe:
             "local": self.local,
             "whole": self.whole,
             "half_rows": self.half_rows,
+            "keep": self.keep,
         }
 
     @property
@@ -74,16 +98,34 @@ class Recipe:
         return self.codec.host_share(size, span) + device, device
 
 
+def _by_name(*kinds: type) -> dict[str, type]:
+    return {kind.__name__: kind for kind in kinds}
+
+
 @dataclass(frozen=True)
 class _Kinds:
     """The classes a manifest may name, by part."""
 
     parts: dict[str, dict[str, type]] = field(
         default_factory=lambda: {
-            "segmenter": {c.__name__: c for c in (Entropy, Peaks, Fixed)},
-            "summariser": {c.__name__: c for c in (SurprisalMean, Mean)},
-            "codec": {c.__name__: c for c in (Raw, Rows, SharedBasis, SpanSVD)},
-            "router": {c.__name__: c for c in (MeanKey, Box, Representatives, SecondOrder, Sketch)},
+            "segmenter": _by_name(Entropy, Peaks, Fixed, Sentences, Punctuated, Delimiters),
+            "summariser": _by_name(SurprisalMean, Mean),
+            "codec": _by_name(Raw, Rows, SharedBasis, SpanSVD, HalfRows),
+            "router": _by_name(
+                MeanKey,
+                Box,
+                Representatives,
+                SecondOrder,
+                Sketch,
+                SpanKey,
+                KeyBox,
+                PartMeans,
+                Recency,
+                Observed,
+                RetrievalHeads,
+            ),
+            "selector": _by_name(ByShare, Once, Blocks, SentenceQuery),
+            "output": _by_name(Thoughts),
         }
     )
 
@@ -130,15 +172,128 @@ RECIPES: dict[str, Recipe] = {
             half_rows=False,
             source="the model's own full cache",
         ),
+        Recipe(
+            name="sentencekv",
+            segmenter=Sentences(),
+            summariser=Mean(),
+            codec=HalfRows(),
+            router=SpanKey(),
+            selector=SentenceQuery(recent=32),
+            sinks=32,
+            local=32,
+            source="SentenceKV (arXiv 2504.00970)",
+            differs="keeps every token and not the ones a question's last 32 tokens look at, so "
+            "that a bucket is the mean of all its keys; sentences are cut on the decoded text; KV "
+            "heads choose, the query heads of each taking their best in turn",
+        ),
+        Recipe(
+            name="compresskv",
+            segmenter=Fixed(1),
+            summariser=Mean(),
+            codec=HalfRows(),
+            router=RetrievalHeads(rows=8, kernel=5),
+            selector=Once(alike=True),
+            sinks=0,
+            local=8,
+            source="CompressKV (arXiv 2606.24467)",
+            differs="the observers are the last 8 tokens of each window of the document and not a "
+            "question's; heads and layer errors are calibrated on books and never on "
+            "evaluation data; what is not kept stays on the host and comes back with a larger "
+            "budget",
+        ),
+        Recipe(
+            name="compresskv-strict",
+            segmenter=Fixed(1),
+            summariser=Mean(),
+            codec=HalfRows(sparse=True),
+            router=RetrievalHeads(rows=8, kernel=5),
+            selector=Once(alike=True),
+            sinks=0,
+            local=8,
+            keep=0.2,
+            source="CompressKV (arXiv 2606.24467)",
+            differs="as compresskv, but all except a fifth of the tokens is dropped for good when "
+            "the document is read, as published; so there is no --full",
+        ),
+        Recipe(
+            name="sentkvcompress",
+            segmenter=Punctuated(target=32, slack=16),
+            summariser=Mean(),
+            codec=HalfRows(),
+            router=KeyBox(),
+            selector=Blocks(overlap=0.7),
+            sinks=4,
+            local=32,
+            source="SentKVCompress (withdrawn from ICLR 2026, OpenReview T0ii3nAxk4)",
+            differs="our reading of its abstract and reviews: neither text nor code is public. The "
+            "weights of punctuation and length, the bound that scores a box and the rule of "
+            "reuse are ours",
+        ),
+        Recipe(
+            name="dynsplit",
+            segmenter=Delimiters(target=32, slack=16),
+            summariser=Mean(),
+            codec=HalfRows(),
+            router=PartMeans(count=4),
+            selector=Blocks(),
+            sinks=4,
+            local=32,
+            source="DynSplit-KV (arXiv 2602.03184)",
+            differs="our reading: only its abstract and one formula are public. Delimiters are "
+            "scored one by one by the document's own attention in two middle layers; "
+            "the price of a distance, the four rows per block and the choice among them are ours",
+        ),
+        Recipe(
+            name="streaming",
+            segmenter=Fixed(1),
+            summariser=Mean(),
+            codec=HalfRows(),
+            router=Recency(),
+            selector=Once(),
+            sinks=4,
+            local=8,
+            source="StreamingLLM (arXiv 2309.17453)",
+            differs="positions are those of the document and not of the cache",
+        ),
+        Recipe(
+            name="snapkv",
+            segmenter=Fixed(1),
+            summariser=Mean(),
+            codec=HalfRows(),
+            router=Observed(rows=32, kernel=5),
+            selector=Once(),
+            sinks=0,
+            local=32,
+            source="SnapKV (arXiv 2404.14469)",
+            differs="the observers are the last 32 tokens of each window of the document and not a "
+            "question's; one choice per KV head, by the mean of its query heads",
+        ),
     )
 }
 
+RECIPES["zoomr"] = replace(
+    RECIPES["sekv"],
+    name="zoomr",
+    output=Thoughts(),
+    source="ZoomR (arXiv 2604.10898) for the answer, sekv for the document",
+    differs="no model is trained to write summaries: a thought is a run of sentences and its end "
+    "is its summary; the document is held by method sekv and not whole; at most 16 summaries are "
+    "shown",
+)
+
 
 def named(name: str) -> Recipe:
-    """The recipe of that name. Raises BudgetError's sibling line listing the known ones."""
-    if name not in RECIPES:
+    """The recipe of that name; "NAME+zoomr" folds long answers beside the memory of NAME.
+
+    Raises:
+        BudgetError: there is none; the line lists the known ones.
+    """
+    base, plus, output = name.partition("+")
+    if base not in RECIPES or (plus and output != "zoomr"):
         raise BudgetError(f"unknown method '{name}'; known: {', '.join(RECIPES)}")
-    return RECIPES[name]
+    if not plus:
+        return RECIPES[base]
+    return replace(RECIPES[base], name=name, output=RECIPES["zoomr"].output)
 
 
 def from_settings(name: str, settings: dict[str, Any]) -> Recipe:
@@ -148,8 +303,11 @@ def from_settings(name: str, settings: dict[str, Any]) -> Recipe:
         KeyError, TypeError, ValueError: the settings name an unknown choice or field, or give one
             a value of another type.
     """
+    settings = {"selector": {"kind": "ByShare"}, "keep": 1.0, **settings}  # stores of version 0.1
     parts = {}
     for part, kinds in _Kinds().parts.items():
+        if part == "output" and part not in settings:
+            continue
         fields = dict(settings[part])
         kind = kinds[fields.pop("kind")]
         for field_name, hint in get_type_hints(kind).items():
@@ -163,5 +321,6 @@ def from_settings(name: str, settings: dict[str, Any]) -> Recipe:
         local=int(settings["local"]),
         whole=bool(settings["whole"]),
         half_rows=bool(settings["half_rows"]),
+        keep=float(settings["keep"]),
         source="store",
     )

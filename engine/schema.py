@@ -19,6 +19,7 @@ from engine.errors import StoreError
 from engine.fold import fit, fold_layer, pinned_tokens
 from engine.manifest import SHARED, Manifest, device_file
 from engine.policies.codec import Side
+from engine.policies.route_static import CALIBRATED, RetrievalHeads
 from engine.policies.segment import FOLDED, Spans, pin_ends
 from engine.readers.hf import DTYPES
 from engine.recipe import Recipe, from_settings
@@ -63,8 +64,11 @@ class Schema:
         """Raises StoreError, in one line, when the tensors of all windows are not the recipe's."""
         for layer, side in enumerate(_by_layer(shared, self.manifest.model.layers)):
             place = f"{SHARED}, layer {layer}"
-            _compare(place, side, {**self.example, **self._prefix()})
+            calibrated = self._calibrated(place, side)
+            _compare(place, side, {**self.example, **self._prefix(), **calibrated})
             for name, tensor in side.items():
+                if name in calibrated:
+                    continue
                 if name.endswith("_bits") and not ops.is_allocation(tensor):
                     raise _fault(place, name, "no widths in bits")
                 # Counts and sizes are the model's; no document changes them.
@@ -94,6 +98,30 @@ class Schema:
                 }
                 _compare(f"{place}, layer {layer}", tensors, wanted)
 
+    def _calibrated(self, place: str, side: Side) -> Side:
+        """What was measured of the model and not of a document, as it is stored.
+
+        Raises StoreError when it cannot be of this model."""
+        if not isinstance(self.recipe.router, RetrievalHeads):
+            return {}
+        odd = [name for name in CALIBRATED if name not in side or side[name].dim() != 1]
+        if odd:
+            raise _fault(place, odd[0], "missing or no list")
+        heads, share = (side[name] for name in CALIBRATED)
+        if heads.dtype != torch.int32 or not all(
+            0 <= head < self.manifest.model.heads for head in heads.tolist()
+        ):
+            raise _fault(place, CALIBRATED[0], "no list of the model's heads")
+        if not len(heads) or share.shape != (1,) or not float(share[0]) > 0:
+            raise _fault(place, CALIBRATED[1], "no share")
+        return {CALIBRATED[0]: heads, CALIBRATED[1]: torch.ones(1)}
+
+    def _queries(self) -> Tensor | None:
+        """Made-up queries, for routers that observe the model's."""
+        rows = min(self.recipe.observe.rows, 2 * _SPAN)
+        model, made = self.manifest.model, torch.Generator().manual_seed(1)
+        return torch.randn(model.heads, rows, model.head_dim, generator=made) if rows else None
+
     def _rows(self) -> tuple[Tensor, Tensor]:
         model, made = self.manifest.model, torch.Generator().manual_seed(0)
         shape = (model.kv_heads, 2 * _SPAN, model.head_dim)
@@ -115,9 +143,10 @@ class Schema:
 
     def _device(self, side: Side) -> Side:
         """What a window's layer looks like: how wide packed rows are follows from its own bits."""
-        bits = {name: t for name, t in side.items() if name.endswith("_bits")}
-        known = {**self.example, **bits}
-        return fold_layer(self.recipe, *self._rows(), *self._spans(), known).device
+        own = {name: t for name, t in side.items() if name.endswith("_bits") or name in CALIBRATED}
+        made = {**self.example, **own}
+        rows, told = self._rows(), self._spans()
+        return fold_layer(self.recipe, *rows, *told, made, self._queries()).device
 
 
 def is_finite(tensors: Side) -> bool:

@@ -42,6 +42,7 @@ class IngestOptions:
     device: "auto", "cpu", "cuda" or "cuda:N". dtype: "auto", "float32", "bfloat16", "float16".
     chunk_tokens: tokens per prefill forward. window: document tokens per context, 0 for the
     longest the model reads well. pages: PDF pages such as "1-20,25". router: trained router file.
+    heads: calibrated retrieval heads, for methods that need them; "" is beside the model.
     """
 
     model: str = ""
@@ -55,6 +56,7 @@ class IngestOptions:
     password: str = ""
     overwrite: bool = False
     router: str = ""
+    heads: str = ""
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,20 @@ class Suite(StrEnum):
 
     reader: does the look-up reader find what a text states? fidelity: what does a compressed
     memory lose, in its heads and in its answers? efficiency: what do reading once and asking later
-    cost?
+    cost? niah, ruler, multi, longbench, infinitebench: how right are the answers of every method?
     """
 
     reader = "reader"
     fidelity = "fidelity"
     efficiency = "efficiency"
+    niah = "niah"
+    ruler = "ruler"
+    multi = "multi"
+    longbench = "longbench"
+    infinitebench = "infinitebench"
+
+
+COMPARED = (Suite.niah, Suite.ruler, Suite.multi, Suite.longbench, Suite.infinitebench)
 
 
 def bench(
@@ -61,27 +69,71 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of the official .jsonl files (longbench, infinitebench).",
+            show_default=False,
+        ),
+    ] = None,
     samples: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Questions per line of the table.")
-    ] = 200,
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Questions per line of the table (reader, fidelity), documents per cell "
+            "(niah, ruler, multi) or lines per file. [default: 200, 2, 20]",
+            show_default=False,
+        ),
+    ] = None,
     method: Annotated[
         str,
-        typer.Option(metavar="NAME,...", help="Methods to compare (fidelity), or one to time."),
-    ] = "sekv,sekv-paper",
+        typer.Option(
+            metavar="NAME,...",
+            help="Methods to compare, or one to time. [default: sekv,sekv-paper (fidelity, "
+            "efficiency), all others]",
+            show_default=False,
+        ),
+    ] = "",
     budget: Annotated[
         str,
         typer.Option(
             metavar="SHARE,...",
-            help="Resident budgets. [default: 2.5%,5%,10%,20% (fidelity), 20% (efficiency)]",
+            help="Resident budgets. [default: 2.5%,5%,10%,20% (fidelity), 20% (efficiency), "
+            "5%,10%,20%]",
             show_default=False,
         ),
     ] = "",
     length: Annotated[
         str,
         typer.Option(
-            metavar="TOKENS,...", help="Tokens of a document (fidelity: one, efficiency: several)."
+            metavar="TOKENS,...",
+            help="Tokens of a document, one or several. [default: by suite]",
+            show_default=False,
         ),
     ] = "",
+    task: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,...",
+            help="Only these tasks (ruler, longbench, infinitebench).",
+            show_default=False,
+        ),
+    ] = "",
+    depth: Annotated[
+        str, typer.Option(metavar="PERCENT,...", help="Where the needle stands (niah).")
+    ] = "0,25,50,75,100",
+    claims: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--assert",
+            metavar="CLAIM",
+            help="Exit 1 unless it holds, such as 'sekv@10% > snapkv@10%'; >> asks for an interval "
+            "that excludes zero. May be given several times.",
+            show_default=False,
+        ),
+    ] = None,
     window: Annotated[
         int, typer.Option(min=0, metavar="N", help="Tokens per window; 0: the model's own.")
     ] = 0,
@@ -109,12 +161,42 @@ def bench(
     times ingest and ask beside plain prefill of the same tokens, in turns, in
     one run.
 
+    The suites niah, ruler, multi, longbench and infinitebench score the
+    answers of many methods at equal resident bytes. Documents are made from
+    the books or read from official files. Interrupted, the same command goes
+    on.
+
     \b
     Example:
       sekv bench --suite reader --text books --samples 200 --out runs/reader-bench
       sekv bench --suite fidelity --text books --method sekv,sekv-paper --budget 5%,10%
       sekv bench --suite efficiency --text books --length 8192,32768 --budget 20%
+      sekv bench --suite niah --text books --method sekv,snapkv,full --budget 5%,10%
+      sekv bench --suite ruler --text books --length 2048 --assert 'sekv@10% > snapkv@10%'
+      sekv bench --suite longbench --data LongBench/data --task qasper --samples 50
     """
+    if suite in COMPARED:
+        from sekv_cli import compare
+
+        asked = compare.Asked(
+            suite=str(suite),
+            model=model,
+            text=text,
+            data=data,
+            methods=_names(method),
+            budgets=_names(budget or "5%,10%,20%"),
+            lengths=tuple(_numbers(length or "2048")),
+            depths=_depths(depth),
+            tasks=_names(task),
+            samples=samples,
+            seed=seed,
+            window=window,
+            device=device,
+            claims=tuple(claims or ()),
+        )
+        compare.compare(asked, output, as_json=as_json)
+        return
+    method, samples = method or "sekv,sekv-paper", samples or 200
     if text is None:
         raise SekvError(f"the {suite} suite draws its texts from books; name their folder: --text")
     if not text.is_dir():
@@ -149,6 +231,14 @@ def _numbers(text: str) -> list[int]:
     if not all(part.isdigit() and int(part) > 0 for part in parts):
         raise SekvError(f"{text!r} is no list of numbers of tokens such as 8192,32768")
     return [int(part) for part in parts]
+
+
+def _depths(text: str) -> tuple[float, ...]:
+    """Per cents parted by commas, as shares."""
+    parts = [part.strip().removesuffix("%") for part in text.split(",")]
+    if not all(part.replace(".", "", 1).isdigit() and float(part) <= 100 for part in parts):
+        raise SekvError(f"{text!r} is no list of depths such as 0,50,100")
+    return tuple(float(part) / 100 for part in parts)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -64,6 +64,14 @@ def ingest(
         typer.Option(metavar="1-20", help="Only these pages of each source.", show_default=False),
     ] = "",
     router: options.Router = None,
+    heads: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Retrieval heads by `sekv train heads`. [default: heads.json beside the model]",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a store of that name.")
     ] = False,
@@ -122,6 +130,7 @@ def ingest(
         password=sys.stdin.readline().rstrip("\r\n") if password_stdin else "",
         overwrite=overwrite,
         router=str(router) if router else "",
+        heads=str(heads) if heads else "",
     )
     stdin = sys.stdin.buffer if "-" in sources else None
     with progress.on_stderr() as shown:

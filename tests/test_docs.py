@@ -19,6 +19,13 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [target for target in inside if not (page.parent / target).exists()] == []
 
 
+def test_the_page_of_methods_is_the_table() -> None:
+    """Written by `make docs`."""
+    from sekv_cli.recipes import page
+
+    assert (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8") == page()
+
+
 def test_the_demo_asks_three_questions() -> None:
     """README and Makefile say so."""
     lines = (ROOT / "docs" / "sample" / "questions.txt").read_text(encoding="utf-8").splitlines()

@@ -14,20 +14,23 @@ from engine.recipe import RECIPES, Recipe
 from tiny_memory import EXACT, fixed_spans, rows
 
 TOKENS = 120
+GIVEN: Side = {"retrieval_heads": torch.tensor([1, 2]), "layer_share": torch.ones(1)}
+QUERIES = torch.randn(4, 8, 16, generator=torch.Generator().manual_seed(5))
+"""Calibrated heads and observed queries, for the methods that need them."""
 
 
 def folded(recipe: Recipe, seed: int = 1, spans: Spans | None = None) -> tuple[Folded, Side]:
     k, v = rows(seed, 2, TOKENS, 16)
     spans = spans or fixed_spans(TOKENS, 8, sinks=4)
     surprisal = torch.ones(TOKENS)
-    side = fit(recipe, k, v, surprisal, spans)
-    return fold_layer(recipe, k, v, surprisal, spans, side), side
+    side = fit(recipe, k, v, surprisal, spans, GIVEN)
+    return fold_layer(recipe, k, v, surprisal, spans, side, QUERIES), side
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_every_method_s_records_give_the_rows_back(name: str) -> None:
     """Exactly where the method is exact, nearly where it is not."""
-    made, side = folded(RECIPES[name])
+    made, side = folded(replace(RECIPES[name], keep=1.0))
     spans = fixed_spans(TOKENS, 8, sinks=4)
     k, v = rows(1, 2, TOKENS, 16)
     for head in range(2):
@@ -124,9 +127,11 @@ def test_only_the_last_window_has_a_local_window() -> None:
 def test_windows_of_a_few_tokens_are_folded(name: str, tokens: int) -> None:
     recipe = RECIPES[name]
     k, v = rows(3, 2, tokens, 16)
-    spans = segment(recipe, torch.rand(tokens), ["x"] * tokens, last=True)
-    side = fit(recipe, k, v, torch.ones(tokens), spans)
-    made = fold_layer(recipe, k, v, torch.ones(tokens), spans, side)
+    near = torch.rand(tokens, 16)
+    spans = segment(recipe, torch.rand(tokens), ["x"] * tokens, last=True, near=near)
+    side = fit(recipe, k, v, torch.ones(tokens), spans, GIVEN)
+    queries = QUERIES[:, -tokens:]
+    made = fold_layer(recipe, k, v, torch.ones(tokens), spans, side, queries)
     assert len(made.records.offsets) == 2 * len(spans.kind) + 1
     for tensor in (*side.values(), *made.device.values()):
         assert bool(torch.isfinite(tensor.float()).all())

@@ -93,7 +93,7 @@ class Peaks:
         order = np.argsort(-surprisal.numpy()[peaks], kind="stable")
         anchors = np.sort(peaks[order[:keep]])
         edges = np.unique(np.concatenate([[0, n], peaks, anchors, anchors + 1]))
-        edges = _split_long(edges[edges <= n], self.longest)
+        edges = split_long(edges[edges <= n], self.longest)
         kind = torch.zeros(len(edges) - 1, dtype=torch.uint8)
         kind[torch.from_numpy(np.isin(edges[:-1], anchors))] = ANCHOR
         return Spans(torch.from_numpy(edges), kind)
@@ -140,7 +140,7 @@ def _partition(anchors: np.ndarray, n: int) -> Spans:
     return Spans(torch.from_numpy(edges), torch.from_numpy(kind))
 
 
-def _split_long(edges: np.ndarray, longest: int) -> np.ndarray:
+def split_long(edges: np.ndarray, longest: int) -> np.ndarray:
     """Split every gap above `longest` into the fewest pieces of nearly equal length."""
     lengths = np.diff(edges)
     pieces = -(-lengths // longest)

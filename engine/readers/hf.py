@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,13 @@ from engine import attention
 from engine.certainty import Bar
 from engine.errors import ReaderError
 from engine.manifest import ModelIdentity
+from engine.observe import Observe, Reading
 from engine.prompt import Prompt
 from engine.queries import Probe, SelfQuestions, pieces
 
 BUILTIN = Path(__file__).parent / "builtin"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+NOTHING = Observe()
 HEAD_ROWS = 256  # rows of logits alive at once while surprisal is taken
 PROBE_TOKENS = 24  # ids of the probe; read twice, so that attention and positions matter
 
@@ -43,6 +45,7 @@ class Chunk:
 
     k, v: per layer [Hkv, n, D], keys after RoPE. surprisal: float32 [n] nats.
     hidden: [1, d] the last row's hidden state, which predicts the next chunk's first token.
+    queries, near: what was asked to be observed, see `observe.Reading`.
     """
 
     start: int
@@ -50,6 +53,8 @@ class Chunk:
     v: list[Tensor]
     surprisal: Tensor
     hidden: Tensor
+    queries: list[Tensor] = field(default_factory=list)
+    near: Tensor | None = None
 
 
 class Reader:
@@ -100,6 +105,7 @@ class Reader:
         prefix: list[tuple[Tensor, Tensor]],
         chunk_tokens: int,
         done: list[Chunk],
+        observe: Observe = NOTHING,
     ) -> Iterator[Chunk]:
         """Prefill one window in chunks, right after the prefix.
 
@@ -123,7 +129,8 @@ class Reader:
             start = chunk.start + len(chunk.surprisal)
         while start < len(ids):
             piece = ids[start : start + chunk_tokens]
-            hidden = self._forward(piece, before + start, cache)
+            reading = Reading(observe, self.layers, before)
+            hidden = self._forward(piece, before + start, cache, reading)
             rows = torch.cat([hidden_before.to(hidden), hidden[:-1]])
             surprisal = self._surprisal(rows, piece)
             n = len(piece)
@@ -133,6 +140,8 @@ class Reader:
                 [v[0, :, -n:] for _, v in _rows(cache)],
                 surprisal,
                 hidden[-1:],
+                reading.queries,
+                reading.near,
             )
             hidden_before = hidden[-1:]
             start += n
@@ -296,8 +305,8 @@ def check_supported(config: Any) -> None:
             f"{name}: some layers see only a sliding window or are not attention "
             f"({', '.join(sorted(kinds))}); the memory needs full attention in every layer"
         )
-    for field in ("attn_logit_softcapping", "final_logit_softcapping"):
-        if getattr(text, field, None):
+    for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if getattr(text, cap, None):
             raise ReaderError(f"{name}: attention with soft-capped scores is not supported yet")
     rope = getattr(text, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") in ("dynamic", "longrope"):

@@ -1,0 +1,88 @@
+"""Claims about results that a script can check: `sekv@10% > snapkv@10%`.
+
+A claim compares one row of a table with another or with a number. `>`, `>=`, `<`, `<=` compare
+means; `>>` and `<<` hold only if the 95 % interval of the difference excludes zero, the
+documents being paired.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from engine.bench.bootstrap import interval
+from engine.errors import SekvError
+
+_SIDE = r"[\w.+-]+(?:@[\d.]+%?)?(?::[\w-]+)?"
+_CLAIM = re.compile(rf"\s*({_SIDE})\s*(>>|<<|>=|<=|>|<)\s*({_SIDE})\s*([+-]\s*[\d.]+)?\s*")
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a claim holds, and the figures in a line."""
+
+    claim: str
+    holds: bool
+    told: str
+
+
+def check(claim: str, report: dict[str, Any]) -> Verdict:
+    """Hold a claim against a report of `compare`.
+
+    Sides are METHOD@BUDGET[:TASK], `full`, or a number from 0 to 1; the right one may have a
+    number added or taken away.
+
+    Raises:
+        SekvError: it cannot be read, or names a row that the report has not.
+    """
+    match = _CLAIM.fullmatch(claim)
+    if match is None:
+        raise SekvError(
+            f"'{claim}' is no claim such as 'sekv@10% > snapkv@10%' or 'sekv@5% >= full - 0.05'"
+        )
+    left, sign, right, more = match.groups()
+    added = float(more.replace(" ", "")) if more else 0.0
+    mine, other = _values(left, report), _values(right, report)
+    low_side, high_side = _mean(mine), _mean(other) + added
+    if sign in (">>", "<<"):
+        shared = [key for key in mine if key in other] if len(other) > 1 or len(mine) > 1 else []
+        groups = [
+            [a - b - added for a, b in zip(mine[key], other[key], strict=True)] for key in shared
+        ]
+        if not groups and _NUMBER.fullmatch(right):
+            groups = [[a - high_side for a in values] for values in mine.values()]
+        low, high = interval(groups)
+        holds = low > 0 if sign == ">>" else high < 0
+        told = f"{low_side:.3f} {sign} {high_side:.3f}: difference {low:.3f} to {high:.3f}"
+        return Verdict(claim, holds, told)
+    holds = {
+        ">": low_side > high_side,
+        ">=": low_side >= high_side,
+        "<": low_side < high_side,
+        "<=": low_side <= high_side,
+    }[sign]
+    return Verdict(claim, holds, f"{low_side:.3f} {sign} {high_side:.3f}")
+
+
+def _values(side: str, report: dict[str, Any]) -> dict[str, list[float]]:
+    """The scores of each document of a row, or a number under no document's name."""
+    if _NUMBER.fullmatch(side):
+        return {"": [float(side)]}
+    row, _, task = side.partition(":")
+    rows = {entry["row"]: entry for entry in report["rows"]}
+    if row not in rows:
+        raise SekvError(f"the results have no row '{row}'; they have {', '.join(rows)}")
+    tasks = report["tasks"]
+    found = {
+        key: values for key, values in rows[row]["scores"].items() if not task or tasks[key] == task
+    }
+    if not found:
+        raise SekvError(f"row '{row}' has no task '{task}'")
+    return found
+
+
+def _mean(values: dict[str, list[float]]) -> float:
+    flat = [value for group in values.values() for value in group]
+    return sum(flat) / len(flat)

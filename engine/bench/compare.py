@@ -1,0 +1,367 @@
+"""Methods side by side: the same model, documents, questions and resident bytes, in one run.
+
+Every finished answer is on disk at once, so that an interrupted run goes on where it was. A
+document is read by the model once; all methods fold the same keys and values.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine import calibration
+from engine.ask import Session
+from engine.bench.bootstrap import interval
+from engine.bench.suites.scores import score
+from engine.errors import ReaderError, SekvError
+from engine.ingest import creator, ingest
+from engine.observe import Observe
+from engine.readers import hf
+from engine.recipe import named
+from engine.types import AskOptions, IngestOptions, Progress, Silent
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from engine.bench.suites.types import Ask, Item, Sample, Suite
+    from engine.types import Answer
+
+FORMAT = "sekv-bench 1"
+ANSWERS = "answers.jsonl"
+ROOM = 512
+"""Positions a question and its answer may need behind the longest document."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is compared. coverage and window: as `AskOptions` and `IngestOptions` have them.
+    most: tokens of an answer at most, 0 for the suite's own."""
+
+    methods: tuple[str, ...]
+    budgets: tuple[str, ...]
+    seed: int = 0
+    coverage: float = 1.0
+    window: int = 0
+    most: int = 0
+
+
+class ReadOnce(hf.Reader):
+    """A reader that remembers the last document's chunks, so that every method gets the same ones
+    and none waits for them again; what any method observes is observed."""
+
+    def __init__(self, reader: hf.Reader, observe: Observe):
+        self.__dict__.update(reader.__dict__)
+        self._observe = observe
+        self._before: list[tuple[Tensor, Tensor]] | None = None
+        self._chunks: dict[tuple[int, ...], list[hf.Chunk]] = {}
+
+    def forget(self) -> None:
+        """Let go of the document; the next one is another."""
+        self._chunks.clear()
+
+    def prefix(self) -> list[tuple[Tensor, Tensor]]:
+        if self._before is None:
+            self._before = super().prefix()
+        return self._before
+
+    def read_window(
+        self,
+        ids: list[int],
+        prefix: list[tuple[Tensor, Tensor]],
+        chunk_tokens: int,
+        done: list[hf.Chunk],
+        observe: Observe = hf.NOTHING,
+    ) -> Iterator[hf.Chunk]:
+        key = (chunk_tokens, *ids)
+        if done or not self._observe.covers(observe):
+            yield from super().read_window(ids, prefix, chunk_tokens, done, observe)
+            return
+        if key not in self._chunks:
+            read = super().read_window(ids, prefix, chunk_tokens, [], self._observe)
+            self._chunks[key] = list(read)
+        for chunk in self._chunks[key]:  # whoever folds them empties the lists
+            yield replace(chunk, k=list(chunk.k), v=list(chunk.v))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a method at a budget."""
+
+    method: str
+    budget: str
+
+    @property
+    def name(self) -> str:
+        return self.method if not self.budget else f"{self.method}@{self.budget}"
+
+
+@dataclass
+class Log:
+    """The answers so far, one JSON object a line, the run's settings first."""
+
+    path: Path
+    head: dict[str, Any]
+    entries: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path, head: dict[str, Any]) -> Log:
+        """What an interrupted run of the same settings left, or nothing.
+
+        Raises:
+            SekvError: the folder holds another run's answers.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        log = cls(folder / ANSWERS, head)
+        whole = ""
+        if log.path.exists():
+            # Killed while writing, a run leaves half a line behind.
+            whole, _, _ = log.path.read_text(encoding="utf-8").rpartition("\n")
+        lines = whole.split("\n") if whole else []
+        if lines:
+            before = json.loads(lines[0])
+            other = [
+                name for name in head if before.get(name) != json.loads(json.dumps(head[name]))
+            ]
+            if other:
+                raise SekvError(
+                    f"{log.path} holds a run with another {', '.join(other)}; name a new folder "
+                    "with --out or remove it"
+                )
+        for line in lines[1:]:
+            entry = json.loads(line)
+            log.entries[entry["key"], entry["row"]] = entry
+        if not lines:
+            lines = [json.dumps(head)]
+        log.path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return log
+
+    def put(self, entry: dict[str, Any]) -> None:
+        self.entries[entry["key"], entry["row"]] = entry
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def rows_of(setting: Setting) -> list[Row]:
+    """All rows; a method that keeps everything has no budget.
+
+    Raises:
+        BudgetError: an unknown method.
+    """
+    rows: list[Row] = []
+    for method in setting.methods:
+        whole = named(method).whole
+        rows += [Row(method, "")] if whole else [Row(method, budget) for budget in setting.budgets]
+    return rows
+
+
+def measure(
+    reader: hf.Reader,
+    model: str,
+    suite: Suite,
+    setting: Setting,
+    folder: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Ask everything of everyone; what `folder` already holds is not asked again.
+
+    Args:
+        reader: loaded.  model: its name or path, for ingest.
+    Returns:
+        JSON values: settings, rows with means and intervals, what was skipped and why.
+    Raises:
+        SekvError: an unknown method or budget, or another run's answers in the folder.
+    """
+    rows, skipped = rows_of(setting), []
+    recipes = {row.method: named(row.method) for row in rows}
+    for method, recipe in recipes.items():
+        try:
+            calibration.needed(recipe, model, "", reader.identity)
+        except ReaderError as error:
+            skipped.append({"what": method, "why": str(error)})
+    missing = {entry["what"] for entry in skipped}
+    rows = [row for row in rows if row.method not in missing]
+    room = min(ROOM, reader.max_positions // 4)
+    items = [item for item in suite.items if item.tokens + room <= reader.max_positions]
+    for length in sorted({item.tokens for item in suite.items} - {item.tokens for item in items}):
+        why = (
+            f"the model has {reader.max_positions} positions, too few for {length} tokens and a "
+            "question"
+        )
+        skipped.append({"what": f"{length} tokens", "why": why})
+    head = {
+        "format": FORMAT,
+        "creator": creator(),
+        "suite": suite.name,
+        "model": reader.identity.id,
+        "weights": reader.identity.weights,
+        "dtype": str(reader.dtype).removeprefix("torch."),
+        "device": str(reader.devices[0]),
+        "seed": setting.seed,
+        "coverage": setting.coverage,
+        "window": setting.window,
+        "most": setting.most,
+        "recipes": {method: recipe.settings() for method, recipe in recipes.items()},
+    }
+    log = Log.open(folder, head)
+    observe = Observe(
+        max((recipe.observe.rows for recipe in recipes.values()), default=0),
+        max((recipe.observe.reach for recipe in recipes.values()), default=0),
+    )
+    once = ReadOnce(reader, observe)
+    progress.start("asking", len(items) * len(rows), "answers")
+    with tempfile.TemporaryDirectory(prefix="sekv-bench-") as scratch:
+        for item in items:
+            todo = [row for row in rows if (item.key, row.name) not in log.entries]
+            progress.advance(len(rows) - len(todo))
+            if todo:
+                sample = suite.draw(item, lambda text: len(_encode(reader, text)))
+                for entry in _ask(once, model, item, sample, todo, setting, Path(scratch)):
+                    log.put(entry)
+                    progress.advance(1)
+                once.forget()
+    return _report(head, setting, items, rows, log, skipped)
+
+
+def _encode(reader: hf.Reader, text: str) -> list[int]:
+    ids: list[int] = reader.tokenizer.encode(text, add_special_tokens=False)
+    return ids
+
+
+def _ask(
+    reader: ReadOnce,
+    model: str,
+    item: Item,
+    sample: Sample,
+    rows: Sequence[Row],
+    setting: Setting,
+    place: Path,
+) -> Iterator[dict[str, Any]]:
+    """One document and all its questions, of every row that has not answered yet."""
+    source, store = place / "document.txt", place / "document.sekv"
+    source.write_text(sample.document, encoding="utf-8")
+    for method in dict.fromkeys(row.method for row in rows):
+        options = IngestOptions(model=model, method=method, window=setting.window, overwrite=True)
+        made = ingest([str(source)], store, options, Silent(), None, reader)
+        half = made.full_kv_bytes * 2 // reader.dtype.itemsize
+        for row in rows:
+            if row.method != method:
+                continue
+            asking = AskOptions(
+                budget=row.budget or "100%",
+                coverage=setting.coverage,
+                max_new_tokens=setting.most or max(ask.most for ask in sample.asks),
+            )
+            with Session(store, asking, Silent(), reader) as session:
+                said = [(ask, session.ask(ask.text)) for ask in sample.asks]
+            yield {
+                "key": item.key,
+                "row": row.name,
+                "task": item.task,
+                "tokens": made.tokens,
+                "asked_tokens": item.tokens,
+                "depth": item.depth,
+                "scores": [_scored(ask, answer) for ask, answer in said],
+                "answers": [whole_answer(answer) for _, answer in said],
+                "resident_bytes": max(answer.memory.device_kv_bytes for _, answer in said),
+                "full_16_bit_bytes": half,
+                "store_bytes": made.store_bytes,
+                "first_token_s": sum(a.timing["first_token_s"] for _, a in said) / len(said),
+                "fetched_bytes": sum(a.stats["fetched_bytes"] for _, a in said) // len(said),
+                "reuse_rate": sum(a.stats["reuse_rate"] for _, a in said) / len(said),
+            }
+
+
+def whole_answer(answer: Answer) -> str:
+    """All that was said; a look-up reader says the sentence before its short answer."""
+    return f"{answer.quote} {answer.answer}".strip()
+
+
+def _scored(ask: Ask, answer: Answer) -> float:
+    said = whole_answer(answer)
+    if ask.first_line:
+        said = said.lstrip("\n").split("\n")[0]
+    return score(ask.metric, said, ask.answers, ask.extra)
+
+
+# ---------------------------------------------------------------------------- results
+
+
+def _report(
+    head: dict[str, Any],
+    setting: Setting,
+    items: Sequence[Item],
+    rows: Sequence[Row],
+    log: Log,
+    skipped: list[dict[str, str]],
+) -> dict[str, Any]:
+    lines = []
+    for row in rows:
+        entries = [log.entries[item.key, row.name] for item in items]
+        if entries:
+            lines.append(_line(row, entries))
+    return {
+        **head,
+        "setting": asdict(setting),
+        "items": len(items),
+        "skipped": skipped,
+        "tasks": {item.key: item.task for item in items},
+        "rows": lines,
+    }
+
+
+def summary(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """n, mean and the 95 % interval of the answers in some entries, one per document."""
+    groups = [entry["scores"] for entry in entries]
+    flat = [value for group in groups for value in group]
+    low, high = interval(groups)
+    return {"n": len(flat), "mean": sum(flat) / len(flat), "low": low, "high": high}
+
+
+def _line(row: Row, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def by(name: str) -> dict[str, Any]:
+        values = dict.fromkeys(entry[name] for entry in entries)
+        return {
+            str(value): summary([e for e in entries if e[name] == value])
+            for value in values
+            if value is not None
+        }
+
+    shares = [entry["resident_bytes"] / entry["full_16_bit_bytes"] for entry in entries]
+    lengths = sorted({entry["asked_tokens"] for entry in entries})
+    return {
+        "row": row.name,
+        "method": row.method,
+        "budget": row.budget,
+        **summary(entries),
+        "tokens": sum(entry["tokens"] for entry in entries) / len(entries),
+        "resident_bytes": sum(entry["resident_bytes"] for entry in entries) / len(entries),
+        "resident_share": sum(shares) / len(shares),
+        "most_resident_share": max(shares),
+        "store_bytes": sum(entry["store_bytes"] for entry in entries) / len(entries),
+        "fetched_bytes": sum(entry["fetched_bytes"] for entry in entries) / len(entries),
+        "reuse_rate": sum(entry["reuse_rate"] for entry in entries) / len(entries),
+        "first_token_s": {
+            str(length): _median(
+                [e["first_token_s"] for e in entries if e["asked_tokens"] == length]
+            )
+            for length in lengths
+        },
+        "by_task": by("task"),
+        "by_length": by("asked_tokens"),
+        "cells": {
+            f"{length}/{depth:g}": summary(
+                [e for e in entries if (e["asked_tokens"], e["depth"]) == (length, depth)]
+            )
+            for length in lengths
+            for depth in sorted({e["depth"] for e in entries if e["depth"] is not None})
+        },
+        "scores": {entry["key"]: entry["scores"] for entry in entries},
+    }
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]

@@ -1,0 +1,388 @@
+"""What every method promises: read, reopen, ask, look inside, verify; bytes within the budget;
+and no two methods, nor two settings of one, that run the same code."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine import recipe as recipes
+from engine.ask import Session
+from engine.calibration import Heads
+from engine.errors import BudgetError, ReaderError
+from engine.policies.half_rows import HalfRows
+from engine.policies.route_static import Observed, RetrievalHeads, layer_budgets
+from engine.policies.route_text import PartMeans
+from engine.policies.segment import Fixed
+from engine.policies.segment_text import Delimiters, Punctuated, Sentences
+from engine.policies.selector import Blocks, Once, SentenceQuery
+from engine.policies.thoughts import Thoughts
+from engine.readers import hf
+from engine.recipe import RECIPES, named
+from engine.store import Store
+from engine.types import AskOptions, IngestOptions, Silent
+from engine.view import inspect
+from tiny_books import QUESTION, log, read, session
+from tiny_models import checkpoint
+
+METHODS = sorted(RECIPES)
+TEXT = log(14)
+BUDGETS = ("4%", "15%", "60%")
+
+
+def heads_of(reader: hf.Reader, shares: tuple[float, ...] = (0.5, 0.3, 0.2)) -> Heads:
+    """A calibration made up for the tiny model."""
+    identity = reader.identity
+    heads = [[(layer + place) % identity.heads for place in range(2)] for layer in range(3)]
+    return Heads("tiny", identity.weights, heads, [[0.0] * 4] * 3, list(shares), {})
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint("llama", tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def reader(model: Path) -> hf.Reader:
+    loaded = hf.load(str(model), device="cpu")
+    heads_of(loaded).save(model / "heads.json")
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def stores(
+    model: Path, reader: hf.Reader, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """One store per method, of the same text in two windows."""
+    folder = tmp_path_factory.mktemp("stores")
+    return {
+        name: read(folder / name, model, TEXT, reader=reader, method=name, window=500)
+        for name in METHODS
+    }
+
+
+def logits(opened: Session) -> torch.Tensor:
+    """What the memory makes of the question's last token, [V]."""
+    prompt = opened.reader.prompt.question(opened.reader.tokenizer, QUESTION)
+    ids = torch.tensor([prompt])
+    for layer in opened.memory.layers:
+        layer.release()
+    opened.memory.shared.peak_bytes = 0
+    with torch.inference_mode():
+        out = opened.reader.model(
+            input_ids=ids,
+            attention_mask=torch.ones(1, opened.memory.length + len(prompt)),
+            past_key_values=opened._cache(),
+            logits_to_keep=1,
+        )
+    found: torch.Tensor = out.logits[0, -1]
+    return found
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_keeps_the_contract(
+    method: str, stores: dict[str, Path], reader: hf.Reader
+) -> None:
+    """A store that opens again, verifies, shows its spans, and answers within its bytes."""
+    with Store.open(stores[method]) as store:
+        assert store.verify(Silent()) == []
+        manifest = store.manifest
+        assert manifest.method == method
+        assert len(manifest.windows) == 2
+    seen = inspect(stores[method], options=AskOptions(), progress=Silent())
+    assert seen.spans[0].start_token == 0
+    assert seen.spans[-1].end_token == manifest.tokens
+    assert all(
+        a.end_token == b.start_token for a, b in zip(seen.spans, seen.spans[1:], strict=False)
+    )
+    row = 4 * manifest.model.layers * manifest.model.kv_heads * manifest.model.head_dim
+    for budget in BUDGETS:
+        with session(stores[method], reader, budget=budget, max_new_tokens=6) as opened:
+            first = opened.ask(QUESTION)
+            again = opened.ask(QUESTION)
+        assert (first.answer, first.usage) == (again.answer, again.usage)
+        assert first.usage.recomputed_document_tokens == 0
+        assert first.usage.answer_tokens == 6
+        assert first.memory.device_kv_bytes == again.memory.device_kv_bytes
+        allowed = float(budget.rstrip("%")) / 100 * manifest.tokens * row
+        if not RECIPES[method].whole:
+            assert first.memory.device_kv_bytes <= allowed
+        json.dumps(first.to_json())
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if not RECIPES[m].whole])
+def test_a_larger_budget_is_used(method: str, stores: dict[str, Path], reader: hf.Reader) -> None:
+    """Bytes grow with what is allowed; a method that stops early would look frugal in a table."""
+    used = []
+    for budget in BUDGETS:
+        with session(stores[method], reader, budget=budget) as opened:
+            logits(opened)
+            used.append(opened.memory.shared.peak_bytes)
+            tokens = opened.store.manifest.tokens
+    row = 4 * 3 * 2 * 16
+    assert used[0] < used[1] < used[2]
+    keeps = min(0.6, RECIPES[method].keep)
+    assert used[2] >= 0.5 * keeps * tokens * row
+
+
+def test_no_two_methods_run_the_same_code(stores: dict[str, Path], reader: hf.Reader) -> None:
+    """At a budget where it matters, each says something else about the same question."""
+    found = {}
+    for method in METHODS:
+        with session(stores[method], reader, budget="40%") as opened:
+            found[method] = logits(opened)
+    alike = [
+        pair
+        for pair in combinations(METHODS, 2)
+        if torch.allclose(found[pair[0]], found[pair[1]], atol=1e-4)
+    ]
+    assert alike == [("sekv", "zoomr")]  # they differ in long answers alone: tests/test_output.py
+
+
+CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "sentences": ("sentencekv", {"segmenter": Sentences(longest=20)}),
+    "mean query": ("sentencekv", {"selector": Blocks()}),
+    "sinks": ("sentencekv", {"sinks": 4}),
+    "heads' window": ("compresskv", {"router": RetrievalHeads(rows=3)}),
+    "pooling": ("compresskv", {"router": RetrievalHeads(kernel=15)}),
+    "heads alike": ("compresskv", {"selector": Once()}),
+    "kept": ("compresskv-strict", {"keep": 0.1}),
+    "target length": ("sentkvcompress", {"segmenter": Punctuated(target=20, slack=8)}),
+    "weight of marks": ("sentkvcompress", {"segmenter": Punctuated(mark=0.0)}),
+    "box": ("sentkvcompress", {"router": PartMeans()}),
+    "attention's weight": ("dynsplit", {"segmenter": Delimiters(alpha=30.0, distance=0.0)}),
+    "representatives": ("dynsplit", {"router": PartMeans(count=1)}),
+    "unit": ("snapkv", {"segmenter": Fixed(8)}),
+    "observers": ("snapkv", {"router": Observed(rows=4)}),
+    "kernel": ("snapkv", {"router": Observed(kernel=1)}),
+    "recency": ("streaming", {"sinks": 40}),
+}
+
+
+@pytest.fixture(scope="module")
+def originals(stores: dict[str, Path], reader: hf.Reader) -> dict[str, torch.Tensor]:
+    """The logits of every method at 20 %, as far as they were asked for."""
+
+    class Lazily(dict[str, torch.Tensor]):
+        def __missing__(self, method: str) -> torch.Tensor:
+            with session(stores[method], reader, budget="20%") as opened:
+                self[method] = logits(opened)
+            return self[method]
+
+    return Lazily()
+
+
+@pytest.mark.parametrize("what", sorted(CHANGES))
+def test_every_choice_of_a_row_matters(
+    what: str,
+    originals: dict[str, torch.Tensor],
+    model: Path,
+    reader: hf.Reader,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another value in a method's row is another result; an ignored field would go unseen."""
+    method, changes = CHANGES[what]
+    recipe = replace(RECIPES[method], name="changed", **changes)
+    monkeypatch.setitem(recipes.RECIPES, "changed", recipe)
+    store = read(tmp_path, model, TEXT, reader=reader, method="changed", window=500)
+    with session(store, reader, budget="20%") as opened:
+        assert not torch.allclose(logits(opened), originals[method], atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if isinstance(RECIPES[m].codec, HalfRows)])
+def test_with_room_for_everything_nothing_is_lost(
+    method: str, stores: dict[str, Path], reader: hf.Reader
+) -> None:
+    """Exact rows of every token are the full cache, whatever chooses; but not if dropped."""
+    with session(stores["full"], reader) as opened:
+        truth = logits(opened)
+    with session(stores[method], reader, budget="1000%") as opened:
+        near = torch.allclose(logits(opened), truth, atol=0.05)
+        assert near == (RECIPES[method].keep == 1.0)
+
+
+# ---------------------------------------------------------------------------- compresskv
+
+
+def test_a_strict_store_drops_for_good(stores: dict[str, Path], reader: hf.Reader) -> None:
+    """Its host holds a fifth of the rows, a larger budget brings nothing back, and `--full` says
+    so; what the other one has not kept comes back."""
+    sizes = {}
+    for name in ("compresskv", "compresskv-strict"):
+        with Store.open(stores[name]) as store:
+            sizes[name] = sum(
+                int(store.host(w).offsets(layer)[-1]) for w in (0, 1) for layer in range(3)
+            )
+    assert sizes["compresskv-strict"] <= 0.21 * sizes["compresskv"]
+    used = {}
+    for name in sizes:
+        for budget in ("60%", "100%"):
+            with session(stores[name], reader, budget=budget) as opened:
+                logits(opened)
+                used[name, budget] = sum(
+                    len(layer.zoomed.spans[0]) for layer in opened.memory.layers
+                )
+    assert used["compresskv-strict", "60%"] == used["compresskv-strict", "100%"]
+    assert used["compresskv", "60%"] < used["compresskv", "100%"]
+    with pytest.raises(BudgetError, match="20% of the tokens for good"):
+        session(stores["compresskv-strict"], reader, full=True)
+
+
+def test_layers_get_what_their_error_asks_for(stores: dict[str, Path], reader: hf.Reader) -> None:
+    """Half, three tenths and a fifth of the layers' errors: their tokens stand in that order, and
+    all KV heads of a layer hold the same ones."""
+    with session(stores["compresskv"], reader, budget="20%") as opened:
+        logits(opened)
+        held = [layer.zoomed.spans for layer in opened.memory.layers]
+        caps = [layer.limits.cap for layer in opened.memory.layers]
+        tokens = int(0.2 * opened.store.manifest.tokens)
+    assert all(torch.equal(*spans) for spans in held)
+    assert len(held[0][0]) > len(held[1][0]) > len(held[2][0])
+    assert sum(caps) == 3 * tokens * 4 * 16 * 2
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64, 100, 2048])
+@pytest.mark.parametrize("layers", [1, 2, 12])
+def test_layer_budgets_sum_exactly(rows: int, layers: int) -> None:
+    shares = [1.0 / (1 + layer) ** 2 for layer in range(layers)]
+    given = layer_budgets(shares, rows)
+    assert sum(given) == rows * layers
+    assert min(given) >= min(32, rows // 2)
+    assert max(given) <= 3 * rows
+    assert given == sorted(given, reverse=True)
+
+
+def test_a_model_without_calibration_is_refused_in_a_line(
+    model: Path, reader: hf.Reader, tmp_path: Path
+) -> None:
+    with pytest.raises(ReaderError, match=r"retrieval heads .* sekv train heads"):
+        read(tmp_path, model, TEXT, reader=reader, method="compresskv", heads="nowhere.json")
+    other = replace(heads_of(reader), weights="ff" * 16)
+    other.save(tmp_path / "other.json")
+    with pytest.raises(ReaderError, match="calibrated on other weights"):
+        Heads.load(tmp_path / "other.json", reader.identity)
+    (tmp_path / "broken.json").write_text('{"format": "sekv-heads 1"}')
+    with pytest.raises(ReaderError, match="no calibration of retrieval heads"):
+        Heads.load(tmp_path / "broken.json", reader.identity)
+    far = replace(heads_of(reader), heads=[[9], [0], [0]])
+    far.save(tmp_path / "far.json")
+    with pytest.raises(ReaderError, match="does not have"):
+        Heads.load(tmp_path / "far.json", reader.identity)
+
+
+# ---------------------------------------------------------------------------- the table
+
+
+def test_folding_answers_goes_with_any_memory(
+    model: Path, reader: hf.Reader, tmp_path: Path
+) -> None:
+    recipe = named("snapkv+zoomr")
+    assert recipe == replace(RECIPES["snapkv"], name="snapkv+zoomr", output=Thoughts())
+    store = read(tmp_path, model, TEXT, reader=reader, method="snapkv+zoomr")
+    with session(store, reader, budget="20%") as opened:
+        assert opened.memory.layers[0].recipe.output == Thoughts()
+        assert opened.ask(QUESTION).usage.answer_tokens == 8
+    for unknown in ("zoomr+snapkv", "none+zoomr", "snapkv+"):
+        with pytest.raises(BudgetError, match="known: sekv"):
+            named(unknown)
+
+
+def test_the_methods_are_those_that_were_promised() -> None:
+    assert set(METHODS) == {
+        "full", "sekv", "sekv-paper", "sentencekv", "compresskv", "compresskv-strict",
+        "sentkvcompress", "zoomr", "dynsplit", "streaming", "snapkv",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "full"])
+def test_every_method_says_how_it_differs(method: str) -> None:
+    """In one plain line; what is only partly known is called our reading."""
+    differs = RECIPES[method].differs
+    assert 20 < len(differs) < 400
+    assert "\n" not in differs
+    if method in ("sentkvcompress", "dynsplit"):
+        assert differs.startswith("our reading")
+
+
+def test_published_values_are_the_published_ones() -> None:
+    snap, compress = RECIPES["snapkv"], RECIPES["compresskv"]
+    assert snap.observe.rows == 32
+    assert (compress.observe.rows, compress.sinks, compress.local) == (8, 0, 8)
+    assert isinstance(compress.router, RetrievalHeads)
+    assert compress.router.kernel == 5
+    sentence = RECIPES["sentencekv"]
+    assert (sentence.sinks, sentence.local) == (32, 32)
+    assert sentence.selector == SentenceQuery(recent=32)
+    rule = RECIPES["zoomr"].output
+    assert rule is not None
+    assert (rule.full, rule.top, rule.recent) == (2, 2, 512)
+    assert RECIPES["streaming"].sinks == 4
+
+
+def test_a_resumed_reading_has_observed_the_same(
+    model: Path, reader: hf.Reader, tmp_path: Path
+) -> None:
+    """Queries and nearness of finished chunks are kept with them, byte for byte."""
+    from engine import ingest as use
+
+    chunks = list(
+        reader.read_window(
+            list(TEXT.encode())[:200], reader.prefix(), 64, [], named("dynsplit").observe
+        )
+    )
+    back = use._unpack_chunk(use._pack_chunk(chunks[0]))
+    assert back.near is not None
+    assert chunks[0].near is not None
+    assert torch.equal(back.near, chunks[0].near)
+    chunks = list(
+        reader.read_window(
+            list(TEXT.encode())[:99], reader.prefix(), 64, [], named("snapkv").observe
+        )
+    )
+    back = use._unpack_chunk(use._pack_chunk(chunks[0]))
+    assert all(torch.equal(a, b) for a, b in zip(back.queries, chunks[0].queries, strict=True))
+    assert len(back.queries) == 3
+    assert IngestOptions().heads == ""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_many_windows_are_looked_over_first(
+    method: str, model: Path, reader: hf.Reader, tmp_path: Path
+) -> None:
+    """More windows than an answer may see: every method votes for some, within its bytes."""
+    store = read(tmp_path, model, TEXT, reader=reader, method=method, window=70)
+    with session(store, reader, budget="20%", max_new_tokens=4) as opened:
+        windows = len(opened.store.manifest.windows)
+        answer = opened.ask(QUESTION)
+        tokens = opened.store.manifest.tokens
+    assert windows > 10
+    assert answer.usage.answer_tokens == 4
+    if not RECIPES[method].whole:
+        assert answer.stats["windows_read"] == 8
+        assert answer.memory.device_kv_bytes <= 0.2 * tokens * 4 * 3 * 2 * 16
+
+
+def test_more_can_be_appended_to_any_store(
+    stores: dict[str, Path], model: Path, reader: hf.Reader, tmp_path: Path
+) -> None:
+    """What a method observes while reading is observed of the new windows too."""
+    import shutil
+
+    from engine.ingest import append
+
+    more = tmp_path / "more.txt"
+    more.write_text(log(5), encoding="utf-8")
+    for method in ("compresskv", "dynsplit", "snapkv", "sentencekv"):
+        store = tmp_path / f"{method}.sekv"
+        shutil.copytree(stores[method], store)
+        append([str(more)], store, IngestOptions(model=str(model)), Silent(), None, reader)
+        with session(store, reader, budget="20%", max_new_tokens=3) as opened:
+            assert len(opened.store.manifest.windows) == 3
+            assert opened.ask(QUESTION).usage.answer_tokens == 3
