@@ -371,7 +371,7 @@ def pack_heads(coefs: Tensor, bits: Tensor, step: Tensor) -> Tensor:
 
 def split_heads(packed: Tensor, bits: Tensor) -> list[Tensor]:
     """Each head's packed rows uint8 [n, bytes], from rows as `pack_heads` gives them."""
-    return list(packed[0].split([Packing.of(row).row_bytes for row in bits], -1))
+    return list(torch.split(packed[0], [Packing.of(row).row_bytes for row in bits], -1))
 
 
 def gather_ranges(starts: Tensor, lengths: Tensor) -> Tensor:

@@ -142,8 +142,8 @@ class SharedBasis:
         bases, spread = _bases(k, v, given), self.spectrum(k, v, given)
         price = given["code_price"].item() if "code_price" in given else self.price(spread)
         side = {}
-        for name, rows, basis, part in zip("kv", (k, v), bases, spread.chunk(2), strict=True):
-            side |= pack_basis(name, *basis[:2])
+        for name, rows, found, part in zip("kv", (k, v), bases, spread.chunk(2), strict=True):
+            side |= pack_basis(name, *found[:2])
             side[f"{name}_bits"] = bits = ops.bits_at(part, price)
             coefs = to_basis(sample(rows), name, side)
             side[f"{name}_step"] = step = ops.fit_steps(coefs, bits)
@@ -228,7 +228,7 @@ class SharedBasis:
     ) -> tuple[Tensor, Tensor]:
         """Coded rows uint8 [n, bytes] -> k, v [n, D]; rows of no bytes are the mean."""
         out = []
-        for name, packed in zip("kv", rows.split(widths, -1), strict=True):
+        for name, packed in zip("kv", torch.split(rows, widths, -1), strict=True):
             mean, basis = basis_of(name, side, head)
             if self.bits >= 32:
                 coefs = packed.contiguous().view(torch.float32)

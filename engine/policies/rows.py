@@ -59,4 +59,5 @@ class Rows:
         parts = [
             (rows[:, 2:] >> (place * self.bits)) & (2 * top - 1) for place in range(8 // self.bits)
         ]
-        return (torch.cat(parts, -1)[:, :size].float() + 0.5 - top) * scale
+        values: Tensor = torch.cat(parts, -1)[:, :size].float() + 0.5 - top
+        return values * scale

@@ -87,7 +87,7 @@ def _basis(subject: Subject, *, weighted: bool) -> dict[float, Coded]:
 
 def _svd(subject: Subject) -> dict[float, Coded]:
     """Factors of the greatest rank whose bytes fit."""
-    out = {}
+    out: dict[float, Coded] = {}
     for rank in (1, 2, 3, 4, 6, 8, 32):
         coded = code(SpanSVD(rank=rank, energy=1.0), subject, weighted=False)
         out |= {share: coded for share in SHARES if coded.share <= share / 100 * 1.05}

@@ -132,7 +132,8 @@ class Routing:
                 "interval": interval(_by(cells.of, found.mean(1).tolist())),
                 "percentile_5": float(np.quantile(found.numpy(), 0.05)),
                 "oracle": float(best.mean()),
-                "of_oracle": float(found.mean() / best.mean()),
+                # Where no span fits the share, nobody finds anything and nothing is missed.
+                "of_oracle": float(found.mean() / best.mean()) if bool(best.any()) else 1.0,
                 "heads": [round(x, 4) for x in found.mean(0).tolist()],
             }
         line: dict[str, Any] = {

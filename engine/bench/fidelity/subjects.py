@@ -6,6 +6,7 @@ by the model's own forward behind the window.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -129,7 +130,8 @@ def take(
 
 def scores_of(queries: Tensor, k: Tensor) -> Tensor:
     """q.k / sqrt(D): queries [Hkv, R, D], k [Hkv, n, D] -> [Hkv, R, n]."""
-    return torch.bmm(queries, k.float().mT) / queries.shape[-1] ** 0.5
+    scores: Tensor = torch.bmm(queries, k.float().mT) / math.sqrt(queries.shape[-1])
+    return scores
 
 
 def _tokens_of(text: str, quote: str, value: str, starts: list[int], ends: list[int]) -> range:
