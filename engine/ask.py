@@ -22,7 +22,7 @@ from engine.certainty import SCORES
 from engine.errors import BudgetError, StoppedError, StoreError
 from engine.manifest import ModelIdentity
 from engine.memory import Coverage
-from engine.quoting import Guide, Marks
+from engine.quoting import Guide, Marks, telling
 from engine.readers import hf
 from engine.recall import Memory, open_memory
 from engine.store import Store
@@ -161,7 +161,7 @@ class Session:
         most = min(self.options.max_new_tokens, room)
         torch.manual_seed(self.options.seed)
         try:
-            self._generate(prompt, most, speaker)
+            self._generate(question, prompt, most, speaker)
         finally:
             self.memory.shared.watchers.clear()
         done = time.perf_counter()
@@ -262,7 +262,7 @@ class Session:
             layer.focus(windows)
         return windows
 
-    def _generate(self, prompt: list[int], tokens: int, speaker: _Speaker) -> None:
+    def _generate(self, question: str, prompt: list[int], tokens: int, speaker: _Speaker) -> None:
         options = self.options
         ids = torch.tensor([prompt], device=self.reader.devices[0])
         self._answer_cache = self._cache()
@@ -281,7 +281,7 @@ class Session:
             streamer=speaker,
             top_k=None,
             logits_processor=LogitsProcessorList(
-                [speaker.heard, _LookUp(self, len(prompt))]
+                [speaker.heard, _LookUp(self, len(prompt), question)]
                 if self.reader.prompt.value_token >= 0
                 else []
             ),
@@ -319,11 +319,15 @@ class Session:
 class _LookUp(LogitsProcessor):
     """A look-up reader's decoding: held to the document, as ready to refuse as calibrated."""
 
-    def __init__(self, session: Session, start: int):
+    def __init__(self, session: Session, start: int, question: str):
         prompt, tokenizer = session.reader.prompt, session.reader.tokenizer
         end = tokenizer.eos_token_id
         marks = Marks.of(tokenizer, prompt.quote_token, prompt.value_token, end, prompt.refusal)
-        self.guide = Guide(marks, session.ids.numpy(), session.book.sentences)
+        asked = [
+            tokenizer.encode(words, add_special_tokens=False, split_special_tokens=True)
+            for words in telling(question)
+        ]
+        self.guide = Guide(marks, session.ids.numpy(), session.book.sentences, asked)
         self.prompt, self.start = prompt, start
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:

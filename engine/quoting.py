@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     Ints = npt.NDArray[np.int64]
@@ -25,6 +27,23 @@ SENTENCE_END = re.compile(
     r"""(?:(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bProf)(?<!\b[A-Z])\.|[!?…])"""
     r"""["'”’)\]]*\s+(?=["'“‘(\[]?[A-Z0-9À-ÞЁ-Я])|[。！？]["'”’」』）]*|\n\s*\n"""
 )
+
+WORD = re.compile(r"\w+(?:[-'’.]\w+)*")
+COMMON = frozenset(
+    WORD.findall(
+        "a an the of in on at to by for from with and or but is are was were be been being it its "
+        "this that these those he she they his her their him them who whom whose which what when "
+        "where why how do does did done has have had as not no nor so than then there here one "
+        "ones any some all many much about into over under up out off i you we my your our me us"
+    )
+)
+
+
+def telling(question: str) -> tuple[str, ...]:
+    """The words of a question that tell what it is about, each also with its article."""
+    words = [match.group() for match in WORD.finditer(question)]
+    names = [word for word in words if word.lower() not in COMMON]
+    return tuple(f" {before}{name}" for name in names for before in ("", "the ", "a ", "The "))
 
 
 def sentences(text: str, ends: Ints) -> Ints:
@@ -80,6 +99,8 @@ class Guide:
     """What may come next in one answer.
 
     ids: int64 [N], the tokens of the document. sentence: int64 [N], ascending, see `sentences`.
+    asked: tokens of each of what `telling` finds in the question; a value that
+    gives these back is no answer, so it is made of others where there are others.
     longest: tokens of a pointer at most; one that stands in several sentences to its end means the
     first of them. far: see `passage`; some texts have sentences without an end.
     """
@@ -87,6 +108,7 @@ class Guide:
     marks: Marks
     ids: Ints
     sentence: Ints
+    asked: Sequence[Sequence[int]] = ()
     longest: int = 24
     far: int = 48
     _said: list[int] = field(default_factory=list)
@@ -95,6 +117,7 @@ class Guide:
     _value: Ints | None = None  # document positions that the value's last token may be of
     _stop: int = -1  # where the quote ends in the document
     _valued: int = 0  # tokens of the value
+    _open: npt.NDArray[np.bool_] = field(default_factory=lambda: np.ones(0, dtype=np.bool_))
 
     @property
     def quoting(self) -> bool:
@@ -110,8 +133,7 @@ class Guide:
         if self._value is not None:
             if not self._valued:
                 return _with_alike(self.ids[self._value], marks.alike)
-            following = self._value[self._value + 1 < self._stop] + 1
-            return np.unique(np.append(self.ids[following], marks.end))
+            return np.unique(np.append(self.ids[self._following()], marks.end))
         found: list[Ints] = []
         if tuple(self._said) == marks.refusal[:said]:
             rest = marks.refusal[said : said + 1]
@@ -130,7 +152,7 @@ class Guide:
             self._due.pop(0)
         elif self._value is not None:
             if self._valued:
-                following = self._value[self._value + 1 < self._stop] + 1
+                following = self._following()
                 self._value = following[self.ids[following] == token]
             else:
                 self._value = self._value[alike[self.ids[self._value]] == alike[token]]
@@ -156,7 +178,22 @@ class Guide:
         start, self._stop = passage(self.sentence, place, self.far)
         quote = self.ids[start : self._stop].tolist()
         self._due = [self.marks.quote, *quote, self.marks.value]
-        self._value = np.arange(start, self._stop)
+        self._open = np.ones(self._stop - start, dtype=np.bool_)
+        alike = self.marks.alike[self.ids[start : self._stop]]
+        for word in self.asked:
+            run = self.marks.alike[np.array(word, dtype=np.int64)]
+            for at in np.flatnonzero(alike == run[0]):
+                if (alike[at : at + len(run)] == run[: len(alike) - at]).all():
+                    self._open[at : at + len(run)] = False
+        if not self._open.any():
+            self._open[:] = True
+        self._value = start + np.flatnonzero(self._open)
+
+    def _following(self) -> Ints:
+        """Where the value may go on."""
+        assert self._value is not None
+        ahead = self._value[self._value + 1 < self._stop] + 1
+        return ahead[self._open[ahead - self._stop]]
 
 
 def _with_alike(ids: Ints, alike: Ints) -> Ints:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.quoting import Guide, Marks, passage, sentences
+from engine.quoting import Guide, Marks, passage, sentences, telling
 
 QUOTE, VALUE, END, NOT, STATED = 0, 1, 2, 3, 4
 # Tokens 10 and 20, 11 and 21, ... differ by a leading space alone.
@@ -17,7 +17,7 @@ FAR = 3
 
 def guided(ids: list[int], sentence: list[int], *said: int, longest: int = 24) -> Guide:
     """A guide that has taken some tokens, each of which it allowed."""
-    guide = Guide(MARKS, np.array(ids), np.array(sentence), longest)
+    guide = Guide(MARKS, np.array(ids), np.array(sentence), longest=longest)
     for token in said:
         assert token in guide.allowed()
         guide.say(token)
@@ -94,6 +94,25 @@ def test_a_pointer_goes_on_until_one_sentence_is_left_and_that_is_quoted() -> No
     assert guide.allowed().tolist() == [END, 13]
     guide.say(13)
     assert guide.allowed().tolist() == [END, 10]
+
+
+def test_a_value_does_not_give_the_question_back() -> None:
+    """Words of the question are no part of it, unless nothing else stands in the sentence."""
+    ids, sentence = np.array([10, 11, 12, 13, 14]), np.zeros(5)
+    guide = Guide(MARKS, ids, sentence, asked=[[21, 12], [14]])
+    for token in (13, QUOTE, *ids, VALUE):
+        guide.say(token)
+    assert guide.allowed().tolist() == [10, 13, 20, 23]
+    guide.say(10)
+    assert guide.allowed().tolist() == [END]
+    guide = Guide(MARKS, ids, sentence, asked=[[20, 11, 12, 13, 14]])
+    for token in (13, QUOTE, *ids, VALUE):
+        guide.say(token)
+    assert guide.allowed().tolist() == [*range(10, 15), *range(20, 25)]
+
+
+def test_what_a_question_is_about() -> None:
+    assert telling("Who is Ann?") == (" Ann", " the Ann", " a Ann", " The Ann")
 
 
 def test_a_sentence_that_stands_twice_is_quoted_once() -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 
 from engine.errors import ReaderError
-from engine.quoting import Guide, Marks, sentences
+from engine.quoting import Guide, Marks, sentences, telling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -286,7 +286,15 @@ class Decoder:
         found: list[list[int]] = [[] for _ in prompts]
         text = np.array(document.ids, dtype=np.int64)
         guides = [
-            Guide(self.marks, text, document.sentence) if self.held else None for _ in prompts
+            Guide(
+                self.marks,
+                text,
+                document.sentence,
+                [self._ids(words) for words in telling(question)],
+            )
+            if self.held
+            else None
+            for question in questions
         ]
         rows = torch.arange(len(prompts), device=self.device)
         for step in range(most):

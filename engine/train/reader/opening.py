@@ -12,15 +12,7 @@ from __future__ import annotations
 
 import re
 
-WORD = re.compile(r"\w+(?:[-'’.]\w+)*")
-COMMON = frozenset(
-    WORD.findall(
-        "a an the of in on at to by for from with and or but is are was were be been being it its "
-        "this that these those he she they his her their him them who whom whose which what when "
-        "where why how do does did done has have had as not no nor so than then there here one "
-        "ones any some all many much about into over under up out off i you we my your our me us"
-    )
-)
+from engine.quoting import COMMON, WORD
 
 
 def opening(question: str, sentence: str, value: str, document: str) -> int:
