@@ -65,6 +65,7 @@ class Session:
             budget=options.budget,
             coverage=options.coverage,
             full=options.full,
+            router=options.router,
         )
         self.ids = torch.from_numpy(document["ids"]).long()
         self.book = cite.Book.of(self.store, document)
@@ -325,8 +326,6 @@ def _load_reader(
 
 
 def _check(options: AskOptions) -> None:
-    if options.router:
-        raise BudgetError("--router: this version routes by sketches and has no trained routers")
     if options.max_new_tokens < 1:
         raise BudgetError("--max-new-tokens must be at least 1")
     if options.temperature < 0:

@@ -9,7 +9,8 @@ alone sees the query, selects. State travels as a forward keyword, never on modu
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,14 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from engine.errors import ReaderError
-from engine.memory import LayerMemory
 
 NAME = "sekv"
+
+
+class Attends(Protocol):
+    """What stands for the document in one layer: `memory.LayerMemory`, or a stand-in of it."""
+
+    def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor) -> Tensor: ...
 
 
 class LiveLayer(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -30,7 +36,7 @@ class LiveLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     length: tokens the positions of prefix and document take before the question.
     """
 
-    def __init__(self, memory: LayerMemory, length: int):
+    def __init__(self, memory: Attends, length: int):
         super().__init__()  # type: ignore[no-untyped-call]
         self.memory, self.length, self.pending = memory, length, False
 
@@ -52,7 +58,7 @@ class LiveLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 class MemoryCache(Cache):
     """The cache of one question: shares the document memory, owns the live rows."""
 
-    def __init__(self, memories: list[LayerMemory], length: int):
+    def __init__(self, memories: Sequence[Attends], length: int):
         super().__init__(layers=[LiveLayer(memory, length) for memory in memories])
 
 

@@ -29,5 +29,9 @@ class BudgetError(SekvError):
     """A budget or a window that cannot be understood or cannot hold."""
 
 
+class RouterError(SekvError):
+    """A trained router is missing, damaged, or belongs to another model."""
+
+
 class TrainError(SekvError):
     """Training cannot start or cannot go on."""

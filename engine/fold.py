@@ -17,6 +17,9 @@ from engine.policies.codec import Records, Side
 from engine.policies.segment import FOLDED, Spans, pin_ends
 from engine.recipe import Recipe
 
+NOTHING: Side = {}
+"""What an untrained method has learnt."""
+
 
 @dataclass(frozen=True)
 class Folded:
@@ -32,26 +35,35 @@ def segment(recipe: Recipe, surprisal: Tensor, pieces: list[str], *, last: bool)
     return pin_ends(spans, recipe.sinks, recipe.local if last else 0)
 
 
-def fit(recipe: Recipe, k: Tensor, v: Tensor, surprisal: Tensor, spans: Spans) -> Side:
+def fit(
+    recipe: Recipe, k: Tensor, v: Tensor, surprisal: Tensor, spans: Spans, learnt: Side = NOTHING
+) -> Side:
     """Side information of a layer, shared by all windows.
 
     Args:
-        k, v: [Hkv, n, D] of the first window.
+        k, v: [Hkv, n, D] of the first window.  learnt: the layer's part of a trained router.
     """
     if recipe.whole:
         return recipe.codec.fit(k, v)
     # Sinks have outlying norms and stay exact; they must not stretch basis and steps.
     body = slice(min(recipe.sinks, k.shape[1] - 1), None)
     side = recipe.codec.fit(k[:, body], v[:, body])
-    side |= recipe.router.fit(k[:, body], side)
+    side |= recipe.router.fit(k[:, body], {**side, **learnt})
     values = recipe.summariser.summarise(v, surprisal, spans.bounds)
     return side | summarise.fit_values(values, recipe.summariser.value_bits, side)
 
 
 def fold_layer(
-    recipe: Recipe, k: Tensor, v: Tensor, surprisal: Tensor, spans: Spans, side: Side
+    recipe: Recipe,
+    k: Tensor,
+    v: Tensor,
+    surprisal: Tensor,
+    spans: Spans,
+    side: Side,
+    learnt: Side = NOTHING,
 ) -> Folded:
     """Device tensors and host records of one layer of one window; k, v: [Hkv, n, D]."""
+    side = {**side, **learnt}
     records = recipe.codec.encode(k, v, spans.bounds, side)
     if recipe.whole:
         return Folded({}, records)

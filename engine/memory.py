@@ -18,6 +18,7 @@ from engine import ops
 from engine.policies import summarise
 from engine.policies.codec import Side
 from engine.policies.select import choose
+from engine.policies.zoom import Gated
 from engine.recipe import Recipe
 from engine.tiers import Host, Zoomed
 
@@ -233,8 +234,12 @@ class LayerMemory:
         live = torch.bmm(q, live_k.float().mT) * scale
         live = live.masked_fill(~seen.repeat(q.shape[1] // rows, 1), ops.NEVER)
         tensors = self._visible()
-        mass = self.recipe.router.logmass(q, tensors, self.side, self.view.bounds)
-        share = _share(pinned, live, mass)
+        router = self.recipe.router
+        mass = router.logmass(q, tensors, self.side, self.view.bounds)
+        if isinstance(router, Gated):
+            share = router.wish(q, tensors, self.side, self.view.bounds)
+        else:
+            share = _share(pinned, live, mass)
         if self.shared.scout is None:
             wanted = self._choose(share)
         else:
@@ -258,7 +263,8 @@ class LayerMemory:
             share = torch.maximum(share, self.limits.momentum * self.importance)
         self.importance = share
         cost = self.host.sizes[:, self.view.spans.cpu()].to(self.device) + TABLE_BYTES
-        return choose(share, cost, self.room, 1 - self.limits.coverage)
+        chosen = choose(share, cost, self.room, 1 - self.limits.coverage)
+        return chosen & (share > 0) if isinstance(self.recipe.router, Gated) else chosen
 
     def _scout(self, mass: Tensor) -> None:
         """Let every query row vote for windows by the best span of each; mass [Hkv, GQ, F].

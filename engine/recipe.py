@@ -5,7 +5,7 @@ RECIPES is the one place where methods are named; docs and `--method` are made f
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.errors import BudgetError
@@ -13,6 +13,8 @@ from engine.policies.codec import Codec, Raw, SharedBasis, SpanSVD
 from engine.policies.segment import Entropy, Fixed, Peaks, Segmenter
 from engine.policies.select import MeanKey, Router, Sketch
 from engine.policies.summarise import Mean, Summariser, SurprisalMean
+from engine.policies.zoom import LearnedSketch, SpanZoom
+from engine.router import TrainedRouter
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class _Kinds:
             "segmenter": {c.__name__: c for c in (Entropy, Peaks, Fixed)},
             "summariser": {c.__name__: c for c in (SurprisalMean, Mean)},
             "codec": {c.__name__: c for c in (Raw, SharedBasis, SpanSVD)},
-            "router": {c.__name__: c for c in (MeanKey, Sketch)},
+            "router": {c.__name__: c for c in (MeanKey, Sketch, SpanZoom, LearnedSketch)},
         }
     )
 
@@ -102,7 +104,8 @@ RECIPES: dict[str, Recipe] = {
             router=MeanKey(),
             local=512,
             source="SeKV (arXiv 2606.31145), published settings",
-            differs="router untrained (W = identity), 8-bit factors, question-independent",
+            differs="router untrained (W = identity) where none was trained, 8-bit factors, "
+            "question-independent",
         ),
         Recipe(
             name="full",
@@ -123,6 +126,12 @@ def named(name: str) -> Recipe:
     if name not in RECIPES:
         raise BudgetError(f"unknown method '{name}'; known: {', '.join(RECIPES)}")
     return RECIPES[name]
+
+
+def with_router(recipe: Recipe, router: TrainedRouter) -> Recipe:
+    """The same method routed by what was learnt; unchanged where nothing was learnt for it."""
+    choice = None if recipe.whole else router.in_place_of(recipe.router)
+    return recipe if choice is None else replace(recipe, router=choice)
 
 
 def from_settings(name: str, settings: dict[str, Any]) -> Recipe:

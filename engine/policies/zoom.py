@@ -1,0 +1,127 @@
+"""The trained zoom-in: the same choices as in `select`, with what a router has learnt.
+
+`SpanZoom` is the published form, a projection of span summaries with a threshold per head;
+`LearnedSketch` is ours, a projection of every token's key that needs fewer components than the
+document's own basis. Both run without the training code; how they learn is in
+`train.zoomin`, and the file they come from is `router`'s.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine import ops
+from engine.policies.codec import Side, pack_basis
+from engine.policies.select import MeanKey, Sketch
+
+
+@runtime_checkable
+class Gated(Protocol):
+    """A router that decides by a score of its own and not by its estimate of the mass."""
+
+    def wish(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
+        """How much each span wants to be zoomed, [Hkv, S] in [0, 1]; at 0 it never is.
+
+        q: float32 [Hkv, G * Q, D], its rows by query head first.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class SpanZoom:
+    """The published router: a span zooms where a projection of its summary passes a threshold.
+
+    weights: fingerprint of the router file. What is not zoomed stands as with `MeanKey`.
+    Source: SeKV (arXiv 2606.31145), section 3.3; W [Hkv, G or 1, d', D], tau [Hkv, G].
+    """
+
+    weights: str
+
+    def fit(self, k: Tensor, side: Side) -> Side:
+        return {"zoom_w": side["zoom_w"].half(), "zoom_tau": side["zoom_tau"].float()}
+
+    def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
+        return MeanKey().build(k, summary, side)
+
+    def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
+        return MeanKey().logmass(q, device, side, bounds)
+
+    def wish(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
+        heads, _, size = q.shape
+        tau = side["zoom_tau"]
+        scores = zoom_scores(
+            q.reshape(heads, tau.shape[1], -1, size),
+            device["mean_key.s"].float(),
+            side["zoom_w"].float(),
+            bounds.diff(),
+        )
+        wanted = scores > tau.logit(eps=1e-6)[..., None, None]
+        # In float64: far from 0 the sigmoid of many spans is one and the same float32.
+        return scores.masked_fill(~wanted, ops.NEVER).amax((1, 2)).double().sigmoid()
+
+    def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
+        return None
+
+    def device_share(self, size: int, span: float) -> float:
+        return MeanKey().device_share(size, span)
+
+
+@dataclass(frozen=True)
+class LearnedSketch:
+    """A sketch of every key in learnt directions, at a few bits each.
+
+    weights: fingerprint of the router file. bits: mean per component of the head, as `Sketch`
+    counts them. Keys and queries have projections of their own, [Hkv, R, D] each: what matters is
+    the error of their product, not that of the key. Mean and steps follow the document.
+    """
+
+    weights: str
+    bits: float
+
+    def fit(self, k: Tensor, side: Side) -> Side:
+        mean = k.float().mean(1)
+        new = pack_basis("zoom", mean, side["zoom_query"].mT)
+        sample = k[:, :: max(1, k.shape[1] // 4096)]
+        coefs = _coefficients(sample, new["zoom_mean"], side["zoom_key"])
+        bits = side["zoom_bits"]
+        return {**new, "sketch_bits": bits, "sketch_step": ops.fit_steps(coefs, bits)}
+
+    def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
+        coefs = _coefficients(k, side["zoom_mean"], side["zoom_key"])
+        return {"sketch.t": ops.pack_heads(coefs, side["sketch_bits"], side["sketch_step"])}
+
+    def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
+        """As a sketch whose basis is that of the queries."""
+        own = {f"k_{part}": side[f"zoom_{part}"] for part in ("mean", "basis", "scale")}
+        return Sketch().logmass(q, device, {**side, **own}, bounds)
+
+    def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
+        return Sketch().shrink(device, side)
+
+    def device_share(self, size: int, span: float) -> float:
+        return self.bits / 32
+
+
+def zoom_scores(q: Tensor, summary: Tensor, w: Tensor, lengths: Tensor) -> Tensor:
+    """The logit of the published zoom score, before its threshold.
+
+    Args:
+        q: [Hkv, G, Q, D].  summary: [Hkv, S, D].  w: [Hkv, G or 1, d', D].  lengths: [S] tokens.
+    Returns:
+        [Hkv, G, Q, S]: (W q) . (W k / |W k|) / sqrt(d') + log n.
+    Source: SeKV (arXiv 2606.31145), section 3.3.
+    """
+    keys = F.normalize(torch.matmul(summary[:, None], w.mT), dim=-1)
+    scores = torch.matmul(torch.matmul(q, w.mT), keys.mT) / math.sqrt(w.shape[-2])
+    return scores + lengths.to(scores).log()
+
+
+def _coefficients(k: Tensor, mean: Tensor, key: Tensor) -> Tensor:
+    """Keys [Hkv, n, D] in learnt directions [Hkv, R, D] -> [Hkv, n, R]."""
+    return torch.bmm(k.float() - mean.float()[:, None], key.mT)

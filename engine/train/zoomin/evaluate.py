@@ -1,0 +1,110 @@
+"""Does a trained router find what the untrained one of the same bytes misses?
+
+Held-out documents, the policies as `ask` runs them, and the reader's true attention. No training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from engine import fold
+from engine.memory import View
+from engine.policies.codec import SharedBasis, Side
+from engine.policies.segment import FOLDED, Spans
+from engine.policies.zoom import Gated
+from engine.recipe import RECIPES, Recipe, with_router
+from engine.train.zoomin.student import cut, fitted
+from engine.train.zoomin.teacher import Block, Look, Reading, span_mass
+
+if TYPE_CHECKING:
+    from engine.router import TrainedRouter
+
+ZOOMED = 0.1
+
+
+@torch.no_grad()
+def found(
+    trained: TrainedRouter,
+    documents: Iterable[tuple[Reading, list[Block]]],
+    methods: tuple[str, ...] = ("sekv-paper", "sekv"),
+) -> dict[str, dict[str, float]]:
+    """Share of the true attention on folded spans that lies in the tenth of tokens ranked first.
+
+    Returns:
+        by method "untrained", "trained" and "oracle", the mean over documents, layers, heads and
+        mined positions; methods for which nothing was learnt are left out.
+    """
+    sums: dict[str, dict[str, list[float]]] = {}
+    for reading, blocks in documents:
+        for method in methods:
+            plain = replace(fitted(RECIPES[method], reading.tokens), codec=SharedBasis(8))
+            routed = with_router(plain, trained)
+            spans = cut(plain, reading)
+            if routed == plain or not bool((spans.kind == FOLDED).any()):
+                continue
+            for layer, learnt in enumerate(trained.layers):
+                ranks = {
+                    "untrained": _Ranks.of(plain, {}, reading, spans, layer),
+                    "trained": _Ranks.of(routed, learnt, reading, spans, layer),
+                }
+                for block in blocks:
+                    row = _shares(ranks, block.looks[layer], block.mined)
+                    for name, value in row.items():
+                        sums.setdefault(method, {}).setdefault(name, []).append(value)
+    return {m: {n: sum(v) / len(v) for n, v in row.items()} for m, row in sums.items()}
+
+
+class _Ranks:
+    """One layer of a document under one router: how it ranks the folded spans."""
+
+    def __init__(self, recipe: Recipe, device: Side, side: Side, k: Tensor, view: View):
+        self.recipe, self.device, self.side, self.k, self.view = recipe, device, side, k, view
+
+    @classmethod
+    def of(cls, recipe: Recipe, learnt: Side, reading: Reading, spans: Spans, layer: int) -> _Ranks:
+        k, v = (rows.cpu().float() for rows in reading.rows[layer])
+        side = fold.fit(recipe, k, v, reading.surprisal, spans, learnt)
+        device = fold.fold_layer(recipe, k, v, reading.surprisal, spans, side, learnt).device
+        one = torch.zeros(len(spans.kind), dtype=torch.int64)
+        everything = View.of(torch.arange(len(spans.kind)), spans.bounds, one)
+        folded = spans.kind == FOLDED
+        view, rows = everything.pick(folded)
+        kept = {name: t for name, t in device.items() if not name.startswith("pinned")}
+        return cls(recipe, everything.slice(kept, folded, rows), side, k[:, rows], view)
+
+    def scores(self, look: Look, mined: Tensor) -> Tensor:
+        """[Hkv, M, S], higher first, of the mined positions."""
+        q = look.queries[:, :, mined].cpu()
+        router, bounds = self.recipe.router, self.view.bounds
+        heads, group, count, size = q.shape
+        if isinstance(router, Gated):
+            wishes = [router.wish(q[:, :, i], self.device, self.side, bounds) for i in range(count)]
+            return torch.stack(wishes, 1)
+        mass = router.logmass(q.reshape(heads, -1, size), self.device, self.side, bounds)
+        total = look.total[:, :, mined].cpu()
+        return (mass.reshape(heads, group, count, -1) - total[..., None]).amax(1)
+
+
+def _shares(ranks: dict[str, _Ranks], look: Look, mined: Tensor) -> dict[str, float]:
+    """What each ranking finds, and what the true mass would."""
+    first = ranks["trained"]
+    q = look.queries[:, :, mined].cpu()
+    heads, group, count, size = q.shape
+    mass = span_mass(q.reshape(heads, -1, size), first.k, first.view.bounds)
+    mass = mass.reshape(heads, group, count, -1)
+    share = mass.softmax(-1).mean(1)
+    total = look.total[:, :, mined].cpu()
+    scores = {name: rank.scores(look, mined) for name, rank in ranks.items()}
+    scores["oracle"] = (mass - total[..., None]).amax(1)
+    room = ZOOMED * float(first.view.lengths.sum())
+    out = {}
+    for name, score in scores.items():
+        order = score.sort(dim=-1, descending=True, stable=True).indices
+        fits = first.view.lengths[order].cumsum(-1) <= room
+        out[name] = float((share.gather(-1, order) * fits).sum(-1).mean())
+    return out
