@@ -32,8 +32,8 @@ NONE = "none"
 
 FORMAT = "sekv-router 1"
 COMMON = "common"
-SUMMARY, SKETCH = "summary", "sketch"
-FORMS = (SUMMARY, SKETCH)
+SPAN, SKETCH = "span", "sketch"
+FORMS = (SPAN, SKETCH)
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,11 @@ class TrainedRouter:
     def forms(self) -> tuple[str, ...]:
         """The forms in the file, of `FORMS`."""
         names = self.layers[0]
-        return tuple(f for f, key in ((SUMMARY, "zoom_w"), (SKETCH, "zoom_key")) if key in names)
+        return tuple(f for f, key in ((SPAN, "zoom_w"), (SKETCH, "zoom_key")) if key in names)
 
     def in_place_of(self, choice: Router) -> Router | None:
         """The trained router that stands for an untrained one; None where none was learnt."""
-        if isinstance(choice, MeanKey | SpanZoom) and SUMMARY in self.forms:
+        if isinstance(choice, MeanKey | SpanZoom) and SPAN in self.forms:
             return SpanZoom(self.fingerprint)
         if isinstance(choice, Sketch | LearnedSketch) and SKETCH in self.forms:
             return LearnedSketch(self.fingerprint, self.bits)
@@ -112,7 +112,7 @@ def load(path: Path) -> TrainedRouter:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise RouterError(f"there is no router file {path}; make one with `sekv train`") from None
-    except (SafetensorError, ValueError, IsADirectoryError) as error:
+    except (SafetensorError, ValueError, OSError) as error:
         raise RouterError(f"{path} is no router file, or is damaged ({error})") from error
     if claims.get("format") != FORMAT:
         raise RouterError(f"{path} is no router file of this sekv (format {FORMAT})")
@@ -159,7 +159,7 @@ def _check_shapes(path: Path, router: TrainedRouter) -> None:
     group = owner.heads // owner.kv_heads
     for side in router.layers:
         right = bool(router.forms)
-        if SUMMARY in router.forms:
+        if SPAN in router.forms:
             w, tau = side.get("zoom_w"), side.get("zoom_tau")
             right &= _shaped(w, (owner.kv_heads, None, None, owner.head_dim))
             right &= _shaped(tau, (owner.kv_heads, group))

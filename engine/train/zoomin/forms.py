@@ -44,7 +44,13 @@ class Shape:
 
 
 class SpanForm(nn.Module):
-    """W [L, Hkv, G or 1, d', D], tau [L, Hkv, G] and the gates, one network for all layers."""
+    """W [L, Hkv, G or 1, d', D], tau [L, Hkv, G] and the gates, one network for all layers.
+
+    W is learnt at the size of an orthonormal matrix and carries its real size as a constant, so
+    that one learning rate suits all heads.
+    """
+
+    size: Tensor
 
     def __init__(self, shape: Shape):
         super().__init__()
@@ -52,16 +58,24 @@ class SpanForm(nn.Module):
         lead = (shape.layers, shape.kv_heads)
         self.w = nn.Parameter(torch.zeros(*lead, group, rank, shape.size))
         self.tau = nn.Parameter(torch.full((*lead, shape.group), THRESHOLD))
+        self.register_buffer("size", torch.ones(*lead, 1, 1, 1))
         self.gates = nn.ParameterDict(
             {name: nn.Parameter(torch.zeros(s)) for name, s in gate_shapes(shape.size).items()}
         )
 
     @torch.no_grad()
     def begin(self, seen: Seen, generator: torch.Generator) -> None:
-        """Start from the directions in which keys differ; gates start open."""
-        for layer, (_, cov_k) in enumerate(seen.covariances()):
-            directions = torch.linalg.eigh(cov_k)[1].flip(-1)[..., : self.w.shape[-2]]
-            self.w[layer] = directions.mT[:, None].to(self.w)
+        """Start near the mean-key router; gates start open.
+
+        The keys' leading directions, their mean among them, make |W k| nearly the same for all
+        spans, so that dividing by it leaves q . k; the size makes up for it.
+        """
+        rank, size = self.w.shape[-2:]
+        for layer, moments in enumerate(seen.moments()):
+            strength, directions = (part.flip(-1) for part in torch.linalg.eigh(moments.keys))
+            self.w[layer] = directions[..., :rank].mT[:, None].to(self.w)
+            length = strength[..., :rank].sum(-1).sqrt() * math.sqrt(rank / size)
+            self.size[layer] = length[:, None, None, None].to(self.w)
         for name, parameter in self.gates.items():
             if name.endswith("_w"):
                 bound = 1 / math.sqrt(parameter.shape[1])
@@ -71,7 +85,7 @@ class SpanForm(nn.Module):
 
     def side(self, layer: int) -> Side:
         """The layer's tensors as `policies.zoom.SpanZoom` is given them."""
-        return {"zoom_w": self.w[layer], "zoom_tau": self.tau[layer]}
+        return {"zoom_w": self.w[layer] * self.size[layer], "zoom_tau": self.tau[layer]}
 
 
 class SketchForm(nn.Module):
@@ -103,9 +117,9 @@ class SketchForm(nn.Module):
         Among all q . M k of rank R it has the least squared error over the queries and keys seen.
         """
         count, size = self.key.shape[-2:]
-        for layer, (cov_q, cov_k) in enumerate(seen.covariances()):
-            root_q, inverse_q = _roots(cov_q)
-            root_k, inverse_k = _roots(cov_k)
+        for layer, moments in enumerate(seen.moments()):
+            root_q, inverse_q = _roots(moments.queries)
+            root_k, inverse_k = _roots(moments.centred)
             u, s, vh = torch.linalg.svd(torch.bmm(root_q, root_k))
             key = torch.bmm(vh[:, :count], inverse_k)
             query = torch.bmm((u[..., :count] * s[:, None, :count]).mT, inverse_q)
@@ -126,29 +140,37 @@ class SketchForm(nn.Module):
         }
 
 
+@dataclass(frozen=True)
+class Moments:
+    """Second moments of a layer's queries, keys and centred keys: float64 [Hkv, D, D]."""
+
+    queries: Tensor
+    keys: Tensor
+    centred: Tensor
+
+
 class Seen:
-    """Second moments of queries and of centred keys, float64 [Hkv, D, D] per layer."""
+    """Gathers moments, layer by layer, over documents."""
 
     def __init__(self) -> None:
-        self._sums: dict[int, tuple[Tensor, Tensor, float, float]] = {}
+        self._parts: dict[int, list[Moments]] = {}
 
     def add(self, layer: int, q: Tensor, k: Tensor) -> None:
         """q: [Hkv, R, D].  k: [Hkv, n, D]."""
-        q, k = q.double().cpu(), k.double().cpu()
-        k = k - k.mean(1, keepdim=True)
-        old_q, old_k, rows, keys = self._sums.get(layer, (0.0, 0.0, 0.0, 0.0))
-        self._sums[layer] = (
-            old_q + torch.bmm(q.mT, q),
-            old_k + torch.bmm(k.mT, k),
-            rows + q.shape[1],
-            keys + k.shape[1],
-        )
+        centred = k - k.mean(1, keepdim=True)
+        made = [torch.bmm(x.double().mT, x.double()) / x.shape[1] for x in (q, k, centred)]
+        self._parts.setdefault(layer, []).append(Moments(*(m.cpu() for m in made)))
 
-    def covariances(self) -> list[tuple[Tensor, Tensor]]:
-        """Of queries and of keys, per layer."""
+    def moments(self) -> list[Moments]:
+        """Per layer, the mean over documents."""
         return [
-            (self._sums[i][0] / self._sums[i][2], self._sums[i][1] / self._sums[i][3])
-            for i in sorted(self._sums)
+            Moments(
+                *(
+                    torch.stack([getattr(part, name) for part in self._parts[layer]]).mean(0)
+                    for name in ("queries", "keys", "centred")
+                )
+            )
+            for layer in sorted(self._parts)
         ]
 
 

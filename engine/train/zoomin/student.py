@@ -184,22 +184,27 @@ class SpanLayer:
         zoom = F.binary_cross_entropy_with_logits(
             scores, wanted, pos_weight=scores.new_tensor(10.0)
         )
-        lost, kept, count = scores.new_zeros(()), scores.new_zeros(()), 0
-        for factors in self._factors:
-            for _, _, _, energy, context in factors:
-                gates = rank_gates(energy, context, dict(self.form.gates))
-                whole = energy.sum(-1).clamp_min(1e-12)
-                lost = lost + (((1 - gates).square() * energy).sum(-1) / whole).sum()
-                kept = kept + gates.mean(-1).sum()
-                count += len(energy)
-        self._kept = kept / count
-        return {"zoom": zoom, "reconstruction": lost / count}
+        lost = [
+            ((1 - gates).square() * energy).sum(-1) / energy.sum(-1).clamp_min(1e-12)
+            for gates, energy in self._gates()
+        ]
+        return {"zoom": zoom, "reconstruction": torch.cat(lost).mean()}
 
     def costs(self) -> dict[str, Tensor]:
         """Shares of spans opened and of directions kept: the published counts, made to mean the
         same for documents of any length."""
         assert self._spent is not None
-        return {"budget": self._spent + 0.1 * self._kept}
+        kept = torch.cat([gates.mean(-1) for gates, _ in self._gates()]).mean()
+        return {"budget": self._spent + 0.1 * kept}
+
+    def _gates(self) -> list[tuple[Tensor, Tensor]]:
+        """Gates [B, m] and energy [B, m] of all spans, of K and of V, by length."""
+        weights = dict(self.form.gates)
+        return [
+            (rank_gates(energy, context, weights), energy)
+            for factors in self._factors
+            for _, _, _, energy, context in factors
+        ]
 
 
 class SketchLayer:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 STRETCH = 2**22
 """Scores of one KV head that are held at once."""
 
+LEAST = 256
+"""Keys of a stretch at least."""
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -100,7 +103,7 @@ class _Witness:
         out = torch.zeros_like(grouped)
         for logits, values in parts:
             out += torch.bmm(torch.exp(logits - total[..., None]), values.float())
-        step = max(256, STRETCH // grouped.shape[1])
+        step = max(LEAST, STRETCH // grouped.shape[1])
         edges = sorted({*range(0, tokens, step), max(0, tokens - self.beyond), tokens})
         for first, last in pairwise(edges):
             scores = torch.bmm(grouped, k[:, first:last].float().mT) * scale
@@ -179,7 +182,7 @@ def span_mass(q: Tensor, k: Tensor, bounds: Tensor) -> Tensor:
     """
     scale = 1 / math.sqrt(q.shape[-1])
     out = [q.new_zeros(*q.shape[:2], 0)]
-    for first, last in _stretches(bounds, max(256, STRETCH // q.shape[1])):
+    for first, last in _stretches(bounds, max(LEAST, STRETCH // q.shape[1])):
         start, end = int(bounds[first]), int(bounds[last])
         scores = torch.bmm(q, k[:, start:end].float().mT) * scale
         out.append(ops.span_logsumexp(scores, bounds[first : last + 1] - start))
