@@ -62,7 +62,11 @@ def bench(
     ] = 200,
     method: Annotated[
         str,
-        typer.Option(metavar="NAME,...", help="Methods to compare (fidelity), or one to time."),
+        typer.Option(
+            metavar="NAME,...",
+            help="Methods to compare (fidelity; NAME@FILE or NAME@none chooses the router), or one "
+            "to time.",
+        ),
     ] = "sekv,sekv-paper",
     budget: Annotated[
         str, typer.Option(metavar="SHARE,...", help="Resident budgets (fidelity, efficiency).")

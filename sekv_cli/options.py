@@ -68,7 +68,8 @@ Router = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="A router made by `sekv train`, or none. [default: the model's own, if it has one]",
+        help="A router made by `sekv train`, or none. [default: the store's; for a new "
+        "store the model's own, if it has one]",
         show_default=False,
     ),
 ]

@@ -255,6 +255,34 @@ def test_a_threshold_is_hard_forward_and_soft_backward() -> None:
     torch.testing.assert_close(tau.grad, -expected.sum())
 
 
+def test_scores_computed_again_give_the_same_gradient(
+    reader: hf.Reader, reading: Reading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long documents do not keep their scores; what is learnt from them is the same."""
+    block = reader.tokenizer.encode("On day 3 the crew saw", add_special_tokens=False)
+    form, sketch = SpanForm(shape_of(reader)), SketchForm(shape_of(reader))
+    for weight in (form.w, sketch.key, sketch.query):
+        torch.nn.init.normal_(weight)
+    sketch.bits.fill_(2)
+    grads: list[list[torch.Tensor]] = []
+    for limit in (2**24, 0):
+        monkeypatch.setattr(student, "RECOMPUTED", limit)
+        made: list[torch.Tensor] = []
+        for layers in (
+            [SpanLayer(form, i, folded(reading, "sekv-paper", i)) for i in range(reader.layers)],
+            [SketchLayer(sketch, i, folded(reading, "sekv", i), 0.1) for i in range(reader.layers)],
+        ):
+            forward(reader, reading, block, layers).square().sum().backward()
+        for weight in (form.w, sketch.key, sketch.query):
+            assert weight.grad is not None
+            made.append(weight.grad)
+            weight.grad = None
+        grads.append(made)
+    for one, other in zip(*grads, strict=True):
+        assert float(one.norm()) > 0
+        torch.testing.assert_close(one, other)
+
+
 def test_gates_of_zero_and_one_hide_and_show_rows() -> None:
     made = torch.Generator().manual_seed(4)
     one, two = (torch.randn(2, 3, n, generator=made) for n in (4, 6))

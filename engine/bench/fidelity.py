@@ -37,7 +37,8 @@ class Documents(Protocol):
 
 @dataclass(frozen=True)
 class Setting:
-    """What is compared. questions: how many in all. coverage: as `AskOptions`."""
+    """What is compared. methods: names, each with "@" and a router file or "none" after it where
+    the model's own is not meant. questions: how many in all. coverage: as `AskOptions`."""
 
     methods: tuple[str, ...] = ("sekv", "sekv-paper")
     budgets: tuple[str, ...] = ("12%", "17%")
@@ -73,7 +74,7 @@ def measure(
         SekvError: an unknown method, or documents without questions.
     """
     for method in setting.methods:
-        named(method)
+        named(method.partition("@")[0])
     counts = {(m, b): Count() for m in setting.methods for b in setting.budgets}
     full = Count()
     tokens: list[int] = []
@@ -88,8 +89,9 @@ def measure(
             source.write_text(drawn.document, encoding="utf-8")
 
             def asked(method: str, budgets: Sequence[str], texts: Any = texts) -> Any:
+                name, _, router = method.partition("@")
                 options = IngestOptions(
-                    model=model, method=method, window=setting.window, overwrite=True
+                    model=model, method=name, router=router, window=setting.window, overwrite=True
                 )
                 store = place / "document.sekv"
                 report = ingest(

@@ -7,8 +7,9 @@ soft (straight through), codes are rounded and their rounding is passed over.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +33,14 @@ SOFTNESS = 0.1
 COVERED = 0.9
 """rho of the paper: the spans to zoom are the fewest that draw this share of the attention."""
 
+RECOMPUTED = 2**24
+"""Scores of a layer and block from which on they are not kept for the gradient."""
+
 SAMPLE = 512
 """Tokens that the steps of a sketch's quantiser are fitted on while training."""
+
+
+Made = TypeVar("Made", Tensor, tuple[Tensor, Tensor])
 
 
 @dataclass(frozen=True)
@@ -122,9 +129,7 @@ class SpanLayer:
 
     def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):  # a bias of log n needs float32
-            made: tuple[Tensor, Tensor] = checkpoint(
-                self._attend, q, live_k, live_v, seen, use_reentrant=False, preserve_rng_state=False
-            )
+            made = _lean(self._attend, self.folding, q, live_k, live_v, seen)
         out, self._spent = made
         return out
 
@@ -218,10 +223,7 @@ class SketchLayer:
 
     def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
-            out: Tensor = checkpoint(
-                self._attend, q, live_k, live_v, seen, use_reentrant=False, preserve_rng_state=False
-            )
-        return out
+            return _lean(self._attend, self.folding, q, live_k, live_v, seen)
 
     def _attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor) -> Tensor:
         f = self.folding
@@ -283,6 +285,19 @@ class SketchLayer:
 
     def costs(self) -> dict[str, Tensor]:
         return {}
+
+
+def _lean(
+    attend: Callable[[Tensor, Tensor, Tensor, Tensor], Made],
+    folding: Folding,
+    q: Tensor,
+    *rest: Tensor,
+) -> Made:
+    """Attend, and where its scores are many compute them again for the gradient, not keep them."""
+    if q.shape[0] * q.shape[1] * folding.k.shape[1] < RECOMPUTED:
+        return attend(q, *rest)
+    made: Made = checkpoint(attend, q, *rest, use_reentrant=False, preserve_rng_state=False)
+    return made
 
 
 def straight_through(alpha: Tensor, tau: Tensor) -> Tensor:
