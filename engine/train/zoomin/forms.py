@@ -20,6 +20,9 @@ from engine.policies.gates import gate_shapes
 THRESHOLD = 0.05
 """Where every tau begins, as published."""
 
+USUAL_SCORE = 3.0
+"""Root mean square of a span's score at the start, in nats."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -68,13 +71,16 @@ class SpanForm(nn.Module):
         """Start near the mean-key router; gates start open.
 
         The keys' leading directions, their mean among them, make |W k| nearly the same for all
-        spans, so that dividing by it leaves q . k; the size makes up for it.
+        spans, so that dividing by it leaves q . k; the size makes up for it, up to where scores
+        would be so large that the sigmoid passes no gradient.
         """
         rank, size = self.w.shape[-2:]
         for layer, moments in enumerate(seen.moments()):
             strength, directions = (part.flip(-1) for part in torch.linalg.eigh(moments.keys))
             self.w[layer] = directions[..., :rank].mT[:, None].to(self.w)
             length = strength[..., :rank].sum(-1).sqrt() * math.sqrt(rank / size)
+            spread = (moments.queries * moments.keys).sum((1, 2)).div(size).sqrt()
+            length = length * (USUAL_SCORE / spread.clamp_min(1e-12)).clamp_max(1.0)
             self.size[layer] = length[:, None, None, None].to(self.w)
         for name, parameter in self.gates.items():
             if name.endswith("_w"):

@@ -291,12 +291,12 @@ class _Trainer:
                     sums[key] = sums.get(key, 0.0) + float(value.detach()) / len(lesson.blocks)
         for group in self.optimiser.param_groups:
             group["lr"] = options.rate * schedule(step, options)
-        parameters = list(self.forms.parameters())
-        for p in parameters:
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-            p.grad = self.accelerator.reduce(p.grad, "mean")
-        norm = float(nn.utils.clip_grad_norm_(parameters, options.clip))
-        sums["norm"] = norm
+        for name, form in self.forms.items():  # clipped apart: neither form drowns the other
+            parameters = list(form.parameters())
+            for p in parameters:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+                p.grad = self.accelerator.reduce(p.grad, "mean")
+            sums[f"{name} norm"] = float(nn.utils.clip_grad_norm_(parameters, options.clip))
         if all(math.isfinite(x) for x in sums.values()):
             self.optimiser.step()
         self.optimiser.zero_grad()
