@@ -229,14 +229,11 @@ def print_router(out: Console, path: PurePath, result: Result) -> None:
         ("steps", count_text(result.steps)),
     ]
     rows += [
-        (f"{name} form", f"held-out loss {loss:.4f}, best at step {result.best_step[name]}")
-        for name, loss in result.held_out.items()
-    ]
-    rows += [
         (
-            name,
-            f"{100 * row['trained']:.1f} % of the attention found in 5 % of the tokens; "
-            f"{100 * row['untrained']:.1f} % untrained, {100 * row['oracle']:.1f} % at best",
+            f"{name} form",
+            f"{100 * row['trained']:.1f} % of the attention found in 5 % of held-out tokens, "
+            f"{100 * row['untrained']:.1f} % without training, {100 * row['oracle']:.1f} % at "
+            f"best; of step {result.best_step[name]}",
         )
         for name, row in result.found.items()
     ]

@@ -80,7 +80,7 @@ def router(
             min=0, metavar="N", help="Tokens of the longest; 0: what the model reads well."
         ),
     ] = 0,
-    rate: Annotated[float, typer.Option(min=0.0, metavar="R", help="Learning rate.")] = 5e-3,
+    rate: Annotated[float, typer.Option(min=0.0, metavar="R", help="Learning rate.")] = 1e-3,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of documents.")] = 0,
     device: options.Device = "auto",
     dtype: options.DTypeOption = options.DType.auto,

@@ -342,25 +342,43 @@ def test_gradients_reach_every_parameter(
     assert all(p.grad is None for p in reader.model.parameters())
 
 
-def test_training_lowers_the_loss_on_unseen_text(
+def test_training_lowers_the_loss(
     reader: hf.Reader, model: Path, text: Path, tmp_path: Path
 ) -> None:
-    chosen = options(model, text, tmp_path, steps=12, test=4, rate=1e-2, weights=Weights(distil=0))
+    """Of both forms, on the documents it learns from, from a start that is not good already."""
+    chosen = options(model, text, tmp_path, steps=60, rate=2e-2, weights=Weights(distil=0))
     trainer = trainer_of(reader, chosen)
     sketch = trainer.forms["sketch"]
     assert isinstance(sketch, SketchForm)
-    with torch.no_grad():  # its start is the best product already: spoil it
+    with torch.no_grad():
         sketch.query += 0.3 * torch.randn(
             sketch.query.shape, generator=torch.Generator().manual_seed(0)
         )
+    entries = [trainer._step(step) for step in range(40, 58)]  # all of one length
+    for name in ("span zoom", "span reconstruction", "sketch zoom"):
+        losses = [entry[name] for entry in entries]
+        assert sum(losses[-5:]) < 0.9 * sum(losses[:5]), name
+
+
+def test_the_best_on_unseen_text_is_kept(
+    reader: hf.Reader, model: Path, text: Path, tmp_path: Path
+) -> None:
+    """A form is written as it was when it found most, whatever came after."""
+    chosen = options(model, text, tmp_path)
+    trainer = trainer_of(reader, chosen)
     trainer.test(Silent())
-    before = dict(trainer.state.best)
-    trainer.train(Silent())
-    for name, loss in before.items():
-        assert trainer.state.best[name] < 0.97 * loss, name
-    lines = (chosen.run / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    entries = [json.loads(line) for line in lines]
-    assert [e["step"] for e in entries if "held out" not in e] == list(range(1, 13))
+    before = {name: dict(row) for name, row in trainer.state.best.items()}
+    assert set(before) == {"span", "sketch"}
+    kept = {name: tensor.clone() for name, tensor in trainer.best.items()}
+    sketch = trainer.forms["sketch"]
+    assert isinstance(sketch, SketchForm)
+    with torch.no_grad():
+        sketch.query.neg_()
+    trainer.test(Silent())
+    assert trainer.state.best["sketch"] == before["sketch"]
+    assert torch.equal(trainer.best["sketch.query"], kept["sketch.query"])
+    assert not torch.equal(trainer.best["sketch.query"], sketch.query)
+    assert trainer.state.since == 1
 
 
 def test_an_interrupted_run_ends_as_one_that_was_not(
@@ -437,7 +455,7 @@ def test_a_run_without_gain_stops_early(
     reader: hf.Reader, model: Path, text: Path, tmp_path: Path
 ) -> None:
     chosen = options(model, text, tmp_path, steps=40, test=1, patience=2, rate=0.0)
-    assert train_router(chosen, Silent(), reader).steps == 3
+    assert train_router(chosen, Silent(), reader).steps == 2
 
 
 def test_a_checkpoint_of_another_run_is_refused(
@@ -501,7 +519,7 @@ def trained(
     chosen = options(model, text, tmp_path_factory.mktemp("trained"), steps=1)
     result = train_router(chosen, Silent(), reader)
     assert result.parameters == sum(result.forms.values())
-    assert set(result.found) == {"sekv", "sekv-paper"}
+    assert set(result.found) == {"span", "sketch"}
     for row in result.found.values():
         assert 0 <= row["untrained"] <= 1
         assert 0 <= row["trained"] <= 1

@@ -37,11 +37,14 @@ def found(
 ) -> dict[str, dict[str, float]]:
     """Share of the attention on folded spans that lies in the twentieth of tokens ranked first.
 
+    Attention of all documents, layers, heads and mined positions is added up, so that a head which
+    hardly looks at the document hardly counts.
+
     Returns:
-        by method "untrained", "trained" and "oracle", the mean over documents, layers, heads and
-        mined positions; methods for which nothing was learnt are left out.
+        by method "untrained", "trained" and "oracle"; methods for which nothing was learnt are
+        left out.
     """
-    sums: dict[str, dict[str, list[float]]] = {}
+    sums: dict[str, dict[str, float]] = {}
     for reading, blocks in documents:
         for method in methods:
             plain = replace(fitted(RECIPES[method], reading.tokens), codec=SharedBasis(8))
@@ -58,9 +61,13 @@ def found(
                 }
                 for block in blocks:
                     row = _shares(ranks, block.looks[layer], block.mined)
+                    known = sums.setdefault(method, dict.fromkeys(row, 0.0))
                     for name, value in row.items():
-                        sums.setdefault(method, {}).setdefault(name, []).append(value)
-    return {m: {n: sum(v) / len(v) for n, v in row.items()} for m, row in sums.items()}
+                        known[name] += value
+    return {
+        method: {name: value / row["all"] for name, value in row.items() if name != "all"}
+        for method, row in sums.items()
+    }
 
 
 class _Ranks:
@@ -100,20 +107,20 @@ class _Ranks:
 
 
 def _shares(ranks: dict[str, _Ranks], look: Look, mined: Tensor) -> dict[str, float]:
-    """What each ranking finds, and what the true mass would."""
+    """The attention that each ranking finds, that the true mass would, and all of it, added up."""
     first = ranks["trained"]
     q = look.queries[:, :, mined].cpu()
     heads, group, count, size = q.shape
     mass = span_mass(q.reshape(heads, -1, size), first.k, first.view.bounds)
     mass = mass.reshape(heads, group, count, -1)
-    share = mass.softmax(-1).mean(1)
-    total = look.total[:, :, mined].cpu()
+    weight = mass - look.total[:, :, mined].cpu()[..., None]
+    share = weight.exp().sum(1)
     scores = {name: rank.scores(look, mined) for name, rank in ranks.items()}
-    scores["oracle"] = (mass - total[..., None]).amax(1)
+    scores["oracle"] = weight.amax(1)
     room = ZOOMED * first.tokens
-    out = {}
+    out = {"all": float(share.sum())}
     for name, score in scores.items():
         order = score.sort(dim=-1, descending=True, stable=True).indices
         fits = first.view.lengths[order].cumsum(-1) <= room
-        out[name] = float((share.gather(-1, order) * fits).sum(-1).mean())
+        out[name] = float((share.gather(-1, order) * fits).sum())
     return out
