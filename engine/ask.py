@@ -7,7 +7,8 @@ turns what was looked at into citations.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +18,8 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
 from engine import attention, cite
-from engine.errors import BudgetError
+from engine.certainty import SCORES
+from engine.errors import BudgetError, StoppedError, StoreError
 from engine.manifest import ModelIdentity
 from engine.quoting import Guide, Marks
 from engine.readers import hf
@@ -25,9 +27,13 @@ from engine.recall import Memory, open_memory
 from engine.store import Store
 from engine.tiers import Traffic
 from engine.trace import Evidence, Trace
-from engine.types import Answer, AskOptions, MemoryUse, Progress, Usage
+from engine.types import Answer, AskOptions, Citation, MemoryUse, Progress, Turn, Usage
 
 NOT_STATED = "not stated in the document"
+
+TURNS_SHARE = 0.125
+"""Share of the budget that earlier turns of a conversation may take: half of what always stays
+free to zoom."""
 
 MOST_WINDOWS = 8
 """Windows of a long document that stay visible while a question is answered."""
@@ -59,18 +65,12 @@ class Session:
         self.reader = reader or _load_reader(manifest.model, manifest.dtype, options, progress)
         self._model_s = time.perf_counter() - at
         at = time.perf_counter()
-        self.memory: Memory = open_memory(
-            self.store,
-            self.reader,
-            budget=options.budget,
-            coverage=options.coverage,
-            full=options.full,
-            router=options.router,
-        )
-        self.ids = torch.from_numpy(document["ids"]).long()
+        self.memory = self._open_memory(options)
+        self.ids = _known_ids(document["ids"], self.reader, store)
         self.book = cite.Book.of(self.store, document)
         self._store_s += time.perf_counter() - at
-        self._trace = Trace()
+        self._trace, self._evidence = Trace(), Evidence(self.ids)
+        self._answer: Answer | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -84,26 +84,61 @@ class Session:
         self.store.close()
 
     def trace(self) -> dict[str, Any]:
-        """The last question's zoom decisions as JSON values."""
+        """The last question's zoom decisions and its answer as JSON values; see `engine.replay`."""
         return {
             "store": str(self.store.path),
             "model": self.store.manifest.model.id,
             "weights": self.store.manifest.model.weights,
             "sources": [source.sha256 for source in self.store.manifest.sources],
+            "question": self._answer.question if self._answer else "",
+            "answer": self._answer.answer if self._answer else "",
+            "citations": [asdict(c) for c in self._answer.citations] if self._answer else [],
+            "said": self._trace.said,
+            "moves": self._trace.moves,
             "zoom": self._trace.zoom,
         }
 
-    @torch.inference_mode()
-    def ask(self, question: str, on_text: Callable[[str], None] | None = None) -> Answer:
-        """Answer one question; `on_text` gets the visible answer as it is made.
+    def evidence(self) -> tuple[Citation, ...]:
+        """What the last question's attention alone would cite, whatever was quoted."""
+        return self.book.citations(self._evidence.weight)
+
+    def retune(self, options: AskOptions) -> None:
+        """Take other options; only another budget, coverage or `full` opens the memory anew.
+
+        Device, dtype and model stay those of the loaded reader.
 
         Raises:
+            BudgetError: a bad option; everything stays as it was.
+        """
+        _check(options)
+        now = self.options
+        if (options.budget, options.coverage, options.full) != (now.budget, now.coverage, now.full):
+            self.memory = self._open_memory(options)
+        self.options = options
+
+    @torch.inference_mode()
+    def ask(
+        self,
+        question: str,
+        on_text: Callable[[str], None] | None = None,
+        *,
+        turns: Sequence[Turn] = (),
+        stop: Callable[[], bool] | None = None,
+    ) -> Answer:
+        """Answer one question.
+
+        Args:
+            on_text: gets the visible answer as it is made.
+            turns: the conversation so far; the latest turns that fit `TURNS_SHARE` are read.
+            stop: asked before every token whether to give up.
+        Raises:
             BudgetError: an empty question, or one that is longer than the model's positions.
+            StoppedError: `stop` said so.
         """
         if not question.strip():
             raise BudgetError("the question is empty")
         started = time.perf_counter()
-        prompt = self.reader.prompt.question(self.reader.tokenizer, question)
+        prompt, turns_read = self._prompt(question, turns)
         room = self.reader.max_positions - self.memory.length - len(prompt)
         if room < 1:
             raise BudgetError(
@@ -114,15 +149,17 @@ class Session:
             layer.release()
             layer.zoomed.traffic = Traffic()
         self.memory.shared.peak_bytes = self.memory.shared.device_bytes
+        self.memory.shared.recomputed_tokens = 0
         windows = self._scout(prompt)
-        evidence = Evidence(self.ids)
-        self._trace = Trace()
+        evidence = self._evidence = Evidence(self.ids)
+        self._trace, self._answer = Trace(), None
         watchers: list[Any] = [evidence, *([self._trace] if self.options.trace else [])]
         self.memory.shared.watchers[:] = watchers
-        speaker = _Speaker(self, evidence, self._trace, on_text, started)
+        speaker = _Speaker(self, evidence, self._trace, on_text, started, stop)
+        most = min(self.options.max_new_tokens, room)
         torch.manual_seed(self.options.seed)
         try:
-            self._generate(prompt, min(self.options.max_new_tokens, room), speaker)
+            self._generate(prompt, most, speaker)
         finally:
             self.memory.shared.watchers.clear()
         done = time.perf_counter()
@@ -130,16 +167,22 @@ class Session:
         manifest = self.store.manifest
         row = 2 * manifest.model.layers * manifest.model.kv_heads * manifest.model.head_dim
         speed = len(speaker.tokens) / max(1e-9, done - speaker.first)
-        return Answer(
+        self._answer = Answer(
             question=question,
             answer=speaker.answer if speaker.supported else NOT_STATED,
             quote=speaker.quote if speaker.supported else "",
             citations=(
                 self.book.citations(evidence.weight, speaker.place) if speaker.supported else ()
             ),
-            usage=Usage(manifest.tokens, 0, len(prompt), len(speaker.tokens)),
+            usage=Usage(
+                manifest.tokens,
+                self.memory.shared.recomputed_tokens,
+                len(prompt),
+                len(speaker.tokens),
+            ),
             memory=MemoryUse(
-                device_kv_bytes=self.memory.shared.peak_bytes,
+                device_kv_bytes=self.memory.shared.peak_bytes
+                + self.memory.shared.reserved * manifest.model.layers,
                 full_kv_bytes=row * manifest.tokens * self.reader.dtype.itemsize,
                 zoomed_spans=len(zoomed),
                 total_spans=manifest.spans,
@@ -152,10 +195,44 @@ class Session:
                 "total_s": done - started,
                 "tokens_per_s": speed,
             },
-            stats=self._stats(windows, speaker),
+            stats=self._stats(windows, speaker)
+            | {"turns_read": turns_read, "cut_short": speaker.cut_short(most)},
         )
+        return self._answer
 
     # -- steps ---------------------------------------------------------------------
+
+    def _open_memory(self, options: AskOptions) -> Memory:
+        return open_memory(
+            self.store,
+            self.reader,
+            budget=options.budget,
+            coverage=options.coverage,
+            full=options.full,
+            router=options.router,
+        )
+
+    def _prompt(self, question: str, turns: Sequence[Turn]) -> tuple[list[int], int]:
+        """Token ids after the document, and how many turns are among them.
+
+        Turns are rows like those of the question, read again each time. Their bytes are taken
+        from the room to zoom, so that a long conversation stays within the budget; the oldest
+        turns that exceed their share are left out.
+        """
+        prompt, tokenizer = self.reader.prompt, self.reader.tokenizer
+        model, shared = self.store.manifest.model, self.memory.shared
+        row = 2 * model.kv_heads * model.head_dim * self.reader.dtype.itemsize
+        cap = min(layer.limits.cap for layer in self.memory.layers)
+        left = self.reader.max_positions - self.memory.length
+        most = min(TURNS_SHARE * cap / row, left / 2)
+        alone = prompt.question(tokenizer, question)
+        kept = list(turns) if prompt.between else []
+        ids = prompt.question(tokenizer, question, kept)
+        while kept and len(ids) - len(alone) > most:
+            del kept[0]
+            ids = prompt.question(tokenizer, question, kept)
+        shared.reserved = (len(ids) - len(alone)) * row if kept else 0
+        return ids, len(kept)
 
     def _cache(self) -> attention.MemoryCache:
         return attention.MemoryCache(self.memory.layers, self.memory.length)
@@ -182,7 +259,7 @@ class Session:
             layer.focus(windows)
         return windows
 
-    def _generate(self, prompt: list[int], tokens: int, speaker: BaseStreamer) -> None:
+    def _generate(self, prompt: list[int], tokens: int, speaker: _Speaker) -> None:
         options = self.options
         ids = torch.tensor([prompt], device=self.reader.devices[0])
         sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None}
@@ -200,7 +277,9 @@ class Session:
             streamer=speaker,
             top_k=None,
             logits_processor=LogitsProcessorList(
-                [_LookUp(self, len(prompt))] if self.reader.prompt.value_token >= 0 else []
+                [speaker.heard, _LookUp(self, len(prompt))]
+                if self.reader.prompt.value_token >= 0
+                else []
             ),
             pad_token_id=self.reader.tokenizer.pad_token_id or 0,
             **sampling,
@@ -218,7 +297,12 @@ class Session:
             "fetched_spans": sum(t.fetched_spans for t in traffic),
             "reused_spans": sum(t.reused_spans for t in traffic),
             "fixed_bytes": sum(layer.fixed_bytes for layer in self.memory.layers),
+            "read_bytes": self.store.device_bytes_read,
+            "read_host_bytes": self.store.host_bytes_read,
             "unsupported_quote": "" if speaker.supported else speaker.quote,
+            "certainty": {name: round(of(speaker.log_p), 4) for name, of in SCORES.items()}
+            if speaker.log_p
+            else {},
         }
 
 
@@ -228,7 +312,7 @@ class _LookUp(LogitsProcessor):
     def __init__(self, session: Session, start: int):
         prompt, tokenizer = session.reader.prompt, session.reader.tokenizer
         marks = Marks.of(tokenizer, prompt.value_token, tokenizer.eos_token_id, prompt.refusal)
-        self.guide = Guide(marks, session.ids.numpy())
+        self.guide = Guide(marks, session.ids.numpy(), session.book.sentences)
         self.prompt, self.start = prompt, start
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
@@ -242,11 +326,24 @@ class _LookUp(LogitsProcessor):
         return held  # type: ignore[return-value]
 
 
+class _Heard(LogitsProcessor):
+    """Listens to what the model itself holds likely next, before anything holds it to anything.
+
+    log_p: float32 [V] of the token to come, none before the first.
+    """
+
+    log_p: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        self.log_p = scores[0].float().log_softmax(-1)
+        return scores
+
+
 class _Speaker(BaseStreamer):
     """Takes tokens as they are generated; shows text, feeds evidence and trace.
 
     A look-up reader says a quote, its value token, then the short answer: only the short answer
-    is shown, and only if the quote stands in the document.
+    is shown, and only if the quote stands in the document and the reader is sure enough of it.
     """
 
     def __init__(
@@ -256,9 +353,15 @@ class _Speaker(BaseStreamer):
         trace: Trace,
         on_text: Callable[[str], None] | None,
         started: float,
+        stop: Callable[[], bool] | None,
     ):
+        self.stop = stop
+        ends = session.reader.model.generation_config.eos_token_id
+        self.ends = ends if isinstance(ends, list) else [ends]
         self.tokenizer, self.book = session.reader.tokenizer, session.book
-        self.value_token = session.reader.prompt.value_token
+        self.value_token, self.bar = session.reader.prompt.value_token, session.reader.prompt.bar
+        self.heard = _Heard()
+        self.log_p: list[float] = []
         self.evidence, self.trace, self.on_text = evidence, trace, on_text
         self.first = started
         self.tokens: list[int] = []
@@ -269,6 +372,8 @@ class _Speaker(BaseStreamer):
         self._prompted = False
 
     def put(self, value: torch.Tensor) -> None:
+        if self.stop is not None and self.stop():
+            raise StoppedError("the answer was stopped")
         if not self._prompted:  # generate hands over the prompt first
             self._prompted = True
             return
@@ -276,11 +381,14 @@ class _Speaker(BaseStreamer):
             self.first = time.perf_counter()
         for token in value.reshape(-1).tolist():
             self.tokens.append(token)
+            if self.heard.log_p is not None and self._answer_from < 0:
+                self.log_p.append(float(self.heard.log_p[token]))
             self.evidence.said(token)
-            self.trace.step += 1
+            self.trace.tell(self.tokenizer.decode([token]))
             if token == self.value_token and self._answer_from < 0:
                 self.quote = self._text(self.tokens)
-                self.place = self.book.locate(self.quote, self.evidence.weight)
+                if self.bar.holds(self.log_p):
+                    self.place = self.book.locate(self.quote, self.evidence.weight)
                 self._answer_from = len(self.tokens)
         # An unfinished character decodes to U+FFFD; wait for its last byte. It may yet be white
         # space, so that the space before it may yet be the end.
@@ -289,11 +397,18 @@ class _Speaker(BaseStreamer):
     def end(self) -> None:
         self.evidence.forget()
         self._show(self.answer)
+        if self.place is not None and self.answer:
+            source, start, end = self.place = self.book.holding(self.place, self.answer)
+            self.quote = " ".join(self.book.text(source)[start:end].split())
 
     @property
     def answer(self) -> str:
         """The answer so far; for a look-up reader what follows the value token."""
         return self._text(self.tokens[self._answer_from :]) if self._answer_from >= 0 else ""
+
+    def cut_short(self, most: int) -> bool:
+        """Whether the answer ended for want of tokens."""
+        return len(self.tokens) >= most and self.tokens[-1] not in self.ends
 
     @property
     def supported(self) -> bool:
@@ -309,6 +424,18 @@ class _Speaker(BaseStreamer):
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
         # A look-up reader copies the document's line breaks too.
         return text.strip() if self.value_token < 0 else " ".join(text.split())
+
+
+def _known_ids(ids: Any, reader: hf.Reader, store: Path) -> torch.Tensor:
+    """The document's token ids, int64 [N].
+
+    Raises:
+        StoreError: the model has no such tokens.
+    """
+    known = reader.model.get_input_embeddings().num_embeddings
+    if int(ids.max()) >= known:
+        raise StoreError(f"{store}: token {int(ids.max())} of a model with {known}: ingest again")
+    return torch.from_numpy(ids).long()
 
 
 def _load_reader(

@@ -60,6 +60,11 @@ class MemoryCache(Cache):
 
     def __init__(self, memories: Sequence[Attends], length: int):
         super().__init__(layers=[LiveLayer(memory, length) for memory in memories])
+        self.shared, self.length = memories[0].shared, length
+
+    def note_places(self, places: Tensor) -> None:
+        """Count the tokens of a forward that stand where the document was read already."""
+        self.shared.recomputed_tokens += int((places < self.length).sum())
 
 
 def attach(model: PreTrainedModel) -> None:
@@ -73,6 +78,9 @@ def attach(model: PreTrainedModel) -> None:
             ids = kwargs.get("input_ids", args[0] if args else None)
             if ids is not None and len(ids) != 1:
                 raise ReaderError("a document memory answers one sequence at a time (no beams)")
+            places = kwargs.get("position_ids")
+            if places is not None:  # else the model takes them from the cache: behind the document
+                cache.note_places(places)
             kwargs = {**kwargs, "sekv": cache}
         return args, kwargs
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from engine.quoting import SENTENCE_END, sentences
 from engine.types import Citation
 
 if TYPE_CHECKING:
-    import numpy as np
+    import numpy.typing as npt
 
     from engine.manifest import SourceEntry
     from engine.store import Store
@@ -24,10 +27,12 @@ if TYPE_CHECKING:
 MOST = 3
 LEAST = 0.05
 LONGEST = 400
-SENTENCE_END = re.compile(
-    r"""(?:(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bProf)(?<!\b[A-Z])\.|[!?…])"""
-    r"""["'”’)\]]*\s+(?=["'“‘(\[]?[A-Z0-9À-ÞЁ-Я])|[。！？]["'”’」』）]*|\n\s*\n"""
-)
+JOINED = 0.5
+"""Least share of its neighbour's evidence that a sentence needs to stand in one passage with it."""
+
+
+Place = tuple[int, int, int]
+"""Source, and the characters [start, end) of its text."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +65,19 @@ class Book:
         index = bisect_right(pages, offset, key=lambda page: page[1]) - 1
         return pages[index][0] if index >= 0 else ""
 
-    def locate(self, quote: str, weight: Tensor) -> tuple[int, int, int] | None:
+    def pages(self, source: int, start: int, end: int) -> str:
+        """The page of some characters; "12-13" of those that stand on two pages with numbers."""
+        first, last = self.page_at(source, start), self.page_at(source, max(start, end - 1))
+        return f"{first}-{last}" if first != last and (first + last).isdigit() else first
+
+    def locate(self, quote: str, weight: Tensor) -> Place | None:
         """Where a quote stands, white space aside: (source, start, end), or None.
 
         Of several places the one with the most evidence; weight: float [N].
         """
-        words = quote.split()
-        if not words:
+        if not quote.split():
             return None
-        pattern = re.compile(r"\s+".join(map(re.escape, words)))
+        pattern = _spaced(quote)
         found = [
             (source, match.start(), match.end())
             for source in range(len(self.sources))
@@ -76,45 +85,93 @@ class Book:
         ]
         return max(found, key=lambda place: self._mass(weight, *place), default=None)
 
-    def citations(
-        self, weight: Tensor, quoted: tuple[int, int, int] | None = None
-    ) -> tuple[Citation, ...]:
-        """The sentences that hold most of the evidence, best first.
+    def holding(self, place: Place, value: str) -> Place:
+        """A quoted passage, longer by what leads to its value if that stands beside it."""
+        source, start, end = place
+        low = max(0, start - LONGEST)
+        near = self.text(source)[low : end + LONGEST]
+        found = [(low + m.start(), low + m.end()) for m in _spaced(value).finditer(near)]
+        joined = [(min(start, a), max(end, b)) for a, b in found]
+        shortest = min(joined, key=lambda both: both[1] - both[0], default=(start, end))
+        return source, *shortest
+
+    @cached_property
+    def sentences(self) -> npt.NDArray[np.int64]:
+        """int64 [N]: the number of every token's sentence, counted through all sources."""
+        parts, count = [], 0
+        for source in range(len(self.sources)):
+            ends = self.ends[self.source == source].numpy()
+            parts.append(count + sentences(self.text(source), ends))
+            count += 1 + int(parts[-1][-1] - count if len(ends) else 0)
+        return np.concatenate(parts)
+
+    def citations(self, weight: Tensor, quoted: Place | None = None) -> tuple[Citation, ...]:
+        """The passages that hold most of the evidence, best first.
+
+        A passage is a sentence, or several side by side that hold about as much.
 
         Args:
             weight: float [N], evidence of every document token.
             quoted: a passage the answer quotes; its sentence comes first whatever its evidence.
         """
-        total = float(weight.sum())
-        places: list[tuple[int, int, int]] = []
-        if quoted is not None:
-            places.append(self._sentence(*quoted))
-        if total > 0:
-            for token in weight.topk(min(64, len(weight))).indices.tolist():
+        total = max(float(weight.sum()), 1e-30)
+        first = [self._sentence(*quoted)] if quoted is not None else []
+        found: set[Place] = set()
+        for token in weight.topk(min(64, len(weight))).indices.tolist():
+            if weight[token] > 0:
                 start, end = int(self.starts[token]), int(self.ends[token])
-                places.append(self._sentence(int(self.source[token]), start, end))
-        masses = {place: self._mass(weight, *place) / max(total, 1e-30) for place in places}
-        first = places[0] if quoted is not None else None
-        ordered = sorted(masses, key=lambda place: (place != first, -masses[place]))
+                found.add(self._sentence(int(self.source[token]), start, end))
+        masses = {place: self._mass(weight, *place) / total for place in [*first, *found]}
+        kept = [
+            place
+            for place in found
+            if masses[place] >= LEAST and not any(_overlap(place, other) for other in first)
+        ]
+        passages = self._join(sorted(kept), masses)
+        for place in passages:
+            masses[place] = self._mass(weight, *place) / total
+        passages.sort(key=lambda place: -masses[place])
         return tuple(
             Citation(
                 source=self.sources[source].path,
-                page=self.page_at(source, start),
+                page=self.pages(source, start, end),
                 start=start,
                 end=end,
                 text=self.text(source)[start:end],
                 weight=round(masses[source, start, end], 4),
             )
-            for source, start, end in ordered[:MOST]
-            if (source, start, end) == first or masses[source, start, end] >= LEAST
+            for source, start, end in [*first, *passages][:MOST]
         )
+
+    def _join(self, places: list[Place], masses: dict[Place, float]) -> list[Place]:
+        """Sentences side by side become one passage where both matter and it stays readable.
+
+        Args:
+            places: in order.
+        """
+        joined: list[Place] = []
+        last = 0.0
+        for place in places:
+            source, start, end = place
+            mass = masses[place]
+            if joined and joined[-1][0] == source:
+                _, begin, upto = joined[-1]
+                beside = start <= upto or not self.text(source)[upto:start].strip()
+                alike = min(mass, last) >= JOINED * max(mass, last)
+                if start < upto or (beside and alike and end - begin <= LONGEST):
+                    joined[-1] = (source, begin, max(upto, end))
+                    last = mass
+                    continue
+            joined.append(place)
+            last = mass
+        return joined
 
     def _mass(self, weight: Tensor, source: int, start: int, end: int) -> float:
         # A sentence's first token often begins with the space before it.
         inside = (self.source == source) & (self.ends > start) & (self.starts < end)
         return float(weight[inside].sum())
 
-    def _sentence(self, source: int, start: int, end: int) -> tuple[int, int, int]:
+    def _sentence(self, source: int, start: int, end: int) -> Place:
         """The sentence around some characters, cut to LONGEST around them if it is longer."""
         text = self.text(source)
         low, high = max(0, start - LONGEST), min(len(text), end + LONGEST)
@@ -132,6 +189,15 @@ class Book:
         if last - first > LONGEST:
             first, last = max(first, start - LONGEST // 2), min(last, end + LONGEST // 2)
         return source, *_trim(text, first, last)
+
+
+def _overlap(one: Place, other: Place) -> bool:
+    return one[0] == other[0] and one[1] < other[2] and other[1] < one[2]
+
+
+def _spaced(words: str) -> re.Pattern[str]:
+    """Matches some words whatever white space stands between them."""
+    return re.compile(r"\s+".join(map(re.escape, words.split())))
 
 
 def _trim(text: str, start: int, end: int) -> tuple[int, int]:

@@ -25,12 +25,24 @@ class StoreError(SekvError):
     """A store is missing, half-written, damaged, too new, or belongs to another model."""
 
 
+class FormatError(StoreError):
+    """A store of a format that this version does not read; it may be sound."""
+
+
 class BudgetError(SekvError):
     """A budget or a window that cannot be understood or cannot hold."""
 
 
 class RouterError(SekvError):
     """A trained router is missing, damaged, or belongs to another model."""
+
+
+class StoppedError(SekvError):
+    """An answer was given up: whoever asked is gone, or it took longer than allowed."""
+
+
+class ServeError(SekvError):
+    """A server cannot start, or the one that was asked refused or went away."""
 
 
 class TrainError(SekvError):

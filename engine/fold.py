@@ -65,8 +65,15 @@ def fold_layer(
     """Device tensors and host records of one layer of one window; k, v: [Hkv, n, D]."""
     side = {**side, **learnt}
     records = recipe.codec.encode(k, v, spans.bounds, side)
+    return Folded(device_tensors(recipe, k, v, surprisal, spans, side), records)
+
+
+def device_tensors(
+    recipe: Recipe, k: Tensor, v: Tensor, surprisal: Tensor, spans: Spans, side: Side
+) -> Side:
+    """What of one layer of one window stays on the device; k, v: [Hkv, n, D]."""
     if recipe.whole:
-        return Folded({}, records)
+        return {}
     keys = recipe.summariser.summarise(k, surprisal, spans.bounds)
     values = recipe.summariser.summarise(v, surprisal, spans.bounds)
     device = recipe.router.build(k, keys, side)
@@ -75,7 +82,7 @@ def fold_layer(
     dtype = row_dtype(recipe, k.dtype)
     device["pinned_k"] = k[:, kept].to(dtype).contiguous()
     device["pinned_v"] = v[:, kept].to(dtype).contiguous()
-    return Folded(device, records)
+    return device
 
 
 def pinned_tokens(bounds: Tensor, kind: Tensor) -> Tensor:

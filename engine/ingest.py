@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from engine.errors import BudgetError, DocumentError, RouterError, StoreError
+from engine.errors import BudgetError, DocumentError, ReaderError, RouterError, StoreError
 from engine.recipe import Recipe, named
 from engine.types import IngestOptions, IngestReport, Plan, Progress, SourceReport
 
@@ -149,13 +149,14 @@ def append(
     clock = _Clock()
     from engine.documents import Document, Page, Source
     from engine.readers import hf
-    from engine.recipe import from_settings
+    from engine.schema import Schema, recipe_of
     from engine.store import Store, StoreWriter, compare_identity
     from engine.tokens import Tokens, tokenize
 
     with Store.open(target) as store:
         base = store.manifest
         tables = store.document()
+        shared = store.shared()
         old = tuple(
             Source(
                 path=entry.path,
@@ -177,9 +178,14 @@ def append(
         device=options.device,
         dtype=base.dtype,
     )
-    different = compare_identity(base.model, reader.identity)
+    different = compare_identity(base.model, reader.identity, (base.dtype, reader.dtype_name))
     if different:
         raise StoreError(f"{target}: {different}")
+    try:
+        recipe = recipe_of(base)
+        Schema.of(base, recipe).check_shared(shared)
+    except StoreError as error:
+        raise StoreError(f"{target}: {error}") from None
     clock.lap("load_s")
     added = tokenize(new, reader.tokenizer)
     clock.lap("tokenize_s")
@@ -196,7 +202,6 @@ def append(
         base.window_tokens,
     )
     document = Document((*old, *new.sources))
-    recipe = from_settings(base.method, base.settings)
     learnt = _learnt_before(target, recipe, options.router, Path(name), reader)
     job = _job(document, windows, reader, recipe, options)
     with StoreWriter.append(target, job) as writer:
@@ -248,7 +253,7 @@ class _Work:
             model=reader.identity,
             method=self.recipe.name,
             settings=self.recipe.settings(),
-            dtype=str(reader.dtype).removeprefix("torch."),
+            dtype=reader.dtype_name,
             prompt=reader.prompt.to_json(),
             tokens=len(self.tokens.ids),
             tokenizer_engine=self.tokens.engine,
@@ -328,6 +333,7 @@ class _Work:
         from engine import fold
         from engine.manifest import WindowEntry
         from engine.policies.segment import ANCHOR
+        from engine.schema import is_finite
 
         start, end = self.windows.bounds[index], self.windows.bounds[index + 1]
         surprisal = torch.cat([chunk.surprisal for chunk in chunks])
@@ -353,6 +359,11 @@ class _Work:
             else:
                 side = sides[layer]
             folded = fold.fold_layer(self.recipe, k, v, surprisal, spans, side, learnt)
+            if not is_finite({**side, **folded.device}):
+                raise ReaderError(
+                    f"the keys and values of layer {layer} are no numbers that a store can hold; "
+                    "read with another --dtype, or another model"
+                )
             device |= {f"{layer}.{name}": t for name, t in folded.device.items()}
             host[f"{layer}.codes"] = folded.records.payload
             host[f"{layer}.offsets"] = folded.records.offsets
@@ -435,8 +446,9 @@ def _learnt_before(
         RouterError: the router at hand is not that one.
     """
     from engine import router
+    from engine.policies.zoom import Learnt
 
-    used = getattr(recipe.router, "weights", "")
+    used = recipe.router.weights if isinstance(recipe.router, Learnt) else ""
     if not used and asked not in ("", router.NONE):
         raise RouterError(f"{target} is routed without training; --router cannot change that")
     if not used:
@@ -561,6 +573,7 @@ def _job(
         "windows": list(windows.bounds),
         "model": reader.identity.weights,
         "tokenizer": reader.identity.tokenizer,
+        "transformers": reader.identity.transformers,
         "dtype": str(reader.dtype),
         "device": str(reader.devices[0]),
         "chunk_tokens": options.chunk_tokens,

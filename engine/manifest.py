@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from engine.container import checksum
-from engine.errors import StoreError
+from engine.errors import FormatError, StoreError
 
 FORMAT = 1
 """The format version that this module writes and reads."""
@@ -24,6 +24,10 @@ NAME = "manifest.json"
 DOCUMENT = "document.safetensors"
 SHARED = "shared.safetensors"
 WINDOWS = "windows"
+
+FOLDED, ANCHOR, PINNED = 0, 1, 2
+"""The kinds of a span in a window's table: summarised and zoomed on demand; one boundary token
+that stays exact; exact for another reason."""
 
 MAX_BYTES = 1 << 30
 """Longest manifest file that is read at all."""
@@ -56,6 +60,8 @@ class ModelIdentity:
     id, revision: where it came from. weights, tokenizer: hex fingerprints of their content.
     heads, kv_heads, head_dim: H, Hkv and D of every layer. rope: its parameters as the model's
     configuration names them. transformers: the release whose behaviour the reader relied on.
+    behaviour: that behaviour, as the surprisal in nats of a few fixed tokens (`readers.hf`); empty
+    in stores that were made before it was recorded.
     """
 
     id: str
@@ -69,6 +75,7 @@ class ModelIdentity:
     rope: dict[str, Any]
     tokenizer: str
     transformers: str
+    behaviour: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,8 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values, without its checksum."""
         plain: dict[str, Any] = json.loads(_dump(asdict(self), indent=None))
+        if not self.model.behaviour:
+            del plain["model"]["behaviour"]
         return plain
 
     def to_bytes(self) -> bytes:
@@ -211,7 +220,7 @@ def _check_format(plain: dict[str, Any]) -> None:
     if type(version) is not int or version < 1:
         raise StoreError("the manifest is damaged (no format version)")
     if version > FORMAT:
-        raise StoreError(
+        raise FormatError(
             f"the store has format {version}, this sekv reads format {FORMAT}: "
             "open it with a newer sekv"
         )
@@ -251,7 +260,17 @@ def _model(table: _Table) -> ModelIdentity:
         rope=table.free("rope"),
         tokenizer=table.hex("tokenizer"),
         transformers=table.text("transformers"),
+        behaviour=_behaviour(table),
     )
+
+
+def _behaviour(table: _Table) -> tuple[float, ...]:
+    if "behaviour" not in table.values:
+        return ()
+    values = table.items("behaviour")
+    if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+        raise _damaged(f"{table.place}behaviour")
+    return tuple(float(value) for value in values)
 
 
 def _source(table: _Table) -> SourceEntry:

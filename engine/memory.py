@@ -8,7 +8,7 @@ Positions never change: keys are stored after RoPE, at the positions they were r
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -20,7 +20,7 @@ from engine.policies.codec import Side
 from engine.policies.select import choose
 from engine.policies.zoom import Gated
 from engine.recipe import Recipe
-from engine.tiers import Host, Zoomed
+from engine.tiers import Host, Traffic, Zoomed
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Step:
     tokens. summary: [Hkv, G, F] weight of
     each summary row for the newest query. tokens: per KV head the document tokens of decoded
     and pinned rows, -1 for none. weight: per KV head [G, n] of those rows for the newest query.
+    traffic: what moved for this layer since the question began.
     """
 
     layer: int
@@ -42,6 +43,7 @@ class Step:
     summary: Tensor
     tokens: list[Tensor]
     weight: list[Tensor]
+    traffic: Traffic = field(default_factory=Traffic)
 
 
 class Watcher(Protocol):
@@ -90,6 +92,8 @@ class Shared:
 
     scout: float [L, windows] while a question looks for its windows, else None.
     layers: all of them, in order. peak_bytes: the most that was resident at once.
+    recomputed_tokens: of the document, that the model read once more while it answered.
+    reserved: bytes per layer that the turns of a conversation take from the room to zoom.
     """
 
     bounds: Tensor
@@ -98,6 +102,8 @@ class Shared:
     scout: Tensor | None = None
     layers: list[LayerMemory] = field(default_factory=list)
     peak_bytes: int = 0
+    recomputed_tokens: int = 0
+    reserved: int = 0
 
     @property
     def tokens(self) -> int:
@@ -178,10 +184,11 @@ class LayerMemory:
         """
         total, used = 0.0, 0.0
         for other in self.shared.layers or [self]:
-            total += other.limits.cap
+            cap = other.limits.cap - self.shared.reserved
+            total += cap
             if other is not self:
                 later = other.layer > self.layer
-                used += max(other.device_bytes, other.limits.cap if later else 0)
+                used += max(other.device_bytes, cap if later else 0)
         return total - used - self.fixed_bytes - OFFSET_BYTES * self.heads
 
     def focus(self, windows: Tensor | None) -> None:
@@ -309,6 +316,7 @@ class LayerMemory:
             summary=summary[:, newest],
             tokens=[torch.cat([t, self.pinned_token]) for t in tokens],
             weight=[torch.cat([zoom[h, newest], pinned[h, newest]], -1) for h in range(self.heads)],
+            traffic=replace(self.zoomed.traffic),
         )
         for watcher in self.shared.watchers:
             watcher.see(step)

@@ -209,6 +209,13 @@ def allocate_bits(variance: Tensor, mean_bits: float) -> Tensor:
     return out
 
 
+def is_allocation(bits: Tensor) -> bool:
+    """Whether bits [..., D] are as `allocate_bits` gives them: falling widths in whole bytes."""
+    known = torch.tensor([*WIDTHS, 0], device=bits.device)
+    whole = all(bool(((bits == w).sum(-1) * w % 8 == 0).all()) for w in WIDTHS)
+    return whole and bool(torch.isin(bits, known).all() and (bits.int().diff(dim=-1) <= 0).all())
+
+
 def fit_steps(coefs: Tensor, bits: Tensor) -> Tensor:
     """The step of a uniform mid-rise quantiser per component with the least squared error.
 

@@ -7,14 +7,18 @@ answer. Templates are rendered with markers and cut; models without a template g
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import TemplateError
 
+from engine.certainty import NO_BAR, Bar
 from engine.errors import ReaderError
+from engine.types import Turn
 
-DOCUMENT, QUESTION = "\x02document\x02", "\x02question\x02"
+DOCUMENT, QUESTION, ANSWER = "\x02document\x02", "\x02question\x02", "\x02answer\x02"
 REFUSAL = "not stated"
 TASK = "Answer the question from the document. Quote it where you can."
 
@@ -28,6 +32,9 @@ class Prompt:
     refusal, reluctance: the tokens of "not stated" and the nats the first of them loses when an
     answer begins, calibrated on questions that are answered and questions that are not; empty
     and 0 for models that are no look-up readers.
+    between: text between an answer and the next question of a conversation, "" for prompts that
+    hold one question only, as those of look-up readers do.
+    bar: how sure a look-up reader must be of its quote.
     """
 
     prefix: tuple[int, ...]
@@ -37,10 +44,13 @@ class Prompt:
     value_token: int = -1
     refusal: tuple[int, ...] = ()
     reluctance: float = 0.0
+    between: str = ""
+    bar: Bar = NO_BAR
 
     @classmethod
-    def of(cls, tokenizer: Any, reluctance: float = 0.0) -> Prompt:
-        """The prompt of a tokenizer; `reluctance` as the look-up reader's configuration has it.
+    def of(cls, tokenizer: Any, reluctance: float = 0.0, bar: Bar = NO_BAR) -> Prompt:
+        """The prompt of a tokenizer; reluctance and bar as a look-up reader's configuration has
+        them.
 
         Raises:
             ReaderError: its chat template drops or reorders the document.
@@ -50,42 +60,39 @@ class Prompt:
             start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
             if not start:
                 start = tokenizer.encode("\n", add_special_tokens=False)
-            return cls(tuple(start), "\n\nQuestion: ", "\nAnswer:", "plain")
-        kind = "document" if re.search(r"['\"]document['\"]", str(template)) else "chat"
-        if kind == "document":
-            messages = [
-                {"role": "document", "content": DOCUMENT},
-                {"role": "user", "content": QUESTION},
-            ]
-        else:
-            messages = [
-                {"role": "user", "content": f"{TASK}\n\n{DOCUMENT}\n\nQuestion: {QUESTION}"}
-            ]
-        try:
-            text = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-        except (TemplateError, ValueError, TypeError) as error:
-            raise ReaderError(f"the model's chat template cannot be rendered: {error}") from error
-        pieces = re.split(f"{DOCUMENT}|{QUESTION}", text)
-        if len(pieces) != 3 or text.find(DOCUMENT) > text.find(QUESTION):
-            raise ReaderError("the model's chat template drops, repeats or moves the document")
+            ask = "\n\nQuestion: "
+            return cls(tuple(start), ask, "\nAnswer:", "plain", between=ask)
+        kind, pieces = _render(tokenizer, str(template))
         prefix = tuple(tokenizer.encode(pieces[0], add_special_tokens=False))
         value = tokenizer.get_vocab().get("<|value|>", -1) if kind == "document" else -1
         if value < 0:
-            return cls(prefix, pieces[1], pieces[2], kind)
+            between = _between(tokenizer) if kind == "chat" else ""
+            return cls(prefix, pieces[1], pieces[2], kind, between=between)
         cue = tokenizer.encode(pieces[2], add_special_tokens=False)
         full = tokenizer.encode(f"{pieces[2]} {REFUSAL}", add_special_tokens=False)
-        return cls(prefix, pieces[1], pieces[2], kind, value, tuple(full[len(cue) :]), reluctance)
+        return cls(
+            prefix, pieces[1], pieces[2], kind, value, tuple(full[len(cue) :]), reluctance, bar=bar
+        )
 
-    def question(self, tokenizer: Any, text: str) -> list[int]:
-        """Token ids of everything after the document; special-token text stays plain text."""
-        plain = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-        return [
-            *tokenizer.encode(self.before, add_special_tokens=False),
-            *plain,
-            *tokenizer.encode(self.after, add_special_tokens=False),
-        ]
+    def question(self, tokenizer: Any, text: str, turns: Sequence[Turn] = ()) -> list[int]:
+        """Token ids of everything after the document; special-token text stays plain text.
+
+        turns: earlier questions and answers that stand before this one; none where `between` is
+        empty.
+        """
+
+        def plain(text: str) -> list[int]:
+            return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+
+        ids: list[int] = []
+        before = self.before
+        after = tokenizer.encode(self.after, add_special_tokens=False)
+        for turn in turns:
+            answer = f" {turn.answer}" if self.kind == "plain" else turn.answer
+            ids += tokenizer.encode(before, add_special_tokens=False)
+            ids += [*plain(turn.question), *after, *plain(answer)]
+            before = self.between
+        return [*ids, *tokenizer.encode(before, add_special_tokens=False), *plain(text), *after]
 
     def to_json(self) -> dict[str, Any]:
         """What a manifest records."""
@@ -95,3 +102,47 @@ class Prompt:
             "after": self.after,
             "kind": self.kind,
         }
+
+
+def _render(tokenizer: Any, template: str) -> tuple[str, list[str]]:
+    """The kind of a prompt, and its text around the document and the question.
+
+    A template that names a role "document" gets the document in it, where it renders that role;
+    one that only mentions the word is a chat template like any other.
+    """
+    if re.search(r"['\"]document['\"]", template):
+        roles = [
+            {"role": "document", "content": DOCUMENT},
+            {"role": "user", "content": QUESTION},
+        ]
+        with suppress(ReaderError):
+            return "document", _pieces(tokenizer, roles)
+    content = f"{TASK}\n\n{DOCUMENT}\n\nQuestion: {QUESTION}"
+    return "chat", _pieces(tokenizer, [{"role": "user", "content": content}])
+
+
+def _pieces(tokenizer: Any, messages: list[dict[str, str]]) -> list[str]:
+    """What a template puts before, between and behind document and question."""
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, ValueError, TypeError) as error:
+        raise ReaderError(f"the model's chat template cannot be rendered: {error}") from error
+    pieces = re.split(f"{DOCUMENT}|{QUESTION}", text)
+    if len(pieces) != 3 or text.find(DOCUMENT) > text.find(QUESTION):
+        raise ReaderError("the model's chat template drops, repeats or moves the document")
+    return pieces
+
+
+def _between(tokenizer: Any) -> str:
+    """What a chat template puts between an answer and the next question; "" if it takes none."""
+    messages = [
+        {"role": "user", "content": DOCUMENT},
+        {"role": "assistant", "content": ANSWER},
+        {"role": "user", "content": QUESTION},
+    ]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, ValueError, TypeError):
+        return ""
+    pieces = re.split(f"{ANSWER}|{QUESTION}", text)
+    return pieces[1] if len(pieces) == 3 else ""

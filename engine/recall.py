@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,12 +30,14 @@ from engine.memory import (
     whole_rows,
 )
 from engine.policies.segment import FOLDED
-from engine.policies.zoom import SpanZoom
-from engine.recipe import Recipe, from_settings
+from engine.policies.zoom import Learnt, SpanZoom
+from engine.recipe import Recipe
+from engine.schema import Schema, recipe_of
 from engine.store import Store, compare_identity
 from engine.tiers import Host
 
 if TYPE_CHECKING:
+    from engine.manifest import Manifest
     from engine.policies.codec import Side
     from engine.readers.hf import Reader
 
@@ -76,21 +79,27 @@ def open_memory(
         BudgetError: a budget or coverage that cannot be understood.
     """
     manifest = store.manifest
-    different = compare_identity(manifest.model, reader.identity)
+    dtypes = manifest.dtype, reader.dtype_name
+    different = compare_identity(manifest.model, reader.identity, dtypes)
     if different:
         raise StoreError(f"{store.path}: {different}")
     if not 0 < coverage <= 1:
         raise BudgetError(f"coverage {coverage} is not in (0, 1]")
-    try:
-        recipe = from_settings(manifest.method, manifest.settings)
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{store.path}: unknown method settings ({error})") from error
-    recipe, learnt = _rerouted(store, reader, recipe, router)
     cap = 4.0 * manifest.model.head_dim * parse_budget(budget, manifest.tokens)
     limits = Limits(cap * manifest.model.kv_heads, coverage)
-    tables = _Tables.of(store)
-    shared = Shared(tables.bounds, len(manifest.windows))
     stored = store.shared()
+    sections = [store.device(window) for window in range(len(manifest.windows))]
+    try:
+        recipe = recipe_of(manifest)
+        schema = Schema.of(manifest, recipe)
+        schema.check_shared(stored)
+        schema.check_windows(stored, sections)
+        _check_prompt(manifest, reader)
+    except StoreError as error:
+        raise StoreError(f"{store.path}: {error}") from None
+    tables = _Tables.of(manifest, sections)
+    shared = Shared(tables.bounds, len(manifest.windows))
+    recipe, learnt = _rerouted(store, reader, recipe, router)
     sides = [
         {**side, **new} for side, new in zip(sides_of(stored, reader.layers), learnt, strict=True)
     ]
@@ -101,7 +110,14 @@ def open_memory(
     pins: Tensor | None = None
     for index, device in enumerate(reader.devices):
         prefix = (stored[f"{index}.prefix_k"], stored[f"{index}.prefix_v"])
-        host = Host(index, hosts, counts, manifest.model.kv_heads, pinned=device.type == "cuda")
+        host = Host(
+            index,
+            hosts,
+            counts,
+            manifest.model.kv_heads,
+            pinned=device.type == "cuda",
+            fits=partial(recipe.codec.fits, lengths=tables.bounds.diff(), side=sides[index]),
+        )
         side = {name: t.to(device) for name, t in sides[index].items()}
         if recipe.whole or full:
             k, v = whole_rows(recipe, host, tables.bounds, sides[index])
@@ -189,13 +205,23 @@ def _rerouted(
     if trained is not None and isinstance(choice, SpanZoom) and not recipe.whole:
         none = torch.empty(0)
         return replace(recipe, router=choice), [choice.fit(none, s) for s in trained.layers]
-    used = getattr(recipe.router, "weights", "")
+    used = recipe.router.weights if isinstance(recipe.router, Learnt) else ""
     if choice != recipe.router and (trained is not None or used):
         raise RouterError(
             f"{store.path} was made with {f'the router {used[:8]}' if used else 'no router'}; "
             f"to use '{asked}', ingest again with --router {asked}"
         )
     return recipe, nothing
+
+
+def _check_prompt(manifest: Manifest, reader: Reader) -> None:
+    """What was read before the document decides at which positions the question stands."""
+    stored, own = manifest.prompt.get("prefix"), list(reader.prompt.prefix)
+    if stored != own:
+        raise StoreError(
+            f"{manifest.creator} read the document behind other words than this version puts "
+            "before it: ingest again, or ask with that version"
+        )
 
 
 @dataclass(frozen=True)
@@ -215,9 +241,8 @@ class _Tables:
     sections: list[dict[str, Tensor]]
 
     @classmethod
-    def of(cls, store: Store) -> _Tables:
-        manifest = store.manifest
-        sections = [store.device(w) for w in range(len(manifest.windows))]
+    def of(cls, manifest: Manifest, sections: list[dict[str, Tensor]]) -> _Tables:
+        """From device sections that were checked."""
         bounds, kinds, windows, surprisal, pinned = (
             [torch.zeros(1, dtype=torch.int64)],
             [],
@@ -227,8 +252,6 @@ class _Tables:
         )
         for index, (entry, section) in enumerate(zip(manifest.windows, sections, strict=True)):
             local = section["bounds"].long()
-            if len(local) != entry.spans + 1 or int(local[-1]) != entry.end - entry.start:
-                raise StoreError(f"{store.path}: span table of window {index} is damaged")
             bounds.append(local[1:] + entry.start)
             kinds.append(section["kind"])
             windows.append(torch.full((entry.spans,), index))

@@ -6,7 +6,7 @@ RECIPES is the one place where methods are named; docs and `--method` are made f
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_type_hints
 
 from engine.errors import BudgetError
 from engine.policies.codec import Codec, Raw, SharedBasis, SpanSVD
@@ -83,6 +83,15 @@ class _Kinds:
     )
 
 
+_PLAIN: dict[type, tuple[type, ...]] = {
+    bool: (bool,),
+    int: (int,),
+    float: (float, int),
+    str: (str,),
+}
+"""What JSON may give for a field of a type."""
+
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -138,12 +147,17 @@ def from_settings(name: str, settings: dict[str, Any]) -> Recipe:
     """The recipe a manifest records, field by field, so that a store opens as it was written.
 
     Raises:
-        KeyError, TypeError: the settings name an unknown choice or field.
+        KeyError, TypeError, ValueError: the settings name an unknown choice or field, or give one
+            a value of another type.
     """
     parts = {}
     for part, kinds in _Kinds().parts.items():
         fields = dict(settings[part])
-        parts[part] = kinds[fields.pop("kind")](**fields)
+        kind = kinds[fields.pop("kind")]
+        for field_name, hint in get_type_hints(kind).items():
+            if hint in _PLAIN and type(fields.get(field_name, hint())) not in _PLAIN[hint]:
+                raise TypeError(f"{part}.{field_name} is {fields[field_name]!r}")
+        parts[part] = kind(**fields)
     return Recipe(
         name=name,
         **parts,

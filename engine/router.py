@@ -75,9 +75,12 @@ class TrainedRouter:
     def in_place_of(self, choice: Router) -> Router | None:
         """The trained router that stands for an untrained one; None where none was learnt."""
         if isinstance(choice, MeanKey | SpanZoom) and SPAN in self.forms:
-            return SpanZoom(self.fingerprint)
+            _, projections, rank, _ = self.layers[0]["zoom_w"].shape
+            group = self.layers[0]["zoom_tau"].shape[1]
+            return SpanZoom(self.fingerprint, group, projections, rank)
         if isinstance(choice, Sketch | LearnedSketch) and SKETCH in self.forms:
-            return LearnedSketch(self.fingerprint, self.bits)
+            components = self.layers[0]["zoom_key"].shape[1]
+            return LearnedSketch(self.fingerprint, self.bits, components)
         return None
 
 

@@ -7,6 +7,7 @@ decides nothing: see `memory` and `policies.select`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from engine import ops
+from engine.errors import StoreError
 
 if TYPE_CHECKING:
     from engine.store import HostSection
@@ -30,9 +32,13 @@ class Host:
         heads: int,
         *,
         pinned: bool = False,
+        fits: Callable[[Tensor], bool] = lambda sizes: True,
     ):
-        """spans: of each window. pinned: stage records in page-locked memory, for a GPU."""
+        """spans: of each window. pinned: stage records in page-locked memory, for a GPU.
+        fits: whether the codec can have made records of these bytes [Hkv, S]."""
         self.layer = layer
+        self._fits = fits
+        self._counts = spans
         self._pinned = pinned
         self.heads = heads
         self._windows = windows
@@ -41,10 +47,22 @@ class Host:
 
     @property
     def sizes(self) -> Tensor:
-        """Bytes of every record, int32 [Hkv, S]; the offset tables are read on first use."""
+        """Bytes of every record, int32 [Hkv, S]; the offset tables are read on first use.
+
+        Raises:
+            StoreError: a table is damaged, or of records that this method never makes.
+        """
         if self._sizes is None:
-            tables = [w.offsets(self.layer).diff().reshape(-1, self.heads) for w in self._windows]
-            self._sizes = torch.cat(tables).T.to(torch.int32).contiguous()
+            tables = [w.offsets(self.layer).diff() for w in self._windows]
+            counts = [spans * self.heads for spans in self._counts]
+            fits = [len(table) for table in tables] == counts
+            sizes = torch.cat(tables).reshape(-1, self.heads).T if fits else torch.empty(0)
+            if not fits or not self._fits(sizes):
+                raise StoreError(
+                    f"the records of layer {self.layer} are not of the spans the store names: "
+                    "ingest again"
+                )
+            self._sizes = sizes.to(torch.int32).contiguous()
         return self._sizes
 
     def fetch(self, spans: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,16 +73,18 @@ class Host:
         Raises:
             StoreError: a record does not match its checksum.
         """
+        sizes = self.sizes[:, spans].T.long()
         window = torch.searchsorted(self._first, spans, right=True) - 1
-        parts = [
-            self._windows[w].read(
-                self.layer, spans[window == w] - self._first[w], pinned=self._pinned
+        # One buffer for all windows: joining them later would leave page-locked memory.
+        payload = torch.empty(int(sizes.sum()), dtype=torch.uint8, pin_memory=self._pinned)
+        done = 0
+        for w in torch.unique(window).tolist():
+            part = self._windows[w].read(
+                self.layer, spans[window == w] - self._first[w], out=payload[done:]
             )
-            for w in torch.unique(window).tolist()
-        ]
-        payload = torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8)
-        sizes = self.sizes[:, spans].T.reshape(-1).long()
-        return payload, (sizes.cumsum(0) - sizes).reshape(-1, self.heads)
+            done += len(part)
+        flat = sizes.reshape(-1)
+        return payload, (flat.cumsum(0) - flat).reshape(-1, self.heads)
 
 
 @dataclass
@@ -102,6 +122,7 @@ class Zoomed:
         for head, (ids, fresh) in enumerate(zip(wanted, new, strict=True)):
             old = self.spans[head]
             if torch.equal(ids, old):
+                self.traffic.reused_spans += len(ids)
                 continue
             begin = torch.empty_like(ids)
             begin[~fresh] = self.offsets[head][torch.searchsorted(old, ids[~fresh])]

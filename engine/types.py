@@ -161,6 +161,14 @@ class MemoryUse:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """An earlier question of a conversation and what was answered."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
 class Answer:
     """One answered question.
 
@@ -179,6 +187,20 @@ class Answer:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Answer:
+        """The answer that `to_json` gave.
+
+        Raises:
+            TypeError, KeyError: it is none.
+        """
+        parts = {
+            "citations": tuple(Citation(**citation) for citation in record["citations"]),
+            "usage": Usage(**record["usage"]),
+            "memory": MemoryUse(**record["memory"]),
+        }
+        return cls(**{**record, **parts})
 
 
 @dataclass(frozen=True)
@@ -212,11 +234,44 @@ class ZoomView:
 
 
 @dataclass(frozen=True)
+class Move:
+    """What one layer brought to the device at one step, and what it found there already."""
+
+    layer: int
+    step: int
+    fetched_bytes: int
+    fetched_spans: int
+    reused_spans: int
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One answer as a trace holds it; everything empty where nothing was asked.
+
+    said: the text of each token of the answer, quote included; step s led to said[s].
+    """
+
+    question: str = ""
+    answer: str = ""
+    said: tuple[str, ...] = ()
+    citations: tuple[Citation, ...] = ()
+    moves: tuple[Move, ...] = ()
+    zoom: tuple[ZoomView, ...] = ()
+
+
+@dataclass(frozen=True)
 class InspectReport:
+    """moves, said and what follows them are empty where nothing was asked; see `Recorded`."""
+
     manifest: dict[str, Any]
     spans: tuple[SpanView, ...]
     zoom: tuple[ZoomView, ...]
     tiers: dict[str, int]
+    moves: tuple[Move, ...] = ()
+    question: str = ""
+    answer: str = ""
+    said: tuple[str, ...] = ()
+    citations: tuple[Citation, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

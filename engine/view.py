@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine import replay
 from engine.errors import DocumentError, SekvError, StoreError
-from engine.manifest import SHARED, Manifest, device_file, host_file
+from engine.manifest import ANCHOR, DOCUMENT, SHARED, Manifest, device_file, host_file
 from engine.store import Store
-from engine.types import AskOptions, InspectReport, Progress, SpanView, ZoomView
+from engine.store.records import SPAN_TABLE, span_table_fault
+from engine.types import AskOptions, InspectReport, Progress, Recorded, SpanView
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-
-FOLDED, ANCHOR = 0, 1
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def inspect(
     store: Path,
     *,
     question: str = "",
-    trace: Path | None = None,
+    trace: Path | Mapping[str, Any] | None = None,
     text: tuple[int, int] | None = None,
     layer: int | None = None,
     head: int | None = None,
@@ -44,6 +44,7 @@ def inspect(
     """What a store holds and, with a question or a trace, what it zoomed into.
 
     Args:
+        trace: a file of `ask --trace`, or what one line of it holds.
         text: only spans that touch these characters of the first source.
         layer, head: only zoom decisions of this layer, this KV head.
     Raises:
@@ -53,21 +54,30 @@ def inspect(
         manifest = opened.manifest
         _check_narrowing(manifest, layer, head)
         spans = _spans(opened, layer, head)
-        tiers = _tiers(manifest)
-    zoom: list[dict[str, Any]] = []
+        tiers = _tiers(opened)
+    recorded = Recorded()
     if question:
-        zoom = _zoom_of(store, question, options, progress)
+        recorded = _ask(store, question, options, progress)
     elif trace is not None:
-        zoom = _read_trace(trace, manifest)
+        recorded = (
+            replay.read(trace, manifest)
+            if isinstance(trace, Path)
+            else replay.parse(trace, manifest)
+        )
     if text is not None:
         name = manifest.sources[0].path
         spans = [s for s in spans if s.source == name and s.start < text[1] and s.end > text[0]]
-    views = tuple(
-        ZoomView(**entry)
-        for entry in zoom
-        if layer in (None, entry["layer"]) and head in (None, entry["kv_head"])
+    return InspectReport(
+        manifest.to_json(),
+        tuple(spans),
+        tuple(z for z in recorded.zoom if layer in (None, z.layer) and head in (None, z.kv_head)),
+        tiers,
+        tuple(move for move in recorded.moves if layer in (None, move.layer)),
+        recorded.question,
+        recorded.answer,
+        recorded.said,
+        recorded.citations,
     )
-    return InspectReport(manifest.to_json(), tuple(spans), views, tiers)
 
 
 def text(store: Path, source: int, start: int, end: int) -> list[Piece]:
@@ -80,7 +90,9 @@ def text(store: Path, source: int, start: int, end: int) -> list[Piece]:
         manifest = opened.manifest
         if not 0 <= source < len(manifest.sources):
             raise DocumentError(f"{store} has {len(manifest.sources)} sources, no {source + 1}")
-        words = opened.text(source)
+        words = source_text(opened, source)
+        if not words:
+            raise DocumentError(f"{store} keeps no text of source {source + 1}")
         start, end = max(0, start), min(end, len(words))
         if start >= end:
             raise DocumentError(f"source {source + 1} has characters 0 to {len(words)} only")
@@ -99,6 +111,16 @@ def text(store: Path, source: int, start: int, end: int) -> list[Piece]:
     if at < end:
         pieces.append(Piece(words[at:end], -1, False))
     return pieces
+
+
+def source_text(opened: Store, source: int) -> str:
+    """The text of a source, "" where a store keeps none of it.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    name = f"text.{source}"
+    return opened.text(source) if opened.tables(DOCUMENT, (name,)) else ""
 
 
 # ---------------------------------------------------------------------------- spans
@@ -128,10 +150,11 @@ def _places(store: Store) -> list[_Place]:
     starts, ends, owner = document["starts"], document["ends"], document["source"]
     places: list[_Place] = []
     for index, window in enumerate(store.manifest.windows):
-        tables = store.tables(device_file(index), ("bounds", "kind", "surprisal"))
+        tables = store.tables(device_file(index), SPAN_TABLE)
+        fault = span_table_fault(tables, window.end - window.start, window.spans)
+        if fault:
+            raise StoreError(f"{store.path}: {device_file(index)} has {fault}: ingest again")
         bounds = tables["bounds"].astype(np.int64)
-        if len(bounds) != window.spans + 1 or bounds[-1] != window.end - window.start:
-            raise StoreError(f"{store.path}: the span table of window {index} is damaged")
         sums = np.concatenate([[0.0], np.cumsum(tables["surprisal"].astype(np.float64))])
         mean = np.diff(sums[bounds]) / np.diff(bounds)
         for local, (a, b) in enumerate(pairwise(bounds)):
@@ -204,10 +227,15 @@ def _ranks(
     import numpy as np
 
     manifest = store.manifest
-    codec, size = manifest.settings["codec"], manifest.model.head_dim
-    if codec["kind"] == "SpanSVD" and not codec.get("exact"):
+    codec, size = manifest.settings.get("codec"), manifest.model.head_dim
+    if not isinstance(codec, dict):
+        raise StoreError(f"{store.path}: unknown method settings: open it with {manifest.creator}")
+    if codec.get("kind") == "SpanSVD" and not codec.get("exact"):
         return _svd_ranks(store, layer, head)
     tables = store.tables(SHARED, (f"{layer}.k_bits", f"{layer}.v_bits"))
+    for name, table in tables.items():
+        if table.shape != (manifest.model.kv_heads, size):
+            raise StoreError(f"{store.path}: {SHARED} is damaged in {name!r}: ingest again")
     kept = [
         int((tables[name][head] > 0).sum()) if name in tables else size
         for name in (f"{layer}.k_bits", f"{layer}.v_bits")
@@ -230,6 +258,8 @@ def _svd_ranks(
         section = store.host(index)
         payload = section.read(layer, torch.arange(window.spans))
         offsets = section.offsets(layer)
+        if len(offsets) != window.spans * manifest.model.kv_heads + 1 or offsets.diff().min() < 4:
+            raise StoreError(f"{store.path}: {section.name} holds no records of spans")
         rank_k, rank_v = SpanSVD.ranks(payload, offsets, manifest.model.head_dim)
         k.append(rank_k[head :: manifest.model.kv_heads].numpy())
         v.append(rank_v[head :: manifest.model.kv_heads].numpy())
@@ -237,8 +267,10 @@ def _svd_ranks(
     return np.concatenate(k), np.concatenate(v)
 
 
-def _tiers(manifest: Manifest) -> dict[str, int]:
-    """Bytes on disk by tier, and the full cache of the same tokens for comparison."""
+def _tiers(store: Store) -> dict[str, int]:
+    """Bytes on disk by tier, which add up to those of the store's files, and the full cache of
+    the same tokens for comparison."""
+    manifest = store.manifest
     files = manifest.files
     count = range(len(manifest.windows))
     device = sum(files[device_file(i)].bytes for i in count) + files[SHARED].bytes
@@ -250,6 +282,7 @@ def _tiers(manifest: Manifest) -> dict[str, int]:
         "device": device,
         "host": host,
         "document": sum(f.bytes for f in files.values()) - device - host,
+        "manifest": store.manifest_bytes,
         "full": full,
     }
 
@@ -257,48 +290,12 @@ def _tiers(manifest: Manifest) -> dict[str, int]:
 # ---------------------------------------------------------------------------- zoom
 
 
-def _zoom_of(
-    store: Path, question: str, options: AskOptions, progress: Progress
-) -> list[dict[str, Any]]:
+def _ask(store: Path, question: str, options: AskOptions, progress: Progress) -> Recorded:
     from engine.ask import Session
 
     with Session(store, replace(options, trace=True), progress) as session:
         session.ask(question)
-        zoom: list[dict[str, Any]] = session.trace()["zoom"]
-    return zoom
-
-
-def _read_trace(path: Path, manifest: Manifest) -> list[dict[str, Any]]:
-    """The last question of a trace file.
-
-    Raises:
-        SekvError: not a trace, or one of another store.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        trace = json.loads(lines[-1])
-        zoom = [
-            {
-                name: kind(entry[name])
-                for name, kind in (
-                    ("span", int),
-                    ("layer", int),
-                    ("kv_head", int),
-                    ("step", int),
-                    ("score", float),
-                    ("weight", float),
-                )
-            }
-            for entry in trace["zoom"]
-        ]
-        identity = (trace["weights"], trace["sources"])
-    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
-        raise SekvError(f"{path} is not a trace of `sekv ask --trace` ({error})") from None
-    if identity != (manifest.model.weights, [source.sha256 for source in manifest.sources]):
-        raise SekvError(f"{path} is a trace of another store: its sources or model differ")
-    if any(not 0 <= entry["span"] < manifest.spans for entry in zoom):
-        raise SekvError(f"{path} is a trace of another store: it names spans this one lacks")
-    return zoom
+        return replay.parse(session.trace(), session.store.manifest)
 
 
 def _check_narrowing(manifest: Manifest, layer: int | None, head: int | None) -> None:

@@ -7,16 +7,12 @@ import sys
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import Annotated, TextIO
 
 import typer
 
 from engine.errors import SekvError
 from sekv_cli import options
-
-if TYPE_CHECKING:
-    from engine.types import Answer
-    from sekv_cli.progress import Shown
 
 
 def ask(
@@ -56,13 +52,15 @@ def ask(
             show_default=False,
         ),
     ] = None,
+    no_server: options.NoServer = False,
     as_json: options.Json = False,
 ) -> None:
     """Answer questions from a store, with page citations.
 
     The document is not read again: its memory is opened, and only what the
     question asks for is brought to full resolution. Below the answer stand the
-    passages it was read from.
+    passages it was read from. A running `sekv serve` of yours that has the store
+    loaded answers at once; without one, model and store are loaded first.
 
     \b
     Example:
@@ -79,6 +77,8 @@ def ask(
 
     from engine.types import AskOptions
     from sekv_cli import format, progress
+    from sekv_cli.asker import open_asker
+    from sekv_cli.stream import Stream
 
     chosen = AskOptions(
         budget=budget,
@@ -96,73 +96,22 @@ def ask(
     )
     several = file is not None or "-" in (questions or []) or len(questions or []) > 1
     traces = []
-    with progress.on_stderr() as shown:
-        from engine.ask import Session
-
-        with Session(store, chosen, shown) as session:
-            for question in chain([first], waiting):
-                if as_json:
-                    answer = session.ask(question)
-                    shown.clear()
-                    format.emit_json(answer.to_json())
-                else:
-                    stream = _Stream(shown, question if several else "", live=not no_stream)
-                    answer = session.ask(question, stream.text)
-                    stream.finish(answer, stats=stats)
-                if trace is not None:
-                    traces.append(json.dumps(session.trace()))
-                    trace.write_text("\n".join(traces) + "\n", encoding="utf-8")
-
-
-class _Stream:
-    """Writes an answer while it is made, and what belongs below it when it is complete."""
-
-    def __init__(self, shown: Shown, question: str, *, live: bool) -> None:
-        self._shown = shown
-        self._question = question
-        self._live = live
-        self._begun = False
-
-    def text(self, piece: str) -> None:
-        """The next piece of the answer."""
-        if self._live and piece:
-            self._begin()
-            self._write(piece)
-
-    def finish(self, answer: Answer, *, stats: bool) -> None:
-        """The end: the answer if it was not streamed, its citations, its figures."""
-        from sekv_cli import format
-
-        if not self._begun:
-            self._begin()
-            self._write(answer.answer)
-        self._write("\n")
-        out = format.console()
-        if answer.citations:
-            out.print()
-            format.print_citations(out, answer.citations)
-        if stats:
-            out.print()
-            format.print_stats(out, answer)
-        if self._question:
-            out.print()
-        sys.stdout.flush()
-
-    def _begin(self) -> None:
-        from sekv_cli import format
-
-        if not self._begun:
-            self._begun = True
-            self._shown.clear()
-            if self._question:
-                format.print_question(format.console(), self._question)
-
-    @staticmethod
-    def _write(text: str) -> None:
-        from sekv_cli.format import clean
-
-        sys.stdout.write(clean(text))
-        sys.stdout.flush()
+    with (
+        progress.on_stderr() as shown,
+        open_asker(store, chosen, shown, no_server=no_server) as session,
+    ):
+        for question in chain([first], waiting):
+            if as_json:
+                answer = session.ask(question)
+                shown.clear()
+                format.emit_json(answer.to_json())
+            else:
+                stream = Stream(shown, question if several else "", live=not no_stream)
+                answer = session.ask(question, stream.text)
+                stream.finish(answer, stats=stats)
+            if trace is not None:
+                traces.append(json.dumps(session.trace()))
+                trace.write_text("\n".join(traces) + "\n", encoding="utf-8")
 
 
 def _questions(named: list[str], file: Path | None) -> Iterator[str]:

@@ -40,6 +40,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2
 SHOWN_SPANS = 12
 """Most zoomed spans that `inspect` lists; the JSON has them all."""
 
+SHOWN_STEPS = 8
+"""Most steps of an answer that `inspect` lists."""
+
 EXCERPT = 60
 """Characters of a span shown beside its numbers."""
 
@@ -280,6 +283,34 @@ def print_citations(out: Console, citations: Sequence[Citation]) -> None:
         out.print(Padding(Text(_quoted(words, unicode=_unicode(out))), (0, 0, 0, 6), expand=False))
 
 
+def print_around(out: Console, before: str, passage: str, after: str) -> None:
+    """A passage in its place: bold, or in brackets where there is no colour."""
+    from rich.text import Text
+
+    painted = out.color_system is not None and not out.no_color
+    line = Text(clean(before).lstrip())
+    line.append(clean(passage) if painted else f"[{clean(passage)}]", style="bold")
+    line.append(clean(after).rstrip())
+    out.print(line)
+
+
+def print_commands(out: Console, commands: Iterable[tuple[str, str]]) -> None:
+    """What can be typed, and what it does."""
+    out.print(_facts(commands))
+
+
+def conversation(store: str, answers: Sequence[Answer]) -> str:
+    """Questions, answers and their passages as Markdown."""
+    parts = [f"# {PurePath(store).name}\n"]
+    for answer in answers:
+        parts.append(f"## {clean(answer.question)}\n\n{clean(answer.answer)}\n")
+        for number, citation in enumerate(answer.citations, 1):
+            words = " ".join(clean(citation.text).split())
+            name = clean(f"{PurePath(citation.source).name}{_where(citation.page)}")
+            parts.append(f"{number}. {name}:\n   > {words}\n")
+    return "\n".join(parts)
+
+
 def _quoted(words: str, *, unicode: bool) -> str:
     """In quotation marks, unless the passage brings its own."""
     own = "\"'“”‘’«»„"
@@ -347,6 +378,12 @@ def _plain(name: str, value: object) -> str:
     if isinstance(value, int):
         return count_text(value)
     return f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
+
+
+def print_serving(out: Console, url: str, stores: Sequence[str]) -> None:
+    """Where clients find the server, and what its models are called."""
+    out.print(f"serving at {url} (Ctrl-C ends it)", style="bold")
+    out.print(_facts((("model" if not index else "", name) for index, name in enumerate(stores))))
 
 
 # ---------------------------------------------------------------- verify, list
@@ -449,6 +486,11 @@ def _shape(model: Mapping[str, Any]) -> str:
     )
 
 
+def print_written(out: Console, path: str, size: int) -> None:
+    """Where the page is, and what it weighs."""
+    out.print(f"{clean(path)}, {bytes_text(size)}: open it in a browser")
+
+
 def print_map(out: Console, report: InspectReport) -> None:
     """The whole document on one line: surprisal, span density and zoom, with pages below."""
     if not report.spans:
@@ -541,7 +583,7 @@ def print_zoom(out: Console, report: InspectReport, excerpts: Mapping[int, str])
         "as the router estimated it and as it was",
         style="dim",
     )
-    _print_steps(out, report.zoom)
+    _print_steps(out, report)
     _print_heads(out, report)
 
 
@@ -560,24 +602,32 @@ def _ranges(numbers: Iterable[int]) -> str:
     return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
 
 
-def _print_steps(out: Console, zoom: Sequence[ZoomView]) -> None:
-    """How the zoomed set moved: what each step fetched, what it found already there."""
+def _print_steps(out: Console, report: InspectReport) -> None:
+    """How the zoomed set moved: what each step fetched, what it found there, what that weighed."""
     by_step: dict[int, set[tuple[int, int, int]]] = defaultdict(set)
-    for decision in zoom:
+    for decision in report.zoom:
         by_step[decision.step].add((decision.layer, decision.kv_head, decision.span))
-    if len(by_step) < 2:
-        return
+    moved: dict[int, int] = defaultdict(int)
+    for move in report.moves:
+        moved[move.step] += move.fetched_bytes
+    rows = []
     fetched = kept = 0
     before: set[tuple[int, int, int]] = set()
     for step in sorted(by_step):
-        fetched += len(by_step[step] - before)
-        kept += len(by_step[step] & before)
-        before = by_step[step]
+        new, old = len(by_step[step] - before), len(by_step[step] & before)
+        fetched, kept, before = fetched + new, kept + old, by_step[step]
+        said = " ".join(clean(report.said[step]).split()) if step < len(report.said) else ""
+        rows.append((str(step), said, count_text(new), count_text(old), bytes_text(moved[step])))
     out.print()
+    total = f", {bytes_text(sum(moved.values()))} moved" if moved else ""
     out.print(
         f"{some(len(by_step), 'step')}: {count_text(fetched)} fetched and {count_text(kept)} "
-        f"reused ({share_text(kept, fetched + kept)}), counted per span, layer and head"
+        f"reused ({share_text(kept, fetched + kept)}){total}, counted per span, layer and head"
     )
+    if moved:
+        out.print(_grid(("step", "says", "fetched", "reused", "moved"), rows[:SHOWN_STEPS], (1,)))
+        if len(rows) > SHOWN_STEPS:
+            out.print(f"and {some(len(rows) - SHOWN_STEPS, 'more step')}", style="dim")
 
 
 def _print_heads(out: Console, report: InspectReport) -> None:

@@ -12,7 +12,6 @@ from engine.errors import SekvError
 from sekv_cli import options
 
 if TYPE_CHECKING:
-    from engine.store import Store
     from engine.types import InspectReport
 
 
@@ -53,6 +52,14 @@ def inspect(
     source: Annotated[
         int, typer.Option(min=1, metavar="N", help="Which source --text counts in.")
     ] = 1,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT.html",
+            help="Write one page for a browser instead: the text, what was read, by whom.",
+            show_default=False,
+        ),
+    ] = None,
     layer: Annotated[
         int | None,
         typer.Option(min=0, metavar="N", help="Only this layer.", show_default=False),
@@ -78,16 +85,22 @@ def inspect(
 
     With a question or a trace it adds which spans were brought to full
     resolution, by which layers and heads, at which step, and how much
-    attention they then received.
+    attention they then received. --html writes it as one page that needs nothing
+    but a browser: the whole text shaded by attention, token by token of the answer.
 
     \b
     Example:
       sekv inspect book.sekv
       sekv inspect book.sekv --question "Who warned Jonathan Harker?"
       sekv inspect book.sekv --text 12000:13000
+      sekv inspect book.sekv -q "Who warned Jonathan Harker?" --html book.html
     """
     if question and trace is not None:
         raise SekvError("--question and --trace exclude each other; give one of them")
+    if html is not None and text:
+        raise SekvError("--html shows the whole text; leave --text out")
+    if html is not None and (html.is_dir() or not html.absolute().parent.is_dir()):
+        raise SekvError(f"{html} cannot be written; name a file in an existing folder")
     if trace is not None and not trace.is_file():
         raise SekvError(f"there is no trace {trace}; `sekv ask --trace FILE` writes one")
 
@@ -120,28 +133,49 @@ def inspect(
             options=chosen,
             progress=shown,
         )
+    if html is not None:
+        _write_page(store, report, html)
     if as_json:
         format.emit_json(report.to_json())
         return
     out = format.console()
+    if html is not None:
+        format.print_written(out, str(html), html.stat().st_size)
+        return
     if stretch:
         format.print_text(out, view.text(store, source - 1, *stretch))
     from engine.store import Store, check_sources
 
+    if not stretch:
+        with Store.open(store) as opened:
+            changed = check_sources(opened.manifest)
+        format.print_summary(out, str(store), report, changed)
+        format.print_map(out, report)
+    if question or trace is not None:
+        format.print_zoom(out, report, excerpts(store, report))
+
+
+def _write_page(store: Path, report: InspectReport, html: Path) -> None:
+    from engine import view
+    from engine.store import Store
+    from sekv_cli import page
+
     with Store.open(store) as opened:
-        if not stretch:
-            format.print_summary(out, str(store), report, check_sources(opened.manifest))
-            format.print_map(out, report)
-        if question or trace is not None:
-            format.print_zoom(out, report, _excerpts(opened, report))
+        sources = range(len(report.manifest["sources"]))
+        texts = [view.source_text(opened, source) for source in sources]
+    html.write_text(page.render(str(store), report, texts), encoding="utf-8")
 
 
-def _excerpts(opened: Store, report: InspectReport) -> dict[int, str]:
-    """The words of the spans that `print_zoom` lists."""
+def excerpts(store: Path, report: InspectReport) -> dict[int, str]:
+    """The words of the spans that `print_zoom` lists, as far as the store keeps them."""
+    from engine import view
+    from engine.store import Store
     from sekv_cli.format import heaviest
 
     wanted = set(heaviest(report.zoom))
     spans = [span for span in report.spans if span.id in wanted]
     number = {entry["path"]: index for index, entry in enumerate(report.manifest["sources"])}
-    texts = {source: opened.text(number[source]) for source in {span.source for span in spans}}
+    named = {span.source for span in spans}
+    with Store.open(store) as opened:
+        texts = {source: view.source_text(opened, number[source]) for source in named}
     return {span.id: texts[span.source][span.start : span.end] for span in spans}

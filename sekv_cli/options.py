@@ -106,4 +106,8 @@ Temperature = Annotated[
 TopP = Annotated[
     float, typer.Option(metavar="P", callback=_share, help="Sample from this share of the mass.")
 ]
+NoServer = Annotated[
+    bool,
+    typer.Option("--no-server", help="Load model and store here, even if a server has them."),
+]
 Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the sampling.")]

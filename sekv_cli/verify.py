@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from engine.errors import StoreError
+from engine.errors import FormatError, StoreError
 from sekv_cli import options
 
 CHECK_FAILED = 1
@@ -24,21 +24,29 @@ def verify(store: options.Store, as_json: options.Json = False) -> None:
     from sekv_cli import format, progress
 
     changed: list[str] = []
+    size = 0
     with progress.on_stderr() as shown:
         from engine.manifest import NAME
         from engine.store import Store, check_sources
 
         try:
             with Store.open(store) as opened:
+                size = opened.size()
                 damaged = opened.verify(shown)
                 changed = check_sources(opened.manifest)
         except StoreError as error:
-            if not (store / NAME).is_file():
+            if isinstance(error, FormatError) or not (store / NAME).is_file():
                 raise
             damaged = [str(error)]  # A store there is, and it is not sound.
     if as_json:
         format.emit_json(
-            {"store": str(store), "ok": not damaged, "damaged": damaged, "sources": changed}
+            {
+                "store": str(store),
+                "ok": not damaged,
+                "bytes": size,
+                "damaged": damaged,
+                "sources": changed,
+            }
         )
     else:
         format.print_check(format.console(), str(store), damaged, changed)

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from engine.store import Store
 
 # Before any test imports transformers: a test never asks a hub for anything.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -17,4 +24,25 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SEKV_MODEL", "SEKV_DEBUG", "NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("SEKV_TOKEN", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/nonexistent")  # nobody's running server answers
     monkeypatch.setenv("COLUMNS", "100")
+
+
+@pytest.fixture
+def instant_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing waits for the disk: durability is the business of the crash tests."""
+    from engine.store.disk import Disk
+
+    monkeypatch.setattr(Disk, "sync", lambda *_: None)
+
+
+@pytest.fixture
+def store(tmp_path: Path, instant_disk: None) -> Iterator[Store]:
+    """The toy store of two windows, open."""
+    import toy_store
+    from engine.store import Store
+
+    toy_store.ingest(tmp_path / "toy.sekv")
+    with Store.open(tmp_path / "toy.sekv") as opened:
+        yield opened

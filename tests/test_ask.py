@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,11 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from engine.ask import MOST_WINDOWS, NOT_STATED, Session
-from engine.errors import BudgetError, ReaderError, SekvError
+from engine.ask import MOST_WINDOWS, NOT_STATED, TURNS_SHARE, Session
+from engine.certainty import Bar
+from engine.errors import BudgetError, ReaderError, SekvError, StoppedError
 from engine.readers import hf
-from engine.types import AskOptions
+from engine.types import AskOptions, Turn
 from tiny_books import QUESTION, TEXT, log, read, session
 from tiny_models import checkpoint
 
@@ -236,6 +238,16 @@ def test_a_quote_that_stands_is_cited_and_only_its_value_is_shown(
     assert TEXT[answer.citations[0].start :].startswith(quote)
 
 
+def test_a_value_that_stands_before_its_quote_belongs_to_what_is_quoted(
+    store: Path, lookup: hf.Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with session(store, lookup) as opened:
+        answer, pieces = scripted(opened, monkeypatch, ["ship 8 saw 9 whales", MARK, " day 3"])
+    assert answer.answer == "".join(pieces) == "day 3"
+    assert answer.quote == "day 3 the crew of ship 8 saw 9 whales"
+    assert answer.citations[0].text == "On day 3 the crew of ship 8 saw 9 whales, and it rained."
+
+
 def test_a_quote_that_does_not_stand_is_no_answer(
     store: Path, lookup: hf.Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +260,34 @@ def test_a_quote_that_does_not_stand_is_no_answer(
             answer, pieces = scripted(opened, monkeypatch, list(parts))
             assert answer.answer == NOT_STATED
             assert (answer.quote, answer.citations, pieces) == ("", (), [])
+
+
+def test_a_quote_the_reader_is_not_sure_of_is_no_answer(
+    store: Path, lookup: hf.Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bar is on the model's own probabilities; below it nothing is shown and nothing cited."""
+    tokens = [*lookup.tokenizer.encode("On day 3", add_special_tokens=False), MARK, ord("3")]
+
+    def generate(ids: torch.Tensor, *, streamer: Any, logits_processor: Any, **_: Any) -> None:
+        streamer.put(ids)
+        for token in tokens:
+            scores = torch.zeros(1, 261)
+            scores[0, token] = 2.0
+            logits_processor[0](ids, scores)
+            streamer.put(torch.tensor([token]))
+        streamer.end()
+
+    sure = 2.0 - math.log(260 + math.exp(2.0))
+    for least, stated in ((sure - 0.01, True), (sure + 0.01, False)):
+        prompt = replace(lookup.prompt, bar=Bar("mean", least))
+        reader = hf.Reader(lookup.model, lookup.tokenizer, lookup.identity, prompt)
+        with session(store, reader) as opened:
+            monkeypatch.setattr(opened.reader.model, "generate", generate)
+            pieces: list[str] = []
+            answer = opened.ask(QUESTION, pieces.append)
+        assert answer.stats["certainty"]["mean"] == pytest.approx(sure, abs=1e-3)
+        assert bool(pieces) == bool(answer.citations) == stated
+        assert (answer.answer == NOT_STATED) == (not stated)
 
 
 # ---------------------------------------------------------------------------- options
@@ -349,6 +389,92 @@ def test_an_interrupted_answer_spoils_no_other(store: Path, reader: hf.Reader) -
         assert not opened.memory.shared.watchers
         again = opened.ask("Which ship?")
     assert (again.answer, again.citations) == (expected.answer, expected.citations)
+
+
+# ---------------------------------------------------------------------------- conversations
+
+
+def test_turns_are_read_before_the_question_and_pay_from_the_budget(
+    store: Path, reader: hf.Reader
+) -> None:
+    """The rows of a conversation and the memory together stay within the bytes of the budget."""
+    turns = [Turn("a?", "b"), Turn("c?", "d")]
+    with session(store, reader, budget="180%") as opened:
+        alone = opened.ask(QUESTION)
+        told = opened.ask(QUESTION, turns=turns)
+        shared = opened.memory.shared
+        asked = told.usage.question_tokens - alone.usage.question_tokens
+        assert told.stats["turns_read"] == 2
+        assert asked == sum(
+            len(f"\n\nQuestion: {turn.question}\nAnswer: {turn.answer}") for turn in turns
+        )
+        assert shared.reserved == asked * 2 * 2 * 16 * 4
+        cap = sum(layer.limits.cap for layer in opened.memory.layers)
+        assert told.memory.device_kv_bytes <= cap
+        assert told.memory.device_kv_bytes == shared.peak_bytes + 3 * shared.reserved
+        assert opened.ask(QUESTION).answer == alone.answer
+        assert shared.reserved == 0
+
+
+def test_of_a_long_conversation_the_latest_turns_that_fit_are_read(
+    store: Path, reader: hf.Reader
+) -> None:
+    turns = [Turn(f"{i}?", f"{i}.") for i in range(10, 50)]
+    with session(store, reader, budget="200%") as opened:
+        told = opened.ask(QUESTION, turns=turns)
+        read = told.stats["turns_read"]
+        assert 0 < read < 40
+        assert opened._prompt(QUESTION, turns)[0] == opened._prompt(QUESTION, turns[-read:])[0]
+        cap = sum(layer.limits.cap for layer in opened.memory.layers)
+        assert told.memory.device_kv_bytes <= cap
+        assert 3 * opened.memory.shared.reserved <= TURNS_SHARE * cap
+
+
+def test_a_look_up_reader_reads_no_turns(store: Path, reader: hf.Reader) -> None:
+    prompt = replace(reader.prompt, between="")
+    alone = hf.Reader(reader.model, reader.tokenizer, reader.identity, prompt)
+    with session(store, alone) as opened:
+        told = opened.ask(QUESTION, turns=[Turn("Which ship?", "Ship 3.")])
+        assert told.stats["turns_read"] == 0
+        assert told.usage == opened.ask(QUESTION).usage
+
+
+def test_options_change_without_loading_anew(store: Path, reader: hf.Reader) -> None:
+    """Another budget gives another memory, anything else leaves it; a bad one changes nothing."""
+    with session(store, reader, budget="30%", max_new_tokens=4) as opened:
+        before = opened.memory
+        opened.retune(replace(opened.options, max_new_tokens=2))
+        assert opened.memory is before
+        assert opened.ask(QUESTION).usage.answer_tokens == 2
+        with pytest.raises(BudgetError):
+            opened.retune(replace(opened.options, budget="much"))
+        assert opened.options.budget == "30%"
+        opened.retune(replace(opened.options, budget="60%"))
+        retuned = opened.ask(QUESTION)
+    with session(store, reader, budget="60%", max_new_tokens=2) as opened:
+        fresh = opened.ask(QUESTION)
+    assert (retuned.answer, retuned.memory) == (fresh.answer, fresh.memory)
+
+
+def test_an_answer_can_be_given_up_between_tokens(store: Path, reader: hf.Reader) -> None:
+    """Asked before each of them; what comes after is as if nothing had been."""
+    asked: list[int] = []
+
+    def stop() -> bool:
+        asked.append(len(asked))
+        return len(asked) > 4
+
+    with session(store, reader) as opened:
+        expected = opened.ask("Which ship?").answer
+        with pytest.raises(StoppedError):
+            opened.ask(QUESTION, stop=stop)
+        assert len(asked) == 5
+        assert opened.ask("Which ship?", stop=lambda: False).answer == expected
+
+
+def test_an_answer_that_was_cut_says_so(store: Path, reader: hf.Reader) -> None:
+    with session(store, reader, max_new_tokens=3) as opened:
+        assert opened.ask(QUESTION).stats["cut_short"]
 
 
 # ---------------------------------------------------------------------------- trace and windows

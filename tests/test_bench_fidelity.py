@@ -46,6 +46,13 @@ class Logs:
             yield Drawn(text, tuple(Asked(f"What of day {i}?", "9") for i in range(3)))
 
 
+class NeverRead:
+    """Documents that nobody may ask for: what is wrong is known before the first one."""
+
+    def __iter__(self) -> Iterator[Drawn]:
+        raise AssertionError("a document was drawn")
+
+
 SETTING = Setting(
     methods=("full", "sekv", "sekv-paper"), budgets=("15%", "60%"), questions=5, most=3
 )
@@ -148,7 +155,8 @@ def test_answers_are_counted_as_same_and_as_right() -> None:
     ("changes", "documents", "kind", "said"),
     [
         ({"methods": ("sekv", "none")}, Logs(), BudgetError, "unknown method 'none'"),
-        ({"budgets": ("much",)}, Logs(), BudgetError, "budget"),
+        ({"budgets": ("15%", "much")}, NeverRead(), BudgetError, "budget"),
+        ({"coverage": 0.0}, NeverRead(), BudgetError, "coverage"),
         ({}, [], SekvError, "no questions"),
         ({}, [Drawn(log(4), ())], SekvError, "no questions"),
     ],

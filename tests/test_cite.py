@@ -142,9 +142,35 @@ def test_the_best_three_come_first() -> None:
     )
     weight[0] = 0.2
     told = made.citations(weight)
-    assert [c.text for c in told] == ["Three sat.", "Two sat.", "Five sat."]
+    assert [c.text for c in told] == ["Three sat.", "One sat. Two sat.", "Five sat."]
     assert len(told) == MOST
     assert told[0].weight == pytest.approx(1 / 1.98, abs=1e-4)
+    assert told[1].weight == pytest.approx(0.6 / 1.98, abs=1e-4)
+
+
+def test_sentences_side_by_side_are_one_passage_where_both_matter() -> None:
+    """Not with a gap, not across sources, and not longer than people read."""
+    made = book("One sat. Two sat. Three sat.", "One sat.")
+    even = [(0, "One", 0.3), (0, "Two", 0.3), (1, "One", 0.3)]
+    told = made.citations(evidence(made, *even))
+    assert [(c.source, c.text) for c in told] == [
+        ("0.txt", "One sat. Two sat."),
+        ("1.txt", "One sat."),
+    ]
+    gap = made.citations(evidence(made, (0, "One", 0.3), (0, "Three", 0.3)))
+    assert [c.text for c in gap] == ["One sat.", "Three sat."]
+    long = book(f"One {'sat ' * 60}sat. Two {'sat ' * 60}sat. Three.")
+    apart = long.citations(evidence(long, (0, "One", 0.5), (0, "Two", 0.5)))
+    assert len(apart) == 2
+    assert all(len(c.text) < LONGEST for c in apart)
+
+
+def test_a_passage_over_a_page_break_names_both_pages() -> None:
+    made = book("One sat. Two sat. Three sat.", pages=(("6", 0), ("7", 12)))
+    told = made.citations(evidence(made, (0, "Two", 0.5), (0, "Three", 0.1)))
+    assert [(c.text, c.page) for c in told] == [("Two sat.", "6-7"), ("Three sat.", "7")]
+    named = book("One sat. Two sat.", pages=(("I", 0), ("II", 12)))
+    assert named.citations(evidence(named, (0, "Two", 0.5)))[0].page == "I"
 
 
 def test_a_quoted_passage_comes_first_whatever_its_evidence() -> None:
@@ -164,6 +190,24 @@ def test_a_quote_is_found_whatever_its_spaces() -> None:
     assert made.locate("It snowed.", torch.zeros(7)) is None
     assert made.locate(" ", torch.zeros(7)) is None
     assert made.locate("It (rained", torch.zeros(7)) is None
+
+
+def test_a_passage_grows_to_hold_its_value() -> None:
+    """To the nearest one, white space aside; what holds its value already is left alone."""
+    made = book("Ann sat. Ann\nLee leads the council of York. Lee went.")
+    place = made.locate("council", torch.zeros(11))
+    assert place is not None
+    assert made.holding(place, "Ann Lee") == (0, 9, 34)
+    assert made.holding(place, "York") == (0, 27, 42)
+    assert made.holding(place, "council") == made.holding(place, "snow") == place
+    assert [c.text for c in made.citations(torch.zeros(11), (0, 9, 34))] == [
+        "Ann\nLee leads the council of York."
+    ]
+
+
+def test_sentences_are_counted_through_all_sources() -> None:
+    made = book("One sat. Two sat.", "", "Three sat. Four")
+    assert made.sentences.tolist() == [0, 0, 1, 1, 3, 3, 4]
 
 
 def test_no_evidence_no_citation() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import engine
-from engine.errors import DocumentError, StoreError
+from engine.errors import DocumentError, FormatError, StoreError
 from engine.types import (
     Answer,
     AskOptions,
@@ -23,6 +23,7 @@ from engine.types import (
     IngestReport,
     InspectReport,
     MemoryUse,
+    Move,
     Plan,
     SourceReport,
     SpanView,
@@ -77,6 +78,9 @@ ZOOM = tuple(
 )
 
 
+MOVES = tuple(Move(layer, step, 1000 * (step == 0), 2, 2) for layer in (0, 1) for step in (0, 1, 2))
+
+
 class Piece:
     def __init__(self, text: str, span: int, anchor: bool = False) -> None:
         self.text, self.span, self.anchor = text, span, anchor
@@ -129,8 +133,12 @@ class FakeEngine:
 
     def inspect(self, store: Path, **given: Any) -> InspectReport:
         self.happen("inspect", (store, given))
-        zoom = ZOOM if given["question"] or given["trace"] else ()
-        return InspectReport(MANIFEST, SPANS, zoom, {"device": 100, "host": 300, "full": 1000})
+        tiers = {"device": 100, "host": 300, "full": 1000}
+        if not given["question"] and not given["trace"]:
+            return InspectReport(MANIFEST, SPANS, (), tiers)
+        return InspectReport(
+            MANIFEST, SPANS, ZOOM, tiers, MOVES, given["question"], "a b", said=(" a", "\n", " b")
+        )
 
     def text(self, store: Path, source: int, start: int, end: int) -> list[Piece]:
         self.happen("text", (source, start, end))
@@ -181,6 +189,9 @@ class FakeStore:
             raise cls.failure
         return cls()
 
+    def size(self) -> int:
+        return 4096
+
     def text(self, source: int) -> str:
         return "It is the eve of St. George’s Day. " * 50
 
@@ -212,7 +223,11 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     for name, members in {
         "ingest": {"plan": fake.plan, "ingest": fake.ingest},
         "ask": {"Session": fake.session},
-        "view": {"inspect": fake.inspect, "text": fake.text},
+        "view": {
+            "inspect": fake.inspect,
+            "text": fake.text,
+            "source_text": lambda opened, source: opened.text(source),
+        },
     }.items():
         module = ModuleType(f"engine.{name}")
         vars(module).update(members)
@@ -529,7 +544,9 @@ def test_inspect_with_a_question_shows_what_was_zoomed(
     row = next(line.split() for line in shown.splitlines() if line.split()[:1] == ["7"])
     assert row[:6] == ["7", "1", "0-2", "2x1", "0.250", "0.500"]
     assert "eve of St. George’s Day" in shown
-    assert "3 steps: 4 fetched and 8 reused (66.7 %)" in shown
+    told = " ".join(shown.split())
+    assert "3 steps: 4 fetched and 8 reused (66.7 %), 2.0 kB moved" in told
+    assert "step says fetched reused moved 0 a 4 0 2.0 kB 1 0 4 0 B 2 b 0 4 0 B" in told
     assert "layer 1" in shown
     assert "10.0 % of the spans" in shown
 
@@ -621,6 +638,8 @@ def test_everything_fits_40_columns(
         ("inspect b.sekv --layer -1", "--layer"),
         ("inspect b.sekv --question Q --trace t.json", "exclude each other"),
         ("inspect b.sekv --trace missing.json", "there is no trace"),
+        ("inspect b.sekv --html nowhere/page.html", "existing folder"),
+        ("inspect b.sekv --html page.html --text 0:5", "leave --text out"),
         ("nonsense", "nonsense"),
         ("--nonsense", "--nonsense"),
     ],
@@ -764,6 +783,7 @@ def test_a_damaged_store_fails_with_the_list(
     assert json.loads(capsys.readouterr().out) == {
         "store": "b.sekv",
         "ok": False,
+        "bytes": 4096,
         "damaged": ["windows/0 is cut", "a stranger"],
         "sources": ["book.pdf changed since"],
     }
@@ -779,6 +799,9 @@ def test_a_store_that_cannot_be_opened_is_damaged_and_no_store_is_bad_input(
     (tmp_path / "manifest.json").touch()
     assert run(["verify", str(tmp_path)]) == 1
     assert "the manifest is damaged" in capsys.readouterr().out
+    checked.failure = FormatError("open it with a newer sekv")
+    assert run(["verify", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "sekv: open it with a newer sekv\n"
 
 
 # ---------------------------------------------------------------- train

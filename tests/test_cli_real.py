@@ -129,7 +129,13 @@ def test_list_finds_the_store(place: Path, capsys: pytest.CaptureFixture[str]) -
     (found,) = records(capsys)[0]["stores"]
     assert found["tokens"] == len(TEXT)
     files = [file for file in (place / "book.sekv").rglob("*") if file.is_file()]
-    assert found["bytes"] == sum(file.stat().st_size for file in files)
+    size = sum(file.stat().st_size for file in files)
+    assert found["bytes"] == size
+    assert run(["verify", str(place / "book.sekv"), "--json"]) == 0
+    assert records(capsys)[0]["bytes"] == size
+    assert run(["inspect", str(place / "book.sekv"), "--json"]) == 0
+    tiers = records(capsys)[0]["tiers"]
+    assert sum(tiers[name] for name in ("device", "host", "document", "manifest")) == size
 
 
 @pytest.mark.parametrize(

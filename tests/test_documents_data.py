@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import time
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+import engine.documents.pdf as pdf
 from engine.documents import Source, load
 from engine.errors import DocumentError
 
@@ -156,3 +158,21 @@ def test_a_book_of_318_pages_takes_seconds() -> None:
     source("pdfs/dracula_pg345_print.pdf")
     # 1 s on an idle core; ten times that is still far from reading it with pypdf.
     assert SECONDS["pdfs/dracula_pg345_print.pdf"] < 12
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_both_libraries_for_pdfs_read_the_same_pages() -> None:
+    """PDFium and pypdf side by side; `-s` shows seconds of processor time and characters."""
+    print("\nfile | pages | PDFium s | pypdf s | PDFium characters | pypdf characters")
+    for name in [name for name in PAGES if name.endswith(".pdf")]:
+        raw = (DATA / name).read_bytes()
+        line: list[object] = [name.removeprefix("pdfs/"), PAGES[name]]
+        lengths = []
+        for library in ("pdfium", "pypdf"):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+            reading = pdf._read(raw, library, (), None, time.monotonic() + 900)
+            line.append(round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before, 2))
+            lengths.append(sum(len(text.replace(" ", "")) for text in reading.texts.values()))
+            assert reading.count == PAGES[name]
+        print(*line, *lengths, sep=" | ")

@@ -19,19 +19,27 @@ from engine.documents.epub import load_epub
 from engine.documents.html import load_html
 from engine.documents.text import load_markdown
 from engine.errors import DocumentError
+from tiny_documents import (
+    CHAPTERS,
+    CONTAINER,
+    NAV,
+    NAV_ITEM,
+    NCX,
+    NCX_ITEM,
+    STYLES,
+    W,
+    cell,
+    make_docx,
+    make_epub,
+    para,
+    row,
+    zipped,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from engine.documents.types import Extract
-
-
-def zipped(members: Mapping[str, str | bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as out:
-        for name, content in members.items():
-            out.writestr(name, content)
-    return buffer.getvalue()
 
 
 def sections(extract: Extract) -> list[tuple[str, str]]:
@@ -129,51 +137,6 @@ def test_any_markup_gives_text_with_sections_in_it(markup: str) -> None:
 
 # EPUB
 
-CONTAINER = (
-    '<container xmlns="urn:oasis:names:tc:opendocument:xmlns:container"><rootfiles>'
-    '<rootfile full-path="OPS/book.opf"/></rootfiles></container>'
-)
-XHTML = "application/xhtml+xml"
-
-
-def make_epub(
-    chapters: Mapping[str, str], toc: Mapping[str, str | bytes], manifest: str, spine: str = ""
-) -> bytes:
-    items = "".join(
-        f'<item id="c{at}" href="{name.replace(" ", "%20")}" media-type="{XHTML}"/>'
-        for at, name in enumerate(chapters)
-    )
-    refs = "".join(f'<itemref idref="c{at}"/>' for at in range(len(chapters)))
-    opf = (
-        f'<package xmlns="http://www.idpf.org/2007/opf"><manifest>{items}{manifest}</manifest>'
-        f"<spine {spine}>{refs}</spine></package>"
-    )
-    members = {f"OPS/{name}": content for name, content in chapters.items()}
-    return zipped({"META-INF/container.xml": CONTAINER, "OPS/book.opf": opf, **members, **toc})
-
-
-CHAPTERS = {
-    "b.xhtml": "<html><head><title>no</title></head><body><p>Dedication.</p></body></html>",
-    "a one.xhtml": '<html><body><h1>I</h1><p>Ship&nbsp;ahoy.</p><h2 id="s2">I.2</h2><p>Fog.</p>'
-    "</body></html>",
-    "z.xhtml": "<html><body><h1>II</h1><p>Quay.</p></body></html>",
-}
-NAV = (
-    '<html xmlns="http://www.w3.org/1999/xhtml" xmlns:epub="http://www.idpf.org/2007/ops"><body>'
-    '<nav epub:type="landmarks"><ol><li><a href="z.xhtml">no</a></li></ol></nav>'
-    '<nav epub:type="toc"><ol><li><a href="a%20one.xhtml">Chapter <b>One</b></a><ol><li>'
-    '<a href="a%20one.xhtml#s2">Fog</a></li></ol></li><li><a href="z.xhtml">Chapter Two</a></li>'
-    '<li><a href="gone.xhtml">Gone</a></li></ol></nav></body></html>'
-)
-NCX = (
-    '<!DOCTYPE ncx PUBLIC "-//NISO//DTD ncx 2005-1//EN" "http://www.daisy.org/ncx-2005-1.dtd">'
-    '<ncx xmlns="http://www.daisy.org/z3986/2005/ncx/"><navMap><navPoint><navLabel><text>First'
-    '</text></navLabel><content src="a%20one.xhtml"/><navPoint><navLabel><text>Fog</text>'
-    '</navLabel><content src="a%20one.xhtml#s2"/></navPoint></navPoint></navMap></ncx>'
-)
-NAV_ITEM = f'<item id="nav" href="nav.xhtml" properties="nav" media-type="{XHTML}"/>'
-NCX_ITEM = '<item id="ncx" href="toc.ncx" media-type="application/x-dtbncx+xml"/>'
-
 
 def test_epub_chapters_come_in_spine_order_under_their_names() -> None:
     extract = load_epub(make_epub(CHAPTERS, {"OPS/nav.xhtml": NAV}, NAV_ITEM))
@@ -216,35 +179,6 @@ def test_missing_chapters_are_noted() -> None:
 
 
 # DOCX
-
-W = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
-
-
-def make_docx(body: str, **members: str) -> bytes:
-    document = f'<w:document xmlns:w="{W}" xmlns:mc="urn:mc"><w:body>{body}</w:body></w:document>'
-    others = {f"word/{name}.xml": content for name, content in members.items()}
-    return zipped({"word/document.xml": document, **others})
-
-
-def para(text: str, style: str = "") -> str:
-    head = f'<w:pPr><w:pStyle w:val="{style}"/></w:pPr>' if style else ""
-    return f"<w:p>{head}<w:r><w:t>{text}</w:t></w:r></w:p>"
-
-
-def cell(*paragraphs: str) -> str:
-    return f"<w:tc>{''.join(map(para, paragraphs))}</w:tc>"
-
-
-def row(*cells: str) -> str:
-    return f"<w:tr>{''.join(cells)}</w:tr>"
-
-
-STYLES = (
-    f'<w:styles xmlns:w="{W}"><w:style w:styleId="U1"><w:name w:val="heading 1"/></w:style>'
-    '<w:style w:styleId="Own"><w:name w:val="Mine"/><w:basedOn w:val="U1"/></w:style>'
-    '<w:style w:styleId="Loop"><w:name w:val="L"/><w:basedOn w:val="Loop"/></w:style>'
-    '<w:style w:styleId="U5"><w:name w:val="heading 5"/></w:style></w:styles>'
-)
 
 
 def test_docx_paragraphs_headings_and_tables() -> None:

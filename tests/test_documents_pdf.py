@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import random
 import time
 import zlib
@@ -17,58 +16,12 @@ from engine.documents import load
 from engine.documents.layout import BROKEN, characters, drop_running, join_words
 from engine.documents.pdf import load_pdf, name_pages, parse_pages
 from engine.errors import DocumentError
+from tiny_documents import PROSE, encrypted, make_pdf
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from engine.documents.types import Extract
-
-PROSE = [
-    "The harbour lay quiet in the morning.",
-    "Nobody had seen the ship come in.",
-    "Only the lamps along the quay were lit.",
-    "A letter waited at the custom house.",
-]
-
-
-def make_pdf(pages: Sequence[Sequence[str]]) -> bytes:
-    """A PDF whose pages hold these lines of text; a page without lines has no text."""
-    streams = []
-    for lines in pages:
-        shown = " T* ".join(f"({line}) Tj" for line in lines)
-        streams.append(f"BT /F1 11 Tf 14 TL 72 760 Td {shown} ET".encode() if lines else b"")
-    count = len(pages)
-    kids = " ".join(f"{4 + 2 * at} 0 R" for at in range(count))
-    objects = [
-        b"<< /Type /Catalog /Pages 2 0 R >>",
-        f"<< /Type /Pages /Count {count} /Kids [{kids}] >>".encode(),
-        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
-    ]
-    for at, stream in enumerate(streams):
-        objects.append(
-            f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents {5 + 2 * at} 0 R"
-            " /Resources << /Font << /F1 3 0 R >> >> >>".encode()
-        )
-        objects.append(b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream))
-    body, places = b"%PDF-1.4\n", []
-    for number, content in enumerate(objects, 1):
-        places.append(len(body))
-        body += b"%d 0 obj\n%s\nendobj\n" % (number, content)
-    table = b"".join(b"%010d 00000 n \n" % place for place in places)
-    size = len(objects) + 1
-    trailer = b"trailer\n<< /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % (size, len(body))
-    return body + b"xref\n0 %d\n0000000000 65535 f \n%s" % (size, table) + trailer
-
-
-def encrypted(raw: bytes, password: str) -> bytes:
-    import pypdf
-
-    writer = pypdf.PdfWriter(clone_from=pypdf.PdfReader(io.BytesIO(raw)))
-    writer.encrypt(password, algorithm="RC4-128")
-    out = io.BytesIO()
-    writer.write(out)
-    return out.getvalue()
 
 
 def page(extract: Extract, label: str) -> str:

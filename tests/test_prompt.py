@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from engine.errors import ReaderError
 from engine.prompt import DOCUMENT, QUESTION, TASK, Prompt
+from engine.types import Turn
 from tiny_models import CHAT, tokenizer
 
 ROLES = (
@@ -98,13 +99,27 @@ def test_marks_in_a_question_stay_text() -> None:
         "{% for m in messages %}{{ m['role'] }}{% endfor %}",
         "{% for m in messages %}{{ m['content'] }}{{ m['content'] }}{% endfor %}",
         "{{ messages[0]['content'][:50] }}",
-        "{% for m in messages|reverse %}{# 'document' #}{{ m['content'] }}{% endfor %}",
-        "{% for m in messages if m['role'] != 'document' %}{{ m['content'] }}{% endfor %}",
+        "{% for word in messages[0]['content'].split()|reverse %}{{ word }} {% endfor %}",
     ],
 )
 def test_a_template_that_drops_repeats_or_moves_the_document_is_refused(template: str) -> None:
     with pytest.raises(ReaderError, match="drops, repeats or moves the document"):
         Prompt.of(templated(template))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages|reverse %}{# 'document' #}{{ m['content'] }}{% endfor %}",
+        "{% for m in messages if m['role'] != 'document' %}{{ m['content'] }}{% endfor %}",
+        "{% if messages[0]['role'] == 'document' %}{{ raise_exception('no') }}{% endif %}"
+        "{{ messages[0]['content'] }}",
+    ],
+)
+def test_a_template_that_only_mentions_documents_is_a_chat_template(template: str) -> None:
+    prompt = Prompt.of(templated(template))
+    assert prompt.kind == "chat"
+    assert prompt.before == "\n\nQuestion: "
 
 
 @pytest.mark.parametrize(
@@ -143,3 +158,32 @@ def test_a_look_up_reader_has_a_value_token_and_words_to_refuse_with() -> None:
     chat = tokenizer(chat=True)
     chat.add_special_tokens({"additional_special_tokens": ["<|value|>"]})
     assert Prompt.of(chat).value_token == -1
+
+
+def test_a_conversation_is_what_the_template_makes_of_it() -> None:
+    """Earlier turns stand between document and question as a chat of that model has them."""
+    made = tokenizer(chat=True)
+    prompt = Prompt.of(made)
+    turns = [Turn("a?", "b"), Turn("c?", "d")]
+    first = f"{TASK}\n\ntext\n\nQuestion: a?"
+    said = [first, "b", "c?", "d", "e?"]
+    messages = [
+        {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)
+    ]
+    text = made.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    plain = made.encode("text", add_special_tokens=False)
+    found = [*prompt.prefix, *plain, *prompt.question(made, "e?", turns)]
+    assert found == made.encode(text, add_special_tokens=False)
+
+
+def test_without_a_template_a_conversation_is_questions_and_answers() -> None:
+    made = tokenizer()
+    prompt = Prompt.of(made)
+    ids = prompt.question(made, "c?", [Turn("a?", "b")])
+    assert made.decode(ids) == "\n\nQuestion: a?\nAnswer: b\n\nQuestion: c?\nAnswer:"
+
+
+def test_a_prompt_for_one_question_has_nothing_between_answers() -> None:
+    assert Prompt.of(templated(ROLES)).between == ""
+    once = "{{ messages[0]['content'] }}{% if messages|length > 1 %}{{ raise() }}{% endif %}"
+    assert Prompt.of(templated(once)).between == ""

@@ -26,6 +26,7 @@ from transformers import (
 from engine.errors import ReaderError, SekvError
 from engine.prompt import Prompt
 from engine.readers import hf
+from engine.store import compare_identity
 from tiny_books import QUESTION, TEXT, read, session
 from tiny_models import checkpoint, tokenizer
 
@@ -320,7 +321,14 @@ def test_a_missing_model_is_one_line(name: str) -> None:
         ("config.json", '{"model_type": "no-such-type"}'),
         ("model.safetensors", "nonsense"),
         ("model.safetensors", None),
+        ("config.json", "null"),
+        ("generation_config.json", "[]"),
+        ("tokenizer_config.json", "[]"),
+        ("tokenizer_config.json", '{"tokenizer_class": 5}'),
         ("tokenizer.json", "{"),
+        ("tokenizer.json", "[]"),
+        ("tokenizer.json", "null"),
+        ("tokenizer.json", '{"model": []}'),
         ("tokenizer.json", None),
     ],
 )
@@ -373,7 +381,7 @@ def test_one_changed_weight_is_another_model(
     data[-5] ^= 1
     weights.write_bytes(data)
     changed = hf.load(str(copy), device="cpu").identity
-    assert replace(changed, weights="") == replace(same, weights="")
+    assert replace(changed, weights="", behaviour=()) == replace(same, weights="", behaviour=())
     assert changed.weights != same.weights
 
 
@@ -404,3 +412,27 @@ def test_a_prompt_without_a_prefix_is_refused(reader: hf.Reader) -> None:
     )
     with pytest.raises(ReaderError, match="no token before the document"):
         bare.prefix()
+
+
+def test_what_is_computed_is_known_by_a_few_numbers(model: Path, reader: hf.Reader) -> None:
+    """The same computation gives the same numbers, another one gives others, far apart."""
+    usual = reader.identity.behaviour
+    assert len(usual) == 2 * hf.PROBE_TOKENS - 1
+    assert min(usual) > 0
+    assert reader.behaviour() == usual
+    frequencies = reader.model.model.rotary_emb.inv_freq
+    kept = frequencies.clone()
+    try:
+        frequencies.mul_(2)
+        other = reader.behaviour()
+    finally:
+        frequencies.copy_(kept)
+    changed = replace(reader.identity, behaviour=other)
+    assert "computes something else" in compare_identity(
+        reader.identity, changed, ("float32", "float32")
+    )
+    rounded = hf.load(str(model), device="cpu", dtype="bfloat16")
+    assert rounded.dtype_name == "bfloat16"
+    assert rounded.identity.behaviour != usual
+    dtypes = ("float32", rounded.dtype_name)
+    assert compare_identity(reader.identity, rounded.identity, dtypes) == ""

@@ -353,7 +353,8 @@ def other(reader: hf.Reader, **changes: Any) -> hf.Reader:
         ({"rope": {"rope_type": "default", "rope_theta": 5.0}}, "rope"),
         ({"architecture": "OtherForCausalLM"}, "architecture"),
         ({"kv_heads": 4}, "shape"),
-        ({"transformers": "99.0.0"}, "transformers"),
+        ({"transformers": "99.0.0", "behaviour": ()}, "transformers"),
+        ({"transformers": "99.0.0", "behaviour": (9.5,) * 47}, "under transformers 99.0.0"),
     ],
 )
 def test_another_reader_is_refused_in_one_line(

@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 
 import toy_store as toy
-from engine.errors import StoreError
+from engine.errors import FormatError, StoreError
 from engine.manifest import (
     DOCUMENT,
     NAME,
@@ -37,28 +37,17 @@ from engine.store import (
     compare_identity,
     list_stores,
 )
-from engine.store.disk import Disk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 ROOT = Path(__file__).parent.parent
+FLOATS = ("float32", "float32")
 GOLDEN = Path(__file__).parent / "golden" / "format-1"
 """A store of format 1 as bytes. It must open for ever; only a new format may write others."""
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Durability is the business of the crash tests; here it would only be slow."""
-    monkeypatch.setattr(Disk, "sync", lambda *_: None)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    """The toy store of two windows, open."""
-    toy.ingest(tmp_path / "toy.sekv")
-    with Store.open(tmp_path / "toy.sekv") as opened:
-        yield opened
+pytestmark = pytest.mark.usefixtures("instant_disk")
 
 
 # -- what was put comes back
@@ -316,6 +305,8 @@ def test_a_newer_store_says_which_program_it_needs(store: Store) -> None:
     message = toy.refuses(lambda: Store.open(store.path))
     assert str(store.path) in message
     assert "newer sekv" in message
+    with pytest.raises(FormatError):
+        Store.open(store.path)
 
 
 def test_stores_of_a_folder_are_listed_with_what_they_are(store: Store, tmp_path: Path) -> None:
@@ -365,7 +356,7 @@ def test_another_model_is_refused_in_one_line_that_names_both(
     field: str, value: Any, shown: str
 ) -> None:
     changes: dict[str, Any] = {field: value, "id": "other/model"}
-    line = compare_identity(toy.MODEL, dataclasses.replace(toy.MODEL, **changes))
+    line = compare_identity(toy.MODEL, dataclasses.replace(toy.MODEL, **changes), FLOATS)
     assert "\n" not in line
     assert "toy/model@main" in line
     assert "other/model" in line
@@ -375,7 +366,27 @@ def test_another_model_is_refused_in_one_line_that_names_both(
 
 def test_the_same_weights_under_another_name_are_the_same_model() -> None:
     moved = dataclasses.replace(toy.MODEL, id="/elsewhere", revision="", transformers="5.99")
-    assert compare_identity(toy.MODEL, moved) == ""
+    assert compare_identity(toy.MODEL, moved, FLOATS) == ""
+
+
+def test_another_release_may_read_a_store_if_it_computes_the_same() -> None:
+    """What was computed decides where both say it, and not the number of a release."""
+    made = dataclasses.replace(toy.MODEL, behaviour=(3.0, 5.0, 0.5, 7.25))
+    newer = dataclasses.replace(made, transformers="6.1.0", behaviour=(3.01, 5.0, 0.5, 7.25))
+    assert compare_identity(made, newer, FLOATS) == ""
+    for other in ((3.0, 5.0, 0.9, 7.25), (3.0, 5.0)):
+        changed = dataclasses.replace(newer, behaviour=other)
+        line = compare_identity(made, changed, FLOATS)
+        assert "under transformers 5.17.0" in line
+        assert "under transformers 6.1.0 computes something else" in line
+        assert "use transformers 5.17.0, or ingest again" in line
+        assert "\n" not in line
+    rounded = dataclasses.replace(newer, behaviour=(3.1, 5.1, 0.6, 7.35))
+    assert compare_identity(made, rounded, ("float32", "bfloat16")) == ""
+    assert "something else" in compare_identity(made, rounded, FLOATS)
+    assert "something else" in compare_identity(made, rounded, ("int4", "float32"))
+    silent = dataclasses.replace(newer, behaviour=())
+    assert "transformers 5" in compare_identity(made, silent, FLOATS)
 
 
 # -- many readers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from safetensors import safe_open
 
 import toy_store as toy
 from engine.errors import StoreError
@@ -27,24 +25,12 @@ from engine.store import (
     Store,
     StoreWriter,
 )
-from engine.store.disk import Disk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Durability is the business of the crash tests; here it would only be slow."""
-    monkeypatch.setattr(Disk, "sync", lambda *_: None)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    """The toy store of two windows, open."""
-    toy.ingest(tmp_path / "toy.sekv")
-    with Store.open(tmp_path / "toy.sekv") as opened:
-        yield opened
+pytestmark = pytest.mark.usefixtures("instant_disk")
 
 
 def use(store: Store, name: str) -> object:
@@ -240,25 +226,6 @@ def test_what_does_not_belong_is_reported(store: Store) -> None:
     ]
 
 
-def rewrite_host(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Write a host file and a manifest that agree in every checksum, as a hostile program can."""
-    from engine import container
-    from engine.manifest import FileEntry
-    from engine.store.tensors import to_blocks
-
-    manifest = from_bytes((path / NAME).read_bytes())
-    with safe_open(path / host_file(0), "np") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    change(tensors)
-    blocks = to_blocks(tensors)
-    encoded = container.encode(blocks)
-    data = b"".join(bytes(piece) for piece in container.pieces(encoded, blocks))
-    (path / host_file(0)).write_bytes(data)
-    entry = FileEntry(encoded.size, encoded.tensors, encoded.header_checksum)
-    files = {**manifest.files, host_file(0): entry}
-    (path / NAME).write_bytes(dataclasses.replace(manifest, files=files).to_bytes())
-
-
 HOSTILE_HOSTS: dict[str, Callable[[dict[str, Any]], None]] = {
     "negative offsets": lambda t: t["0.offsets"].__setitem__(1, -5),
     "offsets past the codes": lambda t: t["0.offsets"].__setitem__(-1, 10**15),
@@ -285,7 +252,7 @@ def test_a_hostile_host_section_is_one_line(
     """Checksums agree, claims do not: refused by verify and by every read of that layer."""
     path = tmp_path / "toy.sekv"
     toy.ingest(path, windows=1)
-    rewrite_host(path, change)
+    toy.rewrite(path, host_file(0), change)
     with Store.open(path) as store:
         found = store.verify()
         assert found

@@ -28,23 +28,12 @@ from engine.store import (
 from engine.store.disk import Disk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Durability is the business of the crash tests; here it would only be slow."""
-    monkeypatch.setattr(Disk, "sync", lambda *_: None)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    """The toy store of two windows, open."""
-    toy.ingest(tmp_path / "toy.sekv")
-    with Store.open(tmp_path / "toy.sekv") as opened:
-        yield opened
+pytestmark = pytest.mark.usefixtures("instant_disk")
 
 
 def test_nothing_is_left_beside_a_published_store(store: Store) -> None:

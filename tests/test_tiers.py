@@ -103,6 +103,8 @@ def test_only_what_is_new_is_fetched() -> None:
     zoomed.become(wanted({0}, set(), {0}), made)
     zoomed.become(wanted({0}, set(), {0}), made)
     assert not any(section.reads for section in sections)
+    assert zoomed.traffic.fetched_spans == 4 + 3
+    assert zoomed.traffic.reused_spans == 3 + 2 + 2
 
 
 def test_a_span_that_leaves_gives_its_bytes_back_at_once() -> None:
@@ -157,7 +159,7 @@ def test_damage_is_told_and_nothing_changes() -> None:
     from engine.errors import StoreError
 
     class Broken(Section):
-        def read(self, layer: int, spans: torch.Tensor, *, pinned: bool = False) -> torch.Tensor:
+        def read(self, layer: int, spans: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
             raise StoreError("damaged")
 
     made, sections = host()

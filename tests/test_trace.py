@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from engine.memory import Step
+from engine.tiers import Traffic
 from engine.trace import COPY, GLANCE, Evidence, Trace
 
 IDS = torch.tensor([7, 8, 7, 9, 8, 7])
@@ -36,13 +38,13 @@ def step(
 
 
 def test_attention_to_the_token_that_is_said_counts_in_full() -> None:
-    """All other attention counts a little; query heads add up."""
+    """A query head's other attention counts by the share it copied; query heads add up."""
     evidence = Evidence(IDS)
-    evidence.see(step([[0, 3, 4]], [[[0.1, 0.2, 0.3], [0.4, 0.0, 0.1]]]))
+    evidence.see(step([[0, 3, 4]], [[[0.1, 0.2, 0.2], [0.4, 0.0, 0.1]]]))
     assert torch.equal(evidence.weight, torch.zeros(6))
     evidence.said(7)
     expected = torch.zeros(6)
-    expected[[0, 3, 4]] = torch.tensor([0.5 * COPY, 0.2 * GLANCE, 0.4 * GLANCE])
+    expected[[0, 3, 4]] = torch.tensor([0.5 * COPY, 0.2 * 0.2, 0.2 * 0.2 + 0.8 * 0.1])
     torch.testing.assert_close(evidence.weight, expected)
     evidence.said(7)
     torch.testing.assert_close(evidence.weight, expected)
@@ -55,8 +57,20 @@ def test_layers_heads_and_steps_add_up() -> None:
     evidence.said(7)
     evidence.see(step([[0], [1]], [[[1.0]], [[1.0]]]))
     evidence.said(8)
-    assert float(evidence.weight[0]) == pytest.approx(2 * 0.75 * COPY + GLANCE)
+    # Layer 0 has copied a quarter and a half so far: of its last looks each head copied one.
+    assert float(evidence.weight[0]) == pytest.approx(2 * 0.75 * COPY + 0.25 / 1.25)
     assert float(evidence.weight[1]) == pytest.approx(COPY)
+
+
+def test_heads_that_copy_tell_the_evidence_and_others_hardly() -> None:
+    """Two heads look at different places; only the one that copied before is believed."""
+    evidence = Evidence(IDS)
+    evidence.see(step([[0], [3]], [[[0.5]], [[0.5]]]))
+    evidence.said(7)  # which stands at 0
+    evidence.see(step([[1], [3]], [[[0.5]], [[0.5]]]))
+    evidence.said(4095)  # which stands nowhere
+    assert evidence.weight[1] == pytest.approx(0.5 * 0.5)
+    assert evidence.weight[3] == pytest.approx(2 * 0.5 * GLANCE)
 
 
 def test_rows_that_are_no_document_tokens_are_no_evidence() -> None:
@@ -87,13 +101,40 @@ def test_a_trace_tells_estimate_and_real_weight_of_every_zoomed_span() -> None:
         layer=4,
     )
     trace.see(seen)
-    trace.step += 1
+    trace.tell(" whale")
     trace.see(seen)
     first = [
         {"span": 10, "layer": 4, "kv_head": 0, "step": 0, "score": 0.5, "weight": 0.3},
         {"span": 30, "layer": 4, "kv_head": 0, "step": 0, "score": 0.2, "weight": 0.5},
     ]
     assert json.loads(json.dumps(trace.zoom)) == [*first, *({**e, "step": 1} for e in first)]
+
+
+def test_a_trace_tells_what_moved_since_the_step_before() -> None:
+    """Traffic is counted from the question on, per layer; a trace has the difference."""
+    trace = Trace()
+    for fetched, reused in ((100, 0), (100, 3), (160, 5)):
+        for layer in (0, 1):
+            moved = Traffic(fetched + layer, fetched // 20, reused)
+            trace.see(replace(step([[0]], [[[1.0]]], layer=layer), traffic=moved))
+        trace.tell("x")
+    moves = [tuple(move.values()) for move in trace.moves]
+    assert list(trace.moves[0]) == [
+        "layer",
+        "step",
+        "fetched_bytes",
+        "fetched_spans",
+        "reused_spans",
+    ]
+    assert moves == [
+        (0, 0, 100, 5, 0),
+        (1, 0, 101, 5, 0),
+        (0, 1, 0, 0, 3),
+        (1, 1, 0, 0, 3),
+        (0, 2, 60, 3, 2),
+        (1, 2, 60, 3, 2),
+    ]
+    assert trace.said == ["x", "x", "x"]
 
 
 def test_nothing_zoomed_is_nothing_traced() -> None:

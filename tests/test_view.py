@@ -113,8 +113,9 @@ def test_tiers_add_up_to_the_files(stores: dict[str, Path]) -> None:
     for store in stores.values():
         report = look(store)
         files = {f.name: f.stat().st_size for f in store.rglob("*") if f.is_file()}
-        parts = {name: report.tiers[name] for name in ("device", "host", "document")}
-        assert sum(parts.values()) == sum(files.values()) - files[NAME]
+        parts = [report.tiers[name] for name in ("device", "host", "document", "manifest")]
+        assert sum(parts) == sum(files.values())
+        assert report.tiers["manifest"] == files[NAME]
         assert report.tiers["full"] == 2 * 3 * 2 * 16 * 4 * report.manifest["tokens"]
 
 
@@ -207,6 +208,12 @@ def test_a_trace_shows_the_last_question_s_decisions(
 ) -> None:
     path, zoom = trace
     report = look(stores["sekv"], trace=path)
+    assert report.question == QUESTION
+    assert len(report.said) == 3
+    assert "".join(report.said).strip() == report.answer
+    assert {(m.layer, m.step) for m in report.moves} == {(n, s) for n in range(3) for s in range(3)}
+    assert sum(m.fetched_bytes for m in report.moves) > 0
+    assert report.citations
     assert list(report.to_json()["zoom"]) == zoom
     assert zoom
     narrowed = look(stores["sekv"], trace=path, layer=1, head=0)
@@ -243,6 +250,12 @@ def _change(trace: Any, path: list[Any], value: Any) -> str:
         (["zoom", 0], {}, "is not a trace"),
         (["zoom"], 5, "is not a trace"),
         (["zoom", 0, "weight"], None, "is not a trace"),
+        (["zoom", 0, "layer"], 3, "of another store: it names layers or heads"),
+        (["zoom", 0, "kv_head"], -1, "of another store: it names layers or heads"),
+        (["zoom", 0, "step"], 99, "is not a trace"),
+        (["said"], None, "is not a trace"),
+        (["moves", 0, "fetched_bytes"], "much", "is not a trace"),
+        (["citations", 0], {}, "is not a trace"),
     ],
 )
 def test_another_trace_is_one_line(

@@ -239,8 +239,8 @@ def test_a_router_takes_the_place_of_the_untrained_choice(tmp_path: Path) -> Non
     read = router.load(written(tmp_path / "r.safetensors"))
     paper = with_router(RECIPES["sekv-paper"], read)
     ours = with_router(replace(RECIPES["sekv"], router=Sketch()), read)
-    assert paper.router == SpanZoom(read.fingerprint)
-    assert ours.router == LearnedSketch(read.fingerprint, 4.0)
+    assert paper.router == SpanZoom(read.fingerprint, GROUP, 1, 8)
+    assert ours.router == LearnedSketch(read.fingerprint, 4.0, 16)
     assert with_router(RECIPES["full"], read) == RECIPES["full"]
     for recipe in (paper, ours):
         again = from_settings(recipe.name, recipe.settings())

@@ -32,12 +32,12 @@ class Section:
     def offsets(self, layer: int) -> Tensor:
         return self.records.offsets
 
-    def read(self, layer: int, spans: Tensor, *, pinned: bool = False) -> Tensor:
+    def read(self, layer: int, spans: Tensor, *, out: Tensor) -> Tensor:
         bounds = self.records.offsets[:: self.heads]
         self.reads += spans.tolist()
-        return self.records.payload[
-            ops.gather_ranges(bounds[spans], bounds[spans + 1] - bounds[spans])
-        ]
+        places = ops.gather_ranges(bounds[spans], bounds[spans + 1] - bounds[spans])
+        out[: len(places)] = self.records.payload[places]
+        return out[: len(places)]
 
 
 @dataclass

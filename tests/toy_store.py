@@ -7,14 +7,26 @@ test files ask of a store. What it is not: a test.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
+from engine import container
 from engine.errors import StoreError
-from engine.manifest import Manifest, ModelIdentity, SourceEntry, WindowEntry
+from engine.manifest import (
+    NAME,
+    FileEntry,
+    Manifest,
+    ModelIdentity,
+    SourceEntry,
+    WindowEntry,
+    from_bytes,
+)
 from engine.store import Store, StoreWriter
+from engine.store.tensors import to_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -204,3 +216,20 @@ def flip(path: Path, place: int, mask: int) -> None:
 def leftovers(folder: Path) -> list[str]:
     """Hidden names beside the stores of a folder."""
     return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
+
+
+def rewrite(path: Path, name: str, change: Callable[[dict[str, Any]], object]) -> None:
+    """Write a file of a store anew, and a manifest that agrees in every checksum, as a hostile
+    program can. change: is given the file's tensors, numpy arrays by name."""
+    manifest = from_bytes((path / NAME).read_bytes())
+    with safe_open(path / name, "np") as file:
+        tensors = {tensor: file.get_tensor(tensor) for tensor in file.keys()}  # noqa: SIM118
+    change(tensors)
+    blocks = to_blocks(tensors)
+    encoded = container.encode(blocks)
+    data = b"".join(bytes(piece) for piece in container.pieces(encoded, blocks))
+    (path / name).unlink()  # it may be a hard link to another store's
+    (path / name).write_bytes(data)
+    entry = FileEntry(encoded.size, encoded.tensors, encoded.header_checksum)
+    files = {**manifest.files, name: entry}
+    (path / NAME).write_bytes(dataclasses.replace(manifest, files=files).to_bytes())

@@ -17,12 +17,13 @@ from torch.nn import functional
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 
 from engine.errors import ReaderError
-from engine.quoting import Guide, Marks
+from engine.quoting import Guide, Marks, sentences
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    import numpy.typing as npt
     from torch import Tensor
 
 ATTENTION: Final = "sekv_bench"
@@ -57,11 +58,13 @@ class _State:
 class Document:
     """A document that was read.
 
-    ids: its tokens.  layers: keys and values [Hkv, N, D] of every layer, the prompt's beginning
-    included.  start: position of a question.  windows: how many.
+    ids: its tokens.  sentence: [N], see `engine.quoting.sentences`.  layers: keys and values
+    [Hkv, N, D] of every layer, the prompt's beginning included.  start: position of a question.
+    windows: how many.
     """
 
     ids: tuple[int, ...]
+    sentence: npt.NDArray[np.int64]
     layers: tuple[tuple[Tensor, Tensor], ...]
     start: int
     windows: int
@@ -259,7 +262,8 @@ class Decoder:
             )
             for layer in range(len(parts[0]))
         )
-        return Document(tuple(ids), layers, first + size, len(spans))
+        told = sentences(text, np.array([end for _, end in offsets], dtype=np.int64))
+        return Document(tuple(ids), told, layers, first + size, len(spans))
 
     @torch.no_grad()
     def answer(self, document: Document, questions: Sequence[str], most: int = 100) -> list[str]:
@@ -279,7 +283,9 @@ class Decoder:
         last = hidden[torch.arange(len(prompts)), lengths - 1]
         found: list[list[int]] = [[] for _ in prompts]
         text = np.array(document.ids, dtype=np.int64)
-        guides = [Guide(self.marks, text) if self.held else None for _ in prompts]
+        guides = [
+            Guide(self.marks, text, document.sentence) if self.held else None for _ in prompts
+        ]
         rows = torch.arange(len(prompts), device=self.device)
         for step in range(most):
             scores = self.model.lm_head(last)

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from engine.ask import Session
 from engine.bench.reader import interval, plain
-from engine.errors import SekvError
+from engine.errors import BudgetError, SekvError
 from engine.ingest import ingest
+from engine.recall import parse_budget
 from engine.recipe import named
 from engine.types import AskOptions, IngestOptions, Progress, Silent
 
@@ -71,10 +72,14 @@ def measure(
     Returns:
         JSON values: settings, and per method and budget the counts with 95 % intervals.
     Raises:
-        SekvError: an unknown method, or documents without questions.
+        SekvError: an unknown method, a budget that is none, or documents without questions.
     """
     for method in setting.methods:
         named(method.partition("@")[0])
+    for budget in setting.budgets:
+        parse_budget(budget, 1)
+    if not 0 < setting.coverage <= 1:
+        raise BudgetError(f"coverage {setting.coverage} is not in (0, 1]")
     counts = {(m, b): Count() for m in setting.methods for b in setting.budgets}
     full = Count()
     tokens: list[int] = []

@@ -6,6 +6,8 @@ records back into rows. It knows nothing of files, devices or which spans are wa
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine import ops
+from engine.errors import StoreError
 from engine.policies.gates import kept_rank, rank_gates
 
 
@@ -54,6 +57,10 @@ class Codec(Protocol):
         """
         ...
 
+    def fits(self, sizes: Tensor, lengths: Tensor, side: Side) -> bool:
+        """Whether records of these sizes in bytes [Hkv, S] can hold spans of lengths [S]."""
+        ...
+
     def host_share(self, size: int, span: float) -> float:
         """Expected bytes over those of 16-bit rows, for spans of about `span` tokens."""
         ...
@@ -76,6 +83,10 @@ class Raw:
         size, dtype = side["rows"].shape[-1], side["rows"].dtype
         rows = payload.view(dtype).reshape(-1, 2, size)
         return rows[:, 0].float(), rows[:, 1].float()
+
+    def fits(self, sizes: Tensor, lengths: Tensor, side: Side) -> bool:
+        row = 2 * side["rows"].shape[-1] * side["rows"].element_size()
+        return bool((sizes == row * lengths).all())
 
     def host_share(self, size: int, span: float) -> float:
         return 1.0
@@ -147,6 +158,18 @@ class SharedBasis:
             out.append(torch.addmm(mean, coefs, basis.T))
             start += width
         return out[0], out[1]
+
+    def fits(self, sizes: Tensor, lengths: Tensor, side: Side) -> bool:
+        if self.bits >= 32:
+            row = torch.full((len(sizes),), 8 * side["k_basis"].shape[-1])
+        else:
+            row = torch.tensor(
+                [
+                    sum(ops.Packing.of(side[f"{name}_bits"][head]).row_bytes for name in ("k", "v"))
+                    for head in range(len(sizes))
+                ]
+            )
+        return bool((sizes == row[:, None] * lengths).all())
 
     def host_share(self, size: int, span: float) -> float:
         return self.bits / 16
@@ -230,19 +253,36 @@ class SpanSVD:
     def decode(
         self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, side: Side
     ) -> tuple[Tensor, Tensor]:
-        size = int(side["size"][0])
+        size, device = int(side["size"][0]), payload.device
+        k, v = (torch.empty(int(lengths.sum()), size, device=device) for _ in range(2))
         starts = offsets[:-1]
-        if not len(starts):
-            none = torch.zeros(0, size, device=payload.device)
-            return none, none
-        marks = payload[starts[:, None] + torch.arange(4, device=starts.device)]
+        marks = payload[starts[:, None] + torch.arange(4, device=device)]
         ranks = marks.contiguous().view(torch.int16).long()
-        out, starts = [], starts + 4
-        for place in (0, 1):
-            rows, used = self._restore(payload, starts, lengths, ranks[:, place], size)
-            out.append(rows)
-            starts = starts + used
-        return out[0], out[1]
+        self._check(ranks, lengths, offsets.diff(), size)
+        places = lengths.cumsum(0) - lengths
+        for group in _alike(lengths):
+            some = group.to(device)
+            at, tokens = starts[some] + 4, lengths[some]
+            rows = ops.gather_ranges(places[some], tokens)
+            for out, rank in ((k, ranks[some, 0]), (v, ranks[some, 1])):
+                out[rows], used = self._restore(payload, at, tokens, rank, size)
+                at = at + used
+        return k, v
+
+    def fits(self, sizes: Tensor, lengths: Tensor, side: Side) -> bool:
+        """Every record has its marks; what must follow them `decode` holds against each."""
+        return bool((sizes >= 4).all())
+
+    def _check(self, ranks: Tensor, lengths: Tensor, sizes: Tensor, size: int) -> None:
+        """Refuse records whose marks [M, 2] say more or less than their sizes [M] in bytes hold."""
+        longer = lengths[:, None]
+        factors = 4 * (longer + size) if self.exact else longer + size + 4
+        wanted = torch.where(ranks < 0, longer * (size + 2), ranks * factors).sum(-1) + 4
+        least = 0 if self.exact else -1
+        if bool(((ranks < least) | (ranks > longer.clamp_max(size))).any()) or bool(
+            (wanted != sizes).any()
+        ):
+            raise StoreError("a span's record is not what its marks say: ingest again")
 
     def _restore(
         self, payload: Tensor, starts: Tensor, lengths: Tensor, rank: Tensor, size: int
@@ -280,6 +320,19 @@ class SpanSVD:
     def host_share(self, size: int, span: float) -> float:
         rank = min(self.rank, span)
         return min(rank * (span + size + 4), span * (size + 2)) / (2 * span * size)
+
+
+def _alike(lengths: Tensor, most: int = 1 << 14) -> Iterator[Tensor]:
+    """Indices of spans in groups of like length: padding at most doubles the rows of a group, and
+    a group of several spans has at most `most` padded rows."""
+    order = lengths.argsort(stable=True).cpu()
+    rising = lengths.cpu()[order].tolist()
+    first = 0
+    while first < len(rising):
+        like = bisect_right(rising, 2 * rising[first], first)
+        last = min(like, first + max(1, most // rising[like - 1]))
+        yield order[first:last]
+        first = last
 
 
 def pack_basis(name: str, mean: Tensor, basis: Tensor) -> Side:

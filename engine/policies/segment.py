@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FOLDED, ANCHOR, PINNED = 0, 1, 2
+from engine.manifest import ANCHOR as ANCHOR
+from engine.manifest import FOLDED as FOLDED
+from engine.manifest import PINNED as PINNED
 
 
 @dataclass(frozen=True)

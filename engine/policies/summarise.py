@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine import ops
-from engine.policies.codec import Side, basis_of, to_basis
+from engine.policies.codec import Side, basis_of, pack_basis, to_basis
 
 
 class Summariser(Protocol):
@@ -52,14 +52,19 @@ class Mean:
 
 
 def fit_values(values: Tensor, bits: float, side: Side) -> Side:
-    """Side information for span values [Hkv, S, D] of the first window."""
+    """Side information for span values [Hkv, S, D] of the first window; `side` holds the codec's,
+    whose basis is shared where it has one."""
     if bits == 16:
         return {}
-    coefs = to_basis(values, "v", side)
+    new: Side = {}
+    if "v_basis" not in side:
+        mean, basis, _ = ops.covariance_basis(values)
+        new = pack_basis("v", mean, basis)
+    coefs = to_basis(values, "v", {**side, **new})
     # Means vary less than tokens and not in the same order; the basis is the tokens'.
     variance = coefs.var(1, correction=0).cummin(-1).values
     given = torch.stack([ops.allocate_bits(var, bits) for var in variance])
-    return {"value_bits": given, "value_step": ops.fit_steps(coefs, given)}
+    return {**new, "value_bits": given, "value_step": ops.fit_steps(coefs, given)}
 
 
 def pack_values(values: Tensor, bits: float, side: Side) -> Side:

@@ -17,8 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine import ops
+from engine.errors import StoreError
 from engine.policies.codec import Side, pack_basis
 from engine.policies.select import MeanKey, Sketch
+
+LARGEST = 1024
+"""Query heads of a KV head at most."""
 
 
 @runtime_checkable
@@ -33,15 +37,45 @@ class Gated(Protocol):
         ...
 
 
+@runtime_checkable
+class Learnt(Protocol):
+    """A router that is given what it has learnt while a document is folded."""
+
+    @property
+    def weights(self) -> str:
+        """Fingerprint of the router file."""
+        ...
+
+    def example(self, heads: int, size: int) -> Side:
+        """Made-up tensors of a layer in the shapes of the learnt ones.
+
+        Raises:
+            StoreError: no model has such shapes.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class SpanZoom:
     """The published router: a span zooms where a projection of its summary passes a threshold.
 
-    weights: fingerprint of the router file. What is not zoomed stands as with `MeanKey`.
+    weights: fingerprint of the router file. group: G, query heads of a KV head; projections: of
+    them with a W of their own, G or 1. rank: d'. What is not zoomed stands as with `MeanKey`.
     Source: SeKV (arXiv 2606.31145), section 3.3; W [Hkv, G or 1, d', D], tau [Hkv, G].
     """
 
     weights: str
+    group: int = 1
+    projections: int = 1
+    rank: int = 32
+
+    def example(self, heads: int, size: int) -> Side:
+        _check(0 < self.group <= LARGEST and self.projections in (1, self.group))
+        _check(0 < self.rank <= size)
+        return {
+            "zoom_w": torch.ones(heads, self.projections, self.rank, size),
+            "zoom_tau": torch.ones(heads, self.group),
+        }
 
     def fit(self, k: Tensor, side: Side) -> Side:
         return {"zoom_w": side["zoom_w"].half(), "zoom_tau": side["zoom_tau"].float()}
@@ -77,12 +111,20 @@ class LearnedSketch:
     """A sketch of every key in learnt directions, at a few bits each.
 
     weights: fingerprint of the router file. bits: mean per component of the head, as `Sketch`
-    counts them. Keys and queries have projections of their own, [Hkv, R, D] each: what matters is
-    the error of their product, not that of the key. Mean and steps follow the document.
+    counts them. components: R, most that are kept. Keys and queries have projections of their
+    own, [Hkv, R, D] each: what matters is the error of their product, not that of the key. Mean
+    and steps follow the document.
     """
 
     weights: str
     bits: float
+    components: int = 24
+
+    def example(self, heads: int, size: int) -> Side:
+        _check(0 < self.components <= max(8, size))
+        rows = torch.ones(heads, self.components, size)
+        bits = torch.ones(heads, self.components, dtype=torch.uint8)
+        return {"zoom_key": rows, "zoom_query": rows, "zoom_bits": bits}
 
     def fit(self, k: Tensor, side: Side) -> Side:
         mean = k.float().mean(1)
@@ -120,6 +162,11 @@ def zoom_scores(q: Tensor, summary: Tensor, w: Tensor, lengths: Tensor) -> Tenso
     keys = F.normalize(torch.matmul(summary[:, None], w.mT), dim=-1)
     scores = torch.matmul(torch.matmul(q, w.mT), keys.mT) / math.sqrt(w.shape[-2])
     return scores + lengths.to(scores).log()
+
+
+def _check(possible: bool) -> None:
+    if not possible:
+        raise StoreError("the manifest's router has a shape that no model has: ingest again")
 
 
 def _coefficients(k: Tensor, mean: Tensor, key: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.hub import cached_file
 
 from engine import attention, router
+from engine.certainty import Bar
 from engine.errors import ReaderError
 from engine.manifest import ModelIdentity
 from engine.prompt import Prompt
@@ -31,6 +33,7 @@ from engine.prompt import Prompt
 BUILTIN = Path(__file__).parent / "builtin"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HEAD_ROWS = 256  # rows of logits alive at once while surprisal is taken
+PROBE_TOKENS = 24  # ids of the probe; read twice, so that attention and positions matter
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,11 @@ class Reader:
         self.devices = _layer_devices(model, self.layers)
         self.dtype: torch.dtype = model.dtype
         self._last_hidden: Tensor | None = None
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype it computes in, as manifests name it."""
+        return str(self.dtype).removeprefix("torch.")
 
     # -- prefill -------------------------------------------------------------------
 
@@ -128,6 +136,15 @@ class Reader:
             hidden_before = hidden[-1:]
             start += n
 
+    @torch.inference_mode()
+    def behaviour(self) -> tuple[float, ...]:
+        """What model, library and code together make of fixed token ids, said twice in a row: the
+        surprisal of each but the first in nats. Whoever computes otherwise differs here."""
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        ids = [(7919 * i * i + 104729 * i + 13) % vocabulary for i in range(PROBE_TOKENS)] * 2
+        hidden = self._forward(ids, 0, DynamicCache(config=self.model.config))
+        return tuple(round(nats, 3) for nats in self._surprisal(hidden[:-1], ids[1:]).tolist())
+
     def _forward(self, ids: list[int], position: int, cache: DynamicCache) -> Tensor:
         """Hidden states [n, d] of a piece; never any logits."""
         tokens = torch.tensor([ids], device=self.devices[0])
@@ -175,18 +192,14 @@ def display_name(model: str) -> str:
 
 def load_config(model: str, revision: str = "") -> Any:
     """The model's configuration. Raises ReaderError with one line."""
-    try:
+    with _loading(model):
         return AutoConfig.from_pretrained(model, **_pinned(revision))
-    except (OSError, ValueError, KeyError) as error:
-        raise ReaderError(_cannot_load(model, error)) from error
 
 
 def load_tokenizer(model: str, revision: str = "") -> Any:
     """The model's tokenizer. Raises ReaderError with one line."""
-    try:
+    with _loading(model):
         return AutoTokenizer.from_pretrained(model, **_pinned(revision))
-    except (OSError, ValueError, KeyError) as error:
-        raise ReaderError(_cannot_load(model, error)) from error
 
 
 def load(model: str, *, revision: str = "", device: str = "auto", dtype: str = "auto") -> Reader:
@@ -205,17 +218,18 @@ def load(model: str, *, revision: str = "", device: str = "auto", dtype: str = "
     placement: dict[str, Any] = {"device_map": "auto" if device == "auto" else str(place)}
     if place.type == "cpu":
         placement = {}
-    try:
+    with _loading(name):
         loaded = AutoModelForCausalLM.from_pretrained(
             name, dtype=kind, attn_implementation=attention.NAME, **placement, **_pinned(revision)
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ReaderError(_cannot_load(name, error)) from error
     loaded.eval()  # type: ignore[no-untyped-call]
     attention.attach(loaded)
     identity = identify(name, revision, config, tokenizer)
     reluctance = float(getattr(config, "sekv_reluctance", 0.0))
-    return Reader(loaded, tokenizer, identity, Prompt.of(tokenizer, reluctance))
+    bar = Bar.from_json(getattr(config, "sekv_certainty", None) or {})
+    reader = Reader(loaded, tokenizer, identity, Prompt.of(tokenizer, reluctance, bar))
+    reader.identity = replace(identity, behaviour=reader.behaviour())
+    return reader
 
 
 def check_supported(config: Any) -> None:
@@ -343,6 +357,22 @@ def _pinned(revision: str) -> dict[str, Any]:
     return {"revision": revision} if revision else {}
 
 
-def _cannot_load(name: str, error: Exception) -> str:
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Whatever the libraries meet in a model's files becomes one line: they check none of them,
+    so that a file of the wrong shape ends in any error of Python's."""
+    try:
+        yield
+    except (
+        OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError,
+    ) as error:  # fmt: skip
+        raise _cannot_load(name, error) from error
+    except Exception as error:
+        if type(error) is Exception:  # tokenizers has no error of its own
+            raise _cannot_load(name, error) from error
+        raise
+
+
+def _cannot_load(name: str, error: Exception) -> ReaderError:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"cannot load model '{name}': {first[:200]}"
+    return ReaderError(f"cannot load model '{name}': {first[:200]}")

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 _BLOCK = 1 << 20
 
+SAME_BEHAVIOUR = {"float32": 0.02, "float16": 0.2, "bfloat16": 0.2}
+"""Nats by which two readings of the probe may differ, on average over its tokens, where the coarser
+of both computed in this dtype: several times what its rounding costs."""
+
 
 @dataclass(frozen=True)
 class StoreSummary:
@@ -68,11 +72,15 @@ def check_sources(manifest: Manifest, base: Path | None = None) -> list[str]:
     return found
 
 
-def compare_identity(stored: ModelIdentity, other: ModelIdentity) -> str:
+def compare_identity(stored: ModelIdentity, other: ModelIdentity, dtypes: tuple[str, str]) -> str:
     """Why `other` cannot use a store made with `stored`, in one line naming both; "" if it can.
 
-    The names and revisions may differ: the weights' fingerprint decides. Of two transformers
-    releases only the major numbers must agree.
+    The names and revisions may differ: the weights' fingerprint decides. So may the transformers
+    release, as long as it computes the same from fixed tokens; where a store does not say what it
+    computed, the major numbers must agree.
+
+    Args:
+        dtypes: what each of them computes in.
     """
     checks = (
         ("weights", stored.weights, other.weights),
@@ -80,7 +88,7 @@ def compare_identity(stored: ModelIdentity, other: ModelIdentity) -> str:
         ("the architecture", stored.architecture, other.architecture),
         ("a shape", _shape(stored), _shape(other)),
         ("rope settings", stored.rope, other.rope),
-        ("transformers", _major(stored.transformers), _major(other.transformers)),
+        ("transformers", *_releases(stored, other)),
     )
     for what, ours, theirs in checks:
         if ours != theirs:
@@ -89,6 +97,14 @@ def compare_identity(stored: ModelIdentity, other: ModelIdentity) -> str:
                 f"{_name(other)} has {_short(theirs)}: "
                 "name the model it was made with, or ingest again"
             )
+    apart = _apart(stored.behaviour, other.behaviour)
+    if apart > max(SAME_BEHAVIOUR.get(dtype, 0.0) for dtype in dtypes):
+        return (
+            f"the store was made by {_name(stored)} under transformers {stored.transformers}, "
+            f"{_name(other)} under transformers {other.transformers} computes something else from "
+            f"the same tokens ({apart:.2f} nats apart): use transformers {stored.transformers}, "
+            "or ingest again"
+        )
     return ""
 
 
@@ -128,8 +144,20 @@ def _shape(model: ModelIdentity) -> str:
     return f"{model.layers}x{model.heads}/{model.kv_heads}x{model.head_dim}"
 
 
-def _major(release: str) -> str:
-    return release.split(".")[0]
+def _releases(stored: ModelIdentity, other: ModelIdentity) -> tuple[str, str]:
+    """What of two releases of transformers must agree: nothing where behaviour can be compared."""
+    if stored.behaviour and other.behaviour:
+        return "", ""
+    return stored.transformers.split(".")[0], other.transformers.split(".")[0]
+
+
+def _apart(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    """Mean distance of two readings of the probe in nats; 0 where there is nothing to compare."""
+    if not one or not other:
+        return 0.0
+    if len(one) != len(other):
+        return float("inf")
+    return sum(abs(a - b) for a, b in zip(one, other, strict=True)) / len(one)
 
 
 def _name(model: ModelIdentity) -> str:

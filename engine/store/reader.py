@@ -11,7 +11,8 @@ import os
 import stat
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,6 +20,7 @@ from engine import manifest as names
 from engine.errors import StoreError
 from engine.manifest import Manifest, from_bytes
 from engine.store.disk import Disk
+from engine.store.document import read_tables, read_text
 from engine.store.files import Meter, StoreFile
 from engine.store.folder import Folder, open_below
 from engine.store.host import HostSection
@@ -41,6 +43,8 @@ _RECOVERY_WAIT = 0.05
 
 class Store:
     """A complete store, opened by its manifest alone.
+
+    manifest_bytes: size of the manifest's file; the manifest has those of all others.
 
     It keeps reading the store it opened even when another takes its name meanwhile.
     """
@@ -70,7 +74,7 @@ class Store:
         except StoreError as error:
             if not os.path.lexists(path / names.NAME):
                 raise _not_a_store(path) from None
-            raise StoreError(f"{path}: {error}") from None
+            raise type(error)(f"{path}: {error}") from None
 
     def close(self) -> None:
         """Give the descriptors back; host sections that are still in use keep theirs."""
@@ -93,30 +97,22 @@ class Store:
         return self._host_meter.bytes
 
     def document(self) -> dict[str, npt.NDArray[Any]]:
-        """Token tables: `ids` int32, `starts`, `ends`, `source`, each [N]. Texts: see `text`.
+        """Token tables: `ids`, `starts`, `ends`, `source`, integers [N] each. Texts: see `text`.
 
         Raises:
-            StoreError: missing or damaged.
+            StoreError: missing, damaged, or not of this manifest.
         """
-        file = self._open(names.DOCUMENT)
-        tables = [name for name in file.header.tensors if not name.startswith("text.")]
-        result = {name: to_numpy(file.tensor_bytes(name), file.info(name)) for name in tables}
-        file.close()
-        return result
+        with self._reading(names.DOCUMENT) as file:
+            return read_tables(file, self.manifest)
 
     def text(self, source: int) -> str:
         """The text of one source, which citations are slices of.
 
         Raises:
-            StoreError: missing or damaged.
+            StoreError: missing, damaged, or not of this manifest.
         """
-        file = self._open(names.DOCUMENT)
-        data = file.tensor_bytes(f"text.{source}").tobytes()
-        file.close()
-        try:
-            return data.decode("utf-8", "surrogatepass")
-        except UnicodeDecodeError:
-            raise StoreError(f"{self.path}: the text of source {source} is not UTF-8") from None
+        with self._reading(names.DOCUMENT) as file:
+            return read_text(file, self.manifest, source)
 
     def shared(self) -> dict[str, torch.Tensor]:
         """The tensors that all windows share, on the CPU.
@@ -144,14 +140,12 @@ class Store:
         Raises:
             StoreError: missing or damaged.
         """
-        file = self._open(name)
-        found = {
-            table: to_numpy(file.tensor_bytes(table), file.info(table))
-            for table in tables
-            if table in file.header.tensors
-        }
-        file.close()
-        return found
+        with self._reading(name) as file:
+            return {
+                table: to_numpy(file.tensor_bytes(table), file.info(table))
+                for table in tables
+                if table in file.header.tensors
+            }
 
     def host(self, window: int) -> HostSection:
         """The host section of a window; opens the file and checks its header, reads no codes.
@@ -201,11 +195,19 @@ class Store:
             return False
 
     def _load(self, name: str) -> dict[str, torch.Tensor]:
+        with self._reading(name) as file:
+            return _load_torch(file)
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[StoreFile]:
+        """A file of the store while it is read; what is wrong with it names the store."""
         file = self._open(name)
         try:
-            return _load_torch(file)
+            yield file
         except StoreError as error:
             raise StoreError(f"{self.path}: {error}") from None
+        finally:
+            file.close()
 
     def _check_window(self, window: int) -> None:
         count = len(self.manifest.windows)
@@ -219,6 +221,7 @@ class Store:
         if len(data) > names.MAX_BYTES:
             raise StoreError("the manifest is damaged (it is far too long)")
         self._device_meter.add(len(data))
+        self.manifest_bytes = len(data)
         return from_bytes(data)
 
 

@@ -1,7 +1,8 @@
-"""The tables of a host section: where each span's record lies and what it must sum to.
+"""The tables of a window: its spans, where each span's record lies and what it must sum to.
 
-What it is: the one rule about `{layer}.codes`, `{layer}.offsets` and `{layer}.check`, for the side
-that writes and the sides that read. What it is not: it reads and writes nothing. torch-free.
+What it is: the one rule about `bounds`, `kind` and `surprisal` of a device section and about
+`{layer}.codes`, `{layer}.offsets` and `{layer}.check` of a host section, for the side that writes
+and the sides that read. What it is not: it reads and writes nothing. torch-free.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ from engine.store.tensors import to_block
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from typing import Any
 
     import numpy.typing as npt
 
     from engine.store.tensors import Array
 
 PARTS = ("codes", "offsets", "check")
+SPAN_TABLE = ("bounds", "kind", "surprisal")
+
+_KINDS = 3
 
 _NAME = re.compile(r"(0|[1-9][0-9]{0,5})\.(codes|offsets|check)")
 
@@ -40,6 +45,28 @@ def layers_of(names: Iterable[str]) -> dict[int, set[str]]:
             raise ValueError(f"a host section cannot hold {name[:80]!r}")
         layers.setdefault(int(match[1]), set()).add(match[2])
     return dict(sorted(layers.items()))
+
+
+def span_table_fault(tables: Mapping[str, npt.NDArray[Any]], tokens: int, spans: int) -> str:
+    """What is wrong with the span table of a window, "" when nothing is.
+
+    Args:
+        tables: `bounds` int32 or int64 [S+1], `kind` uint8 [S], `surprisal` floats [n] by name.
+        tokens: n.  spans: S.
+    """
+    missing = [name for name in SPAN_TABLE if name not in tables]
+    if missing:
+        return f"no span table ({missing[0]!r} is missing)"
+    bounds, kind, surprisal = (tables[name] for name in SPAN_TABLE)
+    if bounds.dtype not in (np.int32, np.int64) or bounds.shape != (spans + 1,):
+        return f"span bounds {bounds.dtype} {list(bounds.shape)} for {spans} spans"
+    if bounds[0] != 0 or bounds[-1] != tokens or bool((np.diff(bounds.astype(np.int64)) < 1).any()):
+        return f"span bounds that do not cut {tokens} tokens"
+    if kind.dtype != np.uint8 or kind.shape != (spans,) or bool((kind >= _KINDS).any()):
+        return f"kinds of spans that are none of {_KINDS}, one per span"
+    if surprisal.dtype.kind != "f" or surprisal.shape != (tokens,):
+        return f"surprisal {surprisal.dtype} {list(surprisal.shape)} for {tokens} tokens"
+    return "" if bool(np.isfinite(surprisal).all()) else "surprisal that is no number"
 
 
 def table_fault(

@@ -17,17 +17,21 @@ import xxhash
 from engine import manifest as names
 from engine.container import span_checksum
 from engine.errors import StoreError
+from engine.store.document import read_tables, read_text
 from engine.store.files import BLOCK, StoreFile
 from engine.store.host import HostSection
+from engine.store.records import SPAN_TABLE, span_table_fault
 from engine.store.tensors import to_numpy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from engine.manifest import Manifest
+    from engine.manifest import Manifest, WindowEntry
     from engine.store.folder import Folder
     from engine.types import Progress
 
+
+HOST_ENDING = ".host.safetensors"
 
 _DEEPEST = 50
 
@@ -40,12 +44,17 @@ def damages(folder: Folder, manifest: Manifest, progress: Progress) -> list[str]
         found = [str(error)]
     except OSError as error:
         found = [f"the folder cannot be listed: {error.strerror}"]
+    windows = {
+        name(index): window
+        for index, window in enumerate(manifest.windows)
+        for name in (names.device_file, names.host_file)
+    }
     progress.start("verify", sum(entry.bytes for entry in manifest.files.values()), "bytes")
     for name, entry in sorted(manifest.files.items()):
         try:
             with closing(StoreFile(folder, name, entry)) as file:
                 progress.advance(file.header.data_start)
-                found += _tensor_damages(file, manifest, progress.advance)
+                found += _tensor_damages(file, manifest, windows.get(name), progress.advance)
         except StoreError as error:
             found.append(str(error))
     return found
@@ -59,10 +68,13 @@ def contradictions(folder: Folder, manifest: Manifest) -> Iterator[str]:
     """
     with closing(StoreFile(folder, names.DOCUMENT, manifest.files[names.DOCUMENT])) as file:
         yield from _document_faults(file, manifest)
-    for index in range(len(manifest.windows)):
+    for index, window in enumerate(manifest.windows):
+        name = names.device_file(index)
+        with closing(StoreFile(folder, name, manifest.files[name])) as file:
+            yield from _span_faults(file, window)
         name = names.host_file(index)
         with closing(StoreFile(folder, name, manifest.files[name])) as file:
-            section = HostSection(file, manifest.windows[index].spans)
+            section = HostSection(file, window.spans)
             for layer in section.layers:
                 yield from _layer_faults(section, layer, manifest)
 
@@ -102,17 +114,18 @@ def strangers(folder: int, manifest: Manifest) -> Iterator[str]:
 
 
 def _tensor_damages(
-    file: StoreFile, manifest: Manifest, advance: Callable[[int], None]
+    file: StoreFile, manifest: Manifest, window: WindowEntry | None, advance: Callable[[int], None]
 ) -> Iterator[str]:
     """Every damage of one file whose header is sound; reads each byte of codes once."""
-    hosts = {names.host_file(index): window for index, window in enumerate(manifest.windows)}
-    if file.name not in hosts:
+    if window is None or not file.name.endswith(HOST_ENDING):
         broken = [name for name in file.header.tensors if file.is_damaged(name, advance)]
         yield from (f"{file.name} is damaged in tensor {name!r}" for name in broken)
         if not broken and file.name == names.DOCUMENT:
             yield from _document_faults(file, manifest)
+        if not broken and window is not None:
+            yield from _span_faults(file, window)
         return
-    section = HostSection(file, hosts[file.name].spans)
+    section = HostSection(file, window.spans)
     for layer in section.layers:
         try:
             yield from _layer_faults(section, layer, manifest)
@@ -158,30 +171,27 @@ def _layer_faults(section: HostSection, layer: int, manifest: Manifest) -> Itera
 
 
 def _document_faults(file: StoreFile, manifest: Manifest) -> Iterator[str]:
-    tables = {}
-    for name in ("ids", "starts", "ends", "source"):
-        info = file.info(name)
-        if info.shape != (manifest.tokens,) or info.dtype not in ("I32", "I64"):
-            yield f"{file.name}: {name} is {info.dtype} {info.shape} for {manifest.tokens} tokens"
-            return
-        tables[name] = to_numpy(file.tensor_bytes(name), info).astype(np.int64)
-    source, starts, ends = tables["source"], tables["starts"], tables["ends"]
-    if ((source < 0) | (source >= len(manifest.sources))).any():
-        yield f"{file.name}: tokens of a source that does not exist"
-        return
-    chars = np.array([entry.chars for entry in manifest.sources], dtype=np.int64)
-    if ((starts < 0) | (ends < starts) | (ends > chars[source])).any():
-        yield f"{file.name}: tokens that leave their text"
-    if (tables["ids"] < 0).any():
-        yield f"{file.name}: negative token ids"
-    for index, entry in enumerate(manifest.sources):
+    try:
+        read_tables(file, manifest)
+    except StoreError as error:
+        yield str(error)
+    for index in range(len(manifest.sources)):
         try:
-            text = file.tensor_bytes(f"text.{index}").tobytes().decode("utf-8", "surrogatepass")
-        except UnicodeDecodeError:
-            yield f"{file.name}: text.{index} is not UTF-8"
-            continue
-        if len(text) != entry.chars:
-            yield (
-                f"{file.name}: text.{index} has {len(text)} characters "
-                f"where the manifest says {entry.chars}"
-            )
+            read_text(file, manifest, index)
+        except StoreError as error:
+            yield str(error)
+
+
+def _span_faults(file: StoreFile, window: WindowEntry) -> Iterator[str]:
+    """What is wrong with the span table of a device section; a method need not have one."""
+    infos = {name: file.info(name) for name in SPAN_TABLE if name in file.header.tensors}
+    if not infos:
+        return
+    try:
+        tables = {name: to_numpy(file.tensor_bytes(name), info) for name, info in infos.items()}
+    except ValueError as error:
+        yield f"{file.name}: {error}"
+        return
+    fault = span_table_fault(tables, window.end - window.start, window.spans)
+    if fault:
+        yield f"{file.name} has {fault}"

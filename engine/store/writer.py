@@ -30,6 +30,7 @@ from engine.manifest import (
     host_file,
 )
 from engine.store.disk import Disk
+from engine.store.document import TABLES
 from engine.store.lock import Lock
 from engine.store.pieces import (
     DOCUMENT_KEY,
@@ -65,9 +66,6 @@ if TYPE_CHECKING:
     import torch
 
     from engine.store.tensors import Array
-
-DOCUMENT_TABLES = ("ids", "starts", "ends", "source")
-"""Tensors every document must hold, [N] each; the texts are `text.0`, `text.1`, ..."""
 
 
 class StoreWriter:
@@ -226,9 +224,9 @@ class StoreWriter:
             StoreError: the disk refuses.
             ValueError: a table is missing, or they differ in length.
         """
-        shapes = {tuple(tensors[name].shape) if name in tensors else () for name in DOCUMENT_TABLES}
+        shapes = {tuple(tensors[name].shape) if name in tensors else () for name in TABLES}
         if len(shapes) != 1 or len(shapes.pop()) != 1:
-            raise ValueError(f"the document needs {', '.join(DOCUMENT_TABLES)}, all [N]")
+            raise ValueError(f"the document needs {', '.join(TABLES)}, all [N]")
         with self._timed():
             self._put_files(DOCUMENT_KEY, {DOCUMENT: tensors}, {})
 

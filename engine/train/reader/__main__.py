@@ -14,6 +14,7 @@ from engine.errors import SekvError
 # glibc gives large blocks back to the system at once and asks for them anew every step,
 # which costs more than half of the speed; these two keep them.
 _ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
+INTERRUPTED = 130  # what a shell says of SIGINT
 
 
 def _parse() -> argparse.Namespace:
@@ -65,6 +66,10 @@ def _spread(processes: int) -> int:
                     return code
                 break
         return 0
+    except KeyboardInterrupt:  # the processes were told as well, and say so
+        for process in started:
+            process.wait()
+        return INTERRUPTED
     finally:
         for process in started:
             process.terminate()
@@ -109,6 +114,10 @@ def main() -> int:
     except SekvError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _SENTENCE = re.compile(r"[^.!?]+[.!?]+[\"')]*(?=\s)")
+# Tokens of a question with its answer; most are short.
+_WIDTHS = (28, 32, 36, 40, 44, 52, 64, 88)
 _WORD = re.compile(r"\S+")
 _ID = {name: number for number, name in enumerate(SPECIALS)}
 _SYSTEM = (
@@ -59,6 +61,7 @@ class Source(Protocol):
         questions: int,
         ease: float,
         facts: int | None = None,
+        asks: int = 1,
         kind: str | None = None,
     ) -> Episode:
         """One episode of about so many document tokens and at most so many questions."""
@@ -72,7 +75,7 @@ class Curriculum:
     budget: tokens of a batch and process, questions counted.
     recall: share of batches that are look-ups of random tokens, until `formed`; then `rest`.
     find: share of batches that give a few words and want the sentence they stand in, until
-        `found`; then a fifth of it. Asking in other words is too hard to begin with.
+        `found`; then half of it. Asking in other words is too hard to begin with.
     ease: (start, end, least): all of what makes facts hard is left out until `start`, then less
         and less until at `end` the share `least` is; see `Episodes.sample`.
     plain: share of texts with inserted facts alone, many at once; the others ask prose too.
@@ -84,19 +87,19 @@ class Curriculum:
         (0.10, (256, 512), 2),
         (0.35, (256, 512, 1024), 4),
         (0.60, (256, 512, 512, 1024), 4),
-        (0.90, (512, 512, 1024, 2048), 8),
+        (0.80, (512, 512, 1024, 2048), 8),
     )
-    budget: int = 3072
+    budget: int = 5120
     recall: float = 0.25
     formed: float = 0.03
     rest: float = 0.05
     find: float = 0.3
     found: float = 0.12
-    ease: tuple[float, float, float] = (0.3, 1.0, 0.5)
+    ease: tuple[float, float, float] = (0.25, 0.75, 0.1)
     plain: float = 0.7
     jump: float = 0.3
     reach: int = 16384
-    questions: int = 16
+    questions: int = 24
     longest: int = 112
     window: int = 2048
 
@@ -201,14 +204,14 @@ class Batches(Dataset[Any]):
             windows = max(min(windows, length // 128), -(-length // c.window))
         system = shape.choice(_SYSTEM) if shape.random() < 0.05 else ""
         jump = shape.random() < c.jump
-        questions = min(c.questions, max(4, length // 32))
+        questions = min(c.questions, max(8, length // 20))
         # Questions of one length together, so that little of a batch is padding.
-        longest = min(shape.choice((40, 48, 56, 64, 80, 112)), c.longest)
+        longest = min(shape.choice(_WIDTHS), c.longest)
         rows = max(1, round(c.budget / (length + questions * longest)))
-        find = shape.random() < (c.find if progress < c.found else c.find / 5)
+        find = shape.random() < (c.find if progress < c.found else c.find / 2)
         make = self._recall if recall else self._find if find else self._episode
         aim = _Aim(length, windows, questions, longest, c.easy(progress))
-        made = [make(aim, rng) for _ in range(rows)]
+        made = _even([make(aim, rng) for _ in range(rows)])
         return self.collate(made, rng, system, c.reach if jump else 0)
 
     def _recall(self, aim: _Aim, rng: Random) -> _Row:
@@ -241,10 +244,19 @@ class Batches(Dataset[Any]):
             after = words[first + count : first + count + 2]
             if not after or document.count(one) > 1:
                 continue
-            said = [one[a:b] for a, b in piece if rng.random() < 0.85]
-            asked.append(Question(" ".join(said), one, one[after[0][0] : after[-1][1]], "find"))
+            said = " ".join(one[a:b] for a, b in piece if rng.random() < 0.85)
+            draw = rng.random()
+            if draw < 0.5:
+                asked.append(Question(said, one, one[after[0][0] : after[-1][1]], "find"))
+                continue
+            # What stands before the quote is as often wanted as what follows, and harder to find.
+            size = rng.randint(1, min(3, first))
+            start = first - size if draw < 0.75 else 0
+            value = one[words[start][0] : words[start + size - 1][1]]
+            text = f"What comes before {said}?" if draw < 0.75 else f"How does {said} begin?"
+            asked.append(Question(text, one, value, "find"))
         episode = Episode(document, tuple(asked))
-        row = self.lay(episode, self._sizes(aim, rng), 2 * aim.questions, aim.longest)
+        row = self.lay(episode, self._sizes(aim, rng), 4 * aim.questions, aim.longest)
         return _alike(row, aim.questions, aim.longest)
 
     def _episode(self, aim: _Aim, rng: Random) -> _Row:
@@ -253,12 +265,13 @@ class Batches(Dataset[Any]):
         episode = self.source.sample(
             round(1.2 * aim.length),
             rng=rng,
-            questions=2 * aim.questions,
+            questions=4 * aim.questions,
             ease=aim.ease,
             facts=min(rng.choice((2, 4, 6, 8, 8, 12, 16)), aim.length // 32) if plain else None,
+            asks=4,  # more than are kept, so that those kept are of one length
             kind="facts" if plain else None,
         )
-        row = self.lay(episode, self._sizes(aim, rng), 2 * aim.questions, aim.longest)
+        row = self.lay(episode, self._sizes(aim, rng), 4 * aim.questions, aim.longest)
         return _alike(row, aim.questions, aim.longest)
 
     def _sizes(self, aim: _Aim, rng: Random) -> list[int]:
@@ -344,11 +357,15 @@ class Batches(Dataset[Any]):
 
 
 def _alike(row: _Row, questions: int, longest: int) -> _Row:
-    """Keep the questions that fill a batch of width `longest` best, at least half of them."""
-    wide = [b for b in row.branches if len(b) > longest * 2 // 3]
-    narrow = [b for b in row.branches if len(b) <= longest * 2 // 3]
-    count = max(questions // 2, min(questions, len(wide)))
-    return _Row(row.windows, (wide + narrow)[:count])
+    """Keep the questions that fill a batch of width `longest` best."""
+    fitting = [b for b in row.branches if len(b) <= longest]
+    return _Row(row.windows, sorted(fitting, key=len, reverse=True)[:questions])
+
+
+def _even(rows: list[_Row]) -> list[_Row]:
+    """Cut all rows to the number of questions that most of them have."""
+    count = sorted(len(row.branches) for row in rows)[len(rows) // 3]
+    return [_Row(row.windows, row.branches[: max(4, count)], row.recall) for row in rows]
 
 
 def _weigh(branch: list[int], draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -365,6 +382,8 @@ def _weigh(branch: list[int], draw: np.random.Generator) -> tuple[np.ndarray, np
         weights[answer : min(answer + 3, value)] = 3.0  # here the sentence is chosen
         weights[answer] = 5.0
         weights[value : n - 2] = 3.0
+        # A value that stands before its quote is the rarer and the harder one to find.
+        weights[value] = 5.0 if branch[value + 1] in branch[answer:value] else 10.0
         marks[value : n - 1] = MARKS.index("value")
     else:
         weights[answer : n - 2] = 3.0

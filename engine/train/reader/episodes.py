@@ -159,6 +159,7 @@ class Episodes:
         unanswerable: float = 0.1,
         kind: str | None = None,
         groups: int = 1,
+        asks: int = 1,
         ease: float = 0.0,
     ) -> Episode:
         """One episode.
@@ -173,6 +174,7 @@ class Episodes:
             kind: None for all, or one of `KINDS`: inserted facts only, questions on the
                 prose only, or magic numbers.
             groups: how many times `facts` facts, each time of another family.
+            asks: how many questions each of `facts` facts is asked, in other words each time.
             ease: 0 to 1, share of what makes facts hard that is left out: near-identical
                 names, other words in the question than in the fact, unusual wordings,
                 pronouns, tables, many facts at once.
@@ -199,7 +201,7 @@ class Episodes:
             exact = facts is not None
             stated = _Stated()
             for _ in range(groups):
-                self._facts(min(count, 120), same_type, wording, exact, stated, rng)
+                self._facts(min(count, 120), same_type, wording, asks if exact else 0, stated, rng)
         asked = questions if questions is not None else rng.randint(3, 6 + min(24, tokens // 70))
         room = size - sum(fact.size for fact in stated.facts)
         paragraphs = [
@@ -256,11 +258,11 @@ class Episodes:
         count: int,
         same_type: bool | None,
         wording: Wording,
-        exact: bool,
+        asks: int,
         stated: _Stated,
         rng: Random,
     ) -> None:
-        """State about `count` more facts, or exactly so many claims."""
+        """State about `count` more facts in any form, or with `asks` exactly so many claims."""
         if same_type is None:
             same_type = rng.random() < 0.4
         few = [self._family(wording, rng) for _ in range(rng.choice((2, 3, 4, 8, 16)))]
@@ -277,12 +279,12 @@ class Episodes:
                 family = rng.choice(few) if rng.random() < 0.5 else self._family(wording, rng)
                 subject = "" if isinstance(family, Event) else rng.choice(family.subjects)
             if isinstance(family, Event):
-                asks = 1 if exact else rng.choice((1, 1, 2))
-                fact = state_event(family, stated.known, self.namer, wording, rng, asks)
+                some = asks or rng.choice((1, 1, 2))
+                fact = state_event(family, stated.known, self.namer, wording, rng, some)
             else:
                 entity = self._entity(subject, stated, same_type, wording.ease, rng)
-                if exact:
-                    fact = state(family, entity, self.namer, wording, rng)
+                if asks:
+                    fact = state(family, entity, self.namer, wording, rng, asks)
                 else:
                     fact = self._any_form(family, entity, same_type, count, stated, wording, rng)
             if fact is not None and not stated.clashes(fact):

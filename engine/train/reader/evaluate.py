@@ -51,7 +51,8 @@ CELLS = (
     Cell("16 of one type, 2 x 1024", 2048, 16, same=True, windows=2, kind="facts"),
     Cell("4 mixed, unseen wording, 1024", 1024, 4, unseen=True, kind="facts"),
     Cell("natural, 1024", 1024, 0, kind="natural"),
-    Cell("not stated, 1024", 1024, 4, unanswerable=1.0, kind="facts"),
+    # Refusals are calibrated on this cell, against all the others.
+    Cell("not stated, 1024", 1024, 4, unanswerable=1.0, kind="facts", share=3.0),
 )
 
 
@@ -107,7 +108,7 @@ def measure(model: LlamaForCausalLM, cell: Sequence[Batch]) -> tuple[int, int, i
     return total, exact, value
 
 
-RELUCTANCE = tuple(step / 4 for step in range(41))  # nats tried
+RELUCTANCE = tuple(step / 4 for step in range(-20, 41))  # nats tried
 
 
 @torch.no_grad()

@@ -79,7 +79,7 @@ class Options:
     warm: int = 40
     fall: float = 0.5
     save: float = 4.0
-    test: float = 12.0
+    test: float = 30.0
     tested: int = 48
     workers: int = 1
     examples: int = 3000

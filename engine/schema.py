@@ -1,0 +1,165 @@
+"""What the tensors of a store must look like before anything computes with them.
+
+Checksums tell that bytes are those that were written, not that a sane program wrote them. The
+shapes and dtypes of a recipe follow from the recipe: it folds a few made-up rows here, and what
+is stored must look like the outcome. No files, no model, no repair.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine import ops
+from engine.errors import StoreError
+from engine.fold import device_tensors, fit, pinned_tokens
+from engine.manifest import SHARED, Manifest, device_file
+from engine.policies.codec import Side
+from engine.policies.segment import FOLDED, Spans, pin_ends
+from engine.policies.zoom import Learnt
+from engine.readers.hf import DTYPES
+from engine.recipe import Recipe, from_settings
+from engine.store.records import SPAN_TABLE, span_table_fault
+
+_SPAN = 8
+"""Tokens of each of the two spans that the made-up rows are cut into."""
+
+
+def recipe_of(manifest: Manifest) -> Recipe:
+    """The recipe a store was made by.
+
+    Raises:
+        StoreError: the manifest's settings are of no recipe that this version knows.
+    """
+    try:
+        return from_settings(manifest.method, manifest.settings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"unknown method settings ({error}): open it with {manifest.creator}"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What the layers of a store with this manifest hold. example: what fitting made-up rows
+    gives."""
+
+    manifest: Manifest
+    recipe: Recipe
+    example: Side
+
+    @classmethod
+    def of(cls, manifest: Manifest, recipe: Recipe) -> Schema:
+        """Raises StoreError when the manifest names a dtype that no model has."""
+        if manifest.dtype not in DTYPES:
+            raise StoreError(f"the manifest names a dtype '{manifest.dtype}' that no model has")
+        made = cls(manifest, recipe, {})
+        return cls(manifest, recipe, fit(recipe, *made._rows(), *made._spans(), made._learnt()))
+
+    def check_shared(self, shared: Side) -> None:
+        """Raises StoreError, in one line, when the tensors of all windows are not the recipe's."""
+        for layer, side in enumerate(_by_layer(shared, self.manifest.model.layers)):
+            place = f"{SHARED}, layer {layer}"
+            _compare(place, side, {**self.example, **self._prefix()})
+            for name, tensor in side.items():
+                if name.endswith("_bits") and not ops.is_allocation(tensor):
+                    raise _fault(place, name, "no widths in bits")
+                # Counts and sizes are the model's; no document changes them.
+                if tensor.dtype == torch.int32 and not torch.equal(tensor, self.example[name]):
+                    raise _fault(place, name, "another size")
+
+    def check_windows(self, shared: Side, sections: Sequence[Side]) -> None:
+        """Raises StoreError, in one line, when a device section is not the recipe's.
+
+        Args:
+            shared: as `check_shared` accepted it.
+        """
+        expected = [self._device(side) for side in _by_layer(shared, self.manifest.model.layers)]
+        for index, section in enumerate(sections):
+            entry, place = self.manifest.windows[index], device_file(index)
+            tables = {name: section[name].numpy() for name in SPAN_TABLE if name in section}
+            fault = span_table_fault(tables, entry.end - entry.start, entry.spans)
+            if fault:
+                raise StoreError(f"{place} has {fault}: ingest again")
+            pinned = len(pinned_tokens(section["bounds"].long(), section["kind"]))
+            rest = {name: t for name, t in section.items() if name not in SPAN_TABLE}
+            count = {".t": entry.end - entry.start, ".s": entry.spans}
+            for layer, tensors in enumerate(_by_layer(rest, self.manifest.model.layers)):
+                wanted = {
+                    name: t[:, :1].expand(-1, count.get(name[-2:], pinned), *t.shape[2:])
+                    for name, t in expected[layer].items()
+                }
+                _compare(f"{place}, layer {layer}", tensors, wanted)
+
+    def _rows(self) -> tuple[Tensor, Tensor]:
+        model, made = self.manifest.model, torch.Generator().manual_seed(0)
+        shape = (model.kv_heads, 2 * _SPAN, model.head_dim)
+        k, v = (torch.randn(shape, generator=made) for _ in range(2))
+        return k.to(DTYPES[self.manifest.dtype]), v.to(DTYPES[self.manifest.dtype])
+
+    def _spans(self) -> tuple[Tensor, Spans]:
+        """Surprisal and spans of the made-up rows: one span pinned, one folded."""
+        spans = Spans(
+            torch.tensor([0, _SPAN, 2 * _SPAN]), torch.full((2,), FOLDED, dtype=torch.uint8)
+        )
+        return torch.ones(2 * _SPAN), pin_ends(spans, _SPAN, 0)
+
+    def _learnt(self) -> Side:
+        """What a trained router would know of a layer, in its shapes."""
+        model, router = self.manifest.model, self.recipe.router
+        return router.example(model.kv_heads, model.head_dim) if isinstance(router, Learnt) else {}
+
+    def _prefix(self) -> Side:
+        k, _ = self._rows()
+        prefix = self.manifest.prompt.get("prefix")
+        row = k[:, :1].expand(-1, len(prefix) if isinstance(prefix, list) else 0, -1)
+        return {"prefix_k": row, "prefix_v": row}
+
+    def _device(self, side: Side) -> Side:
+        """What a window's layer looks like: how wide packed rows are follows from its own bits."""
+        bits = {name: t for name, t in side.items() if name.endswith("_bits")} | self._learnt()
+        return device_tensors(self.recipe, *self._rows(), *self._spans(), {**self.example, **bits})
+
+
+def is_finite(tensors: Side) -> bool:
+    """Whether every number of these tensors is one."""
+    return all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point())
+
+
+def _by_layer(tensors: Side, layers: int) -> list[Side]:
+    """Tensors `{layer}.{name}` by layer.
+
+    Raises:
+        StoreError: one belongs to no layer.
+    """
+    found: list[Side] = [{} for _ in range(layers)]
+    for name, tensor in tensors.items():
+        match = re.fullmatch(r"(\d{1,6})\.(.+)", name, re.ASCII)
+        if match is None or int(match[1]) >= layers:
+            raise StoreError(f"the store holds {name[:80]!r}, which no layer has: ingest again")
+        found[int(match[1])][match[2]] = tensor
+    return found
+
+
+def _compare(place: str, found: Side, expected: Side) -> None:
+    odd = sorted(found.keys() ^ expected.keys())
+    if odd:
+        raise _fault(place, odd[0], "one too many" if odd[0] in found else "missing")
+    for name, tensor in found.items():
+        wanted = expected[name]
+        if tensor.dtype != wanted.dtype or tensor.shape != wanted.shape:
+            raise _fault(place, name, f"{_looks(tensor)} where {_looks(wanted)} belongs")
+        if not is_finite({name: tensor}):
+            raise _fault(place, name, "not all finite numbers")
+
+
+def _looks(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _fault(place: str, name: str, what: str) -> StoreError:
+    return StoreError(f"{place}: tensor {name[:80]!r} is {what}: ingest again")

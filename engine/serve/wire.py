@@ -1,0 +1,247 @@
+"""What is said over the wire: chat-completion requests in, completions and their chunks out.
+
+Pure: JSON values to records and back, as the OpenAI API has them. What the API has no word for
+stands under the key "sekv": budget, coverage, full and trace of a request, citations, memory and
+timing of an answer. Torch-free.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from engine.types import Answer, AskOptions, Turn
+
+UNSUPPORTED = {
+    "tools": [],
+    "functions": [],
+    "stop": [],
+    "logprobs": False,
+    "n": 1,
+    "logit_bias": {},
+    "modalities": ["text"],
+    "response_format": {"type": "text"},
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+}
+"""Fields that change an answer in ways sekv does not, with the values that change nothing."""
+
+
+class RefusedError(Exception):
+    """A request that is not answered. status: HTTP. Caught by the server, never by a user."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Request:
+    """A question to one store. ignored: roles of messages that were not read."""
+
+    store: str
+    question: str
+    turns: tuple[Turn, ...]
+    options: AskOptions
+    stream: bool
+    with_usage: bool
+    ignored: tuple[str, ...]
+
+
+def parse(body: Any, names: Sequence[str], defaults: AskOptions, most_tokens: int) -> Request:
+    """A request from the JSON value of its body.
+
+    Args:
+        names: of the stores that are served; they are the models.
+        defaults: what holds where the request says nothing.
+        most_tokens: longest answer; a request for more gets this many.
+    Raises:
+        RefusedError: it cannot be answered; says why.
+    """
+    if not isinstance(body, dict):
+        raise RefusedError(400, "the body is not a JSON object")
+    name = _typed(body, "model", str, names[0] if len(names) == 1 else "")
+    if name not in names:
+        raise RefusedError(404, f"there is no model {name!r} here; there are {', '.join(names)}")
+    for field, harmless in UNSUPPORTED.items():
+        if body.get(field) not in (None, harmless):
+            raise RefusedError(400, f"{field} is not supported")
+    question, turns, ignored = _conversation(body.get("messages"))
+    own = _typed(body, "sekv", dict, {})
+    unknown = set(own) - {"budget", "coverage", "full", "trace"}
+    if unknown:
+        raise RefusedError(400, f"sekv knows no {', '.join(sorted(map(str, unknown)))}")
+    tokens = _typed(body, "max_tokens", int, defaults.max_new_tokens)
+    tokens = _typed(body, "max_completion_tokens", int, tokens)
+    options = replace(
+        defaults,
+        max_new_tokens=min(tokens, most_tokens),
+        temperature=_number(body, "temperature", defaults.temperature),
+        top_p=_number(body, "top_p", defaults.top_p),
+        seed=_typed(body, "seed", int, defaults.seed),
+        budget=_typed(own, "budget", str, defaults.budget),
+        coverage=_number(own, "coverage", defaults.coverage),
+        full=_typed(own, "full", bool, defaults.full),
+        trace=_typed(own, "trace", bool, False),
+    )
+    stream_options = _typed(body, "stream_options", dict, {})
+    return Request(
+        name,
+        question,
+        turns,
+        options,
+        _typed(body, "stream", bool, False),
+        _typed(stream_options, "include_usage", bool, False),
+        ignored,
+    )
+
+
+def request(model: str, question: str, turns: Sequence[Turn], options: AskOptions) -> Any:
+    """The streaming request that `parse` reads back as the same question and options."""
+    messages = []
+    for turn in turns:
+        messages.append({"role": "user", "content": turn.question})
+        messages.append({"role": "assistant", "content": turn.answer})
+    return {
+        "model": model,
+        "messages": [*messages, {"role": "user", "content": question}],
+        "stream": True,
+        "max_completion_tokens": options.max_new_tokens,
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "seed": options.seed,
+        "sekv": {
+            "budget": options.budget,
+            "coverage": options.coverage,
+            "full": options.full,
+            "trace": options.trace,
+        },
+    }
+
+
+def _conversation(messages: Any) -> tuple[str, tuple[Turn, ...], tuple[str, ...]]:
+    """The last question, the turns before it, and the roles that were left out."""
+    if not isinstance(messages, list) or not messages:
+        raise RefusedError(400, "messages must be a list that is not empty")
+    said: list[tuple[str, str]] = []
+    ignored: set[str] = set()
+    for message in messages:
+        role = message.get("role") if isinstance(message, dict) else None
+        if role not in ("user", "assistant", "system", "developer"):
+            raise RefusedError(400, "a message needs a role: user, assistant, system or developer")
+        text = _text(message.get("content"))
+        if role in ("system", "developer"):
+            ignored.add(role)  # the document is the context; its prompt was read at ingest
+        elif said and said[-1][0] == role:
+            said[-1] = (role, f"{said[-1][1]}\n{text}")
+        else:
+            said.append((role, text))
+    if not said or said[-1][0] != "user" or not said[-1][1].strip():
+        raise RefusedError(400, "the last message must be a question of the user")
+    if said[0][0] == "assistant":
+        said.insert(0, ("user", ""))
+    earlier = [text for _, text in said[:-1]]
+    turns = tuple(Turn(q, a) for q, a in zip(earlier[::2], earlier[1::2], strict=True))
+    return said[-1][1], turns, tuple(sorted(ignored))
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+        for part in content
+    ):
+        return "".join(part["text"] for part in content)
+    raise RefusedError(400, "the content of a message must be text")
+
+
+def _typed(body: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
+    value = body.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise RefusedError(400, f"{name} must be of type {kind.__name__}")
+    return value
+
+
+def _number(body: Mapping[str, Any], name: str, default: float) -> float:
+    value = body.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise RefusedError(400, f"{name} must be a number")
+    return float(value)
+
+
+# ---------------------------------------------------------------------------- answers
+
+
+def usage(answer: Answer) -> dict[str, Any]:
+    """The document counts as prompt; what of it was not computed again is cached."""
+    used = answer.usage
+    prompt = used.document_tokens + used.question_tokens
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": used.answer_tokens,
+        "total_tokens": prompt + used.answer_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": used.document_tokens - used.recomputed_document_tokens
+        },
+    }
+
+
+def own_part(asked: Request, answer: Answer, trace: Mapping[str, Any]) -> dict[str, Any]:
+    """What the API has no word for."""
+    more = {"trace": trace} if trace else {}
+    return {**answer.to_json(), "ignored": list(asked.ignored), **more}
+
+
+def finish(answer: Answer) -> str:
+    return "length" if answer.stats.get("cut_short") else "stop"
+
+
+def completion(
+    number: str, created: int, asked: Request, answer: Answer, trace: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A whole answer at once."""
+    message = {"role": "assistant", "content": answer.answer, "refusal": None}
+    return {
+        "id": number,
+        "object": "chat.completion",
+        "created": created,
+        "model": asked.store,
+        "choices": [
+            {"index": 0, "message": message, "finish_reason": finish(answer), "logprobs": None}
+        ],
+        "usage": usage(answer),
+        "sekv": own_part(asked, answer, trace),
+    }
+
+
+def chunk(
+    number: str,
+    created: int,
+    asked: Request,
+    delta: Mapping[str, Any] | None,
+    reason: str | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """One event of a streamed answer; without a delta it has no choices."""
+    choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": reason}]
+    return {
+        "id": number,
+        "object": "chat.completion.chunk",
+        "created": created,
+        "model": asked.store,
+        "choices": choices,
+        **more,
+    }
+
+
+def failure(status: int, message: str) -> dict[str, Any]:
+    """An error as clients of the API expect it."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "param": None, "code": status}}

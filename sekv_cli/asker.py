@@ -1,0 +1,61 @@
+"""Who answers a command's questions: a running server of the same user, else an own session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from engine.types import Answer, AskOptions, Turn
+    from sekv_cli.progress import Shown
+
+
+class Asker(Protocol):
+    """What `engine.ask.Session` and `engine.serve.client.Remote` have in common."""
+
+    options: AskOptions
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None: ...
+
+    def ask(
+        self,
+        question: str,
+        on_text: Callable[[str], None] | None = None,
+        *,
+        turns: Sequence[Turn] = (),
+    ) -> Answer: ...
+
+    def retune(self, options: AskOptions) -> None: ...
+
+    def trace(self) -> dict[str, Any]: ...
+
+
+def open_asker(store: Path, options: AskOptions, shown: Shown, *, no_server: bool) -> Asker:
+    """The running server that has the store open, or a session that loads it.
+
+    A server reads with the model and on the device it was started with; who names another one
+    is not sent there.
+
+    Raises:
+        SekvError: the store cannot be opened.
+    """
+    own = options.model or options.router or options.device != "auto" or options.dtype != "auto"
+    if not no_server and not own:
+        from engine.serve import client
+
+        remote = client.find(store, options)
+        if remote is not None:
+            return remote
+    from engine.ask import Session
+
+    return Session(store, options, shown)

@@ -1,0 +1,252 @@
+"""`sekv chat`: a conversation with a store."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from engine.errors import SekvError
+from sekv_cli import options
+
+if TYPE_CHECKING:
+    from engine.types import Answer, Turn
+    from sekv_cli.asker import Asker
+    from sekv_cli.progress import Shown
+
+AROUND = 300
+"""Characters before and after a passage that /cite N shows."""
+
+
+def chat(
+    store: options.Store,
+    budget: options.Budget = "20%",
+    coverage: options.Coverage = 1.0,
+    full: options.Full = False,
+    max_new_tokens: options.MaxNewTokens = 256,
+    temperature: options.Temperature = 0.0,
+    top_p: options.TopP = 1.0,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.DTypeOption = options.DType.auto,
+    model: options.Model = "",
+    history: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where typed lines are kept. [default: ~/.local/state/sekv/history]",
+            show_default=False,
+        ),
+    ] = None,
+    no_server: options.NoServer = False,
+) -> None:
+    """Talk with a store: one question after the other, each answer with its passages.
+
+    Earlier turns are read again with each question, the latest first, as far as
+    an eighth of the budget holds them; their bytes come out of the budget.
+    Look-up readers, as the built-in one, answer every question by itself.
+
+    /help lists the commands. Ctrl-C stops an answer, Ctrl-D ends the talk.
+
+    \b
+    Example:
+      sekv chat book.sekv
+      sekv chat book.sekv --budget 10% --temperature 0.7
+    """
+    from engine.types import AskOptions
+    from sekv_cli import progress
+    from sekv_cli.asker import open_asker
+
+    chosen = AskOptions(
+        budget=budget,
+        coverage=coverage,
+        full=full,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        device=device,
+        dtype=dtype.value,
+        model=model,
+    )
+    with (
+        progress.on_stderr() as shown,
+        open_asker(store, chosen, shown, no_server=no_server) as asker,
+    ):
+        shown.clear()
+        talk = Talk(store, asker, shown)
+        for line in _lines(history):
+            if not talk.hear(line):
+                break
+
+
+class Talk:
+    """The conversation so far, and what a line does to it."""
+
+    def __init__(self, store: Path, asker: Asker, shown: Shown) -> None:
+        self._store, self._asker, self._shown = store, asker, shown
+        self._turns: list[Turn] = []
+        self._answers: list[Answer] = []
+        self._commands: dict[str, tuple[str, Callable[[str], None]]] = {
+            "/cite": ("[N]", self._cite),
+            "/zoom": ("", self._zoom),
+            "/budget": ("[SHARE|TOKENS]", self._budget),
+            "/save": ("FILE", self._save),
+            "/forget": ("", self._forget),
+            "/help": ("", self._help),
+            "/quit": ("", self._help),
+        }
+
+    def hear(self, line: str) -> bool:
+        """Do what a line says; False when it ends the talk. What fails is said in one line."""
+        name, _, rest = line.strip().partition(" ")
+        if name == "/quit":
+            return False
+        try:
+            if name.startswith("/"):
+                if name not in self._commands:
+                    raise SekvError(f"there is no {name}; /help lists the commands")
+                self._commands[name][1](rest.strip())
+            elif name:
+                self._ask(line.strip())
+        except KeyboardInterrupt:
+            print("\n(stopped)", flush=True)
+        except (SekvError, OSError) as error:
+            self._shown.clear()
+            print(f"sekv: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return True
+
+    # -- questions -----------------------------------------------------------------
+
+    def _ask(self, question: str) -> None:
+        from engine.types import Turn
+        from sekv_cli.stream import Stream
+
+        stream = Stream(self._shown, "", live=True)
+        answer = self._asker.ask(question, stream.text, turns=tuple(self._turns))
+        stream.finish(answer, stats=False)
+        print(flush=True)
+        self._turns.append(Turn(question, answer.answer))
+        self._answers.append(answer)
+
+    # -- commands; each docstring is its line of /help -----------------------------
+
+    def _cite(self, rest: str) -> None:
+        """The last answer's passages; with N the Nth with what stands around it."""
+        from sekv_cli import format
+
+        citations = self._last().citations
+        if not citations:
+            raise SekvError("the last answer cites nothing")
+        if not rest:
+            format.print_citations(format.console(), citations)
+            return
+        if not rest.isdecimal() or not 1 <= int(rest) <= len(citations):
+            raise SekvError(f"there is no passage {rest}; there are 1 to {len(citations)}")
+        from engine.store import Store
+
+        citation = citations[int(rest) - 1]
+        with Store.open(self._store) as opened:
+            paths = [source.path for source in opened.manifest.sources]
+            text = opened.text(paths.index(citation.source))
+        start, end = max(0, citation.start - AROUND), citation.end + AROUND
+        format.print_around(
+            format.console(), text[start : citation.start], citation.text, text[citation.end : end]
+        )
+
+    def _zoom(self, rest: str) -> None:
+        """What the last question zoomed into; it is asked once more to see."""
+        from engine import view
+        from sekv_cli import format
+        from sekv_cli.inspect import excerpts
+
+        question, asker = self._last().question, self._asker
+        before = asker.options
+        asker.retune(replace(before, trace=True))
+        try:
+            asker.ask(question, turns=tuple(self._turns[:-1]))
+        finally:
+            asker.retune(before)
+        report = view.inspect(
+            self._store, trace=asker.trace(), options=before, progress=self._shown
+        )
+        format.print_zoom(format.console(), report, excerpts(self._store, report))
+
+    def _budget(self, rest: str) -> None:
+        """How much may be resident; with a share or a number of tokens it is that from now on."""
+        if rest:
+            try:
+                wanted = options.budget(rest)
+            except typer.BadParameter as error:
+                raise SekvError(str(error)) from None
+            self._asker.retune(replace(self._asker.options, budget=wanted))
+        print(f"budget {self._asker.options.budget}", flush=True)
+
+    def _save(self, rest: str) -> None:
+        """Write the conversation with its passages as Markdown."""
+        if not rest:
+            raise SekvError("name a file: /save talk.md")
+        path = Path(rest).expanduser()
+        if path.exists():
+            raise SekvError(f"{path} is there already; name another file")
+        from sekv_cli import format
+
+        path.write_text(format.conversation(str(self._store), self._answers), encoding="utf-8")
+        print(f"saved to {path}", flush=True)
+
+    def _forget(self, rest: str) -> None:
+        """Begin anew: earlier turns are not read any more."""
+        self._turns.clear()
+        print("forgotten", flush=True)
+
+    def _help(self, rest: str) -> None:
+        """This list. /quit or Ctrl-D ends the talk, Ctrl-C stops an answer."""
+        from sekv_cli import format
+
+        format.print_commands(
+            format.console(),
+            [
+                (f"{name} {takes}".strip(), (act.__doc__ or "").strip())
+                for name, (takes, act) in self._commands.items()
+                if name != "/quit"
+            ],
+        )
+
+    def _last(self) -> Answer:
+        if not self._answers:
+            raise SekvError("nothing was asked yet")
+        return self._answers[-1]
+
+
+def _lines(history: Path | None) -> Iterator[str]:
+    """What is typed, with a line editor on a terminal; else the lines of stdin."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        yield from sys.stdin
+        return
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import FileHistory
+
+    editor: PromptSession[str] = PromptSession(history=FileHistory(str(_private(history))))
+    print("/help lists the commands, Ctrl-D ends the talk", flush=True)
+    while True:
+        try:
+            yield editor.prompt("> ")
+        except KeyboardInterrupt:
+            continue
+        except EOFError:
+            return
+
+
+def _private(history: Path | None) -> Path:
+    """The history's file, made for its owner alone."""
+    if history is None:
+        state = os.environ.get("XDG_STATE_HOME")
+        history = (Path(state) if state else Path.home() / ".local" / "state") / "sekv" / "history"
+        history.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.close(os.open(history, os.O_CREAT | os.O_WRONLY, 0o600))
+    return history

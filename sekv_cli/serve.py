@@ -1,0 +1,141 @@
+"""`sekv serve`: keep stores loaded and answer over HTTP as OpenAI's API does."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from engine.errors import SekvError
+from sekv_cli import options
+
+if TYPE_CHECKING:
+    import socket
+
+TOKEN = "SEKV_TOKEN"
+
+
+def serve(
+    stores: Annotated[
+        list[Path], typer.Argument(metavar="STORE", help="Stores made by `sekv ingest`.")
+    ],
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where to listen; beyond loopback needs a token.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="N", help="TCP port; 0 takes a free one.")
+    ] = 8321,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Its first line is the token that clients must send. [default: SEKV_TOKEN]",
+            show_default=False,
+        ),
+    ] = None,
+    queue: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Questions that may wait; more are refused.")
+    ] = 128,
+    timeout: Annotated[
+        float,
+        typer.Option(min=1, metavar="SECONDS", help="Of one question at most, waiting included."),
+    ] = 300.0,
+    most_tokens: Annotated[
+        int,
+        typer.Option(
+            "--most-new-tokens", min=1, metavar="N", help="Longest answer a request may ask for."
+        ),
+    ] = 1024,
+    budget: options.Budget = "20%",
+    coverage: options.Coverage = 1.0,
+    full: options.Full = False,
+    max_new_tokens: options.MaxNewTokens = 128,
+    device: options.Device = "auto",
+    dtype: options.DTypeOption = options.DType.auto,
+    model: options.Model = "",
+    as_json: options.Json = False,
+) -> None:
+    """Keep stores loaded behind an OpenAI-compatible endpoint.
+
+    Every store is a model of the endpoint: GET /v1/models lists them, POST
+    /v1/chat/completions answers, streamed or at once, with citations beside the
+    answer and the document counted as cached tokens. `sekv ask` and `sekv chat`
+    of the same user find the server by themselves.
+
+    Questions are answered one after the other. On loopback no token is asked
+    for unless there is one; other addresses need one. Ctrl-C ends it. Needs
+    pip install 'sekv[serve]'.
+
+    \b
+    Example:
+      sekv serve book.sekv
+      sekv serve book.sekv law.sekv --port 9000
+      SEKV_TOKEN=... sekv serve book.sekv --host 0.0.0.0
+    """
+    token = _token(token_file)
+    if any(find_spec(name) is None for name in ("starlette", "uvicorn")):
+        raise SekvError("sekv serve needs two more packages: pip install 'sekv[serve]'")
+
+    from engine.types import AskOptions
+    from sekv_cli import format, progress
+
+    chosen = AskOptions(
+        budget=budget,
+        coverage=coverage,
+        full=full,
+        max_new_tokens=min(max_new_tokens, most_tokens),
+        device=device,
+        dtype=dtype.value,
+        model=model,
+    )
+    from engine.serve import door
+
+    names = door.name_stores(stores)
+    listening = door.listen(host, port)
+    if not token and not _is_loopback(listening):
+        listening.close()
+        raise SekvError(f"{host} can be reached by others; set {TOKEN} or name a --token-file")
+    with progress.on_stderr() as shown:
+        from engine.serve import app
+        from engine.serve.warm import Warm
+
+        with closing(Warm(names, chosen, shown, queue)) as warm:
+            shown.clear()
+            local, path = door.bind()
+            url = _url(listening)
+            told = {"url": url, "pid": os.getpid(), "stores": list(names), "socket": str(path)}
+
+            def ready() -> None:
+                if as_json:
+                    format.emit_json(told)
+                else:
+                    format.print_serving(format.console(), url, list(names))
+
+            try:
+                made = app.build(warm, chosen, app.Limits(timeout, most_tokens), token)
+                app.run(made, [listening, local], 2 * queue + 64, ready)
+            finally:
+                path.unlink(missing_ok=True)
+
+
+def _token(file: Path | None) -> str:
+    if file is None:
+        return os.environ.get(TOKEN, "").strip()
+    lines = file.read_text(encoding="utf-8").split()
+    if not lines:
+        raise SekvError(f"{file} holds no token")
+    return lines[0]
+
+
+def _is_loopback(listening: socket.socket) -> bool:
+    return ipaddress.ip_address(listening.getsockname()[0]).is_loopback
+
+
+def _url(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"

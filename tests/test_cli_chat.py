@@ -1,0 +1,212 @@
+"""`sekv chat`: what each line does, against an asker that records what it is asked."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import select
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.errors import BudgetError
+from engine.types import Answer, AskOptions, Citation, MemoryUse, Turn, Usage
+from sekv_cli import asker
+from sekv_cli.main import run
+
+CITATIONS = (Citation("book.pdf", "6", 10, 13, "Ana", 0.8),)
+
+
+class Fake:
+    """An asker that says the question backwards."""
+
+    def __init__(self) -> None:
+        self.options = AskOptions()
+        self.asked: list[tuple[str, tuple[Turn, ...], AskOptions]] = []
+        self.failure: BaseException | None = None
+
+    def __enter__(self) -> Fake:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def retune(self, options: AskOptions) -> None:
+        self.options = options
+
+    def trace(self) -> dict[str, Any]:
+        return {"zoom": []}
+
+    def ask(self, question: str, on_text: Any = None, *, turns: tuple[Turn, ...] = ()) -> Answer:
+        self.asked.append((question, turns, self.options))
+        if on_text:
+            on_text(question[::-1][:2])
+        if self.failure is not None:
+            raise self.failure
+        if on_text:
+            on_text(question[::-1][2:])
+        return Answer(
+            question, question[::-1], CITATIONS, Usage(9, 0, 3, 2), MemoryUse(1, 9, 1, 2, 0), {}
+        )
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    made = Fake()
+
+    def opened(store: Path, options: AskOptions, shown: Any, *, no_server: bool) -> Fake:
+        made.options = options
+        return made
+
+    monkeypatch.setattr(asker, "open_asker", opened)
+    return made
+
+
+@pytest.fixture
+def talk(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[str, str]]:
+    """Say some lines; what is on stdout and stderr then."""
+
+    def said(*lines: str) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        assert run(["chat", "book.sekv"]) == 0
+        captured = capsys.readouterr()
+        return captured.out, captured.err
+
+    return said
+
+
+def test_each_question_comes_with_the_turns_before_it(talk: Any, fake: Fake) -> None:
+    out, err = talk("Who?", "", "When?", "/forget", "Why?")
+    assert [(question, turns) for question, turns, _ in fake.asked] == [
+        ("Who?", ()),
+        ("When?", (Turn("Who?", "?ohW"),)),
+        ("Why?", ()),
+    ]
+    assert "?ohW" in out
+    assert "[1] book.pdf, p. 6" in out
+    assert err == ""
+
+
+def test_stopping_an_answer_does_not_stop_the_talk(talk: Any, fake: Fake) -> None:
+    """The half answer is no turn."""
+    fake.failure = KeyboardInterrupt()
+    out, _ = talk("Who?", "/help")
+    assert "?o" in out
+    assert "(stopped)" in out
+    assert "/budget" in out
+    fake.failure = None
+    talk("When?")
+    assert fake.asked[-1][1] == ()
+
+
+def test_what_fails_is_one_line_and_the_talk_goes_on(talk: Any, fake: Fake) -> None:
+    fake.failure = BudgetError("the question is too long")
+    out, err = talk("Who?", "/nonsense", "/cite", "/zoom", "/budget much", "/save", "/help")
+    assert err.splitlines() == [
+        "sekv: the question is too long",
+        "sekv: there is no /nonsense; /help lists the commands",
+        "sekv: nothing was asked yet",
+        "sekv: nothing was asked yet",
+        "sekv: 'much' is neither a share of the document such as 10% nor a number of tokens such "
+        "as 4096.",
+        "sekv: name a file: /save talk.md",
+    ]
+    assert "/cite [N]" in out
+
+
+def test_the_budget_changes_for_what_follows(talk: Any, fake: Fake) -> None:
+    out, _ = talk("/budget", "/budget 5%", "Who?", "/quit", "never asked")
+    assert out.startswith("budget 20%\nbudget 5%\n")
+    assert fake.asked[-1][2].budget == "5%"
+    assert len(fake.asked) == 1
+
+
+def test_a_conversation_is_saved_with_its_passages(talk: Any, fake: Fake, tmp_path: Path) -> None:
+    file = tmp_path / "talk.md"
+    _, err = talk("Who?", f"/save {file}", f"/save {file}")
+    text = file.read_text(encoding="utf-8")
+    assert text.startswith("# book.sekv\n")
+    assert "## Who?\n\n?ohW\n" in text
+    assert "1. book.pdf, p. 6:\n   > Ana" in text
+    assert "is there already" in err
+
+
+def test_zoom_asks_once_more_with_a_trace(
+    talk: Any, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the turns that the question had; the options are as before then."""
+    from engine import view
+    from engine.types import InspectReport
+
+    given: dict[str, Any] = {}
+
+    def inspected(store: Path, **options: Any) -> InspectReport:
+        given.update(options)
+        return InspectReport({"sources": []}, (), (), {})
+
+    monkeypatch.setattr(view, "inspect", inspected)
+    monkeypatch.setattr("sekv_cli.inspect.excerpts", lambda store, report: {})
+    out, _ = talk("Who?", "When?", "/zoom", "Why?")
+    assert "no span was zoomed" in out
+    assert [(question, len(turns), o.trace) for question, turns, o in fake.asked] == [
+        ("Who?", 0, False),
+        ("When?", 1, False),
+        ("When?", 1, True),
+        ("Why?", 2, False),
+    ]
+    assert given["trace"] == {"zoom": []}
+
+
+def test_on_a_terminal_lines_are_edited_and_kept(tmp_path: Path) -> None:
+    """A real terminal: the prompt, an error that goes on, Ctrl-C and Ctrl-D; a private history."""
+    program = (
+        "import sys\n"
+        "from sekv_cli import asker\n"
+        "from sekv_cli.main import run\n"
+        "import test_cli_chat\n"
+        "asker.open_asker = lambda *a, **k: test_cli_chat.Fake()\n"
+        "sys.exit(run(['chat', 'book.sekv']))\n"
+    )
+    folders = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+    env = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "TERM": "xterm"}
+    env["PROMPT_TOOLKIT_NO_CPR"] = "1"
+    env["PYTHONPATH"] = os.pathsep.join(folders)
+    main, other = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=other, stdout=other, stderr=other, env=env
+    )
+    os.close(other)
+    seen = ""
+
+    def until(words: str) -> None:
+        nonlocal seen
+        limit = time.monotonic() + 120
+        while words not in seen:
+            assert time.monotonic() < limit, seen
+            if select.select([main], [], [], 1)[0]:
+                seen += os.read(main, 65536).decode("utf-8", "replace")
+        seen = seen.partition(words)[2]
+
+    until(">")
+    os.write(main, b"Who?\r")
+    until("?ohW")
+    until(">")
+    os.write(main, b"half a line\x03")
+    until(">")
+    os.write(main, b"/budget\r")
+    until("budget 20%")
+    until(">")
+    os.write(main, b"\x04")
+    assert process.wait(60) == 0
+    os.close(main)
+    kept = tmp_path / "sekv" / "history"
+    assert "Who?" in kept.read_text(encoding="utf-8")
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600

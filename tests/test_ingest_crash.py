@@ -1,0 +1,129 @@
+"""A real ingest, model and all, killed at any step: no broken store, the same bytes in the end.
+
+What `test_store_crash` shows of the store with a toy for a model is shown here with a model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.errors import StoreError
+from engine.readers import hf
+from engine.store import Store
+from engine.store.disk import Disk
+from tiny_books import log, report
+from tiny_models import checkpoint
+from toy_store import leftovers, tree
+
+ROOT = Path(__file__).parent.parent
+CHUNK = 32
+TEXT = log(4)
+
+
+STEPS = ("write", "sync", "rename", "exchange", "unlink", "make_folder", "link")
+
+
+class Steps:
+    """Counts what this process does to the disk, and ends it before the given step. Nothing waits
+    for the disk: a killed process loses none of its bytes."""
+
+    def __init__(self) -> None:
+        self.done, self.last = 0, 0
+        setattr(Disk, "sync", lambda *_: None)  # noqa: B010
+        for name in STEPS:
+            setattr(Disk, name, self.counted(getattr(Disk, name)))
+
+    def counted(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*args: Any) -> Any:
+            self.done += 1
+            if self.done == self.last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return method(*args)
+
+        return step
+
+
+def kill_often(model: Path, place: Path, kills: int, seed: int) -> dict[str, int]:
+    """Kill ingest at so many random instants, at most three times before it may finish.
+
+    Returns:
+        How many runs were killed, how many stores finished, how many of these by going on.
+    """
+    reader = hf.load(str(model), device="cpu")
+    stage, chance, steps = place / "stage", random.Random(seed), Steps()
+    target = stage / "log.sekv"
+
+    def ingest() -> int:
+        made = report(stage, model, TEXT, reader=reader, window=160, chunk_tokens=CHUNK)
+        return made.resumed_tokens
+
+    ingest()
+    whole, all_steps = tree(target), steps.done
+    count = {"killed": 0, "finished": 0, "resumed": 0}
+    while count["killed"] < kills:
+        shutil.rmtree(stage)
+        for _ in range(3):
+            child = os.fork()
+            if child == 0:
+                steps.last = steps.done + chance.randint(1, all_steps)
+                ingest()
+                os._exit(0)
+            chance.random()  # the next child draws another number
+            count["killed"] += os.waitpid(child, 0)[1] == signal.SIGKILL
+            if target.exists():
+                with Store.open(target) as store:
+                    assert store.verify() == []
+                break
+        done = target.exists()
+        try:  # given once more, the command finishes what is not done and cleans up what is
+            count["resumed"] += ingest() > 0
+        except StoreError as error:
+            if not done or "exists" not in str(error):
+                raise
+        assert tree(target) == whole
+        assert leftovers(stage) == []
+        count["finished"] += 1
+    return count
+
+
+def run(folder: Path, kills: int, seed: int) -> dict[str, int]:
+    """In a process of its own, which forks what it kills."""
+    model = checkpoint("llama", folder / "model")
+    command = [sys.executable, __file__, str(model), str(folder), str(kills), str(seed)]
+    paths = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    environment = {**os.environ, "PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        command, check=True, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    found: dict[str, int] = json.loads(done.stdout)
+    return found
+
+
+def test_a_killed_ingest_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    count = run(tmp_path, 3, seed=1)
+    assert count["killed"] >= 3
+    assert count["finished"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_fifty_kills_of_a_real_ingest_leave_whole_stores(tmp_path: Path) -> None:
+    """The long run; `-s` shows how often it was killed and how often it went on."""
+    count = run(tmp_path, 50, seed=2)
+    print(count)
+    assert count["resumed"] > 5
+
+
+if __name__ == "__main__":
+    print(json.dumps(kill_often(Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:]))))

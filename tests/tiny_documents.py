@@ -1,0 +1,140 @@
+"""Small documents of several formats, made byte by byte, for tests. Not a test itself."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+PROSE = [
+    "The harbour lay quiet in the morning.",
+    "Nobody had seen the ship come in.",
+    "Only the lamps along the quay were lit.",
+    "A letter waited at the custom house.",
+]
+
+
+def make_pdf(pages: Sequence[Sequence[str]]) -> bytes:
+    """A PDF whose pages hold these lines of text; a page without lines has no text."""
+    streams = []
+    for lines in pages:
+        shown = " T* ".join(f"({line}) Tj" for line in lines)
+        streams.append(f"BT /F1 11 Tf 14 TL 72 760 Td {shown} ET".encode() if lines else b"")
+    count = len(pages)
+    kids = " ".join(f"{4 + 2 * at} 0 R" for at in range(count))
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        f"<< /Type /Pages /Count {count} /Kids [{kids}] >>".encode(),
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    for at, stream in enumerate(streams):
+        objects.append(
+            f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents {5 + 2 * at} 0 R"
+            " /Resources << /Font << /F1 3 0 R >> >> >>".encode()
+        )
+        objects.append(b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream))
+    body, places = b"%PDF-1.4\n", []
+    for number, content in enumerate(objects, 1):
+        places.append(len(body))
+        body += b"%d 0 obj\n%s\nendobj\n" % (number, content)
+    table = b"".join(b"%010d 00000 n \n" % place for place in places)
+    size = len(objects) + 1
+    trailer = b"trailer\n<< /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % (size, len(body))
+    return body + b"xref\n0 %d\n0000000000 65535 f \n%s" % (size, table) + trailer
+
+
+def encrypted(raw: bytes, password: str) -> bytes:
+    import pypdf
+
+    writer = pypdf.PdfWriter(clone_from=pypdf.PdfReader(io.BytesIO(raw)))
+    writer.encrypt(password, algorithm="RC4-128")
+    out = io.BytesIO()
+    writer.write(out)
+    return out.getvalue()
+
+
+def zipped(members: Mapping[str, str | bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as out:
+        for name, content in members.items():
+            out.writestr(name, content)
+    return buffer.getvalue()
+
+
+CONTAINER = (
+    '<container xmlns="urn:oasis:names:tc:opendocument:xmlns:container"><rootfiles>'
+    '<rootfile full-path="OPS/book.opf"/></rootfiles></container>'
+)
+XHTML = "application/xhtml+xml"
+
+
+def make_epub(
+    chapters: Mapping[str, str], toc: Mapping[str, str | bytes], manifest: str, spine: str = ""
+) -> bytes:
+    items = "".join(
+        f'<item id="c{at}" href="{name.replace(" ", "%20")}" media-type="{XHTML}"/>'
+        for at, name in enumerate(chapters)
+    )
+    refs = "".join(f'<itemref idref="c{at}"/>' for at in range(len(chapters)))
+    opf = (
+        f'<package xmlns="http://www.idpf.org/2007/opf"><manifest>{items}{manifest}</manifest>'
+        f"<spine {spine}>{refs}</spine></package>"
+    )
+    members = {f"OPS/{name}": content for name, content in chapters.items()}
+    return zipped({"META-INF/container.xml": CONTAINER, "OPS/book.opf": opf, **members, **toc})
+
+
+CHAPTERS = {
+    "b.xhtml": "<html><head><title>no</title></head><body><p>Dedication.</p></body></html>",
+    "a one.xhtml": '<html><body><h1>I</h1><p>Ship&nbsp;ahoy.</p><h2 id="s2">I.2</h2><p>Fog.</p>'
+    "</body></html>",
+    "z.xhtml": "<html><body><h1>II</h1><p>Quay.</p></body></html>",
+}
+NAV = (
+    '<html xmlns="http://www.w3.org/1999/xhtml" xmlns:epub="http://www.idpf.org/2007/ops"><body>'
+    '<nav epub:type="landmarks"><ol><li><a href="z.xhtml">no</a></li></ol></nav>'
+    '<nav epub:type="toc"><ol><li><a href="a%20one.xhtml">Chapter <b>One</b></a><ol><li>'
+    '<a href="a%20one.xhtml#s2">Fog</a></li></ol></li><li><a href="z.xhtml">Chapter Two</a></li>'
+    '<li><a href="gone.xhtml">Gone</a></li></ol></nav></body></html>'
+)
+NCX = (
+    '<!DOCTYPE ncx PUBLIC "-//NISO//DTD ncx 2005-1//EN" "http://www.daisy.org/ncx-2005-1.dtd">'
+    '<ncx xmlns="http://www.daisy.org/z3986/2005/ncx/"><navMap><navPoint><navLabel><text>First'
+    '</text></navLabel><content src="a%20one.xhtml"/><navPoint><navLabel><text>Fog</text>'
+    '</navLabel><content src="a%20one.xhtml#s2"/></navPoint></navPoint></navMap></ncx>'
+)
+NAV_ITEM = f'<item id="nav" href="nav.xhtml" properties="nav" media-type="{XHTML}"/>'
+NCX_ITEM = '<item id="ncx" href="toc.ncx" media-type="application/x-dtbncx+xml"/>'
+
+
+W = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
+
+
+def make_docx(body: str, **members: str) -> bytes:
+    document = f'<w:document xmlns:w="{W}" xmlns:mc="urn:mc"><w:body>{body}</w:body></w:document>'
+    others = {f"word/{name}.xml": content for name, content in members.items()}
+    return zipped({"word/document.xml": document, **others})
+
+
+def para(text: str, style: str = "") -> str:
+    head = f'<w:pPr><w:pStyle w:val="{style}"/></w:pPr>' if style else ""
+    return f"<w:p>{head}<w:r><w:t>{text}</w:t></w:r></w:p>"
+
+
+def cell(*paragraphs: str) -> str:
+    return f"<w:tc>{''.join(map(para, paragraphs))}</w:tc>"
+
+
+def row(*cells: str) -> str:
+    return f"<w:tr>{''.join(cells)}</w:tr>"
+
+
+STYLES = (
+    f'<w:styles xmlns:w="{W}"><w:style w:styleId="U1"><w:name w:val="heading 1"/></w:style>'
+    '<w:style w:styleId="Own"><w:name w:val="Mine"/><w:basedOn w:val="U1"/></w:style>'
+    '<w:style w:styleId="Loop"><w:name w:val="L"/><w:basedOn w:val="Loop"/></w:style>'
+    '<w:style w:styleId="U5"><w:name w:val="heading 5"/></w:style></w:styles>'
+)
