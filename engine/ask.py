@@ -235,7 +235,7 @@ class Session:
         return ids, len(kept)
 
     def _cache(self) -> attention.MemoryCache:
-        return attention.MemoryCache(self.memory.layers, self.memory.length)
+        return attention.MemoryCache(self.memory.layers, self.memory.length, self.memory.shared)
 
     def _scout(self, prompt: list[int]) -> torch.Tensor | None:
         """For a document of many windows: look over all of them once, keep those that matter."""

@@ -20,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from engine.errors import ReaderError
+from engine.memory import Shared
 
 NAME = "sekv"
 
@@ -58,9 +59,9 @@ class LiveLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 class MemoryCache(Cache):
     """The cache of one question: shares the document memory, owns the live rows."""
 
-    def __init__(self, memories: Sequence[Attends], length: int):
+    def __init__(self, memories: Sequence[Attends], length: int, shared: Shared):
         super().__init__(layers=[LiveLayer(memory, length) for memory in memories])
-        self.shared, self.length = memories[0].shared, length
+        self.shared, self.length = shared, length
 
     def note_places(self, places: Tensor) -> None:
         """Count the tokens of a forward that stand where the document was read already."""

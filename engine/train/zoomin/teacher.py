@@ -18,6 +18,7 @@ from torch import Tensor
 
 from engine import ops
 from engine.attention import Attends, MemoryCache
+from engine.memory import Shared
 from engine.policies.select import _stretches
 
 if TYPE_CHECKING:
@@ -163,10 +164,11 @@ def watch(reader: Reader, reading: Reading, ids: list[int], beyond: int, share: 
 def forward(reader: Reader, reading: Reading, ids: list[int], layers: Sequence[Attends]) -> Tensor:
     """Logits [Q, V] of a block behind a document that `layers` stand for."""
     tokens = torch.tensor([ids], device=reader.devices[0])
+    bounds = torch.tensor([0, reading.tokens])
     out = reader.model(
         input_ids=tokens,
         attention_mask=torch.ones(1, reading.length + len(ids)).to(tokens),
-        past_key_values=MemoryCache(layers, reading.length),
+        past_key_values=MemoryCache(layers, reading.length, Shared(bounds, 1)),
     )
     logits: Tensor = out.logits[0]
     return logits
