@@ -21,6 +21,7 @@ from engine import attention, cite
 from engine.certainty import SCORES
 from engine.errors import BudgetError, StoppedError, StoreError
 from engine.manifest import ModelIdentity
+from engine.memory import Coverage
 from engine.quoting import Guide, Marks
 from engine.readers import hf
 from engine.recall import Memory, open_memory
@@ -150,6 +151,7 @@ class Session:
             layer.zoomed.traffic = Traffic()
         self.memory.shared.peak_bytes = self.memory.shared.device_bytes
         self.memory.shared.recomputed_tokens = 0
+        self.memory.shared.coverage = Coverage()
         windows = self._scout(prompt)
         evidence = self._evidence = Evidence(self.ids)
         self._trace, self._answer = Trace(), None
@@ -299,6 +301,8 @@ class Session:
             "fixed_bytes": sum(layer.fixed_bytes for layer in self.memory.layers),
             "read_bytes": self.store.device_bytes_read,
             "read_host_bytes": self.store.host_bytes_read,
+            "estimated_coverage": round(shared.coverage.mean, 4),
+            "least_coverage": round(shared.coverage.least, 4),
             "unsupported_quote": "" if speaker.supported else speaker.quote,
             "certainty": {name: round(of(speaker.log_p), 4) for name, of in SCORES.items()}
             if speaker.log_p
@@ -311,7 +315,8 @@ class _LookUp(LogitsProcessor):
 
     def __init__(self, session: Session, start: int):
         prompt, tokenizer = session.reader.prompt, session.reader.tokenizer
-        marks = Marks.of(tokenizer, prompt.value_token, tokenizer.eos_token_id, prompt.refusal)
+        end = tokenizer.eos_token_id
+        marks = Marks.of(tokenizer, prompt.quote_token, prompt.value_token, end, prompt.refusal)
         self.guide = Guide(marks, session.ids.numpy(), session.book.sentences)
         self.prompt, self.start = prompt, start
 
@@ -342,8 +347,9 @@ class _Heard(LogitsProcessor):
 class _Speaker(BaseStreamer):
     """Takes tokens as they are generated; shows text, feeds evidence and trace.
 
-    A look-up reader says a quote, its value token, then the short answer: only the short answer
-    is shown, and only if the quote stands in the document and the reader is sure enough of it.
+    A look-up reader says a pointer, its quote token, a quote, its value token, then the short
+    answer: only the short answer is shown, and only if the quote stands in the document and the
+    reader is sure enough of its pointer.
     """
 
     def __init__(
@@ -359,7 +365,12 @@ class _Speaker(BaseStreamer):
         ends = session.reader.model.generation_config.eos_token_id
         self.ends = ends if isinstance(ends, list) else [ends]
         self.tokenizer, self.book = session.reader.tokenizer, session.book
-        self.value_token, self.bar = session.reader.prompt.value_token, session.reader.prompt.bar
+        prompt = session.reader.prompt
+        self.quote_token, self.value_token, self.bar = (
+            prompt.quote_token,
+            prompt.value_token,
+            prompt.bar,
+        )
         self.heard = _Heard()
         self.log_p: list[float] = []
         self.evidence, self.trace, self.on_text = evidence, trace, on_text
@@ -367,6 +378,7 @@ class _Speaker(BaseStreamer):
         self.tokens: list[int] = []
         self.quote = ""
         self.place: tuple[int, int, int] | None = None
+        self._quote_from = -1
         self._answer_from = 0 if self.value_token < 0 else -1
         self._shown = ""
         self._prompted = False
@@ -381,12 +393,14 @@ class _Speaker(BaseStreamer):
             self.first = time.perf_counter()
         for token in value.reshape(-1).tolist():
             self.tokens.append(token)
-            if self.heard.log_p is not None and self._answer_from < 0:
+            if token == self.quote_token and self._quote_from < 0:
+                self._quote_from = len(self.tokens)
+            elif self.heard.log_p is not None and self._quote_from < 0:
                 self.log_p.append(float(self.heard.log_p[token]))
             self.evidence.said(token)
             self.trace.tell(self.tokenizer.decode([token]))
             if token == self.value_token and self._answer_from < 0:
-                self.quote = self._text(self.tokens)
+                self.quote = self._text(self.tokens[max(0, self._quote_from) :])
                 if self.bar.holds(self.log_p):
                     self.place = self.book.locate(self.quote, self.evidence.weight)
                 self._answer_from = len(self.tokens)
@@ -397,9 +411,6 @@ class _Speaker(BaseStreamer):
     def end(self) -> None:
         self.evidence.forget()
         self._show(self.answer)
-        if self.place is not None and self.answer:
-            source, start, end = self.place = self.book.holding(self.place, self.answer)
-            self.quote = " ".join(self.book.text(source)[start:end].split())
 
     @property
     def answer(self) -> str:

@@ -21,6 +21,7 @@ from transformers.masking_utils import sdpa_mask
 
 from engine.errors import ReaderError
 from engine.memory import Shared
+from engine.queries import Probe
 
 NAME = "sekv"
 
@@ -108,10 +109,15 @@ def attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sekv: MemoryCache | None = None,
+    probe: Probe | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """query [1, H, Q, D], key and value [1, Hkv, n, D] of the live rows -> [1, Q, H, D]."""
+    size = query.shape[-1]
+    factor = (scaling if scaling is not None else size**-0.5) * math.sqrt(size)
     if sekv is None:
+        if probe is not None:
+            probe.see(int(module.layer_idx), query[0] * factor, key[0], value[0])  # type: ignore[arg-type]
         return _plain(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
     layer = sekv.layers[int(module.layer_idx)]  # type: ignore[arg-type]
     assert isinstance(layer, LiveLayer)
@@ -124,8 +130,6 @@ def attention(
                 "memory would be silently wrong"
             )
     rows, live = query.shape[2], key.shape[2]
-    size = query.shape[-1]
-    factor = (scaling if scaling is not None else size**-0.5) * math.sqrt(size)
     if attention_mask is None:
         seen = torch.ones(rows, live, dtype=torch.bool, device=query.device).tril(live - rows)
     else:

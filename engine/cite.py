@@ -77,23 +77,13 @@ class Book:
         """
         if not quote.split():
             return None
-        pattern = _spaced(quote)
+        pattern = re.compile(r"\s+".join(map(re.escape, quote.split())))
         found = [
             (source, match.start(), match.end())
             for source in range(len(self.sources))
             for match in pattern.finditer(self.text(source))
         ]
         return max(found, key=lambda place: self._mass(weight, *place), default=None)
-
-    def holding(self, place: Place, value: str) -> Place:
-        """A quoted passage, longer by what leads to its value if that stands beside it."""
-        source, start, end = place
-        low = max(0, start - LONGEST)
-        near = self.text(source)[low : end + LONGEST]
-        found = [(low + m.start(), low + m.end()) for m in _spaced(value).finditer(near)]
-        joined = [(min(start, a), max(end, b)) for a, b in found]
-        shortest = min(joined, key=lambda both: both[1] - both[0], default=(start, end))
-        return source, *shortest
 
     @cached_property
     def sentences(self) -> npt.NDArray[np.int64]:
@@ -193,11 +183,6 @@ class Book:
 
 def _overlap(one: Place, other: Place) -> bool:
     return one[0] == other[0] and one[1] < other[2] and other[1] < one[2]
-
-
-def _spaced(words: str) -> re.Pattern[str]:
-    """Matches some words whatever white space stands between them."""
-    return re.compile(r"\s+".join(map(re.escape, words.split())))
 
 
 def _trim(text: str, start: int, end: int) -> tuple[int, int]:

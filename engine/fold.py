@@ -6,6 +6,7 @@ window; `fold_layer` turns any window's rows into device tensors and host record
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,17 +14,17 @@ from torch import Tensor
 
 from engine import ops
 from engine.policies import summarise
-from engine.policies.codec import Records, Side
+from engine.policies.codec import NOTHING, Records, Side, score_error
 from engine.policies.segment import FOLDED, Spans, pin_ends
 from engine.recipe import Recipe
-
-NOTHING: Side = {}
-"""What an untrained method has learnt."""
 
 
 @dataclass(frozen=True)
 class Folded:
-    """One layer of one window. device: tensors by name; records: the spans' codes."""
+    """One layer of one window. device: tensors by name; records: the spans' codes.
+
+    "error.s" uint8 [Hkv, S] says in 1/255 what the codes lost; it is for people, see `recall`.
+    """
 
     device: Side
     records: Records
@@ -35,54 +36,88 @@ def segment(recipe: Recipe, surprisal: Tensor, pieces: list[str], *, last: bool)
     return pin_ends(spans, recipe.sinks, recipe.local if last else 0)
 
 
-def fit(
-    recipe: Recipe, k: Tensor, v: Tensor, surprisal: Tensor, spans: Spans, learnt: Side = NOTHING
-) -> Side:
-    """Side information of a layer, shared by all windows.
+def prepare(
+    recipe: Recipe, layers: Iterable[tuple[Tensor, Tensor]], learnt: Sequence[Side]
+) -> list[Side]:
+    """What one layer's `fit` must know of the others: layers share the bits of codes and sketches.
 
     Args:
-        k, v: [Hkv, n, D] of the first window.  learnt: the layer's part of a trained router.
+        layers: k, v [Hkv, n, D] of the first window, layer after layer.
+        learnt: per layer what queries make of it, see `queries.SelfQuestions`; empty for methods
+            that do not ask.
+    Returns:
+        per layer the same and the prices of a bit; see `ops.bit_price`.
     """
     if recipe.whole:
-        return recipe.codec.fit(k, v)
-    # Sinks have outlying norms and stay exact; they must not stretch basis and steps.
-    body = slice(min(recipe.sinks, k.shape[1] - 1), None)
-    side = recipe.codec.fit(k[:, body], v[:, body])
-    side |= recipe.router.fit(k[:, body], {**side, **learnt})
-    values = recipe.summariser.summarise(v, surprisal, spans.bounds)
-    return side | summarise.fit_values(values, recipe.summariser.value_bits, side)
+        return [NOTHING for _ in layers]
+    given: list[Side] = []
+    codes, sketches = [], []
+    for index, (k, v) in enumerate(layers):
+        known: Side = learnt[index] if learnt else {}
+        body = _body(recipe, k)
+        codes.append(recipe.codec.spectrum(k[:, body], v[:, body], known))
+        _, _, variance = ops.covariance_basis(k[:, body], known.get("queries"))
+        sketches.append(score_error(variance, known))
+        given.append(known)
+    prices = {
+        "code_price": torch.tensor([recipe.codec.price(torch.cat(codes))], dtype=torch.float64),
+        "sketch_price": torch.tensor(
+            [recipe.router.price(torch.cat(sketches))], dtype=torch.float64
+        ),
+    }
+    return [known | prices for known in given]
 
 
-def fold_layer(
+def fit(
     recipe: Recipe,
     k: Tensor,
     v: Tensor,
     surprisal: Tensor,
     spans: Spans,
-    side: Side,
-    learnt: Side = NOTHING,
-) -> Folded:
-    """Device tensors and host records of one layer of one window; k, v: [Hkv, n, D]."""
-    side = {**side, **learnt}
-    records = recipe.codec.encode(k, v, spans.bounds, side)
-    return Folded(device_tensors(recipe, k, v, surprisal, spans, side), records)
-
-
-def device_tensors(
-    recipe: Recipe, k: Tensor, v: Tensor, surprisal: Tensor, spans: Spans, side: Side
+    given: Side = NOTHING,
 ) -> Side:
-    """What of one layer of one window stays on the device; k, v: [Hkv, n, D]."""
+    """Side information of a layer, shared by all windows.
+
+    Args:
+        k, v: [Hkv, n, D] of the first window.  given: as `prepare` has it, with what a trained
+            router knows; without, the layer spends the bits of all layers on its own.
+    """
     if recipe.whole:
-        return {}
+        return recipe.codec.fit(k, v)
+    body = _body(recipe, k)
+    side = recipe.codec.fit(k[:, body], v[:, body], given)
+    side |= recipe.router.fit(k[:, body], {**given, **side})
+    values = recipe.summariser.summarise(v, surprisal, spans.bounds)
+    return side | summarise.fit_values(values, recipe.summariser.value_bits, side)
+
+
+def _body(recipe: Recipe, k: Tensor) -> slice:
+    """All rows but the sinks, which have outlying norms and stay exact: they must not stretch
+    basis and steps."""
+    return slice(min(recipe.sinks, k.shape[1] - 1), None)
+
+
+def fold_layer(
+    recipe: Recipe, k: Tensor, v: Tensor, surprisal: Tensor, spans: Spans, side: Side
+) -> Folded:
+    """Device tensors and host records of one layer of one window; k, v: [Hkv, n, D].
+
+    side: the layer's, and what a trained router knows of it.
+    """
+    records = recipe.codec.encode(k, v, spans.bounds, side)
+    if recipe.whole:
+        return Folded({}, records)
     keys = recipe.summariser.summarise(k, surprisal, spans.bounds)
     values = recipe.summariser.summarise(v, surprisal, spans.bounds)
-    device = recipe.router.build(k, keys, side)
+    device = recipe.router.build(k, keys, {**side, "owner": ops.span_ids(spans.bounds)})
     device |= summarise.pack_values(values, recipe.summariser.value_bits, side)
     kept = pinned_tokens(spans.bounds, spans.kind)
     dtype = row_dtype(recipe, k.dtype)
     device["pinned_k"] = k[:, kept].to(dtype).contiguous()
     device["pinned_v"] = v[:, kept].to(dtype).contiguous()
-    return device
+    if records.errors.numel():
+        device["error.s"] = (records.errors.clamp(0, 1) * 255).round().to(torch.uint8)
+    return Folded(device, records)
 
 
 def pinned_tokens(bounds: Tensor, kind: Tensor) -> Tensor:

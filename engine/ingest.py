@@ -127,7 +127,7 @@ def ingest(
     job = _job(document, windows, reader, recipe, options)
     with StoreWriter.begin(target, job, overwrite=options.overwrite) as writer:
         work = _Work(recipe, reader, document, tokens, windows, writer, options.chunk_tokens)
-        work.learnt = learnt
+        work.trained = learnt
         return work.make(target, progress, clock)
 
 
@@ -206,7 +206,7 @@ def append(
     job = _job(document, windows, reader, recipe, options)
     with StoreWriter.append(target, job) as writer:
         work = _Work(recipe, reader, document, tokens, windows, writer, options.chunk_tokens)
-        work.learnt = learnt
+        work.trained = learnt
         work.kept = len(base.windows)
         return work.make(target, progress, clock)
 
@@ -241,7 +241,7 @@ class _Work:
         self.chunk_tokens = chunk_tokens
         self.prefill_s = self.compress_s = 0.0
         self.resumed = 0
-        self.learnt: list[Any] = []  # per layer what a trained router knows, if there is one
+        self.trained: list[Any] = []  # per layer what a trained router knows, if there is one
         self.kept = 0  # windows that were there before this command: an append's
 
     def make(self, target: Path, progress: Progress, clock: _Clock) -> IngestReport:
@@ -346,19 +346,24 @@ class _Work:
         }
         host: dict[str, Any] = {}
         new_sides = []
+        if sides is None:
+            learnt = []
+            if self.recipe.weighs_keys:
+                ids = self.tokens.ids[start:end].tolist()
+                learnt = self.reader.ask_itself(ids, prefix, chunks)
+            layers = (_rows(chunks, layer) for layer in range(self.reader.layers))
+            given = fold.prepare(self.recipe, layers, learnt)
         for layer in range(self.reader.layers):
-            k = torch.cat([chunk.k[layer] for chunk in chunks], 1)
-            v = torch.cat([chunk.v[layer] for chunk in chunks], 1)
-            for chunk in chunks:  # a layer's rows are not needed twice
+            k, v = _rows(chunks, layer)
+            for chunk in chunks:  # a layer's rows are not needed again
                 chunk.k[layer] = chunk.v[layer] = k[:, :0]
-            k, v = k.cpu(), v.cpu()
-            learnt = self.learnt[layer] if self.learnt else fold.NOTHING
+            known = self.trained[layer] if self.trained else fold.NOTHING
             if sides is None:
-                side = fold.fit(self.recipe, k, v, surprisal, spans, learnt)
+                side = fold.fit(self.recipe, k, v, surprisal, spans, given[layer] | known)
                 new_sides.append(side)
             else:
                 side = sides[layer]
-            folded = fold.fold_layer(self.recipe, k, v, surprisal, spans, side, learnt)
+            folded = fold.fold_layer(self.recipe, k, v, surprisal, spans, side | known)
             if not is_finite({**side, **folded.device}):
                 raise ReaderError(
                     f"the keys and values of layer {layer} are no numbers that a store can hold; "
@@ -580,6 +585,15 @@ def _job(
         "method": recipe.name,
         "settings": recipe.settings(),
     }
+
+
+def _rows(chunks: list[Chunk], layer: int) -> tuple[Any, Any]:
+    """k, v [Hkv, n, D] of a layer of all chunks, on the CPU."""
+    import torch
+
+    k = torch.cat([chunk.k[layer] for chunk in chunks], 1)
+    v = torch.cat([chunk.v[layer] for chunk in chunks], 1)
+    return k.cpu(), v.cpu()
 
 
 def _pack_chunk(chunk: Chunk) -> dict[str, Any]:

@@ -87,6 +87,36 @@ class View:
 
 
 @dataclass
+class Coverage:
+    """How much of the attention was exact: pinned, live or zoomed rows, and not summaries.
+
+    What a summary row weighs is the router's estimate, so this is one too. Means are over the
+    rows and query heads of all steps; least: of the KV head that had most in summaries.
+    """
+
+    summaries: dict[int, Tensor] = field(default_factory=dict)
+    rows: dict[int, int] = field(default_factory=dict)
+
+    def note(self, layer: int, weight: Tensor) -> None:
+        """weight: [Hkv, R, F] of a layer's summary rows."""
+        self.summaries[layer] = self.summaries.get(layer, 0.0) + weight.sum((1, 2)).cpu()
+        self.rows[layer] = self.rows.get(layer, 0) + weight.shape[1]
+
+    @property
+    def _heads(self) -> Tensor:
+        means = [self.summaries[layer] / self.rows[layer] for layer in self.summaries]
+        return torch.cat(means) if means else torch.zeros(1)
+
+    @property
+    def mean(self) -> float:
+        return 1 - float(self._heads.mean())
+
+    @property
+    def least(self) -> float:
+        return 1 - float(self._heads.max())
+
+
+@dataclass
 class Shared:
     """What all layers know of the document. bounds: int64 [S + 1] tokens. windows: how many.
 
@@ -94,6 +124,7 @@ class Shared:
     layers: all of them, in order. peak_bytes: the most that was resident at once.
     recomputed_tokens: of the document, that the model read once more while it answered.
     reserved: bytes per layer that the turns of a conversation take from the room to zoom.
+    coverage: since the question was asked.
     """
 
     bounds: Tensor
@@ -104,6 +135,7 @@ class Shared:
     peak_bytes: int = 0
     recomputed_tokens: int = 0
     reserved: int = 0
+    coverage: Coverage = field(default_factory=Coverage)
 
     @property
     def tokens(self) -> int:
@@ -260,6 +292,8 @@ class LayerMemory:
         mass = mass.masked_fill(wanted[:, None], ops.NEVER)
         values = summarise.unpack_values(tensors, self.side)
         out, weights = ops.mix([pinned, live, mass, zoom], [self.pinned_v, live_v, values, zoom_v])
+        if self.shared.scout is None:
+            self.shared.coverage.note(self.layer, weights[2])
         if self.shared.watchers:
             self._report(share, weights, tokens, rows)
         return out.reshape(-1, rows, self.size)

@@ -104,6 +104,23 @@ def span_mean(rows: Tensor, weights: Tensor, bounds: Tensor) -> Tensor:
     return means.index_add_(0, ids, weighted).transpose(0, 1).contiguous()
 
 
+def padded_spans(rows: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows span by span, zeros where a span is shorter than the longest.
+
+    Args:
+        rows: [Hkv, N, D].  owner: [N] the span of every token, see `span_ids`.
+    Returns:
+        [Hkv, S, n, D] float32, and bool [1, S, n] where a token is.
+    """
+    lengths = torch.bincount(owner)
+    first = lengths.cumsum(0) - lengths
+    place = torch.arange(len(owner), device=owner.device) - first[owner]
+    inside = torch.arange(int(lengths.max()), device=owner.device) < lengths[:, None]
+    out = rows.new_zeros(rows.shape[0], *inside.shape, rows.shape[2], dtype=torch.float32)
+    out[:, owner, place] = rows.float()
+    return out, inside[None]
+
+
 def span_logsumexp(scores: Tensor, bounds: Tensor) -> Tensor:
     """Log-mass of each span: log of the sum of exp(score) over its tokens.
 
@@ -124,23 +141,45 @@ def span_logsumexp(scores: Tensor, bounds: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------- bases
 
 
-def covariance_basis(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The orthonormal basis of greatest variance of each head (PCA by eigh, in float64).
+def covariance_basis(rows: Tensor, metric: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """The basis of greatest variance of each head (PCA by eigh, in float64).
 
     Args:
-        rows: [Hkv, N, D].
+        rows: [Hkv, N, D].  metric: [Hkv, D, D] second moment of what the rows will be multiplied
+            with; None stands for the identity.
     Returns:
         mean [Hkv, D], basis [Hkv, D, D] (columns by falling variance), variance [Hkv, D]; float32.
+        Coefficients are uncorrelated, and with them the squared error of a row in the metric is
+        the sum of their squared errors; without a metric the basis is orthonormal.
     """
     x = rows.to(torch.float64)
     mean = x.mean(1)
     x = x - mean[:, None]
+    back = None
+    if metric is not None:
+        x, back = _whiten(x, metric.to(torch.float64))
     cov = torch.bmm(x.mT, x) / max(1, rows.shape[1])
     variance, basis = torch.linalg.eigh(cov)
     basis, variance = basis.flip(-1), variance.flip(-1).clamp_min(0)
+    if back is not None:
+        basis = torch.bmm(back, basis)
     # A sign per column is free; fix it so that equal input gives equal bytes.
     sign = torch.sign(basis.gather(1, basis.abs().argmax(1, keepdim=True)))
     return mean.float(), (basis * sign).float(), variance.float()
+
+
+def _whiten(x: Tensor, metric: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows times the root of the metric, and the inverse of that root.
+
+    What few queries have not shown is not free: a hundredth of the mean is added to every
+    direction.
+    """
+    size = metric.shape[-1]
+    power, turn = torch.linalg.eigh(metric)
+    floor = power.clamp_min(0).mean(-1, keepdim=True) / 100
+    root = (power.clamp_min(0) + floor + 1e-12 * size).sqrt()
+    forward = torch.bmm(turn * root[:, None], turn.mT)
+    return torch.bmm(x, forward), torch.bmm(turn / root[:, None], turn.mT)
 
 
 def span_svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -172,40 +211,47 @@ WIDTHS = (8, 4, 2, 1)
 GAUSS_MSE = {0: 1.0, 1: 0.3634, 2: 0.1188, 4: 0.01154, 8: 1.2e-4}
 
 
-def allocate_bits(variance: Tensor, mean_bits: float) -> Tensor:
-    """Bits per component by reverse water-filling over the widths 0, 1, 2, 4 and 8.
+def bit_price(variance: Tensor, mean_bits: float) -> float:
+    """The squared error that a bit must save to be spent, so that `mean_bits` are spent.
 
     Args:
-        variance: [D], falling.  mean_bits: bits per component to spend on average, 0..8.
-    Returns:
-        uint8 [D], falling; runs of 4, 2 and 1 bits fill whole bytes, so a row is byte aligned.
+        variance: [R, D], each row falling; rows share the bits, so their units must agree.
+        mean_bits: bits per component to spend on average over all rows, 0..8.
+    Source: reverse water-filling over the widths 0, 1, 2, 4 and 8.
     """
-    size = len(variance)
     var = variance.double().clamp_min(1e-30)
-    choices = torch.tensor(sorted(GAUSS_MSE))
-    mse = torch.tensor([GAUSS_MSE[int(b)] for b in choices], dtype=torch.float64)
-
-    def spend(log_price: float) -> Tensor:
-        cost = var[:, None] * mse + math.exp(log_price) * choices
-        return choices[cost.argmin(1)]
-
-    low, high = math.log(float(var[-1])) - 40.0, math.log(float(var[0])) + 10.0
-    for _ in range(80):
+    low, high = math.log(float(var.min())) - 40.0, math.log(float(var.max())) + 10.0
+    for _ in range(60):
         middle = (low + high) / 2
-        if float(spend(middle).double().mean()) > mean_bits:
+        if float(bits_at(variance, math.exp(middle)).double().mean()) > mean_bits:
             low = middle
         else:
             high = middle
-    bits = spend(high)
-    out = torch.zeros(size, dtype=torch.uint8)
-    start = 0
+    return math.exp(high)
+
+
+def bits_at(variance: Tensor, price: float) -> Tensor:
+    """Bits per component at a price as `bit_price` gives it.
+
+    Args:
+        variance: [R, D], each row falling.
+    Returns:
+        uint8 [R, D], falling; runs of 4, 2 and 1 bits fill whole bytes, so a row is byte aligned.
+    """
+    choices = torch.tensor(sorted(GAUSS_MSE))
+    mse = torch.tensor([GAUSS_MSE[int(b)] for b in choices], dtype=torch.float64)
+    cost = variance.double().clamp_min(1e-30)[..., None] * mse + price * choices
+    wanted = choices[cost.argmin(-1)]
+    out = torch.zeros(variance.shape, dtype=torch.uint8)
+    place = torch.arange(variance.shape[-1])
+    start = torch.zeros(len(variance), 1, dtype=torch.int64)
     for width in WIDTHS:
-        count = int((bits == width).sum())
-        per_byte = 8 // width
-        end = min(size, start + -(-count // per_byte) * per_byte)
-        end -= (end - start) % per_byte
-        out[start:end] = width
-        start = end
+        run = 8 // width
+        end = (wanted >= width).sum(-1, keepdim=True)
+        count = ((end - start + run // 2) // run).clamp_min(0)
+        count = count.minimum((variance.shape[-1] - start) // run) * run
+        out[(place >= start) & (place < start + count)] = width
+        start = start + count
     return out
 
 
@@ -214,6 +260,11 @@ def is_allocation(bits: Tensor) -> bool:
     known = torch.tensor([*WIDTHS, 0], device=bits.device)
     whole = all(bool(((bits == w).sum(-1) * w % 8 == 0).all()) for w in WIDTHS)
     return whole and bool(torch.isin(bits, known).all() and (bits.int().diff(dim=-1) <= 0).all())
+
+
+def allocate_bits(variance: Tensor, mean_bits: float) -> Tensor:
+    """Bits per component of one row [D] of falling variances, `mean_bits` on average."""
+    return bits_at(variance[None], bit_price(variance[None], mean_bits))[0]
 
 
 def fit_steps(coefs: Tensor, bits: Tensor) -> Tensor:
@@ -310,19 +361,17 @@ def pack_heads(coefs: Tensor, bits: Tensor, step: Tensor) -> Tensor:
     Args:
         coefs: [Hkv, n, D].  bits, step: [Hkv, D].
     Returns:
-        uint8 [Hkv, n, width]; where heads differ in length, rows are padded to the longest.
+        uint8 [1, n, width]: the rows of the heads side by side, each of its own length.
     """
     rows = [
         Packing.of(b).pack(quantise(x, b, s)) for x, b, s in zip(coefs, bits, step, strict=True)
     ]
-    width = max(row.shape[-1] for row in rows)
-    return torch.stack([torch.nn.functional.pad(r, (0, width - r.shape[-1])) for r in rows])
+    return torch.cat(rows, -1)[None]
 
 
-def unpack_head(packed: Tensor, bits: Tensor) -> Tensor:
-    """Codes uint8 [n, used] of one head's packed rows [n, width]; used = components of bits > 0."""
-    packing = Packing.of(bits)
-    return packing.unpack(packed[:, : packing.row_bytes])
+def split_heads(packed: Tensor, bits: Tensor) -> list[Tensor]:
+    """Each head's packed rows uint8 [n, bytes], from rows as `pack_heads` gives them."""
+    return list(packed[0].split([Packing.of(row).row_bytes for row in bits], -1))
 
 
 def gather_ranges(starts: Tensor, lengths: Tensor) -> Tensor:

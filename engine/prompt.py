@@ -28,7 +28,8 @@ class Prompt:
     """prefix: token ids before the document. before, after: text around the question.
 
     kind: "document" (template with a role of that name), "chat" or "plain".
-    value_token: id of the reader's mark between quote and short answer, -1 if it has none.
+    quote_token, value_token: ids of a look-up reader's marks before its quote and between quote
+    and short answer, -1 for models that have none.
     refusal, reluctance: the tokens of "not stated" and the nats the first of them loses when an
     answer begins, calibrated on questions that are answered and questions that are not; empty
     and 0 for models that are no look-up readers.
@@ -41,6 +42,7 @@ class Prompt:
     before: str
     after: str
     kind: str
+    quote_token: int = -1
     value_token: int = -1
     refusal: tuple[int, ...] = ()
     reluctance: float = 0.0
@@ -64,14 +66,23 @@ class Prompt:
             return cls(tuple(start), ask, "\nAnswer:", "plain", between=ask)
         kind, pieces = _render(tokenizer, str(template))
         prefix = tuple(tokenizer.encode(pieces[0], add_special_tokens=False))
-        value = tokenizer.get_vocab().get("<|value|>", -1) if kind == "document" else -1
-        if value < 0:
+        known = tokenizer.get_vocab() if kind == "document" else {}
+        quote, value = known.get("<|document|>", -1), known.get("<|value|>", -1)
+        if quote < 0 or value < 0:
             between = _between(tokenizer) if kind == "chat" else ""
             return cls(prefix, pieces[1], pieces[2], kind, between=between)
         cue = tokenizer.encode(pieces[2], add_special_tokens=False)
         full = tokenizer.encode(f"{pieces[2]} {REFUSAL}", add_special_tokens=False)
         return cls(
-            prefix, pieces[1], pieces[2], kind, value, tuple(full[len(cue) :]), reluctance, bar=bar
+            prefix,
+            pieces[1],
+            pieces[2],
+            kind,
+            quote,
+            value,
+            tuple(full[len(cue) :]),
+            reluctance,
+            bar=bar,
         )
 
     def question(self, tokenizer: Any, text: str, turns: Sequence[Turn] = ()) -> list[int]:

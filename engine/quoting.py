@@ -1,10 +1,10 @@
-"""Hold a look-up reader to the document while it speaks: a quote, its value, or "not stated".
+"""Hold a look-up reader to the document while it speaks: pointer, quote, value, or "not stated".
 
-The built-in reader answers by copying. Left alone, a small model now and then slips from one
-sentence into another; here every token of the quote must continue a run of the document's own
-tokens, and the value must be a run of the sentence that is quoted. What is said is still the
-reader's choice among what stands there. No model and no tensors: token ids in, allowed token ids
-out.
+The built-in reader answers by copying. It points: some tokens that stand in the document, a name
+the question gave most often, until they stand in one sentence alone. That sentence is then quoted
+for it, word for word, and of the quote it says which part is the value. What is said is the
+reader's choice among what stands there; that it stands there is not left to it. No model and no
+tensors: token ids in, allowed token ids out.
 """
 
 from __future__ import annotations
@@ -43,26 +43,36 @@ def sentences(text: str, ends: Ints) -> Ints:
 class Marks:
     """The reader's own tokens.
 
-    value: stands between quote and value. end: of the answer. refusal: the tokens of "not
-    stated". alike: [V] of every token the class of those that differ by a leading space alone,
-    for a quote may begin where the document has a line break.
+    quote: stands between pointer and quote. value: between quote and value. end: of the answer.
+    refusal: the tokens of "not stated". alike: [V] of every token the class of those that differ
+    by a leading space alone, for a pointer may begin where the document has a line break.
     """
 
+    quote: int
     value: int
     end: int
     refusal: tuple[int, ...]
     alike: Ints
 
     @classmethod
-    def of(cls, tokenizer: Any, value: int, end: int, refusal: tuple[int, ...]) -> Marks:
-        """The marks of a transformers tokenizer with a byte-level vocabulary."""
+    def of(
+        cls, tokenizer: Any, quote: int, value: int, end: int, refusal: tuple[int, ...]
+    ) -> Marks:
+        """The marks of a tokenizer with a byte-level vocabulary."""
         names = tokenizer.get_vocab()
         classes: dict[str, int] = {}
         alike = np.zeros(max(names.values()) + 1, dtype=np.int64)
         for name, number in names.items():
             bare = name.removeprefix("Ġ")
             alike[number] = classes.setdefault(bare or name, len(classes))
-        return cls(value, end, refusal, alike)
+        return cls(quote, value, end, refusal, alike)
+
+
+def passage(sentence: Ints, place: int, far: int) -> tuple[int, int]:
+    """Tokens [start, stop) of the sentence around a token, at most `far` from it either way."""
+    start = int(np.searchsorted(sentence, sentence[place], side="left"))
+    stop = int(np.searchsorted(sentence, sentence[place], side="right"))
+    return max(start, place - far), min(stop, place + 1 + far)
 
 
 @dataclass
@@ -70,26 +80,34 @@ class Guide:
     """What may come next in one answer.
 
     ids: int64 [N], the tokens of the document. sentence: int64 [N], ascending, see `sentences`.
-    longest: tokens of a quote at most. far: how many tokens from the quote its value may stand,
-    for some texts have sentences without an end.
+    longest: tokens of a pointer at most; one that stands in several sentences to its end means the
+    first of them. far: see `passage`; some texts have sentences without an end.
     """
 
     marks: Marks
     ids: Ints
     sentence: Ints
-    longest: int = 72
-    far: int = 96
+    longest: int = 24
+    far: int = 48
     _said: list[int] = field(default_factory=list)
-    _places: Ints | None = None  # document positions of the quote's last token
-    _value: Ints | None = None  # document positions that the value's last token may be of,
-    _stop: Ints | None = None  # and where the sentence of each ends
+    _places: Ints | None = None  # document positions of the pointer's last token
+    _due: list[int] = field(default_factory=list)  # what must be said next, in order
+    _value: Ints | None = None  # document positions that the value's last token may be of
+    _stop: int = -1  # where the quote ends in the document
     _valued: int = 0  # tokens of the value
+
+    @property
+    def quoting(self) -> bool:
+        """Whether the pointer is done."""
+        return self._stop >= 0
 
     def allowed(self) -> Ints:
         """Token ids that may come next, ascending, at least one."""
         marks = self.marks
         said = len(self._said)
-        if self._value is not None and self._stop is not None:
+        if self._due:
+            return np.array(self._due[:1])
+        if self._value is not None:
             if not self._valued:
                 return _with_alike(self.ids[self._value], marks.alike)
             following = self._value[self._value + 1 < self._stop] + 1
@@ -98,43 +116,47 @@ class Guide:
         if tuple(self._said) == marks.refusal[:said]:
             rest = marks.refusal[said : said + 1]
             found.append(np.array(rest or (marks.end,), dtype=np.int64))
-        if self._places is None and not said:
+        if self._places is None:
             found.append(_with_alike(self.ids, marks.alike))
-        elif self._places is not None and len(self._places):
-            found.append(np.array([marks.value]))
-            if said < self.longest:
-                following = self._places[self._places + 1 < len(self.ids)] + 1
-                found.append(self.ids[following])
+        else:
+            following = self._places[self._places + 1 < len(self.ids)] + 1
+            found.append(self.ids[following])
         return np.unique(np.concatenate(found))
 
     def say(self, token: int) -> None:
         """Take the token that was chosen."""
         alike = self.marks.alike
-        if self._value is not None and self._stop is not None:
+        if self._due:
+            self._due.pop(0)
+        elif self._value is not None:
             if self._valued:
-                inside = self._value + 1 < self._stop
-                self._value, self._stop = self._value[inside] + 1, self._stop[inside]
-                said = self.ids[self._value] == token
+                following = self._value[self._value + 1 < self._stop] + 1
+                self._value = following[self.ids[following] == token]
             else:
-                said = alike[self.ids[self._value]] == alike[token]
-            self._value, self._stop = self._value[said], self._stop[said]
+                self._value = self._value[alike[self.ids[self._value]] == alike[token]]
             self._valued += 1
-            return
-        if token == self.marks.value and self._places is not None:
-            first = self._places - len(self._said) + 1
-            low = np.searchsorted(self.sentence, self.sentence[first], side="left")
-            high = np.searchsorted(self.sentence, self.sentence[self._places], side="right")
-            low = np.maximum(low, first - self.far)
-            high = np.minimum(high, self._places + 1 + self.far)
-            near = [np.arange(*bounds) for bounds in zip(low, high, strict=True)]
-            self._value, self._stop = np.concatenate(near), np.repeat(high, high - low)
-            return
-        if self._places is None:
-            self._places = np.flatnonzero(alike[self.ids] == alike[token])
         else:
-            following = self._places[self._places + 1 < len(self.ids)] + 1
-            self._places = following[self.ids[following] == token]
-        self._said.append(token)
+            if self._places is None:
+                self._places = np.flatnonzero(alike[self.ids] == alike[token])
+            else:
+                following = self._places[self._places + 1 < len(self.ids)] + 1
+                self._places = following[self.ids[following] == token]
+            self._said.append(token)
+            said = len(self._said)
+            if len(self._places) and tuple(self._said) != self.marks.refusal[:said]:
+                begun = self._places - said + 1
+                told = self.sentence[begun]
+                further = np.minimum(self._places + 1, len(self.ids) - 1)
+                ended = (self.sentence[further] != told) | (self._places == further)
+                if told[0] == told[-1] or said >= self.longest or ended.all():
+                    self._quote(int(begun[0]))
+
+    def _quote(self, place: int) -> None:
+        """From here on the sentence of that place is said, and its mark, and then a value."""
+        start, self._stop = passage(self.sentence, place, self.far)
+        quote = self.ids[start : self._stop].tolist()
+        self._due = [self.marks.quote, *quote, self.marks.value]
+        self._value = np.arange(start, self._stop)
 
 
 def _with_alike(ids: Ints, alike: Ints) -> Ints:

@@ -86,7 +86,6 @@ def open_memory(
     if not 0 < coverage <= 1:
         raise BudgetError(f"coverage {coverage} is not in (0, 1]")
     cap = 4.0 * manifest.model.head_dim * parse_budget(budget, manifest.tokens)
-    limits = Limits(cap * manifest.model.kv_heads, coverage)
     stored = store.shared()
     sections = [store.device(window) for window in range(len(manifest.windows))]
     try:
@@ -103,6 +102,7 @@ def open_memory(
     sides = [
         {**side, **new} for side, new in zip(sides_of(stored, reader.layers), learnt, strict=True)
     ]
+    caps = _caps(tables, sides, manifest.model.kv_heads, cap)
     hosts = [store.host(w) for w in range(len(manifest.windows))]
     counts = [window.spans for window in manifest.windows]
     longest = max(window.end - window.start for window in manifest.windows)
@@ -119,6 +119,8 @@ def open_memory(
             fits=partial(recipe.codec.fits, lengths=tables.bounds.diff(), side=sides[index]),
         )
         side = {name: t.to(device) for name, t in sides[index].items()}
+        limits = Limits(caps[index] * manifest.model.kv_heads, coverage)
+        room = caps[index] - ZOOM_RESERVE * cap
         if recipe.whole or full:
             k, v = whole_rows(recipe, host, tables.bounds, sides[index])
             rows = _join_rows(prefix, k, v, torch.arange(manifest.tokens), device, reader.dtype)
@@ -138,10 +140,10 @@ def open_memory(
             continue
         tensors = tables.layer(index)
         pinned_k, pinned_v = tensors.pop("pinned_k"), tensors.pop("pinned_v")
-        tensors, lean = _fit(recipe, tensors, sides[index], (1 - ZOOM_RESERVE) * cap)
+        tensors, lean = _fit(recipe, tensors, sides[index], room * manifest.model.kv_heads)
         side |= {name: t.to(device) for name, t in lean.items()}
         if pins is None:
-            pins = _affordable_pins(recipe, tables, tensors, lean, prefix, pinned_k, cap)
+            pins = _affordable_pins(recipe, tables, tensors, lean, prefix, pinned_k, room)
         keep = tables.pinned_span_mask(pins)
         rows = _join_rows(
             prefix,
@@ -153,7 +155,7 @@ def open_memory(
         )
         folded = torch.ones(len(tables.kind), dtype=torch.bool)
         folded[pins] = False
-        folded &= _affordable_summaries(tables, tensors, lean, rows[0], folded, cap)
+        folded &= _affordable_summaries(tables, tensors, lean, rows[0], folded, room)
         if not bool(folded.any()):  # not even routing fits: the exact rows alone remain
             layers.append(
                 WholeLayer(
@@ -272,22 +274,38 @@ class _Tables:
     def layer(self, index: int) -> dict[str, Tensor]:
         """One layer's device tensors, all windows joined along dimension 1."""
         prefix = f"{index}."
-        names = [n for n in self.sections[0] if n.startswith(prefix)]
-        return {n.removeprefix(prefix): torch.cat([s[n] for s in self.sections], 1) for n in names}
+        return {
+            n.removeprefix(prefix): torch.cat([s[n] for s in self.sections], 1)
+            for n in self.sections[0]
+            if n.startswith(prefix) and not n.endswith(".error.s")  # said to people alone
+        }
 
     def pinned_span_mask(self, spans: Tensor) -> Tensor:
         """Which stored exact rows belong to `spans`."""
         return torch.isin(self.pinned_span, spans)
 
 
+def _caps(tables: _Tables, sides: list[Side], heads: int, cap: float) -> list[float]:
+    """Bytes per KV head for every layer, `cap` on average: what it needs for routing and summaries
+    (less where all layers together need too much), and an equal share of the rest."""
+    needs = []
+    for index, side in enumerate(sides):
+        parts = [
+            t
+            for section in tables.sections
+            for name, t in section.items()
+            if name.startswith(f"{index}.") and name.endswith((".t", ".s"))
+            if not name.endswith(".error.s")
+        ]
+        needs.append(sum(t.nbytes for t in [*parts, *side.values()]) / heads)
+    mean = sum(needs) / len(needs)
+    tight = min(1.0, (1 - ZOOM_RESERVE) * cap / max(1.0, mean))
+    return [cap + tight * (need - mean) for need in needs]
+
+
 def _fit(recipe: Recipe, tensors: Side, side: Side, room: float) -> tuple[Side, Side]:
-    """Let the router shrink until routing and summaries fit `room` bytes per KV head."""
-
-    def per_head(tensors: Side, side: Side) -> float:
-        parts = [*tensors.values(), *side.values()]
-        return sum(t.nbytes for t in parts) / next(iter(tensors.values())).shape[0]
-
-    while per_head(tensors, side) > room:
+    """Let the router shrink until routing and summaries fit `room` bytes."""
+    while sum(t.nbytes for t in [*tensors.values(), *side.values()]) > room:
         smaller = recipe.router.shrink(tensors, side)
         if smaller is None:
             break
@@ -302,7 +320,7 @@ def _affordable_pins(
     side: Side,
     prefix: tuple[Tensor, Tensor],
     rows: Tensor,
-    cap: float,
+    room: float,
 ) -> Tensor:
     """Spans that stay pinned: all when they fit, else the first tokens of every window, then the
     document's last, then the most surprising.
@@ -314,7 +332,7 @@ def _affordable_pins(
     pinned = torch.nonzero(tables.kind != FOLDED)[:, 0]
     used = sum(t.nbytes for t in [*tensors.values(), *side.values(), *prefix]) / heads
     lengths = tables.bounds.diff()
-    room = (1 - ZOOM_RESERVE) * cap - used
+    room -= used
     cost = lengths[pinned] * 2 * size * rows.element_size()
     if float(cost.sum()) <= room:
         return pinned
@@ -331,7 +349,7 @@ def _affordable_pins(
 
 
 def _affordable_summaries(
-    tables: _Tables, tensors: Side, side: Side, rows: Tensor, folded: Tensor, cap: float
+    tables: _Tables, tensors: Side, side: Side, rows: Tensor, folded: Tensor, room: float
 ) -> Tensor:
     """bool [S]: spans whose summaries fit beside the exact rows, the most surprising first.
 
@@ -340,7 +358,7 @@ def _affordable_summaries(
     heads = rows.shape[0]
     lengths = tables.bounds.diff()
     used = (sum(t.nbytes for t in side.values()) + 2 * rows.nbytes) / heads + OFFSET_BYTES
-    room = (1 - ZOOM_RESERVE) * cap - used
+    room -= used
     cost = torch.zeros(len(lengths))
     for name, t in tensors.items():
         each = t.nbytes / heads / t.shape[1]

@@ -10,6 +10,8 @@ from typing import Any, get_type_hints
 
 from engine.errors import BudgetError
 from engine.policies.codec import Codec, Raw, SharedBasis, SpanSVD
+from engine.policies.route_baselines import Box, Representatives, SecondOrder
+from engine.policies.rows import Rows
 from engine.policies.segment import Entropy, Fixed, Peaks, Segmenter
 from engine.policies.select import MeanKey, Router, Sketch
 from engine.policies.summarise import Mean, Summariser, SurprisalMean
@@ -58,6 +60,11 @@ class Recipe:
             "half_rows": self.half_rows,
         }
 
+    @property
+    def weighs_keys(self) -> bool:
+        """Whether keys are coded by what queries see of them; see `queries`."""
+        return isinstance(self.codec, SharedBasis) and self.codec.bits < 32
+
     def expected_shares(self, size: int) -> tuple[float, float]:
         """About what a store and its device section take of the 16-bit keys and values of a
         model with heads of `size`, for `--dry-run`: (store, device)."""
@@ -69,6 +76,9 @@ class Recipe:
         return self.codec.host_share(size, span) + device, device
 
 
+ROUTERS = (MeanKey, Box, Representatives, SecondOrder, Sketch, SpanZoom, LearnedSketch)
+
+
 @dataclass(frozen=True)
 class _Kinds:
     """The classes a manifest may name, by part."""
@@ -77,8 +87,8 @@ class _Kinds:
         default_factory=lambda: {
             "segmenter": {c.__name__: c for c in (Entropy, Peaks, Fixed)},
             "summariser": {c.__name__: c for c in (SurprisalMean, Mean)},
-            "codec": {c.__name__: c for c in (Raw, SharedBasis, SpanSVD)},
-            "router": {c.__name__: c for c in (MeanKey, Sketch, SpanZoom, LearnedSketch)},
+            "codec": {c.__name__: c for c in (Raw, Rows, SharedBasis, SpanSVD)},
+            "router": {c.__name__: c for c in ROUTERS},
         }
     )
 
@@ -99,11 +109,11 @@ RECIPES: dict[str, Recipe] = {
             name="sekv",
             segmenter=Peaks(),
             summariser=Mean(value_bits=1.0),
-            codec=SharedBasis(bits=8.0),
-            router=Sketch(bits=1.5),
+            codec=SharedBasis(bits=3.0, outlier=4.0),
+            router=Sketch(bits=1.0),
             local=8,
             source="ours, after SeKV (arXiv 2606.31145)",
-            differs="rare anchors, a small sketch of every key as router, one basis per document",
+            differs="rare anchors, a sketch of every key as router, bases that ask the document",
         ),
         Recipe(
             name="sekv-paper",

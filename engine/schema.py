@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine import ops
 from engine.errors import StoreError
-from engine.fold import device_tensors, fit, pinned_tokens
+from engine.fold import fit, fold_layer, pinned_tokens
 from engine.manifest import SHARED, Manifest, device_file
 from engine.policies.codec import Side
 from engine.policies.segment import FOLDED, Spans, pin_ends
@@ -121,8 +121,9 @@ class Schema:
 
     def _device(self, side: Side) -> Side:
         """What a window's layer looks like: how wide packed rows are follows from its own bits."""
-        bits = {name: t for name, t in side.items() if name.endswith("_bits")} | self._learnt()
-        return device_tensors(self.recipe, *self._rows(), *self._spans(), {**self.example, **bits})
+        bits = {name: t for name, t in side.items() if name.endswith("_bits")}
+        known = {**self.example, **bits, **self._learnt()}
+        return fold_layer(self.recipe, *self._rows(), *self._spans(), known).device
 
 
 def is_finite(tensors: Side) -> bool:

@@ -205,7 +205,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class SpanView:
-    """One span as `inspect` shows it. `start`/`end` are characters of its source's text."""
+    """One span as `inspect` shows it. `start`/`end` are characters of its source's text.
+
+    error: what its codes lost, over the spread of keys or values, on average over the layers and
+    KV heads looked at; 0 where they are exact or their codec does not say.
+    """
 
     id: int
     start_token: int
@@ -219,6 +223,7 @@ class SpanView:
     rank_k: int
     rank_v: int
     bytes: int
+    error: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -184,6 +184,7 @@ def _spans(store: Store, layer: int | None, head: int | None) -> list[SpanView]:
     manifest = store.manifest
     sizes = _record_bytes(store, layer)
     ranks = _ranks(store, layer or 0, head or 0)
+    errors = _errors(store, layer, head)
     views = []
     for place in _places(store):
         entry = manifest.sources[place.source]
@@ -202,6 +203,7 @@ def _spans(store: Store, layer: int | None, head: int | None) -> list[SpanView]:
                 rank_k=int(ranks[0][place.id]),
                 rank_v=int(ranks[1][place.id]),
                 bytes=int(sizes[place.id]),
+                error=round(float(errors[place.id]), 4),
             )
         )
     return views
@@ -217,6 +219,21 @@ def _record_bytes(store: Store, layer: int | None) -> npt.NDArray[np.int64]:
         section = store.host(index)
         parts.append(sum((section.sizes(number) for number in layers), np.zeros(1, np.int64)))
         section.close()
+    return np.concatenate(parts)
+
+
+def _errors(store: Store, layer: int | None, head: int | None) -> npt.NDArray[np.float64]:
+    """What the codes of every span lost: of one layer and head, or on average over them."""
+    import numpy as np
+
+    layers = range(store.manifest.model.layers) if layer is None else [layer]
+    names = [f"{number}.error.s" for number in layers]
+    parts = []
+    for index, window in enumerate(store.manifest.windows):
+        tables = store.tables(device_file(index), names)
+        heads = [table if head is None else table[[head]] for table in tables.values()]
+        lost = np.concatenate(heads) if heads else np.zeros((1, window.spans))
+        parts.append(lost.mean(0) / 255)
     return np.concatenate(parts)
 
 

@@ -15,12 +15,16 @@ from sekv_cli import options
 if TYPE_CHECKING:
     from engine.types import Progress
 
+_Measured = tuple[dict[str, Any], str, dict[str, str]]
+"""A report, its table, and its charts by file name."""
+
 
 class Suite(StrEnum):
     """What can be measured.
 
-    reader: does the look-up reader find what a text states? fidelity: does a compressed memory
-    answer as the full cache does? efficiency: what do reading once and asking later cost?
+    reader: does the look-up reader find what a text states? fidelity: what does a compressed
+    memory lose, in its heads and in its answers? efficiency: what do reading once and asking later
+    cost?
     """
 
     reader = "reader"
@@ -69,8 +73,13 @@ def bench(
         ),
     ] = "sekv,sekv-paper",
     budget: Annotated[
-        str, typer.Option(metavar="SHARE,...", help="Resident budgets (fidelity, efficiency).")
-    ] = "12%,17%",
+        str,
+        typer.Option(
+            metavar="SHARE,...",
+            help="Resident budgets. [default: 2.5%,5%,10%,20% (fidelity), 20% (efficiency)]",
+            show_default=False,
+        ),
+    ] = "",
     length: Annotated[
         str,
         typer.Option(
@@ -87,7 +96,7 @@ def bench(
     device: options.Device = "auto",
     output: Annotated[
         Path,
-        typer.Option("--out", "-o", metavar="DIR", help="For results.json and table.md."),
+        typer.Option("--out", "-o", metavar="DIR", help="For results.json, table.md and charts."),
     ] = Path("runs/bench"),
     as_json: options.Json = False,
 ) -> None:
@@ -98,13 +107,16 @@ def bench(
     any store of it can answer. Interrupted, the same command goes on.
 
     The fidelity suite asks the same questions of the full cache and of every
-    method at every budget of resident bytes. The efficiency suite times ingest
-    and ask beside plain prefill of the same tokens, in turns, in one run.
+    method at every budget of resident bytes: answers, next tokens, divergence.
+    On the first documents it also looks into every head: what routers find of
+    the attention, and what codecs lose at equal bytes. The efficiency suite
+    times ingest and ask beside plain prefill of the same tokens, in turns, in
+    one run.
 
     \b
     Example:
       sekv bench --suite reader --text books --samples 200 --out runs/reader-bench
-      sekv bench --suite fidelity --text books --method sekv,sekv-paper --budget 12%,17%
+      sekv bench --suite fidelity --text books --method sekv,sekv-paper --budget 5%,10%
       sekv bench --suite efficiency --text books --length 8192,32768 --budget 20%
     """
     if text is None:
@@ -118,17 +130,17 @@ def bench(
 
     with progress.on_stderr() as shown:
         if suite is Suite.reader:
-            report, table = _reader(model, text, questions, samples, seed, device, output, shown)
+            measured = _reader(model, text, questions, samples, seed, device, output, shown)
         elif suite is Suite.fidelity:
             drawn = _Drawn(text, _numbers(length or "2048")[0], facts, seed)
-            report, table = _fidelity(
-                model, drawn, (method, budget), samples, window, device, output, shown
-            )
+            measured = _fidelity(model, drawn, (method, budget), samples, window, device, shown)
         else:
             lengths = _numbers(length or "8192,32768")
-            report, table = _efficiency(
-                model, text, lengths, (method, budget), window, device, output, shown
-            )
+            measured = _efficiency(model, text, lengths, (method, budget), window, device, shown)
+    from engine.bench.results import save
+
+    report, table, charts = measured
+    save(report, table, output, charts)
     if as_json:
         format.emit_json(report)
     else:
@@ -181,23 +193,22 @@ def _fidelity(
     samples: int,
     window: int,
     device: str,
-    output: Path,
     shown: Progress,
-) -> tuple[dict[str, Any], str]:
-    """The report and its table, both also written below `output`."""
-    from engine.bench import fidelity
+) -> _Measured:
+    from engine.bench.fidelity import laboratory
+    from engine.bench.fidelity import report as shape
     from engine.readers import hf
 
     name = hf.resolve(model)
-    setting = fidelity.Setting(
+    setting = laboratory.Setting(
         methods=_names(compared[0]),
-        budgets=_names(compared[1]),
+        budgets=_names(compared[1] or "2.5%,5%,10%,20%"),
         questions=samples,
         window=window,
     )
     reader = hf.load(name, device=device)
-    report = fidelity.measure(reader, name, drawn, setting, shown)
-    return report, fidelity.save(report, output)
+    report = laboratory.measure(reader, name, drawn, setting, shown)
+    return report, shape.markdown(report), shape.charts(report)
 
 
 def _efficiency(
@@ -207,12 +218,8 @@ def _efficiency(
     compared: tuple[str, str],
     window: int,
     device: str,
-    output: Path,
     shown: Progress,
-) -> tuple[dict[str, Any], str]:
-    """The report and its table, both also written below `output`."""
-    import json
-
+) -> _Measured:
     from engine.bench import efficiency
     from engine.readers import hf
 
@@ -220,7 +227,7 @@ def _efficiency(
     setting = efficiency.Setting(
         lengths=tuple(lengths),
         method=_names(compared[0])[0],
-        budget=_names(compared[1])[-1],
+        budget=_names(compared[1] or "20%")[-1],
         window=window,
     )
     books = "\n\n".join(
@@ -230,11 +237,7 @@ def _efficiency(
         raise SekvError(f"{text} holds no .txt books")
     reader = hf.load(name, device=device)
     report = efficiency.measure(reader, name, books[: 8 * max(lengths)], setting, shown)
-    output.mkdir(parents=True, exist_ok=True)
-    table = efficiency.markdown(report)
-    (output / "results.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (output / "table.md").write_text(table, encoding="utf-8")
-    return report, table
+    return report, efficiency.markdown(report), {}
 
 
 def _reader(
@@ -246,8 +249,8 @@ def _reader(
     device: str,
     output: Path,
     shown: Progress,
-) -> tuple[dict[str, Any], str]:
-    """The report and its table, both also written below `output`."""
+) -> _Measured:
+    """The report, kept cell by cell below `output`, and its table."""
     from engine.bench.reader import evaluate_reader, markdown
     from engine.readers import hf
     from engine.train.reader.episodes import Episodes
@@ -266,6 +269,4 @@ def _reader(
         device=str(hf.pick_device(device)),
         say=shown.note,
     )
-    table = markdown(report)
-    (output / "table.md").write_text(table, encoding="utf-8")
-    return report, table
+    return report, markdown(report), {}

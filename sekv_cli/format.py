@@ -464,6 +464,11 @@ def print_summary(out: Console, store: str, report: InspectReport, changed: Sequ
                     f"{count_text(sum(window['spans'] for window in windows))} and "
                     f"{some(sum(window['anchors'] for window in windows), 'anchor')}",
                 ),
+                *(
+                    [("codes", f"rounding has taken {_lost(report.spans)} of what varies")]
+                    if any(span.error for span in report.spans)
+                    else []
+                ),
                 ("made by", manifest["creator"]),
                 *(("note", line) for line in changed),
             ]
@@ -476,6 +481,12 @@ def print_summary(out: Console, store: str, report: InspectReport, changed: Sequ
         for name, size in report.tiers.items()
     ]
     out.print(_grid(("bytes", "", "of the full cache"), rows))
+
+
+def _lost(spans: Sequence[SpanView]) -> str:
+    """What the codes of spans lost on average over heads: of the usual span, and the most."""
+    errors = sorted(span.error for span in spans)
+    return f"{errors[len(errors) // 2]:.1%} (of one span {errors[-1]:.1%})"
 
 
 def _shape(model: Mapping[str, Any]) -> str:

@@ -196,14 +196,14 @@ def test_any_bytes_stream_as_they_are_told(say: Script, tokens: list[int]) -> No
 
 # ---------------------------------------------------------------------------- look-up readers
 
-MARK = 258
-"""A special token of the tiny tokenizer, here the value token."""
+POINTED, MARK = 257, 258
+"""Special tokens of the tiny tokenizer, here the quote token and the value token."""
 
 
 @pytest.fixture
 def lookup(reader: hf.Reader) -> hf.Reader:
-    """The same reader with a value token, as the built-in one has."""
-    prompt = replace(reader.prompt, value_token=MARK)
+    """The same reader with the marks of the built-in one."""
+    prompt = replace(reader.prompt, quote_token=POINTED, value_token=MARK)
     return hf.Reader(reader.model, reader.tokenizer, reader.identity, prompt)
 
 
@@ -231,21 +231,13 @@ def test_a_quote_that_stands_is_cited_and_only_its_value_is_shown(
 ) -> None:
     quote = "On day 3 the crew of ship 8 saw 9 whales, and it rained."
     with session(store, lookup) as opened:
-        answer, pieces = scripted(opened, monkeypatch, [quote, MARK, " 9 whales"])
+        answer, pieces = scripted(
+            opened, monkeypatch, ["ship 8", POINTED, quote, MARK, " 9 whales"]
+        )
     assert answer.answer == "".join(pieces) == "9 whales"
     assert answer.quote == quote
     assert answer.citations[0].text == quote
     assert TEXT[answer.citations[0].start :].startswith(quote)
-
-
-def test_a_value_that_stands_before_its_quote_belongs_to_what_is_quoted(
-    store: Path, lookup: hf.Reader, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with session(store, lookup) as opened:
-        answer, pieces = scripted(opened, monkeypatch, ["ship 8 saw 9 whales", MARK, " day 3"])
-    assert answer.answer == "".join(pieces) == "day 3"
-    assert answer.quote == "day 3 the crew of ship 8 saw 9 whales"
-    assert answer.citations[0].text == "On day 3 the crew of ship 8 saw 9 whales, and it rained."
 
 
 def test_a_quote_that_does_not_stand_is_no_answer(
@@ -253,9 +245,9 @@ def test_a_quote_that_does_not_stand_is_no_answer(
 ) -> None:
     with session(store, lookup) as opened:
         for parts in (
-            ["On day 3 the crew saw 900 whales.", MARK, " 900"],
-            ["On day 3 the crew of ship 8"],
-            [MARK, " 9"],
+            ["crew", POINTED, "On day 3 the crew saw 900 whales.", MARK, " 900"],
+            ["crew", POINTED, "On day 3 the crew of ship 8"],
+            ["crew", POINTED, MARK, " 9"],
         ):
             answer, pieces = scripted(opened, monkeypatch, list(parts))
             assert answer.answer == NOT_STATED
@@ -265,8 +257,9 @@ def test_a_quote_that_does_not_stand_is_no_answer(
 def test_a_quote_the_reader_is_not_sure_of_is_no_answer(
     store: Path, lookup: hf.Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The bar is on the model's own probabilities; below it nothing is shown and nothing cited."""
-    tokens = [*lookup.tokenizer.encode("On day 3", add_special_tokens=False), MARK, ord("3")]
+    """The bar is on what the model itself held of its pointer; below it nothing is shown."""
+    day = lookup.tokenizer.encode("On day 3", add_special_tokens=False)
+    tokens = [*day, POINTED, *day, MARK, ord("3")]
 
     def generate(ids: torch.Tensor, *, streamer: Any, logits_processor: Any, **_: Any) -> None:
         streamer.put(ids)

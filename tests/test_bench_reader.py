@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny_models
-from engine.bench.decode import VALUE, Decoder, cut
+from engine.bench.decode import DOCUMENT, VALUE, Decoder, cut
 from engine.bench.reader import (
     CELLS,
     Cell,
@@ -65,9 +65,15 @@ QUESTIONS = ["Who runs the harbour of Lorne?", "How many goats?", "Why did the l
 
 def test_held_answers_quote_the_document_or_refuse(decoder: Decoder) -> None:
     flat = " ".join(TEXT.split())
-    for answer in decoder.answer(decoder.read(TEXT), QUESTIONS, 40):
-        quote = " ".join(answer.partition("<|value|>")[0].split())
-        assert quote in flat or quote == "not stated"
+    for answer in decoder.answer(decoder.read(TEXT), QUESTIONS, 140):
+        pointer, mark, rest = answer.partition(DOCUMENT)
+        if not mark:
+            assert pointer.strip() == "not stated"
+            continue
+        quote, _, value = rest.partition(VALUE)
+        assert " ".join(quote.split()) in flat
+        assert " ".join(pointer.split()) in " ".join(quote.split())
+        assert value.strip() in quote
 
 
 def test_one_window_answers_as_generate_does(folder: Path) -> None:
@@ -139,14 +145,16 @@ class _Asked:
 def test_judging() -> None:
     document = "The mayor of Lorne is Ana Silva. It rained."
     right = judge(
-        f"The mayor of\nLorne is Ana Silva.{VALUE} Ana Silva",
+        f" Lorne{DOCUMENT} The mayor of\nLorne is Ana Silva.{VALUE} Ana Silva",
         "The mayor of Lorne is Ana Silva.",
         ["Ana Silva"],
         document,
     )
     assert (right.exact, right.contained, right.quoted, right.grounded) == (True,) * 4
     assert not right.refused
-    loose = judge(f"Ana Silva is mayor.{VALUE} ana silva", "x", ["Ana Silva"], document)
+    loose = judge(
+        f" Ana{DOCUMENT}Ana Silva is mayor.{VALUE} ana silva", "x", ["Ana Silva"], document
+    )
     assert (loose.exact, loose.contained, loose.quoted, loose.grounded) == (
         False,
         True,
@@ -157,7 +165,7 @@ def test_judging() -> None:
     assert refused.refused
     assert not refused.contained
     assert judge("not stated", "", [], document).exact
-    assert not judge(f"It rained.{VALUE} rained", "", [], document).exact
+    assert not judge(f" It{DOCUMENT}It rained.{VALUE} rained", "", [], document).exact
 
 
 def test_intervals() -> None:

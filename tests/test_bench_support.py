@@ -10,6 +10,7 @@ import pytest
 from engine.bench.support import Asked, ask_all, bars, markdown, report, write
 from engine.certainty import SCORES, Bar
 from engine.errors import SekvError
+from engine.prompt import Prompt
 from engine.readers import hf
 from engine.types import Silent
 from tiny_models import checkpoint
@@ -58,13 +59,15 @@ def test_too_little_to_measure_on_is_one_line() -> None:
         report(GUESSED, 0.02)
 
 
-def test_the_bar_reaches_the_reader_and_changes_nothing_else(tmp_path: Path) -> None:
+def test_the_bar_reaches_a_look_up_reader_and_changes_no_identity(tmp_path: Path) -> None:
+    """Other models have no quote that it could be put to."""
     folder = checkpoint("llama", tmp_path / "model")
     before = hf.load(str(folder), device="cpu")
     write(folder, {"score": "least", "least": -2.5})
     after = hf.load(str(folder), device="cpu")
-    assert before.prompt.bar == Bar()
-    assert after.prompt.bar == Bar("least", -2.5)
     assert after.identity == before.identity
+    bar = Bar.from_json(hf.load_config(str(folder)).sekv_certainty)
+    assert bar == Bar("least", -2.5)
+    assert Prompt.of(hf.load_tokenizer(str(hf.BUILTIN)), bar=bar).bar == bar
     with pytest.raises(SekvError, match="no look-up reader"):
         ask_all(after, str(folder), [], 1, "20%", Silent())

@@ -192,19 +192,6 @@ def test_a_quote_is_found_whatever_its_spaces() -> None:
     assert made.locate("It (rained", torch.zeros(7)) is None
 
 
-def test_a_passage_grows_to_hold_its_value() -> None:
-    """To the nearest one, white space aside; what holds its value already is left alone."""
-    made = book("Ann sat. Ann\nLee leads the council of York. Lee went.")
-    place = made.locate("council", torch.zeros(11))
-    assert place is not None
-    assert made.holding(place, "Ann Lee") == (0, 9, 34)
-    assert made.holding(place, "York") == (0, 27, 42)
-    assert made.holding(place, "council") == made.holding(place, "snow") == place
-    assert [c.text for c in made.citations(torch.zeros(11), (0, 9, 34))] == [
-        "Ann\nLee leads the council of York."
-    ]
-
-
 def test_sentences_are_counted_through_all_sources() -> None:
     made = book("One sat. Two sat.", "", "Three sat. Four")
     assert made.sentences.tolist() == [0, 0, 1, 1, 3, 3, 4]

@@ -22,6 +22,7 @@ from engine.policies.codec import (
     pack_basis,
     to_basis,
 )
+from engine.policies.rows import Rows
 from tiny_memory import rows
 
 EXACT: dict[str, Codec] = {
@@ -326,3 +327,114 @@ def test_the_expected_share_is_near_the_real_one() -> None:
 def test_codecs_are_told_apart_by_their_fields() -> None:
     assert replace(SpanSVD(), rank=8) != SpanSVD()
     assert SharedBasis(4) == SharedBasis(bits=4.0)
+
+
+# ---------------------------------------------------------------------------- errors and bits
+
+
+def test_a_span_that_a_code_would_spoil_keeps_eight_bit_rows() -> None:
+    """It alone; it is then as near as plain rows are, and still smaller than 16-bit ones."""
+    k, v = rows(17, 2, 320, 32)
+    bounds = evenly = torch.arange(0, 321, 8)
+    strange = k.clone()
+    strange[1, 80:88] = 30 * torch.randn(8, 32, generator=torch.Generator().manual_seed(3))
+    codec = SharedBasis(2.0, outlier=4.0)
+    side = codec.fit(k, v)
+    records = codec.encode(strange, v, bounds, side)
+    sizes = records.offsets.diff().reshape(-1, 2).T
+    assert torch.nonzero(sizes != sizes[:, :1]).tolist() == [[1, 10]]
+    assert int(sizes[1, 10]) == 8 * 2 * (32 + 2) < 8 * 4 * 32
+    assert records.errors.shape == (2, 40)
+    assert float(records.errors[1, 10]) == 0
+    assert bool((records.errors[sizes == sizes[:, :1]] > 0).all())
+    every = list(range(len(evenly) - 1))
+    got, _ = decoded(codec, records, side, bounds, 2, 1, every)
+    own = slice(80, 88)
+    assert float((got[own] - strange[1, own]).norm() / strange[1, own].norm()) < 0.01
+    plain, _ = decoded(
+        SharedBasis(2.0),
+        SharedBasis(2.0).encode(strange, v, bounds, side),
+        side,
+        bounds,
+        2,
+        1,
+        every,
+    )
+    assert float((plain[own] - strange[1, own]).norm() / strange[1, own].norm()) > 0.3
+    torch.testing.assert_close(torch.cat([got[:80], got[88:]]), torch.cat([plain[:80], plain[88:]]))
+
+
+def test_the_recorded_error_is_that_of_the_rows() -> None:
+    """Over the spread about the mean; without queries the basis is orthonormal, so rows and
+    coefficients agree to the rounding of the basis."""
+    k, v = rows(18, 1, 240, 32)
+    bounds, codec = torch.arange(0, 241, 12), SharedBasis(3.0)
+    records, side = encoded(codec, k, v, bounds)
+    got = decoded(codec, records, side, bounds, 1, 0, list(range(20)))
+    found = []
+    for mine, true in zip(got, (k[0], v[0]), strict=True):
+        wrong = (mine - true).square().sum(-1).reshape(20, 12).mean(1)
+        found.append((wrong / (true - true.mean(0)).square().sum(-1).mean()).sqrt())
+    torch.testing.assert_close(records.errors[0], torch.stack(found).amax(0), rtol=0.05, atol=0.01)
+
+
+def test_queries_decide_which_error_of_a_key_counts() -> None:
+    """With the same bits, scores of the queries that were expected are nearer to the truth."""
+    k, v = rows(19, 1, 600, 32)
+    made = torch.Generator().manual_seed(4)
+    looks = torch.randn(200, 32, generator=made) * (torch.arange(32) >= 24)
+    known = {
+        "queries": (looks.T @ looks / 200)[None],
+        "score_worth": torch.ones(1),
+        "value_worth": torch.full((1,), 0.01),
+    }
+    bounds, codec = torch.arange(0, 601, 10), SharedBasis(2.0)
+    wrong = []
+    for given_ in ({}, known):
+        side = codec.fit(k, v, given_)
+        records = codec.encode(k, v, bounds, side)
+        got, _ = decoded(codec, records, side, bounds, 1, 0, list(range(60)))
+        wrong.append(float(((got - k[0]) @ looks.T).square().mean()))
+    assert wrong[1] < wrong[0] / 4
+
+
+def test_layers_and_heads_share_the_bits_they_are_worth() -> None:
+    """A head whose errors do not show gives its bits to the others; the mean is kept."""
+    k, v = rows(20, 2, 400, 32)
+    known = {
+        "queries": torch.eye(32).expand(2, -1, -1),
+        "score_worth": torch.tensor([1.0, 1e-4]),
+        "value_worth": torch.tensor([1.0, 1e-4]),
+    }
+    side = SharedBasis(3.0).fit(k, v, known)
+    mean = torch.stack([side["k_bits"], side["v_bits"]]).float().mean((0, 2))
+    assert mean[0] > mean[1] + 1
+    assert float(mean.mean()) == pytest.approx(3.0, abs=0.15)
+    price = torch.tensor([0.5], dtype=torch.float64)
+    given_ = {**known, "code_price": price}
+    fewer = SharedBasis(3.0).fit(k, v, given_)
+    assert int(fewer["k_bits"].sum()) < int(side["k_bits"].sum())
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_plain_rows_are_half_a_step_off_at_most(bits: int) -> None:
+    k, v = rows(21, 2, 60, 16)
+    bounds, codec = bounds_of(20, 1, 39), Rows(bits)
+    records, side = encoded(codec, k, v, bounds)
+    assert len(records.payload) == 60 * 2 * 2 * (2 + 16 * bits // 8)
+    for head in range(2):
+        got = decoded(codec, records, side, bounds, 2, head, [0, 1, 2])
+        for mine, true in zip(got, (k[head], v[head]), strict=True):
+            step = true.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 0.5)
+            assert bool(((mine - true).abs() <= 0.5 * step * 1.002 + 1e-6).all())
+
+
+def test_a_head_of_no_bits_gives_its_mean() -> None:
+    k, v = rows(22, 1, 40, 16)
+    side = SharedBasis(3.0).fit(k, v)
+    for name in "kv":
+        side[f"{name}_bits"] = torch.zeros_like(side[f"{name}_bits"])
+    records = SharedBasis(3.0).encode(k, v, bounds_of(10, 30), side)
+    assert len(records.payload) == 0
+    got = decoded(SharedBasis(3.0), records, side, bounds_of(10, 30), 1, 0, [1])
+    torch.testing.assert_close(got[0], side["k_mean"].float().expand(30, -1))

@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("documents",),
     ("tokens",),
     ("prompt", "quoting"),
-    ("policies",),
+    ("policies", "queries"),
     ("router",),
     ("recipe",),
     ("store",),

@@ -318,14 +318,15 @@ def test_what_is_packed_is_unpacked(
     assert torch.equal(packing.unpack(packed), codes)
 
 
-def test_heads_of_different_widths_are_padded_to_the_longest() -> None:
+def test_heads_of_different_widths_lie_side_by_side_without_padding() -> None:
     bits = torch.tensor([[8, 8, 4, 4], [4, 4, 0, 0]], dtype=torch.uint8)
     step = torch.full((2, 4), 0.1)
     coefs = randn(24, 2, 5, 4) / 4
     packed = ops.pack_heads(coefs, bits, step)
-    assert packed.shape == (2, 5, 3)
+    assert packed.shape == (1, 5, 3 + 1)
+    parts = ops.split_heads(packed, bits)
     for head, used in ((0, 4), (1, 2)):
-        codes = ops.unpack_head(packed[head], bits[head])
+        codes = ops.Packing.of(bits[head]).unpack(parts[head])
         assert codes.shape == (5, used)
         expected = ops.quantise(coefs[head], bits[head], step[head])[:, :used]
         assert torch.equal(codes, expected)

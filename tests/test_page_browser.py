@@ -144,3 +144,17 @@ def test_a_phone_sees_the_text_first_and_the_details_at_a_touch(shown: Any) -> N
     shown.locator("#passages button").last.click()
     assert not shown.locator("#side").is_visible()
     assert "lighthouse 8999" in text_on_screen(shown)
+
+
+@pytest.mark.skipif("SEKV_PAGE" not in os.environ, reason="SEKV_PAGE names no page to picture")
+def test_pictures_of_a_page(browser: Any, tmp_path: Path) -> None:
+    """Those of docs/pictures: SEKV_PAGE=page.html SEKV_PICTURES=docs/pictures, by name."""
+    folder = Path(os.environ.get("SEKV_PICTURES", tmp_path))
+    for name, width, height in (("page", 1280, 800), ("page-phone", 390, 760)):
+        shown = browser.new_page(viewport={"width": width, "height": height})
+        shown.goto(Path(os.environ["SEKV_PAGE"]).resolve().as_uri())
+        shown.wait_for_selector(".span")
+        shown.wait_for_timeout(1000)
+        shown.screenshot(path=folder / f"{name}.png")
+        shown.close()
+        assert (folder / f"{name}.png").stat().st_size < 400_000

@@ -150,9 +150,10 @@ def test_a_manifest_records_how_the_question_follows() -> None:
 
 def test_a_look_up_reader_has_a_value_token_and_words_to_refuse_with() -> None:
     made = templated(ROLES)
-    made.add_special_tokens({"additional_special_tokens": ["<|value|>"]})
+    marks = ["<|document|>", "<|value|>"]
+    made.add_special_tokens({"additional_special_tokens": marks})
     prompt = Prompt.of(made, 0.7)
-    assert prompt.value_token == made.convert_tokens_to_ids("<|value|>")
+    assert [prompt.quote_token, prompt.value_token] == made.convert_tokens_to_ids(marks)
     assert made.decode(list(prompt.refusal)) == " not stated"
     assert prompt.reluctance == 0.7
     chat = tokenizer(chat=True)

@@ -6,15 +6,22 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.quoting import Guide, Marks, sentences
+from engine.quoting import Guide, Marks, passage, sentences
 
-VALUE, END, NOT, STATED = 0, 1, 2, 3
+QUOTE, VALUE, END, NOT, STATED = 0, 1, 2, 3, 4
 # Tokens 10 and 20, 11 and 21, ... differ by a leading space alone.
 ALIKE = np.array([*range(10), *range(10, 20), *range(10, 20)])
-MARKS = Marks(VALUE, END, (NOT, STATED), ALIKE)
-
-
+MARKS = Marks(QUOTE, VALUE, END, (NOT, STATED), ALIKE)
 FAR = 3
+
+
+def guided(ids: list[int], sentence: list[int], *said: int, longest: int = 24) -> Guide:
+    """A guide that has taken some tokens, each of which it allowed."""
+    guide = Guide(MARKS, np.array(ids), np.array(sentence), longest)
+    for token in said:
+        assert token in guide.allowed()
+        guide.say(token)
+    return guide
 
 
 def run(ids: list[int], choices: list[int]) -> list[int]:
@@ -32,13 +39,14 @@ def run(ids: list[int], choices: list[int]) -> list[int]:
     return said
 
 
-def stands_in(part: list[int], whole: list[int]) -> bool:
-    """Whether a run stands in another, the space before its first token aside."""
+def places(part: list[int], whole: list[int]) -> list[int]:
+    """Where a run stands in another, the space before its first token aside."""
     n = len(part)
-    return any(
-        ALIKE[whole[i]] == ALIKE[part[0]] and whole[i + 1 : i + n] == part[1:]
+    return [
+        i
         for i in range(len(whole) - n + 1)
-    )
+        if ALIKE[whole[i]] == ALIKE[part[0]] and whole[i + 1 : i + n] == part[1:]
+    ]
 
 
 @settings(deadline=None)
@@ -53,68 +61,65 @@ def test_whatever_is_chosen_the_quote_and_the_value_stand_there(
     if said[0] == NOT:
         assert said == [NOT, STATED, END][: len(said)]
         return
-    quote = said[: said.index(VALUE)] if VALUE in said else said
-    assert stands_in(quote, ids)
-    if VALUE in said:
-        value = [t for t in said[said.index(VALUE) + 1 :] if t != END]
-        n = len(quote)
-        told = [i for i in range(len(ids)) if stands_in(quote, ids[i : i + n])]
-        around = [
-            ids[max(i - FAR, i // 5 * 5) : min(i + n + FAR, (i + n - 1) // 5 * 5 + 5)] for i in told
-        ]
-        assert not value or any(stands_in(value, near) for near in around)
+    pointer = said[: said.index(QUOTE)] if QUOTE in said else said
+    told = places(pointer, ids)
+    assert told
+    if VALUE not in said:
+        return
+    quote = said[len(pointer) + 1 : said.index(VALUE)]
+    wanted = [passage(np.arange(len(ids)) // 5, place, FAR) for place in told]
+    assert quote in [ids[start:stop] for start, stop in wanted]
+    value = [t for t in said[said.index(VALUE) + 1 :] if t != END]
+    assert not value or places(value, quote)
 
 
-def test_a_quote_may_begin_where_the_document_has_no_space_before_the_word() -> None:
-    guide = Guide(MARKS, np.array([10, 11, 12]), np.zeros(3))
-    assert 20 in guide.allowed()
-    guide.say(20)
-    assert guide.allowed().tolist() == [VALUE, 11]
+def test_a_pointer_may_begin_where_the_document_has_no_space_before_the_word() -> None:
+    assert 20 in guided([10, 11, 12], [0, 0, 0]).allowed()
 
 
-def test_a_run_that_stands_twice_may_go_on_in_either_way() -> None:
-    guide = Guide(MARKS, np.array([10, 11, 12, 10, 11, 13]), np.zeros(6))
-    for token in (10, 11):
-        guide.say(token)
-    assert guide.allowed().tolist() == [VALUE, 12, 13]
+def test_a_pointer_goes_on_until_one_sentence_is_left_and_that_is_quoted() -> None:
+    """However often it stands in that one; and of the quote any run may be the value."""
+    guide = guided([10, 11, 12, 10, 11, 13, 10, 11, 13], [0, 0, 0, 1, 1, 1, 1, 1, 1], 10, 11)
+    assert guide.allowed().tolist() == [12, 13]
+    assert not guide.quoting
+    guide.say(13)
+    assert guide.quoting
+    said = []
+    while len(allowed := guide.allowed().tolist()) == 1:
+        said += allowed
+        guide.say(said[-1])
+    assert said == [QUOTE, 10, 11, 13, 10, 11, 13, VALUE]
+    assert allowed == [10, 11, 13, 20, 21, 23]
+    guide.say(21)
+    assert guide.allowed().tolist() == [END, 13]
+    guide.say(13)
+    assert guide.allowed().tolist() == [END, 10]
+
+
+def test_a_sentence_that_stands_twice_is_quoted_once() -> None:
+    """When the pointer has come to its greatest length, or to the end of both."""
+    assert guided([10, 11, 12, 10, 11, 12], [0, 0, 0, 1, 1, 1], 10, 11, longest=2).quoting
+    guide = guided([10, 11, 12, 10, 11, 13], [0, 0, 1, 2, 2, 3], 10)
+    assert not guide.quoting
+    guide.say(11)
+    assert [int(guide.allowed()[0])] == [QUOTE]
+
+
+def test_a_sentence_without_an_end_is_quoted_in_part() -> None:
+    assert passage(np.array([0, 0, 1, 1, 1, 1, 1, 2]), 4, 1) == (3, 6)
+    assert passage(np.array([0, 0, 1, 1, 1, 1, 1, 2]), 4, 9) == (2, 7)
 
 
 def test_a_refusal_is_said_whole_and_then_ends() -> None:
-    guide = Guide(MARKS, np.array([10]), np.zeros(1))
-    guide.say(NOT)
-    assert guide.allowed().tolist() == [STATED]
-    guide.say(STATED)
-    assert guide.allowed().tolist() == [END]
+    assert guided([10], [0], NOT).allowed().tolist() == [STATED]
+    assert guided([10], [0], NOT, STATED).allowed().tolist() == [END]
 
 
-def test_a_document_that_says_not_can_be_quoted_all_the_same() -> None:
-    guide = Guide(MARKS, np.array([NOT, 11]), np.zeros(2))
-    guide.say(NOT)
-    assert guide.allowed().tolist() == [VALUE, STATED, 11]
-
-
-def test_a_long_quote_must_come_to_its_value() -> None:
-    guide = Guide(MARKS, np.arange(10, 20), np.zeros(10), longest=3)
-    for token in (10, 11, 12):
-        guide.say(token)
-    assert guide.allowed().tolist() == [VALUE]
-
-
-def test_a_value_stands_in_the_sentence_of_its_quote() -> None:
-    """Before the quote or after it, but in no other sentence."""
-    guide = Guide(MARKS, np.arange(10, 20), np.array([0, 0, 1, 1, 1, 1, 1, 2, 2, 2]))
-    for token in (14, 15, VALUE):
-        guide.say(token)
-    assert guide.allowed().tolist() == [*range(12, 17), *range(22, 27)]
-    guide.say(12)
-    assert guide.allowed().tolist() == [END, 13]
-
-
-def test_a_value_stands_not_far_from_its_quote() -> None:
-    guide = Guide(MARKS, np.arange(10, 20), np.zeros(10), far=2)
-    for token in (14, 15, VALUE):
-        guide.say(token)
-    assert guide.allowed().tolist() == [12, 13, 14, 15, 16, 17, 22, 23, 24, 25, 26, 27]
+def test_a_document_that_says_not_can_be_pointed_at_all_the_same() -> None:
+    guide = guided([NOT, 11], [0, 0], NOT)
+    assert guide.allowed().tolist() == [STATED, 11]
+    guide.say(11)
+    assert guide.quoting
 
 
 def test_sentences_are_numbered_by_token() -> None:

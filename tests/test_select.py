@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from engine import ops
 from engine.policies import select
 from engine.policies.codec import Raw, SharedBasis, Side
+from engine.policies.route_baselines import Box, Representatives, SecondOrder
 from engine.policies.select import MeanKey, Router, Sketch, choose
 from tiny_memory import rows
 
@@ -130,7 +131,8 @@ def test_shrinking_takes_bytes_and_keeps_the_best_components() -> None:
         found = router.logmass(q, device, side, bounds)
         assert bool(torch.isfinite(found).all())
         hits.append(int((found[0].argmax(-1) == torch.arange(20)).sum()))
-        codes = ops.unpack_head(device["sketch.t"][0], side["sketch_bits"][0])
+        [packed] = ops.split_heads(device["sketch.t"], side["sketch_bits"])
+        codes = ops.Packing.of(side["sketch_bits"][0]).unpack(packed)
         assert codes.shape[1] == int((side["sketch_bits"][0] > 0).sum())
         smaller = router.shrink(device, side)
         if smaller is None:
@@ -277,3 +279,61 @@ def test_room_goes_to_the_largest_shares_of_all_heads() -> None:
 
 def test_routers_are_told_apart_by_their_fields() -> None:
     assert replace(Sketch(), bits=2.0) == Sketch(2.0) != Sketch()
+
+
+# ---------------------------------------------------------------------------- baselines
+
+
+def kept_by(router: Router, k: torch.Tensor, bounds: torch.Tensor) -> Side:
+    keys = ops.span_mean(k, torch.ones(k.shape[1]), bounds)
+    return router.build(k, keys, {"owner": ops.span_ids(bounds)})
+
+
+@pytest.mark.parametrize("router", [Box(), Representatives(2), SecondOrder(1)], ids=repr)
+def test_a_baseline_is_exact_for_spans_of_one_token(router: Router) -> None:
+    """Nothing can be lost where a span is one key."""
+    k = rows(30, 2, 20, SIZE)[0].half().float()
+    bounds, q = evenly(20, 1), queries(30, 2, 4)
+    found = router.logmass(q, kept_by(router, k, bounds), {}, bounds)
+    torch.testing.assert_close(found, true_mass(q, k, bounds), atol=2e-2, rtol=0)
+
+
+def test_a_box_is_never_below_the_mass() -> None:
+    k, q, bounds = rows(31, 2, 60, SIZE)[0], queries(31, 2, 8), torch.tensor([0, 7, 20, 21, 60])
+    found = Box().logmass(q, kept_by(Box(), k, bounds), {}, bounds)
+    assert bool((found >= true_mass(q, k, bounds) - 0.05).all())
+
+
+def test_as_many_representatives_as_tokens_know_the_mass() -> None:
+    k = rows(32, 1, 40, SIZE)[0].half().float()
+    bounds, q = evenly(40, 4), queries(32, 1, 5)
+    router = Representatives(4)
+    found = router.logmass(q, kept_by(router, k, bounds), {}, bounds)
+    torch.testing.assert_close(found, true_mass(q, k, bounds), atol=2e-2, rtol=0)
+
+
+def test_the_second_order_is_right_to_second_order() -> None:
+    """For a weak query the log-mass is log n, the mean and half the variance."""
+    made = torch.Generator().manual_seed(33)
+    along = torch.randn(SIZE, generator=made)
+    k = (torch.randn(1, 64, 1, generator=made) * along + torch.randn(SIZE, generator=made)).float()
+    bounds, q = evenly(64, 16), queries(33, 1, 6) / 16
+    true = true_mass(q, k, bounds)
+    errors = [
+        float((router.logmass(q, kept_by(router, k, bounds), {}, bounds) - true).abs().max())
+        for router in (SecondOrder(1), SecondOrder(0))
+    ]
+    assert errors[0] < errors[1] / 3
+
+
+def test_a_sketch_gives_what_it_left_out_its_expected_weight() -> None:
+    """E exp(s + e) = exp(s + var(e) / 2): without it every mass is too small."""
+    k, bounds = rows(34, 1, 4000, SIZE)[0], evenly(4000, 400)
+    q = queries(34, 1, 30)
+    device, side = built(Sketch(0.75), k, bounds)
+    true = true_mass(q, k, bounds)
+    biased = {**side, "sketch_lost": torch.zeros_like(side["sketch_lost"])}
+    honest = (Sketch(0.75).logmass(q, device, side, bounds) - true).mean()
+    short = (Sketch(0.75).logmass(q, device, biased, bounds) - true).mean()
+    assert float(short) < -0.02
+    assert abs(float(honest)) < abs(float(short)) / 2

@@ -7,6 +7,7 @@ from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -14,13 +15,14 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from engine.errors import TrainError
+from engine.quoting import Guide, sentences
 from engine.train.reader.batches import Batch, Batches, Curriculum, cut
 from engine.train.reader.evaluate import forward
 from engine.train.reader.layout import Layout, positions
 from engine.train.reader.loop import Options, export_run, train_reader
 from engine.train.reader.model import Shape, Tokens, build
 from engine.train.reader.optim import orthogonalise
-from engine.train.reader.tokenizer import SPECIALS, kin, render, train, wrap
+from engine.train.reader.tokenizer import SPECIALS, ask, kin, train, wrap
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +57,7 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def vocabulary() -> Tokenizer:
     """A small vocabulary learnt from made-up prose."""
-    return train([prose(2, 500), render("Who keeps it?", "Ann keeps it.", "Ann")], 512)
+    return train([prose(2, 500), ask("Who keeps it?"), "Ann keeps it."], 512)
 
 
 def layout_of(prefix: int, windows: int, window: int, questions: int, question: int) -> Layout:
@@ -230,10 +232,51 @@ def test_chat_template_is_the_training_format(vocabulary: Tokenizer) -> None:
     )
     expected = "<|endoftext|>Be exact.<|document|>Ann keeps it.<|question|> Who keeps it?<|answer|>"
     assert chat == expected
-    assert render("Who keeps it?", "Ann keeps it.", "Ann") == (
-        "<|question|> Who keeps it?<|answer|> Ann keeps it.<|value|> Ann<|end|>"
+    assert ask("Who keeps it?") == "<|question|> Who keeps it?<|answer|>"
+
+
+def test_an_answer_is_what_a_guide_lets_the_reader_say(vocabulary: Tokenizer) -> None:
+    """Pointer, the sentence it stands in, the value; nothing is learnt of what is said for it."""
+    from engine.train.reader.episodes import Episode, Question
+
+    document = "It rained. The mayor of Lorne is Ana Silva.\n\nAna Silva went home. It rained."
+    quote = "The mayor of Lorne is Ana Silva."
+    asked = (
+        Question("Who is the mayor of Lorne?", quote, "Ana Silva", "mayor"),
+        Question("What does Ana Silva lead?", quote, "Lorne", "mayor"),
+        Question("Who is the mayor of York?", "", "", "unanswerable"),
     )
-    assert render("Who?", "", "") == "<|question|> Who?<|answer|> not stated<|end|>"
+    batches = Batches(None, vocabulary, Curriculum(), 0, 0)  # type: ignore[arg-type]
+    row = batches.lay(Episode(document, asked), [200], 9, 200)
+    told = [vocabulary.decode(ids, skip_special_tokens=False) for ids in row.branches]
+    first, mark, rest = told[0].partition("<|answer|>")[2].partition("<|document|>")
+    assert mark
+    assert quote.startswith(first.strip()[:1]) or first.strip() in quote
+    assert rest.split("<|value|>")[0].strip() == quote
+    assert rest.split("<|value|>")[1].strip() == "Ana Silva<|end|>"
+    assert told[1].split("<|value|>")[1].strip() == "Lorne<|end|>"
+    assert told[2] == "<|question|> Who is the mayor of York?<|answer|> not stated<|end|>"
+    ids = vocabulary.encode(document, add_special_tokens=False)
+    sentence = sentences(document, np.array([end for _, end in ids.offsets]))
+    for branch in row.branches[:2]:
+        guide = Guide(batches.marks, np.array(ids.ids), sentence)
+        answer = branch[branch.index(SPECIALS.index("<|answer|>")) + 1 :]
+        due = answer.index(SPECIALS.index("<|document|>"))
+        # A pointer may be longer than a guide asks for.
+        for token in answer[:due]:
+            if not guide.quoting:
+                guide.say(token)
+        for token in answer[due:]:
+            assert token in guide.allowed()
+            guide.say(token)
+    batch = batches.collate([row], Random(0), "", 0)
+    free = batch.weights[0, -batch.layout.questions * batch.layout.question :]
+    learnt = free.view(batch.layout.questions, -1)[0] >= 1
+    said = row.branches[0]
+    value = said.index(SPECIALS.index("<|value|>"))
+    quoted = said.index(SPECIALS.index("<|document|>"))
+    assert not learnt[quoted - 1 : value].any()
+    assert learnt[value : len(said) - 1].all()
 
 
 def test_windows_are_cut_at_sentence_ends() -> None:

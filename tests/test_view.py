@@ -317,3 +317,20 @@ def test_looking_without_a_question_needs_no_torch(call: str, stores: dict[str, 
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_what_codes_lost_is_said_span_by_span(stores: dict[str, Path]) -> None:
+    """A share of what varies; narrowed to a head it is that head's, and codes without loss lose
+    nothing."""
+    lossy = [span.error for span in look(stores["sekv"]).spans]
+    assert all(0 <= error < 1 for error in lossy)
+    assert sum(error > 0 for error in lossy) > len(lossy) / 2
+    heads = [
+        [span.error for span in look(stores["sekv"], layer=layer, head=head).spans]
+        for layer in range(3)
+        for head in range(2)
+    ]
+    assert len({tuple(errors) for errors in heads}) > 1
+    means = [sum(errors) / len(errors) for errors in zip(*heads, strict=True)]
+    assert lossy == pytest.approx(means, abs=1e-3)
+    assert {span.error for span in look(stores["full"]).spans} == {0}

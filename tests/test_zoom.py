@@ -102,7 +102,7 @@ def test_a_learnt_sketch_of_all_directions_knows_the_mass() -> None:
     q = torch.randn(HEADS, 6, SIZE, generator=torch.Generator().manual_seed(4))
     true = ops.span_logsumexp(torch.bmm(q, k.mT) / math.sqrt(SIZE), bounds)
     torch.testing.assert_close(sketch.logmass(q, device, fitted, bounds), true, atol=0.05, rtol=0)
-    assert device["sketch.t"].shape == (HEADS, 400, SIZE)
+    assert device["sketch.t"].shape == (1, 400, HEADS * SIZE)
     assert sketch.device_share(SIZE, 8) == 0.25
 
 
@@ -147,7 +147,7 @@ def test_attention_runs_on_what_was_learnt(choice: Any) -> None:
     spans, weight, given = fixed_spans(96, 8), torch.ones(96), learnt(components=SIZE)
     given["zoom_tau"] = torch.full((HEADS, GROUP), -1.0)  # everything wants to be zoomed
     side = fit(recipe, k, v, weight, spans, given)
-    folded = fold_layer(recipe, k, v, weight, spans, side, given)
+    folded = fold_layer(recipe, k, v, weight, spans, side | given)
     device = dict(folded.device)
     pinned = (device.pop("pinned_k"), device.pop("pinned_v"), torch.tensor([0]))
     keep = spans.kind == 0

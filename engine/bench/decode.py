@@ -211,7 +211,9 @@ class Decoder:
         # How much less willing to refuse than it was trained to be; see `engine.prompt.Prompt`.
         self.reluctance = float(getattr(self.model.config, "sekv_reluctance", 0.0))
         refusal = tuple(self._ids(f"{ANSWER} {NOT_STATED}")[1:])
-        self.marks = Marks.of(self.tokenizer, int(known[VALUE]), self.end, refusal)
+        self.marks = Marks.of(
+            self.tokenizer, int(known[DOCUMENT]), int(known[VALUE]), self.end, refusal
+        )
         self.prefix = self._ids(BOS + DOCUMENT)
 
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final, Protocol
 
-from engine.bench.decode import NOT_STATED, VALUE, Decoder
+from engine.bench.decode import DOCUMENT, NOT_STATED, VALUE, Decoder
 from engine.errors import ReaderError
 
 FORMAT: Final = "sekv-reader-bench 1"
@@ -151,7 +151,7 @@ class Tally:
     """Counts of a cell.
 
     exact: the value is word for word the right one.  contained: the right value stands
-    somewhere in the answer.  quoted: the quote is of the right sentence.  grounded: the quote
+    somewhere in the answer.  quoted: the right sentence is quoted.  grounded: the quote
     stands in the document.  refused: the answer is that it is not stated.
     """
 
@@ -202,21 +202,22 @@ def judge(answer: str, quote: str, values: Sequence[str], document: str) -> Verd
     """Compare an answer with what it should be.
 
     Args:
-        answer: as decoded, with the mark between quote and value.
+        answer: as decoded, with the marks between pointer, quote and value.
         values: all that count as right; none where the document does not state it.
         document: with single spaces, as by `plain`.
     """
     given, _, value = answer.partition(VALUE)
-    given, value = plain(given), plain(value)
+    given, value = plain(given.rpartition(DOCUMENT)[2]), plain(value)
     refused = plain(answer).casefold().startswith(NOT_STATED)
     if not values:
         return Verdict(refused, refused, refused, refused, refused)
-    whole = plain(answer.replace(VALUE, " ")).casefold()
+    whole = plain(answer.replace(DOCUMENT, " ").replace(VALUE, " ")).casefold()
     right = [plain(one) for one in values]
+    right_one = plain(quote)
     return Verdict(
         exact=value in right,
         contained=any(one.casefold() in whole for one in right),
-        quoted=len(given) > 2 and given in plain(quote),
+        quoted=bool(right_one) and len(given) > 2 and (given in right_one or right_one in given),
         grounded=bool(given) and not refused and given in document,
         refused=refused,
     )

@@ -81,11 +81,12 @@ def ask_all(
                 open_reader,
             )
             with Session(store, AskOptions(budget=budget), Silent(), open_reader) as session:
-                found += [_judged(session, question) for question in drawn.questions]
-            progress.advance(len(drawn.questions))
+                for question in list(drawn.questions)[: questions - len(found)]:
+                    found.append(_judged(session, question))
+                    progress.advance(1)
             if len(found) >= questions:
                 break
-    return found[:questions]
+    return found
 
 
 def _judged(session: Session, question: Any) -> Asked:

@@ -6,9 +6,10 @@ records back into rows. It knows nothing of files, devices or which spans are wa
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -26,18 +27,36 @@ class Records:
 
     payload: uint8 [bytes]. offsets: int64 [S * Hkv + 1]; record (s, h) is
     payload[offsets[s * Hkv + h] : offsets[s * Hkv + h + 1]], so a span's heads are adjacent.
+    errors: [Hkv, S] of each record over the spread of its head; empty where the codec is exact or
+    does not say.
     """
 
     payload: Tensor
     offsets: Tensor
+    errors: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 Side = dict[str, Tensor]
 
 
+NOTHING: Side = {}
+
+
 class Codec(Protocol):
-    def fit(self, k: Tensor, v: Tensor) -> Side:
-        """Side information of a layer, shared by all windows, from the first one's rows."""
+    def fit(self, k: Tensor, v: Tensor, given: Side = NOTHING) -> Side:
+        """Side information of a layer, shared by all windows, from the first one's rows.
+
+        given: what is known beside the rows; see `fold.prepare`.
+        """
+        ...
+
+    def spectrum(self, k: Tensor, v: Tensor, given: Side) -> Tensor:
+        """The variances [R, D] among which the codec spends its bits, comparable between layers;
+        [0, D] where it spends none."""
+        ...
+
+    def price(self, spread: Tensor) -> float:
+        """What a bit must save, given the spectra [R, D] of all layers; see `ops.bit_price`."""
         ...
 
     def encode(self, k: Tensor, v: Tensor, bounds: Tensor, side: Side) -> Records:
@@ -70,12 +89,18 @@ class Codec(Protocol):
 class Raw:
     """Rows as they are, in the model's own dtype. The reference every codec is held against."""
 
-    def fit(self, k: Tensor, v: Tensor) -> Side:
+    def fit(self, k: Tensor, v: Tensor, given: Side = NOTHING) -> Side:
         return {"rows": torch.empty(0, k.shape[-1], dtype=k.dtype)}
+
+    def spectrum(self, k: Tensor, v: Tensor, given: Side) -> Tensor:
+        return k.new_zeros(0, k.shape[-1])
+
+    def price(self, spread: Tensor) -> float:
+        return math.inf
 
     def encode(self, k: Tensor, v: Tensor, bounds: Tensor, side: Side) -> Records:
         rows = torch.cat([k, v], -1).contiguous().view(torch.uint8)
-        return _interleave(list(rows), bounds)
+        return interleave(list(rows), bounds)
 
     def decode(
         self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, side: Side
@@ -96,67 +121,126 @@ class Raw:
 class SharedBasis:
     """Our default: every token keeps quantised coefficients in a basis shared by the document.
 
-    One SVD basis per layer and KV head, for K and for V, fitted on the first window and kept for
-    all; bits are allocated per component by variance (reverse water-filling). `bits` is their
-    mean per component; 32 keeps every coefficient in float32 (full rank, exact).
-    Decoding is one gather, one unpack and one matrix product.
+    One basis per layer and KV head, for K and for V, fitted on the first window and kept for all.
+    That of the keys is weighted by the queries they will meet, where those are known: the error
+    that counts is the score's. Bits go to components by variance (reverse water-filling), over
+    keys and values, heads and layers alike. `bits` is their mean per component; 32 keeps every
+    coefficient in float32 (full rank, exact). Decoding is one gather, one unpack and one product.
+
+    A span whose error is more than `outlier` times the usual one of its head keeps plain 8-bit
+    rows; 0 lets every error pass. Errors are of coefficients: of keys in the metric of queries.
     """
 
     bits: float = 4.0
+    outlier: float = 0.0
 
-    def fit(self, k: Tensor, v: Tensor) -> Side:
-        side: Side = {}
-        for name, rows in (("k", k), ("v", v)):
-            mean, basis, variance = ops.covariance_basis(rows)
-            if self.bits >= 32:
+    def fit(self, k: Tensor, v: Tensor, given: Side = NOTHING) -> Side:
+        if self.bits >= 32:
+            side: Side = {}
+            for name, rows in (("k", k), ("v", v)):
+                mean, basis, _ = ops.covariance_basis(rows)
                 side |= {f"{name}_mean": mean, f"{name}_basis": basis}
-                continue
-            side |= pack_basis(name, mean, basis)
-            coefs = to_basis(rows[:, :: max(1, rows.shape[1] // 4096)], name, side)
-            bits = torch.stack([ops.allocate_bits(var, self.bits) for var in variance])
-            side[f"{name}_bits"] = bits
-            side[f"{name}_step"] = ops.fit_steps(coefs, bits)
+            return side
+        bases, spread = _bases(k, v, given), self.spectrum(k, v, given)
+        price = given["code_price"].item() if "code_price" in given else self.price(spread)
+        side = {}
+        for name, rows, basis, part in zip("kv", (k, v), bases, spread.chunk(2), strict=True):
+            side |= pack_basis(name, *basis[:2])
+            side[f"{name}_bits"] = bits = ops.bits_at(part, price)
+            coefs = to_basis(sample(rows), name, side)
+            side[f"{name}_step"] = step = ops.fit_steps(coefs, bits)
+            bits, step = bits[:, None], step[:, None]
+            kept = ops.dequantise(ops.quantise(coefs, bits, step), bits, step)
+            usual = torch.stack([x.square().sum(-1).mean(-1) for x in (coefs, kept - coefs)])
+            side[f"{name}_error"] = usual.clamp_min(1e-30)
         return side
+
+    def spectrum(self, k: Tensor, v: Tensor, given: Side) -> Tensor:
+        if self.bits >= 32:
+            return k.new_zeros(0, k.shape[-1])
+        (_, _, keys), (_, _, values) = _bases(k, v, given)
+        return torch.cat(
+            [
+                _worth(score_error(keys, given), "score_worth", given),
+                _worth(relative(values), "value_worth", given),
+            ]
+        )
+
+    def price(self, spread: Tensor) -> float:
+        return ops.bit_price(spread, self.bits) if len(spread) else math.inf
 
     def encode(self, k: Tensor, v: Tensor, bounds: Tensor, side: Side) -> Records:
         coefs = {"k": to_basis(k, "k", side), "v": to_basis(v, "v", side)}
-        rows = []
+        rows, errors, apart = [], [], []
         for head in range(len(k)):
-            parts = []
+            parts, lost = [], []
             for name in ("k", "v"):
+                mine = coefs[name][head]
                 if self.bits >= 32:
-                    parts.append(coefs[name][head].contiguous().view(torch.uint8))
+                    parts.append(mine.contiguous().view(torch.uint8))
                     continue
                 bits, step = side[f"{name}_bits"][head], side[f"{name}_step"][head]
-                codes = ops.quantise(coefs[name][head], bits, step)
+                codes = ops.quantise(mine, bits, step)
                 parts.append(ops.Packing.of(bits).pack(codes))
+                wrong = (ops.dequantise(codes, bits, step) - mine).square().sum(-1)
+                wrong = ops.span_mean(wrong[None, :, None], torch.ones(len(wrong)), bounds)
+                lost.append(wrong[0, :, 0] / side[f"{name}_error"][:, head, None])
             rows.append(torch.cat(parts, -1))
-        return _interleave(rows, bounds)
+            if lost:
+                relative_to = torch.stack(lost)  # [K or V, of the spread or of the usual, S]
+                errors.append(relative_to[:, 0].amax(0).sqrt())
+                apart.append(relative_to[:, 1].amax(0).sqrt() > self.outlier)
+        if self.bits >= 32:
+            return interleave(rows, bounds)
+        found, out = torch.stack(errors), torch.stack(apart)
+        if not self.outlier or not bool(out.any()):
+            return replace(interleave(rows, bounds), errors=found)
+        plain = torch.cat([_eight_bits(k.float()), _eight_bits(v.float())], -1)
+        mixed = interleave(rows, bounds, list(plain), out)
+        return replace(mixed, errors=found.masked_fill(out, 0.0))
 
     def decode(
         self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, side: Side
     ) -> tuple[Tensor, Tensor]:
-        tokens = int(lengths.sum())
         size = side["k_basis"].shape[-1]
-        if not tokens:
-            none = torch.zeros(0, size, device=payload.device)
-            return none, none
-        rows = payload.reshape(tokens, -1)
-        out, start = [], 0
-        for name in ("k", "v"):
+        widths = [
+            4 * size if self.bits >= 32 else ops.Packing.of(side[f"{name}_bits"][head]).row_bytes
+            for name in ("k", "v")
+        ]
+        sizes = offsets.diff()
+        plain = sizes != lengths * sum(widths)
+        if not bool(plain.any()):
+            return self._restore(
+                head, payload.reshape(int(lengths.sum()), sum(widths)), widths, side
+            )
+        k, v = (torch.empty(int(lengths.sum()), size, device=payload.device) for _ in range(2))
+        places = lengths.cumsum(0) - lengths
+        for some, eight in ((~plain, False), (plain, True)):
+            rows = payload[ops.gather_ranges(offsets[:-1][some], sizes[some])]
+            into = ops.gather_ranges(places[some], lengths[some])
+            if eight:
+                k[into], v[into] = _from_eight_bits(rows.reshape(len(into), 2, size + 2))
+            else:
+                rows = rows.reshape(len(into), sum(widths))
+                k[into], v[into] = self._restore(head, rows, widths, side)
+        return k, v
+
+    def _restore(
+        self, head: int, rows: Tensor, widths: list[int], side: Side
+    ) -> tuple[Tensor, Tensor]:
+        """Coded rows uint8 [n, bytes] -> k, v [n, D]; rows of no bytes are the mean."""
+        out = []
+        for name, packed in zip("kv", rows.split(widths, -1), strict=True):
             mean, basis = basis_of(name, side, head)
             if self.bits >= 32:
-                width = 4 * size
-                coefs = rows[:, start : start + width].contiguous().view(torch.float32)
+                coefs = packed.contiguous().view(torch.float32)
             else:
                 bits, step = side[f"{name}_bits"][head], side[f"{name}_step"][head]
                 packing = ops.Packing.of(bits)
-                width, used = packing.row_bytes, packing.components
-                codes = packing.unpack(rows[:, start : start + width])
-                coefs = ops.dequantise(codes, bits[:used], step[:used])
+                used = packing.components
+                coefs = ops.dequantise(packing.unpack(packed), bits[:used], step[:used])
                 basis = basis[:, :used]
             out.append(torch.addmm(mean, coefs, basis.T))
-            start += width
         return out[0], out[1]
 
     def fits(self, sizes: Tensor, lengths: Tensor, side: Side) -> bool:
@@ -169,7 +253,10 @@ class SharedBasis:
                     for head in range(len(sizes))
                 ]
             )
-        return bool((sizes == row[:, None] * lengths).all())
+        coded = sizes == row[:, None] * lengths
+        if self.outlier:
+            coded |= sizes == 2 * (side["k_basis"].shape[-1] + 2) * lengths
+        return bool(coded.all())
 
     def host_share(self, size: int, span: float) -> float:
         return self.bits / 16
@@ -193,8 +280,14 @@ class SpanSVD:
     energy: float = 0.9995
     exact: bool = False
 
-    def fit(self, k: Tensor, v: Tensor) -> Side:
+    def fit(self, k: Tensor, v: Tensor, given: Side = NOTHING) -> Side:
         return {"size": torch.tensor([k.shape[-1]], dtype=torch.int32)}
+
+    def spectrum(self, k: Tensor, v: Tensor, given: Side) -> Tensor:
+        return k.new_zeros(0, k.shape[-1])
+
+    def price(self, spread: Tensor) -> float:
+        return math.inf
 
     def encode(self, k: Tensor, v: Tensor, bounds: Tensor, side: Side) -> Records:
         heads, spans = len(k), len(bounds) - 1
@@ -335,6 +428,34 @@ def _alike(lengths: Tensor, most: int = 1 << 14) -> Iterator[Tensor]:
         first = last
 
 
+def _bases(k: Tensor, v: Tensor, given: Side) -> list[tuple[Tensor, Tensor, Tensor]]:
+    return [ops.covariance_basis(k, given.get("queries")), ops.covariance_basis(v)]
+
+
+def _worth(error: Tensor, name: str, given: Side) -> Tensor:
+    """Errors [Hkv, D] times what they are worth to the head's output, where that is known.
+
+    Routers do without: what a head that now looks elsewhere will look for is not known.
+    """
+    return error * given[name][:, None] if name in given else error
+
+
+def relative(variance: Tensor) -> Tensor:
+    """What leaving out a component [Hkv, D] costs: its share of the head's variance."""
+    return variance / variance.sum(-1, keepdim=True).clamp_min(1e-30)
+
+
+def score_error(variance: Tensor, given: Side) -> Tensor:
+    """What leaving out a component of the keys [Hkv, D] costs: squared nats of score where the
+    basis was weighted by queries, else its share of the variance."""
+    return variance / variance.shape[-1] if "queries" in given else relative(variance)
+
+
+def sample(rows: Tensor) -> Tensor:
+    """About 4096 of the rows [Hkv, n, D], evenly spread."""
+    return rows[:, :: max(1, rows.shape[1] // 4096)]
+
+
 def pack_basis(name: str, mean: Tensor, basis: Tensor) -> Side:
     """A basis [Hkv, D, D] as side information: 8-bit columns with one scale each.
 
@@ -367,6 +488,13 @@ def _eight_bits(x: Tensor) -> Tensor:
     return torch.cat([scale.view(torch.uint8), values.view(torch.uint8)], -1)
 
 
+def _from_eight_bits(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Bytes [n, 2, 2 + D] of k and v as `_eight_bits` gives them -> k, v [n, D]."""
+    scale = rows[..., :2].contiguous().view(torch.float16).float()
+    values = rows[..., 2:].contiguous().view(torch.int8).float() * scale
+    return values[:, 0], values[:, 1]
+
+
 def _scaled(payload: Tensor, at: Tensor, widths: Tensor, most: int, live: Tensor) -> Tensor:
     """Scaled int8 rows at bytes `at` [M, R], each widths[m] long -> float32 [M, R, most]."""
     place = torch.where(live, at, 0)
@@ -386,14 +514,31 @@ def _floats(payload: Tensor, at: Tensor, widths: Tensor, most: int, live: Tensor
     return torch.where(inside, values, 0).contiguous().view(torch.float32)
 
 
-def _interleave(rows: list[Tensor], bounds: Tensor) -> Records:
-    """Rows of bytes per head [n, b_h] -> records with the heads of a span side by side."""
+def interleave(
+    rows: list[Tensor],
+    bounds: Tensor,
+    other: list[Tensor] | None = None,
+    apart: Tensor | None = None,
+) -> Records:
+    """Rows of bytes per head [n, b_h] -> records with the heads of a span side by side.
+
+    other, apart: rows [n, c_h] that take the place where bool [Hkv, S] says so.
+    """
     lengths = bounds.diff()
-    widths = torch.tensor([r.shape[1] for r in rows])
-    sizes = (lengths[:, None] * widths).reshape(-1)
+    both = [rows] if other is None or apart is None else [rows, other]
+    widths = torch.tensor([[r.shape[1] for r in kind] for kind in both])
+    which = torch.zeros(len(rows), len(lengths), dtype=torch.int64)
+    if apart is not None:
+        which = apart.long()
+    sizes = (lengths * widths[which, torch.arange(len(rows))[:, None]]).T.reshape(-1)
     offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
     payload = torch.empty(int(offsets[-1]), dtype=torch.uint8)
-    for head, data in enumerate(rows):
-        place = offsets[head : -1 : len(rows)]
-        payload[ops.gather_ranges(place, sizes[head :: len(rows)])] = data.reshape(-1)
+    for head in range(len(rows)):
+        for index, kind in enumerate(both):
+            mine = which[head] == index
+            tokens = ops.gather_ranges(bounds[:-1][mine], lengths[mine])
+            place = offsets[head : -1 : len(rows)][mine]
+            payload[ops.gather_ranges(place, sizes[head :: len(rows)][mine])] = kind[head][
+                tokens
+            ].reshape(-1)
     return Records(payload, offsets)

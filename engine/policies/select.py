@@ -16,18 +16,23 @@ import torch
 from torch import Tensor
 
 from engine import ops
-from engine.policies.codec import Side, basis_of, pack_basis, to_basis
+from engine.policies.codec import Side, basis_of, pack_basis, sample, score_error, to_basis
 
 
 class Router(Protocol):
     def fit(self, k: Tensor, side: Side) -> Side:
         """Side information of a layer from the first window's keys [Hkv, n, D]; `side` holds the
-        codec's, whose basis may be shared."""
+        codec's, whose basis may be shared, and what `fold.prepare` gives."""
+        ...
+
+    def price(self, spread: Tensor) -> float:
+        """What a bit must save, given the score errors [R, D] of all layers' components."""
         ...
 
     def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
         """Device tensors of a window from keys [Hkv, n, D] and span keys [Hkv, S, D].
 
+        side: the layer's, and "owner" [n], the span of every token.
         A name ending in ".t" holds a row per token, ".s" a row per span, along dimension 1.
         """
         ...
@@ -58,6 +63,9 @@ class MeanKey:
     def fit(self, k: Tensor, side: Side) -> Side:
         return {}
 
+    def price(self, spread: Tensor) -> float:
+        return math.inf
+
     def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
         return {"mean_key.s": summary.half()}
 
@@ -72,24 +80,40 @@ class MeanKey:
         return 0.5 / span
 
 
+MOST_MISSING = 1.0
+"""Nats that a sketch adds at most for what it left out. Where more is missing, a span's mass is
+that of its few best tokens, and these are the ones that rounding has spared."""
+
+
 @dataclass(frozen=True)
 class Sketch:
     """Our default: a few coefficients of every key in the shared basis, at a few bits each.
 
-    Scores every token, sums exp by span. `bits` is the mean per component of the head, given to
-    components by variance (reverse water-filling): at 1.5 it costs 1/21 of the 16-bit rows, less
-    than a mean key and value for 16 tokens, and finds the token that a mean hides.
+    Scores every token, sums exp by span. `bits` is the mean per component over all layers and
+    heads, given by variance (reverse water-filling): at 1.0 it costs 1/32 of the 16-bit rows, as
+    a mean key for 16 tokens does, and finds the token that a mean hides. What was left out is
+    counted with its expected weight, E exp(s + e) = exp(s + var(e) / 2), so that masses of spans
+    can be held against rows that are exact.
     """
 
-    bits: float = 1.5
+    bits: float = 1.0
 
     def fit(self, k: Tensor, side: Side) -> Side:
-        mean, basis, variance = ops.covariance_basis(k)
+        mean, basis, variance = ops.covariance_basis(k, side.get("queries"))
         new: Side = {} if "k_basis" in side else pack_basis("k", mean, basis)
-        sample = k[:, :: max(1, k.shape[1] // 4096)]
-        coefs = to_basis(sample, "k", {**side, **new})
-        bits = torch.stack([ops.allocate_bits(var, self.bits) for var in variance])
-        return {**new, "sketch_bits": bits, "sketch_step": ops.fit_steps(coefs, bits)}
+        spread = score_error(variance, side)
+        price = side["sketch_price"].item() if "sketch_price" in side else self.price(spread)
+        coefs = to_basis(sample(k), "k", {**side, **new})
+        bits = ops.bits_at(spread, price)
+        step = ops.fit_steps(coefs, bits)
+        kept = ops.dequantise(
+            ops.quantise(coefs, bits[:, None], step[:, None]), bits[:, None], step[:, None]
+        )
+        lost = torch.where(bits[:, None] > 0, kept - coefs, coefs).square().mean(1)
+        return {**new, "sketch_bits": bits, "sketch_step": step, "sketch_lost": lost}
+
+    def price(self, spread: Tensor) -> float:
+        return ops.bit_price(spread, self.bits)
 
     def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
         packed = ops.pack_heads(to_basis(k, "k", side), side["sketch_bits"], side["sketch_step"])
@@ -98,14 +122,19 @@ class Sketch:
     def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
         mean, basis = basis_of("k", side)
         scale = 1 / math.sqrt(q.shape[-1])
+        turned = torch.bmm(q, basis) * scale
         shift = torch.bmm(q, mean[:, :, None]) * scale
-        turned = torch.bmm(q, basis) * (side["sketch_step"][:, None] * scale)
+        if "sketch_lost" in side:
+            missing = torch.bmm(turned.square(), side["sketch_lost"][:, :, None]) / 2
+            shift += missing.clamp_max(MOST_MISSING)
+        turned = turned * side["sketch_step"][:, None]
         out = [q.new_zeros(*q.shape[:2], 0)]
         for first, last in _stretches(bounds, max(256, 2**22 // max(1, q.shape[1]))):
             start, end = int(bounds[first]), int(bounds[last])
             scores = []
+            packed = ops.split_heads(device["sketch.t"][:, start:end], side["sketch_bits"])
             for head, bits in enumerate(side["sketch_bits"]):
-                codes = ops.unpack_head(device["sketch.t"][head, start:end], bits)
+                codes = ops.Packing.of(bits).unpack(packed[head])
                 used = codes.shape[1]
                 moved = turned[head, :, :used]
                 middle = 0.5 - torch.pow(2.0, bits[:used].float() - 1)
@@ -116,16 +145,18 @@ class Sketch:
 
     def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
         """Drop each head's narrowest components; they lie at the end of a row."""
-        bits = side["sketch_bits"].clone()
-        for row in bits:
+        bits, lost = side["sketch_bits"].clone(), side["sketch_lost"].clone()
+        for row, left in zip(bits, lost, strict=True):
             present = row[row > 0]
             if len(present) and int(present.min()) < int(present.max()):
+                left[row == present.min()] /= ops.GAUSS_MSE[int(present.min())]
                 row[row == present.min()] = 0
         if torch.equal(bits, side["sketch_bits"]):
             return None
-        width = max(ops.Packing.of(row).row_bytes for row in bits)
-        packed = device["sketch.t"][..., :width].contiguous()
-        return {**device, "sketch.t": packed}, {**side, "sketch_bits": bits}
+        parts = ops.split_heads(device["sketch.t"], side["sketch_bits"])
+        left = [p[:, : ops.Packing.of(row).row_bytes] for p, row in zip(parts, bits, strict=True)]
+        packed = torch.cat(left, -1)[None]
+        return {**device, "sketch.t": packed}, {**side, "sketch_bits": bits, "sketch_lost": lost}
 
     def device_share(self, size: int, span: float) -> float:
         return self.bits / 32

@@ -82,8 +82,9 @@ def unpack_values(device: Side, side: Side) -> Tensor:
         return packed.float()
     mean, basis = basis_of("v", side)
     out = []
+    rows = ops.split_heads(packed, side["value_bits"])
     for head, (bits, step) in enumerate(zip(side["value_bits"], side["value_step"], strict=True)):
-        codes = ops.unpack_head(packed[head], bits)
+        codes = ops.Packing.of(bits).unpack(rows[head])
         used = codes.shape[1]
         coefs = ops.dequantise(codes, bits[:used], step[:used])
         out.append(torch.addmm(mean[head], coefs, basis[head, :, :used].T))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engine import ops
 from engine.errors import StoreError
-from engine.policies.codec import Side, pack_basis
+from engine.policies.codec import Side, pack_basis, sample
 from engine.policies.select import MeanKey, Sketch
 
 LARGEST = 1024
@@ -80,6 +80,9 @@ class SpanZoom:
     def fit(self, k: Tensor, side: Side) -> Side:
         return {"zoom_w": side["zoom_w"].half(), "zoom_tau": side["zoom_tau"].float()}
 
+    def price(self, spread: Tensor) -> float:
+        return MeanKey().price(spread)
+
     def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
         return MeanKey().build(k, summary, side)
 
@@ -129,10 +132,12 @@ class LearnedSketch:
     def fit(self, k: Tensor, side: Side) -> Side:
         mean = k.float().mean(1)
         new = pack_basis("zoom", mean, side["zoom_query"].mT)
-        sample = k[:, :: max(1, k.shape[1] // 4096)]
-        coefs = _coefficients(sample, new["zoom_mean"], side["zoom_key"])
+        coefs = _coefficients(sample(k), new["zoom_mean"], side["zoom_key"])
         bits = side["zoom_bits"]
         return {**new, "sketch_bits": bits, "sketch_step": ops.fit_steps(coefs, bits)}
+
+    def price(self, spread: Tensor) -> float:
+        return math.inf  # bits are learnt
 
     def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
         coefs = _coefficients(k, side["zoom_mean"], side["zoom_key"])
@@ -144,7 +149,9 @@ class LearnedSketch:
         return Sketch().logmass(q, device, {**side, **own}, bounds)
 
     def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
-        return Sketch().shrink(device, side)
+        """As a sketch; what it leaves out is not made up for, since masses were learnt without."""
+        lost = torch.zeros_like(side["sketch_step"])
+        return Sketch().shrink(device, {"sketch_lost": lost, **side})
 
     def device_share(self, size: int, span: float) -> float:
         return self.bits / 32

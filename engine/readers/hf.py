@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from engine.certainty import Bar
 from engine.errors import ReaderError
 from engine.manifest import ModelIdentity
 from engine.prompt import Prompt
+from engine.queries import Probe, SelfQuestions, pieces
 
 BUILTIN = Path(__file__).parent / "builtin"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -145,12 +146,57 @@ class Reader:
         hidden = self._forward(ids, 0, DynamicCache(config=self.model.config))
         return tuple(round(nats, 3) for nats in self._surprisal(hidden[:-1], ids[1:]).tolist())
 
-    def _forward(self, ids: list[int], position: int, cache: DynamicCache) -> Tensor:
+    @torch.inference_mode()
+    def look_on(
+        self,
+        ids: list[int],
+        prefix: list[tuple[Tensor, Tensor]],
+        chunks: list[Chunk],
+        asked: Iterable[list[int]],
+        probe: Probe,
+    ) -> None:
+        """Let a probe see each of the sequences `asked` follow a window that was read.
+
+        Args:
+            ids, chunks: the window.  asked: token ids, each right behind the window.
+        """
+        cache = DynamicCache(config=self.model.config)
+        for index, (k, v) in enumerate(prefix):
+            device = self.devices[index]
+            keys = torch.cat([k, *(chunk.k[index].to(device) for chunk in chunks)], 1)
+            values = torch.cat([v, *(chunk.v[index].to(device) for chunk in chunks)], 1)
+            cache.update(keys[None], values[None], index)
+        before = len(self.prompt.prefix) + len(ids)
+        for tokens in asked:
+            fitting = tokens[: max(0, self.max_positions - before)]
+            if fitting:
+                self._forward(fitting, before, cache, probe)
+                cache.crop(-len(fitting))
+
+    def ask_itself(
+        self, ids: list[int], prefix: list[tuple[Tensor, Tensor]], chunks: list[Chunk]
+    ) -> list[dict[str, Tensor]]:
+        """What is learnt when a window that was read is asked about itself; see `queries`."""
+        probe = SelfQuestions(self.layers, len(self.prompt.prefix))
+        asked = (
+            self.prompt.question(self.tokenizer, self.tokenizer.decode(piece)) + piece
+            for piece in pieces(ids)
+        )
+        self.look_on(ids, prefix, chunks, asked, probe)
+        return probe.learnt()
+
+    def _forward(
+        self, ids: list[int], position: int, cache: DynamicCache, probe: Probe | None = None
+    ) -> Tensor:
         """Hidden states [n, d] of a piece; never any logits."""
         tokens = torch.tensor([ids], device=self.devices[0])
         places = torch.arange(position, position + len(ids), device=self.devices[0])[None]
         out = self.model.base_model(
-            input_ids=tokens, position_ids=places, past_key_values=cache, use_cache=True
+            input_ids=tokens,
+            position_ids=places,
+            past_key_values=cache,
+            use_cache=True,
+            **({} if probe is None else {"probe": probe}),
         )
         hidden: Tensor = out.last_hidden_state[0]
         return hidden

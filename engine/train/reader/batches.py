@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from engine.quoting import Guide, Marks, passage, sentences
 from engine.train.reader.episodes import Episode, Question
 from engine.train.reader.layout import Layout, positions
 from engine.train.reader.opening import opening
@@ -23,11 +24,12 @@ from engine.train.reader.tokenizer import (
     BOS,
     DOCUMENT,
     END,
+    NOT_STATED,
     PAD,
     QUESTION,
     SPECIALS,
     VALUE,
-    render,
+    ask,
 )
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
 _SENTENCE = re.compile(r"[^.!?]+[.!?]+[\"')]*(?=\s)")
 # Tokens of a question with its answer; most are short.
-_WIDTHS = (28, 32, 36, 40, 44, 52, 64, 88)
+_WIDTHS = (36, 40, 44, 48, 52, 60, 72, 96)
 _WORD = re.compile(r"\S+")
 _ID = {name: number for number, name in enumerate(SPECIALS)}
 _SYSTEM = (
@@ -128,7 +130,7 @@ class Batch:
     layout: Layout
 
 
-MARKS = ("text", "first", "quote", "value", "recall")
+MARKS = ("text", "first", "pointer", "value", "recall")
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,12 @@ class Batches(Dataset[Any]):
         self.seed, self.rank = seed, rank
         vocabulary = tokenizer.get_vocab()
         self.size = len(vocabulary)
+        self.refusal = tokenizer.encode(f" {NOT_STATED}", add_special_tokens=False).ids
+        refusal = tuple(self.refusal)
+        self.marks = Marks.of(tokenizer, _ID[DOCUMENT], _ID[VALUE], _ID[END], refusal)
+        names = {number: text for text, number in vocabulary.items()}
+        # Of each token the one with a space before it, where there is one.
+        self.spaced = [vocabulary.get("Ġ" + names[n], n) for n in range(self.size)]
         self.ends = {
             number
             for text, number in vocabulary.items()
@@ -293,19 +301,52 @@ class Batches(Dataset[Any]):
         """
         encoded = self.tokenizer.encode(episode.document, add_special_tokens=False)
         spans = cut(encoded.ids, self.ends, sizes)
-        offsets = encoded.offsets
-        held = [(offsets[a][0], offsets[b - 1][1]) for a, b in spans]
-        kept = []
-        for one in episode.questions:
+        starts, stops = np.array(encoded.offsets, dtype=np.int64).reshape(-1, 2).T
+        held = [(starts[a], stops[b - 1]) for a, b in spans]
+        ids = np.array(encoded.ids, dtype=np.int64)
+        told = sentences(episode.document, stops)
+        asked = self.tokenizer.encode_batch(
+            [ask(one.text) for one in episode.questions], add_special_tokens=False
+        )
+        branches = []
+        for one, question in zip(episode.questions, asked, strict=True):
+            answer: list[int] | None = self.refusal
             if one.quote:
                 at = episode.document.find(one.quote)
                 if not any(a <= at and at + len(one.quote) <= b for a, b in held):
                     continue
-            begin = opening(one.text, one.quote, one.value, episode.document)
-            kept.append(render(one.text, one.quote[begin:], one.value))
-        branches = [e.ids for e in self.tokenizer.encode_batch(kept, add_special_tokens=False)]
-        branches = [b for b in branches if len(b) <= longest][:questions]
-        return _Row([encoded.ids[a:b] for a, b in spans], branches)
+                begin = at + opening(one.text, one.quote, one.value, episode.document)
+                value = at + one.quote.find(one.value)
+                place, first = np.searchsorted(stops, [begin, value], side="right").tolist()
+                last = int(np.searchsorted(stops, value + len(one.value), side="left")) + 1
+                answer = self._answer(ids, told, place, first, last)
+            if answer and len(question.ids) + len(answer) < longest:
+                branches.append([*question.ids, *answer, _ID[END]])
+        return _Row([encoded.ids[a:b] for a, b in spans], branches[:questions])
+
+    def _answer(
+        self, ids: np.ndarray, told: np.ndarray, place: int, value: int, last: int
+    ) -> list[int] | None:
+        """Pointer, quote and value as `engine.quoting` would have them; None if it could not.
+
+        Args:
+            ids, told: [N] tokens of the document and their sentences.
+            place: token where the pointer begins.  value, last: tokens [value, last) of the value.
+        """
+        guide = Guide(self.marks, ids, told)
+        start, stop = passage(told, place, guide.far)
+        if not start <= value < last <= stop:
+            return None
+        pointer = [self.spaced[ids[place]]]
+        guide.say(pointer[0])
+        # Now and then longer than need be, for in a longer document it would need be.
+        spare = int(ids[place]) % 4
+        while place + len(pointer) < stop and (not guide.quoting or len(pointer) <= spare):
+            pointer.append(int(ids[place + len(pointer)]))
+            if not guide.quoting:
+                guide.say(pointer[-1])
+        quote = ids[start:stop].tolist()
+        return [*pointer, _ID[DOCUMENT], *quote, _ID[VALUE], *ids[value:last].tolist()]
 
     def collate(self, rows: Sequence[_Row], rng: Random, system: str, reach: int) -> Batch:
         """Pad rows to one shape, place them and weigh what they predict."""
@@ -369,24 +410,25 @@ def _even(rows: list[_Row]) -> list[_Row]:
 
 
 def _weigh(branch: list[int], draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Weights and marks of the predictions inside one question and its answer."""
+    """Weights and marks of the predictions inside one question and its answer.
+
+    What a guide says in the reader's place weighs nothing.
+    """
     n = len(branch)
     answer = branch.index(_ID[ANSWER])
     weights = np.zeros(n - 1, dtype=np.float32)
     marks = np.zeros(n - 1, dtype=np.int64)
     weights[:answer] = 0.1 * (draw.random(answer) < 0.25)
-    weights[answer:] = 1.0
-    marks[answer:] = MARKS.index("quote")
+    weights[answer:] = 3.0
+    weights[answer] = 5.0
+    marks[answer:] = MARKS.index("pointer")
     if _ID[VALUE] in branch:
-        value = branch.index(_ID[VALUE], answer)
-        weights[answer : min(answer + 3, value)] = 3.0  # here the sentence is chosen
-        weights[answer] = 5.0
-        weights[value : n - 2] = 3.0
-        # A value that stands before its quote is the rarer and the harder one to find.
-        weights[value] = 5.0 if branch[value + 1] in branch[answer:value] else 10.0
-        marks[value : n - 1] = MARKS.index("value")
-    else:
-        weights[answer : n - 2] = 3.0
+        quote = branch.index(_ID[DOCUMENT], answer)
+        value = branch.index(_ID[VALUE], quote)
+        weights[quote - 1 : value] = 0.0
+        weights[value] = 5.0
+        marks[quote - 1 : value] = 0
+        marks[value:] = MARKS.index("value")
     marks[answer] = MARKS.index("first")
     return weights, marks
 

@@ -104,7 +104,7 @@ def measure(model: LlamaForCausalLM, cell: Sequence[Batch]) -> tuple[int, int, i
                 continue
             total += 1
             exact += bool(ok[mine].all())
-            value += bool(ok[mine & (mark != MARKS.index("quote"))].all())
+            value += bool(ok[mine & (mark != MARKS.index("pointer"))].all())
     return total, exact, value
 
 

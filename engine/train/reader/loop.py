@@ -128,7 +128,7 @@ def get_tokenizer(options: Options) -> Tokenizer:
                 episode = train.sample(512)  # its document has line breaks, the books have none
                 yield episode.document
                 for question in episode.questions:
-                    yield vocabulary.render(question.text, question.quote, question.value)
+                    yield f"{vocabulary.ask(question.text)} {question.quote} {question.value}"
 
         made = vocabulary.train(texts(), options.shape.vocabulary)
         options.run.mkdir(parents=True, exist_ok=True)

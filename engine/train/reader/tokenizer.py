@@ -81,10 +81,9 @@ def wrap(tokenizer: Tokenizer, positions: int = 32768) -> PreTrainedTokenizerFas
     return wrapped
 
 
-def render(question: str, quote: str, value: str) -> str:
-    """One question with its answer, exactly as the reader must produce it."""
-    answer = f"{quote}{VALUE} {value}" if quote else NOT_STATED
-    return f"{QUESTION} {question}{ANSWER} {answer}{END}"
+def ask(question: str) -> str:
+    """A question up to where its answer begins."""
+    return f"{QUESTION} {question}{ANSWER}"
 
 
 def kin(tokenizer: Tokenizer) -> list[int]:

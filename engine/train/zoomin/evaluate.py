@@ -54,16 +54,18 @@ def found(
             spans = cut(plain, reading)
             if routed == plain or not bool((spans.kind == FOLDED).any()):
                 continue
+            rows = [(k.cpu().float(), v.cpu().float()) for k, v in reading.rows]
+            known = fold.prepare(plain, rows, reading.asked)
             for layer, learnt in enumerate(trained.layers):
                 ranks = {
-                    "untrained": _Ranks.of(plain, {}, reading, spans, layer),
-                    "trained": _Ranks.of(routed, learnt, reading, spans, layer),
+                    "untrained": _Ranks.of(plain, known[layer], reading, spans, layer),
+                    "trained": _Ranks.of(routed, known[layer] | learnt, reading, spans, layer),
                 }
                 for block in blocks:
                     row = _shares(ranks, block.looks[layer], block.mined)
-                    known = sums.setdefault(method, dict.fromkeys(row, 0.0))
+                    table = sums.setdefault(method, dict.fromkeys(row, 0.0))
                     for name, value in row.items():
-                        known[name] += value
+                        table[name] += value
     return {
         method: {name: value / row["all"] for name, value in row.items() if name != "all"}
         for method, row in sums.items()
@@ -81,10 +83,10 @@ class _Ranks:
         self.k, self.view, self.tokens = k, view, tokens
 
     @classmethod
-    def of(cls, recipe: Recipe, learnt: Side, reading: Reading, spans: Spans, layer: int) -> _Ranks:
+    def of(cls, recipe: Recipe, known: Side, reading: Reading, spans: Spans, layer: int) -> _Ranks:
         k, v = (rows.cpu().float() for rows in reading.rows[layer])
-        side = fold.fit(recipe, k, v, reading.surprisal, spans, learnt)
-        device = fold.fold_layer(recipe, k, v, reading.surprisal, spans, side, learnt).device
+        side = fold.fit(recipe, k, v, reading.surprisal, spans, known)
+        device = fold.fold_layer(recipe, k, v, reading.surprisal, spans, known | side).device
         one = torch.zeros(len(spans.kind), dtype=torch.int64)
         everything = View.of(torch.arange(len(spans.kind)), spans.bounds, one)
         folded = spans.kind == FOLDED

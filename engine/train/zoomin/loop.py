@@ -359,7 +359,7 @@ class _Trainer:
             lesson = self.texts.lesson(
                 self.reader, rng, self.longest, options.query, options.questions, train=False
             )
-            reading = read(self.reader, lesson.document)
+            reading = read(self.reader, lesson.document, ask=True)
             yield reading, [self._watch(reading, ids) for ids in lesson.blocks]
 
     def test(self, progress: Progress) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from engine import ops
 from engine.attention import Attends, MemoryCache
 from engine.memory import Shared
+from engine.policies.codec import Side
 from engine.policies.select import _stretches
 
 if TYPE_CHECKING:
@@ -36,13 +37,15 @@ class Reading:
     """A document as the reader read it.
 
     rows, prefix: per layer k, v [Hkv, N or P, D] on the layer's device. surprisal: [N] nats.
-    pieces: the text of each token.
+    pieces: the text of each token. asked: per layer what the document's own questions make of it,
+    as `ingest` learns it; empty while training, which does not need it.
     """
 
     rows: list[tuple[Tensor, Tensor]]
     prefix: list[tuple[Tensor, Tensor]]
     surprisal: Tensor
     pieces: list[str]
+    asked: list[Side]
 
     @property
     def tokens(self) -> int:
@@ -126,8 +129,8 @@ class _Witness:
         return out.reshape(-1, rows, size)
 
 
-def read(reader: Reader, document: list[int], chunk: int = 1024) -> Reading:
-    """Read a document as ingest does."""
+def read(reader: Reader, document: list[int], *, ask: bool = False, chunk: int = 1024) -> Reading:
+    """Read a document as ingest does; `ask` lets it ask itself too."""
     prefix = reader.prefix()
     chunks = list(reader.read_window(document, prefix, chunk, []))
     # Copies: what inference mode made cannot take part in a gradient.
@@ -140,7 +143,9 @@ def read(reader: Reader, document: list[int], chunk: int = 1024) -> Reading:
     ]
     surprisal = torch.cat([c.surprisal for c in chunks]).clone()
     pieces = [reader.tokenizer.decode([token]) for token in document]
-    return Reading(rows, [(k.clone(), v.clone()) for k, v in prefix], surprisal, pieces)
+    asked = reader.ask_itself(document, prefix, chunks) if ask else []
+    kept = [(k.clone(), v.clone()) for k, v in prefix]
+    return Reading(rows, kept, surprisal, pieces, asked)
 
 
 @torch.no_grad()

@@ -1,0 +1,1 @@
+"""The laboratory: what a compressed memory loses, from one span's score to a whole answer."""

@@ -1,0 +1,137 @@
+"""What the fidelity suite found, for people: tables in Markdown and charts in SVG."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.bench import chart
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as three tables; shares in per cent, 95 % intervals in brackets."""
+    return "\n".join([*_answers(report), "", *_routing(report), "", *_distortion(report), ""])
+
+
+def charts(report: dict[str, Any]) -> dict[str, str]:
+    """SVG documents by file name."""
+    budgets = {
+        method: {_number(b): line for b, line in lines.items() if _number(b) > 0}
+        for method, lines in report["methods"].items()
+    }
+    routing, distortion = report["routing"], report["distortion"]
+    return {
+        "answers.svg": chart.lines(
+            "Answers equal to the full cache's",
+            "budget, % of 16-bit keys and values",
+            "same answers, %",
+            {
+                method: [(b, 100 * line["same"]) for b, line in lines.items()]
+                for method, lines in budgets.items()
+            },
+        ),
+        "routing.svg": chart.lines(
+            "True attention mass in the spans picked",
+            "% of tokens picked",
+            "mass found, % of an oracle's",
+            {
+                name: [(float(p), 100 * at["of_oracle"]) for p, at in line["tokens_picked"].items()]
+                for name, line in routing.items()
+            },
+        ),
+        "distortion.svg": chart.lines(
+            "Relative error of the attention output",
+            "% of 16-bit bytes, side information counted",
+            "relative error",
+            {
+                name: [(float(share), line["output"]) for share, line in lines.items()]
+                for name, lines in distortion.items()
+            },
+            log=True,
+        ),
+    }
+
+
+def _number(budget: str) -> float:
+    """The number a budget starts with, 0 if it has none."""
+    digits = budget.strip().rstrip("%")
+    return float(digits) if digits.replace(".", "", 1).isdigit() else 0.0
+
+
+def _share(line: dict[str, Any], name: str) -> str:
+    low, high = line[f"{name}_bootstrap"]
+    return f"{100 * line[name]:.1f} ({100 * low:.1f}-{100 * high:.1f})"
+
+
+def _answers(report: dict[str, Any]) -> list[str]:
+    full = report["full"]
+    lines = [
+        f"{full['questions']} questions, {report['documents']} documents of about "
+        f"{report['tokens_per_document']} tokens, model {report['model']}; intervals: bootstrap "
+        "over documents",
+        "",
+        "| method | budget | resident, mean (max) % | store % | same answer % | right value % "
+        "| same next token % | KL, nats |",
+        "|---|---|---|---|---|---|---|---|",
+        f"| full | - | 100 | - | 100 | {_share(full, 'right')} | 100 | 0 |",
+    ]
+    for method, budgets in report["methods"].items():
+        for budget, line in budgets.items():
+            low, high = line["kl_nats_bootstrap"]
+            lines.append(
+                f"| {method} | {budget} | {100 * line['resident']:.1f} "
+                f"({100 * line['most_resident']:.1f}) | {100 * line['store']:.1f} "
+                f"| {_share(line, 'same')} | {_share(line, 'right')} "
+                f"| {_share(line, 'next_token_same')} "
+                f"| {line['kl_nats']:.3f} ({low:.3f}-{high:.3f}) |"
+            )
+    return lines
+
+
+def _routing(report: dict[str, Any]) -> list[str]:
+    routing = report["routing"]
+    shares = list(next(iter(routing.values()))["tokens_picked"]) if routing else []
+    lines = [
+        f"Routing, {report['dissected_documents']} documents: true attention mass in the spans "
+        "picked, mean (5th percentile over questions and heads), % of what an oracle finds; rank "
+        "of the answer's span for the head that ranks it best",
+        "",
+        "| router | device bytes % | "
+        + " | ".join(f"{p} % of tokens" for p in shares)
+        + " | error of log-mass, nats | answer first for a head % (median rank) |",
+        "|---|---|" + "---|" * (len(shares) + 2),
+    ]
+    for name, line in routing.items():
+        cells = [
+            f"{100 * at['mean']:.1f} ({100 * at['percentile_5']:.0f}), {100 * at['of_oracle']:.1f}"
+            for at in line["tokens_picked"].values()
+        ]
+        rank = line.get("answer_rank")
+        seen = (
+            f"{100 * rank['first_by_some_head']:.0f} ({rank['best_head_median']:.0f})"
+            if rank
+            else "-"
+        )
+        lines.append(
+            f"| {name} | {100 * line['device_bytes']:.1f} | "
+            + " | ".join(cells)
+            + f" | {line['logmass_error_nats']:.2f} | {seen} |"
+        )
+    return lines
+
+
+def _distortion(report: dict[str, Any]) -> list[str]:
+    lines = [
+        "Codecs at equal bytes, side information counted: relative errors of keys, of values and "
+        "of the attention output of real questions",
+        "",
+        "| codec | asked % | bytes % | keys | values | output |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, shares in report["distortion"].items():
+        for share, line in shares.items():
+            low, high = line["output_interval"]
+            lines.append(
+                f"| {name} | {share} | {100 * line['bytes']:.1f} | {line['k']:.3f} "
+                f"| {line['v']:.3f} | {line['output']:.4f} ({low:.4f}-{high:.4f}) |"
+            )
+    return lines

@@ -1,0 +1,227 @@
+"""Do routers find what attention looks at? Recall of the true mass, head by head.
+
+Every router keeps its own few bytes per token and ranks the same document's spans for the same
+queries. Beside the mass found stands what an oracle finds that knows the true mass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine import fold, ops
+from engine.bench.bootstrap import interval
+from engine.bench.fidelity.subjects import Asked, Subject, scores_of
+from engine.policies.codec import NOTHING, Side
+from engine.policies.route_baselines import Box, Representatives, SecondOrder
+from engine.policies.segment import FOLDED, Fixed, Spans
+from engine.policies.select import MeanKey, Sketch
+from engine.policies.summarise import SurprisalMean
+from engine.recipe import RECIPES, Recipe
+
+SHARES = (1, 2, 5, 10, 20)
+"""Per cent of a window's tokens that a router may pick."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """weighted: keys are weighed by queries and layers share the bits."""
+
+    recipe: Recipe
+    weighted: bool = False
+
+
+def contenders() -> dict[str, Contender]:
+    """Routers that take the bytes of one half-precision key for 16 tokens, and smaller sketches."""
+    plain = replace(RECIPES["sekv"], segmenter=Fixed(16))
+
+    def spans(length: int, **changes: Any) -> Contender:
+        return Contender(replace(plain, segmenter=Fixed(length), **changes))
+
+    sketch = Sketch(bits=1.0)
+    return {
+        "mean key": spans(16, router=MeanKey()),
+        "surprisal-weighted mean": spans(
+            16, router=MeanKey(), summariser=SurprisalMean(plain.summariser.value_bits)
+        ),
+        "second order": spans(32, router=SecondOrder(1)),
+        "box": spans(32, router=Box()),
+        "2 representatives": spans(32, router=Representatives(2)),
+        "4 representatives": spans(64, router=Representatives(4)),
+        "sketch, 1 bit, by variance": spans(16, router=sketch),
+        "sketch, 1 bit": Contender(replace(plain, router=sketch), weighted=True),
+        "sketch, 0.5 bit": Contender(replace(plain, router=Sketch(bits=0.5)), weighted=True),
+        "method sekv": Contender(RECIPES["sekv"], weighted=True),
+    }
+
+
+@dataclass
+class _Cells:
+    """What was found, [questions][layers * Hkv]. of: the document each question belongs to."""
+
+    found: dict[int, list[Tensor]] = field(default_factory=lambda: {p: [] for p in SHARES})
+    best: dict[int, list[Tensor]] = field(default_factory=lambda: {p: [] for p in SHARES})
+    rank: list[Tensor] = field(default_factory=list)
+    error: list[Tensor] = field(default_factory=list)
+    of: list[int] = field(default_factory=list)
+    of_rank: list[int] = field(default_factory=list)
+    bytes_share: list[float] = field(default_factory=list)
+
+
+class Routing:
+    """Adds up documents; `report` says what came out."""
+
+    def __init__(self, routers: Mapping[str, Contender] | None = None) -> None:
+        self._routers = contenders() if routers is None else routers
+        self._cells = {name: _Cells() for name in self._routers}
+        self._documents = 0
+
+    @torch.inference_mode()
+    def add(self, subject: Subject) -> None:
+        for name, contender in self._routers.items():
+            self._add(self._cells[name], contender, subject)
+        self._documents += 1
+
+    def _add(self, cells: _Cells, contender: Contender, subject: Subject) -> None:
+        recipe = contender.recipe
+        spans = fold.segment(recipe, subject.surprisal, subject.pieces, last=True)
+        given = fold.prepare(recipe, subject.rows, subject.learnt) if contender.weighted else []
+        built, kept = [], 0
+        for layer, (k, v) in enumerate(subject.rows):
+            known = given[layer] if given else NOTHING
+            side = fold.fit(recipe, k, v, subject.surprisal, spans, known)
+            keys = recipe.summariser.summarise(k, subject.surprisal, spans.bounds)
+            owner = ops.span_ids(spans.bounds)
+            device = recipe.router.build(k, keys, {**side, "owner": owner})
+            built.append((device, side))
+            kept += sum(t.nbytes for t in device.values())
+            if "sketch.t" in device:
+                names = ("k_mean", "k_basis", "k_scale", "sketch_bits", "sketch_step")
+                kept += sum(side[name].nbytes for name in names)
+        full = sum(2 * (k.numel() + v.numel()) for k, v in subject.rows)
+        cells.bytes_share.append(kept / full)
+        for asked in subject.asked:
+            looks = [
+                _Look.of(recipe, layer, subject, asked, spans, *built[layer])
+                for layer in range(len(subject.rows))
+            ]
+            for p in SHARES:
+                for into, ranks in ((cells.found, "estimate"), (cells.best, "truth")):
+                    into[p].append(torch.cat([look.found(p, ranks) for look in looks]))
+            cells.error.append(torch.cat([look.error() for look in looks]))
+            cells.of.append(self._documents)
+            if asked.value:
+                cells.rank.append(torch.cat([look.rank(asked.value) for look in looks]))
+                cells.of_rank.append(self._documents)
+
+    def report(self) -> dict[str, Any]:
+        """Per router: bytes over 16-bit keys and values, recall by share of tokens, ranks."""
+        return {name: self._line(cells) for name, cells in self._cells.items() if cells.of}
+
+    def _line(self, cells: _Cells) -> dict[str, Any]:
+        shares = {}
+        for p in SHARES:
+            found, best = torch.stack(cells.found[p]), torch.stack(cells.best[p])
+            shares[str(p)] = {
+                "mean": float(found.mean()),
+                "interval": interval(_by(cells.of, found.mean(1).tolist())),
+                "percentile_5": float(np.quantile(found.numpy(), 0.05)),
+                "oracle": float(best.mean()),
+                "of_oracle": float(found.mean() / best.mean()),
+                "heads": [round(x, 4) for x in found.mean(0).tolist()],
+            }
+        line: dict[str, Any] = {
+            "device_bytes": sum(cells.bytes_share) / len(cells.bytes_share),
+            "logmass_error_nats": float(torch.stack(cells.error).mean()),
+            "tokens_picked": shares,
+        }
+        if cells.rank:
+            ranks = torch.stack(cells.rank).float()
+            first = ranks.amin(1)
+            line["answer_rank"] = {
+                "questions": len(ranks),
+                "best_head_median": float(first.median()),
+                "best_head_percentile_95": float(np.quantile(first.numpy(), 0.95)),
+                "first_by_some_head": float((first == 1).float().mean()),
+                "interval": interval(_by(cells.of_rank, (first == 1).float().tolist())),
+                "heads_median": ranks.median(0).values.tolist(),
+            }
+        return line
+
+
+@dataclass(frozen=True)
+class _Look:
+    """One question in one layer. estimate, truth: shares of all attention, [Hkv, R, S], zero for
+    spans that are always exact."""
+
+    estimate: Tensor
+    truth: Tensor
+    bounds: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe,
+        layer: int,
+        subject: Subject,
+        asked: Asked,
+        spans: Spans,
+        device: Side,
+        side: Side,
+    ) -> _Look:
+        q = asked.queries[layer]
+        scores = scores_of(q, subject.rows[layer][0])
+        true = ops.span_logsumexp(scores, spans.bounds)
+        guess = recipe.router.logmass(q, device, side, spans.bounds)
+        exact = spans.kind != FOLDED
+        beside = torch.cat(
+            [
+                scores_of(q, subject.prefix[layer][0]),
+                asked.live_scores(layer),
+                true[..., exact],
+            ],
+            -1,
+        ).logsumexp(-1, keepdim=True)
+        shares = []
+        for mass in (guess, true):
+            folded = mass.masked_fill(exact, ops.NEVER)
+            total = torch.logaddexp(folded.logsumexp(-1, keepdim=True), beside)
+            shares.append(torch.exp(folded - total))
+        return cls(shares[0], shares[1], spans.bounds)
+
+    def found(self, percent: float, ranks: str) -> Tensor:
+        """Share of the folded spans' true mass in the best `percent` of tokens, [Hkv]."""
+        order = getattr(self, ranks).argsort(dim=-1, descending=True, stable=True)
+        lengths = self.bounds.diff()
+        fits = lengths[order].cumsum(-1) <= percent / 100 * int(self.bounds[-1])
+        mass = (self.truth.gather(-1, order) * fits).sum((1, 2))
+        return mass / self.truth.sum((1, 2)).clamp_min(1e-30)
+
+    def rank(self, value: range) -> Tensor:
+        """The place of the answer's best span by its share for any row, 1 the first, [Hkv]."""
+        first, last = (
+            int(torch.searchsorted(self.bounds, at, right=True)) - 1
+            for at in (value.start, value.stop - 1)
+        )
+        share = self.estimate.amax(1)
+        best = share[:, first : last + 1].amax(-1, keepdim=True)
+        return (share > best).sum(-1) + 1
+
+    def error(self) -> Tensor:
+        """How far the estimated log of the folded spans' mass is from the truth, weighted by the
+        true mass, in nats [Hkv]."""
+        guess, true = (x.sum(-1).clamp_min(1e-30) for x in (self.estimate, self.truth))
+        return ((guess.log() - true.log()).abs() * true).sum(-1) / true.sum(-1).clamp_min(1e-30)
+
+
+def _by(owner: list[int], values: list[float]) -> list[list[float]]:
+    """Values grouped by document."""
+    groups: dict[int, list[float]] = {}
+    for document, value in zip(owner, values, strict=True):
+        groups.setdefault(document, []).append(value)
+    return list(groups.values())

@@ -1,0 +1,119 @@
+"""Routers without training that are held against the sketch: a few keys for every span.
+
+Each keeps rows of half-precision keys per span and turns them into a log-mass; none sees a token.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine import ops
+from engine.policies.codec import Side
+
+
+@dataclass(frozen=True)
+class Box:
+    """Least and greatest key per channel: an upper bound of every token's score.
+
+    Source: Quest (arXiv 2406.10774), pages of 16; here with log n added, as for any summary.
+    """
+
+    def fit(self, k: Tensor, side: Side) -> Side:
+        return {}
+
+    def price(self, spread: Tensor) -> float:
+        return math.inf
+
+    def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
+        rows, inside = ops.padded_spans(k, side["owner"])
+        low = rows.masked_fill(~inside[..., None], math.inf).amin(2)
+        high = rows.masked_fill(~inside[..., None], -math.inf).amax(2)
+        return {"box.s": torch.stack([low, high], 2).half()}
+
+    def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
+        low, high = device["box.s"].float().unbind(2)
+        scores = torch.bmm(q.clamp_min(0), high.mT) + torch.bmm(q.clamp_max(0), low.mT)
+        return scores / math.sqrt(q.shape[-1]) + bounds.diff().float().log()
+
+    def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
+        return None
+
+    def device_share(self, size: int, span: float) -> float:
+        return 1 / span
+
+
+@dataclass(frozen=True)
+class Representatives:
+    """`count` keys of a span's own tokens, far from each other; each stands for its share of them.
+
+    Source: after InfLLM (arXiv 2402.04617), which takes the tokens of highest local attention; the
+    farthest-first choice here needs no queries.
+    """
+
+    count: int = 2
+
+    def fit(self, k: Tensor, side: Side) -> Side:
+        return {}
+
+    def price(self, spread: Tensor) -> float:
+        return math.inf
+
+    def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
+        rows, inside = ops.padded_spans(k, side["owner"])
+        near = (rows - summary[:, :, None]).square().sum(-1).masked_fill(~inside, -1.0)
+        chosen = []
+        for _ in range(self.count):
+            best = near.argmax(-1)[..., None, None].expand(-1, -1, 1, rows.shape[-1])
+            chosen.append(rows.gather(2, best))
+            distance = (rows - chosen[-1]).square().sum(-1)
+            near = near.minimum(distance).masked_fill(~inside, -1.0)
+        return {"representatives.s": torch.cat(chosen, 2).half()}
+
+    def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
+        keys = device["representatives.s"].float()
+        scores = torch.einsum("hqd,hscd->hqsc", q, keys) / math.sqrt(q.shape[-1])
+        return scores.logsumexp(-1) + (bounds.diff().float() / self.count).log()
+
+    def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
+        return None
+
+    def device_share(self, size: int, span: float) -> float:
+        return self.count / 2 / span
+
+
+@dataclass(frozen=True)
+class SecondOrder:
+    """Mean and principal directions of a span: log n + q.m + 1/2 q'Cq, as if keys were Gaussian."""
+
+    directions: int = 1
+
+    def fit(self, k: Tensor, side: Side) -> Side:
+        return {}
+
+    def price(self, spread: Tensor) -> float:
+        return math.inf
+
+    def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
+        rows, inside = ops.padded_spans(k, side["owner"])
+        count = inside.sum(-1, keepdim=True)[..., None]
+        centred = (rows - summary[:, :, None]).masked_fill(~inside[..., None], 0.0)
+        _, _, w = ops.span_svd(centred.flatten(0, 1))
+        w = w[:, : self.directions]
+        w = w.reshape(*rows.shape[:2], w.shape[1], rows.shape[-1]) / count.sqrt()
+        return {"second_order.s": torch.cat([summary[:, :, None], w], 2).half()}
+
+    def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
+        keys = device["second_order.s"].float()
+        scores = torch.einsum("hqd,hscd->hqsc", q, keys) / math.sqrt(q.shape[-1])
+        spread = scores[..., 1:].square().sum(-1) / 2
+        return scores[..., 0] + spread + bounds.diff().float().log()
+
+    def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
+        return None
+
+    def device_share(self, size: int, span: float) -> float:
+        return (1 + self.directions) / 2 / span
