@@ -357,7 +357,7 @@ class _Work:
             k, v = _rows(chunks, layer)
             for chunk in chunks:  # a layer's rows are not needed again
                 chunk.k[layer] = chunk.v[layer] = k[:, :0]
-            known = self.trained[layer] if self.trained else fold.NOTHING
+            known = self.trained[layer] if self.trained else {}
             if sides is None:
                 side = fold.fit(self.recipe, k, v, surprisal, spans, given[layer] | known)
                 new_sides.append(side)
@@ -423,6 +423,8 @@ def _routed(
 ) -> tuple[Recipe, list[Any]]:
     """The recipe with its trained router, if there is one, and what that knows of each layer.
 
+    A router that was not asked for is used only where it is known to find more.
+
     Raises:
         RouterError: the file asked for is no router, another model's, or of no use to the method.
     """
@@ -432,7 +434,7 @@ def _routed(
     trained, remark = router.find(asked, folder, reader.identity)
     if remark:
         progress.note(remark)
-    if trained is None:
+    if trained is None or not (asked or trained.pays(recipe.router)):
         return recipe, []
     routed = with_router(recipe, trained)
     if routed != recipe:

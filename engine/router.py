@@ -72,6 +72,12 @@ class TrainedRouter:
         names = self.layers[0]
         return tuple(f for f, key in ((SPAN, "zoom_w"), (SKETCH, "zoom_key")) if key in names)
 
+    def pays(self, choice: Router) -> bool:
+        """Whether on held-out text it found more than the untrained router of the same bytes."""
+        form = SPAN if isinstance(choice, MeanKey | SpanZoom) else SKETCH
+        row = self.record.get("found", {}).get(form, {})
+        return bool(row.get("trained", 0.0) > row.get("untrained", 0.0))
+
     def in_place_of(self, choice: Router) -> Router | None:
         """The trained router that stands for an untrained one; None where none was learnt."""
         if isinstance(choice, MeanKey | SpanZoom) and SPAN in self.forms:

@@ -551,20 +551,25 @@ def test_ingest_and_ask_use_a_trained_router(
 def test_a_models_own_router_is_found_and_does_not_change_the_model(
     trained: Path, model: Path, reader: hf.Reader, tmp_path: Path
 ) -> None:
-    """Beside the model it is used without being named, unless `none` is."""
+    """Beside the model it is used without being named, if it pays and `none` is not asked for."""
     before = hf._weights_fingerprint(str(model), "")
     beside = model / router.NAME
-    beside.write_bytes(trained.read_bytes())
+    known = router.load(trained)
+    kinds = []
     try:
-        assert hf._weights_fingerprint(str(model), "") == before
-        kinds = []
-        for name, asked in (("found", ""), ("none", "none")):
-            made = store_of(tmp_path / name, model, reader=reader, method="sekv", router=asked)
+        for pays, asked in ((True, ""), (True, "none"), (False, "")):
+            record = {"found": {"sketch": {"trained": float(pays), "untrained": 0.5}}}
+            router.save(beside, known.owner, known.layers, {}, known.bits, record)
+            assert hf._weights_fingerprint(str(model), "") == before
+            made = store_of(
+                tmp_path / f"{len(kinds)}", model, reader=reader, method="sekv", router=asked
+            )
             with Store.open(made) as store:
                 kinds.append(store.manifest.settings["router"]["kind"])
-        assert kinds == ["LearnedSketch", type(RECIPES["sekv"].router).__name__]
     finally:
         beside.unlink()
+    untrained = type(RECIPES["sekv"].router).__name__
+    assert kinds == ["LearnedSketch", untrained, untrained]
 
 
 def test_a_store_of_summaries_takes_another_router_and_a_sketch_does_not(

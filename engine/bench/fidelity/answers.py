@@ -103,7 +103,7 @@ def _hear(session: Session, question: str, followed: Tensor | None) -> Heard:
     prompt = reader.prompt.question(reader.tokenizer, question)
     for layer in memory.layers:
         layer.release()
-    cache = attention.MemoryCache(memory.layers, memory.length)
+    cache = attention.MemoryCache(memory.layers, memory.length, memory.shared)
     device = reader.devices[0]
     rows, ids, logits = torch.tensor([prompt], device=device), [], []
     room = reader.max_positions - memory.length - len(prompt)
