@@ -9,13 +9,14 @@ SAMPLE := docs/sample/dracula.pdf
 DEMO := runs/dracula.sekv
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check docs clean
+.PHONY: help install demo test check docs router clean
 
 help:
 	@echo "make demo   ingest the sample book, ask it three questions, look inside"
 	@echo "make test   run the tests"
 	@echo "make check  lint, formatting, types"
 	@echo "make docs   write the generated pages anew"
+	@echo "make router BOOKS=DIR  train the built-in reader's router anew, a few minutes"
 	@echo "make clean  remove the environment and everything made"
 
 install: $(READY)
@@ -46,6 +47,11 @@ check: $(READY)
 docs: $(READY)
 	$(BIN)/python -m sekv_cli.reference > docs/cli.md
 	$(BIN)/python -m sekv_cli.recipes > docs/recipes.md
+
+# The router belongs to the weights: after a new reader, train it anew.
+router: $(READY)
+	$(BIN)/sekv train --text $(BOOKS) --run runs/router --steps 80 --length 768 \
+		-o engine/readers/builtin/router.safetensors
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

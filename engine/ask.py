@@ -211,6 +211,7 @@ class Session:
             budget=options.budget,
             coverage=options.coverage,
             full=options.full,
+            router=options.router,
         )
 
     def _prompt(self, question: str, turns: Sequence[Turn]) -> tuple[list[int], int]:
@@ -236,8 +237,9 @@ class Session:
         return ids, len(kept)
 
     def _cache(self) -> attention.MemoryCache:
+        memory = self.memory
         return attention.MemoryCache(
-            self.memory.layers, self.memory.length, self.reader.tokenizer.decode
+            memory.layers, memory.length, memory.shared, self.reader.tokenizer.decode
         )
 
     def _scout(self, prompt: list[int]) -> torch.Tensor | None:
@@ -474,8 +476,6 @@ def _load_reader(
 
 
 def _check(options: AskOptions) -> None:
-    if options.router:
-        raise BudgetError("--router: this version routes by sketches and has no trained routers")
     if options.max_new_tokens < 1:
         raise BudgetError("--max-new-tokens must be at least 1")
     if options.temperature < 0:

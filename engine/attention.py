@@ -9,8 +9,8 @@ alone sees the query, selects. State travels as a forward keyword, never on modu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,18 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from engine.errors import ReaderError
-from engine.memory import LayerMemory
+from engine.memory import LayerMemory, Shared
 from engine.output import Answer, FoldedLayer
 from engine.policies.selector import Heard
 from engine.queries import Probe
 
 NAME = "sekv"
+
+
+class Attends(Protocol):
+    """What stands for the document in one layer: `memory.LayerMemory`, or a stand-in of it."""
+
+    def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor) -> Tensor: ...
 
 
 class LiveLayer(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -34,7 +40,7 @@ class LiveLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     length: tokens the positions of prefix and document take before the question.
     """
 
-    def __init__(self, memory: LayerMemory, length: int):
+    def __init__(self, memory: Attends, length: int):
         super().__init__()  # type: ignore[no-untyped-call]
         self.memory, self.length, self.pending = memory, length, False
 
@@ -57,7 +63,7 @@ class LiveLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 class FoldingLayer(LiveLayer):  # type: ignore[no-untyped-call]
     """Live rows of which finished thoughts are folded away."""
 
-    def __init__(self, memory: LayerMemory, length: int, folded: FoldedLayer):
+    def __init__(self, memory: Attends, length: int, folded: FoldedLayer):
         super().__init__(memory, length)
         self.folded = folded
 
@@ -69,17 +75,19 @@ class FoldingLayer(LiveLayer):  # type: ignore[no-untyped-call]
 class MemoryCache(Cache):
     """The cache of one question: shares the document memory, owns the live rows.
 
-    heard: the same rows as text. answer: what of them is folded, where the method folds any.
+    heard: the same rows as text. answer: what of them is folded, where the method folds any; a
+    stand-in of a memory has no method and folds none.
     """
 
     def __init__(
         self,
-        memories: list[LayerMemory],
+        memories: Sequence[Attends],
         length: int,
+        shared: Shared,
         text: Callable[[list[int]], str] = lambda ids: "",
     ):
         self.heard = Heard(text)
-        rule = memories[0].recipe.output
+        rule = memories[0].recipe.output if isinstance(memories[0], LayerMemory) else None
         self.answer = None if rule is None else Answer(rule, self.heard, len(memories))
         self.peak_live_bytes = 0
         made: list[Any] = [
@@ -89,7 +97,7 @@ class MemoryCache(Cache):
             for index, memory in enumerate(memories)
         ]
         super().__init__(layers=made)
-        self.shared, self.length = memories[0].shared, length
+        self.shared, self.length = shared, length
 
     def note_places(self, places: Tensor) -> None:
         """Count the tokens of a forward that stand where the document was read already."""

@@ -33,6 +33,10 @@ class BudgetError(SekvError):
     """A budget or a window that cannot be understood or cannot hold."""
 
 
+class RouterError(SekvError):
+    """A trained router is missing, damaged, or belongs to another model."""
+
+
 class StoppedError(SekvError):
     """An answer was given up: whoever asked is gone, or it took longer than allowed."""
 

@@ -94,8 +94,9 @@ def fit(
     """Side information of a layer, shared by all windows.
 
     Args:
-        k, v: [Hkv, n, D] of the first window.  given: as `prepare` has it, and what was calibrated
-            for this layer; without, the layer spends the bits of all layers on its own.
+        k, v: [Hkv, n, D] of the first window.  given: as `prepare` has it, with what was calibrated
+            for this layer and what a trained router knows of it; without, the layer spends the
+            bits of all layers on its own.
     """
     if recipe.whole:
         return recipe.codec.fit(k, v)
@@ -126,7 +127,8 @@ def fold_layer(
 ) -> Folded:
     """Device tensors and host records of one layer of one window.
 
-    k, v: [Hkv, n, D]. queries: [H, w, D] of its last tokens, for routers that observe them.
+    k, v: [Hkv, n, D]. side: the layer's, and what a trained router knows of it. queries:
+    [H, w, D] of its last tokens, for routers that observe them.
     """
     records = recipe.codec.encode(k, v, spans.bounds, side)
     if recipe.whole:

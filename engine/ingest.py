@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from engine.errors import BudgetError, DocumentError, ReaderError, StoreError
+from engine.errors import BudgetError, DocumentError, ReaderError, RouterError, StoreError
 from engine.recipe import Recipe, named
 from engine.types import IngestOptions, IngestReport, Plan, Progress, SourceReport
 
@@ -100,8 +100,6 @@ def ingest(
 
     clock = _Clock()
     recipe = named(options.method)
-    if options.router:
-        raise BudgetError("--router: this version routes by sketches and has no trained routers")
     if options.chunk_tokens < 1:
         raise BudgetError("--chunk-tokens must be at least 1")
     target = target or default_target(paths)
@@ -127,12 +125,14 @@ def ingest(
         name, revision=options.revision, device=options.device, dtype=options.dtype
     )
     calibrated = calibration.needed(recipe, name, options.heads, reader.identity)
+    recipe, learnt = _routed(recipe, options.router, Path(name), reader, progress)
     job = _job(document, windows, reader, recipe, options)
     if calibrated:
         job["heads"] = calibrated.heads
     with StoreWriter.begin(target, job, overwrite=options.overwrite) as writer:
         work = _Work(recipe, reader, document, tokens, windows, writer, options.chunk_tokens)
         work.given = calibrated.sides() if calibrated else None
+        work.trained = learnt
         return work.make(target, progress, clock)
 
 
@@ -176,8 +176,9 @@ def append(
     new = _load(paths, options, progress, stdin)
     clock.lap("read_s")
     own = "" if base.model.id == "builtin" else base.model.id
+    name = options.model or own or str(hf.BUILTIN)
     reader = reader or hf.load(
-        options.model or own or str(hf.BUILTIN),
+        name,
         revision="" if options.model else base.model.revision,
         device=options.device,
         dtype=base.dtype,
@@ -206,9 +207,11 @@ def append(
         base.window_tokens,
     )
     document = Document((*old, *new.sources))
+    learnt = _learnt_before(target, recipe, options.router, Path(name), reader)
     job = _job(document, windows, reader, recipe, options)
     with StoreWriter.append(target, job) as writer:
         work = _Work(recipe, reader, document, tokens, windows, writer, options.chunk_tokens)
+        work.trained = learnt
         work.kept = len(base.windows)
         return work.make(target, progress, clock)
 
@@ -244,6 +247,7 @@ class _Work:
         self.prefill_s = self.compress_s = 0.0
         self.resumed = 0
         self.given: list[Any] | None = None  # what was calibrated for each layer
+        self.trained: list[Any] = []  # per layer what a trained router knows, if there is one
         self.kept = 0  # windows that were there before this command: an append's
 
     def make(self, target: Path, progress: Progress, clock: _Clock) -> IngestReport:
@@ -374,13 +378,14 @@ class _Work:
             if observe.rows:
                 queries = torch.cat([chunk.queries[layer] for chunk in chunks], 1)
                 queries = queries[:, -observe.rows :]
+            trained = self.trained[layer] if self.trained else {}
             if sides is None:
-                known = given[layer] | (self.given[layer] if self.given else {})
+                known = given[layer] | (self.given[layer] if self.given else {}) | trained
                 side = fold.fit(self.recipe, k, v, surprisal, spans, known)
                 new_sides.append(side)
             else:
                 side = sides[layer]
-            folded = fold.fold_layer(self.recipe, k, v, surprisal, spans, side, queries)
+            folded = fold.fold_layer(self.recipe, k, v, surprisal, spans, side | trained, queries)
             if not is_finite({**side, **folded.device}):
                 raise ReaderError(
                     f"the keys and values of layer {layer} are no numbers that a store can hold; "
@@ -430,6 +435,59 @@ class _Work:
             "source": tokens.source,
             **texts,
         }
+
+
+# ---------------------------------------------------------------------------- routers
+
+
+def _routed(
+    recipe: Recipe, asked: str, folder: Path, reader: Reader, progress: Progress
+) -> tuple[Recipe, list[Any]]:
+    """The recipe with its trained router, if there is one, and what that knows of each layer.
+
+    A router that was not asked for is used only where it is known to find more.
+
+    Raises:
+        RouterError: the file asked for is no router, another model's, or of no use to the method.
+    """
+    from engine import router
+    from engine.recipe import with_router
+
+    trained, remark = router.find(asked, folder, reader.identity)
+    if remark:
+        progress.note(remark)
+    if trained is None or not (asked or trained.pays(recipe.router)):
+        return recipe, []
+    routed = with_router(recipe, trained)
+    if routed != recipe:
+        return routed, trained.layers
+    if asked:
+        raise RouterError(f"{asked} holds no router for method '{recipe.name}'")
+    return recipe, []
+
+
+def _learnt_before(
+    target: Path, recipe: Recipe, asked: str, folder: Path, reader: Reader
+) -> list[Any]:
+    """What the router that a store was made with knows of each layer; empty if it had none.
+
+    Raises:
+        RouterError: the router at hand is not that one.
+    """
+    from engine import router
+    from engine.policies.zoom import Learnt
+
+    used = recipe.router.weights if isinstance(recipe.router, Learnt) else ""
+    if not used and asked not in ("", router.NONE):
+        raise RouterError(f"{target} is routed without training; --router cannot change that")
+    if not used:
+        return []
+    trained, _ = router.find(asked, folder, reader.identity)
+    if trained is None or trained.fingerprint != used:
+        raise RouterError(
+            f"{target} was made with the router {used[:8]}; name that file with --router"
+        )
+    return trained.layers
 
 
 # ---------------------------------------------------------------------------- windows

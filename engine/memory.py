@@ -20,6 +20,7 @@ from engine.policies import summarise
 from engine.policies.codec import Side
 from engine.policies.select import choose
 from engine.policies.selector import Choice, Heard, Look
+from engine.policies.zoom import Gated
 from engine.recipe import Recipe
 from engine.tiers import Host, Traffic, Zoomed
 
@@ -278,8 +279,12 @@ class LayerMemory:
         live = torch.bmm(q, live_k.float().mT) * scale
         live = live.masked_fill(~seen.repeat(q.shape[1] // rows, 1), ops.NEVER)
         tensors = self._visible()
-        mass = self.recipe.router.logmass(q, tensors, self.side, self.view.bounds)
-        share = _share(pinned, live, mass)
+        router = self.recipe.router
+        mass = router.logmass(q, tensors, self.side, self.view.bounds)
+        if isinstance(router, Gated):
+            share = router.wish(q, tensors, self.side, self.view.bounds)
+        else:
+            share = _share(pinned, live, mass)
         hides = self.recipe.selector.hides
         wanted = torch.zeros_like(share, dtype=torch.bool)
         if self.shared.scout is not None:
@@ -334,6 +339,8 @@ class LayerMemory:
             cost, kept = torch.cat([cost, more], 1), torch.cat([kept, more > 0], 1)
         if len(worth) < self.heads:
             kept, cost = kept.all(0, keepdim=True), cost.sum(0, keepdim=True)
+        if isinstance(self.recipe.router, Gated):
+            kept = kept & (worth > 0)  # where its gate is closed nothing is zoomed
         chosen = choose(worth.masked_fill(~kept, -1.0), cost, self.room, uncovered) & kept
         return chosen.expand(self.heads, -1)
 

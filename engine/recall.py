@@ -7,15 +7,17 @@ routing and summaries first, then pinned rows, and always some room to zoom.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from engine import ops
-from engine.errors import BudgetError, StoreError
+from engine import router as trained_routers
+from engine.errors import BudgetError, RouterError, StoreError
 from engine.fold import pinned_tokens, sides_of
 from engine.memory import (
     OFFSET_BYTES,
@@ -29,6 +31,7 @@ from engine.memory import (
 )
 from engine.policies.route_static import layer_budgets
 from engine.policies.segment import FOLDED
+from engine.policies.zoom import Learnt, SpanZoom
 from engine.recipe import Recipe
 from engine.schema import Schema, recipe_of
 from engine.store import Store, compare_identity
@@ -65,12 +68,15 @@ def parse_budget(text: str, tokens: int) -> float:
 
 
 def open_memory(
-    store: Store, reader: Reader, *, budget: str, coverage: float, full: bool
+    store: Store, reader: Reader, *, budget: str, coverage: float, full: bool, router: str = ""
 ) -> Memory:
     """Load the device tier of a store.
 
+    router: a trained router's file; "" keeps to what the store was made with.
+
     Raises:
         StoreError: the store belongs to another reader, or is damaged.
+        RouterError: the router is another model's, or the store's sketch is not of its making.
         BudgetError: a budget or coverage that cannot be understood.
     """
     manifest = store.manifest
@@ -99,7 +105,10 @@ def open_memory(
         )
     tables = _Tables.of(manifest, sections)
     shared = Shared(tables.bounds, len(manifest.windows))
-    sides = sides_of(stored, reader.layers)
+    recipe, learnt = _rerouted(store, reader, recipe, router)
+    sides = [
+        {**side, **new} for side, new in zip(sides_of(stored, reader.layers), learnt, strict=True)
+    ]
     caps = _caps(recipe, tables, sides, manifest.model.kv_heads, cap, row)
     hosts = [store.host(w) for w in range(len(manifest.windows))]
     counts = [window.spans for window in manifest.windows]
@@ -193,6 +202,31 @@ def open_memory(
         )
     shared.layers = layers
     return Memory(layers, shared, len(reader.prompt.prefix) + longest)
+
+
+def _rerouted(
+    store: Store, reader: Reader, recipe: Recipe, asked: str
+) -> tuple[Recipe, list[Side]]:
+    """The store's recipe under the router asked for, and what that adds to each layer's side.
+
+    A router of span summaries can take another's place, for it works on what any such store
+    holds; a sketch was made while the document was folded.
+    """
+    nothing: list[Side] = [{} for _ in range(reader.layers)]
+    if not asked:
+        return recipe, nothing
+    trained, _ = trained_routers.find(asked, Path(), reader.identity)
+    choice = None if trained is None else trained.in_place_of(recipe.router)
+    if trained is not None and isinstance(choice, SpanZoom) and not recipe.whole:
+        none = torch.empty(0)
+        return replace(recipe, router=choice), [choice.fit(none, s) for s in trained.layers]
+    used = recipe.router.weights if isinstance(recipe.router, Learnt) else ""
+    if choice != recipe.router and (trained is not None or used):
+        raise RouterError(
+            f"{store.path} was made with {f'the router {used[:8]}' if used else 'no router'}; "
+            f"to use '{asked}', ingest again with --router {asked}"
+        )
+    return recipe, nothing
 
 
 def _check_prompt(manifest: Manifest, reader: Reader) -> None:

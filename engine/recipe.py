@@ -22,6 +22,8 @@ from engine.policies.select import MeanKey, Router, Sketch
 from engine.policies.selector import Blocks, ByShare, Once, Selector, SentenceQuery
 from engine.policies.summarise import Mean, Summariser, SurprisalMean
 from engine.policies.thoughts import Thoughts
+from engine.policies.zoom import LearnedSketch, SpanZoom
+from engine.router import TrainedRouter
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,8 @@ class _Kinds:
                 Recency,
                 Observed,
                 RetrievalHeads,
+                SpanZoom,
+                LearnedSketch,
             ),
             "selector": _by_name(ByShare, Once, Blocks, SentenceQuery),
             "output": _by_name(Thoughts),
@@ -160,7 +164,8 @@ RECIPES: dict[str, Recipe] = {
             router=MeanKey(),
             local=512,
             source="SeKV (arXiv 2606.31145), published settings",
-            differs="router untrained (W = identity), 8-bit factors, question-independent",
+            differs="router untrained (W = identity) where none was trained, 8-bit factors, "
+            "question-independent",
         ),
         Recipe(
             name="full",
@@ -294,6 +299,12 @@ def named(name: str) -> Recipe:
     if not plus:
         return RECIPES[base]
     return replace(RECIPES[base], name=name, output=RECIPES["zoomr"].output)
+
+
+def with_router(recipe: Recipe, router: TrainedRouter) -> Recipe:
+    """The same method routed by what was learnt; unchanged where nothing was learnt for it."""
+    choice = None if recipe.whole else router.in_place_of(recipe.router)
+    return recipe if choice is None else replace(recipe, router=choice)
 
 
 def from_settings(name: str, settings: dict[str, Any]) -> Recipe:

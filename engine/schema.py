@@ -21,6 +21,7 @@ from engine.manifest import SHARED, Manifest, device_file
 from engine.policies.codec import Side
 from engine.policies.route_static import CALIBRATED, RetrievalHeads
 from engine.policies.segment import FOLDED, Spans, pin_ends
+from engine.policies.zoom import Learnt
 from engine.readers.hf import DTYPES
 from engine.recipe import Recipe, from_settings
 from engine.store.records import SPAN_TABLE, span_table_fault
@@ -58,7 +59,7 @@ class Schema:
         if manifest.dtype not in DTYPES:
             raise StoreError(f"the manifest names a dtype '{manifest.dtype}' that no model has")
         made = cls(manifest, recipe, {})
-        return cls(manifest, recipe, fit(recipe, *made._rows(), *made._spans()))
+        return cls(manifest, recipe, fit(recipe, *made._rows(), *made._spans(), made._learnt()))
 
     def check_shared(self, shared: Side) -> None:
         """Raises StoreError, in one line, when the tensors of all windows are not the recipe's."""
@@ -135,6 +136,11 @@ class Schema:
         )
         return torch.ones(2 * _SPAN), pin_ends(spans, _SPAN, 0)
 
+    def _learnt(self) -> Side:
+        """What a trained router would know of a layer, in its shapes."""
+        model, router = self.manifest.model, self.recipe.router
+        return router.example(model.kv_heads, model.head_dim) if isinstance(router, Learnt) else {}
+
     def _prefix(self) -> Side:
         k, _ = self._rows()
         prefix = self.manifest.prompt.get("prefix")
@@ -144,9 +150,9 @@ class Schema:
     def _device(self, side: Side) -> Side:
         """What a window's layer looks like: how wide packed rows are follows from its own bits."""
         own = {name: t for name, t in side.items() if name.endswith("_bits") or name in CALIBRATED}
-        made = {**self.example, **own}
+        known = {**self.example, **own, **self._learnt()}
         rows, told = self._rows(), self._spans()
-        return fold_layer(self.recipe, *rows, *told, made, self._queries()).device
+        return fold_layer(self.recipe, *rows, *told, known, self._queries()).device
 
 
 def is_finite(tensors: Side) -> bool:

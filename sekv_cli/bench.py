@@ -91,8 +91,8 @@ def bench(
         str,
         typer.Option(
             metavar="NAME,...",
-            help="Methods to compare, or one to time. [default: sekv,sekv-paper (fidelity, "
-            "efficiency), all others]",
+            help="Methods to compare (fidelity: NAME@FILE or NAME@none chooses the router), or one "
+            "to time. [default: sekv,sekv-paper (fidelity, efficiency), all others]",
             show_default=False,
         ),
     ] = "",

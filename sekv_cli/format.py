@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from engine.store import StoreSummary
+    from engine.train.zoomin.loop import Result
     from engine.types import (
         Answer,
         Citation,
@@ -217,6 +218,29 @@ def print_ingest(out: Console, report: IngestReport) -> None:
             ]
         )
     )
+
+
+def print_router(out: Console, path: PurePath, result: Result) -> None:
+    """What was learnt, what it weighs, and whether it finds more than routing without training."""
+    out.print(f"{clean(str(path))} is ready", style="bold")
+    rows = [
+        (
+            "trained",
+            f"{count_text(result.parameters)} parameters, "
+            f"{100 * result.share:.3f} % of the model's",
+        ),
+        ("steps", count_text(result.steps)),
+    ]
+    rows += [
+        (
+            f"{name} form",
+            f"{100 * row['trained']:.1f} % of the attention found in 5 % of held-out tokens, "
+            f"{100 * row['untrained']:.1f} % without training, {100 * row['oracle']:.1f} % at "
+            f"best; of step {result.best_step[name]}",
+        )
+        for name, row in result.found.items()
+    ]
+    out.print(_facts(rows))
 
 
 def print_plan(out: Console, plan: Plan) -> None:

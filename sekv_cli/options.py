@@ -66,7 +66,12 @@ DTypeOption = Annotated[
 ]
 Router = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="A trained zoom router (safetensors).", show_default=False),
+    typer.Option(
+        metavar="FILE",
+        help="A router made by `sekv train`, or none. [default: the store's; for a new "
+        "store the model's own, if it has one]",
+        show_default=False,
+    ),
 ]
 Model = Annotated[
     str,

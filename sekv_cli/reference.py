@@ -46,6 +46,8 @@ def reference() -> str:
 def _group(group: Any, path: str) -> Iterator[str]:
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
+            if len(command.params) > 1:  # it does something by itself
+                yield from _command(command, f"{path} {name}")
             yield from _group(command, f"{path} {name}")
         else:
             yield from _command(command, f"{path} {name}")

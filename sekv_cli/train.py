@@ -1,13 +1,16 @@
-"""`sekv train`: make what the project ships trained, and measure what a method must know.
+"""`sekv train`: a router for a frozen model, its retrieval heads, or the built-in reader itself.
 
-It starts the training as processes of their own (`python -m engine.train.reader`), because their
-number and their memory allocator are settled before Python begins. No training code here.
+No training code here.
+
+The reader's training starts as processes of their own (`python -m engine.train.reader`), because
+their number and their memory allocator are settled before Python begins.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -16,14 +19,134 @@ import typer
 from engine.errors import TrainError
 from sekv_cli import options
 
-app = typer.Typer(help="Train what sekv ships trained.", rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode=None)
+
+
+class Form(StrEnum):
+    """span: the published router of span summaries. sketch: a learnt sketch of every key."""
+
+    both = "both"
+    span = "span"
+    sketch = "sketch"
 
 
 @app.callback(invoke_without_command=True)
-def root(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
+def router(
+    context: typer.Context,
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="ID_OR_PATH",
+            envvar="SEKV_MODEL",
+            help="The frozen model. [default: the built-in reader]",
+            show_default=False,
+        ),
+    ] = "",
+    revision: Annotated[
+        str, typer.Option(metavar="REV", help="Revision of a hub model.", show_default=False)
+    ] = "",
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of .txt files; a tenth of each is held out.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The router to write.")
+    ] = Path("router.safetensors"),
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of checkpoint and log; an interrupted run goes on from it. "
+            "[default: OUTPUT.run]",
+            show_default=False,
+        ),
+    ] = None,
+    form: Annotated[Form, typer.Option(metavar="NAME", help="both, span or sketch.")] = Form.both,
+    per_head: Annotated[
+        bool,
+        typer.Option(
+            "--per-head", help="A projection per query head, as published, not per KV head."
+        ),
+    ] = False,
+    bits: Annotated[
+        float, typer.Option(min=0.125, max=8.0, metavar="B", help="Bits of the sketch, as a mean.")
+    ] = 1.5,
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Documents to learn from.")] = 200,
+    length: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="N", help="Tokens of the longest; 0: what the model reads well."
+        ),
+    ] = 0,
+    rate: Annotated[float, typer.Option(min=0.0, metavar="R", help="Learning rate.")] = 1e-3,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of documents.")] = 0,
+    device: options.Device = "auto",
+    dtype: options.DTypeOption = options.DType.auto,
+    sizes: Annotated[
+        bool, typer.Option("--sizes", help="Print routers' sizes for known models; train nothing.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Train a router for a model, find its retrieval heads, or train the built-in reader.
+
+    The model stays as it is; the router learns which spans to zoom from what
+    the model looks at when it sees everything.
+
+    The file belongs to that model. `ingest` and `ask` take it with --router, or by
+    themselves where it lies in the model's folder as router.safetensors. The
+    same command continues an interrupted run.
+
+    \b
+    Example:
+      sekv train --text books -o router.safetensors
+      sekv train --model Qwen/Qwen3-4B --text papers -o qwen-router.safetensors
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from sekv_cli import format, progress
+
+    if sizes:
+        from engine.train.zoomin.sizes import table
+
+        format.print_markdown(format.console(), table())
+        return
+    if text is None:
         typer.echo(context.get_help(), err=True)
         raise typer.Exit(2)
+    if not text.is_dir():
+        raise TrainError(f"there is no folder {text}; name one of .txt files with --text")
+    if output.is_dir():
+        raise TrainError(f"{output} is a folder; name a file with -o")
+    with progress.on_stderr() as shown:
+        from engine.router import FORMS
+        from engine.train.zoomin.loop import Options, train_router
+
+        forms = FORMS if form is Form.both else (form.value,)
+        chosen = Options(
+            text=text,
+            output=output,
+            run=run or output.with_name(f"{output.name}.run"),
+            model=model,
+            revision=revision,
+            device=device,
+            dtype=dtype.value,
+            forms=forms,
+            per_head=per_head,
+            bits=bits,
+            steps=steps,
+            length=length,
+            rate=rate,
+            seed=seed,
+        )
+        result = train_router(chosen, shown)
+    if as_json:
+        format.emit_json({"router": str(output), **result.to_json()})
+    else:
+        format.print_router(format.console(), output, result)
 
 
 @app.command()

@@ -314,7 +314,6 @@ def test_a_seed_makes_sampling_repeatable(store: Path, reader: hf.Reader) -> Non
         ({"top_p": 0.0}, "--top-p"),
         ({"top_p": 1.1}, "--top-p"),
         ({"budget": "much"}, "budget"),
-        ({"router": "router.safetensors"}, "--router"),
     ],
 )
 def test_options_out_of_range_are_one_line(

@@ -20,7 +20,14 @@ from transformers import AutoModelForCausalLM
 from engine import ingest as use
 from engine import recipe as recipes
 from engine.documents.types import Document, Source
-from engine.errors import BudgetError, DocumentError, ReaderError, SekvError, StoreError
+from engine.errors import (
+    BudgetError,
+    DocumentError,
+    ReaderError,
+    RouterError,
+    SekvError,
+    StoreError,
+)
 from engine.ingest import append, cut_windows, default_target, ingest, longest_window, plan
 from engine.manifest import NAME
 from engine.readers import hf
@@ -400,7 +407,7 @@ def test_an_existing_name_is_refused_before_anything_is_read(model: Path, tmp_pa
             BudgetError,
             r"unknown method 'nonsense'; known: sekv, sekv-paper",
         ),
-        ({"router": "r.safetensors"}, BudgetError, "--router"),
+        ({"router": "r.safetensors"}, RouterError, "there is no router file r.safetensors"),
         ({"window": -5}, BudgetError, "--window"),
         ({"window": 4096}, BudgetError, "--window"),
         ({"chunk_tokens": 0}, BudgetError, "--chunk-tokens"),

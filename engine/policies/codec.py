@@ -13,10 +13,12 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from engine import ops
 from engine.errors import StoreError
+from engine.policies.gates import kept_rank, rank_gates
 
 
 @dataclass(frozen=True)
@@ -296,7 +298,7 @@ class SpanSVD:
             which = torch.nonzero(lengths == length)[:, 0]
             index = bounds[which][:, None] + torch.arange(length)
             place = (which[None] * heads + torch.arange(heads)[:, None]).reshape(-1)
-            parts = [self._factor(x[:, index].float().flatten(0, 1)) for x in (k, v)]
+            parts = [self._factor(x[:, index].float().flatten(0, 1), side) for x in (k, v)]
             marks = torch.stack([mark for mark, _, _ in parts], -1).to(torch.int16)
             data = torch.cat([marks.view(torch.uint8), *(rows for _, rows, _ in parts)], -1)
             used = torch.cat(
@@ -310,8 +312,11 @@ class SpanSVD:
             payload[ops.gather_ranges(offsets[place], sizes[place])] = data
         return Records(payload, offsets)
 
-    def _factor(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Matrices [B, n, D] of one length -> marks [B], bytes [B, m] and which of them count."""
+    def _factor(self, x: Tensor, side: Side) -> tuple[Tensor, Tensor, Tensor]:
+        """Matrices [B, n, D] of one length -> marks [B], bytes [B, m] and which of them count.
+
+        Where `side` brings trained rank gates they weigh the directions and drop the last ones.
+        """
         batch, n, size = x.shape
         u, energy, w = ops.span_svd(x)
         directions = min(n, size) if self.exact else min(self.rank, n, size)
@@ -322,6 +327,11 @@ class SpanSVD:
         spread = (x - x.mean(1, keepdim=True)).square().sum((1, 2))
         residual = energy.sum(-1, keepdim=True) - energy.cumsum(-1)
         rank = ((residual > (1 - self.energy) * spread[:, None]).sum(-1) + 1).clamp_max(directions)
+        if "gate_0_w" in side:
+            gates = rank_gates(energy[:, :directions], x.mean(1), side)
+            rank = rank.minimum(kept_rank(gates))
+            w = w[:, : gates.shape[1]] * gates[..., None]
+            w = F.pad(w, (0, 0, 0, directions - gates.shape[1]))
         root = energy[:, :directions, None].sqrt().clamp_min(1e-12).sqrt()
         factors = torch.cat([_eight_bits(u * root), _eight_bits(w / root)], -1)
         plain = _eight_bits(x).flatten(1)

@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Dynami
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.hub import cached_file
 
-from engine import attention
+from engine import attention, router
 from engine.certainty import Bar
 from engine.errors import ReaderError
 from engine.manifest import ModelIdentity
@@ -372,7 +372,8 @@ def _weights_fingerprint(name: str, revision: str) -> str:
     if found is None:
         raise ReaderError(f"cannot find the files of model '{name}'")
     folder = Path(found).parent
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    tensors = [file for file in folder.glob("*.safetensors") if file.name != router.NAME]
+    files = sorted(tensors) or sorted(folder.glob("*.bin"))
     if not files:
         raise ReaderError(f"no weight files beside {found}")
     digest = xxhash.xxh3_128()

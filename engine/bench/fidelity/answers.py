@@ -80,7 +80,8 @@ def asked(
         the ingest's report, and per option and question what was heard.
     """
     store = source.with_suffix(".sekv")
-    made = IngestOptions(model=model, method=method, window=window, overwrite=True)
+    name, _, router = method.partition("@")
+    made = IngestOptions(model=model, method=name, router=router, window=window, overwrite=True)
     report = ingest([str(source)], store, made, Silent(), None, reader)
     heard = []
     for each in options:
@@ -102,7 +103,7 @@ def _hear(session: Session, question: str, followed: Tensor | None) -> Heard:
     prompt = reader.prompt.question(reader.tokenizer, question)
     for layer in memory.layers:
         layer.release()
-    cache = attention.MemoryCache(memory.layers, memory.length)
+    cache = attention.MemoryCache(memory.layers, memory.length, memory.shared)
     device = reader.devices[0]
     rows, ids, logits = torch.tensor([prompt], device=device), [], []
     room = reader.max_positions - memory.length - len(prompt)

@@ -34,6 +34,7 @@ class Documents(Protocol):
 class Setting:
     """What is compared.
 
+    methods: names, each with "@" and a router file or "none" where not the model's own is meant.
     questions: how many in all. coverage: as `AskOptions`. most: tokens of an answer.
     dissected: of the documents, how many are looked at head by head (routing, distortion).
     """
@@ -61,7 +62,7 @@ def measure(
         SekvError: an unknown method, a budget that is none, or documents without questions.
     """
     for method in setting.methods:
-        named(method)
+        named(method.partition("@")[0])
     for budget in setting.budgets:
         parse_budget(budget, 1)
     if not 0 < setting.coverage <= 1:

@@ -1,0 +1,188 @@
+"""A trained router: one safetensors file that belongs to one model.
+
+It holds what the training code has learnt and hands it, layer by layer, to the policies that run
+it. The weights in it act while a document is folded; a store keeps of them what a question needs.
+No training here, and no model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from engine.errors import RouterError
+from engine.manifest import ModelIdentity
+from engine.policies.codec import Side
+from engine.policies.select import MeanKey, Router, Sketch
+from engine.policies.zoom import LearnedSketch, SpanZoom
+
+NAME = "router.safetensors"
+"""A file of this name in a model's folder is that model's router."""
+
+NONE = "none"
+"""Asked for in place of a file: route without training."""
+
+FORMAT = "sekv-router 1"
+COMMON = "common"
+SPAN, SKETCH = "span", "sketch"
+FORMS = (SPAN, SKETCH)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The model that a router was trained for; a part of `ModelIdentity`."""
+
+    id: str
+    weights: str
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    @classmethod
+    def of(cls, identity: ModelIdentity) -> Owner:
+        return cls(**{name: getattr(identity, name) for name in cls.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class TrainedRouter:
+    """What was learnt. layers: per layer the tensors that policies are given while they fold.
+
+    fingerprint: of the file. bits: of the sketch, mean per component of a head. record: how it
+    was trained.
+    """
+
+    owner: Owner
+    layers: list[Side]
+    fingerprint: str
+    bits: float
+    record: dict[str, Any]
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The forms in the file, of `FORMS`."""
+        names = self.layers[0]
+        return tuple(f for f, key in ((SPAN, "zoom_w"), (SKETCH, "zoom_key")) if key in names)
+
+    def pays(self, choice: Router) -> bool:
+        """Whether on held-out text it found more than the untrained router of the same bytes."""
+        form = SPAN if isinstance(choice, MeanKey | SpanZoom) else SKETCH
+        row = self.record.get("found", {}).get(form, {})
+        return bool(row.get("trained", 0.0) > row.get("untrained", 0.0))
+
+    def in_place_of(self, choice: Router) -> Router | None:
+        """The trained router that stands for an untrained one; None where none was learnt."""
+        if isinstance(choice, MeanKey | SpanZoom) and SPAN in self.forms:
+            _, projections, rank, _ = self.layers[0]["zoom_w"].shape
+            group = self.layers[0]["zoom_tau"].shape[1]
+            return SpanZoom(self.fingerprint, group, projections, rank)
+        if isinstance(choice, Sketch | LearnedSketch) and SKETCH in self.forms:
+            components = self.layers[0]["zoom_key"].shape[1]
+            return LearnedSketch(self.fingerprint, self.bits, components)
+        return None
+
+
+def save(
+    path: Path, owner: Owner, layers: list[Side], common: Side, bits: float, record: dict[str, Any]
+) -> None:
+    """Write a router beside its name and put it in place; `common` is the same in every layer."""
+    tensors = {
+        f"{index}.{name}": tensor.contiguous()
+        for index, side in enumerate(layers)
+        for name, tensor in side.items()
+    }
+    tensors |= {f"{COMMON}.{name}": tensor.contiguous() for name, tensor in common.items()}
+    claims = {"format": FORMAT, "owner": asdict(owner), "bits": bits, "record": record}
+    partial = path.with_suffix(".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, partial, metadata={"sekv": json.dumps(claims, sort_keys=True)})
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def load(path: Path) -> TrainedRouter:
+    """Read a router file.
+
+    Raises:
+        RouterError: missing, no router, damaged, or of a newer format.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            claims = json.loads((file.metadata() or {}).get("sekv", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise RouterError(f"there is no router file {path}; make one with `sekv train`") from None
+    except (SafetensorError, ValueError, OSError) as error:
+        raise RouterError(f"{path} is no router file, or is damaged ({error})") from error
+    if claims.get("format") != FORMAT:
+        raise RouterError(f"{path} is no router file of this sekv (format {FORMAT})")
+    owner = Owner(**claims["owner"])
+    layers: list[Side] = [{} for _ in range(owner.layers)]
+    for name, tensor in tensors.items():
+        place, _, rest = name.partition(".")
+        for index, side in enumerate(layers):
+            if place in (str(index), COMMON):
+                side[rest] = tensor
+    fingerprint = xxhash.xxh3_128_hexdigest(path.read_bytes())
+    router = TrainedRouter(owner, layers, fingerprint, float(claims["bits"]), claims["record"])
+    _check_shapes(path, router)
+    return router
+
+
+def find(asked: str, folder: Path, identity: ModelIdentity) -> tuple[TrainedRouter | None, str]:
+    """The router to use with a model, and a remark worth a line ("" for none).
+
+    Args:
+        asked: a file, `NONE`, or "" for the one in the model's own `folder`, if it fits.
+    Raises:
+        RouterError: the file asked for is no router, or that of another model.
+    """
+    if asked == NONE:
+        return None, ""
+    path = Path(asked) if asked else folder / NAME
+    if not asked and not path.is_file():
+        return None, ""
+    router = load(path)
+    if router.owner.weights == identity.weights:
+        return router, ""
+    if asked:
+        raise RouterError(
+            f"{path} was trained for {router.owner.id} ({router.owner.weights[:8]}), not for "
+            f"{identity.id} ({identity.weights[:8]}); train one with `sekv train`"
+        )
+    return None, f"{path.name} beside the model is of other weights; routing without training"
+
+
+def _check_shapes(path: Path, router: TrainedRouter) -> None:
+    """Every layer must hold what its forms need, in the shapes that the owner has."""
+    owner = router.owner
+    group = owner.heads // owner.kv_heads
+    for side in router.layers:
+        right = bool(router.forms)
+        if SPAN in router.forms:
+            w, tau = side.get("zoom_w"), side.get("zoom_tau")
+            right &= _shaped(w, (owner.kv_heads, None, None, owner.head_dim))
+            right &= _shaped(tau, (owner.kv_heads, group))
+        if SKETCH in router.forms:
+            right &= _shaped(side.get("zoom_key"), (owner.kv_heads, None, owner.head_dim))
+            right &= _shaped(side.get("zoom_query"), (owner.kv_heads, None, owner.head_dim))
+            right &= _shaped(side.get("zoom_bits"), (owner.kv_heads, None))
+        if not right:
+            raise RouterError(f"{path} is damaged: a layer's tensors are missing or misshapen")
+
+
+def _shaped(tensor: Tensor | None, shape: tuple[int | None, ...]) -> bool:
+    return (
+        tensor is not None
+        and tensor.dim() == len(shape)
+        and all(want in (None, have) for want, have in zip(shape, tensor.shape, strict=True))
+    )

@@ -1,0 +1,128 @@
+"""Does a trained router find what the untrained one of the same bytes misses?
+
+Held-out documents, the policies as `ask` runs them, and the reader's true attention. No training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from engine import fold
+from engine.memory import View
+from engine.policies.codec import SharedBasis, Side
+from engine.policies.segment import FOLDED, Spans
+from engine.policies.select import Sketch
+from engine.policies.zoom import Gated
+from engine.recipe import RECIPES, Recipe, with_router
+from engine.train.zoomin.student import cut, fitted
+from engine.train.zoomin.teacher import Block, Look, Reading, span_mass
+
+if TYPE_CHECKING:
+    from engine.router import TrainedRouter
+
+ZOOMED = 0.05
+"""Share of a document's tokens that a ranking may zoom."""
+
+
+@torch.no_grad()
+def found(
+    trained: TrainedRouter,
+    documents: Iterable[tuple[Reading, list[Block]]],
+    methods: tuple[str, ...] = ("sekv-paper", "sekv"),
+) -> dict[str, dict[str, float]]:
+    """Share of the attention on folded spans that lies in the twentieth of tokens ranked first.
+
+    Attention of all documents, layers, heads and mined positions is added up, so that a head which
+    hardly looks at the document hardly counts.
+
+    Returns:
+        by method "untrained", "trained" and "oracle"; methods for which nothing was learnt are
+        left out.
+    """
+    sums: dict[str, dict[str, float]] = {}
+    for reading, blocks in documents:
+        for method in methods:
+            plain = replace(fitted(RECIPES[method], reading.tokens), codec=SharedBasis(8))
+            if isinstance(plain.router, Sketch):
+                plain = replace(plain, router=Sketch(trained.bits))  # the same bytes
+            routed = with_router(plain, trained)
+            spans = cut(plain, reading)
+            if routed == plain or not bool((spans.kind == FOLDED).any()):
+                continue
+            rows = [(k.cpu().float(), v.cpu().float()) for k, v in reading.rows]
+            known = fold.prepare(plain, rows, reading.asked)
+            for layer, learnt in enumerate(trained.layers):
+                ranks = {
+                    "untrained": _Ranks.of(plain, known[layer], reading, spans, layer),
+                    "trained": _Ranks.of(routed, known[layer] | learnt, reading, spans, layer),
+                }
+                for block in blocks:
+                    row = _shares(ranks, block.looks[layer], block.mined)
+                    table = sums.setdefault(method, dict.fromkeys(row, 0.0))
+                    for name, value in row.items():
+                        table[name] += value
+    return {
+        method: {name: value / row["all"] for name, value in row.items() if name != "all"}
+        for method, row in sums.items()
+    }
+
+
+class _Ranks:
+    """One layer of a document under one router: how it ranks the folded spans."""
+
+    def __init__(
+        self, recipe: Recipe, device: Side, side: Side, k: Tensor, view: View, tokens: int
+    ):
+        """device: of the view's spans.  k: [Hkv, n, D] their keys.  tokens: of the document."""
+        self.recipe, self.device, self.side = recipe, device, side
+        self.k, self.view, self.tokens = k, view, tokens
+
+    @classmethod
+    def of(cls, recipe: Recipe, known: Side, reading: Reading, spans: Spans, layer: int) -> _Ranks:
+        k, v = (rows.cpu().float() for rows in reading.rows[layer])
+        side = fold.fit(recipe, k, v, reading.surprisal, spans, known)
+        device = fold.fold_layer(recipe, k, v, reading.surprisal, spans, known | side).device
+        one = torch.zeros(len(spans.kind), dtype=torch.int64)
+        everything = View.of(torch.arange(len(spans.kind)), spans.bounds, one)
+        folded = spans.kind == FOLDED
+        view, rows = everything.pick(folded)
+        kept = {name: t for name, t in device.items() if not name.startswith("pinned")}
+        kept = everything.slice(kept, folded, rows)
+        return cls(recipe, kept, side, k[:, rows], view, reading.tokens)
+
+    def scores(self, look: Look, mined: Tensor) -> Tensor:
+        """[Hkv, M, S], higher first, of the mined positions."""
+        q = look.queries[:, :, mined].cpu()
+        router, bounds = self.recipe.router, self.view.bounds
+        heads, group, count, size = q.shape
+        if isinstance(router, Gated):
+            wishes = [router.wish(q[:, :, i], self.device, self.side, bounds) for i in range(count)]
+            return torch.stack(wishes, 1)
+        mass = router.logmass(q.reshape(heads, -1, size), self.device, self.side, bounds)
+        total = look.total[:, :, mined].cpu()
+        return (mass.reshape(heads, group, count, -1) - total[..., None]).amax(1)
+
+
+def _shares(ranks: dict[str, _Ranks], look: Look, mined: Tensor) -> dict[str, float]:
+    """The attention that each ranking finds, that the true mass would, and all of it, added up."""
+    first = ranks["trained"]
+    q = look.queries[:, :, mined].cpu()
+    heads, group, count, size = q.shape
+    mass = span_mass(q.reshape(heads, -1, size), first.k, first.view.bounds)
+    mass = mass.reshape(heads, group, count, -1)
+    weight = mass - look.total[:, :, mined].cpu()[..., None]
+    share = weight.exp().sum(1)
+    scores = {name: rank.scores(look, mined) for name, rank in ranks.items()}
+    scores["oracle"] = weight.amax(1)
+    room = ZOOMED * first.tokens
+    out = {"all": float(share.sum())}
+    for name, score in scores.items():
+        order = score.sort(dim=-1, descending=True, stable=True).indices
+        fits = first.view.lengths[order].cumsum(-1) <= room
+        out[name] = float((share.gather(-1, order) * fits).sum())
+    return out

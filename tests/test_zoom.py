@@ -1,0 +1,279 @@
+"""The trained zoom-in as it runs: scores, thresholds, the learnt sketch, rank gates, the file."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine import ops, router
+from engine.errors import RouterError
+from engine.manifest import ModelIdentity
+from engine.policies.codec import Side, SpanSVD
+from engine.policies.gates import RANK, gate_shapes, kept_rank, rank_gates
+from engine.policies.select import MeanKey, Sketch
+from engine.policies.zoom import Gated, LearnedSketch, SpanZoom, zoom_scores
+from engine.recipe import RECIPES, from_settings, with_router
+from tiny_memory import rows
+
+SIZE, HEADS, GROUP = 32, 2, 2
+IDENTITY = ModelIdentity(
+    "m", "", "Llama", "abcdef012345", 2, HEADS * GROUP, HEADS, SIZE, {}, "cd", "5"
+)
+
+
+def learnt(seed: int = 0, components: int = 16) -> Side:
+    """What a router knows of a layer, drawn at random."""
+    made = torch.Generator().manual_seed(seed)
+    return {
+        "zoom_w": torch.randn(HEADS, 1, 8, SIZE, generator=made),
+        "zoom_tau": torch.rand(HEADS, GROUP, generator=made),
+        "zoom_key": torch.eye(SIZE)[:components].expand(HEADS, -1, -1).contiguous(),
+        "zoom_query": torch.eye(SIZE)[:components].expand(HEADS, -1, -1).contiguous(),
+        "zoom_bits": torch.full((HEADS, components), 8, dtype=torch.uint8),
+    }
+
+
+def shut(size: int, gate: float) -> Side:
+    """Gates that are `gate` whatever the span."""
+    weights: Side = {name: torch.zeros(shape) for name, shape in gate_shapes(size).items()}
+    weights["gate_2_b"] = torch.full((RANK,), math.log(gate / (1 - gate)))
+    return weights
+
+
+def test_the_published_score_by_the_book() -> None:
+    """sigmoid((W q) . (W k / |W k|) / sqrt(d') + log n), one span and head at a time."""
+    side, made = learnt(), torch.Generator().manual_seed(1)
+    q = torch.randn(HEADS, GROUP, 3, SIZE, generator=made)
+    summary = torch.randn(HEADS, 5, SIZE, generator=made)
+    lengths = torch.tensor([4, 1, 9, 2, 30])
+    scores = zoom_scores(q, summary, side["zoom_w"], lengths)
+    for head in range(HEADS):
+        w = side["zoom_w"][head, 0]
+        for span in range(5):
+            key = w @ summary[head, span]
+            expected = (q[head] @ w.T) @ (key / key.norm()) / math.sqrt(8)
+            expected = expected + math.log(int(lengths[span]))
+            torch.testing.assert_close(scores[head, ..., span], expected)
+
+
+def test_a_span_below_every_threshold_is_never_wished_for() -> None:
+    """The wish is the largest score of the heads that pass their own threshold, else 0."""
+    k, _ = rows(1, HEADS, 60, SIZE)
+    bounds = torch.arange(0, 61, 12)
+    side = learnt()
+    summary = ops.span_mean(k, torch.ones(60), bounds)
+    zoom = SpanZoom("x")
+    fitted = zoom.fit(k, side)
+    device = zoom.build(k, summary, fitted)
+    q = torch.randn(HEADS, GROUP * 3, SIZE, generator=torch.Generator().manual_seed(2))
+    wish = zoom.wish(q, device, fitted, bounds)
+    alpha = zoom_scores(
+        q.reshape(HEADS, GROUP, 3, SIZE),
+        device["mean_key.s"].float(),
+        fitted["zoom_w"].float(),
+        bounds.diff(),
+    ).sigmoid()
+    passed = torch.where(alpha > side["zoom_tau"][..., None, None], alpha, 0.0)
+    torch.testing.assert_close(wish.float(), passed.amax((1, 2)))
+    fitted["zoom_tau"] = torch.ones(HEADS, GROUP)
+    assert float(zoom.wish(q, device, fitted, bounds).max()) == 0
+    torch.testing.assert_close(
+        zoom.logmass(q, device, fitted, bounds), MeanKey().logmass(q, device, fitted, bounds)
+    )
+
+
+def test_only_the_published_form_decides_by_a_score_of_its_own() -> None:
+    assert isinstance(SpanZoom("x"), Gated)
+    assert not any(isinstance(r, Gated) for r in (LearnedSketch("x", 1.5), Sketch(), MeanKey()))
+
+
+def test_a_learnt_sketch_of_all_directions_knows_the_mass() -> None:
+    k, _ = rows(3, HEADS, 400, SIZE)
+    bounds = torch.arange(0, 401, 8)
+    side = learnt(components=SIZE)
+    sketch = LearnedSketch("x", 8.0)
+    fitted = sketch.fit(k, side)
+    device = sketch.build(k, k, {**fitted, **side})
+    q = torch.randn(HEADS, 6, SIZE, generator=torch.Generator().manual_seed(4))
+    true = ops.span_logsumexp(torch.bmm(q, k.mT) / math.sqrt(SIZE), bounds)
+    torch.testing.assert_close(sketch.logmass(q, device, fitted, bounds), true, atol=0.05, rtol=0)
+    assert device["sketch.t"].shape == (1, 400, HEADS * SIZE)
+    assert sketch.device_share(SIZE, 8) == 0.25
+
+
+def test_the_store_keeps_of_a_sketch_only_what_a_question_needs() -> None:
+    """Keys' directions act while folding; queries' are kept in eight bits."""
+    k, _ = rows(3, HEADS, 100, SIZE)
+    fitted = LearnedSketch("x", 2.0).fit(k, learnt())
+    assert sorted(fitted) == [
+        "sketch_bits",
+        "sketch_step",
+        "zoom_basis",
+        "zoom_mean",
+        "zoom_scale",
+    ]
+    assert fitted["zoom_basis"].dtype == torch.int8
+
+
+def test_a_learnt_sketch_shrinks_as_any_sketch() -> None:
+    k, _ = rows(5, HEADS, 80, SIZE)
+    side = learnt()
+    side["zoom_bits"] = torch.tensor([[4] * 4 + [2] * 4 + [1] * 8] * HEADS, dtype=torch.uint8)
+    sketch = LearnedSketch("x", 1.0)
+    fitted = sketch.fit(k, side)
+    device = sketch.build(k, k, {**fitted, **side})
+    q = torch.randn(HEADS, 3, SIZE, generator=torch.Generator().manual_seed(6))
+    smaller = sketch.shrink(device, fitted)
+    assert smaller is not None
+    assert smaller[0]["sketch.t"].nbytes < device["sketch.t"].nbytes
+    assert bool(torch.isfinite(sketch.logmass(q, *smaller, torch.arange(0, 81, 8))).all())
+
+
+@pytest.mark.parametrize("choice", [SpanZoom("x"), LearnedSketch("x", 4.0)], ids=str)
+def test_attention_runs_on_what_was_learnt(choice: Any) -> None:
+    """Within a layer's memory: everything is zoomed where there is room, nothing where not."""
+    from engine.fold import fit, fold_layer
+    from engine.memory import LayerMemory, Limits, Shared, View
+    from engine.tiers import Host
+    from tiny_memory import EXACT, Section, fixed_spans
+
+    recipe = replace(EXACT, router=choice)
+    k, v = rows(7, HEADS, 96, SIZE)
+    spans, weight, given = fixed_spans(96, 8), torch.ones(96), learnt(components=SIZE)
+    given["zoom_tau"] = torch.full((HEADS, GROUP), -1.0)  # everything wants to be zoomed
+    side = fit(recipe, k, v, weight, spans, given)
+    folded = fold_layer(recipe, k, v, weight, spans, side | given)
+    device = dict(folded.device)
+    pinned = (device.pop("pinned_k"), device.pop("pinned_v"), torch.tensor([0]))
+    keep = spans.kind == 0
+    one = torch.zeros(len(spans.kind), dtype=torch.int64)
+    everything = View.of(torch.arange(len(spans.kind)), spans.bounds, one)
+    view, token_rows = everything.pick(keep)
+    section: Any = Section(folded.records, HEADS)
+    host = Host(0, [section], [len(spans.kind)], HEADS)
+    shared = Shared(spans.bounds, 1)
+    tensors = everything.slice(device, keep, token_rows)
+    q = torch.randn(HEADS * GROUP, 2, SIZE, generator=torch.Generator().manual_seed(8))
+    live = torch.zeros(HEADS, 2, SIZE)
+    seen = torch.ones(2, 2, dtype=torch.bool)
+    for cap in (math.inf, 0.0):
+        memory = LayerMemory(0, recipe, shared, Limits(cap, 1.0), side, pinned, view, tensors, host)
+        out = memory.attend(q, live, live, seen)
+        assert bool(torch.isfinite(out).all())
+        zoomed = len(view.spans) if cap else 0
+        assert [len(spans) for spans in memory.zoomed.spans] == [zoomed] * HEADS
+
+
+# ---------------------------------------------------------------------------- rank gates
+
+
+def test_gates_decide_how_many_directions_are_stored() -> None:
+    """Gates near 1 change nothing but the last bits, gates of nearly 0 leave one direction."""
+    k, v = rows(9, HEADS, 160, SIZE)
+    k = k[:, :, :4] @ torch.randn(4, SIZE, generator=torch.Generator().manual_seed(1))  # rank 4
+    bounds = torch.arange(0, 161, 40)
+    svd = SpanSVD()
+    plain = svd.encode(k, v, bounds, svd.fit(k, v))
+    opened = svd.encode(k, v, bounds, {**svd.fit(k, v), **shut(SIZE, 0.9999)})
+    assert torch.equal(plain.offsets, opened.offsets)
+    closed = svd.encode(k, v, bounds, {**svd.fit(k, v), **shut(SIZE, 0.01)})
+    rank_k, _ = SpanSVD.ranks(closed.payload, closed.offsets, SIZE)
+    before, _ = SpanSVD.ranks(plain.payload, plain.offsets, SIZE)
+    assert int(rank_k.max()) == 1 < int(before.min())
+    assert len(closed.payload) < len(plain.payload)
+
+
+def test_a_gate_weighs_its_direction() -> None:
+    k, v = rows(10, 1, 64, SIZE)
+    k = k[:, :, :3] @ torch.randn(3, SIZE, generator=torch.Generator().manual_seed(2))
+    bounds = torch.tensor([0, 64])
+    svd, side = SpanSVD(), {**SpanSVD().fit(k, v), **shut(SIZE, 0.5)}
+    records = svd.encode(k, v, bounds, side)
+    half, _ = svd.decode(0, records.payload, records.offsets, torch.tensor([64]), side)
+    torch.testing.assert_close(half, 0.5 * k[0], atol=0.1, rtol=0.05)
+
+
+def test_gates_read_the_spectrum_and_the_mean() -> None:
+    made = torch.Generator().manual_seed(3)
+    weights = {n: 0.2 * torch.randn(s, generator=made) for n, s in gate_shapes(SIZE).items()}
+    energy = torch.rand(5, 12, generator=made).sort(-1, descending=True).values
+    context = torch.randn(5, SIZE, generator=made)
+    gates = rank_gates(energy, context, weights)
+    assert gates.shape == (5, 12)
+    assert bool(((gates > 0) & (gates < 1)).all())
+    torch.testing.assert_close(rank_gates(4 * energy, 2 * context, weights), gates)
+    assert not torch.allclose(rank_gates(energy, -context, weights), gates)
+    assert kept_rank(torch.tensor([[0.9, 0.01, 0.2, 0.0], [0.0, 0.0, 0.0, 0.0]])).tolist() == [3, 1]
+
+
+# ---------------------------------------------------------------------------- the file
+
+
+def written(path: Path, owner: ModelIdentity = IDENTITY, **changes: Any) -> Path:
+    layers = [
+        {**learnt(i), **{n: t.clone() for n, t in changes.items()}} for i in range(owner.layers)
+    ]
+    router.save(path, router.Owner.of(owner), layers, shut(SIZE, 0.5), 4.0, {"steps": 3})
+    return path
+
+
+def test_a_router_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    path = written(tmp_path / "r.safetensors")
+    read = router.load(path)
+    assert read.owner == router.Owner.of(IDENTITY)
+    assert read.forms == router.FORMS
+    assert read.record == {"steps": 3}
+    assert sorted(read.layers[1]) == sorted({**learnt(), **shut(SIZE, 0.5)})
+    assert torch.equal(read.layers[1]["zoom_w"], learnt(1)["zoom_w"])
+    assert read.fingerprint == router.load(path).fingerprint
+    other = router.load(written(tmp_path / "s.safetensors", zoom_tau=torch.ones(HEADS, GROUP)))
+    assert other.fingerprint != read.fingerprint
+
+
+def test_a_router_takes_the_place_of_the_untrained_choice(tmp_path: Path) -> None:
+    read = router.load(written(tmp_path / "r.safetensors"))
+    paper = with_router(RECIPES["sekv-paper"], read)
+    ours = with_router(replace(RECIPES["sekv"], router=Sketch()), read)
+    assert paper.router == SpanZoom(read.fingerprint, GROUP, 1, 8)
+    assert ours.router == LearnedSketch(read.fingerprint, 4.0, 16)
+    assert with_router(RECIPES["full"], read) == RECIPES["full"]
+    for recipe in (paper, ours):
+        again = from_settings(recipe.name, recipe.settings())
+        assert again.router == recipe.router
+
+
+def test_the_router_in_the_models_folder_is_used_if_it_fits(tmp_path: Path) -> None:
+    assert router.find("", tmp_path, IDENTITY) == (None, "")
+    path = written(tmp_path / router.NAME)
+    found, remark = router.find("", tmp_path, IDENTITY)
+    assert found is not None
+    assert (found.fingerprint, remark) == (router.load(path).fingerprint, "")
+    assert router.find("none", tmp_path, IDENTITY) == (None, "")
+    other = replace(IDENTITY, weights="00ff")
+    found, remark = router.find("", tmp_path, other)
+    assert found is None
+    assert "other weights" in remark
+    with pytest.raises(RouterError, match=r"trained for m \(abcdef01\), not for m \(00ff\)"):
+        router.find(str(path), tmp_path, other)
+
+
+def test_what_is_no_router_is_one_line(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    text = tmp_path / "t"
+    text.write_text("no router", encoding="utf-8")
+    foreign = tmp_path / "f"
+    save_file({"a": torch.zeros(1)}, foreign)
+    cut = tmp_path / "c"
+    cut.write_bytes(written(tmp_path / "r.safetensors").read_bytes()[:-100])
+    bad = written(tmp_path / "b", zoom_tau=torch.zeros(3))
+    for path in (text, foreign, cut, bad, tmp_path / "missing", tmp_path):
+        with pytest.raises(RouterError) as caught:
+            router.load(path)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
