@@ -190,6 +190,8 @@ def test_interrupted_leaves_nothing_half_and_goes_on(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # What starts the tests in the background may have told them to ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     journal = tmp_path / ".long.sekv.work" / "journal"
     limit = time.monotonic() + 120
