@@ -248,7 +248,7 @@ def test_an_answer_is_what_a_guide_lets_the_reader_say(vocabulary: Tokenizer) ->
     )
     batches = Batches(None, vocabulary, Curriculum(), 0, 0)  # type: ignore[arg-type]
     row = batches.lay(Episode(document, asked), [200], 9, 200)
-    told = [vocabulary.decode(ids, skip_special_tokens=False) for ids in row.branches]
+    told = [vocabulary.decode(b.ids, skip_special_tokens=False) for b in row.branches]
     first, mark, rest = told[0].partition("<|answer|>")[2].partition("<|document|>")
     assert mark
     assert quote.startswith(first.strip()[:1]) or first.strip() in quote
@@ -260,7 +260,7 @@ def test_an_answer_is_what_a_guide_lets_the_reader_say(vocabulary: Tokenizer) ->
     sentence = sentences(document, np.array([end for _, end in ids.offsets]))
     for branch in row.branches[:2]:
         guide = Guide(batches.marks, np.array(ids.ids), sentence)
-        answer = branch[branch.index(SPECIALS.index("<|answer|>")) + 1 :]
+        answer = branch.ids[branch.ids.index(SPECIALS.index("<|answer|>")) + 1 :]
         due = answer.index(SPECIALS.index("<|document|>"))
         # A pointer may be longer than a guide asks for.
         for token in answer[:due]:
@@ -272,7 +272,7 @@ def test_an_answer_is_what_a_guide_lets_the_reader_say(vocabulary: Tokenizer) ->
     batch = batches.collate([row], Random(0), "", 0)
     free = batch.weights[0, -batch.layout.questions * batch.layout.question :]
     learnt = free.view(batch.layout.questions, -1)[0] >= 1
-    said = row.branches[0]
+    said = row.branches[0].ids
     value = said.index(SPECIALS.index("<|value|>"))
     quoted = said.index(SPECIALS.index("<|document|>"))
     assert not learnt[quoted - 1 : value].any()
@@ -373,7 +373,7 @@ def test_batches_depend_on_seed_and_step_alone(books: Path, vocabulary: Tokenize
     assert torch.equal(made[0].weights, made[1].weights)
     one = made[0]
     scored = one.weights > 0
-    assert (one.targets[scored] != SPECIALS.index("<|pad|>")).all()
+    assert (one.targets[scored][:, 0] != SPECIALS.index("<|pad|>")).all()
     assert (one.weights[one.answers > 0] >= 1).all()
 
 

@@ -7,7 +7,7 @@ the rank and the progress of training, so a resumed run sees the same batches.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from engine.quoting import Guide, Marks, passage, sentences
 from engine.train.reader.episodes import Episode, Question
 from engine.train.reader.layout import Layout, positions
-from engine.train.reader.opening import opening
+from engine.train.reader.opening import openings
 from engine.train.reader.tokenizer import (
     ANSWER,
     BOS,
@@ -116,7 +116,8 @@ class Curriculum:
 class Batch:
     """Rows laid out for the model, and what they are to predict.
 
-    ids, positions, targets: [B, total] int64.  weights: [B, total] float32, 0 where a
+    ids, positions: [B, total] int64.  targets: [B, total, A] int64, the tokens that are right,
+    that of the text first, -1 where there are fewer.  weights: [B, total] float32, 0 where a
     token predicts nothing.  marks: [B, total] int64, the kind of the prediction, see MARKS.
     answers: [B, total] int64, 1 + the number of the question inside the row, 0 elsewhere.
     """
@@ -145,9 +146,17 @@ class _Aim:
 
 
 @dataclass(frozen=True)
+class _Branch:
+    """A question and its answer. also: what else is right at some of its tokens, by index."""
+
+    ids: list[int]
+    also: dict[int, list[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class _Row:
     windows: list[list[int]]
-    branches: list[list[int]]
+    branches: list[_Branch]
     recall: bool = False
 
 
@@ -191,6 +200,7 @@ class Batches(Dataset[Any]):
         names = {number: text for text, number in vocabulary.items()}
         # Of each token the one with a space before it, where there is one.
         self.spaced = [vocabulary.get("Ġ" + names[n], n) for n in range(self.size)]
+        self.articles = {vocabulary.get(f"Ġ{word}", -1) for word in ("a", "an", "the")}
         self.ends = {
             number
             for text, number in vocabulary.items()
@@ -231,11 +241,8 @@ class Batches(Dataset[Any]):
         for _ in range(aim.questions):
             at = rng.randrange(length - 16)
             known, span = rng.randint(3, 5), ids[at : at + 14]
-            branches.append(
-                [_ID[QUESTION], *span[:known], _ID[ANSWER], *span, _ID[END]]
-                if rng.random() < 0.5
-                else span
-            )
+            asked = [_ID[QUESTION], *span[:known], _ID[ANSWER], *span, _ID[END]]
+            branches.append(_Branch(asked if rng.random() < 0.5 else span))
         return _Row([ids], branches, recall=True)
 
     def _find(self, aim: _Aim, rng: Random) -> _Row:
@@ -309,31 +316,44 @@ class Batches(Dataset[Any]):
             [ask(one.text) for one in episode.questions], add_special_tokens=False
         )
         branches = []
-        for one, question in zip(episode.questions, asked, strict=True):
-            answer: list[int] | None = self.refusal
+        for number, (one, question) in enumerate(zip(episode.questions, asked, strict=True)):
+            answer: _Branch | None = _Branch(self.refusal)
             if one.quote:
                 at = episode.document.find(one.quote)
                 if not any(a <= at and at + len(one.quote) <= b for a, b in held):
                     continue
-                begin = at + opening(one.text, one.quote, one.value, episode.document)
+                begins = openings(one.text, one.quote, one.value, episode.document)
+                places = np.searchsorted(stops, [at + begin for begin in begins], side="right")
                 value = at + one.quote.find(one.value)
-                place, first = np.searchsorted(stops, [begin, value], side="right").tolist()
+                first = int(np.searchsorted(stops, value, side="right"))
                 last = int(np.searchsorted(stops, value + len(one.value), side="left")) + 1
-                answer = self._answer(ids, told, place, first, last)
-            if answer and len(question.ids) + len(answer) < longest:
-                branches.append([*question.ids, *answer, _ID[END]])
+                # The best beginning half of the time, for the way on from there is shortest.
+                chosen = (number // 2) % len(places) if number % 2 else 0
+                answer = self._answer(ids, told, places.tolist(), chosen, first, last)
+            if answer and len(question.ids) + len(answer.ids) < longest:
+                asks = len(question.ids)
+                also = {asks + index: tokens for index, tokens in answer.also.items()}
+                branches.append(_Branch([*question.ids, *answer.ids, _ID[END]], also))
         return _Row([encoded.ids[a:b] for a, b in spans], branches[:questions])
 
     def _answer(
-        self, ids: np.ndarray, told: np.ndarray, place: int, value: int, last: int
-    ) -> list[int] | None:
+        self,
+        ids: np.ndarray,
+        told: np.ndarray,
+        places: list[int],
+        chosen: int,
+        value: int,
+        last: int,
+    ) -> _Branch | None:
         """Pointer, quote and value as `engine.quoting` would have them; None if it could not.
 
         Args:
             ids, told: [N] tokens of the document and their sentences.
-            place: token where the pointer begins.  value, last: tokens [value, last) of the value.
+            places: tokens where the pointer may begin.  chosen: which of them it does.
+            value, last: tokens [value, last) of the value.
         """
         guide = Guide(self.marks, ids, told)
+        place = places[chosen]
         start, stop = passage(told, place, guide.far)
         if not start <= value < last <= stop:
             return None
@@ -346,7 +366,14 @@ class Batches(Dataset[Any]):
             if not guide.quoting:
                 guide.say(pointer[-1])
         quote = ids[start:stop].tolist()
-        return [*pointer, _ID[DOCUMENT], *quote, _ID[VALUE], *ids[value:last].tolist()]
+        said = [*pointer, _ID[DOCUMENT], *quote, _ID[VALUE]]
+        also = {0: [self.spaced[ids[one]] for one in places if start <= one < stop]}
+        # A value is as right with its article as without.
+        if value > start and int(ids[value - 1]) in self.articles:
+            also[len(said)] = [int(ids[value - 1])]
+        elif value + 1 < last and int(ids[value]) in self.articles:
+            also[len(said)] = [int(ids[value + 1])]
+        return _Branch([*said, *ids[value:last].tolist()], also)
 
     def collate(self, rows: Sequence[_Row], rng: Random, system: str, reach: int) -> Batch:
         """Pad rows to one shape, place them and weigh what they predict."""
@@ -354,7 +381,7 @@ class Batches(Dataset[Any]):
         k = max(len(row.windows) for row in rows)
         w = max(len(window) for row in rows for window in row.windows)
         m = max(1, max(len(row.branches) for row in rows))
-        q = max((len(branch) for row in rows for branch in row.branches), default=1)
+        q = max((len(branch.ids) for row in rows for branch in row.branches), default=1)
         p, b = len(prefix), len(rows)
         total = p + k * w + m * q
         ids = np.full((b, total), _ID[PAD], dtype=np.int64)
@@ -362,6 +389,7 @@ class Batches(Dataset[Any]):
         weights = np.zeros((b, total), dtype=np.float32)
         marks = np.zeros((b, total), dtype=np.int64)
         answers = np.zeros((b, total), dtype=np.int64)
+        also: list[tuple[int, int, list[int]]] = []
         present = np.zeros((b, p + k * w), dtype=bool)
         present[:, :p] = True
         draw = np.random.default_rng(rng.getrandbits(63))
@@ -375,13 +403,18 @@ class Batches(Dataset[Any]):
                 if not row.recall:
                     weights[r, at : at + n - 1] = 0.1 * (draw.random(n - 1) < 0.06)
             for i, branch in enumerate(row.branches):
-                at, n = p + k * w + i * q, len(branch)
-                ids[r, at : at + n] = branch
+                at, n = p + k * w + i * q, len(branch.ids)
+                ids[r, at : at + n] = branch.ids
                 weigh = _weigh_recall if row.recall else _weigh
-                weights[r, at : at + n - 1], marks[r, at : at + n - 1] = weigh(branch, draw)
+                weights[r, at : at + n - 1], marks[r, at : at + n - 1] = weigh(branch.ids, draw)
+                also += [(r, at + index - 1, tokens) for index, tokens in branch.also.items()]
                 scored = weights[r, at : at + n - 1] >= 1
                 answers[r, at : at + n - 1][scored] = i + 1
-        targets = np.roll(ids, -1, axis=1)
+        right = [list(dict.fromkeys([int(ids[r, at + 1]), *more])) for r, at, more in also]
+        targets = np.full((b, total, max(map(len, right), default=1)), -1, dtype=np.int64)
+        targets[:, :, 0] = np.roll(ids, -1, axis=1)
+        for (r, at, _), tokens in zip(also, right, strict=True):
+            targets[r, at, : len(tokens)] = tokens
         layout = Layout(p, k, w, m, q, torch.from_numpy(present))
         # Distances of all magnitudes; the text itself need not be that long.
         far = [int(reach ** rng.random()) - 1 if reach else 0 for _ in rows]
@@ -399,8 +432,9 @@ class Batches(Dataset[Any]):
 
 def _alike(row: _Row, questions: int, longest: int) -> _Row:
     """Keep the questions that fill a batch of width `longest` best."""
-    fitting = [b for b in row.branches if len(b) <= longest]
-    return _Row(row.windows, sorted(fitting, key=len, reverse=True)[:questions])
+    fitting = [branch for branch in row.branches if len(branch.ids) <= longest]
+    fitting.sort(key=lambda branch: len(branch.ids), reverse=True)
+    return _Row(row.windows, fitting[:questions])
 
 
 def _even(rows: list[_Row]) -> list[_Row]:

@@ -85,8 +85,8 @@ def held_out(
 
 
 def right(logits: Tensor, targets: Tensor) -> Tensor:
-    """[N] bool from [N, V] scores and [N] targets."""
-    return logits.argmax(-1) == targets
+    """[N] bool from [N, V] scores and [N, A] targets, -1 where there are fewer."""
+    return (logits.argmax(-1, keepdim=True) == targets).any(-1)
 
 
 @torch.no_grad()
@@ -126,10 +126,10 @@ def margins(model: LlamaForCausalLM, cell: Sequence[Batch], refusal: int) -> Ten
     for batch in cell:
         chosen = (batch.answers > 0) & (batch.marks == MARKS.index("first"))
         logits = model.lm_head(forward(model, batch)[chosen]).float().cpu()
-        wanted = (batch.targets[chosen] == refusal).long().cpu()
+        wanted = (batch.targets[chosen][:, 0] == refusal).long().cpu()
         refuse = logits[:, refusal].clone()
         logits[:, refusal] = float("-inf")
-        margin = refuse - logits.max(dim=-1).values
+        margin = refuse - logits.logsumexp(-1)
         refused = margin[:, None] > tried
         for side in (0, 1):
             counts[side, :-1] += refused[wanted == side].sum(0)

@@ -26,7 +26,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from torch.nn import functional
 
 from engine.errors import TrainError
 from engine.train.reader import tokenizer as vocabulary
@@ -40,6 +39,7 @@ from engine.train.reader.evaluate import (
     held_out,
     margins,
     measure,
+    right,
 )
 from engine.train.reader.export import export
 from engine.train.reader.model import Shape, Tokens, build
@@ -147,12 +147,13 @@ def schedule(step: int, progress: float, options: Options) -> float:
 def loss_of(
     model: LlamaForCausalLM, batch: Batch
 ) -> tuple[torch.Tensor, dict[str, tuple[float, float, int]]]:
-    """Weighted mean loss, and per mark the sums of loss and of hits with their count."""
+    """Weighted mean loss of the right tokens together; sums of loss and hits, count, by mark."""
     chosen = batch.weights > 0
     weights, targets = batch.weights[chosen], batch.targets[chosen]
     logits = model.lm_head(forward(model, batch)[chosen]).float()
-    each = functional.cross_entropy(logits, targets, reduction="none")
-    hits = logits.detach().argmax(-1) == targets
+    log_p = logits.log_softmax(-1).gather(1, targets.clamp(min=0))
+    each = -log_p.masked_fill(targets < 0, float("-inf")).logsumexp(-1)
+    hits = right(logits.detach(), targets)
     notes = {}
     marks = batch.marks[chosen]
     for number, name in enumerate(MARKS):

@@ -15,12 +15,14 @@ import re
 from engine.quoting import COMMON, WORD
 
 
-def opening(question: str, sentence: str, value: str, document: str) -> int:
-    """Character of the sentence where its quote begins.
+def openings(question: str, sentence: str, value: str, document: str) -> list[int]:
+    """Characters of the sentence where its quote may begin, the best of them first.
 
-    Of the telling words that also stand in the question, the one that is rarest in the document:
-    words that stand there letter by letter before those with another ending, names before other
-    words, of these the longest; the value itself if there is none.
+    They are the telling words that also stand in the question, by how rare they are in the
+    document: words that stand there letter by letter before those with another ending, names before
+    other words, of these the longest; the value itself if there is none. From any of them the
+    quote comes to the same sentence; what stands more than twice as often as the rarest does not
+    count, for the reader would have to find on the way what it was asked to begin with.
     """
     words = {word.group() for word in WORD.finditer(question)}
     asked = {_stem(word) for word in words}
@@ -35,8 +37,11 @@ def opening(question: str, sentence: str, value: str, document: str) -> int:
         name = text[0].isupper() or text[0].isdigit()
         return text not in words, document.count(text), not name, 0 if name else -len(text)
 
-    rarest = min(shared, key=commonness, default=None)
-    return rarest.start() if rarest else max(0, sentence.find(value))
+    if not shared:
+        return [max(0, sentence.find(value))]
+    shared.sort(key=commonness)
+    often = 2 * document.count(shared[0].group())
+    return [word.start() for word in shared if document.count(word.group()) <= often]
 
 
 def _stem(word: str) -> str:
