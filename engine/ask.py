@@ -335,9 +335,8 @@ class _LookUp(LogitsProcessor):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         if input_ids.shape[1] > self.start:
             self.guide.say(int(input_ids[0, -1]))
-        else:
-            scores[:, self.prompt.refusal[0]] -= self.prompt.reluctance
-        allowed = torch.from_numpy(self.guide.allowed()).to(scores.device)
+        choices = self.guide.choices(scores[0].float().cpu().numpy(), self.prompt.reluctance)
+        allowed = torch.from_numpy(choices).to(scores.device)
         held = torch.full_like(scores, float("-inf"))
         held[:, allowed] = scores[:, allowed]
         return held  # type: ignore[return-value]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Ints = npt.NDArray[np.int64]
+    Floats = npt.NDArray[np.float32]
 
 
 SENTENCE_END = re.compile(
@@ -144,6 +145,25 @@ class Guide:
             following = self._places[self._places + 1 < len(self.ids)] + 1
             found.append(self.ids[following])
         return np.unique(np.concatenate(found))
+
+    def choices(self, scores: Floats, reluctance: float = 0.0) -> Ints:
+        """Those of `allowed` that the reader leaves itself.
+
+        It refuses at the first token or not at all, and by what it holds likely of all pointers
+        together: a quote may begin at several words of one sentence, so the likeliest of them says
+        less than their sum.
+
+        Args:
+            scores: [V] logits of the token to come.
+            reluctance: nats that a refusal must be likelier by.
+        """
+        allowed = self.allowed()
+        if self._said or self._due or self._value is not None:
+            return allowed
+        refusal = np.array(self.marks.refusal[:1])
+        pointers = np.setdiff1d(allowed, refusal)
+        together = np.logaddexp.reduce(scores[pointers], initial=-np.inf)
+        return refusal if scores[refusal[0]] - reluctance > together else pointers
 
     def say(self, token: int) -> None:
         """Take the token that was chosen."""

@@ -153,14 +153,15 @@ def test_judging() -> None:
     assert (right.exact, right.contained, right.quoted, right.grounded) == (True,) * 4
     assert not right.refused
     loose = judge(
-        f" Ana{DOCUMENT}Ana Silva is mayor.{VALUE} ana silva", "x", ["Ana Silva"], document
+        f" Ana{DOCUMENT}Ana Silva is mayor.{VALUE} the ana silva.", "x", ["Ana Silva"], document
     )
     assert (loose.exact, loose.contained, loose.quoted, loose.grounded) == (
-        False,
+        True,
         True,
         False,
         False,
     )
+    assert not judge(f" A{DOCUMENT}Ana Silva{VALUE} Silva", "x", ["Ana Silva"], document).exact
     refused = judge("not stated", "x", ["Ana Silva"], document)
     assert refused.refused
     assert not refused.contained

@@ -149,3 +149,17 @@ def test_sentences_are_numbered_by_token() -> None:
     assert "".join(pieces) == text
     ends = np.cumsum([len(piece) for piece in pieces])
     assert sentences(text, ends).tolist() == [0] * 5 + [1] * 4 + [2] * 8
+
+
+def test_a_refusal_is_weighed_against_all_pointers_together() -> None:
+    guide = guided([10, 11, 12], [0, 0, 0])
+    scores = np.full(30, -9.0, dtype=np.float32)
+    scores[[10, 11, 12]] = 0.0
+    scores[NOT] = 1.0  # likelier than each pointer, less likely than the three
+    assert NOT not in guide.choices(scores)
+    assert guide.choices(scores, reluctance=-1.0).tolist() == [NOT]
+    scores[NOT] = 1.5
+    assert guide.choices(scores).tolist() == [NOT]
+    assert NOT not in guide.choices(scores, reluctance=1.0)
+    nothing = Guide(MARKS, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+    assert nothing.choices(scores, reluctance=99.0).tolist() == [NOT]

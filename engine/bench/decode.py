@@ -299,8 +299,6 @@ class Decoder:
         rows = torch.arange(len(prompts), device=self.device)
         for step in range(most):
             scores = self.model.lm_head(last)
-            if step == 0:
-                scores[:, self.marks.refusal[0]] -= self.reluctance
             chosen = torch.tensor(
                 [
                     self._choose(line, guides[row])
@@ -323,12 +321,11 @@ class Decoder:
             last = self._hidden(chosen[:, None], places, state)[:, -1]
         return [str(self.tokenizer.decode(ids, skip_special_tokens=False)) for ids in found]
 
-    @staticmethod
-    def _choose(scores: Tensor, guide: Guide | None) -> int:
+    def _choose(self, scores: Tensor, guide: Guide | None) -> int:
         """The best allowed token of scores [V]; any token where there is no guide."""
         if guide is None:
             return int(scores.argmax())
-        allowed = torch.from_numpy(guide.allowed())
+        allowed = torch.from_numpy(guide.choices(scores.numpy(), self.reluctance))
         token = int(allowed[scores[allowed].argmax()])
         guide.say(token)
         return token

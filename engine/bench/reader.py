@@ -20,6 +20,7 @@ from random import Random
 from typing import Any, Final, Protocol
 
 from engine.bench.decode import DOCUMENT, NOT_STATED, VALUE, Decoder
+from engine.bench.suites.scores import exact_match
 from engine.errors import ReaderError
 
 FORMAT: Final = "sekv-reader-bench 1"
@@ -150,9 +151,9 @@ CELLS: Final = (
 class Tally:
     """Counts of a cell.
 
-    exact: the value is word for word the right one.  contained: the right value stands
-    somewhere in the answer.  quoted: the right sentence is quoted.  grounded: the quote
-    stands in the document.  refused: the answer is that it is not stated.
+    exact: the value is the right one but for case, articles and punctuation.  contained: the
+    right value stands somewhere in the answer.  quoted: the right sentence is quoted.  grounded:
+    the quote stands in the document.  refused: the answer is that it is not stated.
     """
 
     documents: int = 0
@@ -215,7 +216,7 @@ def judge(answer: str, quote: str, values: Sequence[str], document: str) -> Verd
     right = [plain(one) for one in values]
     right_one = plain(quote)
     return Verdict(
-        exact=value in right,
+        exact=exact_match(value, right) > 0,
         contained=any(one.casefold() in whole for one in right),
         quoted=bool(right_one) and len(given) > 2 and (given in right_one or right_one in given),
         grounded=bool(given) and not refused and given in document,

@@ -42,6 +42,12 @@ def any_found(said: str, answers: Sequence[Any], extra: Sequence[Any]) -> float:
 # ---------------------------------------------------------------------------- LongBench
 
 
+def exact_match(said: str, answers: Sequence[Any], extra: Sequence[Any] = ()) -> float:
+    """Whether it is a right answer but for case, articles and punctuation (SQuAD,
+    arXiv 1606.05250)."""
+    return float(any(_words(said) == _words(str(one)) for one in answers))
+
+
 def qa_f1(said: str, answers: Sequence[Any], extra: Sequence[Any]) -> float:
     """F1 of words without case, articles and punctuation; the best over the right answers."""
     return max(_f1(_words(said), _words(str(one))) for one in answers)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import LlamaForCausalLM
 
+    from engine.quoting import Marks
     from engine.train.reader.episodes import Episodes
 
 
@@ -112,24 +113,27 @@ RELUCTANCE = tuple(step / 4 for step in range(-20, 41))  # nats tried
 
 
 @torch.no_grad()
-def margins(model: LlamaForCausalLM, cell: Sequence[Batch], refusal: int) -> Tensor:
-    """Count what each reluctance would do.
+def margins(model: LlamaForCausalLM, cell: Sequence[Batch], marks: Marks) -> Tensor:
+    """Count what each reluctance would do; see `engine.quoting.Guide.choices`.
 
     Args:
-        refusal: id of the first token of "not stated".
+        cell: batches of one row.
     Returns:
         [2, len(RELUCTANCE) + 1] float64: of the answerable questions and of the others, how many
         would be refused at each reluctance, and how many there are.
     """
     counts = torch.zeros(2, len(RELUCTANCE) + 1, dtype=torch.float64)
     tried = torch.tensor(RELUCTANCE)
+    refusal, alike = marks.refusal[0], torch.from_numpy(marks.alike)
     for batch in cell:
         chosen = (batch.answers > 0) & (batch.marks == MARKS.index("first"))
         logits = model.lm_head(forward(model, batch)[chosen]).float().cpu()
         wanted = (batch.targets[chosen][:, 0] == refusal).long().cpu()
         refuse = logits[:, refusal].clone()
-        logits[:, refusal] = float("-inf")
-        margin = refuse - logits.logsumexp(-1)
+        text = batch.ids[0, batch.layout.prefix : batch.layout.document].cpu()
+        pointers = torch.isin(alike, alike[text])
+        pointers[refusal] = False
+        margin = refuse - logits[:, : len(pointers)][:, pointers].logsumexp(-1)
         refused = margin[:, None] > tried
         for side in (0, 1):
             counts[side, :-1] += refused[wanted == side].sum(0)

@@ -336,9 +336,9 @@ def train_reader(options: Options) -> Result:
         state.recall = _summary(window).get("recall", {}).get("hits", state.recall)
     if tests and options.test:
         state.scores = _test(model, tests, accelerator)
-        refusal = tokens.encode(f" {vocabulary.NOT_STATED}", add_special_tokens=False).ids[0]
         counts = sum(
-            margins(model, [to(b, accelerator.device) for b in cell], refusal) for _, cell in tests
+            margins(model, [to(b, accelerator.device) for b in cell], batches.marks)
+            for _, cell in tests
         )
         counts = accelerator.reduce(torch.as_tensor(counts).to(accelerator.device), "sum")
         state.reluctance = calibrated(counts.cpu())
