@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -83,6 +84,13 @@ class Session:
         at: TracebackType | None,
     ) -> None:
         self.store.close()
+
+    @cached_property
+    def marks(self) -> Marks:
+        """A look-up reader's own tokens; the whole vocabulary is gone through once."""
+        prompt, tokenizer = self.reader.prompt, self.reader.tokenizer
+        end = tokenizer.eos_token_id
+        return Marks.of(tokenizer, prompt.quote_token, prompt.value_token, end, prompt.refusal)
 
     def trace(self) -> dict[str, Any]:
         """The last question's zoom decisions and its answer as JSON values; see `engine.replay`."""
@@ -323,13 +331,11 @@ class _LookUp(LogitsProcessor):
 
     def __init__(self, session: Session, start: int, question: str):
         prompt, tokenizer = session.reader.prompt, session.reader.tokenizer
-        end = tokenizer.eos_token_id
-        marks = Marks.of(tokenizer, prompt.quote_token, prompt.value_token, end, prompt.refusal)
         asked = [
             tokenizer.encode(words, add_special_tokens=False, split_special_tokens=True)
             for words in telling(question)
         ]
-        self.guide = Guide(marks, session.ids.numpy(), session.book.sentences, asked)
+        self.guide = Guide(session.marks, session.ids.numpy(), session.book.sentences, asked)
         self.prompt, self.start = prompt, start
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
