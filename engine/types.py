@@ -268,7 +268,10 @@ class Recorded:
 
 @dataclass(frozen=True)
 class InspectReport:
-    """moves, said and what follows them are empty where nothing was asked; see `Recorded`."""
+    """changed: one line per source that is not what was read, or is gone.
+
+    moves, said and what follows them are empty where nothing was asked; see `Recorded`.
+    """
 
     manifest: dict[str, Any]
     spans: tuple[SpanView, ...]
@@ -279,6 +282,7 @@ class InspectReport:
     answer: str = ""
     said: tuple[str, ...] = ()
     citations: tuple[Citation, ...] = ()
+    changed: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from engine import replay
 from engine.errors import DocumentError, SekvError, StoreError
 from engine.manifest import ANCHOR, DOCUMENT, SHARED, Manifest, device_file, host_file
-from engine.store import Store
+from engine.store import Store, check_sources
 from engine.store.records import SPAN_TABLE, span_table_fault
 from engine.types import AskOptions, InspectReport, Progress, Recorded, SpanView
 
@@ -77,6 +77,7 @@ def inspect(
         recorded.answer,
         recorded.said,
         recorded.citations,
+        tuple(check_sources(manifest)),
     )
 
 

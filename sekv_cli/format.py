@@ -438,7 +438,7 @@ def print_markdown(out: Console, page: str) -> None:
 # ---------------------------------------------------------------- inspect
 
 
-def print_summary(out: Console, store: str, report: InspectReport, changed: Sequence[str]) -> None:
+def print_summary(out: Console, store: str, report: InspectReport) -> None:
     """What the store holds, the bytes of each tier against the full cache, and which sources are
     no longer what was read."""
     manifest = report.manifest
@@ -470,7 +470,7 @@ def print_summary(out: Console, store: str, report: InspectReport, changed: Sequ
                     else []
                 ),
                 ("made by", manifest["creator"]),
-                *(("note", line) for line in changed),
+                *(("note", line) for line in report.changed),
             ]
         )
     )

@@ -144,12 +144,8 @@ def inspect(
         return
     if stretch:
         format.print_text(out, view.text(store, source - 1, *stretch))
-    from engine.store import Store, check_sources
-
-    if not stretch:
-        with Store.open(store) as opened:
-            changed = check_sources(opened.manifest)
-        format.print_summary(out, str(store), report, changed)
+    else:
+        format.print_summary(out, str(store), report)
         format.print_map(out, report)
     if question or trace is not None:
         format.print_zoom(out, report, excerpts(store, report))

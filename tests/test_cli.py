@@ -135,7 +135,8 @@ class FakeEngine:
         self.happen("inspect", (store, given))
         tiers = {"device": 100, "host": 300, "full": 1000}
         if not given["question"] and not given["trace"]:
-            return InspectReport(MANIFEST, SPANS, (), tiers)
+            changed = ("book.pdf changed since",)
+            return InspectReport(MANIFEST, SPANS, (), tiers, changed=changed)
         return InspectReport(
             MANIFEST, SPANS, ZOOM, tiers, MOVES, given["question"], "a b", said=(" a", "\n", " b")
         )

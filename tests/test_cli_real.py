@@ -122,6 +122,27 @@ def test_damage_is_found_and_named(
     assert any(damaged.name in line for line in found["damaged"])
 
 
+def test_a_source_that_changed_since_is_told(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By `inspect`, for people and scripts alike, and by `verify`, which finds no damage in it."""
+    store, source = str(place / "book.sekv"), place / "book.txt"
+    capsys.readouterr()
+    assert run(["inspect", store, "--json"]) == 0
+    assert records(capsys)[0]["changed"] == []
+    source.write_text(TEXT + "More.", encoding="utf-8")
+    try:
+        assert run(["inspect", store, "--json"]) == 0
+        (changed,) = records(capsys)[0]["changed"]
+        assert str(source) in changed
+        assert run(["inspect", store]) == 0
+        assert "changed since" in " ".join(capsys.readouterr().out.split())
+        assert run(["verify", store, "--json"]) == 0
+        assert records(capsys)[0]["sources"] == [changed]
+    finally:
+        source.write_text(TEXT, encoding="utf-8")
+
+
 def test_list_finds_the_store(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With its model, its tokens and the bytes that the file system has."""
     capsys.readouterr()
