@@ -74,13 +74,13 @@ class TrainedRouter:
 
     def pays(self, choice: Router) -> bool:
         """Whether on held-out text it found more than the untrained router of the same bytes."""
-        form = SPAN if isinstance(choice, MeanKey | SpanZoom) else SKETCH
+        form = SPAN if isinstance(choice, MeanKey) else SKETCH
         row = self.record.get("found", {}).get(form, {})
         return bool(row.get("trained", 0.0) > row.get("untrained", 0.0))
 
     def in_place_of(self, choice: Router) -> Router | None:
         """The trained router that stands for an untrained one; None where none was learnt."""
-        if isinstance(choice, MeanKey | SpanZoom) and SPAN in self.forms:
+        if isinstance(choice, MeanKey) and SPAN in self.forms:
             _, projections, rank, _ = self.layers[0]["zoom_w"].shape
             group = self.layers[0]["zoom_tau"].shape[1]
             return SpanZoom(self.fingerprint, group, projections, rank)

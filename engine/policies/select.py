@@ -53,12 +53,8 @@ class Router(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class MeanKey:
-    """The published router without training: the span's key and the log of its length.
-
-    Source: SeKV (arXiv 2606.31145), section 3.3 with W = identity.
-    """
+class Unfitted:
+    """A router that learns nothing of the document, has no bits to share out and cannot shrink."""
 
     def fit(self, k: Tensor, side: Side) -> Side:
         return {}
@@ -66,15 +62,23 @@ class MeanKey:
     def price(self, spread: Tensor) -> float:
         return math.inf
 
+    def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
+        return None
+
+
+@dataclass(frozen=True)
+class MeanKey(Unfitted):
+    """The published router without training: the span's key and the log of its length.
+
+    Source: SeKV (arXiv 2606.31145), section 3.3 with W = identity.
+    """
+
     def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
         return {"mean_key.s": summary.half()}
 
     def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
         keys = device["mean_key.s"].float()
         return torch.bmm(q, keys.mT) / math.sqrt(q.shape[-1]) + bounds.diff().float().log()
-
-    def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
-        return None
 
     def device_share(self, size: int, span: float) -> float:
         return 0.5 / span
