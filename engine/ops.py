@@ -104,6 +104,18 @@ def span_mean(rows: Tensor, weights: Tensor, bounds: Tensor) -> Tensor:
     return means.index_add_(0, ids, weighted).transpose(0, 1).contiguous()
 
 
+def stretches(bounds: Tensor, tokens: int) -> list[tuple[int, int]]:
+    """Runs of spans (first, last + 1) of at most `tokens` tokens, or of one span."""
+    spans = len(bounds) - 1
+    runs, first = [], 0
+    while first < spans:
+        last = int(torch.searchsorted(bounds, bounds[first] + tokens, right=True)) - 1
+        last = max(first + 1, last)
+        runs.append((first, last))
+        first = last
+    return runs
+
+
 def padded_spans(rows: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
     """Rows span by span, zeros where a span is shorter than the longest.
 

@@ -133,7 +133,7 @@ class Sketch:
             shift += missing.clamp_max(MOST_MISSING)
         turned = turned * side["sketch_step"][:, None]
         out = [q.new_zeros(*q.shape[:2], 0)]
-        for first, last in _stretches(bounds, max(256, 2**22 // max(1, q.shape[1]))):
+        for first, last in ops.stretches(bounds, max(256, 2**22 // max(1, q.shape[1]))):
             start, end = int(bounds[first]), int(bounds[last])
             scores = []
             packed = ops.split_heads(device["sketch.t"][:, start:end], side["sketch_bits"])
@@ -164,18 +164,6 @@ class Sketch:
 
     def device_share(self, size: int, span: float) -> float:
         return self.bits / 32
-
-
-def _stretches(bounds: Tensor, tokens: int) -> list[tuple[int, int]]:
-    """Runs of spans (first, last + 1) of at most `tokens` tokens, or of one span."""
-    spans = len(bounds) - 1
-    runs, first = [], 0
-    while first < spans:
-        last = int(torch.searchsorted(bounds, bounds[first] + tokens, right=True)) - 1
-        last = max(first + 1, last)
-        runs.append((first, last))
-        first = last
-    return runs
 
 
 def choose(share: Tensor, cost: Tensor, room: float, uncovered: float) -> Tensor:
