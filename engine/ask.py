@@ -169,7 +169,7 @@ class Session:
         most = min(self.options.max_new_tokens, room)
         torch.manual_seed(self.options.seed)
         try:
-            self._generate(question, prompt, most, speaker)
+            cache = self._generate(question, prompt, most, speaker)
         finally:
             self.memory.shared.watchers.clear()
         done = time.perf_counter()
@@ -205,7 +205,7 @@ class Session:
                 "total_s": done - started,
                 "tokens_per_s": speed,
             },
-            stats=self._stats(windows, speaker)
+            stats=self._stats(windows, speaker, cache)
             | {"turns_read": turns_read, "cut_short": speaker.cut_short(most)},
         )
         return self._answer
@@ -272,10 +272,12 @@ class Session:
             layer.focus(windows)
         return windows
 
-    def _generate(self, question: str, prompt: list[int], tokens: int, speaker: _Speaker) -> None:
-        options = self.options
+    def _generate(
+        self, question: str, prompt: list[int], tokens: int, speaker: _Speaker
+    ) -> attention.MemoryCache:
+        """Let the speaker say the answer; the cache it was said in."""
+        options, cache = self.options, self._cache()
         ids = torch.tensor([prompt], device=self.reader.devices[0])
-        self._answer_cache = self._cache()
         sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None}
         if options.temperature > 0:
             sampling = {
@@ -286,7 +288,7 @@ class Session:
         self.reader.model.generate(
             ids,
             attention_mask=torch.ones(1, self.memory.length + len(prompt)).to(ids),
-            past_key_values=self._answer_cache,
+            past_key_values=cache,
             max_new_tokens=tokens,
             streamer=speaker,
             top_k=None,
@@ -298,8 +300,11 @@ class Session:
             pad_token_id=self.reader.tokenizer.pad_token_id or 0,
             **sampling,
         )
+        return cache
 
-    def _stats(self, windows: torch.Tensor | None, speaker: _Speaker) -> dict[str, Any]:
+    def _stats(
+        self, windows: torch.Tensor | None, speaker: _Speaker, cache: attention.MemoryCache
+    ) -> dict[str, Any]:
         traffic = [layer.zoomed.traffic for layer in self.memory.layers]
         shared = self.memory.shared
         fetched = sum(t.fetched_spans for t in traffic)
@@ -318,7 +323,7 @@ class Session:
             "estimated_coverage": round(shared.coverage.mean, 4),
             "least_coverage": round(shared.coverage.least, 4),
             "reuse_rate": reused / max(1, reused + fetched),
-            "answer_kv_bytes": self._answer_cache.peak_live_bytes,
+            "answer_kv_bytes": cache.peak_live_bytes,
             "unsupported_quote": "" if speaker.supported else speaker.quote,
             "certainty": {name: round(of(speaker.log_p), 4) for name, of in SCORES.items()}
             if speaker.log_p

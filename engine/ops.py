@@ -48,28 +48,6 @@ def mix(logits: list[Tensor], values: list[Tensor]) -> tuple[Tensor, list[Tensor
     return out, weights
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Attend once over rows of mixed resolution given as keys and a bias.
-
-    Args:
-        q: [H, Q, D] queries.  k, v: [Hkv, N, D], Hkv divides H.
-        bias: [H, Q, N] nats added to each score: log(n) for a row that stands for n tokens,
-            -inf for a row this head does not see.
-    Returns:
-        [H, Q, D] in the dtype of `v`.
-    Raises:
-        ValueError: Hkv does not divide H.
-    Source: SeKV (arXiv 2606.31145), section 3.3.
-    """
-    heads, rows, size = q.shape
-    if heads % k.shape[0]:
-        raise ValueError(f"{k.shape[0]} KV heads do not divide {heads} query heads")
-    grouped = group(q, k.shape[0])
-    logits = torch.bmm(grouped, k.to(torch.float32).mT) / math.sqrt(size)
-    out, _ = mix([logits + bias.reshape(k.shape[0], -1, k.shape[1])], [v])
-    return out.reshape(heads, rows, size).to(v.dtype)
-
-
 def group(q: Tensor, kv_heads: int) -> Tensor:
     """Queries [H, Q, D] as float32 rows of their KV head [Hkv, G * Q, D]."""
     return q.to(torch.float32).reshape(kv_heads, -1, q.shape[-1])
@@ -102,6 +80,18 @@ def span_mean(rows: Tensor, weights: Tensor, bounds: Tensor) -> Tensor:
     weighted = (rows.to(torch.float32) * w[:, None]).transpose(0, 1)
     means = torch.zeros(count, rows.shape[0], rows.shape[2], device=rows.device)
     return means.index_add_(0, ids, weighted).transpose(0, 1).contiguous()
+
+
+def stretches(bounds: Tensor, tokens: int) -> list[tuple[int, int]]:
+    """Runs of spans (first, last + 1) of at most `tokens` tokens, or of one span."""
+    spans = len(bounds) - 1
+    runs, first = [], 0
+    while first < spans:
+        last = int(torch.searchsorted(bounds, bounds[first] + tokens, right=True)) - 1
+        last = max(first + 1, last)
+        runs.append((first, last))
+        first = last
+    return runs
 
 
 def padded_spans(rows: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:

@@ -239,14 +239,6 @@ def _check_prompt(manifest: Manifest, reader: Reader) -> None:
         )
 
 
-def _layer_rows(sides: list[Side], allowed: float) -> list[float]:
-    """The budget of each layer in token rows: alike, or by the shares that were calibrated."""
-    if not sides or "layer_share" not in sides[0]:
-        return [allowed] * len(sides)
-    shares = [float(side["layer_share"][0]) for side in sides]
-    return [float(rows) for rows in layer_budgets(shares, int(allowed))]
-
-
 @dataclass(frozen=True)
 class _Tables:
     """Span tables of all windows joined, and the device sections they came with.

@@ -57,7 +57,7 @@ class Recipe:
     @property
     def observe(self) -> Observe:
         """What has to be looked at while the model reads."""
-        rows = self.router.rows if isinstance(self.router, Observed | RetrievalHeads) else 0
+        rows = self.router.rows if isinstance(self.router, Observed) else 0
         reach = self.segmenter.reach if isinstance(self.segmenter, Delimiters) else 0
         return Observe(rows, reach)
 

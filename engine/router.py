@@ -74,13 +74,13 @@ class TrainedRouter:
 
     def pays(self, choice: Router) -> bool:
         """Whether on held-out text it found more than the untrained router of the same bytes."""
-        form = SPAN if isinstance(choice, MeanKey | SpanZoom) else SKETCH
+        form = SPAN if isinstance(choice, MeanKey) else SKETCH
         row = self.record.get("found", {}).get(form, {})
         return bool(row.get("trained", 0.0) > row.get("untrained", 0.0))
 
     def in_place_of(self, choice: Router) -> Router | None:
         """The trained router that stands for an untrained one; None where none was learnt."""
-        if isinstance(choice, MeanKey | SpanZoom) and SPAN in self.forms:
+        if isinstance(choice, MeanKey) and SPAN in self.forms:
             _, projections, rank, _ = self.layers[0]["zoom_w"].shape
             group = self.layers[0]["zoom_tau"].shape[1]
             return SpanZoom(self.fingerprint, group, projections, rank)
@@ -93,7 +93,7 @@ class TrainedRouter:
 def save(
     path: Path, owner: Owner, layers: list[Side], common: Side, bits: float, record: dict[str, Any]
 ) -> None:
-    """Write a router beside its name and put it in place; `common` is the same in every layer."""
+    """Write a router; `common` is the same in every layer."""
     tensors = {
         f"{index}.{name}": tensor.contiguous()
         for index, side in enumerate(layers)
@@ -101,9 +101,14 @@ def save(
     }
     tensors |= {f"{COMMON}.{name}": tensor.contiguous() for name, tensor in common.items()}
     claims = {"format": FORMAT, "owner": asdict(owner), "bits": bits, "record": record}
-    partial = path.with_suffix(".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, partial, metadata={"sekv": json.dumps(claims, sort_keys=True)})
+    put(path, tensors, json.dumps(claims, sort_keys=True))
+
+
+def put(path: Path, tensors: Side, claims: str) -> None:
+    """Write tensors and what they say of themselves; the name changes hands when all is on disk."""
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"sekv": claims})
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(path)

@@ -72,8 +72,7 @@ def ask(
     first = next(waiting, None)
     if first is None:
         raise SekvError("there is no question; give one after the store, with -f FILE or with -")
-    if trace is not None and (trace.is_dir() or not trace.absolute().parent.is_dir()):
-        raise SekvError(f"{trace} cannot be written; name a file in an existing folder")
+    options.check_writable(trace)
 
     from engine.types import AskOptions
     from sekv_cli import format, progress

@@ -245,7 +245,7 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _episodes(text: Path, seed: int) -> Any:
+def unseen(text: Path, seed: int) -> Any:
     """Documents that training cannot have met; `text` must hold a book kept back."""
     from engine.train.reader.episodes import Episodes
 
@@ -259,7 +259,7 @@ class _Drawn:
     """Documents of one length with facts of one type, drawn for ever."""
 
     def __init__(self, text: Path, tokens: int, facts: int, seed: int) -> None:
-        self._episodes = _episodes(text, seed)
+        self._episodes = unseen(text, seed)
         self._tokens, self._facts, self._seed = tokens, facts, seed
 
     def __iter__(self) -> Iterator[Any]:
@@ -341,12 +341,14 @@ def _reader(
     from engine.readers import hf
     from engine.train.reader.episodes import Episodes
 
-    unseen = _episodes(text, seed)
-    familiar = Episodes(text, "eval", seed, names="train")
+    named = {
+        "eval": unseen(text, seed),
+        "train": Episodes(text, "eval", seed, names="train"),
+    }
     output.mkdir(parents=True, exist_ok=True)
     report = evaluate_reader(
         Path(hf.resolve(model)),
-        {"eval": unseen, "train": familiar},
+        named,
         output / "results.json",
         questions=samples,
         seed=seed,

@@ -9,6 +9,7 @@ import typer
 
 from engine.errors import SekvError
 from sekv_cli import options
+from sekv_cli.bench import unseen
 
 
 def calibrate(
@@ -68,12 +69,8 @@ def calibrate(
 
         from engine.bench import support
         from engine.readers import hf
-        from engine.train.reader.episodes import Episodes
 
-        try:
-            episodes = Episodes(text, "eval", seed)
-        except ValueError as error:  # no such book in the folder
-            raise SekvError(str(error)) from None
+        episodes = unseen(text, seed)
         rng = Random(seed)
         drawn = (
             episodes.sample(tokens, rng=rng, facts=2, same_type=False, unanswerable=0.5)

@@ -99,8 +99,7 @@ def inspect(
         raise SekvError("--question and --trace exclude each other; give one of them")
     if html is not None and text:
         raise SekvError("--html shows the whole text; leave --text out")
-    if html is not None and (html.is_dir() or not html.absolute().parent.is_dir()):
-        raise SekvError(f"{html} cannot be written; name a file in an existing folder")
+    options.check_writable(html)
     if trace is not None and not trace.is_file():
         raise SekvError(f"there is no trace {trace}; `sekv ask --trace FILE` writes one")
 

@@ -13,6 +13,8 @@ from typing import Annotated
 
 import typer
 
+from engine.errors import SekvError
+
 
 class DType(StrEnum):
     auto = "auto"
@@ -51,6 +53,12 @@ def _temperature(value: float) -> float:
     if not 0.0 <= value < float("inf"):
         raise typer.BadParameter(f"{value:g} is not a number from 0 up.")
     return value
+
+
+def check_writable(file: Path | None) -> None:
+    """Raises SekvError when there can be no such file."""
+    if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+        raise SekvError(f"{file} cannot be written; name a file in an existing folder")
 
 
 Store = Annotated[Path, typer.Argument(metavar="STORE", help="A store made by `sekv ingest`.")]

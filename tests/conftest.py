@@ -11,6 +11,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from engine.readers import hf
     from engine.store import Store
 
 # Before any test imports transformers: a test never asks a hub for anything.
@@ -46,3 +47,19 @@ def store(tmp_path: Path, instant_disk: None) -> Iterator[Store]:
     toy_store.ingest(tmp_path / "toy.sekv")
     with Store.open(tmp_path / "toy.sekv") as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random llama, as a folder; a module with wishes has a fixture of its own."""
+    from tiny_models import checkpoint
+
+    return checkpoint("llama", tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def reader(model: Path) -> hf.Reader:
+    """The model, loaded."""
+    from engine.readers import hf
+
+    return hf.load(str(model), device="cpu")

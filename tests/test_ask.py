@@ -24,16 +24,6 @@ from tiny_models import checkpoint
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint("llama", tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def reader(model: Path) -> hf.Reader:
-    return hf.load(str(model), device="cpu")
-
-
-@pytest.fixture(scope="module")
 def store(model: Path, reader: hf.Reader, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return read(tmp_path_factory.mktemp("store"), model, reader=reader)
 

@@ -22,21 +22,10 @@ from engine.readers import hf
 from engine.types import Silent
 from sekv_cli.main import run
 from tiny_books import log
-from tiny_models import checkpoint
 
 LIBRARY = Library([line.strip() for line in log(40).splitlines()])
 METHODS = ("full", "sekv", "snapkv")
 SETTING = Setting(METHODS, ("10%", "40%"), most=4)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint("llama", tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def reader(model: Path) -> hf.Reader:
-    return hf.load(str(model), device="cpu")
 
 
 def suites(folder: Path) -> dict[str, Suite]:

@@ -16,7 +16,6 @@ from engine.readers import hf
 from engine.types import Silent
 from tiny_books import log, session
 from tiny_books import report as ingested
-from tiny_models import checkpoint
 
 SETTING = Setting(lengths=(300, 700), budget="30%", rounds=2, window=400)
 TEXT = log(16)
@@ -32,16 +31,6 @@ class Told(Silent):
 
     def advance(self, done: int) -> None:
         self.done += done
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint("llama", tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def reader(model: Path) -> hf.Reader:
-    return hf.load(str(model), device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,6 @@ from engine.readers import hf
 from engine.recipe import RECIPES
 from engine.types import Silent
 from tiny_books import log
-from tiny_models import checkpoint
 
 
 @dataclass(frozen=True)
@@ -72,16 +71,6 @@ SETTING = Setting(
     most=3,
     dissected=1,
 )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint("llama", tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def reader(model: Path) -> hf.Reader:
-    return hf.load(str(model), device="cpu")
 
 
 @pytest.fixture(scope="module")

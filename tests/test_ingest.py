@@ -35,7 +35,6 @@ from engine.store import Store, StoreWriter
 from engine.tokens import Tokens
 from engine.types import IngestOptions, IngestReport, Silent
 from tiny_books import QUESTION, TEXT, log, report, session
-from tiny_models import checkpoint
 
 # ---------------------------------------------------------------------------- windows
 
@@ -144,16 +143,6 @@ def test_a_window_that_cannot_be_is_one_line(asked: int) -> None:
 
 
 # ---------------------------------------------------------------------------- a run
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint("llama", tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def reader(model: Path) -> hf.Reader:
-    return hf.load(str(model), device="cpu")
 
 
 @dataclass

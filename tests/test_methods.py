@@ -29,7 +29,6 @@ from engine.store import Store
 from engine.types import AskOptions, IngestOptions, Silent
 from engine.view import inspect
 from tiny_books import QUESTION, log, read, session
-from tiny_models import checkpoint
 
 METHODS = sorted(RECIPES)
 TEXT = log(14)
@@ -41,11 +40,6 @@ def heads_of(reader: hf.Reader, shares: tuple[float, ...] = (0.5, 0.3, 0.2)) -> 
     identity = reader.identity
     heads = [[(layer + place) % identity.heads for place in range(2)] for layer in range(3)]
     return Heads("tiny", identity.weights, heads, [[0.0] * 4] * 3, list(shares), {})
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint("llama", tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

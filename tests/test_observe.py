@@ -10,7 +10,6 @@ import torch
 from engine.observe import Observe, Reading, nearness
 from engine.policies.route_static import observed_attention
 from engine.readers import hf
-from tiny_models import checkpoint
 
 IDS = torch.randint(0, 256, (90,), generator=torch.Generator().manual_seed(2)).tolist()
 
@@ -43,11 +42,6 @@ def test_what_the_last_tokens_look_at_is_their_mean_attention() -> None:
     q, k = torch.randn(4, 5, 8, generator=made), torch.randn(2, 30, 8, generator=made)
     found = observed_attention(q, k)
     torch.testing.assert_close(found, plain_attention(q, k).mean(1).float(), atol=1e-6, rtol=1e-5)
-
-
-@pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> hf.Reader:
-    return hf.load(str(checkpoint("llama", tmp_path_factory.mktemp("m"))), device="cpu")
 
 
 def read(reader: hf.Reader, chunk: int, observe: Observe) -> list[hf.Chunk]:

@@ -17,12 +17,6 @@ from engine.readers import hf
 from engine.recipe import RECIPES
 from tiny_books import TEXT
 from tiny_memory import rows
-from tiny_models import checkpoint
-
-
-@pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> hf.Reader:
-    return hf.load(str(checkpoint("llama", tmp_path_factory.mktemp("model"))), device="cpu")
 
 
 @given(st.integers(1, 3000))

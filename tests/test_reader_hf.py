@@ -33,16 +33,6 @@ from tiny_models import checkpoint, tokenizer
 IDS = list(TEXT[:150].encode())
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint("llama", tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def reader(model: Path) -> hf.Reader:
-    return hf.load(str(model), device="cpu")
-
-
 # ---------------------------------------------------------------------------- prefill
 
 

@@ -25,21 +25,10 @@ from engine.readers import hf
 from engine.recall import parse_budget
 from engine.types import IngestOptions, Silent
 from tiny_books import QUESTION, TEXT, log, read, session
-from tiny_models import checkpoint
 
 PAPER = replace(
     recipes.RECIPES["sekv-paper"], name="paper", segmenter=Entropy(shortest=4), local=16
 )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint("llama", tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def reader(model: Path) -> hf.Reader:
-    return hf.load(str(model), device="cpu")
 
 
 @pytest.fixture(scope="module")

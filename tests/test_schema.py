@@ -36,11 +36,6 @@ Change = Callable[[dict[str, Any]], object]
 
 
 @pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> hf.Reader:
-    return hf.load(str(checkpoint("llama", tmp_path_factory.mktemp("model"))), device="cpu")
-
-
-@pytest.fixture(scope="module")
 def stores(reader: hf.Reader, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same log in three windows, by our method, by the published one, and in full."""
     place = tmp_path_factory.mktemp("stores")

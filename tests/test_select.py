@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import ops
-from engine.policies import select
 from engine.policies.codec import Raw, SharedBasis, Side
 from engine.policies.route_baselines import Box, Representatives, SecondOrder
 from engine.policies.select import MeanKey, Router, Sketch, choose
@@ -200,7 +199,7 @@ def test_keys_without_variance_give_finite_masses(what: str) -> None:
 def test_stretches_cover_every_span_once(lengths: list[int], tokens: int) -> None:
     """In order, each of at most so many tokens, or of one span that alone is longer."""
     bounds = torch.tensor([0, *lengths]).cumsum(0)
-    runs = select._stretches(bounds, tokens)
+    runs = ops.stretches(bounds, tokens)
     assert [first for first, _ in runs] == [0, *(last for _, last in runs)][: len(runs)]
     assert (runs[-1][1] if runs else 0) == len(lengths)
     for first, last in runs:
@@ -215,8 +214,8 @@ def test_scores_in_stretches_are_the_scores(tokens: int, monkeypatch: pytest.Mon
     device, side = built(Sketch(2.0), k, bounds)
     q = queries(8, 2, 3)
     whole = Sketch(2.0).logmass(q, device, side, bounds)
-    stretches = select._stretches
-    monkeypatch.setattr(select, "_stretches", lambda bounds, _: stretches(bounds, tokens))
+    stretches = ops.stretches
+    monkeypatch.setattr(ops, "stretches", lambda bounds, _: stretches(bounds, tokens))
     torch.testing.assert_close(
         Sketch(2.0).logmass(q, device, side, bounds), whole, atol=1e-5, rtol=1e-5
     )

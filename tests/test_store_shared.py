@@ -15,16 +15,10 @@ from engine.ask import Session
 from engine.manifest import NAME, device_file, host_file
 from engine.readers import hf
 from tiny_books import log, read, session
-from tiny_models import checkpoint
 
 ROOT = Path(__file__).parent.parent
 QUESTIONS = ["How many whales?", "Did it rain on day 7?"]
 MANY = 8
-
-
-@pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> hf.Reader:
-    return hf.load(str(checkpoint("llama", tmp_path_factory.mktemp("model"))), device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -15,19 +15,8 @@ from engine.train.heads import Errors, Needle, Scores, Setting, attention_rows, 
 from engine.types import Silent
 from sekv_cli.main import run
 from tiny_books import log
-from tiny_models import checkpoint
 
 SIZE, TOKENS, SAID = 8, 60, 5
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint("llama", tmp_path_factory.mktemp("m"))
-
-
-@pytest.fixture(scope="module")
-def reader(model: Path) -> hf.Reader:
-    return hf.load(str(model), device="cpu")
 
 
 def staged(looker: int) -> tuple[Needle, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -21,22 +21,11 @@ from engine.store import Store
 from engine.types import AskOptions, IngestOptions, InspectReport, Silent
 from engine.view import inspect, text
 from tiny_books import QUESTION, log, read, session
-from tiny_models import checkpoint
 
 TEXTS = [
     "Zoë saw 3 whales. “Rain!” she cried…\n\nÅse saw 🐋🐋. 雨が降った。\n" * 5,
     log(4),
 ]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint("llama", tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def reader(model: Path) -> hf.Reader:
-    return hf.load(str(model), device="cpu")
 
 
 @pytest.fixture(scope="module")

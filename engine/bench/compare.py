@@ -104,7 +104,6 @@ class Log:
     """The answers so far, one JSON object a line, the run's settings first."""
 
     path: Path
-    head: dict[str, Any]
     entries: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -115,7 +114,7 @@ class Log:
             SekvError: the folder holds another run's answers.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        log = cls(folder / ANSWERS, head)
+        log = cls(folder / ANSWERS)
         whole = ""
         if log.path.exists():
             # Killed while writing, a run leaves half a line behind.

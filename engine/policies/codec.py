@@ -85,18 +85,22 @@ class Codec(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Raw:
-    """Rows as they are, in the model's own dtype. The reference every codec is held against."""
-
-    def fit(self, k: Tensor, v: Tensor, given: Side = NOTHING) -> Side:
-        return {"rows": torch.empty(0, k.shape[-1], dtype=k.dtype)}
+class Unallocated:
+    """A codec that has no bits to share out among components, heads or layers."""
 
     def spectrum(self, k: Tensor, v: Tensor, given: Side) -> Tensor:
         return k.new_zeros(0, k.shape[-1])
 
     def price(self, spread: Tensor) -> float:
         return math.inf
+
+
+@dataclass(frozen=True)
+class Raw(Unallocated):
+    """Rows as they are, in the model's own dtype. The reference every codec is held against."""
+
+    def fit(self, k: Tensor, v: Tensor, given: Side = NOTHING) -> Side:
+        return {"rows": torch.empty(0, k.shape[-1], dtype=k.dtype)}
 
     def encode(self, k: Tensor, v: Tensor, bounds: Tensor, side: Side) -> Records:
         rows = torch.cat([k, v], -1).contiguous().view(torch.uint8)
@@ -263,7 +267,7 @@ class SharedBasis:
 
 
 @dataclass(frozen=True)
-class SpanSVD:
+class SpanSVD(Unallocated):
     """The published codec: a truncated SVD per span and KV head, made never larger than raw.
 
     The smallest rank, at most `rank`, whose residual is at most 1 - `energy` of the span's
@@ -282,12 +286,6 @@ class SpanSVD:
 
     def fit(self, k: Tensor, v: Tensor, given: Side = NOTHING) -> Side:
         return {"size": torch.tensor([k.shape[-1]], dtype=torch.int32)}
-
-    def spectrum(self, k: Tensor, v: Tensor, given: Side) -> Tensor:
-        return k.new_zeros(0, k.shape[-1])
-
-    def price(self, spread: Tensor) -> float:
-        return math.inf
 
     def encode(self, k: Tensor, v: Tensor, bounds: Tensor, side: Side) -> Records:
         heads, spans = len(k), len(bounds) - 1

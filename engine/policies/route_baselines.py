@@ -13,41 +13,29 @@ from torch import Tensor
 
 from engine import ops
 from engine.policies.codec import Side
+from engine.policies.route_text import KeyBox
+from engine.policies.select import Unfitted
 
 
 @dataclass(frozen=True)
-class Box:
+class Box(KeyBox):
     """Least and greatest key per channel: an upper bound of every token's score.
 
     Source: Quest (arXiv 2406.10774), pages of 16; here with log n added, as for any summary.
     """
 
-    def fit(self, k: Tensor, side: Side) -> Side:
-        return {}
-
-    def price(self, spread: Tensor) -> float:
-        return math.inf
-
     def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
-        rows, inside = ops.padded_spans(k, side["owner"])
-        low = rows.masked_fill(~inside[..., None], math.inf).amin(2)
-        high = rows.masked_fill(~inside[..., None], -math.inf).amax(2)
-        return {"box.s": torch.stack([low, high], 2).half()}
+        corners = super().build(k, summary, side)
+        return {"box.s": torch.stack([corners["low.s"], corners["high.s"]], 2)}
 
     def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
-        low, high = device["box.s"].float().unbind(2)
-        scores = torch.bmm(q.clamp_min(0), high.mT) + torch.bmm(q.clamp_max(0), low.mT)
-        return scores / math.sqrt(q.shape[-1]) + bounds.diff().float().log()
-
-    def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
-        return None
-
-    def device_share(self, size: int, span: float) -> float:
-        return 1 / span
+        low, high = device["box.s"].unbind(2)
+        bound = super().logmass(q, {"low.s": low, "high.s": high}, side, bounds)
+        return bound + bounds.diff().float().log()
 
 
 @dataclass(frozen=True)
-class Representatives:
+class Representatives(Unfitted):
     """`count` keys of a span's own tokens, far from each other; each stands for its share of them.
 
     Source: after InfLLM (arXiv 2402.04617), which takes the tokens of highest local attention; the
@@ -55,12 +43,6 @@ class Representatives:
     """
 
     count: int = 2
-
-    def fit(self, k: Tensor, side: Side) -> Side:
-        return {}
-
-    def price(self, spread: Tensor) -> float:
-        return math.inf
 
     def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
         rows, inside = ops.padded_spans(k, side["owner"])
@@ -78,24 +60,15 @@ class Representatives:
         scores = torch.einsum("hqd,hscd->hqsc", q, keys) / math.sqrt(q.shape[-1])
         return scores.logsumexp(-1) + (bounds.diff().float() / self.count).log()
 
-    def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
-        return None
-
     def device_share(self, size: int, span: float) -> float:
         return self.count / 2 / span
 
 
 @dataclass(frozen=True)
-class SecondOrder:
+class SecondOrder(Unfitted):
     """Mean and principal directions of a span: log n + q.m + 1/2 q'Cq, as if keys were Gaussian."""
 
     directions: int = 1
-
-    def fit(self, k: Tensor, side: Side) -> Side:
-        return {}
-
-    def price(self, spread: Tensor) -> float:
-        return math.inf
 
     def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
         rows, inside = ops.padded_spans(k, side["owner"])
@@ -111,9 +84,6 @@ class SecondOrder:
         scores = torch.einsum("hqd,hscd->hqsc", q, keys) / math.sqrt(q.shape[-1])
         spread = scores[..., 1:].square().sum(-1) / 2
         return scores[..., 0] + spread + bounds.diff().float().log()
-
-    def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
-        return None
 
     def device_share(self, size: int, span: float) -> float:
         return (1 + self.directions) / 2 / span

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from engine import ops
 from engine.policies.codec import Side
+from engine.policies.select import Unfitted
 
 CALIBRATED = ("retrieval_heads", "layer_share")
 """Side information that is measured per model beforehand and kept with the store."""
@@ -23,17 +24,11 @@ LEAST = 1e-12  # a share of attention that cannot be told from none
 
 
 @dataclass(frozen=True)
-class Recency:
+class Recency(Unfitted):
     """The later the better.
 
     Source: StreamingLLM (arXiv 2309.17453): the first tokens, which are pinned, and the last.
     """
-
-    def fit(self, k: Tensor, side: Side) -> Side:
-        return {}
-
-    def price(self, spread: Tensor) -> float:
-        return math.inf
 
     def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
         return {}
@@ -42,15 +37,12 @@ class Recency:
         place = (bounds[1:].float() / bounds[-1]).log()
         return place.expand(*q.shape[:2], -1)
 
-    def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
-        return None
-
     def device_share(self, size: int, span: float) -> float:
         return 0.5 / size
 
 
 @dataclass(frozen=True)
-class Observed:
+class Observed(Unfitted):
     """The attention that the last `rows` tokens give, pooled over `kernel` neighbours, by KV head.
 
     Source: SnapKV (arXiv 2404.14469), section 4; the mean over the query heads of a group as in
@@ -60,12 +52,6 @@ class Observed:
     rows: int = 32
     kernel: int = 5
 
-    def fit(self, k: Tensor, side: Side) -> Side:
-        return {}
-
-    def price(self, spread: Tensor) -> float:
-        return math.inf
-
     def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
         share = observed_attention(side["observed"], k)
         share = _pooled(share.reshape(len(k), -1, k.shape[1]).mean(1), self.kernel)
@@ -74,15 +60,12 @@ class Observed:
     def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
         return device["rank.s"].to(q.device)[:, None].expand(-1, q.shape[1], -1)
 
-    def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
-        return None
-
     def device_share(self, size: int, span: float) -> float:
         return 1.0 / size
 
 
 @dataclass(frozen=True)
-class RetrievalHeads:
+class RetrievalHeads(Observed):
     """The same, by the layer's semantic retrieval heads alone and for all KV heads alike.
 
     Which heads these are is calibrated per model beforehand (`sekv train heads`).
@@ -90,13 +73,6 @@ class RetrievalHeads:
     """
 
     rows: int = 8
-    kernel: int = 5
-
-    def fit(self, k: Tensor, side: Side) -> Side:
-        return {}
-
-    def price(self, spread: Tensor) -> float:
-        return math.inf
 
     def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
         heads = side["retrieval_heads"].long()
@@ -105,15 +81,6 @@ class RetrievalHeads:
         share = _pooled(share.mean(0, keepdim=True), self.kernel)
         ranks = _by_span(share, side["owner"], summary.shape[1])
         return {"rank.s": ranks.expand(len(k), -1).contiguous()}
-
-    def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
-        return device["rank.s"].to(q.device)[:, None].expand(-1, q.shape[1], -1)
-
-    def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
-        return None
-
-    def device_share(self, size: int, span: float) -> float:
-        return 1.0 / size
 
 
 def layer_budgets(shares: list[float], rows: int, least: int = 32, most: float = 3.0) -> list[int]:

@@ -13,20 +13,15 @@ import torch
 from torch import Tensor
 
 from engine.policies.codec import Side
+from engine.policies.select import Unfitted
 
 
 @dataclass(frozen=True)
-class SpanKey:
+class SpanKey(Unfitted):
     """The score of a span is that of its mean key, however long it is.
 
     Source: SentenceKV (arXiv 2504.00970), section 3.2.
     """
-
-    def fit(self, k: Tensor, side: Side) -> Side:
-        return {}
-
-    def price(self, spread: Tensor) -> float:
-        return math.inf
 
     def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
         return {"mean_key.s": summary.half()}
@@ -34,15 +29,12 @@ class SpanKey:
     def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
         return torch.bmm(q, device["mean_key.s"].float().mT) / math.sqrt(q.shape[-1])
 
-    def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
-        return None
-
     def device_share(self, size: int, span: float) -> float:
         return 0.5 / span
 
 
 @dataclass(frozen=True)
-class KeyBox:
+class KeyBox(Unfitted):
     """The largest score that any key inside a span's box can have: per channel its least and
     greatest key.
 
@@ -50,18 +42,13 @@ class KeyBox:
     is that of Quest (arXiv 2406.10774), equation 1.
     """
 
-    def fit(self, k: Tensor, side: Side) -> Side:
-        return {}
-
-    def price(self, spread: Tensor) -> float:
-        return math.inf
-
     def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
         owner = side["owner"]
         index = owner[None, :, None].expand_as(k)
         shape = (k.shape[0], summary.shape[1], k.shape[2])
-        low = torch.full(shape, torch.inf).scatter_reduce_(1, index, k.float(), "amin")
-        high = torch.full(shape, -torch.inf).scatter_reduce_(1, index, k.float(), "amax")
+        rows = k.float()
+        low = rows.new_full(shape, torch.inf).scatter_reduce_(1, index, rows, "amin")
+        high = rows.new_full(shape, -torch.inf).scatter_reduce_(1, index, rows, "amax")
         return {"low.s": low.half(), "high.s": high.half()}
 
     def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
@@ -69,15 +56,12 @@ class KeyBox:
         down = torch.bmm(q.clamp_max(0), device["low.s"].float().mT)
         return (up + down) / math.sqrt(q.shape[-1])
 
-    def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
-        return None
-
     def device_share(self, size: int, span: float) -> float:
         return 1.0 / span
 
 
 @dataclass(frozen=True)
-class PartMeans:
+class PartMeans(Unfitted):
     """The best score among a fixed number of keys per span: the means of its equal parts.
 
     Spans of any length become `count` rows, so that scoring is one dense product; parts of a
@@ -87,12 +71,6 @@ class PartMeans:
     """
 
     count: int = 4
-
-    def fit(self, k: Tensor, side: Side) -> Side:
-        return {}
-
-    def price(self, spread: Tensor) -> float:
-        return math.inf
 
     def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
         owner = side["owner"]
@@ -109,9 +87,6 @@ class PartMeans:
         parts = device["parts.s"].float()
         scores = torch.bmm(q, parts.flatten(1, 2).mT) / math.sqrt(q.shape[-1])
         return scores.reshape(*scores.shape[:2], *parts.shape[1:3]).amax(-1)
-
-    def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
-        return None
 
     def device_share(self, size: int, span: float) -> float:
         return 0.5 * self.count / span

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from engine.policies.codec import NOTHING, Records, Side, interleave
+from engine.policies.codec import NOTHING, Records, Side, Unallocated, interleave
 
 
 @dataclass(frozen=True)
-class Rows:
+class Rows(Unallocated):
     """Each row as a float16 scale and its values in `bits` (8, 4 or 2), symmetric about zero."""
 
     bits: int = 8
 
     def fit(self, k: Tensor, v: Tensor, given: Side = NOTHING) -> Side:
         return {"size": torch.tensor([k.shape[-1]], dtype=torch.int32)}
-
-    def spectrum(self, k: Tensor, v: Tensor, given: Side) -> Tensor:
-        return k.new_zeros(0, k.shape[-1])
-
-    def price(self, spread: Tensor) -> float:
-        return math.inf
 
     def encode(self, k: Tensor, v: Tensor, bounds: Tensor, side: Side) -> Records:
         return interleave(list(torch.cat([self._pack(k), self._pack(v)], -1)), bounds)

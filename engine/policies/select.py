@@ -53,12 +53,8 @@ class Router(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class MeanKey:
-    """The published router without training: the span's key and the log of its length.
-
-    Source: SeKV (arXiv 2606.31145), section 3.3 with W = identity.
-    """
+class Unfitted:
+    """A router that learns nothing of the document, has no bits to share out and cannot shrink."""
 
     def fit(self, k: Tensor, side: Side) -> Side:
         return {}
@@ -66,15 +62,23 @@ class MeanKey:
     def price(self, spread: Tensor) -> float:
         return math.inf
 
+    def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
+        return None
+
+
+@dataclass(frozen=True)
+class MeanKey(Unfitted):
+    """The published router without training: the span's key and the log of its length.
+
+    Source: SeKV (arXiv 2606.31145), section 3.3 with W = identity.
+    """
+
     def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
         return {"mean_key.s": summary.half()}
 
     def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
         keys = device["mean_key.s"].float()
         return torch.bmm(q, keys.mT) / math.sqrt(q.shape[-1]) + bounds.diff().float().log()
-
-    def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
-        return None
 
     def device_share(self, size: int, span: float) -> float:
         return 0.5 / span
@@ -129,7 +133,7 @@ class Sketch:
             shift += missing.clamp_max(MOST_MISSING)
         turned = turned * side["sketch_step"][:, None]
         out = [q.new_zeros(*q.shape[:2], 0)]
-        for first, last in _stretches(bounds, max(256, 2**22 // max(1, q.shape[1]))):
+        for first, last in ops.stretches(bounds, max(256, 2**22 // max(1, q.shape[1]))):
             start, end = int(bounds[first]), int(bounds[last])
             scores = []
             packed = ops.split_heads(device["sketch.t"][:, start:end], side["sketch_bits"])
@@ -160,18 +164,6 @@ class Sketch:
 
     def device_share(self, size: int, span: float) -> float:
         return self.bits / 32
-
-
-def _stretches(bounds: Tensor, tokens: int) -> list[tuple[int, int]]:
-    """Runs of spans (first, last + 1) of at most `tokens` tokens, or of one span."""
-    spans = len(bounds) - 1
-    runs, first = [], 0
-    while first < spans:
-        last = int(torch.searchsorted(bounds, bounds[first] + tokens, right=True)) - 1
-        last = max(first + 1, last)
-        runs.append((first, last))
-        first = last
-    return runs
 
 
 def choose(share: Tensor, cost: Tensor, room: float, uncovered: float) -> Tensor:

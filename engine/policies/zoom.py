@@ -56,7 +56,7 @@ class Learnt(Protocol):
 
 
 @dataclass(frozen=True)
-class SpanZoom:
+class SpanZoom(MeanKey):
     """The published router: a span zooms where a projection of its summary passes a threshold.
 
     weights: fingerprint of the router file. group: G, query heads of a KV head; projections: of
@@ -80,15 +80,6 @@ class SpanZoom:
     def fit(self, k: Tensor, side: Side) -> Side:
         return {"zoom_w": side["zoom_w"].half(), "zoom_tau": side["zoom_tau"].float()}
 
-    def price(self, spread: Tensor) -> float:
-        return MeanKey().price(spread)
-
-    def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
-        return MeanKey().build(k, summary, side)
-
-    def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
-        return MeanKey().logmass(q, device, side, bounds)
-
     def wish(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
         heads, _, size = q.shape
         tau = side["zoom_tau"]
@@ -101,12 +92,6 @@ class SpanZoom:
         wanted = scores > tau.logit(eps=1e-6)[..., None, None]
         # In float64: far from 0 the sigmoid of many spans is one and the same float32.
         return scores.masked_fill(~wanted, ops.NEVER).amax((1, 2)).double().sigmoid()
-
-    def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
-        return None
-
-    def device_share(self, size: int, span: float) -> float:
-        return MeanKey().device_share(size, span)
 
 
 @dataclass(frozen=True)

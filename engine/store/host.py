@@ -103,7 +103,6 @@ class HostSection:
         layer: int,
         spans: torch.Tensor | npt.NDArray[Any],
         *,
-        pinned: bool = False,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Read the records of some spans, all KV heads of each.
@@ -111,7 +110,6 @@ class HostSection:
         Args:
             layer: of the model.
             spans: [n] integers, any order.
-            pinned: give page-locked memory, for copies that do not block.
             out: uint8 [at least the bytes] to read into instead of new memory.
         Returns:
             uint8 [bytes of all records], record after record in the order of `spans`.
@@ -131,7 +129,7 @@ class HostSection:
         places = np.concatenate(([0], np.cumsum(ends - starts)))
         total = int(places[-1])
         if out is None:
-            out = torch.empty(total, dtype=torch.uint8, pin_memory=pinned)
+            out = torch.empty(total, dtype=torch.uint8)
         elif out.numel() < total:
             raise ValueError(f"{total} bytes do not fit a buffer of {out.numel()}")
         stage = out[:total]

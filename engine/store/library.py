@@ -18,8 +18,6 @@ from engine.store.reader import Store
 if TYPE_CHECKING:
     from engine.manifest import Manifest, ModelIdentity
 
-_BLOCK = 1 << 20
-
 SAME_BEHAVIOUR = {"float32": 0.02, "float16": 0.2, "bfloat16": 0.2}
 """Nats by which two readings of the probe may differ, on average over its tokens, where the coarser
 of both computed in this dtype: several times what its rounding costs."""
@@ -133,11 +131,8 @@ def _looks_like_a_store(path: Path) -> bool:
 
 
 def _sha256(path: Path) -> str:
-    state = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            state.update(block)
-    return state.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _shape(model: ModelIdentity) -> str:

@@ -196,14 +196,6 @@ class StoreWriter:
         finally:
             self._lock.release()
 
-    def abort(self) -> None:
-        """End and throw the finished pieces away."""
-        try:
-            finish_exchange(self._places, self._disk)
-            clear_work(self._places, self._disk)
-        finally:
-            self._lock.release()
-
     def __enter__(self) -> Self:
         return self
 
@@ -319,7 +311,6 @@ class StoreWriter:
         tokenizer_engine: str,
         window_tokens: int,
         sources: tuple[SourceEntry, ...],
-        key_space: str = "post-rope",
     ) -> Manifest:
         """Write the manifest and give the store its name. The fields are those of `Manifest`.
 
@@ -342,7 +333,6 @@ class StoreWriter:
             method=method,
             settings=settings,
             dtype=dtype,
-            key_space=key_space,
             prompt=prompt,
             tokens=tokens,
             tokenizer_engine=tokenizer_engine,

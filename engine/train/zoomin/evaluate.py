@@ -33,7 +33,6 @@ ZOOMED = 0.05
 def found(
     trained: TrainedRouter,
     documents: Iterable[tuple[Reading, list[Block]]],
-    methods: tuple[str, ...] = ("sekv-paper", "sekv"),
 ) -> dict[str, dict[str, float]]:
     """Share of the attention on folded spans that lies in the twentieth of tokens ranked first.
 
@@ -46,7 +45,7 @@ def found(
     """
     sums: dict[str, dict[str, float]] = {}
     for reading, blocks in documents:
-        for method in methods:
+        for method in ("sekv-paper", "sekv"):
             plain = replace(fitted(RECIPES[method], reading.tokens), codec=SharedBasis(8))
             if isinstance(plain.router, Sketch):
                 plain = replace(plain, router=Sketch(trained.bits))  # the same bytes

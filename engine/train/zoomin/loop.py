@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from engine import router
@@ -452,17 +450,9 @@ class _Trainer:
         tensors |= {f"best.{k}": t for k, t in self.best.items()}
         for index, held in self.optimiser.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{k}": torch.as_tensor(t).cpu() for k, t in held.items()}
-        path = self.options.run / CHECKPOINT
-        partial = path.with_suffix(".partial")
+        tensors = {k: t.contiguous() for k, t in tensors.items()}
         claims = {"state": asdict(self.state), "job": self._job()}
-        save_file(
-            {k: t.contiguous() for k, t in tensors.items()},
-            partial,
-            metadata={"sekv": json.dumps(claims)},
-        )
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        router.put(self.options.run / CHECKPOINT, tensors, json.dumps(claims))
 
     def _restore(self, path: Path) -> None:
         """Take up a checkpoint.

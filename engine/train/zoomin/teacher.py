@@ -20,7 +20,6 @@ from engine import ops
 from engine.attention import Attends, MemoryCache
 from engine.memory import Shared
 from engine.policies.codec import Side
-from engine.policies.select import _stretches
 
 if TYPE_CHECKING:
     from engine.readers.hf import Reader
@@ -189,7 +188,7 @@ def span_mass(q: Tensor, k: Tensor, bounds: Tensor) -> Tensor:
     """
     scale = 1 / math.sqrt(q.shape[-1])
     out = [q.new_zeros(*q.shape[:2], 0)]
-    for first, last in _stretches(bounds, max(LEAST, STRETCH // q.shape[1])):
+    for first, last in ops.stretches(bounds, max(LEAST, STRETCH // q.shape[1])):
         start, end = int(bounds[first]), int(bounds[last])
         scores = torch.bmm(q, k[:, start:end].float().mT) * scale
         out.append(ops.span_logsumexp(scores, bounds[first : last + 1] - start))
