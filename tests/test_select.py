@@ -267,6 +267,30 @@ def test_no_more_is_zoomed_than_coverage_needs() -> None:
     assert chosen.tolist() == [[True, True, True, False, False], [True] * 5]
 
 
+def test_every_row_is_covered_and_not_the_sum_of_all() -> None:
+    """Two rows look at spans of their own: what stays unzoomed is little for each of them."""
+    rows = torch.tensor([[[0.8, 0.04, 0.12, 0.04], [0.0, 0.85, 0.04, 0.11]]])
+    share, cost = rows.amax(1), torch.ones(1, 4, dtype=torch.int32)
+    chosen = choose(share, cost, math.inf, 0.2, rows)
+    assert chosen.tolist() == [[True, True, False, False]]
+    assert choose(share, cost, math.inf, 0.2).tolist() == [[True, True, True, False]]
+    assert choose(share, cost, math.inf, 0.155, rows).tolist() == [[True, True, True, False]]
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 999), uncovered=st.floats(0.01, 0.9))
+def test_no_more_is_zoomed_than_the_least_covered_row_needs(seed: int, uncovered: float) -> None:
+    made = torch.Generator().manual_seed(seed)
+    rows = (3 * torch.randn(2, 5, 9, generator=made)).softmax(-1)
+    share = rows.amax(1)
+    chosen = choose(share, torch.zeros_like(share), 0.0, uncovered, rows)
+    left = (rows * ~chosen[:, None]).sum(-1)
+    assert bool((left <= uncovered + 1e-5).all())
+    for head in range(2):  # without the least of the zoomed spans some row would miss too much
+        least = share[head].masked_fill(~chosen[head], 2.0).argmin()
+        assert float((left[head] + rows[head, :, least]).max()) > uncovered - 1e-5
+
+
 def test_room_goes_to_the_largest_shares_of_all_heads() -> None:
     share = torch.tensor([[0.5, 0.1], [0.4, 0.3]])
     cost = torch.full((2, 2), 10)

@@ -174,21 +174,26 @@ def _stretches(bounds: Tensor, tokens: int) -> list[tuple[int, int]]:
     return runs
 
 
-def choose(share: Tensor, cost: Tensor, room: float, uncovered: float) -> Tensor:
+def choose(
+    share: Tensor, cost: Tensor, room: float, uncovered: float, rows: Tensor | None = None
+) -> Tensor:
     """The spans to zoom: by falling share until what is left is small or the room is full.
 
     Args:
         share: [Hkv, F] estimated share of attention that a span draws.
         cost: [Hkv, F] bytes of a span on the device.  room: bytes to spend, heads together.
-        uncovered: the sum of a head's shares that may stay unzoomed; 0 zooms all that fits.
+        uncovered: what of any row's attention may stay unzoomed; 0 zooms all that fits.
+        rows: [Hkv, R, F] the shares of each row, of which `share` is the largest; without, `share`
+            is the only row.
     Returns:
         bool [Hkv, F].
     """
     wanted = torch.ones_like(share, dtype=torch.bool)
     if uncovered > 0:
-        rising, order = torch.sort(share, dim=-1)
-        enough = rising.cumsum(-1) > uncovered
-        wanted = torch.zeros_like(wanted).scatter_(-1, order, enough)
+        rising = share.argsort(dim=-1)[:, None]
+        drawn = share[:, None] if rows is None else rows
+        left = drawn.gather(-1, rising.expand_as(drawn)).cumsum(-1).amax(1)
+        wanted = torch.zeros_like(wanted).scatter_(-1, rising[:, 0], left > uncovered)
     order = torch.where(wanted, share, -1.0).flatten().argsort(descending=True, stable=True)
     fits = cost.flatten()[order].cumsum(0) <= room
     chosen = torch.zeros_like(fits).scatter_(0, order, fits)
