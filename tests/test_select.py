@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -121,7 +122,7 @@ def test_a_sketch_finds_the_token_that_a_mean_hides() -> None:
 
 
 def test_shrinking_takes_bytes_and_keeps_the_best_components() -> None:
-    """Step by step to the widest components; each step equals a sketch without the others."""
+    """A byte of a row at a time, down to the widest components; the narrowest go first."""
     k, q, bounds = needles()
     router = Sketch(3.0)
     device, side = built(router, k, bounds)
@@ -141,11 +142,28 @@ def test_shrinking_takes_bytes_and_keeps_the_best_components() -> None:
         device, side = smaller
         kept = side["sketch_bits"][0]
         assert torch.equal(kept[kept > 0], before[kept > 0])
-        assert int(before[(kept == 0) & (before > 0)].max()) < int(kept[kept > 0].min())
-    assert sizes == sorted(sizes, reverse=True)
+        dropped = before[(kept == 0) & (before > 0)]
+        assert int(dropped.sum()) == 8
+        assert int(dropped.max()) <= int(kept[kept > 0].min())
+    assert all(a - b == k.shape[1] for a, b in itertools.pairwise(sizes))
     assert len(sizes) >= 2
+    assert bool((side["sketch_bits"][side["sketch_bits"] > 0] == side["sketch_bits"].max()).all())
     assert hits[0] >= 19
     assert MeanKey().shrink(device, side) is None
+
+
+def test_the_head_that_loses_least_shrinks_first() -> None:
+    k, _, bounds = needles()
+    k = torch.cat([k, 0.1 * k])
+    device, side = built(Sketch(3.0), k, bounds)
+    side["sketch_bits"] = side["sketch_bits"][:1].expand(2, -1).contiguous()
+    device = Sketch(3.0).build(k, k, side)
+    smaller = Sketch(3.0).shrink(device, side)
+    assert smaller is not None
+    assert torch.equal(smaller[1]["sketch_bits"][0], side["sketch_bits"][0])
+    assert int(smaller[1]["sketch_bits"][1].sum()) == int(side["sketch_bits"][1].sum()) - 8
+    gone = (smaller[1]["sketch_bits"] == 0) & (side["sketch_bits"] > 0)
+    assert bool((smaller[1]["sketch_lost"][gone] > side["sketch_lost"][gone]).all())
 
 
 def test_shrinking_leaves_the_original_as_it_was() -> None:
