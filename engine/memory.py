@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -281,16 +282,18 @@ class LayerMemory:
         tensors = self._visible()
         router = self.recipe.router
         mass = router.logmass(q, tensors, self.side, self.view.bounds)
+        drawn = None
         if isinstance(router, Gated):
             share = router.wish(q, tensors, self.side, self.view.bounds)
         else:
-            share = _share(pinned, live, mass)
+            drawn = _shares(pinned, live, mass)
+            share = drawn.amax(1)
         hides = self.recipe.selector.hides
         wanted = torch.zeros_like(share, dtype=torch.bool)
         if self.shared.scout is not None:
             self._scout(mass)
         if self.shared.scout is None or hides:
-            wanted = self._choose(q, rows, share, live_k, tensors)
+            wanted = self._choose(q, rows, share, drawn, live_k, tensors)
             if self.choice.hidden is not None:
                 live = live.masked_fill(self.choice.hidden[:, None], ops.NEVER)
         self.zoomed.become([self.view.spans[w] for w in wanted], self.host)
@@ -311,8 +314,16 @@ class LayerMemory:
             self._report(share, weights, tokens, rows)
         return out.reshape(-1, rows, self.size)
 
-    def _choose(self, q: Tensor, rows: int, share: Tensor, live_k: Tensor, tensors: Side) -> Tensor:
-        """bool [Hkv, F]: what to zoom now, as the method's selector has it."""
+    def _choose(
+        self,
+        q: Tensor,
+        rows: int,
+        share: Tensor,
+        drawn: Tensor | None,
+        live_k: Tensor,
+        tensors: Side,
+    ) -> Tensor:
+        """bool [Hkv, F]: what to zoom now, as the method's selector has it; drawn: see `choose`."""
         current = [torch.isin(self.view.spans, spans) for spans in self.zoomed.spans]
         look = Look(
             q=q,
@@ -324,11 +335,17 @@ class LayerMemory:
             momentum=self.limits.momentum,
             uncovered=1 - self.limits.coverage,
             estimate=lambda q: self.recipe.router.logmass(q, tensors, self.side, self.view.bounds),
-            fit=self._fit,
+            fit=partial(self._fit, drawn=drawn),
         )
         return self.choice.choose(look)
 
-    def _fit(self, worth: Tensor, uncovered: float = 0.0, live: Sequence[int] = ()) -> Tensor:
+    def _fit(
+        self,
+        worth: Tensor,
+        uncovered: float = 0.0,
+        live: Sequence[int] = (),
+        drawn: Tensor | None = None,
+    ) -> Tensor:
         """What fits the room by falling worth; see `Look.fit`. live: tokens of each live range."""
         sizes = self.host.sizes[:, self.view.spans.cpu()].to(self.device)
         cost = sizes + TABLE_BYTES
@@ -341,7 +358,7 @@ class LayerMemory:
             kept, cost = kept.all(0, keepdim=True), cost.sum(0, keepdim=True)
         if isinstance(self.recipe.router, Gated):
             kept = kept & (worth > 0)  # where its gate is closed nothing is zoomed
-        chosen = choose(worth.masked_fill(~kept, -1.0), cost, self.room, uncovered) & kept
+        chosen = choose(worth.masked_fill(~kept, -1.0), cost, self.room, uncovered, drawn) & kept
         return chosen.expand(self.heads, -1)
 
     def _scout(self, mass: Tensor) -> None:
@@ -393,11 +410,11 @@ class LayerMemory:
             watcher.see(step)
 
 
-def _share(pinned: Tensor, live: Tensor, mass: Tensor) -> Tensor:
-    """The estimated share of attention of each span [Hkv, F], its largest over heads and rows."""
+def _shares(pinned: Tensor, live: Tensor, mass: Tensor) -> Tensor:
+    """The estimated share of each row's attention that each span draws, [Hkv, R, F]."""
     total = torch.logaddexp(pinned.logsumexp(-1), live.logsumexp(-1))
     total = torch.logaddexp(total, mass.logsumexp(-1))
-    return torch.exp(mass - total[..., None]).amax(1)
+    return torch.exp(mass - total[..., None])
 
 
 def no_spans(device: torch.device) -> View:

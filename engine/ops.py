@@ -53,6 +53,20 @@ def group(q: Tensor, kv_heads: int) -> Tensor:
     return q.to(torch.float32).reshape(kv_heads, -1, q.shape[-1])
 
 
+def turn(rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of rows [..., n, D] by tables [n, D], as RoPE's own are laid out.
+
+    Source: RoFormer (arXiv 2104.09864), component i paired with i + D / 2 as Llama pairs them.
+    """
+    first, second = rows.chunk(2, -1)
+    return rows * cos + torch.cat([-second, first], -1) * sin
+
+
+def turn_back(rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """What `turn` turned; tables may be scaled alike, as YaRN's are."""
+    return turn(rows, cos, -sin) / (cos.square() + sin.square())
+
+
 # ---------------------------------------------------------------------------- spans
 
 
@@ -211,7 +225,7 @@ def bit_price(variance: Tensor, mean_bits: float) -> float:
     """
     var = variance.double().clamp_min(1e-30)
     low, high = math.log(float(var.min())) - 40.0, math.log(float(var.max())) + 10.0
-    for _ in range(60):
+    for _ in range(32):  # the logarithm to a part in a hundred million
         middle = (low + high) / 2
         if float(bits_at(variance, math.exp(middle)).double().mean()) > mean_bits:
             low = middle

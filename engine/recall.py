@@ -29,6 +29,7 @@ from engine.memory import (
     no_spans,
     whole_rows,
 )
+from engine.policies.codec import used_columns
 from engine.policies.route_static import layer_budgets
 from engine.policies.segment import FOLDED
 from engine.policies.zoom import Learnt, SpanZoom
@@ -42,8 +43,9 @@ if TYPE_CHECKING:
     from engine.policies.codec import Side
     from engine.readers.hf import Reader
 
-ZOOM_RESERVE = 0.25
-"""Share of a tight budget that stays free for zoomed spans."""
+ZOOM_RESERVE = 0.12
+"""Share of a tight budget that stays free for zoomed spans: coded tokens are small, and what is not
+sketched is not found."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ def open_memory(
     sides = [
         {**side, **new} for side, new in zip(sides_of(stored, reader.layers), learnt, strict=True)
     ]
-    caps = _caps(recipe, tables, sides, manifest.model.kv_heads, cap, row)
+    lean_sides = [used_columns(side) for side in sides]
+    caps = _caps(recipe, tables, lean_sides, manifest.model.kv_heads, cap, row)
     hosts = [store.host(w) for w in range(len(manifest.windows))]
     counts = [window.spans for window in manifest.windows]
     longest = max(window.end - window.start for window in manifest.windows)
@@ -125,7 +128,7 @@ def open_memory(
             pinned=device.type == "cuda",
             fits=partial(recipe.codec.fits, lengths=tables.bounds.diff(), side=sides[index]),
         )
-        side = {name: t.to(device) for name, t in sides[index].items()}
+        side = {name: t.to(device) for name, t in lean_sides[index].items()}
         limits = Limits(caps[index] * manifest.model.kv_heads, coverage)
         room = caps[index] - ZOOM_RESERVE * min(cap, caps[index])
         if recipe.whole or full:
@@ -148,7 +151,7 @@ def open_memory(
         tensors = tables.layer(index)
         pinned_k, pinned_v = tensors.pop("pinned_k"), tensors.pop("pinned_v")
         ranking: Side = {}
-        lean = sides[index]
+        lean = lean_sides[index]
         if recipe.selector.static:  # chosen once, from the host: no routing on the device
             tensors, ranking, lean = {}, tensors, {}
         tensors, lean = _fit(recipe, tensors, lean, room * manifest.model.kv_heads)

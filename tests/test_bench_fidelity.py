@@ -257,6 +257,18 @@ def test_a_router_that_knows_every_key_finds_what_the_oracle_finds(subject: Subj
     assert line["answer_rank"]["questions"] == 1
 
 
+def test_the_coverage_asked_for_is_the_coverage_there_is(subject: Subject) -> None:
+    """What the sketch estimates to be exact is exact: its errors have no bias to speak of."""
+    lab = routing.Routing({"sekv": routing.contenders()["method sekv"]})
+    lab.add(subject)
+    found = lab.report()["sekv"]["coverage"]
+    for asked in routing.COVERAGES:
+        line = found[str(asked)]
+        assert line["estimated"] == pytest.approx(line["true"], abs=0.02)
+        assert asked / 100 - 0.05 <= line["least_true"] <= line["true"] <= 1
+    assert found["80"]["tokens"] <= found["95"]["tokens"] < 1
+
+
 def test_a_codec_without_loss_has_no_error(subject: Subject) -> None:
     coded = distortion.code(Raw(), subject, weighted=False)
     assert coded.share == pytest.approx(2.0)  # float32 rows over 16-bit ones

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -120,7 +121,7 @@ def test_a_sketch_finds_the_token_that_a_mean_hides() -> None:
 
 
 def test_shrinking_takes_bytes_and_keeps_the_best_components() -> None:
-    """Step by step to the widest components; each step equals a sketch without the others."""
+    """A byte of a row at a time, down to the widest components; the narrowest go first."""
     k, q, bounds = needles()
     router = Sketch(3.0)
     device, side = built(router, k, bounds)
@@ -140,11 +141,28 @@ def test_shrinking_takes_bytes_and_keeps_the_best_components() -> None:
         device, side = smaller
         kept = side["sketch_bits"][0]
         assert torch.equal(kept[kept > 0], before[kept > 0])
-        assert int(before[(kept == 0) & (before > 0)].max()) < int(kept[kept > 0].min())
-    assert sizes == sorted(sizes, reverse=True)
+        dropped = before[(kept == 0) & (before > 0)]
+        assert int(dropped.sum()) == 8
+        assert int(dropped.max()) <= int(kept[kept > 0].min())
+    assert all(a - b == k.shape[1] for a, b in itertools.pairwise(sizes))
     assert len(sizes) >= 2
+    assert bool((side["sketch_bits"][side["sketch_bits"] > 0] == side["sketch_bits"].max()).all())
     assert hits[0] >= 19
     assert MeanKey().shrink(device, side) is None
+
+
+def test_the_head_that_loses_least_shrinks_first() -> None:
+    k, _, bounds = needles()
+    k = torch.cat([k, 0.1 * k])
+    device, side = built(Sketch(3.0), k, bounds)
+    side["sketch_bits"] = side["sketch_bits"][:1].expand(2, -1).contiguous()
+    device = Sketch(3.0).build(k, k, side)
+    smaller = Sketch(3.0).shrink(device, side)
+    assert smaller is not None
+    assert torch.equal(smaller[1]["sketch_bits"][0], side["sketch_bits"][0])
+    assert int(smaller[1]["sketch_bits"][1].sum()) == int(side["sketch_bits"][1].sum()) - 8
+    gone = (smaller[1]["sketch_bits"] == 0) & (side["sketch_bits"] > 0)
+    assert bool((smaller[1]["sketch_lost"][gone] > side["sketch_lost"][gone]).all())
 
 
 def test_shrinking_leaves_the_original_as_it_was() -> None:
@@ -264,6 +282,30 @@ def test_no_more_is_zoomed_than_coverage_needs() -> None:
     cost = torch.ones(2, 5, dtype=torch.int32)
     chosen = choose(share, cost, math.inf, 0.15)
     assert chosen.tolist() == [[True, True, True, False, False], [True] * 5]
+
+
+def test_every_row_is_covered_and_not_the_sum_of_all() -> None:
+    """Two rows look at spans of their own: what stays unzoomed is little for each of them."""
+    rows = torch.tensor([[[0.8, 0.04, 0.12, 0.04], [0.0, 0.85, 0.04, 0.11]]])
+    share, cost = rows.amax(1), torch.ones(1, 4, dtype=torch.int32)
+    chosen = choose(share, cost, math.inf, 0.2, rows)
+    assert chosen.tolist() == [[True, True, False, False]]
+    assert choose(share, cost, math.inf, 0.2).tolist() == [[True, True, True, False]]
+    assert choose(share, cost, math.inf, 0.155, rows).tolist() == [[True, True, True, False]]
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 999), uncovered=st.floats(0.01, 0.9))
+def test_no_more_is_zoomed_than_the_least_covered_row_needs(seed: int, uncovered: float) -> None:
+    made = torch.Generator().manual_seed(seed)
+    rows = (3 * torch.randn(2, 5, 9, generator=made)).softmax(-1)
+    share = rows.amax(1)
+    chosen = choose(share, torch.zeros_like(share), 0.0, uncovered, rows)
+    left = (rows * ~chosen[:, None]).sum(-1)
+    assert bool((left <= uncovered + 1e-5).all())
+    for head in range(2):  # without the least of the zoomed spans some row would miss too much
+        least = share[head].masked_fill(~chosen[head], 2.0).argmin()
+        assert float((left[head] + rows[head, :, least]).max()) > uncovered - 1e-5
 
 
 def test_room_goes_to_the_largest_shares_of_all_heads() -> None:

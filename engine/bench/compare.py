@@ -21,7 +21,7 @@ from engine.errors import ReaderError, SekvError
 from engine.ingest import creator, ingest
 from engine.observe import Observe
 from engine.readers import hf
-from engine.recipe import named
+from engine.recipe import Recipe, named
 from engine.types import AskOptions, IngestOptions, Progress, Silent
 
 if TYPE_CHECKING:
@@ -58,6 +58,13 @@ class ReadOnce(hf.Reader):
         self._observe = observe
         self._before: list[tuple[Tensor, Tensor]] | None = None
         self._chunks: dict[tuple[int, ...], list[hf.Chunk]] = {}
+
+    @classmethod
+    def of(cls, reader: hf.Reader, recipes: Sequence[Recipe]) -> ReadOnce:
+        """One that observes what any of these methods asks for."""
+        rows = max((recipe.observe.rows for recipe in recipes), default=0)
+        reach = max((recipe.observe.reach for recipe in recipes), default=0)
+        return cls(reader, Observe(rows, reach))
 
     def forget(self) -> None:
         """Let go of the document; the next one is another."""
@@ -206,11 +213,7 @@ def measure(
         "recipes": {method: recipe.settings() for method, recipe in recipes.items()},
     }
     log = Log.open(folder, head)
-    observe = Observe(
-        max((recipe.observe.rows for recipe in recipes.values()), default=0),
-        max((recipe.observe.reach for recipe in recipes.values()), default=0),
-    )
-    once = ReadOnce(reader, observe)
+    once = ReadOnce.of(reader, list(recipes.values()))
     progress.start("asking", len(items) * len(rows), "answers")
     with tempfile.TemporaryDirectory(prefix="sekv-bench-") as scratch:
         for item in items:

@@ -206,7 +206,7 @@ class SharedBasis:
     def decode(
         self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, side: Side
     ) -> tuple[Tensor, Tensor]:
-        size = side["k_basis"].shape[-1]
+        size = side["k_basis"].shape[-2]
         widths = [
             4 * size if self.bits >= 32 else ops.Packing.of(side[f"{name}_bits"][head]).row_bytes
             for name in ("k", "v")
@@ -427,7 +427,11 @@ def _alike(lengths: Tensor, most: int = 1 << 14) -> Iterator[Tensor]:
 
 
 def _bases(k: Tensor, v: Tensor, given: Side) -> list[tuple[Tensor, Tensor, Tensor]]:
-    return [ops.covariance_basis(k, given.get("queries")), ops.covariance_basis(v)]
+    """Mean, basis and variance of keys and of values, in the metric each is given if any."""
+    return [
+        ops.covariance_basis(k, given.get("queries")),
+        ops.covariance_basis(v, given.get("outputs")),
+    ]
 
 
 def _worth(error: Tensor, name: str, given: Side) -> Tensor:
@@ -470,6 +474,25 @@ def basis_of(name: str, side: Side, head: int | slice = slice(None)) -> tuple[Te
     if f"{name}_scale" in side:
         basis = basis * side[f"{name}_scale"][head].float()[..., None, :]
     return side[f"{name}_mean"][head].float(), basis
+
+
+def used_columns(side: Side) -> Side:
+    """The same without the columns of bases that no code, sketch or span value spends a bit on.
+
+    For reading alone: what is trimmed cannot code rows any more.
+    """
+    out = dict(side)
+    sketch = [] if "zoom_basis" in side else ["sketch"]  # a learnt one has directions of its own
+    for name, others in (("k", sketch), ("v", ["value"])):
+        if f"{name}_bits" not in side:
+            continue
+        users = [part for part in (name, *others) if f"{part}_bits" in side]
+        used = max(int((side[f"{part}_bits"] > 0).sum(-1).max()) for part in users)
+        rows = [f"{part}_{what}" for part in users for what in ("bits", "step", "lost", "scale")]
+        for key in (f"{name}_basis", *rows):
+            if key in side:
+                out[key] = side[key][..., :used].contiguous()
+    return out
 
 
 def to_basis(rows: Tensor, name: str, side: Side) -> Tensor:

@@ -148,15 +148,23 @@ class Sketch:
         return torch.cat(out, -1)
 
     def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
-        """Drop each head's narrowest components; they lie at the end of a row."""
-        bits, lost = side["sketch_bits"].clone(), side["sketch_lost"].clone()
-        for row, left in zip(bits, lost, strict=True):
-            present = row[row > 0]
-            if len(present) and int(present.min()) < int(present.max()):
-                left[row == present.min()] /= ops.GAUSS_MSE[int(present.min())]
-                row[row == present.min()] = 0
-        if torch.equal(bits, side["sketch_bits"]):
+        """Drop a byte of every row: of the head that loses least by it, the last of its narrowest
+        components, which lie at the end of a row. The widest of a head stay."""
+        bits, lost = side["sketch_bits"], side["sketch_lost"]
+        droppable = []
+        for head, row in enumerate(bits):
+            used = int((row > 0).sum())
+            width = int(row[used - 1]) if used else 0
+            if used and width < int(row[0]):
+                last = slice(used - 8 // width, used)
+                more = float(lost[head, last].sum()) * (1 / ops.GAUSS_MSE[width] - 1)
+                droppable.append((more, -used, head, width, last))
+        if not droppable:
             return None
+        _, _, head, width, last = min(droppable, key=lambda each: each[:3])
+        bits, lost = bits.clone(), lost.clone()
+        bits[head, last] = 0
+        lost[head, last] /= ops.GAUSS_MSE[width]
         parts = ops.split_heads(device["sketch.t"], side["sketch_bits"])
         left = [p[:, : ops.Packing.of(row).row_bytes] for p, row in zip(parts, bits, strict=True)]
         packed = torch.cat(left, -1)[None]
@@ -166,21 +174,26 @@ class Sketch:
         return self.bits / 32
 
 
-def choose(share: Tensor, cost: Tensor, room: float, uncovered: float) -> Tensor:
+def choose(
+    share: Tensor, cost: Tensor, room: float, uncovered: float, rows: Tensor | None = None
+) -> Tensor:
     """The spans to zoom: by falling share until what is left is small or the room is full.
 
     Args:
         share: [Hkv, F] estimated share of attention that a span draws.
         cost: [Hkv, F] bytes of a span on the device.  room: bytes to spend, heads together.
-        uncovered: the sum of a head's shares that may stay unzoomed; 0 zooms all that fits.
+        uncovered: what of any row's attention may stay unzoomed; 0 zooms all that fits.
+        rows: [Hkv, R, F] the shares of each row, of which `share` is the largest; without, `share`
+            is the only row.
     Returns:
         bool [Hkv, F].
     """
     wanted = torch.ones_like(share, dtype=torch.bool)
     if uncovered > 0:
-        rising, order = torch.sort(share, dim=-1)
-        enough = rising.cumsum(-1) > uncovered
-        wanted = torch.zeros_like(wanted).scatter_(-1, order, enough)
+        rising = share.argsort(dim=-1)[:, None]
+        drawn = share[:, None] if rows is None else rows
+        left = drawn.gather(-1, rising.expand_as(drawn)).cumsum(-1).amax(1)
+        wanted = torch.zeros_like(wanted).scatter_(-1, rising[:, 0], left > uncovered)
     order = torch.where(wanted, share, -1.0).flatten().argsort(descending=True, stable=True)
     fits = cost.flatten()[order].cumsum(0) <= room
     chosen = torch.zeros_like(fits).scatter_(0, order, fits)

@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Dynami
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.hub import cached_file
 
-from engine import attention, router
+from engine import attention, ops, router
 from engine.certainty import Bar
 from engine.errors import ReaderError
 from engine.manifest import ModelIdentity
@@ -193,6 +193,40 @@ class Reader:
         )
         self.look_on(ids, prefix, chunks, asked, probe)
         return probe.learnt()
+
+    @torch.inference_mode()
+    def rotation(self, start: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """How keys are turned at positions start .. start + tokens - 1, see `ops.turn`: cos, sin
+        float32 [tokens, D].
+
+        Raises:
+            ReaderError: this model does not turn its keys so: it has no RoPE, or turns a part of
+                their components or other pairs of them.
+        """
+        name, size = self.identity.architecture, self.identity.head_dim
+        rope = getattr(self.model.base_model, "rotary_emb", None)
+        if rope is None:
+            raise ReaderError(f"{name} has no RoPE: its keys are the same before it")
+        device = self.devices[0]
+        places = torch.arange(start, start + tokens, device=device)[None]
+        cos, sin = (t[0].float().cpu() for t in rope(torch.zeros(1, device=device), places))
+        # The first layer's key follows from token and position alone: held against each other.
+        first, last = (self._first_key(place) for place in (start, start + tokens - 1))
+        if cos.shape[-1] == size:
+            turned = ops.turn(ops.turn_back(first, cos[:1], sin[:1]), cos[-1:], sin[-1:])
+            if float((turned - last).norm()) <= 0.05 * float(last.norm()):  # 16-bit models round
+                return cos, sin
+        raise ReaderError(
+            f"{name} turns only a part of a key's components, or other pairs than (i, i + D / 2): "
+            "keys before RoPE are not known"
+        )
+
+    @torch.inference_mode()
+    def _first_key(self, position: int) -> Tensor:
+        """The first layer's keys [Hkv, 1, D] of some token alone at a position."""
+        cache = DynamicCache(config=self.model.config)
+        self._forward([self.prompt.prefix[0]], position, cache)
+        return _rows(cache)[0][0][0].float().cpu()
 
     def _forward(
         self, ids: list[int], position: int, cache: DynamicCache, probe: Probe | None = None

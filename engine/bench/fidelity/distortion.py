@@ -6,7 +6,7 @@ counted; the queries are those of real questions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,11 +18,15 @@ from engine import fold, ops
 from engine.bench.bootstrap import interval
 from engine.bench.fidelity.subjects import Asked, Rows, Subject, scores_of
 from engine.policies import rows as plain
-from engine.policies.codec import NOTHING, Codec, SharedBasis, SpanSVD
+from engine.policies.codec import NOTHING, Codec, SharedBasis, Side, SpanSVD
+from engine.policies.spaces import BeforeRope, Space, Together
 from engine.recipe import RECIPES
 
 SHARES = (50.0, 25.0, 12.5, 6.0)
 """Per cent of the 16-bit bytes of the same tokens."""
+
+EXACT = RECIPES["sekv"].sinks
+"""First tokens of a window that stay exact."""
 
 
 @dataclass
@@ -33,35 +37,61 @@ class Coded:
     share: float
 
 
-def code(codec: Codec, subject: Subject, *, weighted: bool) -> Coded:
-    """Encode and decode a window; the first tokens stay exact, as in a store.
+@dataclass(frozen=True)
+class _Body:
+    """What a codec is given of a window: all rows but the first, which stay exact as in a store.
 
-    weighted: keys are weighed by queries and layers share the bits.
+    layers: per layer k, v and what is known of them. bounds: [S + 1].
     """
-    recipe = RECIPES["sekv"]
-    sinks = recipe.sinks
-    spans = fold.segment(recipe, subject.surprisal, subject.pieces, last=False)
-    bounds = spans.bounds[torch.searchsorted(spans.bounds, sinks) :] - sinks
-    body = [(k[:, sinks:], v[:, sinks:]) for k, v in subject.rows]
-    known = [learnt if weighted else NOTHING for learnt in subject.learnt]
+
+    layers: list[tuple[Tensor, Tensor, Side]]
+    bounds: Tensor
+
+    @classmethod
+    def of(cls, subject: Subject, spaces: Sequence[Space], *, weighted: bool) -> _Body:
+        spans = fold.segment(RECIPES["sekv"], subject.surprisal, subject.pieces, last=False)
+        layers = []
+        for (k, v), learnt in zip(subject.rows, subject.learnt, strict=True):
+            rows = k[:, EXACT:], v[:, EXACT:], learnt if weighted else NOTHING
+            for space in spaces:
+                rows = space.enter(*rows)
+            layers.append(rows)
+        bounds = spans.bounds[torch.searchsorted(spans.bounds, EXACT) :] - EXACT
+        return cls(layers, bounds)
+
+
+def code(codec: Codec, subject: Subject, *, weighted: bool, spaces: Sequence[Space] = ()) -> Coded:
+    """Encode and decode a window.
+
+    weighted: keys are weighed by queries and layers share the bits. spaces: that the rows enter,
+    one after another.
+    """
+    body = _Body.of(subject, spaces, weighted=weighted)
+    return _code(codec, subject, body, spaces, weighted=weighted)
+
+
+def _code(
+    codec: Codec, subject: Subject, body: _Body, spaces: Sequence[Space], *, weighted: bool
+) -> Coded:
+    price: Side = {}
     if weighted:
-        spectra = [codec.spectrum(*kv, one) for kv, one in zip(body, known, strict=True)]
-        price = torch.tensor([codec.price(torch.cat(spectra))], dtype=torch.float64)
-        known = [{**one, "code_price": price} for one in known]
+        spectra = torch.cat([codec.spectrum(*layer) for layer in body.layers])
+        price = {"code_price": torch.tensor([codec.price(spectra)], dtype=torch.float64)}
     out, kept, whole = [], 0, 0
-    for (k, v), one, exact in zip(body, known, subject.rows, strict=True):
-        side = codec.fit(k, v, one)
-        records = codec.encode(k, v, bounds, side)
+    for (k, v, known), exact in zip(body.layers, subject.rows, strict=True):
+        side = codec.fit(k, v, {**known, **price})
+        records = codec.encode(k, v, body.bounds, side)
         kept += records.payload.nbytes + sum(t.nbytes for t in side.values())
         whole += 2 * (k.numel() + v.numel())
-        back = [_decode(codec, head, records, bounds, len(k), side) for head in range(len(k))]
-        out.append(
-            tuple(
-                torch.cat([true[:, :sinks], torch.stack(rows)], 1)
-                for true, rows in zip(exact, zip(*back, strict=True), strict=True)
-            )
+        heads = [_decode(codec, h, records, body.bounds, len(k), side) for h in range(len(k))]
+        rows = torch.stack([k for k, _ in heads]), torch.stack([v for _, v in heads])
+        for space in reversed(spaces):
+            rows = space.leave(*rows)
+        first, last = (
+            torch.cat([true[:, :EXACT], got], 1) for true, got in zip(exact, rows, strict=True)
         )
-    return Coded([(k, v) for k, v in out], kept / whole)
+        out.append((first, last))
+    return Coded(out, kept / whole)
 
 
 def _decode(
@@ -73,15 +103,32 @@ def _decode(
     return codec.decode(head, payload, offsets, bounds.diff(), side)
 
 
-def _basis(subject: Subject, *, weighted: bool) -> dict[float, Coded]:
-    """A shared basis with as many bits as its side information leaves."""
+def _basis(
+    subject: Subject, *, weighted: bool, turned: bool = True, together: bool = False
+) -> dict[float, Coded]:
+    """A shared basis with as many bits as its side information leaves.
+
+    turned: keys as attention has them, after RoPE. together: one basis for all heads of a layer.
+    """
+    spaces: list[Space] = []
+    if not turned:
+        if subject.rotation is None:
+            return {}
+        cos, sin = subject.rotation
+        spaces.append(BeforeRope(cos[EXACT:], sin[EXACT:]))
+    if together:
+        spaces.append(Together(len(subject.rows[0][0])))
+    body = _Body.of(subject, spaces, weighted=weighted)
+    beside = whole = 0
+    for k, v, known in body.layers:
+        beside += sum(t.nbytes for t in SharedBasis(bits=1.0).fit(k, v, known).values())
+        whole += 2 * (k.numel() + v.numel())
     out = {}
     for share in SHARES:
-        asked = share / 100
-        beside = code(SharedBasis(bits=16 * asked), subject, weighted=weighted).share - asked
-        bits = 16 * (asked - beside)
+        bits = 16 * (share / 100 - beside / whole)
         if bits >= 0.25:
-            out[share] = code(SharedBasis(bits=bits), subject, weighted=weighted)
+            codec = SharedBasis(bits=bits)
+            out[share] = _code(codec, subject, body, spaces, weighted=weighted)
     return out
 
 
@@ -104,6 +151,11 @@ def _rows(subject: Subject) -> dict[float, Coded]:
 
 CODECS: dict[str, Callable[[Subject], dict[float, Coded]]] = {
     "shared basis, asked": partial(_basis, weighted=True),
+    "shared basis, asked, before RoPE": partial(_basis, weighted=True, turned=False),
+    "shared basis, asked, heads together": partial(_basis, weighted=True, together=True),
+    "shared basis, asked, heads together, before RoPE": partial(
+        _basis, weighted=True, turned=False, together=True
+    ),
     "shared basis, by variance": partial(_basis, weighted=False),
     "SVD per span": _svd,
     "plain rows": _rows,
@@ -123,6 +175,9 @@ class _Losses:
 class Distortion:
     """Adds up documents; `report` says what came out."""
 
+    unturned: str = ""
+    """Why keys before RoPE are not compared, where they are not."""
+
     def __init__(self) -> None:
         self._losses = {(name, share): _Losses() for name in CODECS for share in SHARES}
 
@@ -130,6 +185,7 @@ class Distortion:
     def add(self, subject: Subject) -> None:
         if not subject.asked:
             return
+        self.unturned = subject.unturned
         for name, make in CODECS.items():
             for share, coded in make(subject).items():
                 losses = self._losses[name, share]

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from engine.bench.compare import ReadOnce
 from engine.bench.fidelity import answers
 from engine.bench.fidelity.distortion import Distortion
 from engine.bench.fidelity.routing import Routing
@@ -61,8 +62,7 @@ def measure(
     Raises:
         SekvError: an unknown method, a budget that is none, or documents without questions.
     """
-    for method in setting.methods:
-        named(method.partition("@")[0])
+    once = ReadOnce.of(reader, [named(method.partition("@")[0]) for method in setting.methods])
     for budget in setting.budgets:
         parse_budget(budget, 1)
     if not 0 < setting.coverage <= 1:
@@ -83,17 +83,18 @@ def measure(
         for drawn in documents:
             if full.questions >= setting.questions:
                 break
+            once.forget()
             asked = list(drawn.questions)[: setting.questions - full.questions]
             source.write_text(drawn.document, encoding="utf-8")
             report, [truth] = answers.asked(
-                reader, model, source, asked, "full", [everything], setting.window
+                once, model, source, asked, "full", [everything], setting.window
             )
             words = [heard.ids for heard in truth]
             answers.add(full, truth, truth, asked, report, size)
             tokens.append(report.tokens)
             for method in setting.methods:
                 report, heard = answers.asked(
-                    reader,
+                    once,
                     model,
                     source,
                     asked,
@@ -108,7 +109,7 @@ def measure(
             if asked and len(tokens) <= setting.dissected:
                 followed = [[*heard.prompt, *heard.ids.tolist()] for heard in truth]
                 stated = [(question.quote, question.value) for question in asked]
-                subject = take(reader, source, setting.window, followed, stated)
+                subject = take(once, source, setting.window, followed, stated)
                 routing.add(subject)
                 distortion.add(subject)
             progress.advance(len(asked))
@@ -132,4 +133,5 @@ def measure(
         },
         "routing": routing.report(),
         "distortion": distortion.report(),
+        "unturned": distortion.unturned,
     }

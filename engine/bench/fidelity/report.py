@@ -8,8 +8,9 @@ from engine.bench import chart
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report as three tables; shares in per cent, 95 % intervals in brackets."""
-    return "\n".join([*_answers(report), "", *_routing(report), "", *_distortion(report), ""])
+    """The report as four tables; shares in per cent, 95 % intervals in brackets."""
+    parts = (_answers, _routing, _coverage, _distortion)
+    return "\n".join(line for part in parts for line in [*part(report), ""])
 
 
 def charts(report: dict[str, Any]) -> dict[str, str]:
@@ -119,6 +120,21 @@ def _routing(report: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _coverage(report: dict[str, Any]) -> list[str]:
+    lines = [
+        "Coverage without a budget: what share of a question's attention is exact when so much of "
+        "every row's is asked for, in % as the router estimates it and in truth",
+        "",
+        "| router | asked | estimated | true | true, least row of a head | tokens zoomed |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, line in report["routing"].items():
+        for asked, found in line["coverage"].items():
+            cells = " | ".join(f"{100 * x:.1f}" for x in found.values())
+            lines.append(f"| {name} | {asked} | {cells} |")
+    return lines
+
+
 def _distortion(report: dict[str, Any]) -> list[str]:
     lines = [
         "Codecs at equal bytes, side information counted: relative errors of keys, of values and "
@@ -134,4 +150,6 @@ def _distortion(report: dict[str, Any]) -> list[str]:
                 f"| {name} | {share} | {100 * line['bytes']:.1f} | {line['k']:.3f} "
                 f"| {line['v']:.3f} | {line['output']:.4f} ({low:.4f}-{high:.4f}) |"
             )
+    if report["unturned"]:
+        lines += ["", f"Not compared: {report['unturned']}."]
     return lines

@@ -20,12 +20,15 @@ from engine.bench.fidelity.subjects import Asked, Subject, scores_of
 from engine.policies.codec import NOTHING, Side
 from engine.policies.route_baselines import Box, Representatives, SecondOrder
 from engine.policies.segment import FOLDED, Fixed, Spans
-from engine.policies.select import MeanKey, Sketch
+from engine.policies.select import MeanKey, Sketch, choose
 from engine.policies.summarise import SurprisalMean
 from engine.recipe import RECIPES, Recipe
 
 SHARES = (1, 2, 5, 10, 20)
 """Per cent of a window's tokens that a router may pick."""
+
+COVERAGES = (80, 95)
+"""Per cent of every row's attention that is asked to be exact."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class _Cells:
     error: list[Tensor] = field(default_factory=list)
     of: list[int] = field(default_factory=list)
     of_rank: list[int] = field(default_factory=list)
+    covered: dict[int, list[Tensor]] = field(default_factory=lambda: {c: [] for c in COVERAGES})
     bytes_share: list[float] = field(default_factory=list)
 
 
@@ -113,6 +117,8 @@ class Routing:
             for p in SHARES:
                 for into, ranks in ((cells.found, "estimate"), (cells.best, "truth")):
                     into[p].append(torch.cat([look.found(p, ranks) for look in looks]))
+            for c in COVERAGES:
+                cells.covered[c].append(torch.stack([look.covered(c) for look in looks]).mean(0))
             cells.error.append(torch.cat([look.error() for look in looks]))
             cells.of.append(self._documents)
             if asked.value:
@@ -140,6 +146,16 @@ class Routing:
             "device_bytes": sum(cells.bytes_share) / len(cells.bytes_share),
             "logmass_error_nats": float(torch.stack(cells.error).mean()),
             "tokens_picked": shares,
+            "coverage": {
+                str(c): dict(
+                    zip(
+                        ("estimated", "true", "least_true", "tokens"),
+                        torch.stack(found).mean(0).tolist(),
+                        strict=True,
+                    )
+                )
+                for c, found in cells.covered.items()
+            },
         }
         if cells.rank:
             ranks = torch.stack(cells.rank).float()
@@ -202,6 +218,17 @@ class _Look:
         fits = lengths[order].cumsum(-1) <= percent / 100 * int(self.bounds[-1])
         mass = (self.truth.gather(-1, order) * fits).sum((1, 2))
         return mass / self.truth.sum((1, 2)).clamp_min(1e-30)
+
+    def covered(self, percent: float) -> Tensor:
+        """What is exact when `percent` of every row's attention is asked for and nothing limits it:
+        estimated, true, true of the row that has least, and the share of tokens zoomed, [4]."""
+        share = self.estimate.amax(1)
+        free = torch.zeros_like(share)
+        zoomed = choose(share, free, 0.0, 1 - percent / 100, self.estimate)
+        guess, true = (1 - (x * ~zoomed[:, None]).sum(-1) for x in (self.estimate, self.truth))
+        tokens = (zoomed * self.bounds.diff()).sum(-1) / self.bounds[-1]
+        least = true.amin(1)
+        return torch.stack([x.mean() for x in (guess, true, least, tokens)])
 
     def rank(self, value: range) -> Tensor:
         """The place of the answer's best span by its share for any row, 1 the first, [Hkv]."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from engine import ops
 from engine.documents import load
+from engine.errors import ReaderError
 from engine.ingest import cut_windows, longest_window
 from engine.policies.codec import Side
 from engine.tokens import tokenize
@@ -54,7 +55,8 @@ class Asked:
 class Subject:
     """The first window of a document. rows, prefix: per layer k, v [Hkv, n, D].
 
-    pieces: the text of each token. learnt: see `Reader.ask_itself`.
+    pieces: the text of each token. learnt: see `Reader.ask_itself`. rotation: cos, sin [n, D] of
+    the rows, see `Reader.rotation`; without, `unturned` says why there is none.
     """
 
     rows: Rows
@@ -63,6 +65,8 @@ class Subject:
     pieces: list[str]
     learnt: list[Side]
     asked: list[Asked]
+    rotation: tuple[Tensor, Tensor] | None = None
+    unturned: str = ""
 
 
 @dataclass
@@ -104,6 +108,11 @@ def take(
     chunks = list(reader.read_window(ids, prefix, CHUNK, []))
     seen = _Recorder()
     reader.look_on(ids, prefix, chunks, asked, seen)
+    rotation, unturned = None, ""
+    try:
+        rotation = reader.rotation(len(reader.prompt.prefix), len(ids))
+    except ReaderError as error:  # the comparison goes on without
+        unturned = str(error)
     rows = [
         (
             torch.cat([c.k[layer] for c in chunks], 1).float().cpu(),
@@ -125,6 +134,8 @@ def take(
             )
             for index in range(len(asked))
         ],
+        rotation=rotation,
+        unturned=unturned,
     )
 
 
