@@ -123,6 +123,7 @@ def test_the_eight_bit_cache_takes_eight_bits(
             torch.testing.assert_close(k, old.pinned_k, rtol=0.1, atol=0.1)
 
 
+@pytest.mark.filterwarnings("ignore")  # of libraries that are not ours
 def test_the_four_bit_cache_takes_four_bits(reader: hf.Reader, whole: Path, tmp_path: Path) -> None:
     peer = peers.named("transformers:quantized")
     if peer.missing():
@@ -171,7 +172,7 @@ class Keep:
 
 
 def pressing(make: Any, monkeypatch: pytest.MonkeyPatch, **more: Any) -> presses.Press:
-    monkeypatch.setattr(presses, "import_module", lambda name: None)
+    monkeypatch.setattr(presses, "_library", lambda: None)
     return presses.Press("kvpress:test", lambda _, ratio: make(ratio), "a test", **more)
 
 
@@ -269,6 +270,7 @@ def test_a_library_that_fails_is_one_line(
             pressing(broken, monkeypatch).hold(opened, "10%", tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore")  # of libraries that are not ours
 @pytest.mark.parametrize("name", [name for name in peers.PEERS if name.startswith("kvpress:")])
 def test_every_press_keeps_its_budget_in_real_bytes(
     name: str, reader: hf.Reader, model: Path, tmp_path: Path

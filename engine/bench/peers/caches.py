@@ -34,7 +34,7 @@ class Reloaded:
 
     def hold(self, session: Session, budget: str, place: Path) -> int:
         file = place / "cache.safetensors"
-        stored = save(session, file)
+        stored = write(DynamicCache(_full(session)), file)
         held = []
         for layer, (k, v) in zip(session.memory.layers, load(file), strict=True):
             k, v = k[0].to(layer.device), v[0].to(layer.device)
@@ -91,9 +91,8 @@ class Quantised:
         return 0
 
 
-def save(session: Session, file: Path) -> int:
-    """Write the full cache of a session on a `full` store; its bytes."""
-    cache = DynamicCache(_full(session))
+def write(cache: DynamicCache, file: Path) -> int:
+    """Write a cache as safetensors; the bytes of the file."""
     tensors: dict[str, Tensor] = {}
     for index, layer in enumerate(cache.layers):
         assert layer.keys is not None

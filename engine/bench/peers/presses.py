@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from engine.bench.peers.held import FAILURES, Held, PeerError, allowed_bytes, failure, put
 
@@ -50,7 +51,7 @@ class Press:
         if find_spec("kvpress") is None:
             return f"needs kvpress, which is not installed: {INSTALL}"
         try:
-            import_module("kvpress")
+            _library()
         except ImportError as error:
             return f"kvpress cannot be imported ({error}): {INSTALL}"
         return ""
@@ -103,7 +104,7 @@ class Press:
         places = torch.arange(tokens.shape[1], device=tokens.device)
         cache = DynamicCache(config=reader.model.config)
         try:
-            press = self.make(import_module("kvpress"), ratio)
+            press = self.make(_library(), ratio)
             with _prefixes(reader.model, len(prefix)) as before, press(reader.model):
                 if hasattr(press, "prefix_length"):  # KVzip guesses it from a chat template
                     press.prefix_length = len(prefix)
@@ -132,6 +133,16 @@ class Press:
                 k, v = k.half(), v.half()
             found.append((k, v, hidden))
         return found
+
+
+def _library() -> Any:
+    """kvpress. On import it puts wrappers around all attention functions, which mask what masking
+    presses chose; masks are applied by us, and no other row's attention is to be touched."""
+    before = dict(ALL_ATTENTION_FUNCTIONS.items())
+    library = import_module("kvpress")
+    for name, function in before.items():
+        ALL_ATTENTION_FUNCTIONS[name] = function
+    return library
 
 
 @contextmanager
