@@ -151,7 +151,7 @@ def test_the_reloaded_cache_answers_as_the_plain_model(reader: hf.Reader, tmp_pa
 
 def test_what_is_read_and_saved_is_counted(report: dict[str, Any]) -> None:
     for row in report["lengths"]:
-        assert 0 < row["first_token_bytes"] <= row["store_bytes"]
+        assert 0 < row["first_token_bytes"] < 1.1 * row["store_bytes"]  # a small table twice
         assert row["reload_bytes"] == pytest.approx(row["full_16_bit_bytes"] * 2, rel=0.05)
 
 
