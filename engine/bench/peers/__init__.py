@@ -23,10 +23,8 @@ if TYPE_CHECKING:
 
 ALL = "peers"
 LLAMA = "llama.cpp"
-PEERS: dict[str, Peer] = {
-    peer.name: peer
-    for peer in (Reloaded(), *(Quantised(name) for name in QUANTISED), *PRESSES, LlamaCpp(""))
-}
+_KNOWN: tuple[Peer, ...] = (Reloaded(), *map(Quantised, QUANTISED), *PRESSES, LlamaCpp(""))
+PEERS = {peer.name: peer for peer in _KNOWN}
 
 
 def is_peer(method: str) -> bool:

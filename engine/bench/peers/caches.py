@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DynamicCache, QuantizedCache
-from transformers.utils import is_hqq_available, is_optimum_quanto_available
+from transformers.utils.import_utils import is_hqq_available, is_optimum_quanto_available
 
 from engine.bench.peers.held import FAILURES, Held, failure, put
 
@@ -94,9 +94,8 @@ class Quantised:
 def write(cache: DynamicCache, file: Path) -> int:
     """Write a cache as safetensors; the bytes of the file."""
     tensors: dict[str, Tensor] = {}
-    for index, layer in enumerate(cache.layers):
-        assert layer.keys is not None
-        assert layer.values is not None
+    layers: list[Any] = list(cache.layers)
+    for index, layer in enumerate(layers):
         tensors |= {f"{index}.k": layer.keys.contiguous(), f"{index}.v": layer.values.contiguous()}
     save_file(tensors, file)
     return file.stat().st_size

@@ -120,8 +120,9 @@ class Press:
             _take_masks(reader.model)
             raise failure(self, error) from error
         found = []
-        for index in range(reader.layers):
-            k, v = cache.layers[index].keys[0], cache.layers[index].values[0]  # type: ignore[index]
+        layers: list[Any] = list(cache.layers)
+        for index, layer in enumerate(layers):
+            k, v = layer.keys[0], layer.values[0]
             hidden = torch.zeros(k.shape[:2], dtype=torch.bool, device=k.device)
             if index in masked:
                 _, heads, rows = (part.to(k.device) for part in masked[index])
