@@ -92,7 +92,8 @@ def bench(
         typer.Option(
             metavar="NAME,...",
             help="Methods to compare (fidelity: NAME@FILE or NAME@none chooses the router), or one "
-            "to time. [default: sekv,sekv-paper (fidelity, efficiency), all others]",
+            "to time; other suites also take peers such as kvpress:snapkv or transformers:reload. "
+            "[default: sekv,sekv-paper (fidelity, efficiency), all others]",
             show_default=False,
         ),
     ] = "",
@@ -158,13 +159,16 @@ def bench(
     method at every budget of resident bytes: answers, next tokens, divergence.
     On the first documents it also looks into every head: what routers find of
     the attention, and what codecs lose at equal bytes. The efficiency suite
-    times ingest and ask beside plain prefill of the same tokens, in turns, in
-    one run.
+    times ingest and ask beside plain prefill of the same tokens and beside the
+    full cache saved and loaded again, in turns, in one run; then whole programs
+    from their start.
 
     The suites niah, ruler, multi, longbench and infinitebench score the
     answers of many methods at equal resident bytes. Documents are made from
-    the books or read from official files. Interrupted, the same command goes
-    on.
+    the books or read from official files. Peers, systems of others, can be
+    rows too: kvpress, transformers, llama.cpp@FILE.gguf, or peers for all; one
+    that is not installed is named with what it needs. Interrupted, the same
+    command goes on.
 
     \b
     Example:
@@ -172,6 +176,7 @@ def bench(
       sekv bench --suite fidelity --text books --method sekv,sekv-paper --budget 5%,10%
       sekv bench --suite efficiency --text books --length 8192,32768 --budget 20%
       sekv bench --suite niah --text books --method sekv,snapkv,full --budget 5%,10%
+      sekv bench --suite multi --text books --method sekv,full,transformers,kvpress
       sekv bench --suite ruler --text books --length 2048 --assert 'sekv@10% > snapkv@10%'
       sekv bench --suite longbench --data LongBench/data --task qasper --samples 50
     """

@@ -40,7 +40,7 @@ class Asked:
 def compare(asked: Asked, output: Path, *, as_json: bool) -> None:
     """Run, write below `output`, print; exit code 1 where a claim does not hold."""
     suite = make_suite(asked)
-    from engine.bench import claims, page, results
+    from engine.bench import claims, page, peers, results
     from engine.bench.compare import Setting, measure, rows_of
     from engine.readers import hf
     from engine.recipe import RECIPES
@@ -48,7 +48,7 @@ def compare(asked: Asked, output: Path, *, as_json: bool) -> None:
 
     for budget in asked.budgets:
         options.budget(budget)
-    methods = asked.methods or tuple(RECIPES)
+    methods = peers.expand(asked.methods or tuple(RECIPES))
     setting = Setting(methods, asked.budgets, asked.seed, window=asked.window)
     rows_of(setting)  # an unknown method is said before a model is loaded
     name = hf.resolve(asked.model)

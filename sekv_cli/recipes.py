@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from engine.bench import peers
 from engine.recipe import RECIPES, Recipe
 
 PREFACE = """\
@@ -26,10 +27,49 @@ the line says so. `NAME+zoomr` folds long answers beside the document memory of 
 
 PARTS = ("segmenter", "summariser", "codec", "router", "selector", "output")
 
+PEERS = """\
+## Peers: systems of others in the same table
+
+`sekv bench --method` takes these names too, in the suites niah, ruler, multi, longbench and
+infinitebench: `kvpress` means all its presses, `peers` all there is. A peer is one more row. It
+gets the document that the model has read, in the same windows, holds it in its own way before it
+has seen any question, and then answers all questions through the same session as every store: the
+same prompt, greedy decoding and hold on a look-up reader, the question's own rows exact. Bytes are
+those that really lie on the device; of a float32 model exact rows are kept in 16 bits, as ours
+are, except by `transformers:reload`, which like `full` keeps the model's own. A press is asked for
+less until its real bytes are within the budget; one that only masks keeps all rows, and its bytes
+say so (its masked rows are hidden, where kvpress puts a key in their place that no query sees).
+
+A peer that is not installed, or that fails, is a line of the table with the reason. What is needed:
+
+    pip install 'sekv[bench]'           # optimum-quanto, and what kvpress imports
+    pip install --no-deps kvpress       # 0.5.5 pins transformers < 5.3, and runs with ours
+    pip install llama-cpp-python        # compiles for minutes; the peer is llama.cpp@FILE.gguf
+
+llama.cpp reads a document of one window only, from the reader's checkpoint converted to GGUF
+(`convert_hf_to_gguf.py` of llama.cpp); it is fed the reader's own token ids.
+
+    sekv bench --suite niah --text books --method sekv,full,transformers,kvpress --budget 10%
+
+Of the ratios by which the efficiency suite measures (R1 to R12 in its table), R9, how much of the
+answers a budget keeps, is what the other suites are for. It times everything on the machine it
+runs on: a device's memory over a bus, or many questions at once, it does not measure. Its peers
+there are reading again and the full cache reloaded, and not the programs of others.
+"""
+
 
 def page() -> str:
     """The whole page."""
-    return "\n".join([PREFACE, *(line for r in RECIPES.values() for line in _method(r))])
+    methods = (line for recipe in RECIPES.values() for line in _method(recipe))
+    return "\n".join([PREFACE, *methods, PEERS, *_peers()])
+
+
+def _peers() -> Iterator[str]:
+    yield "| peer | budget | what it is |"
+    yield "|---|---|---|"
+    for peer in peers.PEERS.values():
+        yield f"| `{peer.name}` | {'all' if peer.whole else 'yes'} | {peer.source} |"
+    yield ""
 
 
 def _method(recipe: Recipe) -> Iterator[str]:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache
 
-from engine.bench.efficiency import QUESTION, Setting, _reprefill, markdown, measure
+from engine.bench import processes
+from engine.bench.efficiency import QUESTION, Setting, _programs, _reprefill, markdown, measure
+from engine.bench.peers import caches
+from engine.errors import SekvError
 from engine.readers import hf
 from engine.types import Silent
 from tiny_books import log, session
 from tiny_books import report as ingested
 
-SETTING = Setting(lengths=(300, 700), budget="30%", rounds=2, window=400)
+SETTING = Setting(lengths=(300, 700), budget="30%", rounds=2, window=400, processes=0)
 TEXT = log(16)
 
 
@@ -48,7 +53,8 @@ def test_every_contender_is_timed_in_every_round(report: dict[str, Any], told: T
     assert [row["asked_tokens"] for row in report["lengths"]] == [300, 700]
     for row in report["lengths"]:
         assert row["tokens"] == row["asked_tokens"]
-        assert set(row["all_s"]) == {"prefill", "read", "fold", "write", "reprefill", "open"}
+        assert {"prefill", "read", "fold", "write", "reprefill", "open"} <= set(row["all_s"])
+        assert {"reload", "reload_cold", "open_cold", "ingest", "token"} <= set(row["all_s"])
         for name, times in row["all_s"].items():
             assert len(times) == SETTING.rounds
             assert all(seconds > 0 for seconds in times)
@@ -62,7 +68,16 @@ def test_ratios_are_those_of_the_medians(report: dict[str, Any]) -> None:
         assert row["fold_and_write_over_prefill"] == pytest.approx(
             (median["fold"] + median["write"]) / median["prefill"]
         )
-        assert row["reprefill_over_open"] == pytest.approx(median["reprefill"] / median["open"])
+        for ratio, over, under in (
+            ("reprefill_over_open", "reprefill", "open"),
+            ("reload_over_open", "reload", "open"),
+            ("cold_reload_over_open", "reload_cold", "open_cold"),
+            ("ingest_over_reprefill", "ingest", "reprefill"),
+            ("token_over_full", "token", "reload_token"),
+        ):
+            assert row[ratio] == pytest.approx(median[over] / median[under])
+        even, saved = row["break_even_questions"], median["reprefill"] - median["open"]
+        assert even is None if saved <= 0 else even == pytest.approx(median["ingest"] / saved)
 
 
 def test_bytes_are_those_of_a_real_ingest_and_answer(
@@ -95,16 +110,58 @@ def test_the_contender_is_the_plain_full_cache(
 
     monkeypatch.setattr(type(reader.model), "forward", watch)
     text = log(20)
-    assert _reprefill(reader, text) > 0
+    seconds, cache = _reprefill(reader, text)
+    assert seconds > 0
     assert len(seen) == 2
     monkeypatch.undo()
     ids = torch.cat([piece for piece, _ in seen], 1)
     prompt = reader.prompt.question(reader.tokenizer, QUESTION)
+    assert cache.get_seq_length() == ids.shape[1] - len(prompt)
     assert ids[0].tolist()[-len(prompt) :] == prompt
     assert ids.shape[1] == 1 + len(text) + len(prompt)
     with torch.inference_mode():
         whole = reader.model(input_ids=ids).logits[0, -1]
     torch.testing.assert_close(seen[-1][1][0, -1], whole, atol=1e-4, rtol=1e-4)
+
+
+def test_the_reloaded_cache_answers_as_the_plain_model(reader: hf.Reader, tmp_path: Path) -> None:
+    """The rival of R2 and R3: what the file holds is the cache that was read."""
+    text = log(20)
+    _, cache = _reprefill(reader, text)
+    assert caches.write(cache, tmp_path / "full.safetensors") > 0
+    back = DynamicCache(caches.load(tmp_path / "full.safetensors"))
+    prompt = reader.prompt.question(reader.tokenizer, QUESTION)
+    ids = [*reader.prompt.prefix, *reader.tokenizer.encode(text, add_special_tokens=False)]
+    with torch.inference_mode():
+        whole = reader.model(input_ids=torch.tensor([[*ids, *prompt]])).logits[0, -1]
+        mine = reader.model(input_ids=torch.tensor([prompt]), past_key_values=back).logits[0, -1]
+    torch.testing.assert_close(mine, whole, atol=1e-4, rtol=1e-4)
+
+
+def test_what_is_read_and_saved_is_counted(report: dict[str, Any]) -> None:
+    for row in report["lengths"]:
+        assert 0 < row["first_token_bytes"] < 1.1 * row["store_bytes"]  # a small table twice
+        assert row["reload_bytes"] == pytest.approx(row["full_16_bit_bytes"] * 2, rel=0.05)
+
+
+def test_processes_are_timed_and_their_memory_is_their_own() -> None:
+    small = [sys.executable, "-S", "-c", "pass"]
+    large = [sys.executable, "-S", "-c", "b = bytearray(90_000_000)"]
+    told = processes.measure({"small": small, "large": large, "again": small}, 2)
+    assert list(told) == ["small", "large", "again"]
+    assert all(len(one["all_s"]) == 2 for one in told.values())
+    assert told["large"]["peak_bytes"] > told["small"]["peak_bytes"] + 80_000_000
+    assert told["again"]["peak_bytes"] < told["large"]["peak_bytes"] - 80_000_000
+    with pytest.raises(SekvError, match="bad failed with exit code 1: ValueError: no"):
+        processes.measure({"bad": [*small[:2], "-c", "raise ValueError('no')"]}, 1)
+
+
+@pytest.mark.slow
+def test_every_program_of_the_suite_runs(model: Path, reader: hf.Reader) -> None:
+    setting = replace(SETTING, lengths=(300,), rounds=1, processes=1)
+    (row,) = measure(reader, str(model), TEXT, setting, Silent())["lengths"]
+    assert list(row["processes"]) == list(_programs("", Path(), setting))
+    assert all(one["wall_s"] > 0 for one in row["processes"].values())
 
 
 def test_a_report_says_how_it_was_made(report: dict[str, Any], model: Path) -> None:
@@ -116,8 +173,10 @@ def test_a_report_says_how_it_was_made(report: dict[str, Any], model: Path) -> N
 
 def test_the_table_has_a_row_for_every_length(report: dict[str, Any]) -> None:
     lines = markdown(report).splitlines()
-    rows = [line for line in lines if line.startswith("| ")]
+    rows = [line for line in lines[: lines.index("300 tokens:")] if line.startswith("| ")]
     assert len(rows) == 1 + 2
+    for name in (f"| R{i} |" for i in range(1, 13)):
+        assert sum(line.startswith(name) for line in lines) >= 2
     assert len({row.count("|") for row in rows}) == 1
     assert rows[1].startswith("| 300 | 1 |")
     assert rows[2].startswith("| 700 | 2 |")

@@ -14,7 +14,7 @@ from typing import Any
 from engine.bench.bootstrap import interval
 from engine.errors import SekvError
 
-_SIDE = r"[\w.+-]+(?:@[\d.]+%?)?(?::[\w-]+)?"
+_SIDE = r"[\w.+-]+(?::[\w-]+)?(?:@(?:[\d.]+%?|\S+\.gguf))?(?::[\w-]+)?"
 _CLAIM = re.compile(rf"\s*({_SIDE})\s*(>>|<<|>=|<=|>|<)\s*({_SIDE})\s*([+-]\s*[\d.]+)?\s*")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
@@ -70,8 +70,10 @@ def _values(side: str, report: dict[str, Any]) -> dict[str, list[float]]:
     """The scores of each document of a row, or a number under no document's name."""
     if _NUMBER.fullmatch(side):
         return {"": [float(side)]}
-    row, _, task = side.partition(":")
     rows = {entry["row"]: entry for entry in report["rows"]}
+    row, task = side, ""
+    if side not in rows and (asked := re.fullmatch(r"(.+):([\w-]+)", side)):
+        row, task = asked.groups()  # names of peers have a colon of their own
     if row not in rows:
         raise SekvError(f"the results have no row '{row}'; they have {', '.join(rows)}")
     tasks = report["tasks"]

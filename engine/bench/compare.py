@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import calibration
+from engine import recipe as recipes
 from engine.ask import Session
+from engine.bench import peers
 from engine.bench.bootstrap import interval
+from engine.bench.peers.held import PeerError
 from engine.bench.suites.scores import score
 from engine.errors import ReaderError, SekvError
 from engine.ingest import creator, ingest
 from engine.observe import Observe
 from engine.readers import hf
-from engine.recipe import Recipe, named
+from engine.recipe import Recipe
 from engine.types import AskOptions, IngestOptions, Progress, Silent
 
 if TYPE_CHECKING:
@@ -155,11 +158,11 @@ def rows_of(setting: Setting) -> list[Row]:
     """All rows; a method that keeps everything has no budget.
 
     Raises:
-        BudgetError: an unknown method.
+        BudgetError: an unknown method or peer.
     """
     rows: list[Row] = []
     for method in setting.methods:
-        whole = named(method).whole
+        whole = (peers if peers.is_peer(method) else recipes).named(method).whole
         rows += [Row(method, "")] if whole else [Row(method, budget) for budget in setting.budgets]
     return rows
 
@@ -182,12 +185,17 @@ def measure(
         SekvError: an unknown method or budget, or another run's answers in the folder.
     """
     rows, skipped = rows_of(setting), []
-    recipes = {row.method: named(row.method) for row in rows}
-    for method, recipe in recipes.items():
+    methods = list(dict.fromkeys(row.method for row in rows))
+    own = {name: recipes.named(name) for name in methods if not peers.is_peer(name)}
+    others = {name: peers.named(name) for name in methods if peers.is_peer(name)}
+    for method, recipe in own.items():
         try:
             calibration.needed(recipe, model, "", reader.identity)
         except ReaderError as error:
             skipped.append({"what": method, "why": str(error)})
+    for method, peer in others.items():
+        if why := peer.missing():
+            skipped.append({"what": method, "why": why})
     missing = {entry["what"] for entry in skipped}
     rows = [row for row in rows if row.method not in missing]
     room = min(ROOM, reader.max_positions // 4)
@@ -210,10 +218,12 @@ def measure(
         "coverage": setting.coverage,
         "window": setting.window,
         "most": setting.most,
-        "recipes": {method: recipe.settings() for method, recipe in recipes.items()},
+        "recipes": {method: recipe.settings() for method, recipe in own.items()},
     }
+    if others:
+        head["peers"] = {method: peer.source for method, peer in others.items()}
     log = Log.open(folder, head)
-    once = ReadOnce.of(reader, list(recipes.values()))
+    once = ReadOnce.of(reader, list(own.values()))
     progress.start("asking", len(items) * len(rows), "answers")
     with tempfile.TemporaryDirectory(prefix="sekv-bench-") as scratch:
         for item in items:
@@ -242,39 +252,52 @@ def _ask(
     setting: Setting,
     place: Path,
 ) -> Iterator[dict[str, Any]]:
-    """One document and all its questions, of every row that has not answered yet."""
+    """One document and all its questions, of every row that has not answered yet.
+
+    A peer takes the document from a store of the full cache, and answers from what it holds.
+    """
     source, store = place / "document.txt", place / "document.sekv"
     source.write_text(sample.document, encoding="utf-8")
-    for method in dict.fromkeys(row.method for row in rows):
-        options = IngestOptions(model=model, method=method, window=setting.window, overwrite=True)
-        made = ingest([str(source)], store, options, Silent(), None, reader)
-        half = made.full_kv_bytes * 2 // reader.dtype.itemsize
-        for row in rows:
-            if row.method != method:
-                continue
-            asking = AskOptions(
-                budget=row.budget or "100%",
-                coverage=setting.coverage,
-                max_new_tokens=setting.most or max(ask.most for ask in sample.asks),
+    folded = ""
+    for row in rows:
+        peer = peers.named(row.method) if peers.is_peer(row.method) else None
+        method = row.method if peer is None else "full"
+        if method != folded:
+            options = IngestOptions(
+                model=model, method=method, window=setting.window, overwrite=True
             )
-            with Session(store, asking, Silent(), reader) as session:
-                said = [(ask, session.ask(ask.text)) for ask in sample.asks]
-            yield {
-                "key": item.key,
-                "row": row.name,
-                "task": item.task,
-                "tokens": made.tokens,
-                "asked_tokens": item.tokens,
-                "depth": item.depth,
-                "scores": [_scored(ask, answer) for ask, answer in said],
-                "answers": [whole_answer(answer) for _, answer in said],
-                "resident_bytes": max(answer.memory.device_kv_bytes for _, answer in said),
-                "full_16_bit_bytes": half,
-                "store_bytes": made.store_bytes,
-                "first_token_s": sum(a.timing["first_token_s"] for _, a in said) / len(said),
-                "fetched_bytes": sum(a.stats["fetched_bytes"] for _, a in said) // len(said),
-                "reuse_rate": sum(a.stats["reuse_rate"] for _, a in said) / len(said),
-            }
+            made = ingest([str(source)], store, options, Silent(), None, reader)
+            folded = method
+        asking = AskOptions(
+            budget=row.budget or "100%",
+            coverage=setting.coverage,
+            max_new_tokens=setting.most or max(ask.most for ask in sample.asks),
+        )
+        with Session(store, asking, Silent(), reader) as session:
+            stored = made.store_bytes
+            if peer is not None:
+                try:
+                    stored = peer.hold(session, row.budget, place)
+                except PeerError as error:
+                    yield {"key": item.key, "row": row.name, "why": str(error)}
+                    continue
+            said = [(ask, session.ask(ask.text)) for ask in sample.asks]
+        yield {
+            "key": item.key,
+            "row": row.name,
+            "task": item.task,
+            "tokens": made.tokens,
+            "asked_tokens": item.tokens,
+            "depth": item.depth,
+            "scores": [_scored(ask, answer) for ask, answer in said],
+            "answers": [whole_answer(answer) for _, answer in said],
+            "resident_bytes": max(answer.memory.device_kv_bytes for _, answer in said),
+            "full_16_bit_bytes": made.full_kv_bytes * 2 // reader.dtype.itemsize,
+            "store_bytes": stored,
+            "first_token_s": sum(a.timing["first_token_s"] for _, a in said) / len(said),
+            "fetched_bytes": sum(a.stats["fetched_bytes"] for _, a in said) // len(said),
+            "reuse_rate": sum(a.stats["reuse_rate"] for _, a in said) / len(said),
+        }
 
 
 def whole_answer(answer: Answer) -> str:
@@ -300,10 +323,14 @@ def _report(
     log: Log,
     skipped: list[dict[str, str]],
 ) -> dict[str, Any]:
-    lines = []
+    lines, skipped = [], list(skipped)
     for row in rows:
         entries = [log.entries[item.key, row.name] for item in items]
-        if entries:
+        failed = [entry["why"] for entry in entries if "why" in entry]
+        if failed:  # a mean over other documents than those of the other rows would mislead
+            why = f"{failed[0]} ({len(failed)} of {len(entries)} documents)"
+            skipped.append({"what": row.name, "why": why})
+        elif entries:
             lines.append(_line(row, entries))
     return {
         **head,

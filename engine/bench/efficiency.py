@@ -1,7 +1,8 @@
 """What reading once costs and what asking from the store saves, side by side in one run.
 
 Times are medians of rounds in which all contenders take turns on the same machine; only their
-ratios are meant to be quoted. Bytes are counted, not sampled.
+ratios are meant to be quoted. Bytes are counted, not sampled. The rival is not only reading again
+but the full cache of plain transformers, saved to a file and loaded.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -19,25 +21,32 @@ import torch
 from transformers import DynamicCache
 
 from engine.ask import Session
+from engine.bench import processes
+from engine.bench.peers import caches
 from engine.ingest import ingest
 from engine.types import AskOptions, IngestOptions, Progress, Silent
 
 if TYPE_CHECKING:
     from engine.readers.hf import Reader
+    from engine.types import Answer
 
-FORMAT = "sekv-efficiency-bench 1"
+FORMAT = "sekv-efficiency-bench 2"
 QUESTION = "Where did they arrive at last?"
+DECODED = 24
+"""Tokens of an answer at most, whose pace is taken."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """lengths: document tokens. rounds: how often each contender runs."""
+    """lengths: document tokens. rounds: how often each contender runs. processes: how often each
+    program is started anew, 0 for not at all."""
 
     lengths: tuple[int, ...] = (8192, 32768)
     method: str = "sekv"
     budget: str = "20%"
     rounds: int = 5
     window: int = 0
+    processes: int = 3
 
 
 def measure(
@@ -68,10 +77,16 @@ def _one_length(
     reader: Reader, model: str, text: str, length: int, setting: Setting, progress: Progress
 ) -> dict[str, Any]:
     times: dict[str, list[float]] = {
-        name: [] for name in ("prefill", "read", "fold", "write", "reprefill", "open")
-    }
+        name: []
+        for name in (
+            "prefill", "read", "fold", "write", "ingest", "reprefill",
+            "open", "open_cold", "reload", "reload_cold", "token", "reload_token",
+        )
+    }  # fmt: skip
+    started: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="sekv-efficiency-") as scratch:
-        source, store = Path(scratch) / "text.txt", Path(scratch) / "text.sekv"
+        place = Path(scratch)
+        source, store, file = place / "text.txt", place / "text.sekv", place / "full.safetensors"
         source.write_text(text, encoding="utf-8")
         for _ in range(setting.rounds):
             options = IngestOptions(
@@ -82,15 +97,31 @@ def _one_length(
             times["read"].append(report.timing["read_s"] + report.timing["tokenize_s"])
             times["fold"].append(report.timing["compress_s"])
             times["write"].append(report.timing["write_s"])
-            times["reprefill"].append(_reprefill(reader, text))
-            at = time.perf_counter()
-            ask = AskOptions(budget=setting.budget, max_new_tokens=1)
-            with Session(store, ask, Silent(), reader) as session:
-                answer = session.ask(QUESTION)
-            times["open"].append(time.perf_counter() - at)
+            times["ingest"].append(report.timing["total_s"])
+            seconds, cache = _reprefill(reader, text)
+            times["reprefill"].append(seconds)
+            caches.write(cache, file)
+            answer, spent = _open(reader, store, setting.budget, 1)
+            times["open"].append(spent)
+            times["reload"].append(_reload(reader, file, 0)[0])
+            if all([forget(store), forget(file)]):
+                times["open_cold"].append(_open(reader, store, setting.budget, 1)[1])
+                forget(file)
+                times["reload_cold"].append(_reload(reader, file, 0)[0])
+            said, spent = _open(reader, store, setting.budget, DECODED)
+            more = said.usage.answer_tokens - 1
+            if more:
+                late = said.timing["total_s"] - said.timing["first_token_s"]
+                times["token"].append(late / more)
+                times["reload_token"].append(_reload(reader, file, more)[1] / more)
             progress.advance(1)
-    median = {name: statistics.median(values) for name, values in times.items()}
+        rival = file.stat().st_size
+        if setting.processes:
+            started = processes.measure(_programs(model, place, setting), setting.processes)
+    median = {name: statistics.median(values) for name, values in times.items() if values}
     half = report.full_kv_bytes * 2 / reader.dtype.itemsize
+    first = answer.stats["read_bytes"] + answer.stats["read_host_bytes"]
+    saved = median["reprefill"] - median["open"]
     return {
         "tokens": report.tokens,
         "asked_tokens": length,
@@ -99,31 +130,113 @@ def _one_length(
         "all_s": times,
         "fold_and_write_over_prefill": (median["fold"] + median["write"]) / median["prefill"],
         "reprefill_over_open": median["reprefill"] / median["open"],
+        "reload_over_open": median["reload"] / median["open"],
+        "cold_reload_over_open": (
+            median["reload_cold"] / median["open_cold"] if "open_cold" in median else None
+        ),
+        "ingest_over_reprefill": median["ingest"] / median["reprefill"],
+        "token_over_full": median["token"] / median["reload_token"] if "token" in median else None,
+        # Questions after which reading once was cheaper; none where asking costs more.
+        "break_even_questions": median["ingest"] / saved if saved > 0 else None,
         "store_bytes": report.store_bytes,
         "store_over_16_bit_cache": report.store_bytes / half,
+        "reload_bytes": rival,
+        "reload_over_store_bytes": rival / report.store_bytes,
+        "first_token_bytes": first,
+        "first_token_over_16_bit_cache": first / half,
         "resident_bytes": answer.memory.device_kv_bytes,
         "resident_over_16_bit_cache": answer.memory.device_kv_bytes / half,
+        "full_16_bit_bytes": half,
+        "processes": started,
         "process_peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
 
+def _open(reader: Reader, store: Path, budget: str, tokens: int) -> tuple[Answer, float]:
+    """The answer of at most so many tokens from a store opened anew, and all its seconds."""
+    at = time.perf_counter()
+    with Session(
+        store, AskOptions(budget=budget, max_new_tokens=tokens), Silent(), reader
+    ) as session:
+        answer = session.ask(QUESTION)
+    return answer, time.perf_counter() - at
+
+
 @torch.inference_mode()
-def _reprefill(reader: Reader, text: str) -> float:
+def _reprefill(reader: Reader, text: str) -> tuple[float, DynamicCache]:
     """Seconds from the text to the first token without a store: the plain full cache, in chunks
-    of the size ingest uses, question included."""
+    of the size ingest uses, question included. And that cache without the question."""
     at = time.perf_counter()
     ids = reader.tokenizer.encode(text, add_special_tokens=False)
     prompt = reader.prompt.question(reader.tokenizer, QUESTION)
-    tokens = torch.tensor([[*reader.prompt.prefix, *ids, *prompt]], device=reader.devices[0])
     cache = DynamicCache(config=reader.model.config)
-    for start in range(0, tokens.shape[1], 1024):
+    _feed(reader, cache, [*reader.prompt.prefix, *ids, *prompt])
+    seconds = time.perf_counter() - at
+    cache.crop(-len(prompt))
+    return seconds, cache
+
+
+@torch.inference_mode()
+def _reload(reader: Reader, file: Path, more: int) -> tuple[float, float]:
+    """Seconds from the file of a full cache to the first token, and of so many more tokens."""
+    at = time.perf_counter()
+    rows = zip(caches.load(file), reader.devices, strict=True)
+    cache = DynamicCache([(k.to(device), v.to(device)) for (k, v), device in rows])
+    token = _feed(reader, cache, reader.prompt.question(reader.tokenizer, QUESTION))
+    first = time.perf_counter() - at
+    for _ in range(more):
+        token = _feed(reader, cache, [token])
+    return first, time.perf_counter() - at - first
+
+
+def _feed(reader: Reader, cache: DynamicCache, ids: list[int]) -> int:
+    """Put tokens behind what a plain cache holds; the likeliest next one."""
+    tokens = torch.tensor([ids], device=reader.devices[0])
+    for start in range(0, len(ids), 1024):
         piece = tokens[:, start : start + 1024]
-        places = torch.arange(start, start + piece.shape[1], device=tokens.device)[None]
+        before = int(cache.get_seq_length())
+        places = torch.arange(before, before + piece.shape[1], device=tokens.device)[None]
         out = reader.model(
             input_ids=piece, position_ids=places, past_key_values=cache, logits_to_keep=1
         )
-    int(out.logits[0, -1].argmax())
-    return time.perf_counter() - at
+    return int(out.logits[0, -1].argmax())
+
+
+def forget(path: Path) -> bool:
+    """Ask the system to drop the pages of a file, or of all files of a folder; whether it can."""
+    if not hasattr(os, "posix_fadvise"):
+        return False
+    for file in [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]:
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return True
+
+
+def _programs(model: str, place: Path, setting: Setting) -> dict[str, list[str]]:
+    """What is started anew, in this order: a program that does nothing, ours, and plain
+    transformers with the saved cache; ours has no server to turn to."""
+    mine = [sys.executable, "-m", "sekv_cli"]
+    store = str(place / "text.sekv")
+    window = ["--window", str(setting.window)] if setting.window else []
+    return {
+        "nothing": [sys.executable, "-c", "pass"],
+        "help": [*mine, "--help"],
+        "list": [*mine, "list", str(place)],
+        "inspect": [*mine, "inspect", store],
+        "ingest": [
+            *mine, "ingest", str(place / "text.txt"), "-o", str(place / "again.sekv"),
+            "--overwrite", "--model", model, "--method", setting.method, *window,
+        ],
+        "ask": [
+            *mine, "ask", store, QUESTION, "--budget", setting.budget, "--max-new-tokens", "1",
+            "--no-server", "--model", model,
+        ],
+        "reload": [
+            sys.executable, "-m", "engine.bench.peers.fresh", model,
+            str(place / "full.safetensors"), QUESTION,
+        ],
+    }  # fmt: skip
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -144,4 +257,45 @@ def markdown(report: dict[str, Any]) -> str:
         f"| {row['resident_over_16_bit_cache']:.3f} |"
         for row in report["lengths"]
     ]
+    for row in report["lengths"]:
+        lines += ["", f"{row['tokens']} tokens:", "", *_ratios(row)]
     return "\n".join(lines) + "\n"
+
+
+def _ratios(row: dict[str, Any]) -> list[str]:
+    """The twelve ratios of one length, each with what it is a ratio of."""
+    s, started = row["median_s"], row["processes"]
+    full = row["full_16_bit_bytes"]
+
+    def of(over: str, under: str, table: dict[str, float]) -> str:
+        if over not in table or under not in table:
+            return "not measured"
+        return f"{table[over] / table[under]:.2f} ({table[over]:.3f} s / {table[under]:.3f} s)"
+
+    def bytes_of(count: float) -> str:
+        return f"{count / full:.3f} ({count / 1e6:.2f} MB / {full / 1e6:.2f} MB)"
+
+    walls = {name: one["wall_s"] for name, one in started.items()}
+    even = row["break_even_questions"]
+    cold = ", ".join(f"{name} {of(name, 'nothing', walls)}" for name in ("help", "list", "inspect"))
+    return [
+        "| | what | value |",
+        "|---|---|---|",
+        f"| R1 | re-prefill / open, to the first token | {of('reprefill', 'open', s)} |",
+        f"| R2 | full cache reloaded / open, files warm | {of('reload', 'open', s)} |",
+        f"| R2 | the same, files cold | {of('reload_cold', 'open_cold', s)} |",
+        f"| R3 | new process: full cache reloaded / ask | {of('reload', 'ask', walls)} |",
+        f"| R4 | store / 16-bit cache | {bytes_of(row['store_bytes'])} |",
+        f"| R4 | saved full cache / 16-bit cache | {bytes_of(row['reload_bytes'])} |",
+        f"| R5 | read before the first token / 16-bit cache | "
+        f"{bytes_of(row['first_token_bytes'])} |",
+        f"| R6 | resident / 16-bit cache | {bytes_of(row['resident_bytes'])} |",
+        f"| R7 | ingest / re-prefill | {of('ingest', 'reprefill', s)} |",
+        f"| R8 | a token of an answer: ours / full cache | {of('token', 'reload_token', s)} |",
+        "| R9 | answers kept at a budget | suites fidelity, niah, ruler, multi |",
+        f"| R10 | questions until reading once is cheaper | "
+        f"{'never' if even is None else f'{even:.2f}'} |",
+        f"| R11 | new process / one that does nothing | {cold if started else 'not measured'} |",
+        f"| R12 | peak memory of a process that ingests / 16-bit cache | "
+        f"{bytes_of(started['ingest']['peak_bytes']) if started else 'not measured'} |",
+    ]

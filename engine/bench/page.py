@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from html import escape
 from typing import Any
@@ -41,6 +42,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         "",
         "Scores are means over questions; intervals draw whole documents again. Resident is "
         "everything of the document that lay on the device, over its keys and values in 16 bits.",
+        *(f"`{name}`: {source}." for name, source in report.get("peers", {}).items()),
     ]
     return "\n".join(lines) + "\n"
 
@@ -73,7 +75,8 @@ def charts(report: Mapping[str, Any]) -> dict[str, str]:
     }
     for row in rows:
         if row["cells"]:
-            made[f"heat-{row['row'].replace('%', '')}.svg"] = heat_map(row["row"], row["cells"])
+            name = re.sub(r"[^\w.@+-]", "-", row["row"].replace("%", ""))
+            made[f"heat-{name}.svg"] = heat_map(row["row"], row["cells"])
     return made
 
 

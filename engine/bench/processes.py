@@ -1,0 +1,63 @@
+"""What starting a program costs: wall seconds and peak memory of processes that begin anew."""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engine.errors import SekvError
+
+
+def measure(programs: Mapping[str, Sequence[str]], rounds: int) -> dict[str, dict[str, Any]]:
+    """Run programs in turns, each to its end.
+
+    Args:
+        programs: command lines by name.
+    Returns:
+        By name: wall_s, the median, all_s, and peak_bytes, the most that lay in memory at once.
+    Raises:
+        SekvError: a program failed.
+    """
+    told: dict[str, dict[str, Any]] = {name: {"all_s": [], "peak_bytes": 0} for name in programs}
+    for _ in range(rounds):
+        for name, command in programs.items():
+            seconds, peak = _run(name, command)
+            told[name]["all_s"].append(seconds)
+            told[name]["peak_bytes"] = max(told[name]["peak_bytes"], peak)
+    for one in told.values():
+        one["wall_s"] = statistics.median(one["all_s"])
+    return told
+
+
+def _run(name: str, command: Sequence[str]) -> tuple[float, int]:
+    """Wall seconds and peak bytes of a process.
+
+    Linux counts what its parent held as the child's until the child's program begins, so that
+    the parent is a small process of its own.
+    """
+    launcher = [sys.executable, "-m", __name__, *command]
+    done = subprocess.run(launcher, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = next(reversed(done.stderr.strip().splitlines()), "")
+        raise SekvError(f"{name} failed with exit code {done.returncode}: {last}")
+    seconds, peak = json.loads(done.stdout)
+    return seconds, peak
+
+
+def _launch(command: Sequence[str]) -> int:
+    """Run a program; print its wall seconds and peak bytes; its exit code."""
+    at = time.perf_counter()
+    code = subprocess.call(command, stdout=subprocess.DEVNULL)
+    seconds = time.perf_counter() - at
+    print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024]))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(_launch(sys.argv[1:]))
