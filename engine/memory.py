@@ -224,7 +224,7 @@ class LayerMemory:
         self.device = self.pinned_k.device
         self._all, self.view, self.tensors = view, view, tensors
         self._document, self._exact = view, self.pinned_k.shape[1]
-        self._behind: list[Stretch] = []
+        self._behind: list[Stretch] | None = []  # None while it changes
         self._runs: dict[str, list[tuple[int, int]]] | None = None
         self.zoomed = Zoomed(self.heads, self.device)
         self.choice: Choice = recipe.selector.begin()
@@ -267,7 +267,7 @@ class LayerMemory:
         self.release()
         if list(behind) == self._behind:
             return
-        self._behind = list(behind)
+        self._behind = None
         own, exact = self._document, self._exact
         bounds, spans, last = [self.shared.bounds], [own.spans], self.shared.bounds[-1:]
         for stretch in behind:
@@ -292,6 +292,7 @@ class LayerMemory:
         unknown = self.pinned_token.new_full((self.pinned_k.shape[1] - exact,), -1)
         self.pinned_token = torch.cat([self.pinned_token[:exact], unknown])
         self.host.follow([stretch.records for stretch in behind])
+        self._behind = list(behind)
 
     def focus(self, windows: Tensor | None) -> None:
         """See only these windows' spans (int64 ids), or all; forget what the last steps wanted."""
