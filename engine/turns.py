@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from engine.attention import MemoryCache
+from engine.attention import LiveLayer, MemoryCache
 from engine.errors import StoppedError
 from engine.fold import fold_layer, segment
 from engine.memory import LayerMemory, Stretch, View
@@ -139,6 +139,9 @@ class Past:
         _, rows = everything.pick(folded)
         layers = []
         for layer, live in zip(self._memory.layers, cache.layers, strict=True):
+            assert isinstance(live, LiveLayer)
+            assert live.keys is not None
+            assert live.values is not None
             k, v = live.keys[0].cpu(), live.values[0].cpu()
             side = {name: t.cpu() for name, t in layer.side.items()}
             made = fold_layer(recipe, k, v, surprisal, spans, side)
