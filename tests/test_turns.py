@@ -173,26 +173,29 @@ def test_the_store_is_never_changed(store: Path, reader: hf.Reader, all_old: Non
 def test_what_only_an_early_turn_said_is_found_in_the_fold(
     store: Path, reader: hf.Reader, all_old: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A query that looks for a token of the first turn zooms its span, out of all of document and
-    conversation; one that looks away from it does not."""
+    """Queries that look for a token of the first turn zoom its span, out of all of document and
+    conversation; most that look away from it do not."""
     monkeypatch.setattr(folding, "SHARE", 0.2)
     turns = TALK[:6]
-    with session(store, reader, budget="30%") as opened:
+    with session(store, reader, budget="30%", coverage=0.8) as opened:
         told = opened.ask(QUESTION, turns=turns)
         assert told.stats["turns_folded"] == len(turns)
         opened.past.recall(turns)
         first, tokens = opened.past._held[tuple(turns[:1])], opened.memory.shared.tokens
-        said = first.tokens // 2
+        said, found = first.tokens // 2, {1: 0, -1: 0}
         for layer, stretch in zip(opened.memory.layers, first.layers, strict=True):
             span = int(torch.searchsorted(layer.bounds, tokens + said, right=True)) - 1
             k, _ = decoded(layer, stretch)
             q = 12 * k[:, said] / k[:, said].norm(dim=-1, keepdim=True)
             nothing = torch.zeros(len(k), 1, k.shape[-1])
-            for direction, found in ((1, True), (-1, False)):
+            for direction in found:
                 layer.release()
                 asked = direction * q.repeat_interleave(2, 0)[:, None]
                 layer.attend(asked, nothing, nothing, torch.zeros(1, 1, dtype=torch.bool))
-                assert all((span in ids.tolist()) == found for ids in layer.zoomed.spans)
+                found[direction] += sum(span in ids.tolist() for ids in layer.zoomed.spans)
+        heads = sum(layer.heads for layer in opened.memory.layers)
+        assert found[1] > 0.8 * heads
+        assert found[-1] <= 0.5 * heads
 
 
 def decoded(layer: LayerMemory, stretch: Any) -> tuple[torch.Tensor, torch.Tensor]:
