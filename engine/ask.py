@@ -25,17 +25,21 @@ from engine.manifest import ModelIdentity
 from engine.memory import Coverage
 from engine.quoting import Guide, Marks, telling
 from engine.readers import hf
-from engine.recall import Memory, open_memory
+from engine.recall import open_memory
 from engine.store import Store
 from engine.tiers import Traffic
 from engine.trace import Evidence, Trace
+from engine.turns import Past
 from engine.types import Answer, AskOptions, Citation, MemoryUse, Progress, Turn, Usage
 
 NOT_STATED = "not stated in the document"
 
 TURNS_SHARE = 0.125
-"""Share of the budget that earlier turns of a conversation may take: half of what always stays
-free to zoom."""
+"""Share of the budget that the latest turns of a conversation may take as they are: half of what
+always stays free to zoom. Older ones fold; see `turns`."""
+
+TURNS_POSITIONS = 0.25
+"""Share of the positions behind the document that these turns may take."""
 
 MOST_WINDOWS = 8
 """Windows of a long document that stay visible while a question is answered."""
@@ -67,7 +71,7 @@ class Session:
         self.reader = reader or _load_reader(manifest.model, manifest.dtype, options, progress)
         self._model_s = time.perf_counter() - at
         at = time.perf_counter()
-        self.memory = self._open_memory(options)
+        self._take(options)
         self.ids = _known_ids(document["ids"], self.reader, store)
         self.book = cite.Book.of(self.store, document)
         self._store_s += time.perf_counter() - at
@@ -122,7 +126,7 @@ class Session:
         _check(options)
         now = self.options
         if (options.budget, options.coverage, options.full) != (now.budget, now.coverage, now.full):
-            self.memory = self._open_memory(options)
+            self._take(options)
         self.options = options
 
     @torch.inference_mode()
@@ -138,8 +142,9 @@ class Session:
 
         Args:
             on_text: gets the visible answer as it is made.
-            turns: the conversation so far; the latest turns that fit `TURNS_SHARE` are read.
-            stop: asked before every token whether to give up.
+            turns: the conversation so far; the latest turns that fit `TURNS_SHARE` are read as
+                they are, older ones once and then folded.
+            stop: asked before every token, and every turn that is read, whether to give up.
         Raises:
             BudgetError: an empty question, or one that is longer than the model's positions.
             StoppedError: `stop` said so.
@@ -147,34 +152,37 @@ class Session:
         if not question.strip():
             raise BudgetError("the question is empty")
         started = time.perf_counter()
-        prompt, turns_read = self._prompt(question, turns)
-        room = self.reader.max_positions - self.memory.length - len(prompt)
-        if room < 1:
+        old, latest = self._split(turns)
+        shared = self.memory.shared
+        shared.reserved = 0
+        self.past.recall(old if self.past.folds else (), stop)
+        prompt = self._prompt(question, latest)
+        left = self.reader.max_positions - self.past.length
+        if len(prompt) >= left:
             raise BudgetError(
-                f"the question has {len(prompt)} tokens; only "
-                f"{max(0, self.reader.max_positions - self.memory.length - 1)} positions are left"
+                f"the question has {len(prompt)} tokens; only {max(0, left - 1)} positions are left"
             )
         for layer in self.memory.layers:
-            layer.release()
             layer.zoomed.traffic = Traffic()
-        self.memory.shared.peak_bytes = self.memory.shared.device_bytes
-        self.memory.shared.recomputed_tokens = 0
-        self.memory.shared.coverage = Coverage()
+        shared.peak_bytes = shared.device_bytes
+        shared.recomputed_tokens = 0
+        shared.coverage = Coverage()
         windows = self._scout(prompt)
         evidence = self._evidence = Evidence(self.ids)
         self._trace, self._answer = Trace(), None
         watchers: list[Any] = [evidence, *([self._trace] if self.options.trace else [])]
-        self.memory.shared.watchers[:] = watchers
+        shared.watchers[:] = watchers
         speaker = _Speaker(self, evidence, self._trace, on_text, started, stop)
-        most = min(self.options.max_new_tokens, room)
+        most = min(self.options.max_new_tokens, left - len(prompt))
         torch.manual_seed(self.options.seed)
         try:
             cache = self._generate(question, prompt, most, speaker)
         finally:
-            self.memory.shared.watchers.clear()
+            shared.watchers.clear()
         done = time.perf_counter()
-        zoomed = {int(s) for layer in self.memory.layers for z in layer.zoomed.spans for s in z}
         manifest = self.store.manifest
+        zoomed = {int(s) for layer in self.memory.layers for z in layer.zoomed.spans for s in z}
+        zoomed &= set(range(manifest.spans))  # without those of old turns
         row = 2 * manifest.model.layers * manifest.model.kv_heads * manifest.model.head_dim
         speed = len(speaker.tokens) / max(1e-9, done - speaker.first)
         self._answer = Answer(
@@ -186,13 +194,12 @@ class Session:
             ),
             usage=Usage(
                 manifest.tokens,
-                self.memory.shared.recomputed_tokens,
+                shared.recomputed_tokens,
                 len(prompt),
                 len(speaker.tokens),
             ),
             memory=MemoryUse(
-                device_kv_bytes=self.memory.shared.peak_bytes
-                + self.memory.shared.reserved * manifest.model.layers,
+                device_kv_bytes=shared.peak_bytes + shared.reserved * manifest.model.layers,
                 full_kv_bytes=row * manifest.tokens * self.reader.dtype.itemsize,
                 zoomed_spans=len(zoomed),
                 total_spans=manifest.spans,
@@ -206,14 +213,19 @@ class Session:
                 "tokens_per_s": speed,
             },
             stats=self._stats(windows, speaker, cache)
-            | {"turns_read": turns_read, "cut_short": speaker.cut_short(most)},
+            | {
+                "turns_read": len(latest),
+                "turns_folded": self.past.shown,
+                "cut_short": speaker.cut_short(most),
+            },
         )
         return self._answer
 
     # -- steps ---------------------------------------------------------------------
 
-    def _open_memory(self, options: AskOptions) -> Memory:
-        return open_memory(
+    def _take(self, options: AskOptions) -> None:
+        """Open the memory under these options; what was folded under others is forgotten."""
+        self.memory = open_memory(
             self.store,
             self.reader,
             budget=options.budget,
@@ -221,34 +233,45 @@ class Session:
             full=options.full,
             router=options.router,
         )
+        self.past = Past(self.reader, self.memory, self._scout)
 
-    def _prompt(self, question: str, turns: Sequence[Turn]) -> tuple[list[int], int]:
-        """Token ids after the document, and how many turns are among them.
+    def _split(self, turns: Sequence[Turn]) -> tuple[Sequence[Turn], Sequence[Turn]]:
+        """Older turns, which fold, and the latest, which are read anew with every question."""
+        prompt, tokenizer = self.reader.prompt, self.reader.tokenizer
+        if not prompt.between:
+            return (), ()
+        cap = min(layer.limits.cap for layer in self.memory.layers)
+        positions = self.reader.max_positions - self.memory.length
+        room = min(TURNS_SHARE * cap / self._row_bytes, TURNS_POSITIONS * positions)
+        first = len(turns)
+        while first:
+            room -= len(prompt.turn(tokenizer, turns[first - 1], first=first == 1))
+            if room < 0:
+                break
+            first -= 1
+        return turns[:first], turns[first:]
 
-        Turns are rows like those of the question, read again each time. Their bytes are taken
-        from the room to zoom, so that a long conversation stays within the budget; the oldest
-        turns that exceed their share are left out.
+    def _prompt(self, question: str, latest: Sequence[Turn]) -> list[int]:
+        """Token ids of the latest turns and the question.
+
+        The turns are rows like those of the question. Their bytes are taken from the room to
+        zoom, so that a long conversation stays within the budget.
         """
         prompt, tokenizer = self.reader.prompt, self.reader.tokenizer
-        model, shared = self.store.manifest.model, self.memory.shared
-        row = 2 * model.kv_heads * model.head_dim * self.reader.dtype.itemsize
-        cap = min(layer.limits.cap for layer in self.memory.layers)
-        left = self.reader.max_positions - self.memory.length
-        most = min(TURNS_SHARE * cap / row, left / 2)
-        alone = prompt.question(tokenizer, question)
-        kept = list(turns) if prompt.between else []
-        ids = prompt.question(tokenizer, question, kept)
-        while kept and len(ids) - len(alone) > most:
-            del kept[0]
-            ids = prompt.question(tokenizer, question, kept)
-        shared.reserved = (len(ids) - len(alone)) * row if kept else 0
-        return ids, len(kept)
+        first = self.past.length == self.memory.length
+        ids = prompt.question(tokenizer, question, latest, first=first)
+        alone = prompt.question(tokenizer, question, first=first and not latest)
+        self.memory.shared.reserved = (len(ids) - len(alone)) * self._row_bytes
+        return ids
+
+    @property
+    def _row_bytes(self) -> int:
+        """Of one token's live keys and values in one layer."""
+        model = self.store.manifest.model
+        return 2 * model.kv_heads * model.head_dim * self.reader.dtype.itemsize
 
     def _cache(self) -> attention.MemoryCache:
-        memory = self.memory
-        return attention.MemoryCache(
-            memory.layers, memory.length, memory.shared, self.reader.tokenizer.decode
-        )
+        return self.past.cache()
 
     def _scout(self, prompt: list[int]) -> torch.Tensor | None:
         """For a document of many windows: look over all of them once, keep those that matter."""
@@ -260,7 +283,7 @@ class Session:
             ids = torch.tensor([prompt], device=self.reader.devices[0])
             self.reader.model(
                 input_ids=ids,
-                attention_mask=torch.ones(1, self.memory.length + len(prompt)).to(ids),
+                attention_mask=torch.ones(1, self.past.length + len(prompt)).to(ids),
                 past_key_values=self._cache(),
                 logits_to_keep=1,
             )
@@ -287,7 +310,7 @@ class Session:
             }
         self.reader.model.generate(
             ids,
-            attention_mask=torch.ones(1, self.memory.length + len(prompt)).to(ids),
+            attention_mask=torch.ones(1, self.past.length + len(prompt)).to(ids),
             past_key_values=cache,
             max_new_tokens=tokens,
             streamer=speaker,

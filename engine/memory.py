@@ -1,7 +1,8 @@
 """The memory of a document as attention sees it: three resolutions per KV head and span.
 
 Pinned rows are exact and always there; folded spans are summary rows until a query needs them,
-then decoded rows; hidden windows are not there at all. One softmax over everything.
+then decoded rows; hidden windows are not there at all. One softmax over everything. What was read
+behind the document and folded, as the old turns of a talk are, stands after its last span.
 Positions never change: keys are stored after RoPE, at the positions they were read at.
 """
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from engine import ops
 from engine.policies import summarise
-from engine.policies.codec import Side
+from engine.policies.codec import Records, Side
 from engine.policies.select import choose
 from engine.policies.selector import Choice, Heard, Look
 from engine.policies.zoom import Gated
@@ -87,6 +88,32 @@ class View:
             name: t[:, rows if name.endswith(".t") else keep].contiguous()
             for name, t in tensors.items()
         }
+
+
+@dataclass(frozen=True, eq=False)
+class Stretch:
+    """One layer of what was read behind the document and folded as it is: a turn of a talk.
+
+    bounds: int64 [S + 1] tokens, from 0. folded: bool [S] spans that may zoom; the others are
+    exact. rows: k, v [Hkv, P, D] of the exact ones. tensors: router and summaries of the folded.
+    records: of all S.
+    """
+
+    bounds: Tensor
+    folded: Tensor
+    rows: tuple[Tensor, Tensor]
+    tensors: Side
+    records: Records
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes that are resident while nothing of it is zoomed."""
+        return sum(t.nbytes for t in (*self.rows, *self.tensors.values()))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything, wherever it is."""
+        return self.device_bytes + self.records.payload.nbytes + self.records.offsets.nbytes
 
 
 @dataclass
@@ -197,6 +224,8 @@ class LayerMemory:
         self.heads, _, self.size = self.pinned_k.shape
         self.device = self.pinned_k.device
         self._all, self.view, self.tensors = view, view, tensors
+        self._document, self._exact = view, self.pinned_k.shape[1]
+        self._behind: list[Stretch] | None = []  # None while it changes
         self._runs: dict[str, list[tuple[int, int]]] | None = None
         self.zoomed = Zoomed(self.heads, self.device)
         self.choice: Choice = recipe.selector.begin()
@@ -230,11 +259,48 @@ class LayerMemory:
                 used += max(other.device_bytes, cap if later else 0)
         return total - used - self.fixed_bytes - OFFSET_BYTES * self.heads
 
+    def follow(self, behind: Sequence[Stretch]) -> None:
+        """Have these stretches behind the document, in place of any there before.
+
+        Their spans stand after the document's and are chosen, fetched and weighed like them; no
+        focus hides them, and watchers, who know the document alone, are not told of them.
+        """
+        self.release()
+        if list(behind) == self._behind:
+            return
+        self._behind = None
+        own, exact = self._document, self._exact
+        bounds, spans, last = [self.shared.bounds], [own.spans], self.shared.bounds[-1:]
+        for stretch in behind:
+            first = sum(len(part) for part in bounds) - 1
+            spans.append(torch.nonzero(stretch.folded)[:, 0].to(self.device) + first)
+            bounds.append(stretch.bounds[1:] + last)
+            last = bounds[-1][-1:]
+        self.bounds = torch.cat(bounds).to(self.device)
+        ids = torch.cat(spans)
+        window = own.window.new_full((len(ids),), self.shared.windows)
+        window[: len(own.spans)] = own.window
+        lengths = self.bounds[ids + 1] - self.bounds[ids]
+        places = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        self._all = self.view = View(ids, lengths, places, window)
+        for name, t in self.tensors.items():
+            kept = t[:, : own.bounds[-1] if name.endswith(".t") else len(own.spans)]
+            parts = [stretch.tensors[name].to(t.device) for stretch in behind]
+            self.tensors[name] = torch.cat([kept, *parts], 1)
+        more = [[x.to(self.pinned_k) for x in stretch.rows] for stretch in behind]
+        self.pinned_k = torch.cat([self.pinned_k[:, :exact], *(k for k, _ in more)], 1)
+        self.pinned_v = torch.cat([self.pinned_v[:, :exact], *(v for _, v in more)], 1)
+        unknown = self.pinned_token.new_full((self.pinned_k.shape[1] - exact,), -1)
+        self.pinned_token = torch.cat([self.pinned_token[:exact], unknown])
+        self.host.follow([stretch.records for stretch in behind])
+        self._behind = list(behind)
+
     def focus(self, windows: Tensor | None) -> None:
         """See only these windows' spans (int64 ids), or all; forget what the last steps wanted."""
         self.view, self._runs, self.choice = self._all, None, self.recipe.selector.begin()
         if windows is not None:
-            ids = windows.to(self.device).sort().values
+            behind = windows.new_full((1,), self.shared.windows)
+            ids = torch.cat([windows, behind]).to(self.device).sort().values
             self.view, _ = self._all.pick(torch.isin(self._all.window, ids))
             first = torch.searchsorted(self._all.window, ids)
             last = torch.searchsorted(self._all.window, ids, right=True)
@@ -368,9 +434,9 @@ class LayerMemory:
         question still says where in the document it would look.
         """
         assert self.shared.scout is not None
-        best = mass.new_full((*mass.shape[:2], self.shared.windows), ops.NEVER)
+        best = mass.new_full((*mass.shape[:2], self.shared.windows + 1), ops.NEVER)
         best.scatter_reduce_(2, self.view.window.expand_as(mass), mass, "amax")
-        votes = torch.softmax(best, -1).sum((0, 1))
+        votes = torch.softmax(best[..., :-1], -1).sum((0, 1))  # what stands behind has no window
         self.shared.scout[self.layer] = votes.to(self.shared.scout.device)
 
     def _decode(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -395,13 +461,16 @@ class LayerMemory:
     def _report(self, share: Tensor, weights: list[Tensor], tokens: Tensor, rows: int) -> None:
         pinned, _, summary, zoom = weights
         newest = slice(rows - 1, None, rows)
+        spans = self.view.spans[self.view.spans < len(self.shared.bounds) - 1]
+        zoomed = [s[s < len(self.shared.bounds) - 1] for s in self.zoomed.spans]
+        tokens = tokens.masked_fill(tokens >= self.shared.tokens, -1)
         step = Step(
             layer=self.layer,
-            spans=self.view.spans,
-            share=share,
-            zoomed=self.zoomed.spans,
-            lengths=[self.bounds[s + 1] - self.bounds[s] for s in self.zoomed.spans],
-            summary=summary[:, newest],
+            spans=spans,
+            share=share[:, : len(spans)],
+            zoomed=zoomed,
+            lengths=[self.bounds[s + 1] - self.bounds[s] for s in zoomed],
+            summary=summary[:, newest, : len(spans)],
             tokens=[torch.cat([t, self.pinned_token]) for t in tokens],
             weight=[torch.cat([zoom[h, newest], pinned[h, newest]], -1) for h in range(self.heads)],
             traffic=replace(self.zoomed.traffic),

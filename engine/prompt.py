@@ -85,25 +85,32 @@ class Prompt:
             bar=bar,
         )
 
-    def question(self, tokenizer: Any, text: str, turns: Sequence[Turn] = ()) -> list[int]:
+    def question(
+        self, tokenizer: Any, text: str, turns: Sequence[Turn] = (), *, first: bool = True
+    ) -> list[int]:
         """Token ids of everything after the document; special-token text stays plain text.
 
         turns: earlier questions and answers that stand before this one; none where `between` is
-        empty.
+        empty. first: whether nothing of the conversation stands before them.
         """
-
-        def plain(text: str) -> list[int]:
-            return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
-
         ids: list[int] = []
-        before = self.before
-        after = tokenizer.encode(self.after, add_special_tokens=False)
         for turn in turns:
-            answer = f" {turn.answer}" if self.kind == "plain" else turn.answer
-            ids += tokenizer.encode(before, add_special_tokens=False)
-            ids += [*plain(turn.question), *after, *plain(answer)]
-            before = self.between
-        return [*ids, *tokenizer.encode(before, add_special_tokens=False), *plain(text), *after]
+            ids += self.turn(tokenizer, turn, first=first)
+            first = False
+        return [*ids, *self._asked(tokenizer, text, first=first)]
+
+    def turn(self, tokenizer: Any, turn: Turn, *, first: bool) -> list[int]:
+        """Token ids of an earlier question and its answer; first: of the conversation's first."""
+        answer = f" {turn.answer}" if self.kind == "plain" else turn.answer
+        return [*self._asked(tokenizer, turn.question, first=first), *_plain(tokenizer, answer)]
+
+    def _asked(self, tokenizer: Any, text: str, *, first: bool) -> list[int]:
+        before = self.before if first else self.between
+        return [
+            *tokenizer.encode(before, add_special_tokens=False),
+            *_plain(tokenizer, text),
+            *tokenizer.encode(self.after, add_special_tokens=False),
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """What a manifest records."""
@@ -113,6 +120,11 @@ class Prompt:
             "after": self.after,
             "kind": self.kind,
         }
+
+
+def _plain(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text in which no mark of the prompt is one."""
+    return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
 
 def _render(tokenizer: Any, template: str) -> tuple[str, list[str]]:

@@ -7,27 +7,54 @@ decides nothing: see `memory` and `policies.select`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from engine import ops
 from engine.errors import StoreError
+from engine.policies.codec import Records
 
-if TYPE_CHECKING:
-    from engine.store import HostSection
+
+class Section(Protocol):
+    """Where the records of some spans lie; `store.HostSection` is one on disk."""
+
+    def offsets(self, layer: int) -> Tensor:
+        """[S * Hkv + 1] places of the records; see `policies.codec.Records`."""
+        ...
+
+    def read(self, layer: int, spans: Tensor, *, out: Tensor) -> Tensor:
+        """Records of spans [M] into uint8 `out`, all heads of each; the part that was filled."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Records of one layer that no file has."""
+
+    records: Records
+    heads: int
+
+    def offsets(self, layer: int) -> Tensor:
+        return self.records.offsets
+
+    def read(self, layer: int, spans: Tensor, *, out: Tensor) -> Tensor:
+        bounds = self.records.offsets[:: self.heads]
+        places = ops.gather_ranges(bounds[spans], bounds[spans + 1] - bounds[spans])
+        out[: len(places)] = self.records.payload[places]
+        return out[: len(places)]
 
 
 class Host:
-    """Span records of one layer over all windows, addressed by document span."""
+    """Span records of one layer: of all windows of the document, then of what follows it."""
 
     def __init__(
         self,
         layer: int,
-        windows: list[HostSection],
+        windows: Sequence[Section],
         spans: list[int],
         heads: int,
         *,
@@ -41,7 +68,7 @@ class Host:
         self._counts = spans
         self._pinned = pinned
         self.heads = heads
-        self._windows = windows
+        self._windows = list(windows)
         self._first = torch.tensor([0, *spans]).cumsum(0)
         self._sizes: Tensor | None = None
 
@@ -53,7 +80,7 @@ class Host:
             StoreError: a table is damaged, or of records that this method never makes.
         """
         if self._sizes is None:
-            tables = [w.offsets(self.layer).diff() for w in self._windows]
+            tables = [w.offsets(self.layer).diff() for w in self._windows[: len(self._counts)]]
             counts = [spans * self.heads for spans in self._counts]
             fits = [len(table) for table in tables] == counts
             sizes = torch.cat(tables).reshape(-1, self.heads).T if fits else torch.empty(0)
@@ -64,6 +91,15 @@ class Host:
                 )
             self._sizes = sizes.to(torch.int32).contiguous()
         return self._sizes
+
+    def follow(self, behind: Sequence[Records]) -> None:
+        """Have these records behind the document's, in place of any there before."""
+        windows, spans = len(self._counts), sum(self._counts)
+        sizes = [r.offsets.diff().reshape(-1, self.heads).T for r in behind]
+        self._sizes = torch.cat([self.sizes[:, :spans], *(s.to(torch.int32) for s in sizes)], 1)
+        self._windows[windows:] = [_Held(records, self.heads) for records in behind]
+        counts = [*self._counts, *(s.shape[1] for s in sizes)]
+        self._first = torch.tensor([0, *counts]).cumsum(0)
 
     def fetch(self, spans: Tensor) -> tuple[Tensor, Tensor]:
         """Records of the given spans (ascending, int64 [M]), all heads.

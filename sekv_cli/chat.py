@@ -47,9 +47,10 @@ def chat(
 ) -> None:
     """Talk with a store: one question after the other, each answer with its passages.
 
-    Earlier turns are read again with each question, the latest first, as far as
-    an eighth of the budget holds them; their bytes come out of the budget.
-    Look-up readers, as the built-in one, answer every question by itself.
+    The latest turns, as far as an eighth of the budget holds them, are read again
+    with each question; older ones fold as the document does, in memory and within
+    the budget. Look-up readers, as the built-in one, answer every question by
+    itself.
 
     /help lists the commands. Ctrl-C stops an answer, Ctrl-D ends the talk.
 

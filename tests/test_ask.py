@@ -399,18 +399,21 @@ def test_turns_are_read_before_the_question_and_pay_from_the_budget(
         assert shared.reserved == 0
 
 
-def test_of_a_long_conversation_the_latest_turns_that_fit_are_read(
+def test_of_a_long_conversation_the_latest_turns_that_fit_are_read_as_they_are(
     store: Path, reader: hf.Reader
 ) -> None:
+    """The others come before them, and fold where there is something to fold them with."""
     turns = [Turn(f"{i}?", f"{i}.") for i in range(10, 50)]
     with session(store, reader, budget="200%") as opened:
         told = opened.ask(QUESTION, turns=turns)
         read = told.stats["turns_read"]
         assert 0 < read < 40
-        assert opened._prompt(QUESTION, turns)[0] == opened._prompt(QUESTION, turns[-read:])[0]
+        assert opened._split(turns) == (turns[:-read], turns[-read:])
+        assert opened.past.folds
+        assert opened.past.length > opened.memory.length
         cap = sum(layer.limits.cap for layer in opened.memory.layers)
         assert told.memory.device_kv_bytes <= cap
-        assert 3 * opened.memory.shared.reserved <= TURNS_SHARE * cap
+        assert 0 < 3 * opened.memory.shared.reserved <= TURNS_SHARE * cap
 
 
 def test_a_look_up_reader_reads_no_turns(store: Path, reader: hf.Reader) -> None:

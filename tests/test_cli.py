@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -575,6 +576,31 @@ def test_inspect_text_paints_spans_on_a_terminal(
     assert "[St." not in shown
 
 
+@pytest.mark.parametrize(
+    ("environment", "codes"),
+    [
+        ({}, r"\x1b"),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, r"\x1b\[[0-9;]*\b(3|4|9|10)[0-7]"),
+    ],
+)
+def test_a_pipe_gets_no_codes_and_no_color_no_colour(
+    environment: dict[str, str],
+    codes: str,
+    fake: FakeEngine,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And what colour would say is said by bars and brackets."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for line in ("inspect book.sekv -q Who?", "ask book.sekv Who? --stats"):
+        assert run(line.split()) == 0
+        assert not re.search(codes, capsys.readouterr().out)
+    assert run(["inspect", "book.sekv", "--text", "10:40"]) == 0
+    assert "[St. George]|" in capsys.readouterr().out
+
+
 def test_inspect_json_has_the_contract_s_keys(
     fake: FakeEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -598,6 +624,7 @@ def test_everything_fits_40_columns(
         "ingest book.pdf --dry-run",
         "ask book.sekv Who? --stats --no-stream",
         "inspect book.sekv -q Who?",
+        "inspect book.sekv --text 10:40",
     ):
         assert run(line.split()) == 0
         shown = capsys.readouterr().out

@@ -37,7 +37,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("fold",),
     ("schema",),
     ("recall",),
-    ("trace", "cite"),
+    ("trace", "cite", "turns"),
     ("ingest", "ask"),
     ("view", "serve"),
     ("train", "bench"),

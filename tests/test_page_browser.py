@@ -146,6 +146,61 @@ def test_a_phone_sees_the_text_first_and_the_details_at_a_touch(shown: Any) -> N
     assert "lighthouse 8999" in text_on_screen(shown)
 
 
+MOVES = """async () => {
+    const book = document.getElementById("book"), query = document.getElementById("query");
+    const frame = () => new Promise((done) =>
+        requestAnimationFrame(() => requestAnimationFrame(done)));
+    const timed = async (act) => {
+        const at = performance.now();
+        act();
+        await frame();
+        return performance.now() - at;
+    };
+    const middle = (times) => times.sort((a, b) => a - b)[times.length >> 1];
+    const jumps = [], searches = [];
+    for (const share of [0.9, 0.1, 0.5, 0.99, 0.3, 0.7, 0.0]) {
+        jumps.push(await timed(() => { book.scrollTop = share * book.scrollHeight; }));
+    }
+    for (const words of ["the", "and", "of", "in", "it"]) {
+        query.value = words;
+        searches.push(await timed(() => query.form.requestSubmit()));
+    }
+    const hits = document.querySelectorAll("mark.hit").length;
+    return { jump: middle(jumps), search: middle(searches), hits };
+}"""
+"""Milliseconds until two frames are drawn after a jump through the book, and after a search."""
+
+
+@pytest.mark.skipif("SEKV_PAGE" not in os.environ, reason="SEKV_PAGE names no page to measure")
+def test_figures_of_a_page(browser: Any, file: Path, tmp_path: Path) -> None:
+    """A named page beside a small one: its size, what it complains about, and how long the same
+    jumps and searches take, of which only the ratio is meant to be quoted."""
+    small = tmp_path / "small.html"
+    small.write_text(pages.render("book.sekv", report([TEXT[:9000]]), [TEXT[:9000]]), "utf-8")
+    named = Path(os.environ["SEKV_PAGE"]).resolve()
+    assert named.stat().st_size < 20_000_000
+    said: list[str] = []
+    times = {}
+    for page in (small, named):
+        shown = browser.new_page(viewport={"width": 1200, "height": 800})
+        shown.set_default_timeout(120_000)
+        shown.on("console", lambda message: said.append(message.text))
+        shown.on("pageerror", lambda error: said.append(str(error)))
+        shown.goto(page.as_uri())
+        shown.wait_for_selector(".span")
+        times[page] = shown.evaluate(MOVES)
+        assert times[page]["hits"] > 0
+        assert shown.locator(".span").count() < 6000
+        shown.close()
+    assert said == []
+    ratios = ", ".join(
+        f"{what} {times[named][what] / times[small][what]:.1f} times" for what in ("jump", "search")
+    )
+    print(
+        f"\n{named.stat().st_size / 1e6:.1f} MB against {small.stat().st_size / 1e6:.1f}: {ratios}"
+    )
+
+
 @pytest.mark.skipif("SEKV_PAGE" not in os.environ, reason="SEKV_PAGE names no page to picture")
 def test_pictures_of_a_page(browser: Any, tmp_path: Path) -> None:
     """Those of docs/pictures: SEKV_PAGE=page.html SEKV_PICTURES=docs/pictures, by name."""

@@ -374,6 +374,21 @@ def test_ask_finds_the_server_and_loads_nothing(
     assert run([*line, "--budget", "60%", "--stats", "--trace", os.devnull]) == 0
 
 
+def test_a_question_through_the_server_imports_nothing_heavy(running: Running) -> None:
+    """Modules, not milliseconds: what a cold process spends its time on is not even named."""
+    program = (
+        "import sys; from sekv_cli.main import run; code = run(sys.argv[1:]);"
+        "print([m for m in ('torch', 'transformers', 'numpy', 'tokenizers') if m in sys.modules],"
+        "file=sys.stderr); sys.exit(code)"
+    )
+    line = ["ask", str(running.store), QUESTION, "--max-new-tokens", "2"]
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program, *line], capture_output=True, text=True, check=True
+    )
+    assert done.stdout
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
 def test_a_trace_through_the_server_is_a_trace(running: Running, tmp_path: Path) -> None:
     remote = client.find(running.store, AskOptions(max_new_tokens=3, trace=True))
     assert remote is not None

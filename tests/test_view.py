@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -15,12 +16,14 @@ from hypothesis import strategies as st
 
 from engine.errors import DocumentError, SekvError
 from engine.ingest import ingest
-from engine.manifest import NAME
+from engine.manifest import DOCUMENT, NAME
 from engine.readers import hf
 from engine.store import Store
 from engine.types import AskOptions, IngestOptions, InspectReport, Silent
 from engine.view import inspect, text
+from sekv_cli.main import run
 from tiny_books import QUESTION, log, read, session
+from toy_store import rewrite
 
 TEXTS = [
     "Zoë saw 3 whales. “Rain!” she cried…\n\nÅse saw 🐋🐋. 雨が降った。\n" * 5,
@@ -283,6 +286,27 @@ def test_a_trace_of_a_store_of_the_same_text_and_model_is_its_own(
     other = read(tmp_path, model, log(2), reader=reader)
     with pytest.raises(SekvError, match="another store"):
         look(other, trace=trace[0])
+
+
+def test_a_store_without_text_can_still_be_looked_into(
+    stores: dict[str, Path],
+    trace: tuple[Path, list[Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Spans, bytes and the decisions of a trace need no words; only the text itself is one line."""
+    bare = tmp_path / "bare.sekv"
+    shutil.copytree(stores["sekv"], bare)
+    rewrite(bare, DOCUMENT, lambda t: [t.pop(name) for name in list(t) if name.startswith("text")])
+    assert look(bare).spans == look(stores["sekv"]).spans
+    for line in ([], ["--trace", str(trace[0])], ["--html", str(tmp_path / "bare.html")]):
+        assert run(["inspect", str(bare), *line]) == 0
+    assert "[span 0, tokens 0 to" in (tmp_path / "bare.html").read_text(encoding="utf-8")
+    capsys.readouterr()
+    assert run(["inspect", str(bare), "--text", "0:20"]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.count("\n") == 1
 
 
 # ---------------------------------------------------------------------------- weight

@@ -228,6 +228,23 @@ class Reader:
         self._forward([self.prompt.prefix[0]], position, cache)
         return _rows(cache)[0][0][0].float().cpu()
 
+    def read_behind(self, ids: list[int], cache: attention.MemoryCache) -> Tensor:
+        """Read tokens behind a memory; their keys and values are in `cache` then.
+
+        Returns:
+            their surprisal in nats, float32 [n]; 0 for the first, which nothing here foretells.
+        """
+        tokens = torch.tensor([ids], device=self.devices[0])
+        out = self.model(
+            input_ids=tokens,
+            attention_mask=torch.ones(1, cache.length + len(ids)).to(tokens),
+            past_key_values=cache,
+            logits_to_keep=1,
+            output_hidden_states=True,
+        )
+        foretold = [self._surprisal(out.hidden_states[-1][0, :-1], ids[1:])] if ids[1:] else []
+        return torch.cat([torch.zeros(1), *foretold])
+
     def _forward(
         self, ids: list[int], position: int, cache: DynamicCache, probe: Probe | None = None
     ) -> Tensor:

@@ -44,6 +44,10 @@ READ_SECONDS = 10
 LAST_SECONDS = 5
 """For answers under way when the server is told to end."""
 
+IDLE_SECONDS = 75
+"""For a connection on which nothing is asked; a client that pauses between questions keeps it, and
+seldom meets the moment at which it is closed."""
+
 LOOPBACK = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
 
 
@@ -312,6 +316,7 @@ def run(
         server_header=False,
         proxy_headers=False,
         limit_concurrency=most_connections,
+        timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=LAST_SECONDS,
     )
     server = _Server(config)
