@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
@@ -23,7 +24,7 @@ from engine.certainty import SCORES
 from engine.errors import BudgetError, StoppedError, StoreError
 from engine.manifest import ModelIdentity
 from engine.memory import Coverage
-from engine.quoting import Guide, Marks, telling
+from engine.quoting import TOGETHER, Guide, Marks, telling
 from engine.readers import hf
 from engine.recall import open_memory
 from engine.store import Store
@@ -168,6 +169,9 @@ class Session:
         shared.recomputed_tokens = 0
         shared.coverage = Coverage()
         windows = self._scout(prompt)
+        guide = None
+        if self.reader.prompt.value_token >= 0:
+            windows, guide = self._look(prompt, question, windows)
         evidence = self._evidence = Evidence(self.ids)
         self._trace, self._answer = Trace(), None
         watchers: list[Any] = [evidence, *([self._trace] if self.options.trace else [])]
@@ -176,7 +180,7 @@ class Session:
         most = min(self.options.max_new_tokens, left - len(prompt))
         torch.manual_seed(self.options.seed)
         try:
-            cache = self._generate(question, prompt, most, speaker)
+            cache = self._generate(prompt, most, speaker, guide)
         finally:
             shared.watchers.clear()
         done = time.perf_counter()
@@ -273,6 +277,18 @@ class Session:
     def _cache(self) -> attention.MemoryCache:
         return self.past.cache()
 
+    def _read(self, prompt: list[int]) -> torch.Tensor:
+        """Logits [V] of what follows the prompt, given what the memory sees now."""
+        ids = torch.tensor([prompt], device=self.reader.devices[0])
+        out = self.reader.model(
+            input_ids=ids,
+            attention_mask=torch.ones(1, self.past.length + len(prompt)).to(ids),
+            past_key_values=self._cache(),
+            logits_to_keep=1,
+        )
+        logits: torch.Tensor = out.logits[0, -1]
+        return logits
+
     def _scout(self, prompt: list[int]) -> torch.Tensor | None:
         """For a document of many windows: look over all of them once, keep those that matter."""
         shared = self.memory.shared
@@ -280,23 +296,51 @@ class Session:
             return None
         shared.scout = torch.zeros(len(self.memory.layers), shared.windows)
         try:
-            ids = torch.tensor([prompt], device=self.reader.devices[0])
-            self.reader.model(
-                input_ids=ids,
-                attention_mask=torch.ones(1, self.past.length + len(prompt)).to(ids),
-                past_key_values=self._cache(),
-                logits_to_keep=1,
-            )
+            self._read(prompt)
             score = shared.scout.sum(0)
         finally:
             shared.scout = None
         windows = score.topk(MOST_WINDOWS).indices.sort().values
-        for layer in self.memory.layers:
-            layer.focus(windows)
+        self._focus(windows)
         return windows
 
+    def _focus(self, windows: torch.Tensor | None) -> None:
+        for layer in self.memory.layers:
+            layer.focus(windows)
+
+    def _look(
+        self, prompt: list[int], question: str, windows: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, Guide]:
+        """For a look-up reader: those few of the windows where a quote is likeliest, and its guide
+        there."""
+        seen = torch.arange(self.memory.shared.windows) if windows is None else windows
+        tokenizer = self.reader.tokenizer
+        asked = [
+            tokenizer.encode(words, add_special_tokens=False, split_special_tokens=True)
+            for words in telling(question)
+        ]
+        parts = [seen[at : at + TOGETHER] for at in range(0, len(seen), TOGETHER)]
+        if len(parts) == 1 or not len(self.memory.layers[0].view.spans):
+            return windows, self._guide(seen, asked)
+        margins = []
+        for part in parts:
+            self._focus(part)
+            scores = self._read(prompt).float().cpu().numpy()
+            margins.append(self._guide(part, asked).margin(scores))
+        best = parts[max(range(len(parts)), key=margins.__getitem__)]
+        self._focus(best)
+        return best, self._guide(best, asked)
+
+    def _guide(self, windows: torch.Tensor, asked: list[list[int]]) -> Guide:
+        """The guide of a look-up reader that sees these windows; asked: see `Guide`."""
+        tables = self.store.manifest.windows
+        seen = np.concatenate(
+            [np.arange(tables[one].start, tables[one].end) for one in windows.tolist()]
+        )
+        return Guide(self.marks, self.ids.numpy()[seen], self.book.sentences[seen], asked)
+
     def _generate(
-        self, question: str, prompt: list[int], tokens: int, speaker: _Speaker
+        self, prompt: list[int], tokens: int, speaker: _Speaker, guide: Guide | None
     ) -> attention.MemoryCache:
         """Let the speaker say the answer; the cache it was said in."""
         options, cache = self.options, self._cache()
@@ -316,8 +360,8 @@ class Session:
             streamer=speaker,
             top_k=None,
             logits_processor=LogitsProcessorList(
-                [speaker.heard, _LookUp(self, len(prompt), question)]
-                if self.reader.prompt.value_token >= 0
+                [speaker.heard, _LookUp(guide, len(prompt), self.reader.prompt.reluctance)]
+                if guide
                 else []
             ),
             pad_token_id=self.reader.tokenizer.pad_token_id or 0,
@@ -357,19 +401,13 @@ class Session:
 class _LookUp(LogitsProcessor):
     """A look-up reader's decoding: held to the document, as ready to refuse as calibrated."""
 
-    def __init__(self, session: Session, start: int, question: str):
-        prompt, tokenizer = session.reader.prompt, session.reader.tokenizer
-        asked = [
-            tokenizer.encode(words, add_special_tokens=False, split_special_tokens=True)
-            for words in telling(question)
-        ]
-        self.guide = Guide(session.marks, session.ids.numpy(), session.book.sentences, asked)
-        self.prompt, self.start = prompt, start
+    def __init__(self, guide: Guide, start: int, reluctance: float):
+        self.guide, self.start, self.reluctance = guide, start, reluctance
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         if input_ids.shape[1] > self.start:
             self.guide.say(int(input_ids[0, -1]))
-        choices = self.guide.choices(scores[0].float().cpu().numpy(), self.prompt.reluctance)
+        choices = self.guide.choices(scores[0].float().cpu().numpy(), self.reluctance)
         allowed = torch.from_numpy(choices).to(scores.device)
         held = torch.full_like(scores, float("-inf"))
         held[:, allowed] = scores[:, allowed]

@@ -29,6 +29,10 @@ SENTENCE_END = re.compile(
     r"""["'”’)\]]*\s+(?=["'“‘(\[]?[A-Z0-9À-ÞЁ-Я])|[。！？]["'”’」』）]*|\n\s*\n"""
 )
 
+TOGETHER = 2
+"""Windows of a long document that a look-up reader is asked of at a time. It practises on texts of
+a window's length; what it looks for drowns in a book where all windows are asked at once."""
+
 WORD = re.compile(r"\w+(?:[-'’.]\w+)*")
 COMMON = frozenset(
     WORD.findall(
@@ -65,7 +69,8 @@ class Marks:
 
     quote: stands between pointer and quote. value: between quote and value. end: of the answer.
     refusal: the tokens of "not stated". alike: [V] of every token the class of those that differ
-    by a leading space alone, for a pointer may begin where the document has a line break.
+    by a leading space alone, for a pointer may begin where the document has a line break. wordless:
+    [V] of every token whether it has no letter and no digit; no value begins with such a one.
     """
 
     quote: int
@@ -73,6 +78,7 @@ class Marks:
     end: int
     refusal: tuple[int, ...]
     alike: Ints
+    wordless: npt.NDArray[np.bool_]
 
     @classmethod
     def of(
@@ -82,10 +88,12 @@ class Marks:
         names = tokenizer.get_vocab()
         classes: dict[str, int] = {}
         alike = np.zeros(max(names.values()) + 1, dtype=np.int64)
+        wordless = np.zeros(len(alike), dtype=np.bool_)
         for name, number in names.items():
             bare = name.removeprefix("Ġ")
             alike[number] = classes.setdefault(bare or name, len(classes))
-        return cls(quote, value, end, refusal, alike)
+            wordless[number] = not any(c.isalnum() for c in tokenizer.decode([number]))
+        return cls(quote, value, end, refusal, alike, wordless)
 
 
 def passage(sentence: Ints, place: int, far: int) -> tuple[int, int]:
@@ -161,9 +169,17 @@ class Guide:
         if self._said or self._due or self._value is not None:
             return allowed
         refusal = np.array(self.marks.refusal[:1])
-        pointers = np.setdiff1d(allowed, refusal)
-        together = np.logaddexp.reduce(scores[pointers], initial=-np.inf)
-        return refusal if scores[refusal[0]] - reluctance > together else pointers
+        return refusal if self.margin(scores) < -reluctance else np.setdiff1d(allowed, refusal)
+
+    def margin(self, scores: Floats) -> float:
+        """Nats by which a quote is likelier than a refusal, before anything was said.
+
+        Args:
+            scores: [V] logits of the first token.
+        """
+        refusal = self.marks.refusal[0]
+        pointers = np.setdiff1d(self.allowed(), [refusal])
+        return float(np.logaddexp.reduce(scores[pointers], initial=-np.inf) - scores[refusal])
 
     def say(self, token: int) -> None:
         """Take the token that was chosen."""
@@ -207,7 +223,8 @@ class Guide:
                     self._open[at : at + len(run)] = False
         if not self._open.any():
             self._open[:] = True
-        self._value = start + np.flatnonzero(self._open)
+        begins = self._open & ~self.marks.wordless[self.ids[start : self._stop]]
+        self._value = start + np.flatnonzero(begins if begins.any() else self._open)
 
     def _following(self) -> Ints:
         """Where the value may go on."""

@@ -11,7 +11,8 @@ from engine.quoting import Guide, Marks, passage, sentences, telling
 QUOTE, VALUE, END, NOT, STATED = 0, 1, 2, 3, 4
 # Tokens 10 and 20, 11 and 21, ... differ by a leading space alone.
 ALIKE = np.array([*range(10), *range(10, 20), *range(10, 20)])
-MARKS = Marks(QUOTE, VALUE, END, (NOT, STATED), ALIKE)
+WORDLESS = np.isin(np.arange(30), [19, 29])
+MARKS = Marks(QUOTE, VALUE, END, (NOT, STATED), ALIKE, WORDLESS)
 FAR = 3
 
 
@@ -163,3 +164,25 @@ def test_a_refusal_is_weighed_against_all_pointers_together() -> None:
     assert NOT not in guide.choices(scores, reluctance=1.0)
     nothing = Guide(MARKS, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
     assert nothing.choices(scores, reluctance=99.0).tolist() == [NOT]
+
+
+def test_no_value_begins_with_a_mark_alone() -> None:
+    ids = [10, 19, 12, 19]
+    guide = guided(ids, [0] * 4, 10)
+    for due in (QUOTE, *ids, VALUE):
+        assert guide.allowed().tolist() == [due]
+        guide.say(due)
+    assert guide.allowed().tolist() == [10, 12, 20, 22]
+    guide.say(12)
+    assert guide.allowed().tolist() == [END, 19]  # inside one it may stand
+    marks = guided([19, 19], [0, 0], 19)
+    for due in (QUOTE, 19, 19, VALUE):
+        marks.say(due)
+    assert marks.allowed().tolist() == [19, 29]  # where there is nothing else
+
+
+def test_a_margin_says_how_much_likelier_a_quote_is() -> None:
+    scores = np.full(30, -9.0, dtype=np.float32)
+    scores[[10, 11]], scores[NOT] = 1.0, 0.5
+    guide = guided([10, 11], [0, 0])
+    assert np.isclose(guide.margin(scores), 0.5 + np.log(2), atol=1e-3)

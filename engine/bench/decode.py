@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 
 from engine.errors import ReaderError
-from engine.quoting import Guide, Marks, sentences, telling
+from engine.quoting import TOGETHER, Guide, Marks, sentences, telling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,23 +55,52 @@ class _State:
 
 
 @dataclass(frozen=True)
+class _Asked:
+    """Questions that were read.  lengths: [Q] tokens.  last: [Q, width] hidden state of each's
+    last token."""
+
+    state: _State
+    lengths: Tensor
+    last: Tensor
+
+
+@dataclass(frozen=True)
 class Document:
     """A document that was read.
 
     ids: its tokens.  sentence: [N], see `engine.quoting.sentences`.  layers: keys and values
-    [Hkv, N, D] of every layer, the prompt's beginning included.  start: position of a question.
-    windows: how many.
+    [Hkv, prefix + N, D] of every layer, the prompt's beginning included.  start: position of a
+    question.  bounds: tokens [start, stop) of the windows it was read in.
     """
 
     ids: tuple[int, ...]
     sentence: npt.NDArray[np.int64]
     layers: tuple[tuple[Tensor, Tensor], ...]
     start: int
-    windows: int
+    bounds: tuple[tuple[int, int], ...]
 
     @property
     def tokens(self) -> int:
         return len(self.ids)
+
+    @property
+    def windows(self) -> int:
+        return len(self.bounds)
+
+    def parts(self, windows: int) -> list[Document]:
+        """The same document, so many windows at a time."""
+        found = []
+        for at in range(0, self.windows, windows):
+            bounds = self.bounds[at : at + windows]
+            a, b = bounds[0][0], bounds[-1][1]
+            layers = tuple((self._rows(k, a, b), self._rows(v, a, b)) for k, v in self.layers)
+            moved = tuple((start - a, stop - a) for start, stop in bounds)
+            found.append(Document(self.ids[a:b], self.sentence[a:b], layers, self.start, moved))
+        return found
+
+    def _rows(self, rows: Tensor, start: int, stop: int) -> Tensor:
+        prefix = rows.shape[1] - self.tokens
+        return torch.cat([rows[:, :prefix], rows[:, prefix + start : prefix + stop]], 1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> Any:
@@ -265,12 +294,40 @@ class Decoder:
             for layer in range(len(parts[0]))
         )
         told = sentences(text, np.array([end for _, end in offsets], dtype=np.int64))
-        return Document(tuple(ids), told, layers, first + size, len(spans))
+        return Document(tuple(ids), told, layers, first + size, tuple(spans))
 
     @torch.no_grad()
     def answer(self, document: Document, questions: Sequence[str], most: int = 100) -> list[str]:
         """The greedy answer to each question, without its end mark, marks inside kept; held to
-        the document as `engine.quoting` says, unless told otherwise."""
+        the document as `engine.quoting` says, unless told otherwise: then each is answered from
+        those few windows where a quote is likeliest."""
+        parts = document.parts(TOGETHER) if self.held else [document]
+        if len(parts) <= 1:
+            return self._answer(document, questions, most)
+        margins = []
+        for part in parts:
+            scores = self.model.lm_head(self._ask(part, questions).last).float().cpu().numpy()
+            guides = self._guides(part, questions)
+            margins.append([g.margin(line) for g, line in zip(guides, scores, strict=True)])
+        best = np.argmax(margins, axis=0)
+        found = [""] * len(questions)
+        for number in np.unique(best):
+            mine = np.flatnonzero(best == number).tolist()
+            said = self._answer(parts[number], [questions[one] for one in mine], most)
+            for one, answer in zip(mine, said, strict=True):
+                found[one] = answer
+        return found
+
+    def _guides(self, document: Document, questions: Sequence[str]) -> list[Guide]:
+        text = np.array(document.ids, dtype=np.int64)
+        return [
+            Guide(self.marks, text, document.sentence, [self._ids(w) for w in telling(question)])
+            for question in questions
+        ]
+
+    @torch.no_grad()
+    def _ask(self, document: Document, questions: Sequence[str]) -> _Asked:
+        """Read the questions on a document."""
         prompts = [self._ids(f"{QUESTION} {text}{ANSWER}") for text in questions]
         longest = max(map(len, prompts))
         tokens = torch.tensor(
@@ -278,25 +335,22 @@ class Decoder:
         )
         lengths = torch.tensor([len(p) for p in prompts], device=self.device)
         order = torch.arange(longest, device=self.device)
-        present = order[None] < lengths[:, None]
-        state = _State(list(document.layers), present=present)
+        state = _State(list(document.layers), present=order[None] < lengths[:, None])
         places = (document.start + order).expand(len(prompts), -1)
         hidden = self._hidden(tokens, places, state)
-        last = hidden[torch.arange(len(prompts)), lengths - 1]
-        found: list[list[int]] = [[] for _ in prompts]
-        text = np.array(document.ids, dtype=np.int64)
-        guides = [
-            Guide(
-                self.marks,
-                text,
-                document.sentence,
-                [self._ids(words) for words in telling(question)],
-            )
-            if self.held
-            else None
-            for question in questions
-        ]
-        rows = torch.arange(len(prompts), device=self.device)
+        return _Asked(state, lengths, hidden[torch.arange(len(prompts)), lengths - 1])
+
+    @torch.no_grad()
+    def _answer(self, document: Document, questions: Sequence[str], most: int) -> list[str]:
+        asked = self._ask(document, questions)
+        state, lengths, last = asked.state, asked.lengths, asked.last
+        present = state.present
+        assert present is not None
+        found: list[list[int]] = [[] for _ in questions]
+        guides: Sequence[Guide | None] = (
+            self._guides(document, questions) if self.held else [None] * len(questions)
+        )
+        rows = torch.arange(len(questions), device=self.device)
         for step in range(most):
             scores = self.model.lm_head(last)
             chosen = torch.tensor(
