@@ -479,7 +479,7 @@ def basis_of(name: str, side: Side, head: int | slice = slice(None)) -> tuple[Te
 def used_columns(side: Side) -> Side:
     """The same without the columns of bases that no code, sketch or span value spends a bit on.
 
-    For reading alone: what is trimmed cannot code rows any more.
+    Of rows coded with what is trimmed, such as a conversation's, those directions are not kept.
     """
     out = dict(side)
     sketch = [] if "zoom_basis" in side else ["sketch"]  # a learnt one has directions of its own
@@ -496,9 +496,13 @@ def used_columns(side: Side) -> Side:
 
 
 def to_basis(rows: Tensor, name: str, side: Side) -> Tensor:
-    """Coefficients [Hkv, n, D] such that mean + coefficients @ basis.T gives the rows back."""
+    """Coefficients [Hkv, n, D] such that mean + coefficients @ basis.T gives the rows back, as
+    nearly as a basis with fewer columns can."""
     mean, basis = basis_of(name, side)
-    inverse = basis if f"{name}_scale" not in side else torch.linalg.inv(basis).mT
+    inverse = basis
+    if f"{name}_scale" in side:  # its columns are not orthonormal
+        square = basis.shape[-2] == basis.shape[-1]
+        inverse = (torch.linalg.inv(basis) if square else torch.linalg.pinv(basis)).mT
     return torch.bmm(rows.float() - mean[:, None], inverse)
 
 
