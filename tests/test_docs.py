@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -30,3 +31,21 @@ def test_the_demo_asks_three_questions() -> None:
     """README and Makefile say so."""
     lines = (ROOT / "docs" / "sample" / "questions.txt").read_text(encoding="utf-8").splitlines()
     assert len([line for line in lines if line.strip()]) == 3
+
+
+@pytest.mark.slow
+def test_the_demo_is_answered_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the sample as it ships, with the page where it stands."""
+    from sekv_cli.main import run
+
+    sample, store = ROOT / "docs" / "sample", str(tmp_path / "dracula.sekv")
+    assert run(["ingest", str(sample / "dracula.pdf"), "-o", store]) == 0
+    capsys.readouterr()
+    line = ["ask", store, "-f", str(sample / "questions.txt"), "--no-server", "--json"]
+    assert run(line) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for one, (right, page) in zip(
+        told, (("queer sting", "6"), ("the Esk", "50"), ("Sanguine", "49")), strict=True
+    ):
+        assert right in one["answer"]
+        assert page in one["citations"][0]["page"].split("-")
