@@ -322,14 +322,14 @@ class Session:
         parts = [seen[at : at + TOGETHER] for at in range(0, len(seen), TOGETHER)]
         if len(parts) == 1 or not len(self.memory.layers[0].view.spans):
             return windows, self._guide(seen, asked)
+        guides = [self._guide(part, asked) for part in parts]
         margins = []
-        for part in parts:
+        for part, guide in zip(parts, guides, strict=True):
             self._focus(part)
-            scores = self._read(prompt).float().cpu().numpy()
-            margins.append(self._guide(part, asked).margin(scores))
-        best = parts[max(range(len(parts)), key=margins.__getitem__)]
-        self._focus(best)
-        return best, self._guide(best, asked)
+            margins.append(guide.margin(self._read(prompt).float().cpu().numpy()))
+        best = int(np.argmax(margins))
+        self._focus(parts[best])
+        return parts[best], guides[best]
 
     def _guide(self, windows: torch.Tensor, asked: list[list[int]]) -> Guide:
         """The guide of a look-up reader that sees these windows; asked: see `Guide`."""

@@ -21,7 +21,7 @@ from engine.observe import Observe
 from engine.readers import hf
 from engine.types import Silent
 from sekv_cli.main import run
-from tiny_books import log
+from tiny_books import log, shelf
 
 LIBRARY = Library([line.strip() for line in log(40).splitlines()])
 METHODS = ("full", "sekv", "snapkv")
@@ -280,9 +280,7 @@ def test_a_claim_that_cannot_be_read_is_one_line(claim: str, said: str) -> None:
 def test_the_command_compares_asserts_and_continues(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    books = tmp_path / "books"
-    books.mkdir()
-    (books / "shackleton-south.txt").write_text(log(40).replace("\n", "\n\n"))
+    books = shelf(tmp_path / "books")
     line = ["bench", "--suite", "niah", "--text", str(books), "--model", str(model)]
     line += ["--method", "full,streaming", "--budget", "10%", "--length", "300", "--depth", "50"]
     line += ["--samples", "1", "--device", "cpu", "--out", str(tmp_path / "out")]

@@ -23,21 +23,11 @@ from engine.errors import BudgetError
 from engine.readers import hf
 from engine.types import Silent
 from sekv_cli.main import run
-from tiny_books import QUESTION, log, read, session
+from tiny_books import QUESTION, log, read, session, shelf
 from tiny_models import checkpoint
 
 ROW = 3 * 2 * 16 * 2  # numbers of a token: layers, KV heads, head size, keys and values
 ABSENT = "no_such_library"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint("llama", tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def reader(model: Path) -> hf.Reader:
-    return hf.load(str(model), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -425,9 +415,7 @@ def test_the_engine_never_imports_peers() -> None:
 def test_the_command_names_who_is_missing(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    books = tmp_path / "books"
-    books.mkdir()
-    (books / "shackleton-south.txt").write_text(log(40).replace("\n", "\n\n"))
+    books = shelf(tmp_path / "books")
     line = ["bench", "--suite", "niah", "--text", str(books), "--model", str(model)]
     line += ["--budget", "20%", "--length", "300", "--depth", "50", "--samples", "1"]
     line += ["--device", "cpu", "--out", str(tmp_path / "out")]

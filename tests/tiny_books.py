@@ -43,6 +43,13 @@ def report(
     return ingest([str(source)], folder / "log.sekv", made, Silent(), None, reader)
 
 
+def shelf(folder: Path) -> Path:
+    """A folder with one book, of those that no reader is trained on."""
+    folder.mkdir()
+    (folder / "shackleton-south.txt").write_text(log(40).replace("\n", "\n\n"))
+    return folder
+
+
 def session(store: Path, reader: hf.Reader | None = None, **options: Any) -> Session:
     """A store open for questions."""
     return Session(store, AskOptions(**{"max_new_tokens": 8, **options}), Silent(), reader)

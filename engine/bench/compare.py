@@ -7,6 +7,7 @@ document is read by the model once; all methods fold the same keys and values.
 from __future__ import annotations
 
 import json
+import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -374,7 +375,7 @@ def _line(row: Row, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "fetched_bytes": sum(entry["fetched_bytes"] for entry in entries) / len(entries),
         "reuse_rate": sum(entry["reuse_rate"] for entry in entries) / len(entries),
         "first_token_s": {
-            str(length): _median(
+            str(length): statistics.median_high(
                 [e["first_token_s"] for e in entries if e["asked_tokens"] == length]
             )
             for length in lengths
@@ -390,7 +391,3 @@ def _line(row: Row, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         },
         "scores": {entry["key"]: entry["scores"] for entry in entries},
     }
-
-
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]

@@ -301,9 +301,9 @@ class Decoder:
         """The greedy answer to each question, without its end mark, marks inside kept; held to
         the document as `engine.quoting` says, unless told otherwise: then each is answered from
         those few windows where a quote is likeliest."""
-        parts = document.parts(TOGETHER) if self.held else [document]
-        if len(parts) <= 1:
+        if not self.held or document.windows <= TOGETHER:
             return self._answer(document, questions, most)
+        parts = document.parts(TOGETHER)
         margins = []
         for part in parts:
             scores = self.model.lm_head(self._ask(part, questions).last).float().cpu().numpy()
@@ -325,7 +325,6 @@ class Decoder:
             for question in questions
         ]
 
-    @torch.no_grad()
     def _ask(self, document: Document, questions: Sequence[str]) -> _Asked:
         """Read the questions on a document."""
         prompts = [self._ids(f"{QUESTION} {text}{ANSWER}") for text in questions]
@@ -340,7 +339,6 @@ class Decoder:
         hidden = self._hidden(tokens, places, state)
         return _Asked(state, lengths, hidden[torch.arange(len(prompts)), lengths - 1])
 
-    @torch.no_grad()
     def _answer(self, document: Document, questions: Sequence[str], most: int) -> list[str]:
         asked = self._ask(document, questions)
         state, lengths, last = asked.state, asked.lengths, asked.last
