@@ -24,7 +24,7 @@ from engine.certainty import SCORES
 from engine.errors import BudgetError, StoppedError, StoreError
 from engine.manifest import ModelIdentity
 from engine.memory import Coverage
-from engine.quoting import TOGETHER, Guide, Marks, telling
+from engine.quoting import TOGETHER, Guide, Marks, Told, telling
 from engine.readers import hf
 from engine.recall import open_memory
 from engine.store import Store
@@ -96,6 +96,11 @@ class Session:
         prompt, tokenizer = self.reader.prompt, self.reader.tokenizer
         end = tokenizer.eos_token_id
         return Marks.of(tokenizer, prompt.quote_token, prompt.value_token, end, prompt.refusal)
+
+    @cached_property
+    def told(self) -> Told:
+        """The document as the guides of a look-up reader see it."""
+        return self.book.told(self.ids.numpy())
 
     def trace(self) -> dict[str, Any]:
         """The last question's zoom decisions and its answer as JSON values; see `engine.replay`."""
@@ -337,7 +342,7 @@ class Session:
         seen = np.concatenate(
             [np.arange(tables[one].start, tables[one].end) for one in windows.tolist()]
         )
-        return Guide(self.marks, self.ids.numpy()[seen], self.book.sentences[seen], asked)
+        return Guide(self.marks, self.told.at(seen), asked)
 
     def _generate(
         self, prompt: list[int], tokens: int, speaker: _Speaker, guide: Guide | None

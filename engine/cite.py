@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.quoting import SENTENCE_END, sentences
+from engine.quoting import SENTENCE_END, Told
 from engine.types import Citation
 
 if TYPE_CHECKING:
@@ -85,15 +84,15 @@ class Book:
         ]
         return max(found, key=lambda place: self._mass(weight, *place), default=None)
 
-    @cached_property
-    def sentences(self) -> npt.NDArray[np.int64]:
-        """int64 [N]: the number of every token's sentence, counted through all sources."""
+    def told(self, ids: npt.NDArray[np.int64]) -> Told:
+        """The document as a guide sees it; ids: its tokens, of all sources."""
         parts, count = [], 0
         for source in range(len(self.sources)):
-            ends = self.ends[self.source == source].numpy()
-            parts.append(count + sentences(self.text(source), ends))
-            count += 1 + int(parts[-1][-1] - count if len(ends) else 0)
-        return np.concatenate(parts)
+            mine = (self.source == source).numpy()
+            part = Told.of(self.text(source), ids[mine], self.ends.numpy()[mine])
+            parts.append(replace(part, sentence=count + part.sentence))
+            count += 1 + int(part.sentence[-1] if len(part.sentence) else 0)
+        return Told.join(parts)
 
     def citations(self, weight: Tensor, quoted: Place | None = None) -> tuple[Citation, ...]:
         """The passages that hold most of the evidence, best first.

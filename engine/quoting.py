@@ -11,23 +11,28 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import numpy.typing as npt
 
     Ints = npt.NDArray[np.int64]
     Floats = npt.NDArray[np.float32]
+    Flags = npt.NDArray[np.bool_]
 
 
 SENTENCE_END = re.compile(
     r"""(?:(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bProf)(?<!\b[A-Z])\.|[!?…])"""
     r"""["'”’)\]]*\s+(?=["'“‘(\[]?[A-Z0-9À-ÞЁ-Я])|[。！？]["'”’」』）]*|\n\s*\n"""
 )
+
+CHUNK = re.compile(r"[ぁ-ヿ㐀-鿿가-힣฀-๿]|(?:(?!--)[^\s—ぁ-ヿ㐀-鿿가-힣฀-๿])+")
+OPENING, CLOSING = "\"'“”‘’«»([{<*_.,;:!?…", "\"'“”‘’«»)]}>*_.,;:!?…–-"
+OWNED = ("'s", "’s")
 
 TOGETHER = 2
 """Windows of a long document that a look-up reader is asked of at a time. It practises on texts of
@@ -64,13 +69,61 @@ def sentences(text: str, ends: Ints) -> Ints:
 
 
 @dataclass(frozen=True)
+class Told:
+    """A document as a guide sees it, token by token.
+
+    ids: int64 [N]. sentence: int64 [N], ascending, see `sentences`. begins, closes: bool [N],
+    whether a value may have the token as its first, as its last.
+    """
+
+    ids: Ints
+    sentence: Ints
+    begins: Flags
+    closes: Flags
+
+    @classmethod
+    def of(cls, text: str, ids: Ints, ends: Ints) -> Self:
+        """ids: int64 [N], the tokens of the text. ends: int64 [N], where they end, ascending.
+
+        What stands between white spaces is given whole or not at all, without the punctuation
+        around it: 1888-03-03, $3,257 and o.russo@fau.net are one each. Scripts that set no spaces
+        have their characters instead; Ann's is also given as Ann.
+        """
+        first, last, owned = [], [], []
+        for start, end in _whole(text):
+            first.append(start)
+            last.append(end)
+            if text.endswith(OWNED, start, end):
+                owned.append(end - 2)
+        tokens = np.arange(len(ids))
+        begins = np.isin(tokens, np.searchsorted(ends, np.array(first), side="right"))
+        closes = np.isin(tokens, np.searchsorted(ends, np.array(last + owned)))
+        return cls(ids, sentences(text, ends), begins, closes)
+
+    @classmethod
+    def join(cls, parts: Sequence[Told]) -> Self:
+        """Sources one behind the other; their sentences ascend already."""
+        return cls(
+            np.concatenate([part.ids for part in parts]),
+            np.concatenate([part.sentence for part in parts]),
+            np.concatenate([part.begins for part in parts]),
+            np.concatenate([part.closes for part in parts]),
+        )
+
+    def at(self, tokens: Ints | slice) -> Told:
+        """Some of the tokens."""
+        return Told(
+            self.ids[tokens], self.sentence[tokens], self.begins[tokens], self.closes[tokens]
+        )
+
+
+@dataclass(frozen=True)
 class Marks:
     """The reader's own tokens.
 
     quote: stands between pointer and quote. value: between quote and value. end: of the answer.
     refusal: the tokens of "not stated". alike: [V] of every token the class of those that differ
-    by a leading space alone, for a pointer may begin where the document has a line break. wordless:
-    [V] of every token whether it has no letter and no digit; no value begins with such a one.
+    by a leading space alone, for a pointer may begin where the document has a line break.
     """
 
     quote: int
@@ -78,7 +131,6 @@ class Marks:
     end: int
     refusal: tuple[int, ...]
     alike: Ints
-    wordless: npt.NDArray[np.bool_]
 
     @classmethod
     def of(
@@ -88,12 +140,10 @@ class Marks:
         names = tokenizer.get_vocab()
         classes: dict[str, int] = {}
         alike = np.zeros(max(names.values()) + 1, dtype=np.int64)
-        wordless = np.zeros(len(alike), dtype=np.bool_)
         for name, number in names.items():
             bare = name.removeprefix("Ġ")
             alike[number] = classes.setdefault(bare or name, len(classes))
-            wordless[number] = not any(c.isalnum() for c in tokenizer.decode([number]))
-        return cls(quote, value, end, refusal, alike, wordless)
+        return cls(quote, value, end, refusal, alike)
 
 
 def passage(sentence: Ints, place: int, far: int) -> tuple[int, int]:
@@ -107,16 +157,14 @@ def passage(sentence: Ints, place: int, far: int) -> tuple[int, int]:
 class Guide:
     """What may come next in one answer.
 
-    ids: int64 [N], the tokens of the document. sentence: int64 [N], ascending, see `sentences`.
-    asked: tokens of each of what `telling` finds in the question; a value that
+    told: the document. asked: tokens of each of what `telling` finds in the question; a value that
     gives these back is no answer, so it is made of others where there are others.
     longest: tokens of a pointer at most; one that stands in several sentences to its end means the
     first of them. far: see `passage`; some texts have sentences without an end.
     """
 
     marks: Marks
-    ids: Ints
-    sentence: Ints
+    told: Told
     asked: Sequence[Sequence[int]] = ()
     longest: int = 24
     far: int = 48
@@ -126,7 +174,7 @@ class Guide:
     _value: Ints | None = None  # document positions that the value's last token may be of
     _stop: int = -1  # where the quote ends in the document
     _valued: int = 0  # tokens of the value
-    _open: npt.NDArray[np.bool_] = field(default_factory=lambda: np.ones(0, dtype=np.bool_))
+    _open: Flags = field(default_factory=lambda: np.ones(0, dtype=np.bool_))
 
     @property
     def quoting(self) -> bool:
@@ -141,17 +189,20 @@ class Guide:
             return np.array(self._due[:1])
         if self._value is not None:
             if not self._valued:
-                return _with_alike(self.ids[self._value], marks.alike)
-            return np.unique(np.append(self.ids[self._following()], marks.end))
+                return _with_alike(self.told.ids[self._value], marks.alike)
+            following = self._following()
+            done = not len(following) or self.told.closes[self._value].any()
+            ends = [marks.end] if done else []
+            return np.unique(np.append(self.told.ids[following], ends).astype(np.int64))
         found: list[Ints] = []
         if tuple(self._said) == marks.refusal[:said]:
             rest = marks.refusal[said : said + 1]
             found.append(np.array(rest or (marks.end,), dtype=np.int64))
         if self._places is None:
-            found.append(_with_alike(self.ids, marks.alike))
+            found.append(_with_alike(self.told.ids, marks.alike))
         else:
-            following = self._places[self._places + 1 < len(self.ids)] + 1
-            found.append(self.ids[following])
+            following = self._places[self._places + 1 < len(self.told.ids)] + 1
+            found.append(self.told.ids[following])
         return np.unique(np.concatenate(found))
 
     def choices(self, scores: Floats, reluctance: float = 0.0) -> Ints:
@@ -189,33 +240,33 @@ class Guide:
         elif self._value is not None:
             if self._valued:
                 following = self._following()
-                self._value = following[self.ids[following] == token]
+                self._value = following[self.told.ids[following] == token]
             else:
-                self._value = self._value[alike[self.ids[self._value]] == alike[token]]
+                self._value = self._value[alike[self.told.ids[self._value]] == alike[token]]
             self._valued += 1
         else:
             if self._places is None:
-                self._places = np.flatnonzero(alike[self.ids] == alike[token])
+                self._places = np.flatnonzero(alike[self.told.ids] == alike[token])
             else:
-                following = self._places[self._places + 1 < len(self.ids)] + 1
-                self._places = following[self.ids[following] == token]
+                following = self._places[self._places + 1 < len(self.told.ids)] + 1
+                self._places = following[self.told.ids[following] == token]
             self._said.append(token)
             said = len(self._said)
             if len(self._places) and tuple(self._said) != self.marks.refusal[:said]:
                 begun = self._places - said + 1
-                told = self.sentence[begun]
-                further = np.minimum(self._places + 1, len(self.ids) - 1)
-                ended = (self.sentence[further] != told) | (self._places == further)
-                if told[0] == told[-1] or said >= self.longest or ended.all():
+                lines = self.told.sentence[begun]
+                further = np.minimum(self._places + 1, len(self.told.ids) - 1)
+                ended = (self.told.sentence[further] != lines) | (self._places == further)
+                if lines[0] == lines[-1] or said >= self.longest or ended.all():
                     self._quote(int(begun[0]))
 
     def _quote(self, place: int) -> None:
         """From here on the sentence of that place is said, and its mark, and then a value."""
-        start, self._stop = passage(self.sentence, place, self.far)
-        quote = self.ids[start : self._stop].tolist()
+        start, self._stop = passage(self.told.sentence, place, self.far)
+        quote = self.told.ids[start : self._stop].tolist()
         self._due = [self.marks.quote, *quote, self.marks.value]
         self._open = np.ones(self._stop - start, dtype=np.bool_)
-        alike = self.marks.alike[self.ids[start : self._stop]]
+        alike = self.marks.alike[self.told.ids[start : self._stop]]
         for word in self.asked:
             run = self.marks.alike[np.array(word, dtype=np.int64)]
             for at in np.flatnonzero(alike == run[0]):
@@ -223,7 +274,7 @@ class Guide:
                     self._open[at : at + len(run)] = False
         if not self._open.any():
             self._open[:] = True
-        begins = self._open & ~self.marks.wordless[self.ids[start : self._stop]]
+        begins = self._open & self.told.begins[start : self._stop]
         self._value = start + np.flatnonzero(begins if begins.any() else self._open)
 
     def _following(self) -> Ints:
@@ -231,6 +282,16 @@ class Guide:
         assert self._value is not None
         ahead = self._value[self._value + 1 < self._stop] + 1
         return ahead[self._open[ahead - self._stop]]
+
+
+def _whole(text: str) -> Iterator[tuple[int, int]]:
+    """Characters [start, end) of what no value is cut out of."""
+    for match in CHUNK.finditer(text):
+        chunk = match.group().rstrip(CLOSING)
+        bare = chunk.lstrip(OPENING)
+        if any(c.isalnum() for c in bare):
+            start = match.start() + len(chunk) - len(bare)
+            yield start, start + len(bare)
 
 
 def _with_alike(ids: Ints, alike: Ints) -> Ints:

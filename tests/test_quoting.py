@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.quoting import Guide, Marks, passage, sentences, telling
+from engine.quoting import Guide, Marks, Told, passage, sentences, telling
 
 QUOTE, VALUE, END, NOT, STATED = 0, 1, 2, 3, 4
 # Tokens 10 and 20, 11 and 21, ... differ by a leading space alone.
 ALIKE = np.array([*range(10), *range(10, 20), *range(10, 20)])
-WORDLESS = np.isin(np.arange(30), [19, 29])
-MARKS = Marks(QUOTE, VALUE, END, (NOT, STATED), ALIKE, WORDLESS)
+MARKS = Marks(QUOTE, VALUE, END, (NOT, STATED), ALIKE)
 FAR = 3
+
+
+def told(ids: Sequence[int], sentence: Sequence[int]) -> Told:
+    """A document of words of one token each; 19 and 29 are marks."""
+    words = ~np.isin(ids, [19, 29])
+    return Told(np.array(ids, dtype=np.int64), np.array(sentence, dtype=np.int64), words, words)
 
 
 def guided(ids: list[int], sentence: list[int], *said: int, longest: int = 24) -> Guide:
     """A guide that has taken some tokens, each of which it allowed."""
-    guide = Guide(MARKS, np.array(ids), np.array(sentence), longest=longest)
+    guide = Guide(MARKS, told(ids, sentence), longest=longest)
     for token in said:
         assert token in guide.allowed()
         guide.say(token)
@@ -27,7 +34,7 @@ def guided(ids: list[int], sentence: list[int], *said: int, longest: int = 24) -
 
 def run(ids: list[int], choices: list[int]) -> list[int]:
     """Say what `choices` pick among the allowed tokens until the end mark."""
-    guide = Guide(MARKS, np.array(ids), np.arange(len(ids)) // 5, far=FAR)
+    guide = Guide(MARKS, told(ids, [at // 5 for at in range(len(ids))]), far=FAR)
     said: list[int] = []
     for choice in choices:
         allowed = guide.allowed()
@@ -63,12 +70,12 @@ def test_whatever_is_chosen_the_quote_and_the_value_stand_there(
         assert said == [NOT, STATED, END][: len(said)]
         return
     pointer = said[: said.index(QUOTE)] if QUOTE in said else said
-    told = places(pointer, ids)
-    assert told
+    pointed = places(pointer, ids)
+    assert pointed
     if VALUE not in said:
         return
     quote = said[len(pointer) + 1 : said.index(VALUE)]
-    wanted = [passage(np.arange(len(ids)) // 5, place, FAR) for place in told]
+    wanted = [passage(np.arange(len(ids)) // 5, place, FAR) for place in pointed]
     assert quote in [ids[start:stop] for start, stop in wanted]
     value = [t for t in said[said.index(VALUE) + 1 :] if t != END]
     assert not value or places(value, quote)
@@ -99,14 +106,14 @@ def test_a_pointer_goes_on_until_one_sentence_is_left_and_that_is_quoted() -> No
 
 def test_a_value_does_not_give_the_question_back() -> None:
     """Words of the question are no part of it, unless nothing else stands in the sentence."""
-    ids, sentence = np.array([10, 11, 12, 13, 14]), np.zeros(5)
-    guide = Guide(MARKS, ids, sentence, asked=[[21, 12], [14]])
+    ids, sentence = [10, 11, 12, 13, 14], [0] * 5
+    guide = Guide(MARKS, told(ids, sentence), asked=[[21, 12], [14]])
     for token in (13, QUOTE, *ids, VALUE):
         guide.say(token)
     assert guide.allowed().tolist() == [10, 13, 20, 23]
     guide.say(10)
     assert guide.allowed().tolist() == [END]
-    guide = Guide(MARKS, ids, sentence, asked=[[20, 11, 12, 13, 14]])
+    guide = Guide(MARKS, told(ids, sentence), asked=[[20, 11, 12, 13, 14]])
     for token in (13, QUOTE, *ids, VALUE):
         guide.say(token)
     assert guide.allowed().tolist() == [*range(10, 15), *range(20, 25)]
@@ -162,7 +169,7 @@ def test_a_refusal_is_weighed_against_all_pointers_together() -> None:
     scores[NOT] = 1.5
     assert guide.choices(scores).tolist() == [NOT]
     assert NOT not in guide.choices(scores, reluctance=1.0)
-    nothing = Guide(MARKS, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+    nothing = Guide(MARKS, told([], []))
     assert nothing.choices(scores, reluctance=99.0).tolist() == [NOT]
 
 
@@ -175,6 +182,8 @@ def test_no_value_begins_with_a_mark_alone() -> None:
     assert guide.allowed().tolist() == [10, 12, 20, 22]
     guide.say(12)
     assert guide.allowed().tolist() == [END, 19]  # inside one it may stand
+    guide.say(19)
+    assert guide.allowed().tolist() == [END]  # where nothing else can follow
     marks = guided([19, 19], [0, 0], 19)
     for due in (QUOTE, 19, 19, VALUE):
         marks.say(due)
@@ -186,3 +195,37 @@ def test_a_margin_says_how_much_likelier_a_quote_is() -> None:
     scores[[10, 11]], scores[NOT] = 1.0, 0.5
     guide = guided([10, 11], [0, 0])
     assert np.isclose(guide.margin(scores), 0.5 + np.log(2), atol=1e-3)
+
+
+def test_what_stands_between_white_spaces_is_given_whole_or_not_at_all() -> None:
+    pieces = ["On", " 1888", "-", "03", ",", " £", "3", ",", "257", " for", " (", "Ann", "'s", ")"]
+    pieces += [" inn", "—", "at", " 5", ".", "30", " p", ".", "m", "."]
+    text = "".join(pieces)
+    ends = np.cumsum([len(piece) for piece in pieces])
+    seen = Told.of(text, np.arange(len(pieces)) + 10, ends)
+    begins = [pieces[at] for at in np.flatnonzero(seen.begins)]
+    assert begins == ["On", " 1888", " £", " for", "Ann", " inn", "at", " 5", " p"]
+    closes = [pieces[at] for at in np.flatnonzero(seen.closes)]
+    assert closes == ["On", "03", "257", " for", "Ann", "'s", " inn", "at", "30", "m"]
+    part = seen.at(slice(5, 9))
+    assert part.begins.tolist() == [True, False, False, False]
+    both = Told.join([seen.at(slice(0, 5)), seen.at(slice(5, None))])
+    assert both.closes.tolist() == seen.closes.tolist()
+
+
+def test_a_script_without_spaces_has_its_characters() -> None:
+    text = "王は1888年"
+    seen = Told.of(text, np.arange(7), np.arange(1, 8))
+    assert seen.begins.tolist() == [True, True, True, False, False, False, True]
+    assert seen.closes.tolist() == [True, True, False, False, False, True, True]
+
+
+@settings(deadline=None)
+@given(st.text(max_size=60), st.integers(1, 4))
+def test_of_any_text_as_many_words_begin_as_close(text: str, size: int) -> None:
+    """Whatever tokens are: every beginning has an end at or behind it."""
+    ends = np.unique(np.append(np.arange(size, len(text), size), len(text)))[: len(text)]
+    ends = ends[ends > 0]
+    seen = Told.of(text, np.zeros(len(ends), dtype=np.int64), ends)
+    for place in np.flatnonzero(seen.begins):
+        assert seen.closes[place:].any()

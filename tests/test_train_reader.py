@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from engine.errors import TrainError
-from engine.quoting import Guide, sentences
+from engine.quoting import Guide, Told
 from engine.train.reader.batches import Batch, Batches, Curriculum, cut
 from engine.train.reader.evaluate import forward
 from engine.train.reader.layout import Layout, positions
@@ -257,9 +257,9 @@ def test_an_answer_is_what_a_guide_lets_the_reader_say(vocabulary: Tokenizer) ->
     assert told[1].split("<|value|>")[1].strip() == "Lorne<|end|>"
     assert told[2] == "<|question|> Who is the mayor of York?<|answer|> not stated<|end|>"
     ids = vocabulary.encode(document, add_special_tokens=False)
-    sentence = sentences(document, np.array([end for _, end in ids.offsets]))
+    seen = Told.of(document, np.array(ids.ids), np.array([end for _, end in ids.offsets]))
     for branch in row.branches[:2]:
-        guide = Guide(batches.marks, np.array(ids.ids), sentence)
+        guide = Guide(batches.marks, seen)
         answer = branch.ids[branch.ids.index(SPECIALS.index("<|answer|>")) + 1 :]
         due = answer.index(SPECIALS.index("<|document|>"))
         # A pointer may be longer than a guide asks for.

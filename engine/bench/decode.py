@@ -17,13 +17,12 @@ from torch.nn import functional
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 
 from engine.errors import ReaderError
-from engine.quoting import TOGETHER, Guide, Marks, sentences, telling
+from engine.quoting import TOGETHER, Guide, Marks, Told, telling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    import numpy.typing as npt
     from torch import Tensor
 
 ATTENTION: Final = "sekv_bench"
@@ -68,20 +67,19 @@ class _Asked:
 class Document:
     """A document that was read.
 
-    ids: its tokens.  sentence: [N], see `engine.quoting.sentences`.  layers: keys and values
-    [Hkv, prefix + N, D] of every layer, the prompt's beginning included.  start: position of a
-    question.  bounds: tokens [start, stop) of the windows it was read in.
+    told: its tokens.  layers: keys and values [Hkv, prefix + N, D] of every layer, the prompt's
+    beginning included.  start: position of a question.  bounds: tokens [start, stop) of the windows
+    it was read in.
     """
 
-    ids: tuple[int, ...]
-    sentence: npt.NDArray[np.int64]
+    told: Told
     layers: tuple[tuple[Tensor, Tensor], ...]
     start: int
     bounds: tuple[tuple[int, int], ...]
 
     @property
     def tokens(self) -> int:
-        return len(self.ids)
+        return len(self.told.ids)
 
     @property
     def windows(self) -> int:
@@ -95,7 +93,7 @@ class Document:
             a, b = bounds[0][0], bounds[-1][1]
             layers = tuple((self._rows(k, a, b), self._rows(v, a, b)) for k, v in self.layers)
             moved = tuple((start - a, stop - a) for start, stop in bounds)
-            found.append(Document(self.ids[a:b], self.sentence[a:b], layers, self.start, moved))
+            found.append(Document(self.told.at(slice(a, b)), layers, self.start, moved))
         return found
 
     def _rows(self, rows: Tensor, start: int, stop: int) -> Tensor:
@@ -293,8 +291,9 @@ class Decoder:
             )
             for layer in range(len(parts[0]))
         )
-        told = sentences(text, np.array([end for _, end in offsets], dtype=np.int64))
-        return Document(tuple(ids), told, layers, first + size, tuple(spans))
+        ends = np.array([end for _, end in offsets], dtype=np.int64)
+        told = Told.of(text, np.array(ids, dtype=np.int64), ends)
+        return Document(told, layers, first + size, tuple(spans))
 
     @torch.no_grad()
     def answer(self, document: Document, questions: Sequence[str], most: int = 100) -> list[str]:
@@ -319,9 +318,8 @@ class Decoder:
         return found
 
     def _guides(self, document: Document, questions: Sequence[str]) -> list[Guide]:
-        text = np.array(document.ids, dtype=np.int64)
         return [
-            Guide(self.marks, text, document.sentence, [self._ids(w) for w in telling(question)])
+            Guide(self.marks, document.told, [self._ids(w) for w in telling(question)])
             for question in questions
         ]
 

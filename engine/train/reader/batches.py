@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from engine.quoting import Guide, Marks, passage, sentences
+from engine.quoting import Guide, Marks, Told, passage
 from engine.train.reader.episodes import Episode, Question
 from engine.train.reader.layout import Layout, positions
 from engine.train.reader.opening import openings
@@ -311,7 +311,7 @@ class Batches(Dataset[Any]):
         starts, stops = np.array(encoded.offsets, dtype=np.int64).reshape(-1, 2).T
         held = [(starts[a], stops[b - 1]) for a, b in spans]
         ids = np.array(encoded.ids, dtype=np.int64)
-        told = sentences(episode.document, stops)
+        told = Told.of(episode.document, ids, stops)
         asked = self.tokenizer.encode_batch(
             [ask(one.text) for one in episode.questions], add_special_tokens=False
         )
@@ -329,7 +329,7 @@ class Batches(Dataset[Any]):
                 last = int(np.searchsorted(stops, value + len(one.value), side="left")) + 1
                 # The best beginning half of the time, for the way on from there is shortest.
                 chosen = (number // 2) % len(places) if number % 2 else 0
-                answer = self._answer(ids, told, places.tolist(), chosen, first, last)
+                answer = self._answer(told, places.tolist(), chosen, first, last)
             if answer and len(question.ids) + len(answer.ids) < longest:
                 asks = len(question.ids)
                 also = {asks + index: tokens for index, tokens in answer.also.items()}
@@ -338,8 +338,7 @@ class Batches(Dataset[Any]):
 
     def _answer(
         self,
-        ids: np.ndarray,
-        told: np.ndarray,
+        told: Told,
         places: list[int],
         chosen: int,
         value: int,
@@ -348,13 +347,12 @@ class Batches(Dataset[Any]):
         """Pointer, quote and value as `engine.quoting` would have them; None if it could not.
 
         Args:
-            ids, told: [N] tokens of the document and their sentences.
             places: tokens where the pointer may begin.  chosen: which of them it does.
             value, last: tokens [value, last) of the value.
         """
-        guide = Guide(self.marks, ids, told)
+        guide, ids = Guide(self.marks, told), told.ids
         place = places[chosen]
-        start, stop = passage(told, place, guide.far)
+        start, stop = passage(told.sentence, place, guide.far)
         if not start <= value < last <= stop:
             return None
         pointer = [self.spaced[ids[place]]]
