@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from engine.errors import StoreError
 from engine.quoting import SENTENCE_END, Told
 from engine.types import Citation
 
@@ -38,25 +39,31 @@ Place = tuple[int, int, int]
 class Book:
     """The texts of a store with the characters of every token."""
 
-    store: Store
     sources: tuple[SourceEntry, ...]
+    texts: tuple[str, ...]
     starts: Tensor
     ends: Tensor
     source: Tensor
-    _texts: dict[int, str] = field(default_factory=dict)
-
-    def text(self, source: int) -> str:
-        """A source's text, read from the store once."""
-        if source not in self._texts:
-            self._texts[source] = self.store.text(source)
-        return self._texts[source]
 
     @classmethod
     def of(cls, store: Store, document: dict[str, np.ndarray[Any, Any]]) -> Book:
-        starts, ends, source = (
+        """The book of a store, its texts read now: a fault in them must not come after an answer.
+
+        Raises:
+            StoreError: a text is damaged, or the store keeps none of a source.
+        """
+        sources = store.manifest.sources
+        for index, source in enumerate(sources):
+            if not store.has_text(index):
+                raise StoreError(
+                    f"{store.path} keeps no text of {source.path}, and answers quote it: ingest "
+                    "again (`sekv inspect` without --question works)"
+                )
+        texts = tuple(store.text(index) for index in range(len(sources)))
+        starts, ends, owner = (
             torch.from_numpy(document[name]).long() for name in ("starts", "ends", "source")
         )
-        return cls(store, store.manifest.sources, starts, ends, source)
+        return cls(sources, texts, starts, ends, owner)
 
     def page_at(self, source: int, offset: int) -> str:
         """The label of the page or section a character stands on, "" where there is none."""
@@ -80,7 +87,7 @@ class Book:
         found = [
             (source, match.start(), match.end())
             for source in range(len(self.sources))
-            for match in pattern.finditer(self.text(source))
+            for match in pattern.finditer(self.texts[source])
         ]
         return max(found, key=lambda place: self._mass(weight, *place), default=None)
 
@@ -89,7 +96,7 @@ class Book:
         parts, count = [], 0
         for source in range(len(self.sources)):
             mine = (self.source == source).numpy()
-            part = Told.of(self.text(source), ids[mine], self.ends.numpy()[mine])
+            part = Told.of(self.texts[source], ids[mine], self.ends.numpy()[mine])
             parts.append(replace(part, sentence=count + part.sentence))
             count += 1 + int(part.sentence[-1] if len(part.sentence) else 0)
         return Told.join(parts)
@@ -126,7 +133,7 @@ class Book:
                 page=self.pages(source, start, end),
                 start=start,
                 end=end,
-                text=self.text(source)[start:end],
+                text=self.texts[source][start:end],
                 weight=round(masses[source, start, end], 4),
             )
             for source, start, end in [*first, *passages][:MOST]
@@ -145,7 +152,7 @@ class Book:
             mass = masses[place]
             if joined and joined[-1][0] == source:
                 _, begin, upto = joined[-1]
-                beside = start <= upto or not self.text(source)[upto:start].strip()
+                beside = start <= upto or not self.texts[source][upto:start].strip()
                 alike = min(mass, last) >= JOINED * max(mass, last)
                 if start < upto or (beside and alike and end - begin <= LONGEST):
                     joined[-1] = (source, begin, max(upto, end))
@@ -162,7 +169,7 @@ class Book:
 
     def _sentence(self, source: int, start: int, end: int) -> Place:
         """The sentence around some characters, cut to LONGEST around them if it is longer."""
-        text = self.text(source)
+        text = self.texts[source]
         low, high = max(0, start - LONGEST), min(len(text), end + LONGEST)
         start, end = _trim(text, start, end)
         if start == end:  # white space belongs to the sentence before it

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import replay
 from engine.errors import DocumentError, SekvError, StoreError
-from engine.manifest import ANCHOR, DOCUMENT, SHARED, Manifest, device_file, host_file
+from engine.manifest import ANCHOR, SHARED, Manifest, device_file, host_file
 from engine.store import Store, check_sources
 from engine.store.records import SPAN_TABLE, span_table_fault
 from engine.types import AskOptions, InspectReport, Progress, Recorded, SpanView
@@ -90,7 +90,8 @@ def text(store: Path, source: int, start: int, end: int) -> list[Piece]:
     with Store.open(store) as opened:
         manifest = opened.manifest
         if not 0 <= source < len(manifest.sources):
-            raise DocumentError(f"{store} has {len(manifest.sources)} sources, no {source + 1}")
+            count = len(manifest.sources)
+            raise DocumentError(f"there is no source {source + 1}; {store} has 1 to {count}")
         words = source_text(opened, source)
         if not words:
             raise DocumentError(f"{store} keeps no text of source {source + 1}")
@@ -120,8 +121,7 @@ def source_text(opened: Store, source: int) -> str:
     Raises:
         StoreError: it is damaged.
     """
-    name = f"text.{source}"
-    return opened.text(source) if opened.tables(DOCUMENT, (name,)) else ""
+    return opened.text(source) if opened.has_text(source) else ""
 
 
 # ---------------------------------------------------------------------------- spans

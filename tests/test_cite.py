@@ -19,8 +19,6 @@ from engine.types import Citation
 from tiny_books import log, read, session
 from tiny_models import checkpoint, tokenizer
 
-NO_STORE: Any = None
-
 
 def book(*texts: str, words: bool = True, pages: Any = ()) -> Book:
     """A book of some texts; tokens are words with the space before them, or characters."""
@@ -39,14 +37,14 @@ def book(*texts: str, words: bool = True, pages: Any = ()) -> Book:
         SourceEntry(f"{i}.txt", "text", "", len(text), tuple(pages)) for i, text in enumerate(texts)
     )
     tables = (torch.tensor(column, dtype=torch.int64) for column in (starts, ends, source))
-    return Book(NO_STORE, entries, *tables, dict(enumerate(texts)))
+    return Book(entries, tuple(texts), *tables)
 
 
 def evidence(made: Book, *places: tuple[int, str, float]) -> torch.Tensor:
     """Weight on the token that covers the last character of the first place of some words."""
     weight = torch.zeros(len(made.starts))
     for source, words, amount in places:
-        at = made.text(source).index(words) + len(words.rstrip()) - 1
+        at = made.texts[source].index(words) + len(words.rstrip()) - 1
         inside = (made.source == source) & (made.starts <= at) & (made.ends > at)
         weight[inside] += amount
     return weight
@@ -244,7 +242,7 @@ def test_tokens_of_the_model_s_own_tokenizer_find_their_characters(tmp_path: Pat
     tables = {"starts": tokens.starts, "ends": tokens.ends, "source": tokens.source}
     columns = (torch.from_numpy(tables[name]).long() for name in ("starts", "ends", "source"))
     text = source.read_text(encoding="utf-8")
-    made = Book(NO_STORE, (SourceEntry("a", "text", "", len(text)),), *columns, {0: text})
+    made = Book((SourceEntry("a", "text", "", len(text)),), (text,), *columns)
     for byte in range(11, 13):
         weight = torch.zeros(len(tokens))
         weight[byte] = 1.0

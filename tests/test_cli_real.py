@@ -171,7 +171,7 @@ def test_list_finds_the_store(place: Path, capsys: pytest.CaptureFixture[str]) -
         ("ask book.sekv Who? --device cuda:99", "cuda:99"),
         ("inspect book.sekv --layer 99", "99"),
         ("inspect book.sekv --text 999999:9999999", "characters"),
-        ("inspect book.sekv --text 0:5 --source 9", "sources"),
+        ("inspect book.sekv --text 0:5 --source 9", "no source 9"),
         ("inspect book.sekv --trace book.txt", "book.txt is not a trace"),
         ("verify missing.sekv", "missing.sekv"),
         ("list missing", "missing"),

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.errors import DocumentError, SekvError
+from engine.errors import DocumentError, SekvError, StoreError
 from engine.ingest import ingest
 from engine.manifest import DOCUMENT, NAME
 from engine.readers import hf
@@ -173,7 +173,7 @@ def test_pieces_know_their_span(stores: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("source", [-1, 2])
 def test_a_source_that_is_not_there_is_one_line(source: int, stores: dict[str, Path]) -> None:
-    with pytest.raises(DocumentError, match=f"has 2 sources, no {source + 1}"):
+    with pytest.raises(DocumentError, match=f"no source {source + 1}; .* has 1 to 2"):
         text(stores["sekv"], source, 0, 5)
 
 
@@ -307,6 +307,15 @@ def test_a_store_without_text_can_still_be_looked_into(
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err.count("\n") == 1
+
+
+def test_a_store_without_text_is_not_asked(stores: dict[str, Path], tmp_path: Path) -> None:
+    """Answers quote the text: one clear line instead, before anything is said."""
+    bare = tmp_path / "bare.sekv"
+    shutil.copytree(stores["sekv"], bare)
+    rewrite(bare, DOCUMENT, lambda tensors: tensors.pop("text.1"))
+    with pytest.raises(StoreError, match=r"keeps no text of .*b\.txt, .*: ingest again"):
+        session(bare)
 
 
 # ---------------------------------------------------------------------------- weight

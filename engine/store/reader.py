@@ -114,6 +114,15 @@ class Store:
         with self._reading(names.DOCUMENT) as file:
             return read_text(file, self.manifest, source)
 
+    def has_text(self, source: int) -> bool:
+        """Whether the store keeps the text of a source; a header is read, no text.
+
+        Raises:
+            StoreError: missing or damaged.
+        """
+        with self._reading(names.DOCUMENT) as file:
+            return f"text.{source}" in file.header.tensors
+
     def shared(self) -> dict[str, torch.Tensor]:
         """The tensors that all windows share, on the CPU.
 
