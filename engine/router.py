@@ -30,6 +30,8 @@ NAME = "router.safetensors"
 NONE = "none"
 """Asked for in place of a file: route without training."""
 
+REMEDY = "make it anew with `sekv train`, or route without it: --router none"
+
 FORMAT = "sekv-router 1"
 COMMON = "common"
 SPAN, SKETCH = "span", "sketch"
@@ -124,13 +126,16 @@ def load(path: Path) -> TrainedRouter:
         with safe_open(path, framework="pt") as file:
             claims = json.loads((file.metadata() or {}).get("sekv", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if claims.get("format") != FORMAT:
+            raise RouterError(f"{path} is no router file of this sekv (format {FORMAT}); {REMEDY}")
+        owner = Owner(**claims["owner"])
+        if min(owner.layers, owner.heads, owner.kv_heads, owner.head_dim) < 1:
+            raise ValueError("its model has no shape")
+        bits, record = float(claims["bits"]), dict(claims["record"])
     except FileNotFoundError:
         raise RouterError(f"there is no router file {path}; make one with `sekv train`") from None
-    except (SafetensorError, ValueError, OSError) as error:
-        raise RouterError(f"{path} is no router file, or is damaged ({error})") from error
-    if claims.get("format") != FORMAT:
-        raise RouterError(f"{path} is no router file of this sekv (format {FORMAT})")
-    owner = Owner(**claims["owner"])
+    except (SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise RouterError(f"{path} is no router file, or is damaged ({error}); {REMEDY}") from error
     layers: list[Side] = [{} for _ in range(owner.layers)]
     for name, tensor in tensors.items():
         place, _, rest = name.partition(".")
@@ -138,7 +143,7 @@ def load(path: Path) -> TrainedRouter:
             if place in (str(index), COMMON):
                 side[rest] = tensor
     fingerprint = xxhash.xxh3_128_hexdigest(path.read_bytes())
-    router = TrainedRouter(owner, layers, fingerprint, float(claims["bits"]), claims["record"])
+    router = TrainedRouter(owner, layers, fingerprint, bits, record)
     _check_shapes(path, router)
     return router
 
@@ -182,7 +187,9 @@ def _check_shapes(path: Path, router: TrainedRouter) -> None:
             right &= _shaped(side.get("zoom_query"), (owner.kv_heads, None, owner.head_dim))
             right &= _shaped(side.get("zoom_bits"), (owner.kv_heads, None))
         if not right:
-            raise RouterError(f"{path} is damaged: a layer's tensors are missing or misshapen")
+            raise RouterError(
+                f"{path} is damaged: a layer's tensors are missing or misshapen; {REMEDY}"
+            )
 
 
 def _shaped(tensor: Tensor | None, shape: tuple[int | None, ...]) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -277,3 +278,30 @@ def test_what_is_no_router_is_one_line(tmp_path: Path) -> None:
             router.load(path)
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
+        assert path.name == "missing" or "--router none" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        "[]",
+        "{",
+        '{"format": "sekv-router 2"}',
+        '{"format": "sekv-router 1"}',
+        '{"format": "sekv-router 1", "owner": {"id": "m"}, "bits": 1, "record": {}}',
+        '{"format": "sekv-router 1", "owner": %s, "bits": "x", "record": {}}',
+        '{"format": "sekv-router 1", "owner": %s, "bits": 1}',
+        '{"format": "sekv-router 1", "owner": %s, "bits": 1, "record": {}}',
+    ],
+)
+def test_a_damaged_router_beside_the_model_is_refused_until_none_is_asked_for(
+    claims: str, tmp_path: Path
+) -> None:
+    """Who trained one wants it: no store is made without it in silence. The line says both ways
+    out, and the second is one."""
+    owner = {**asdict(router.Owner.of(IDENTITY)), "kv_heads": 0}
+    path = tmp_path / router.NAME
+    router.put(path, {"a": torch.zeros(1)}, claims.replace("%s", json.dumps(owner)))
+    with pytest.raises(RouterError, match=r"router.safetensors .*`sekv train`.* --router none"):
+        router.find("", tmp_path, IDENTITY)
+    assert router.find(router.NONE, tmp_path, IDENTITY) == (None, "")
