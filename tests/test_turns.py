@@ -75,16 +75,18 @@ def rows_of(reader: hf.Reader, turns: list[Turn], store: Path) -> list[Any]:
 
 
 @pytest.mark.parametrize("exact", sorted(EXACT))
-@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+@pytest.mark.parametrize(("kind", "chat"), [("llama", False), ("qwen3", False), ("qwen3", True)])
 def test_all_zoomed_at_full_rank_equals_the_conversation_unfolded(
     kind: str,
+    chat: bool,
     exact: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     all_old: None,
 ) -> None:
-    """Logits of the question are those of the library's own model on document and turns."""
-    model = checkpoint(kind, tmp_path / "model")
+    """Logits of the question are those of the library's own model on document and turns, which
+    a model with a chat template reads as its template writes them."""
+    model = checkpoint(kind, tmp_path / "model", chat=chat)
     monkeypatch.setitem(recipes.RECIPES, "exact", EXACT[exact])
     monkeypatch.setattr(folding, "SHARE", math.inf)
     made = read(tmp_path / "store", model, log(4), method="exact")
@@ -99,6 +101,10 @@ def test_all_zoomed_at_full_rank_equals_the_conversation_unfolded(
         for i, turn in enumerate(turns):
             before += prompt.turn(tokenizer, turn, first=not i)
         assert opened.past.length == len(before)
+        if chat:
+            said = tokenizer.decode(before + asked)
+            assert said.count("<|user|>") == said.count("<|assistant|>") == 5
+            assert f"{turns[0].answer}<|user|>{turns[1].question}<|assistant|>" in said
         opened.past.recall(turns)
         out = opened.reader.model(
             torch.tensor([asked]), past_key_values=opened._cache(), logits_to_keep=len(asked)
