@@ -114,9 +114,13 @@ def ask(
 
 
 def _questions(named: list[str], file: Path | None) -> Iterator[str]:
-    """The questions of the command line, then those of the file; stdin line by line as it comes."""
+    """The questions of the command line, then those of the file; stdin line by line as it comes.
+
+    The file is read before the first question is given, so that a wrong one costs no answer.
+    """
     if any(not question.strip() for question in named):
         raise SekvError("the question is empty")
+    from_file = _read(file) if file is not None and str(file) != "-" else []
     for question in named:
         if question == "-":
             yield from _lines(sys.stdin)
@@ -124,12 +128,15 @@ def _questions(named: list[str], file: Path | None) -> Iterator[str]:
             yield question.strip()
     if file is not None and str(file) == "-":
         yield from _lines(sys.stdin)
-    elif file is not None:
-        try:
-            text = file.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError:
-            raise SekvError(f"{file} is not UTF-8 text; save the questions as UTF-8") from None
-        yield from (line.strip() for line in text.splitlines() if line.strip())
+    yield from from_file
+
+
+def _read(file: Path) -> list[str]:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise SekvError(f"{file} is not UTF-8 text; save the questions as UTF-8") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _lines(stream: TextIO) -> Iterator[str]:

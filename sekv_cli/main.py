@@ -104,7 +104,7 @@ def _one_line(text: str) -> str:
 
 def _usage_line(error: BaseException) -> str:
     """The wrong option and the command whose help explains it."""
-    message = _one_line(getattr(error, "format_message", error.__str__)())
+    message = _one_line(getattr(error, "format_message", error.__str__)()).rstrip(".") + "."
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "sekv"
     return f"{message} Try: {command} --help"
@@ -156,6 +156,7 @@ def main() -> None:
         warnings.simplefilter("ignore")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
