@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Citation,
         IngestReport,
         InspectReport,
+        Move,
         Plan,
         SourceReport,
         SpanView,
@@ -42,6 +43,9 @@ SHOWN_SPANS = 12
 
 SHOWN_STEPS = 8
 """Most steps of an answer that `inspect` lists."""
+
+SHOWN_HEADS = 3
+"""Most layers and heads that `inspect` names of those that read a span."""
 
 EXCERPT = 60
 """Characters of a span shown beside its numbers."""
@@ -486,7 +490,7 @@ def print_summary(out: Console, store: str, report: InspectReport) -> None:
 def _lost(spans: Sequence[SpanView]) -> str:
     """What the codes of spans lost on average over heads: of the usual span, and the most."""
     errors = sorted(span.error for span in spans)
-    return f"{errors[len(errors) // 2]:.1%} (of one span {errors[-1]:.1%})"
+    return f"{share_text(errors[len(errors) // 2], 1)} (of one span {share_text(errors[-1], 1)})"
 
 
 def _shape(model: Mapping[str, Any]) -> str:
@@ -560,6 +564,14 @@ def heaviest(zoom: Iterable[ZoomView]) -> list[int]:
     return sorted(weight, key=lambda span: (-weight[span], span))[:SHOWN_SPANS]
 
 
+def print_asked(out: Console, report: InspectReport) -> None:
+    """The question that zoomed, what was answered, and where it was read."""
+    out.print()
+    print_question(out, report.question)
+    out.print(clean(report.answer))
+    print_citations(out, report.citations)
+
+
 def print_zoom(out: Console, report: InspectReport, excerpts: Mapping[int, str]) -> None:
     """Which spans were zoomed, by whom, at which steps, with what weight; and the map of heads."""
     out.print()
@@ -580,18 +592,17 @@ def print_zoom(out: Console, report: InspectReport, excerpts: Mapping[int, str])
             str(span),
             page,
             _ranges({decision.step for decision in made}),
-            f"{len({decision.layer for decision in made})}x"
-            f"{len({decision.kv_head for decision in made})}",
+            _readers(made, 1 if narrow else SHOWN_HEADS),
             f"{_mean([decision.score for decision in made]):.3f}",
             f"{_mean([decision.weight for decision in made]):.3f}",
         ]
         text = " ".join(clean(excerpts.get(span, "")).split())[:EXCERPT]
         rows.append(row if narrow else [*row, text])
-    header = ["span", "page", "steps", "LxH", "est.", "real"]
+    header = ["span", "page", "steps", "by", "est.", "real"]
     out.print(_grid(header if narrow else [*header, "text"], rows, left=() if narrow else (6,)))
     out.print(
-        "LxH: layers and KV heads that zoomed it; est. and real: mean share of attention, "
-        "as the router estimated it and as it was",
+        "by: layer.head of the KV heads that zoomed it, heaviest first; est. and real: mean share "
+        "of attention, as the router estimated it and as it was",
         style="dim",
     )
     _print_steps(out, report)
@@ -600,6 +611,16 @@ def print_zoom(out: Console, report: InspectReport, excerpts: Mapping[int, str])
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def _readers(made: Sequence[ZoomView], most: int) -> str:
+    """The layers and KV heads that zoomed a span: "1.0 3.0 0.1 +5", heaviest first."""
+    weight: dict[tuple[int, int], float] = defaultdict(float)
+    for decision in made:
+        weight[decision.layer, decision.kv_head] += decision.weight
+    ranked = sorted(weight, key=lambda head: (-weight[head], head))
+    named = [f"{layer}.{head}" for layer, head in ranked[:most]]
+    return " ".join([*named, *([f"+{len(ranked) - most}"] if len(ranked) > most else [])])
 
 
 def _ranges(numbers: Iterable[int]) -> str:
@@ -614,31 +635,28 @@ def _ranges(numbers: Iterable[int]) -> str:
 
 
 def _print_steps(out: Console, report: InspectReport) -> None:
-    """How the zoomed set moved: what each step fetched, what it found there, what that weighed."""
-    by_step: dict[int, set[tuple[int, int, int]]] = defaultdict(set)
-    for decision in report.zoom:
-        by_step[decision.step].add((decision.layer, decision.kv_head, decision.span))
-    moved: dict[int, int] = defaultdict(int)
+    """What each step fetched, what was there already, and the bytes that came."""
+    by_step: dict[int, list[Move]] = defaultdict(list)
     for move in report.moves:
-        moved[move.step] += move.fetched_bytes
+        by_step[move.step].append(move)
     rows = []
-    fetched = kept = 0
-    before: set[tuple[int, int, int]] = set()
+    fetched = reused = moved = 0
     for step in sorted(by_step):
-        new, old = len(by_step[step] - before), len(by_step[step] & before)
-        fetched, kept, before = fetched + new, kept + old, by_step[step]
+        new = sum(move.fetched_spans for move in by_step[step])
+        old = sum(move.reused_spans for move in by_step[step])
+        size = sum(move.fetched_bytes for move in by_step[step])
+        fetched, reused, moved = fetched + new, reused + old, moved + size
         said = " ".join(clean(report.said[step]).split()) if step < len(report.said) else ""
-        rows.append((str(step), said, count_text(new), count_text(old), bytes_text(moved[step])))
+        rows.append((str(step), said, count_text(new), count_text(old), bytes_text(size)))
     out.print()
-    total = f", {bytes_text(sum(moved.values()))} moved" if moved else ""
     out.print(
-        f"{some(len(by_step), 'step')}: {count_text(fetched)} fetched and {count_text(kept)} "
-        f"reused ({share_text(kept, fetched + kept)}){total}, counted per span, layer and head"
+        f"{some(len(rows), 'step')}: {count_text(fetched)} fetched and {count_text(reused)} reused "
+        f"({share_text(reused, fetched + reused)}), {bytes_text(moved)} moved, counted per span, "
+        "layer and KV head; step 0 is the question, with every window it looked into"
     )
-    if moved:
-        out.print(_grid(("step", "says", "fetched", "reused", "moved"), rows[:SHOWN_STEPS], (1,)))
-        if len(rows) > SHOWN_STEPS:
-            out.print(f"and {some(len(rows) - SHOWN_STEPS, 'more step')}", style="dim")
+    out.print(_grid(("step", "says", "fetched", "reused", "moved"), rows[:SHOWN_STEPS], (1,)))
+    if len(rows) > SHOWN_STEPS:
+        out.print(f"and {some(len(rows) - SHOWN_STEPS, 'more step')}", style="dim")
 
 
 def _print_heads(out: Console, report: InspectReport) -> None:

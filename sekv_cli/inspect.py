@@ -147,6 +147,7 @@ def inspect(
         format.print_summary(out, str(store), report)
         format.print_map(out, report)
     if question or trace is not None:
+        format.print_asked(out, report)
         format.print_zoom(out, report, excerpts(store, report))
 
 

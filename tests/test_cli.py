@@ -79,7 +79,11 @@ ZOOM = tuple(
 )
 
 
-MOVES = tuple(Move(layer, step, 1000 * (step == 0), 2, 2) for layer in (0, 1) for step in (0, 1, 2))
+MOVES = tuple(
+    Move(layer, step, *((1000, 5, 1) if step == 0 else (0, 0, 2)))
+    for layer in (0, 1)
+    for step in (0, 1, 2)
+)
 
 
 class Piece:
@@ -139,7 +143,15 @@ class FakeEngine:
             changed = ("book.pdf changed since",)
             return InspectReport(MANIFEST, SPANS, (), tiers, changed=changed)
         return InspectReport(
-            MANIFEST, SPANS, ZOOM, tiers, MOVES, given["question"], "a b", said=(" a", "\n", " b")
+            MANIFEST,
+            SPANS,
+            ZOOM,
+            tiers,
+            MOVES,
+            given["question"],
+            "a b",
+            (" a", "\n", " b"),
+            self.citations,
         )
 
     def text(self, store: Path, source: int, start: int, end: int) -> list[Piece]:
@@ -539,16 +551,18 @@ def test_inspect_shows_the_store_and_its_map(
 def test_inspect_with_a_question_shows_what_was_zoomed(
     fake: FakeEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Spans with steps, heads, estimated and real weight, their words, and the map of heads."""
+    """The answer and where it stands; spans with steps, heads, estimated and real weight and
+    words; what every step fetched, as it was recorded; the map of heads."""
     assert run(["inspect", "book.sekv", "-q", "Which day?"]) == 0
     shown = capsys.readouterr().out
     assert fake.calls[0][1][1]["question"] == "Which day?"
     row = next(line.split() for line in shown.splitlines() if line.split()[:1] == ["7"])
-    assert row[:6] == ["7", "1", "0-2", "2x1", "0.250", "0.500"]
+    assert row[:7] == ["7", "1", "0-2", "0.0", "1.0", "0.250", "0.500"]
     assert "eve of St. George’s Day" in shown
     told = " ".join(shown.split())
-    assert "3 steps: 4 fetched and 8 reused (66.7 %), 2.0 kB moved" in told
-    assert "step says fetched reused moved 0 a 4 0 2.0 kB 1 0 4 0 B 2 b 0 4 0 B" in told
+    assert "Which day? a b [1] book.pdf, p. 6" in told
+    assert "3 steps: 10 fetched and 10 reused (50.0 %), 2.0 kB moved" in told
+    assert "step says fetched reused moved 0 a 10 2 2.0 kB 1 0 4 0 B 2 b 0 4 0 B" in told
     assert "layer 1" in shown
     assert "10.0 % of the spans" in shown
 
@@ -661,6 +675,8 @@ def test_everything_fits_40_columns(
         ("ingest a.txt --window -1", "--window"),
         ("ingest - --password-stdin", "both a document and a password"),
         ("ingest - -", "named twice"),
+        ("ask b.sekv Who? -f missing.txt", "missing.txt: No such file"),
+        ("ask b.sekv Who? --seed -1", "0. Try: sekv ask --help"),
         ("inspect b.sekv --text 5", "not START:END"),
         ("inspect b.sekv --text 9:3", "START below END"),
         ("inspect b.sekv --layer -1", "--layer"),
