@@ -12,6 +12,7 @@ from typing import Annotated, TextIO
 import typer
 
 from engine.errors import SekvError
+from engine.manifest import NAME
 from sekv_cli import options
 
 
@@ -120,6 +121,12 @@ def _questions(named: list[str], file: Path | None) -> Iterator[str]:
     """
     if any(not question.strip() for question in named):
         raise SekvError("the question is empty")
+    for question in named:
+        if (Path(question) / NAME).is_file():  # as `sekv ask *.sekv "Who?"` names them
+            raise SekvError(
+                f"{question} is a store, and one is asked at a time; ask each by itself, or ingest "
+                "their sources into one"
+            )
     from_file = _read(file) if file is not None and str(file) != "-" else []
     for question in named:
         if question == "-":

@@ -193,6 +193,7 @@ class Talk:
         if not rest:
             raise SekvError("name a file: /save talk.md")
         path = Path(rest).expanduser()
+        options.check_writable(path)
         if path.exists():
             raise SekvError(f"{path} is there already; name another file")
         from sekv_cli import format

@@ -44,7 +44,7 @@ SHOWN_SPANS = 12
 SHOWN_STEPS = 8
 """Most steps of an answer that `inspect` lists."""
 
-SHOWN_HEADS = 3
+SHOWN_HEADS = 2
 """Most layers and heads that `inspect` names of those that read a span."""
 
 EXCERPT = 60
@@ -576,7 +576,7 @@ def print_zoom(out: Console, report: InspectReport, excerpts: Mapping[int, str])
     """Which spans were zoomed, by whom, at which steps, with what weight; and the map of heads."""
     out.print()
     if not report.zoom:
-        out.print("no span was zoomed")
+        out.print("no span was zoomed: what was read was resident already")
         return
     by_span: dict[int, list[ZoomView]] = defaultdict(list)
     for decision in report.zoom:

@@ -37,7 +37,9 @@ def inspect(
     trace: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Show what a recorded answer zoomed into.", show_default=False
+            metavar="FILE",
+            help="Show what a recorded answer zoomed into, the last of the file.",
+            show_default=False,
         ),
     ] = None,
     text: Annotated[
@@ -66,7 +68,12 @@ def inspect(
     ] = None,
     head: Annotated[
         int | None,
-        typer.Option(min=0, metavar="N", help="Only this KV head.", show_default=False),
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Only this KV head; what moved is counted for all.",
+            show_default=False,
+        ),
     ] = None,
     budget: options.Budget = "20%",
     coverage: options.Coverage = 1.0,

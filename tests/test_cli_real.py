@@ -168,6 +168,7 @@ def test_list_finds_the_store(place: Path, capsys: pytest.CaptureFixture[str]) -
         ("ingest book.txt -o new.sekv --model nowhere/at-all", "nowhere/at-all"),
         ("ask missing.sekv Who?", "missing.sekv"),
         ("ask book.txt Who?", "book.txt"),
+        ("ask missing.sekv book.sekv Who?", "book.sekv is a store, and one is asked at a time"),
         ("ask book.sekv Who? --device cuda:99", "cuda:99"),
         ("inspect book.sekv --layer 99", "99"),
         ("inspect book.sekv --text 999999:9999999", "characters"),

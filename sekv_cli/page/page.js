@@ -338,7 +338,7 @@
     const sum = rows.reduce((t, r) => [t[0] + r[0], t[1] + r[1], t[2] + r[2]], [0, 0, 0]);
     $("moved").textContent = state.list.length
       ? `Shares are means over all layers and KV heads. ${(sum[0] / 1e6).toFixed(2)} MB moved, ${sum[1].toLocaleString("en")} fetched, ${sum[2].toLocaleString("en")} reused.`
-      : "No passage was read here.";
+      : "No passage was zoomed here: what was read was resident already.";
     $("step-label").textContent = whole ? `Whole answer: ${asked.answer}` : `Token ${state.step + 1} of ${asked.said.length}: ${said}`;
     $("step").setAttribute("aria-valuetext", $("step-label").textContent);
   };
