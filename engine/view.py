@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +14,7 @@ from engine.errors import DocumentError, SekvError, StoreError
 from engine.manifest import ANCHOR, SHARED, Manifest, device_file, host_file
 from engine.store import Store, check_sources
 from engine.store.records import SPAN_TABLE, span_table_fault
-from engine.types import AskOptions, InspectReport, Progress, Recorded, SpanView
+from engine.types import AskOptions, Citation, InspectReport, Progress, Recorded, SpanView
 
 if TYPE_CHECKING:
     import numpy as np
@@ -113,6 +113,31 @@ def text(store: Path, source: int, start: int, end: int) -> list[Piece]:
     if at < end:
         pieces.append(Piece(words[at:end], -1, False))
     return pieces
+
+
+def excerpts(store: Path, spans: Collection[int]) -> dict[int, str]:
+    """The words of some spans by their number, "" where a store keeps no text."""
+    with Store.open(store) as opened:
+        places = [place for place in _places(opened) if place.id in spans]
+        texts = {n: source_text(opened, n) for n in {place.source for place in places}}
+    return {place.id: texts[place.source][place.start : place.end] for place in places}
+
+
+def around(store: Path, citation: Citation, width: int) -> tuple[str, str]:
+    """Up to `width` characters before and after a passage, in the source that says it there.
+
+    Two sources may have one path, with another text each: a file that was appended again.
+
+    Raises:
+        DocumentError: the store does not say it, since it was made anew.
+    """
+    start, end = citation.start, citation.end
+    with Store.open(store) as opened:
+        for index, entry in enumerate(opened.manifest.sources):
+            words = source_text(opened, index) if entry.path == citation.source else ""
+            if words and words[start:end] == citation.text:
+                return words[max(0, start - width) : start], words[end : end + width]
+    raise DocumentError(f"{store} was made anew and does not hold this passage; ask once more")
 
 
 def source_text(opened: Store, source: int) -> str:

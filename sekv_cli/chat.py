@@ -149,22 +149,16 @@ class Talk:
             return
         if not rest.isdecimal() or not 1 <= int(rest) <= len(citations):
             raise SekvError(f"there is no passage {rest}; there are 1 to {len(citations)}")
-        from engine.store import Store
+        from engine import view
 
         citation = citations[int(rest) - 1]
-        with Store.open(self._store) as opened:
-            paths = [source.path for source in opened.manifest.sources]
-            text = opened.text(paths.index(citation.source))
-        start, end = max(0, citation.start - AROUND), citation.end + AROUND
-        format.print_around(
-            format.console(), text[start : citation.start], citation.text, text[citation.end : end]
-        )
+        before, after = view.around(self._store, citation, AROUND)
+        format.print_around(format.console(), before, citation.text, after)
 
     def _zoom(self, rest: str) -> None:
         """What the last question zoomed into; it is asked once more to see."""
         from engine import view
         from sekv_cli import format
-        from sekv_cli.inspect import excerpts
 
         question, asker = self._last().question, self._asker
         before = asker.options
@@ -176,7 +170,8 @@ class Talk:
         report = view.inspect(
             self._store, trace=asker.trace(), options=before, progress=self._shown
         )
-        format.print_zoom(format.console(), report, excerpts(self._store, report))
+        words = view.excerpts(self._store, format.heaviest(report.zoom))
+        format.print_zoom(format.console(), report, words)
 
     def _budget(self, rest: str) -> None:
         """How much may be resident; with a share or a number of tokens it is that from now on."""

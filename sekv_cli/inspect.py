@@ -155,7 +155,8 @@ def inspect(
         format.print_map(out, report)
     if question or trace is not None:
         format.print_asked(out, report)
-        format.print_zoom(out, report, excerpts(store, report))
+        words = view.excerpts(store, format.heaviest(report.zoom))
+        format.print_zoom(out, report, words)
 
 
 def _write_page(store: Path, report: InspectReport, html: Path) -> None:
@@ -167,18 +168,3 @@ def _write_page(store: Path, report: InspectReport, html: Path) -> None:
         sources = range(len(report.manifest["sources"]))
         texts = [view.source_text(opened, source) for source in sources]
     html.write_text(page.render(str(store), report, texts), encoding="utf-8")
-
-
-def excerpts(store: Path, report: InspectReport) -> dict[int, str]:
-    """The words of the spans that `print_zoom` lists, as far as the store keeps them."""
-    from engine import view
-    from engine.store import Store
-    from sekv_cli.format import heaviest
-
-    wanted = set(heaviest(report.zoom))
-    spans = [span for span in report.spans if span.id in wanted]
-    number = {entry["path"]: index for index, entry in enumerate(report.manifest["sources"])}
-    named = {span.source for span in spans}
-    with Store.open(store) as opened:
-        texts = {source: view.source_text(opened, number[source]) for source in named}
-    return {span.id: texts[span.source][span.start : span.end] for span in spans}

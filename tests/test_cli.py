@@ -86,6 +86,9 @@ MOVES = tuple(
 )
 
 
+EXCERPT = "It is the eve of St. George’s Day. "
+
+
 class Piece:
     def __init__(self, text: str, span: int, anchor: bool = False) -> None:
         self.text, self.span, self.anchor = text, span, anchor
@@ -207,7 +210,7 @@ class FakeStore:
         return 4096
 
     def text(self, source: int) -> str:
-        return "It is the eve of St. George’s Day. " * 50
+        return EXCERPT * 50
 
     def verify(self, progress: Any) -> list[str]:
         progress.start("verify", 10, "bytes")
@@ -241,6 +244,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
             "inspect": fake.inspect,
             "text": fake.text,
             "source_text": lambda opened, source: opened.text(source),
+            "excerpts": lambda store, spans: dict.fromkeys(spans, EXCERPT),
         },
     }.items():
         module = ModuleType(f"engine.{name}")

@@ -153,7 +153,7 @@ def test_zoom_asks_once_more_with_a_trace(
         return InspectReport({"sources": []}, (), (), {})
 
     monkeypatch.setattr(view, "inspect", inspected)
-    monkeypatch.setattr("sekv_cli.inspect.excerpts", lambda store, report: {})
+    monkeypatch.setattr(view, "excerpts", lambda store, spans: {})
     out, _ = talk("Who?", "When?", "/zoom", "Why?")
     assert "no span was zoomed" in out
     assert [(question, len(turns), o.trace) for question, turns, o in fake.asked] == [

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import DocumentError, SekvError, StoreError
-from engine.ingest import ingest
+from engine.ingest import append, ingest
 from engine.manifest import DOCUMENT, NAME
 from engine.readers import hf
 from engine.store import Store
-from engine.types import AskOptions, IngestOptions, InspectReport, Silent
-from engine.view import inspect, text
+from engine.types import AskOptions, Citation, IngestOptions, InspectReport, Silent
+from engine.view import around, excerpts, inspect, text
+from sekv_cli import page
 from sekv_cli.main import run
 from tiny_books import QUESTION, log, read, session
 from toy_store import rewrite
@@ -316,6 +318,27 @@ def test_a_store_without_text_is_not_asked(stores: dict[str, Path], tmp_path: Pa
     rewrite(bare, DOCUMENT, lambda tensors: tensors.pop("text.1"))
     with pytest.raises(StoreError, match=r"keeps no text of .*b\.txt, .*: ingest again"):
         session(bare)
+
+
+def test_a_file_that_was_appended_again_shows_both_its_texts(
+    model: Path, reader: hf.Reader, tmp_path: Path
+) -> None:
+    """The path says nothing of which; the words at the place do."""
+    store = read(tmp_path, model, log(2), reader=reader)
+    first = len(inspect(store, options=AskOptions(), progress=Silent()).spans)
+    source = tmp_path / "log.txt"
+    source.write_text(log(2).upper(), encoding="utf-8")
+    append([str(source)], store, IngestOptions(model=str(model)), Silent(), None, reader)
+    words = excerpts(store, {0, first})
+    assert words[first] == words[0].upper() != words[0]
+    for said in (log(2), log(2).upper()):
+        cited = Citation(str(source), "", 10, 20, said[10:20], 1.0)
+        assert around(store, cited, 5) == (said[5:10], said[20:25])
+        report = replace(look(store), question="Who?", citations=(cited,))
+        (place,) = page.contents("s", report, [log(2), log(2).upper()])["asked"]["citations"]
+        assert place == [int(said.isupper()), 10, 20, ""]
+    with pytest.raises(DocumentError, match="made anew"):
+        around(store, replace(cited, text="nowhere"), 5)
 
 
 # ---------------------------------------------------------------------------- weight

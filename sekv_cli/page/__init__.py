@@ -172,10 +172,12 @@ def _asked(report: InspectReport, texts: Sequence[str]) -> dict[str, Any]:
     paths = [entry["path"] for entry in report.manifest["sources"]]
     places = []
     for citation in report.citations:
-        source = paths.index(citation.source) if citation.source in paths else -1
-        if source >= 0 and texts[source]:
-            units = _utf16(texts[source])
-            places.append([source, units(citation.start), units(citation.end), citation.page])
+        start, end = citation.start, citation.end
+        for source, text in enumerate(texts):  # a path may be there twice, with another text
+            if paths[source] == citation.source and text[start:end] == citation.text:
+                units = _utf16(text)
+                places.append([source, units(start), units(end), citation.page])
+                break
     return {
         "question": report.question,
         "answer": report.answer,
