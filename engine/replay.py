@@ -26,7 +26,10 @@ def read(path: Path, manifest: Manifest) -> Recorded:
         SekvError: not a trace, or one of another store.
     """
     try:
-        return parse(json.loads(path.read_text(encoding="utf-8").splitlines()[-1]), manifest)
+        last = path.read_text(encoding="utf-8").rstrip().rpartition("\n")[2]
+        return parse(json.loads(last), manifest)
+    except KeyError as error:
+        raise SekvError(f"{path} is not a trace of `sekv ask --trace`: it has no {error}") from None
     except _Foreign as error:
         raise SekvError(f"{path} is a trace of another store: {error}") from None
     except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:

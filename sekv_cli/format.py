@@ -381,6 +381,8 @@ def _plain(name: str, value: object) -> str:
         return bytes_text(value)
     if isinstance(value, int):
         return count_text(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(key, part)}" for key, part in value.items())
     return f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
 
 

@@ -186,7 +186,7 @@ class FakeSession:
             usage=Usage(300_000, 0, 12, 6),
             memory=MemoryUse(10**8, 10**9, 40, 20_000, 2 * 10**8),
             timing={"model_load_s": 1.0, "first_token_s": 0.25, "tokens_per_s": 40.0},
-            stats={"windows": 147},
+            stats={"windows": 147, "certainty": {"first": -1.25, "mean": -2}},
         )
 
     def trace(self) -> dict[str, Any]:
@@ -498,6 +498,7 @@ def test_stats_tell_tokens_memory_and_time(
     assert "100.0 MB resident, 10.0 % of the full cache's 1.0 GB" in shown
     assert "40 of 20,000 spans" in shown
     assert "first token 0.25 s, 40.0 tokens/s" in shown
+    assert "first -1.25, mean -2" in shown
     assert "windows" in shown
     assert "147" in shown
 

@@ -268,14 +268,24 @@ def test_another_trace_is_one_line(
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\n", b"nonsense", b"[]", b"3", b"\xff\xfe", b"[" * 9999]
+    ("content", "why"),
+    [
+        (b"", "Expecting value"),
+        (b"\n", "Expecting value"),
+        (b"nonsense", "Expecting value"),
+        (b"[]", "must be integers"),
+        (b"3", "not subscriptable"),
+        (b'{"zoom": []}', "it has no 'question'"),
+        (b"\xff\xfe", "decode"),
+        (b"[" * 9999, "recursion"),
+    ],
 )
 def test_what_is_no_trace_is_one_line(
-    content: bytes, stores: dict[str, Path], tmp_path: Path
+    content: bytes, why: str, stores: dict[str, Path], tmp_path: Path
 ) -> None:
     path = tmp_path / "trace.json"
     path.write_bytes(content)
-    with pytest.raises(SekvError, match="is not a trace") as caught:
+    with pytest.raises(SekvError, match=f"is not a trace.*{why}") as caught:
         look(stores["sekv"], trace=path)
     assert "\n" not in str(caught.value)
     with pytest.raises(SekvError, match="is not a trace"):
