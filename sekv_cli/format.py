@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 """Characters that act on a terminal instead of showing; a document must not drive it."""
 
+SECTIONED = (".epub", ".docx", ".md", ".markdown", ".html", ".htm", ".xhtml")
+"""Endings of sources that are cited by heading and not by page."""
+
 SHOWN_SPANS = 12
 """Most zoomed spans that `inspect` lists; the JSON has them all."""
 
@@ -171,14 +174,19 @@ def _grid(
 
 def _source_lines(sources: Sequence[SourceReport]) -> list[tuple[str, str]]:
     return [
-        ("source" if not index else "", f"{source.path} ({_extent(source.pages, source.chars)})")
+        (
+            "source" if not index else "",
+            f"{source.path} ({_extent(source.path, source.pages, source.chars)})",
+        )
         for index, source in enumerate(sources)
     ]
 
 
-def _extent(pages: int, chars: int) -> str:
+def _extent(path: str, parts: int, chars: int) -> str:
+    """How long a source is; only a PDF has pages, other formats have headings."""
+    thing = "section" if PurePath(path).suffix.lower() in SECTIONED else "page"
     return (
-        f"{some(pages, 'page')}, {some(chars, 'character')}" if pages else some(chars, "character")
+        f"{some(parts, thing)}, {some(chars, 'character')}" if parts else some(chars, "character")
     )
 
 
@@ -458,7 +466,8 @@ def print_summary(out: Console, store: str, report: InspectReport) -> None:
                 *(
                     (
                         "source" if not index else "",
-                        f"{source['path']} ({_extent(len(source['pages']), source['chars'])})",
+                        f"{source['path']} "
+                        f"({_extent(source['path'], len(source['pages']), source['chars'])})",
                     )
                     for index, source in enumerate(sources)
                 ),

@@ -235,6 +235,16 @@ def test_interrupted_leaves_nothing_half_and_goes_on(
     assert not journal.exists()
 
 
+def test_what_has_headings_has_no_pages(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A plan tells how long a source is, in the parts that it is cited by."""
+    (place / "notes.md").write_text(f"# One\n\n{TEXT}\n# Two\n\n{TEXT}", encoding="utf-8")
+    capsys.readouterr()
+    assert (
+        run(["ingest", str(place / "notes.md"), "--model", str(place / "model"), "--dry-run"]) == 0
+    )
+    assert "2 sections" in capsys.readouterr().out
+
+
 def test_the_options_of_the_environment_reach_the_engine(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
