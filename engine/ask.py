@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -16,14 +16,19 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from engine import attention, cite
 from engine.certainty import SCORES
 from engine.errors import BudgetError, StoppedError, StoreError
 from engine.manifest import ModelIdentity
-from engine.memory import Coverage
+from engine.memory import Coverage, Sight
 from engine.quoting import TOGETHER, Guide, Marks, Told, telling
 from engine.readers import hf
 from engine.recall import open_memory
@@ -173,21 +178,17 @@ class Session:
         shared.peak_bytes = shared.device_bytes
         shared.recomputed_tokens = 0
         shared.coverage = Coverage()
-        windows = self._scout(prompt)
-        guide = None
-        if self.reader.prompt.value_token >= 0:
-            windows, guide = self._look(prompt, question, windows)
-        evidence = self._evidence = Evidence(self.ids)
-        self._trace, self._answer = Trace(), None
-        watchers: list[Any] = [evidence, *([self._trace] if self.options.trace else [])]
-        shared.watchers[:] = watchers
-        speaker = _Speaker(self, evidence, self._trace, on_text, started, stop)
         most = min(self.options.max_new_tokens, left - len(prompt))
-        torch.manual_seed(self.options.seed)
+        self._trace, self._evidence, self._answer = Trace(), Evidence(self.ids), None
         try:
-            cache = self._generate(prompt, most, speaker, guide)
+            saying = self._begin(prompt, question, most, on_text, started, stop)
+            self._trace, self._evidence = saying.speaker.trace, saying.speaker.evidence
+            while saying.left and self._generate(saying, saying.left):
+                pass
         finally:
             shared.watchers.clear()
+        speaker = saying.speaker
+        speaker.finish()
         done = time.perf_counter()
         manifest = self.store.manifest
         zoomed = {int(s) for layer in self.memory.layers for z in layer.zoomed.spans for s in z}
@@ -199,7 +200,9 @@ class Session:
             answer=speaker.answer if speaker.supported else NOT_STATED,
             quote=speaker.quote if speaker.supported else "",
             citations=(
-                self.book.citations(evidence.weight, speaker.place) if speaker.supported else ()
+                self.book.citations(speaker.evidence.weight, speaker.place)
+                if speaker.supported
+                else ()
             ),
             usage=Usage(
                 manifest.tokens,
@@ -221,11 +224,12 @@ class Session:
                 "total_s": done - started,
                 "tokens_per_s": speed,
             },
-            stats=self._stats(windows, speaker, cache)
+            stats=self._stats(saying)
             | {
                 "turns_read": len(latest),
                 "turns_folded": self.past.shown,
                 "cut_short": speaker.cut_short(most),
+                "first_text_s": (speaker.shown or done) - started,
             },
         )
         return self._answer
@@ -313,28 +317,51 @@ class Session:
         for layer in self.memory.layers:
             layer.focus(windows)
 
-    def _look(
-        self, prompt: list[int], question: str, windows: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, Guide]:
-        """For a look-up reader: those few of the windows where a quote is likeliest, and its guide
-        there."""
-        seen = torch.arange(self.memory.shared.windows) if windows is None else windows
+    def _begin(
+        self,
+        prompt: list[int],
+        question: str,
+        most: int,
+        on_text: Callable[[str], None] | None,
+        started: float,
+        stop: Callable[[], bool] | None,
+    ) -> _Saying:
+        """The answer where it begins, of at most so many tokens.
+
+        A look-up reader begins one in each of a few parts of a long document; the one where a
+        quote is likeliest is gone on with.
+        """
+
+        def saying(windows: torch.Tensor | None, guide: Guide | None) -> _Saying:
+            speaker = _Speaker(self, on_text, started, stop)
+            torch.manual_seed(self.options.seed)
+            self.memory.shared.leading = 1
+            return _Saying(speaker, self._cache(), guide, windows, list(prompt), most)
+
+        windows = self._scout(prompt)
+        if self.reader.prompt.value_token < 0:
+            return saying(windows, None)
         tokenizer = self.reader.tokenizer
         asked = [
             tokenizer.encode(words, add_special_tokens=False, split_special_tokens=True)
             for words in telling(question)
         ]
+        seen = torch.arange(self.memory.shared.windows) if windows is None else windows
         parts = [seen[at : at + TOGETHER] for at in range(0, len(seen), TOGETHER)]
         if len(parts) == 1 or not len(self.memory.layers[0].view.spans):
-            return windows, self._guide(seen, asked)
-        guides = [self._guide(part, asked) for part in parts]
-        margins = []
-        for part, guide in zip(parts, guides, strict=True):
+            return saying(windows, self._guide(seen, asked))
+        begun: list[tuple[_Saying, list[Sight]]] = []
+        for part in parts:
             self._focus(part)
-            margins.append(guide.margin(self._read(prompt).float().cpu().numpy()))
-        best = int(np.argmax(margins))
-        self._focus(parts[best])
-        return parts[best], guides[best]
+            one = saying(part, self._guide(part, asked))
+            self._generate(one, 1)
+            begun.append((one, [layer.sight for layer in self.memory.layers]))
+        best, sights = max(begun, key=lambda each: each[0].margin)
+        if best is not begun[-1][0]:
+            for layer, sight in zip(self.memory.layers, sights, strict=True):
+                layer.resume(sight)
+        best.speaker.first = time.perf_counter()  # known only now
+        return best
 
     def _guide(self, windows: torch.Tensor, asked: list[list[int]]) -> Guide:
         """The guide of a look-up reader that sees these windows; asked: see `Guide`."""
@@ -344,12 +371,29 @@ class Session:
         )
         return Guide(self.marks, self.told.at(seen), asked)
 
-    def _generate(
-        self, prompt: list[int], tokens: int, speaker: _Speaker, guide: Guide | None
-    ) -> attention.MemoryCache:
-        """Let the speaker say the answer; the cache it was said in."""
-        options, cache = self.options, self._cache()
-        ids = torch.tensor([prompt], device=self.reader.devices[0])
+    def _generate(self, saying: _Saying, most: int) -> bool:
+        """Say up to `most` tokens more; whether the guide then dictates how it goes on.
+
+        What a guide dictates is read in one forward with the token before it.
+        """
+        options, guide, speaker = self.options, saying.guide, saying.speaker
+        if guide is not None and guide.dictates:
+            dictated = guide.dictated()
+            if len(dictated) >= most:
+                speaker.take(dictated[:most])
+                return False
+            speaker.dictate(dictated)
+            saying.unread += dictated
+            self.memory.shared.leading = len(saying.unread)
+            most -= len(dictated)
+        self.memory.shared.watchers[:] = speaker.watchers
+        held: dict[str, Any] = {}
+        if guide is not None:
+            holding = _LookUp(saying, guide, self.reader.prompt.reluctance)
+            held = {
+                "logits_processor": LogitsProcessorList([speaker.heard, holding]),
+                "stopping_criteria": StoppingCriteriaList([_Dictated(guide)]),
+            }
         sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None}
         if options.temperature > 0:
             sampling = {
@@ -357,26 +401,24 @@ class Session:
                 "temperature": options.temperature,
                 "top_p": options.top_p,
             }
+        ids = torch.tensor([saying.unread], device=self.reader.devices[0])
+        read = saying.cache.get_seq_length()
         self.reader.model.generate(
             ids,
-            attention_mask=torch.ones(1, self.past.length + len(prompt)).to(ids),
-            past_key_values=cache,
-            max_new_tokens=tokens,
+            attention_mask=torch.ones(1, read + len(saying.unread)).to(ids),
+            past_key_values=saying.cache,
+            max_new_tokens=most,
             streamer=speaker,
             top_k=None,
-            logits_processor=LogitsProcessorList(
-                [speaker.heard, _LookUp(guide, len(prompt), self.reader.prompt.reluctance)]
-                if guide
-                else []
-            ),
             pad_token_id=self.reader.tokenizer.pad_token_id or 0,
+            **held,
             **sampling,
         )
-        return cache
+        saying.unread = speaker.tokens[-1:]
+        return guide is not None and guide.dictates
 
-    def _stats(
-        self, windows: torch.Tensor | None, speaker: _Speaker, cache: attention.MemoryCache
-    ) -> dict[str, Any]:
+    def _stats(self, saying: _Saying) -> dict[str, Any]:
+        speaker, windows = saying.speaker, saying.windows
         traffic = [layer.zoomed.traffic for layer in self.memory.layers]
         shared = self.memory.shared
         fetched = sum(t.fetched_spans for t in traffic)
@@ -395,7 +437,7 @@ class Session:
             "estimated_coverage": round(shared.coverage.mean, 4),
             "least_coverage": round(shared.coverage.least, 4),
             "reuse_rate": reused / max(1, reused + fetched),
-            "answer_kv_bytes": cache.peak_live_bytes,
+            "answer_kv_bytes": saying.cache.peak_live_bytes,
             "unsupported_quote": "" if speaker.supported else speaker.quote,
             "certainty": {name: round(of(speaker.log_p), 4) for name, of in SCORES.items()}
             if speaker.log_p
@@ -403,20 +445,54 @@ class Session:
         }
 
 
+@dataclass
+class _Saying:
+    """An answer in the making, of at most `most` tokens.
+
+    windows: those of the document that it sees, None for all. unread: tokens that the cache has
+    not: the prompt, later the newest token. margin: see `Guide`, of the first token.
+    """
+
+    speaker: _Speaker
+    cache: attention.MemoryCache
+    guide: Guide | None
+    windows: torch.Tensor | None
+    unread: list[int]
+    most: int
+    margin: float = 0.0
+
+    @property
+    def left(self) -> int:
+        """Tokens that may still be said."""
+        return self.most - len(self.speaker.tokens)
+
+
 class _LookUp(LogitsProcessor):
     """A look-up reader's decoding: held to the document, as ready to refuse as calibrated."""
 
-    def __init__(self, guide: Guide, start: int, reluctance: float):
-        self.guide, self.start, self.reluctance = guide, start, reluctance
+    def __init__(self, saying: _Saying, guide: Guide, reluctance: float):
+        self.saying, self.guide, self.reluctance = saying, guide, reluctance
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        if input_ids.shape[1] > self.start:
-            self.guide.say(int(input_ids[0, -1]))
-        choices = self.guide.choices(scores[0].float().cpu().numpy(), self.reluctance)
+        logits = scores[0].float().cpu().numpy()
+        if not self.saying.speaker.tokens:
+            self.saying.margin = self.guide.margin(logits)
+        choices = self.guide.choices(logits, self.reluctance)
         allowed = torch.from_numpy(choices).to(scores.device)
         held = torch.full_like(scores, float("-inf"))
         held[:, allowed] = scores[:, allowed]
         return held  # type: ignore[return-value]
+
+
+class _Dictated(StoppingCriteria):
+    """Tells the guide what was chosen, and stops where it leaves no choice."""
+
+    def __init__(self, guide: Guide):
+        self.guide = guide
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **_: Any) -> torch.Tensor:
+        self.guide.say(int(input_ids[0, -1]))
+        return torch.full((len(input_ids),), self.guide.dictates, device=input_ids.device)
 
 
 class _Heard(LogitsProcessor):
@@ -443,13 +519,15 @@ class _Speaker(BaseStreamer):
     def __init__(
         self,
         session: Session,
-        evidence: Evidence,
-        trace: Trace,
         on_text: Callable[[str], None] | None,
         started: float,
         stop: Callable[[], bool] | None,
     ):
         self.stop = stop
+        self.evidence, self.trace = Evidence(session.ids), Trace()
+        self.watchers: list[Any] = [self.evidence]
+        if session.options.trace:
+            self.watchers.append(self.trace)
         ends = session.reader.model.generation_config.eos_token_id
         self.ends = ends if isinstance(ends, list) else [ends]
         self.tokenizer, self.book = session.reader.tokenizer, session.book
@@ -461,8 +539,9 @@ class _Speaker(BaseStreamer):
         )
         self.heard = _Heard()
         self.log_p: list[float] = []
-        self.evidence, self.trace, self.on_text = evidence, trace, on_text
+        self.on_text = on_text
         self.first = started
+        self.shown: float | None = None
         self.tokens: list[int] = []
         self.quote = ""
         self.place: tuple[int, int, int] | None = None
@@ -474,30 +553,45 @@ class _Speaker(BaseStreamer):
     def put(self, value: torch.Tensor) -> None:
         if self.stop is not None and self.stop():
             raise StoppedError("the answer was stopped")
-        if not self._prompted:  # generate hands over the prompt first
+        if not self._prompted:  # every piece of generate hands over its prompt first
             self._prompted = True
             return
         if not self.tokens:
             self.first = time.perf_counter()
+        dictated, self.evidence.coming = self.evidence.coming, ()
+        self.take(dictated)
         for token in value.reshape(-1).tolist():
+            self.evidence.said(token)
+            self.take([token])
+        # An unfinished character decodes to U+FFFD; wait for its last byte. It may yet be white
+        # space, so that the space before it may yet be the end.
+        self._show(self.answer.rstrip("\ufffd").rstrip())
+
+    def dictate(self, tokens: Sequence[int]) -> None:
+        """Take these with the next token: the forward that leads to it reads them."""
+        self.evidence.coming = tokens
+
+    def take(self, tokens: Sequence[int]) -> None:
+        """Have said these tokens."""
+        for token in tokens:
             self.tokens.append(token)
             if token == self.quote_token and self._quote_from < 0:
                 self._quote_from = len(self.tokens)
             elif self.heard.log_p is not None and self._quote_from < 0:
                 self.log_p.append(float(self.heard.log_p[token]))
-            self.evidence.said(token)
             self.trace.tell(self.tokenizer.decode([token]))
             if token == self.value_token and self._answer_from < 0:
                 self.quote = self._text(self.tokens[max(0, self._quote_from) :])
                 if self.bar.holds(self.log_p):
                     self.place = self.book.locate(self.quote, self.evidence.weight)
                 self._answer_from = len(self.tokens)
-        # An unfinished character decodes to U+FFFD; wait for its last byte. It may yet be white
-        # space, so that the space before it may yet be the end.
-        self._show(self.answer.rstrip("\ufffd").rstrip())
 
     def end(self) -> None:
+        self._prompted = False
         self.evidence.forget()
+
+    def finish(self) -> None:
+        """The answer is complete."""
         self._show(self.answer)
 
     @property
@@ -515,8 +609,10 @@ class _Speaker(BaseStreamer):
         return self.value_token < 0 or self.place is not None
 
     def _show(self, text: str) -> None:
-        if self.on_text and self.supported and len(text) > len(self._shown):
-            self.on_text(text[len(self._shown) :])
+        if self.supported and len(text) > len(self._shown):
+            self.shown = self.shown or time.perf_counter()
+            if self.on_text:
+                self.on_text(text[len(self._shown) :])
             self._shown = text
 
     def _text(self, tokens: list[int]) -> str:

@@ -35,7 +35,8 @@ class Step:
     share of attention. zoomed, lengths: per KV head the spans decoded and their
     tokens. summary: [Hkv, G, F] weight of
     each summary row for the newest query. tokens: per KV head the document tokens of decoded
-    and pinned rows, -1 for none. weight: per KV head [G, n] of those rows for the newest query.
+    and pinned rows, -1 for none. weight: per KV head [G, R, n] of those rows for the newest R
+    queries, see `Shared.leading`.
     traffic: what moved for this layer since the question began.
     """
 
@@ -154,6 +155,8 @@ class Shared:
     layers: all of them, in order. peak_bytes: the most that was resident at once.
     recomputed_tokens: of the document, that the model read once more while it answered.
     reserved: bytes per layer that the turns of a conversation take from the room to zoom.
+    leading: newest rows of a forward that lead to tokens of the answer; those before them, such
+    as a question's, are only read.
     coverage: since the question was asked.
     heard: the question that is being answered, and the answer so far.
     """
@@ -166,6 +169,7 @@ class Shared:
     peak_bytes: int = 0
     recomputed_tokens: int = 0
     reserved: int = 0
+    leading: int = 1
     coverage: Coverage = field(default_factory=Coverage)
     heard: Heard = field(default_factory=Heard)
 
@@ -192,6 +196,16 @@ class Limits:
     cap: float
     coverage: float
     momentum: float = 0.25
+
+
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """What one layer sees at a moment: the view, its runs, what was chosen and what is zoomed."""
+
+    view: View
+    runs: dict[str, list[tuple[int, int]]] | None
+    choice: Choice
+    zoomed: list[Tensor]
 
 
 OFFSET_BYTES = 8
@@ -311,6 +325,16 @@ class LayerMemory:
                     (".s", torch.arange(len(self._all.bounds), device=self.device)),
                 )
             }
+
+    @property
+    def sight(self) -> Sight:
+        """What is seen now, to come back to with `resume`."""
+        return Sight(self.view, self._runs, self.choice, list(self.zoomed.spans))
+
+    def resume(self, sight: Sight) -> None:
+        """See what was seen then, and remember what the steps until then wanted."""
+        self.view, self._runs, self.choice = sight.view, sight.runs, sight.choice
+        self.zoomed.become(sight.zoomed, self.host)
 
     def release(self) -> None:
         """Give back everything a question brought to the device."""
@@ -459,8 +483,10 @@ class LayerMemory:
         )
 
     def _report(self, share: Tensor, weights: list[Tensor], tokens: Tensor, rows: int) -> None:
-        pinned, _, summary, zoom = weights
-        newest = slice(rows - 1, None, rows)
+        pinned, _, summary, zoom = (
+            w.reshape(self.heads, w.shape[1] // rows, rows, w.shape[2]) for w in weights
+        )
+        newest = slice(-self.shared.leading, None)
         spans = self.view.spans[self.view.spans < len(self.shared.bounds) - 1]
         zoomed = [s[s < len(self.shared.bounds) - 1] for s in self.zoomed.spans]
         tokens = tokens.masked_fill(tokens >= self.shared.tokens, -1)
@@ -470,9 +496,11 @@ class LayerMemory:
             share=share[:, : len(spans)],
             zoomed=zoomed,
             lengths=[self.bounds[s + 1] - self.bounds[s] for s in zoomed],
-            summary=summary[:, newest, : len(spans)],
+            summary=summary[:, :, -1, : len(spans)],
             tokens=[torch.cat([t, self.pinned_token]) for t in tokens],
-            weight=[torch.cat([zoom[h, newest], pinned[h, newest]], -1) for h in range(self.heads)],
+            weight=[
+                torch.cat([zoom[h, :, newest], pinned[h, :, newest]], -1) for h in range(self.heads)
+            ],
             traffic=replace(self.zoomed.traffic),
         )
         for watcher in self.shared.watchers:

@@ -260,6 +260,23 @@ class Guide:
                 if lines[0] == lines[-1] or said >= self.longest or ended.all():
                     self._quote(int(begun[0]))
 
+    @property
+    def dictates(self) -> bool:
+        """Whether what comes next is no choice: the quote, once it is pointed at. The end of an
+        answer is always left to be said."""
+        if not self.quoting:
+            return False
+        allowed = self.allowed()
+        return len(allowed) == 1 and int(allowed[0]) != self.marks.end
+
+    def dictated(self) -> list[int]:
+        """All tokens until there is a choice again, in order; they count as said."""
+        tokens = []
+        while self.dictates:
+            tokens.append(int(self.allowed()[0]))
+            self.say(tokens[-1])
+        return tokens
+
     def _quote(self, place: int) -> None:
         """From here on the sentence of that place is said, and its mark, and then a value."""
         start, self._stop = passage(self.told.sentence, place, self.far)

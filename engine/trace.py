@@ -5,6 +5,7 @@ Both watch the memory's steps; neither changes anything.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ class Evidence:
     """
 
     ids: Tensor  # int64 [N] document tokens
+    coming: Sequence[int] = ()  # what a forward's rows but the newest are known to lead to
     weight: Tensor = field(init=False)
     _pending: list[tuple[int, int, Tensor, Tensor]] = field(default_factory=list)
     _copied: dict[tuple[int, int], Tensor] = field(default_factory=dict)
@@ -43,22 +45,27 @@ class Evidence:
     def see(self, step: Step) -> None:
         for head, (tokens, weight) in enumerate(zip(step.tokens, step.weight, strict=True)):
             inside = tokens >= 0
-            self._pending.append(
-                (step.layer, head, tokens[inside].cpu(), weight[:, inside].float().cpu())
-            )
+            tokens, weight = tokens[inside].cpu(), weight[..., inside].float().cpu()
+            for row, token in enumerate(self.coming):
+                self._count(step.layer, head, tokens, weight[:, row], token)
+            self._pending.append((step.layer, head, tokens, weight[:, -1]))
 
     def said(self, token: int) -> None:
-        """The newest forward's rows led to this token."""
-        for layer, head, tokens, weight in self._pending:
-            copies = self.ids[tokens] == token
-            place = (layer, head)
-            none = torch.zeros(len(weight))
-            self._copied[place] = self._copied.get(place, none) + weight[:, copies].sum(1)
-            self._looked[place] = self._looked.get(place, none) + weight.sum(1)
-            retrieval = self._copied[place] / self._looked[place].clamp_min(1e-12)
-            worth = torch.where(copies, COPY, retrieval.clamp_min(GLANCE)[:, None])
-            self.weight.index_add_(0, tokens, (weight * worth).sum(0))
+        """The newest row of the newest forward led to this token."""
+        for seen in self._pending:
+            self._count(*seen, token)
         self._pending.clear()
+
+    def _count(self, layer: int, head: int, tokens: Tensor, weight: Tensor, said: int) -> None:
+        """weight: [G, n] of one row on document tokens [n], which led to a token."""
+        copies = self.ids[tokens] == said
+        place = (layer, head)
+        none = torch.zeros(len(weight))
+        self._copied[place] = self._copied.get(place, none) + weight[:, copies].sum(1)
+        self._looked[place] = self._looked.get(place, none) + weight.sum(1)
+        retrieval = self._copied[place] / self._looked[place].clamp_min(1e-12)
+        worth = torch.where(copies, COPY, retrieval.clamp_min(GLANCE)[:, None])
+        self.weight.index_add_(0, tokens, (weight * worth).sum(0))
 
     def forget(self) -> None:
         """Drop what was seen since the last token."""
@@ -69,8 +76,9 @@ class Evidence:
 class Trace:
     """What one answer zoomed into and moved, step by step; step 0 is the question itself.
 
-    said: the text of every token, in order: the token that step s led to is said[s].
-    moves: per step and layer what came to the device and what was there already.
+    A forward of several rows that lead to tokens is as many steps. said: the text of every token,
+    in order: the token that step s led to is said[s]. moves: per forward, under its first step,
+    and layer what came to the device and what was there already.
     """
 
     step: int = 0
@@ -83,9 +91,10 @@ class Trace:
         for head, spans in enumerate(step.zoomed):
             if not len(spans):
                 continue
-            score = step.share[head][torch.searchsorted(step.spans, spans)]
-            weight = _span_weights(step, head, spans)
-            self._seen.append((self.step, step.layer, head, spans.cpu(), score.cpu(), weight.cpu()))
+            score = step.share[head][torch.searchsorted(step.spans, spans)].cpu()
+            for row, weight in enumerate(_span_weights(step, head, spans).cpu()):
+                said = self.step + row
+                self._seen.append((said, step.layer, head, spans.cpu(), score, weight))
         before, now = self._traffic.get(step.layer, Traffic()), step.traffic
         self._traffic[step.layer] = now
         self.moves.append(
@@ -123,10 +132,11 @@ class Trace:
 
 
 def _span_weights(step: Step, head: int, spans: Tensor) -> Tensor:
-    """The weight the newest query gave to each zoomed span's tokens, largest over the group."""
+    """[R, spans]: the weight that each query gave to a zoomed span's tokens, largest over the
+    group."""
     owner = torch.repeat_interleave(
         torch.arange(len(spans), device=spans.device), step.lengths[head]
     )
-    weights = step.weight[head][:, : len(owner)]
-    out = torch.zeros(len(spans), weights.shape[0], device=weights.device)
-    return out.index_add_(0, owner, weights.T).amax(1)
+    weights = step.weight[head][..., : len(owner)]
+    out = weights.new_zeros(*weights.shape[:-1], len(spans))
+    return out.index_add_(-1, owner, weights).amax(0)

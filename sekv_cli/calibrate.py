@@ -73,7 +73,9 @@ def calibrate(
         episodes = unseen(text, seed)
         rng = Random(seed)
         drawn = (
-            episodes.sample(tokens, rng=rng, facts=2, same_type=False, unanswerable=0.5)
+            episodes.sample(
+                tokens, rng=rng, facts=2, same_type=False, questions=4, unanswerable=0.5
+            )
             for _ in range(questions)
         )
         name = hf.resolve(model)

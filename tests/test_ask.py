@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from engine.ask import MOST_WINDOWS, NOT_STATED, TURNS_SHARE, Session
 from engine.certainty import Bar
 from engine.errors import BudgetError, ReaderError, SekvError, StoppedError
+from engine.quoting import TOGETHER, Guide
 from engine.readers import hf
 from engine.types import AskOptions, Turn
 from tiny_books import QUESTION, TEXT, log, read, session
@@ -271,6 +272,81 @@ def test_a_quote_the_reader_is_not_sure_of_is_no_answer(
         assert answer.stats["certainty"]["mean"] == pytest.approx(sure, abs=1e-3)
         assert bool(pieces) == bool(answer.citations) == stated
         assert (answer.answer == NOT_STATED) == (not stated)
+
+
+@pytest.fixture
+def held(lookup: hf.Reader) -> hf.Reader:
+    """A look-up reader that hardly ever refuses."""
+    prompt = replace(lookup.prompt, refusal=(ord("n"), ord("o")), reluctance=100.0)
+    return hf.Reader(lookup.model, lookup.tokenizer, lookup.identity, prompt)
+
+
+@pytest.mark.parametrize(("windows", "full"), [(1, True), (11, False)])
+def test_what_is_dictated_is_read_in_one_forward_and_changes_nothing(
+    windows: int,
+    full: bool,
+    store: Path,
+    many: Path,
+    held: hf.Reader,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Quote, value, citations and what each token read are those of an answer that is said token
+    by token, as it is where a guide dictates nothing."""
+    lengths: list[int] = []
+
+    def count(_: Any, args: Any, kwargs: Any) -> None:
+        lengths.append(int(kwargs["input_ids"].shape[1]))
+
+    hook = held.model.register_forward_pre_hook(count, with_kwargs=True)
+    options: dict[str, Any] = {"trace": True, "full": full, "budget": "100%"}
+    try:
+        with session(store if windows == 1 else many, held, max_new_tokens=90, **options) as opened:
+            together, looks = opened.ask(QUESTION), opened.trace()
+            read, lengths[:] = list(lengths), []
+            monkeypatch.setattr(Guide, "dictates", property(lambda guide: False))
+            alone, looked = opened.ask(QUESTION), opened.trace()
+    finally:
+        hook.remove()
+    assert together.quote
+    for part in ("answer", "quote", "usage"):
+        assert getattr(together, part) == getattr(alone, part)
+    assert looks["said"] == looked["said"]
+    assert sum(read) == sum(lengths)
+    assert len(read) <= len(lengths) - len(together.quote)
+    assert max(read[-(len(looks["said"])) :]) > len(together.quote)
+    for one, other in zip(together.citations, alone.citations, strict=True):
+        assert replace(one, weight=0) == replace(other, weight=0)
+        assert one.weight == pytest.approx(other.weight, abs=2e-3)
+    if full:
+        return
+    assert together.stats["windows_read"] == TOGETHER
+    assert {z["step"] for z in looks["zoom"]} == {z["step"] for z in looked["zoom"]}
+
+
+@pytest.mark.parametrize("most", [1, 2, 9, 30])
+def test_a_dictated_quote_may_be_cut(most: int, store: Path, held: hf.Reader) -> None:
+    with session(store, held, max_new_tokens=most) as opened:
+        answer = opened.ask(QUESTION)
+    assert answer.usage.answer_tokens == most
+    assert (answer.answer, answer.stats["cut_short"]) == (NOT_STATED, True)
+
+
+def test_a_part_of_a_long_document_is_read_once_and_gone_on_with(
+    many: Path, held: hf.Reader
+) -> None:
+    """The question goes through the model once for the scout and once for each part."""
+    seen: list[int] = []
+
+    def count(_: Any, args: Any, kwargs: Any) -> None:
+        seen.append(int(kwargs["input_ids"].shape[1]))
+
+    hook = held.model.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        with session(many, held) as opened:
+            usage = opened.ask(QUESTION).usage
+    finally:
+        hook.remove()
+    assert seen.count(usage.question_tokens) == 1 + MOST_WINDOWS // TOGETHER
 
 
 # ---------------------------------------------------------------------------- options

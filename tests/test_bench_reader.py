@@ -22,6 +22,7 @@ from engine.bench.reader import (
     markdown,
 )
 from engine.errors import ReaderError
+from engine.quoting import Guide
 from engine.train.reader.episodes import Episodes
 from engine.train.reader.export import export
 from engine.train.reader.model import Shape
@@ -74,6 +75,17 @@ def test_held_answers_quote_the_document_or_refuse(decoder: Decoder) -> None:
         assert " ".join(quote.split()) in flat
         assert " ".join(pointer.split()) in " ".join(quote.split())
         assert value.strip() in quote
+
+
+def test_what_is_dictated_is_read_at_once_and_changes_nothing(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows whose quotes differ in length are read together; cut ones are cut alike."""
+    read = decoder.read(TEXT)
+    together = [decoder.answer(read, QUESTIONS, most) for most in (140, 20)]
+    assert any(DOCUMENT in answer for answer in together[0])
+    monkeypatch.setattr(Guide, "dictates", property(lambda guide: False))
+    assert together == [decoder.answer(read, QUESTIONS, most) for most in (140, 20)]
 
 
 def test_one_window_answers_as_generate_does(folder: Path) -> None:

@@ -128,7 +128,7 @@ def test_a_zoomed_span_is_not_counted_twice() -> None:
     for head in range(KV_HEADS):
         zoomed = torch.isin(step.spans, step.zoomed[head])
         assert torch.equal(step.summary[head] == 0, zoomed.expand(2, -1))
-        total = step.summary[head].sum(-1) + step.weight[head].sum(-1)
+        total = step.summary[head].sum(-1) + step.weight[head][:, 0].sum(-1)
         torch.testing.assert_close(total, torch.ones(2))
         tokens = step.tokens[head]
         wanted = ops.gather_ranges(
@@ -325,14 +325,15 @@ def test_a_whole_layer_is_plain_attention_and_reports_its_rows() -> None:
     )
     (step,) = keeper.steps
     assert step.tokens[0].tolist() == list(range(TOKENS))
-    assert all(w.shape == (2, TOKENS) for w in step.weight)
+    assert all(w.shape == (2, 1, TOKENS) for w in step.weight)
     memory.focus(torch.tensor([0]))
     memory.release()
     assert memory.device_bytes == memory.fixed_bytes + memory.zoomed.nbytes
 
 
-def test_a_step_reports_the_newest_query() -> None:
-    """The weights a citation is made of are those of the last row, for every query head."""
+def test_a_step_reports_the_newest_queries() -> None:
+    """The weights a citation is made of are those of the last row, or of the last few, for every
+    query head."""
     k, v = rows(15, KV_HEADS, TOKENS, SIZE)
     memory = layer(k, v, fixed_spans(TOKENS, 6))
     keeper = Keeper()
@@ -340,10 +341,32 @@ def test_a_step_reports_the_newest_query() -> None:
     q, live_k, live_v, seen = asked(15)
     memory.attend(q, live_k, live_v, seen)
     memory.attend(q[:, -1:], live_k, live_v, seen[-1:])
-    whole, last = keeper.steps
-    for a, b in zip(whole.weight, last.weight, strict=True):
+    memory.shared.leading = 2
+    memory.attend(q, live_k, live_v, seen)
+    whole, last, two = keeper.steps
+    for a, b, c in zip(whole.weight, last.weight, two.weight, strict=True):
         torch.testing.assert_close(a, b)
+        assert c.shape == (2, 2, a.shape[2])
+        assert torch.equal(c[:, 1:], a)
     torch.testing.assert_close(whole.summary, last.summary)
+
+
+def test_a_layer_comes_back_to_what_it_saw() -> None:
+    """With its focus, what it had zoomed, and what it remembers of the steps until then."""
+    k, v = rows(17, KV_HEADS, TOKENS, SIZE)
+    memory = layer(k, v, fixed_spans(TOKENS, 6))
+    memory.limits = Limits(memory.fixed_bytes + 3000, 1.0)
+    first, second = asked(17), asked(18)
+    memory.focus(None)
+    memory.attend(*first)
+    sight, zoomed = memory.sight, [s.tolist() for s in memory.zoomed.spans]
+    expected = memory.attend(*second)
+    memory.focus(torch.tensor([], dtype=torch.int64))
+    memory.attend(*first)
+    assert not len(memory.view.spans)
+    memory.resume(sight)
+    assert [s.tolist() for s in memory.zoomed.spans] == zoomed
+    assert torch.equal(memory.attend(*second), expected)
 
 
 @settings(deadline=None)

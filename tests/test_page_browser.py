@@ -61,15 +61,19 @@ def shown(browser: Any, file: Path, request: pytest.FixtureRequest) -> Iterator[
     assert said == []
 
 
-def text_on_screen(shown: Any) -> str:
-    """The words of the spans inside the window of the text."""
-    words: str = shown.evaluate(
-        """() => { const b = document.getElementById("book").getBoundingClientRect();
-        return [...document.querySelectorAll(".span")].filter((e) => {
-            const r = e.getBoundingClientRect(); return r.bottom > b.top && r.top < b.bottom;
-        }).map((e) => e.textContent).join(""); }"""
-    )
-    return words
+ON_SCREEN = """() => {
+    const b = document.getElementById("book").getBoundingClientRect();
+    return [...document.querySelectorAll(".span")].filter((e) => {
+        const r = e.getBoundingClientRect(); return r.bottom > b.top && r.top < b.bottom;
+    }).map((e) => e.textContent).join("");
+}"""
+"""The words of the spans inside the window of the text."""
+
+
+def until_on_screen(shown: Any, words: str) -> None:
+    """Wait for words inside the window of the text: blocks around a place are filled and emptied
+    after a jump to it, and move it until they have settled."""
+    shown.wait_for_function(f"(words) => ({ON_SCREEN})().includes(words)", arg=words)
 
 
 def test_it_opens_at_the_evidence_with_few_nodes(shown: Any) -> None:
@@ -77,7 +81,7 @@ def test_it_opens_at_the_evidence_with_few_nodes(shown: Any) -> None:
     assert shown.title().startswith("book.sekv")
     assert shown.locator("#answer").inner_text() == "Ana"
     assert shown.locator("mark.cited").first.is_visible()
-    assert "lighthouse 0 is called Ana </script> & so on" in text_on_screen(shown)
+    until_on_screen(shown, "lighthouse 0 is called Ana </script> & so on")
     assert shown.locator(".span").count() < 4000
     assert shown.locator("#heat div").count() == 6
 
@@ -92,7 +96,7 @@ def test_the_slider_lights_what_each_token_read(shown: Any) -> None:
     shown.keyboard.press("End")
     shown.wait_for_function("document.querySelector('.span[data-span=\"1\"]') === null")
     assert "Token 3 of 3" in shown.locator("#step-label").inner_text()
-    assert "lighthouse 8999" in text_on_screen(shown)
+    until_on_screen(shown, "lighthouse 8999")
     shown.locator("#tokens span").nth(0).click()
     assert "Token 1 of 3" in shown.locator("#step-label").inner_text()
     assert "50 %" in shown.locator("#passages li").first.inner_text()
@@ -116,7 +120,7 @@ def test_the_search_finds_a_phrase_anywhere(shown: Any) -> None:
     shown.keyboard.press("Enter")
     shown.locator("mark.hit.now").first.wait_for()
     assert shown.locator("#found").inner_text() == "1 / 1"
-    assert "lighthouse 7654" in text_on_screen(shown)
+    until_on_screen(shown, "lighthouse 7654")
     shown.keyboard.press("Escape")
     assert shown.locator("mark.hit").count() == 0
     shown.locator("#query").fill("no such words")
@@ -127,7 +131,7 @@ def test_the_search_finds_a_phrase_anywhere(shown: Any) -> None:
 def test_scrolling_and_the_minimap_reach_the_end(shown: Any) -> None:
     shown.evaluate("() => { const b = document.getElementById('book'); b.scrollTop = 1e9; }")
     shown.wait_for_function("document.querySelector('.block:last-child .span') !== null")
-    assert "lighthouse 8999" in text_on_screen(shown)
+    until_on_screen(shown, "lighthouse 8999")
     shown.locator("#map").focus()
     shown.keyboard.press("Home")
     shown.wait_for_function("document.querySelector('.span[data-span=\"0\"]') !== null")
@@ -143,7 +147,7 @@ def test_a_phone_sees_the_text_first_and_the_details_at_a_touch(shown: Any) -> N
     assert shown.locator("#passages").is_visible()
     shown.locator("#passages button").last.click()
     assert not shown.locator("#side").is_visible()
-    assert "lighthouse 8999" in text_on_screen(shown)
+    until_on_screen(shown, "lighthouse 8999")
 
 
 MOVES = """async () => {

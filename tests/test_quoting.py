@@ -104,6 +104,35 @@ def test_a_pointer_goes_on_until_one_sentence_is_left_and_that_is_quoted() -> No
     assert guide.allowed().tolist() == [END, 10]
 
 
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(10, 29), min_size=1, max_size=40),
+    st.lists(st.integers(0, 1000), min_size=1, max_size=60),
+)
+def test_what_is_dictated_is_what_alone_is_allowed(ids: list[int], choices: list[int]) -> None:
+    """Taking it at once ends in the same answer as saying it token by token; an answer's end is
+    never dictated."""
+    guide = Guide(MARKS, told(ids, [at // 5 for at in range(len(ids))]), far=FAR)
+    said: list[int] = []
+    for choice in choices:
+        dictated = guide.dictated()
+        assert not guide.dictates
+        assert END not in dictated
+        said += dictated
+        allowed = guide.allowed()
+        said.append(int(allowed[choice % len(allowed)]))
+        if said[-1] == END:
+            break
+        guide.say(said[-1])
+    alone = Guide(MARKS, told(ids, [at // 5 for at in range(len(ids))]), far=FAR)
+    for token in said:
+        assert token in alone.allowed()
+        if token != END:
+            alone.say(token)
+    if QUOTE in said:
+        assert said.index(VALUE) > said.index(QUOTE) + 1
+
+
 def test_a_value_does_not_give_the_question_back() -> None:
     """Words of the question are no part of it, unless nothing else stands in the sentence."""
     ids, sentence = [10, 11, 12, 13, 14], [0] * 5

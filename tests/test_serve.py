@@ -369,6 +369,7 @@ def test_ask_finds_the_server_and_loads_nothing(
     for answer in (told, through_server):  # what was read for it depends on what was asked before
         assert answer["stats"].pop("read_bytes") > 0
         assert answer["stats"].pop("read_host_bytes") >= 0
+        assert answer["stats"].pop("first_text_s") > 0
     for part in ("answer", "citations", "usage", "memory", "stats"):
         assert through_server[part] == told[part]
     assert run([*line, "--budget", "60%", "--stats", "--trace", os.devnull]) == 0

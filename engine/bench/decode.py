@@ -54,16 +54,6 @@ class _State:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """Questions that were read.  lengths: [Q] tokens.  last: [Q, width] hidden state of each's
-    last token."""
-
-    state: _State
-    lengths: Tensor
-    last: Tensor
-
-
-@dataclass(frozen=True)
 class Document:
     """A document that was read.
 
@@ -305,7 +295,7 @@ class Decoder:
         parts = document.parts(TOGETHER)
         margins = []
         for part in parts:
-            scores = self.model.lm_head(self._ask(part, questions).last).float().cpu().numpy()
+            scores = self.model.lm_head(self._ask(part, questions)[1]).float().cpu().numpy()
             guides = self._guides(part, questions)
             margins.append([g.margin(line) for g, line in zip(guides, scores, strict=True)])
         best = np.argmax(margins, axis=0)
@@ -323,59 +313,60 @@ class Decoder:
             for question in questions
         ]
 
-    def _ask(self, document: Document, questions: Sequence[str]) -> _Asked:
-        """Read the questions on a document."""
+    def _ask(self, document: Document, questions: Sequence[str]) -> tuple[_State, Tensor]:
+        """Read the questions on a document; the hidden state of each's last token."""
+        none = torch.zeros(len(questions), 0, dtype=torch.bool, device=self.device)
+        state = _State(list(document.layers), present=none)
         prompts = [self._ids(f"{QUESTION} {text}{ANSWER}") for text in questions]
-        longest = max(map(len, prompts))
-        tokens = torch.tensor(
-            [p + [self.end] * (longest - len(p)) for p in prompts], device=self.device
-        )
-        lengths = torch.tensor([len(p) for p in prompts], device=self.device)
-        order = torch.arange(longest, device=self.device)
-        state = _State(list(document.layers), present=order[None] < lengths[:, None])
-        places = (document.start + order).expand(len(prompts), -1)
-        hidden = self._hidden(tokens, places, state)
-        return _Asked(state, lengths, hidden[torch.arange(len(prompts)), lengths - 1])
+        return state, self._read_on(document.start, state, prompts)
+
+    def _read_on(self, start: int, state: _State, tokens: Sequence[Sequence[int]]) -> Tensor:
+        """Read further tokens of every row; the hidden state [rows, width] of each's last.
+
+        Args:
+            start: position of a question.
+        """
+        assert state.present is not None
+        counts = torch.tensor([len(row) for row in tokens], device=self.device)
+        order = torch.arange(int(counts.max()), device=self.device)
+        padded = [[*row, *[self.end] * (len(order) - len(row))] for row in tokens]
+        places = start + state.present.sum(1, keepdim=True) + order
+        state.present = torch.cat([state.present, order < counts[:, None]], 1)
+        hidden = self._hidden(torch.tensor(padded, device=self.device), places, state)
+        return hidden[torch.arange(len(counts)), counts - 1]
 
     def _answer(self, document: Document, questions: Sequence[str], most: int) -> list[str]:
-        asked = self._ask(document, questions)
-        state, lengths, last = asked.state, asked.lengths, asked.last
-        present = state.present
-        assert present is not None
+        state, last = self._ask(document, questions)
+        assert state.present is not None
         found: list[list[int]] = [[] for _ in questions]
         guides: Sequence[Guide | None] = (
             self._guides(document, questions) if self.held else [None] * len(questions)
         )
-        rows = torch.arange(len(questions), device=self.device)
-        for step in range(most):
-            scores = self.model.lm_head(last)
-            chosen = torch.tensor(
-                [
-                    self._choose(line, guides[row])
-                    for line, row in zip(scores.cpu(), rows.tolist(), strict=True)
-                ],
-                device=self.device,
-            )
-            going = chosen != self.end
-            for row, token in zip(rows.tolist(), chosen.tolist(), strict=True):
-                if token != self.end:
-                    found[row].append(token)
-            if step + 1 == most or not going.any():
-                break
-            if not going.all():
-                rows, chosen, lengths = rows[going], chosen[going], lengths[going]
-                present = present[going]
+        rows = list(range(len(questions)))
+        while rows:
+            scores = self.model.lm_head(last).cpu()
+            said = [self._say(line, guides[row]) for line, row in zip(scores, rows, strict=True)]
+            for row, tokens in zip(rows, said, strict=True):
+                found[row] = (found[row] + tokens)[:most]
+            ended = [tokens[-1] == self.end for tokens in said]
+            going = [at for at, row in enumerate(rows) if not ended[at] and len(found[row]) < most]
+            if 0 < len(going) < len(rows):
                 state.own = [(k[going], v[going]) for k, v in state.own]
-            state.present = present = functional.pad(present, (0, 1), value=True)
-            places = (document.start + lengths + step)[:, None]
-            last = self._hidden(chosen[:, None], places, state)[:, -1]
-        return [str(self.tokenizer.decode(ids, skip_special_tokens=False)) for ids in found]
+                state.present = state.present[going]
+            rows = [rows[at] for at in going]
+            if rows:
+                last = self._read_on(document.start, state, [said[at] for at in going])
+        return [
+            str(self.tokenizer.decode([t for t in ids if t != self.end], skip_special_tokens=False))
+            for ids in found
+        ]
 
-    def _choose(self, scores: Tensor, guide: Guide | None) -> int:
-        """The best allowed token of scores [V]; any token where there is no guide."""
+    def _say(self, scores: Tensor, guide: Guide | None) -> list[int]:
+        """The best allowed token of scores [V] and all that the guide then dictates; any token
+        where there is no guide."""
         if guide is None:
-            return int(scores.argmax())
+            return [int(scores.argmax())]
         allowed = torch.from_numpy(guide.choices(scores.numpy(), self.reluctance))
         token = int(allowed[scores[allowed].argmax()])
         guide.say(token)
-        return token
+        return [token, *guide.dictated()]
