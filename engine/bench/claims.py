@@ -14,7 +14,7 @@ from typing import Any
 from engine.bench.bootstrap import interval
 from engine.errors import SekvError
 
-_SIDE = r"[\w.+-]+(?::[\w-]+)?(?:@(?:[\d.]+%?|\S+\.gguf))?(?::[\w-]+)?"
+_SIDE = r"[\w.+-]+(?::[\w-]+)?(?:@[^\s@<>=]+){0,2}(?::[\w-]+)?"
 _CLAIM = re.compile(rf"\s*({_SIDE})\s*(>>|<<|>=|<=|>|<)\s*({_SIDE})\s*([+-]\s*[\d.]+)?\s*")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
@@ -31,7 +31,7 @@ class Verdict:
 def check(claim: str, report: dict[str, Any]) -> Verdict:
     """Hold a claim against a report of `compare`.
 
-    Sides are METHOD@BUDGET[:TASK], `full`, or a number from 0 to 1; the right one may have a
+    Sides are METHOD[@FILE]@BUDGET[:TASK], `full`, or a number from 0 to 1; the right one may have a
     number added or taken away.
 
     Raises:

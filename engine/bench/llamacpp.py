@@ -1,9 +1,10 @@
 """llama.cpp as its C interface has it: read tokens, keep the state in a file, put it back.
 
-    python -m engine.bench.llamacpp FILE.gguf STATE POSITION CELLS THREADS TOKEN...
+    python -m engine.bench.llamacpp FILE.gguf STATE TOKENS THREADS ID...
 
-goes from a saved state to the first token in a process of its own, without torch; the efficiency
-suite starts it beside `sekv ask`. llama-cpp-python is imported only when a model is loaded.
+goes from the saved state of so many tokens to the first token of the answer to a question's ids,
+in a process of its own and without torch; the efficiency suite starts it beside `sekv ask`.
+llama-cpp-python is imported only when a model is loaded.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import sys
+import time
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -37,7 +39,7 @@ class Weights:
 
     def __init__(self, file: str):
         self.library: Any = import_module("llama_cpp")
-        logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
+        logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)
         self.library.llama_backend_init()
         params = self.library.llama_model_default_params()
         params.n_gpu_layers = 0
@@ -134,14 +136,45 @@ class Context:
         return int(self._library.llama_state_seq_get_size(self._context, ASKED))
 
 
-def main(file: str, state: str, position: int, cells: int, threads: int, ids: list[int]) -> None:
+def read_and_save(
+    weights: Weights, threads: int, ids: Sequence[int], question: Sequence[int], file: Path
+) -> tuple[float, float]:
+    """Seconds from a document's tokens to the first one of the answer, and to write its state."""
+    at = time.perf_counter()
+    context = Context(weights, len(ids) + len(question), threads)
+    context.eval(ids)
+    read = time.perf_counter()
+    context.save(file, ids)
+    saved = time.perf_counter()
+    context.eval(question)
+    context.logits().argmax()
+    return time.perf_counter() - at - (saved - read), saved - read
+
+
+def restore_and_ask(
+    weights: Weights, threads: int, count: int, question: Sequence[int], file: Path, more: int
+) -> tuple[float, float]:
+    """Seconds from the state of so many tokens to the first token, and for so many more tokens."""
+    at = time.perf_counter()
+    context = Context(weights, count + len(question) + more, threads)
+    context.restore(file, count, count)
+    context.eval(question)
+    token = int(context.logits().argmax())
+    first = time.perf_counter() - at
+    for _ in range(more):
+        context.eval([token])
+        token = int(context.logits().argmax())
+    return first, time.perf_counter() - at - first
+
+
+def main(file: str, state: str, count: int, threads: int, ids: list[int]) -> None:
     """Print the first token of the answer."""
-    context = Context(Weights(file), cells + len(ids), threads)
-    context.restore(Path(state), cells, position)
+    context = Context(Weights(file), count + len(ids), threads)
+    context.restore(Path(state), count, count)
     context.eval(ids)
     print(int(context.logits().argmax()))
 
 
 if __name__ == "__main__":
-    numbers = [int(number) for number in sys.argv[3:]]
-    main(sys.argv[1], sys.argv[2], *numbers[:3], numbers[3:])
+    tokens, threads, *question = (int(number) for number in sys.argv[3:])
+    main(sys.argv[1], sys.argv[2], tokens, threads, question)

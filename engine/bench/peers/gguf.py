@@ -110,8 +110,8 @@ def _turned(name: str, weight: Tensor, config: Any) -> Tensor:
     count = heads.get(name.split(".")[-2])
     if count is None:
         return weight.contiguous()
-    rows = weight.unflatten(0, (count, 2, -1))
-    return rows.transpose(1, 2).reshape(weight.shape).contiguous()
+    rows = weight.view(count, 2, -1, weight.shape[1])
+    return rows.transpose(1, 2).reshape(weight.shape)
 
 
 def _text(text: str) -> bytes:
