@@ -17,7 +17,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     rows = report["rows"]
     tasks = list(rows[0]["by_task"]) if rows else []
     shown = tasks if 1 < len(tasks) <= 14 else []
-    head = ["method", "budget", "n", "score %", "resident, mean (most) %", "resident KB", *shown]
+    head = ["method", "budget", "n", "score %", "resident, mean (most) %", "resident KB"]
+    head += ["of tokens", "zoom reused %", *shown]
     lines = [
         f"suite {report['suite']}, {report['items']} documents, model {report['model']}, seed "
         f"{report['seed']}",
@@ -33,6 +34,8 @@ def markdown(report: Mapping[str, Any]) -> str:
             _percent(row),
             f"{100 * row['resident_share']:.1f} ({100 * row['most_resident_share']:.1f})",
             f"{row['resident_bytes'] / 1000:.0f}",
+            f"{row['tokens']:.0f}",
+            f"{100 * row['reuse_rate']:.0f}",
             *(f"{100 * row['by_task'][task]['mean']:.0f}" for task in shown),
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -41,7 +44,9 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines += [
         "",
         "Scores are means over questions; intervals draw whole documents again. Resident is "
-        "everything of the document that lay on the device, over its keys and values in 16 bits.",
+        "everything of the document that lay on the device, over its keys and values in 16 bits; "
+        "tokens are those of a document. Reused: of the spans that a step wanted, those that the "
+        "step before had brought to the device.",
         *(f"`{name}`: {source}." for name, source in report.get("peers", {}).items()),
     ]
     return "\n".join(lines) + "\n"
