@@ -58,6 +58,7 @@ router: $(READY)
 # METHODS=sekv,full,peers another choice.
 TASKS := niah_single_1,niah_single_2,niah_multikey_1,qa_1
 table: $(READY)
+	$(if $(BOOKS),,$(error name the folder of .txt books: make table BOOKS=DIR))
 	$(BIN)/sekv bench --suite niah,ruler --text $(BOOKS) --task $(TASKS) --out runs/table \
 		$(if $(SAMPLES),--samples $(SAMPLES)) $(if $(METHODS),--method $(METHODS))
 

@@ -48,11 +48,11 @@ later, the same command asks only it. What is needed:
     pip install llama-cpp-python        # compiles for minutes
     python -m engine.bench.peers.gguf reader.gguf   # the built-in reader for llama.cpp@reader.gguf
 
-llama-cpp-python needs a C++ compiler and ninja, and so does optimum-quanto, which compiles when it is first
-used. `peers.gguf` takes the folder of any plain Llama as its second argument; other models are
-converted with `convert_hf_to_gguf.py` of llama.cpp. llama.cpp is fed the reader's own token ids and
-windows, which are sequences of their own until all are read and then one; its state is saved,
-restored into a new context, and asked. Keys and values have 16 bits there, weights 32.
+llama-cpp-python needs a C++ compiler and ninja, and so does optimum-quanto, which compiles when
+it is first used. `peers.gguf` takes the folder of any plain Llama as its second argument; other
+models are converted with `convert_hf_to_gguf.py` of llama.cpp. llama.cpp is fed the reader's own
+token ids and windows, which are sequences of their own until all are read and then one; its state
+is saved, restored into a new context, and asked. Keys and values have 16 bits there, weights 32.
 
     sekv bench --suite niah --text books --method sekv,full,transformers,kvpress --budget 10%
     sekv bench --suite niah,ruler --text books --method sekv,full,peers,llama.cpp@reader.gguf

@@ -330,6 +330,8 @@ def test_a_report_is_a_table_charts_and_one_page(report: dict[str, Any], tmp_pat
     assert "http" not in whole.replace("http://www.w3.org/2000/svg", "")
     assert whole.count("<svg") == len(drawn)
     assert all(row["row"].partition("@")[0] in whole for row in report["rows"])
+    assert "sekv@10%, outside the interval: " in table
+    assert "sekv@10%, outside the interval: " in whole
 
 
 # ---------------------------------------------------------------------------- claims
@@ -368,6 +370,17 @@ CLAIMED = made_up(full=[1.0] * 40, sekv_10=[1.0] * 39 + [0.0], snapkv_10=[0.0, 1
 )
 def test_claims_are_held_against_the_rows(claim: str, holds: bool) -> None:
     assert claims.check(claim, CLAIMED).holds is holds
+
+
+def test_a_table_says_of_whom_we_are_not_ahead() -> None:
+    """Whole documents are drawn again; a lead within the interval is none."""
+    told = made_up(full=[1.0] * 40, sekv_10=[1.0] * 39 + [0.0], snapkv_10=[0.0, 1.0] * 20,
+                   dynsplit_10=[1.0] * 38 + [0.0] * 2, sekv_5=[0.0] * 40)  # fmt: skip
+    for row in told["rows"]:
+        row["method"], _, row["budget"] = row["row"].partition("@")
+    (line,) = claims.standing(told)
+    assert line.startswith("sekv@10%, outside the interval: ahead of snapkv; not ahead of dynsplit")
+    assert "(0.0 to 7.5 points)." in line
 
 
 @pytest.mark.parametrize(

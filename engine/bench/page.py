@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from engine.bench import chart
+from engine.bench import chart, claims
 
 CELL, LEFT, TOP, BOTTOM = 44, 70, 40, 40
 
 
-def markdown(report: Mapping[str, Any]) -> str:
+def markdown(report: dict[str, Any]) -> str:
     """One line per method and budget, one column per task, 95 % intervals in brackets."""
     rows = report["rows"]
     tasks = list(rows[0]["by_task"]) if rows else []
@@ -43,6 +43,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         lines.append(f"| {entry['what']} | skipped: {entry['why']} |" + " |" * (len(head) - 2))
     lines += [
         "",
+        *claims.standing(report),
         "Scores are means over questions; intervals draw whole documents again. Resident is "
         "everything of the document that lay on the device, over its keys and values in 16 bits; "
         "tokens are those of a document. Reused: of the spans that a step wanted, those that the "
@@ -119,7 +120,7 @@ def heat_map(title: str, cells: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def html(reports: Sequence[tuple[Mapping[str, Any], Mapping[str, str]]]) -> str:
+def html(reports: Sequence[tuple[dict[str, Any], Mapping[str, str]]]) -> str:
     """One page that needs nothing else: of each suite the table, the charts, the settings.
 
     Args:
@@ -138,7 +139,7 @@ def html(reports: Sequence[tuple[Mapping[str, Any], Mapping[str, str]]]) -> str:
     )
 
 
-def _section(report: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
+def _section(report: dict[str, Any], drawn: Mapping[str, str]) -> str:
     told = markdown(report).splitlines()
     rows = [line for line in told if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in rows]

@@ -53,7 +53,7 @@ class Press:
             return f"needs kvpress, which is not installed: {INSTALL}"
         try:
             _library()
-        except ImportError as error:
+        except FAILURES as error:
             return f"kvpress cannot be imported ({error}): {INSTALL}"
         return ""
 
