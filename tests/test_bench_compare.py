@@ -243,32 +243,26 @@ def test_what_failed_is_tried_again(
 
 
 def test_a_killed_run_goes_on(model: Path, tmp_path: Path) -> None:
-    """A real process, SIGKILL after a few answers, peers among the rows; the same command then
-    gives what an undisturbed run gives."""
+    """A real process, SIGKILL after an answer, a peer among the rows: the same command keeps what
+    is there and asks the rest once."""
     books, out = shelf(tmp_path / "books"), tmp_path / "out"
-    line = ["bench", "--suite", "niah,ruler", "--text", str(books), "--model", str(model)]
-    line += ["--method", "streaming,transformers:reload", "--budget", "10%", "--length", "400"]
-    line += ["--depth", "50", "--task", "niah_single_1", "--samples", "3", "--device", "cpu"]
-    program = [sys.executable, "-m", "sekv_cli", *line, "--out", str(out)]
+    line = ["bench", "--suite", "niah", "--text", str(books), "--model", str(model)]
+    line += ["--method", "streaming,transformers:reload", "--budget", "10%", "--length", "300"]
+    line += ["--depth", "50", "--samples", "3", "--device", "cpu", "--out", str(out)]
+    program = [sys.executable, "-m", "sekv_cli", *line]
     running = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    log = out / "niah" / ANSWERS
-    while running.poll() is None and (not log.exists() or log.read_bytes().count(b"\n") < 3):
+    log = out / ANSWERS
+    while running.poll() is None and (not log.exists() or log.read_bytes().count(b"\n") < 2):
         time.sleep(0.02)
     running.kill()
     running.wait()
     before = log.read_text().rpartition("\n")[0].split("\n")
-    assert len(before) >= 3
-    assert run([*line, "--out", str(out)]) == 0
+    assert len(before) >= 2
+    assert run(line) == 0
     after = log.read_text().splitlines()
     assert after[: len(before)] == before
-    assert run([*line, "--out", str(tmp_path / "fresh")]) == 0
-
-    def scores(folder: Path) -> Any:
-        told = json.loads((folder / "results.json").read_text())["suites"]
-        return [(row["row"], row["scores"]) for name in told for row in told[name]["rows"]]
-
-    assert scores(out) == scores(tmp_path / "fresh")
-    assert len(scores(out)) == 4
+    rows = [(entry["key"], entry["row"]) for entry in map(json.loads, after[1:])]
+    assert len(rows) == len(set(rows)) == 3 * 2
 
 
 def test_another_router_is_another_row(model: Path, reader: hf.Reader, tmp_path: Path) -> None:
