@@ -16,6 +16,9 @@ from engine.errors import SekvError
 
 _SIDE = r"[\w.+-]+(?::[\w-]+)?(?:@[^\s@<>=]+){0,2}(?::[\w-]+)?"
 _CLAIM = re.compile(rf"\s*({_SIDE})\s*(>>|<<|>=|<=|>|<)\s*({_SIDE})\s*([+-]\s*[\d.]+)?\s*")
+FEW = 5
+"""An interval of fewer documents than this means nothing."""
+
 Scores = dict[str, list[float]]
 """The scores of the questions on each document, by its key."""
 
@@ -84,6 +87,12 @@ def standing(report: dict[str, Any], method: str = "sekv") -> list[str]:
             row for row in report["rows"] if row["budget"] == mine["budget"] and row is not mine
         ]
         if mine["method"] != method or not others:
+            continue
+        if len(mine["scores"]) < FEW:
+            lines.append(
+                f"{mine['row']}: {len(mine['scores'])} documents are too few to say of whom it is "
+                "ahead."
+            )
             continue
         ahead, rest = [], []
         for row in others:
