@@ -9,7 +9,7 @@ SAMPLE := docs/sample/dracula.pdf
 DEMO := runs/dracula.sekv
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check docs router clean
+.PHONY: help install demo test check docs router table clean
 
 help:
 	@echo "make demo   ingest the sample book, ask it three questions, look inside"
@@ -17,6 +17,7 @@ help:
 	@echo "make check  lint, formatting, types"
 	@echo "make docs   write the generated pages anew"
 	@echo "make router BOOKS=DIR  train the built-in reader's router anew, a few minutes"
+	@echo "make table BOOKS=DIR   all methods at three budgets, under half an hour on two cores"
 	@echo "make clean  remove the environment and everything made"
 
 install: $(READY)
@@ -52,6 +53,14 @@ docs: $(READY)
 router: $(READY)
 	$(BIN)/sekv train --text $(BOOKS) --run runs/router --steps 80 --length 768 \
 		-o engine/readers/builtin/router.safetensors
+
+# RULER's tasks that the built-in reader can do. Interrupted, it goes on; SAMPLES=1 is a short one,
+# METHODS=sekv,full,peers another choice.
+TASKS := niah_single_1,niah_single_2,niah_multikey_1,qa_1
+table: $(READY)
+	$(if $(BOOKS),,$(error name the folder of .txt books: make table BOOKS=DIR))
+	$(BIN)/sekv bench --suite niah,ruler --text $(BOOKS) --task $(TASKS) --out runs/table \
+		$(if $(SAMPLES),--samples $(SAMPLES)) $(if $(METHODS),--method $(METHODS))
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

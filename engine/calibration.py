@@ -17,6 +17,7 @@ from engine.manifest import ModelIdentity
 from engine.policies.codec import Side
 from engine.policies.route_static import RetrievalHeads
 from engine.recipe import Recipe
+from engine.store import disk
 
 FORMAT = "sekv-heads 1"
 NAME = "heads.json"
@@ -52,7 +53,7 @@ class Heads:
 
     def save(self, path: Path) -> None:
         body = {"format": FORMAT, **asdict(self)}
-        path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+        disk.put(path, (json.dumps(body, indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, path: Path, identity: ModelIdentity) -> Heads:

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from engine.errors import BudgetError, DocumentError, ReaderError, RouterError, StoreError
-from engine.recipe import Recipe, named
+from engine.recipe import Recipe, named, with_router
 from engine.types import IngestOptions, IngestReport, Plan, Progress, SourceReport
 
 if TYPE_CHECKING:
     from engine.documents import Document
     from engine.readers.hf import Chunk, Reader
+    from engine.router import TrainedRouter
     from engine.store import StoreWriter
     from engine.tokens import Tokens
 
@@ -44,7 +45,12 @@ def plan(
     progress: Progress,
     stdin: BinaryIO | None = None,
 ) -> Plan:
-    """What `ingest` would do and how large the result would be; loads no weights."""
+    """What `ingest` would do and how large the result would be; loads no weights.
+
+    Raises:
+        SekvError: what `ingest` would refuse, as far as no weights are needed to see it.
+    """
+    from engine import router
     from engine.readers import hf
     from engine.tokens import tokenize
 
@@ -53,6 +59,9 @@ def plan(
     name = hf.resolve(options.model)
     config = hf.load_config(name, options.revision)
     hf.check_supported(config)
+    if options.router not in ("", router.NONE):
+        # Whose it is shows when the weights are read.
+        _check_use(router.load(Path(options.router)), recipe, options.router)
     tokenizer = hf.load_tokenizer(name, options.revision)
     tokens = tokenize(document, tokenizer)
     shape = config.get_text_config()
@@ -125,7 +134,7 @@ def ingest(
         name, revision=options.revision, device=options.device, dtype=options.dtype
     )
     calibrated = calibration.needed(recipe, name, options.heads, reader.identity)
-    recipe, learnt = _routed(recipe, options.router, Path(name), reader, progress)
+    recipe, learnt = routed(recipe, options.router, Path(name), reader, progress)
     job = _job(document, windows, reader, recipe, options)
     if calibrated:
         job["heads"] = calibrated.heads
@@ -440,7 +449,7 @@ class _Work:
 # ---------------------------------------------------------------------------- routers
 
 
-def _routed(
+def routed(
     recipe: Recipe, asked: str, folder: Path, reader: Reader, progress: Progress
 ) -> tuple[Recipe, list[Any]]:
     """The recipe with its trained router, if there is one, and what that knows of each layer.
@@ -451,19 +460,22 @@ def _routed(
         RouterError: the file asked for is no router, another model's, or of no use to the method.
     """
     from engine import router
-    from engine.recipe import with_router
 
     trained, remark = router.find(asked, folder, reader.identity)
     if remark:
         progress.note(remark)
     if trained is None or not (asked or trained.pays(recipe.router)):
         return recipe, []
-    routed = with_router(recipe, trained)
-    if routed != recipe:
-        return routed, trained.layers
     if asked:
-        raise RouterError(f"{asked} holds no router for method '{recipe.name}'")
-    return recipe, []
+        _check_use(trained, recipe, asked)
+    found = with_router(recipe, trained)
+    return (recipe, []) if found == recipe else (found, trained.layers)
+
+
+def _check_use(trained: TrainedRouter, recipe: Recipe, file: str) -> None:
+    """Refuse a router of which a method makes nothing."""
+    if with_router(recipe, trained) == recipe:
+        raise RouterError(f"{file} holds no router for method '{recipe.name}'")
 
 
 def _learnt_before(

@@ -42,8 +42,13 @@ COMPARED = (Suite.niah, Suite.ruler, Suite.multi, Suite.longbench, Suite.infinit
 
 def bench(
     suite: Annotated[
-        Suite, typer.Option(metavar="NAME", help=f"What to measure: {', '.join(Suite)}.")
-    ] = Suite.reader,
+        str,
+        typer.Option(
+            metavar="NAME,...",
+            help=f"What to measure: {', '.join(Suite)}. Several that compare methods, such as "
+            "niah,ruler, are one run with one report.",
+        ),
+    ] = "reader",
     model: Annotated[
         str,
         typer.Option(
@@ -83,7 +88,7 @@ def bench(
             min=1,
             metavar="N",
             help="Questions per line of the table (reader, fidelity), documents per cell "
-            "(niah, ruler, multi) or lines per file. [default: 200, 2, 20]",
+            "(niah, ruler, multi) or lines per file. [default: 200; 4, 5, 2; 20]",
             show_default=False,
         ),
     ] = None,
@@ -91,9 +96,10 @@ def bench(
         str,
         typer.Option(
             metavar="NAME,...",
-            help="Methods to compare (fidelity: NAME@FILE or NAME@none chooses the router), or one "
-            "to time; other suites also take peers such as kvpress:snapkv or transformers:reload. "
-            "[default: sekv,sekv-paper (fidelity, efficiency), all others]",
+            help="Methods to compare, NAME@FILE or NAME@none with another router, or one to time "
+            "(efficiency, which also takes llama.cpp@FILE.gguf); suites that compare take peers "
+            "such as kvpress:snapkv or transformers:reload. [default: sekv,sekv-paper (fidelity), "
+            "sekv (efficiency), all others]",
             show_default=False,
         ),
     ] = "",
@@ -110,7 +116,8 @@ def bench(
         str,
         typer.Option(
             metavar="TOKENS,...",
-            help="Tokens of a document, one or several. [default: by suite]",
+            help="Tokens of a document, one or several. [default: 2048; 2048,4096 (niah); "
+            "8192,32768 (efficiency)]",
             show_default=False,
         ),
     ] = "",
@@ -124,7 +131,7 @@ def bench(
     ] = "",
     depth: Annotated[
         str, typer.Option(metavar="PERCENT,...", help="Where the needle stands (niah).")
-    ] = "0,25,50,75,100",
+    ] = "0,50,100",
     claims: Annotated[
         list[str] | None,
         typer.Option(
@@ -176,21 +183,23 @@ def bench(
       sekv bench --suite fidelity --text books --method sekv,sekv-paper --budget 5%,10%
       sekv bench --suite efficiency --text books --length 8192,32768 --budget 20%
       sekv bench --suite niah --text books --method sekv,snapkv,full --budget 5%,10%
+      sekv bench --suite niah,ruler --text books --task niah_single_2,qa_1 --out runs/table
       sekv bench --suite multi --text books --method sekv,full,transformers,kvpress
       sekv bench --suite ruler --text books --length 2048 --assert 'sekv@10% > snapkv@10%'
       sekv bench --suite longbench --data LongBench/data --task qasper --samples 50
     """
-    if suite in COMPARED:
+    suites = _suites(suite)
+    if suites[0] in COMPARED:
         from sekv_cli import compare
 
         asked = compare.Asked(
-            suite=str(suite),
+            suites=tuple(map(str, suites)),
             model=model,
             text=text,
             data=data,
             methods=_names(method),
             budgets=_names(budget or "5%,10%,20%"),
-            lengths=tuple(_numbers(length or "2048")),
+            lengths=tuple(_numbers(length)) if length else (),
             depths=_depths(depth),
             tasks=_names(task),
             samples=samples,
@@ -212,9 +221,9 @@ def bench(
     from sekv_cli import format, progress
 
     with progress.on_stderr() as shown:
-        if suite is Suite.reader:
+        if suites[0] is Suite.reader:
             measured = _reader(model, text, questions, samples, seed, device, output, shown)
-        elif suite is Suite.fidelity:
+        elif suites[0] is Suite.fidelity:
             drawn = _Drawn(text, _numbers(length or "2048")[0], facts, seed)
             measured = _fidelity(model, drawn, (method, budget), samples, window, device, shown)
         else:
@@ -228,6 +237,18 @@ def bench(
         format.emit_json(report)
     else:
         format.print_markdown(format.console(), table)
+
+
+def _suites(text: str) -> list[Suite]:
+    """One suite, or several of those that compare methods."""
+    names = list(dict.fromkeys(_names(text)))
+    for name in names or [text]:
+        if name not in list(Suite):
+            raise SekvError(f"unknown suite '{name}'; known: {', '.join(Suite)}")
+    suites = [Suite(name) for name in names]
+    if len(suites) > 1 and not set(suites) <= set(COMPARED):
+        raise SekvError(f"only {', '.join(COMPARED)} can be run together")
+    return suites
 
 
 def _numbers(text: str) -> list[int]:
@@ -311,15 +332,23 @@ def _efficiency(
     device: str,
     shown: Progress,
 ) -> _Measured:
-    from engine.bench import efficiency
+    from engine.bench import efficiency, peers
     from engine.readers import hf
 
     name = hf.resolve(model)
+    own = [name for name in _names(compared[0]) if not peers.is_peer(name)]
+    others = [name for name in _names(compared[0]) if peers.is_peer(name)]
+    if len(others) > 1 or any(not peers.is_llama(name) for name in others):
+        raise SekvError(
+            "the efficiency suite times one peer, llama.cpp@FILE.gguf, beside the full cache of "
+            "transformers, which is always there"
+        )
     setting = efficiency.Setting(
         lengths=tuple(lengths),
-        method=_names(compared[0])[0],
+        method=own[0] if own else "sekv",
         budget=_names(compared[1] or "20%")[-1],
         window=window,
+        peer=others[0] if others else "",
     )
     books = "\n\n".join(
         path.read_text(encoding="utf-8", errors="replace") for path in sorted(text.glob("*.txt"))

@@ -17,11 +17,17 @@ if TYPE_CHECKING:
     from engine.bench.suites.types import Suite
 
 
+LENGTHS = {"niah": (2048, 4096)}
+SAMPLES = {"niah": 4, "ruler": 5, "multi": 2, "longbench": 20, "infinitebench": 20}
+"""Of a suite by itself; lengths of the others: 2048."""
+
+
 @dataclass(frozen=True)
 class Asked:
-    """The command line, parsed. methods: none for all. samples: None for the suite's own."""
+    """The command line, parsed. suites: one or several. methods: none for all. lengths: none, and
+    samples: None, for each suite's own."""
 
-    suite: str
+    suites: tuple[str, ...]
     model: str
     text: Path | None
     data: Path | None
@@ -38,10 +44,13 @@ class Asked:
 
 
 def compare(asked: Asked, output: Path, *, as_json: bool) -> None:
-    """Run, write below `output`, print; exit code 1 where a claim does not hold."""
-    suite = make_suite(asked)
+    """Run, write below `output`, print; exit code 1 where a claim does not hold.
+
+    Several suites are one run with one report; each has its own results in a folder of its name.
+    """
+    suites = [make_suite(name, asked) for name in asked.suites]
     from engine.bench import claims, page, peers, results
-    from engine.bench.compare import Setting, measure, rows_of
+    from engine.bench.compare import Run, Setting, rows_of
     from engine.readers import hf
     from engine.recipe import RECIPES
     from sekv_cli import format, options, progress
@@ -52,49 +61,63 @@ def compare(asked: Asked, output: Path, *, as_json: bool) -> None:
     setting = Setting(methods, asked.budgets, asked.seed, window=asked.window)
     rows_of(setting)  # an unknown method is said before a model is loaded
     name = hf.resolve(asked.model)
+    alone = len(suites) == 1
+    folders = [output if alone else output / suite.name for suite in suites]
     with progress.on_stderr() as shown:
         reader = hf.load(name, device=asked.device)
-        report = measure(reader, name, suite, setting, output, shown)
-    table = page.markdown(report)
-    drawn = page.charts(report)
-    verdicts = [claims.check(claim, report) for claim in asked.claims]
-    report["claims"] = [vars(verdict) for verdict in verdicts]
-    results.save(report, table, output, {**drawn, "report.html": page.html(report, drawn)})
-    if as_json:
-        format.emit_json(report)
-    else:
+        runs = [
+            Run(reader, name, suite, setting, folder)
+            for suite, folder in zip(suites, folders, strict=True)
+        ]
+        shown.start("asking", sum(run.left for run in runs), "answers")
+        for run in runs:
+            run.ask(shown)
+    made, tables, holds = [], [], True
+    for run, folder in zip(runs, folders, strict=True):
+        report = run.report()
+        table, drawn = page.markdown(report), page.charts(report)
+        verdicts = [claims.check(claim, report) for claim in asked.claims]
+        holds &= all(verdict.holds for verdict in verdicts)
+        report["claims"] = [vars(verdict) for verdict in verdicts]
         told = "\n".join(
             f"- {'holds' if v.holds else 'does not hold'}: {v.claim} ({v.told})" for v in verdicts
         )
-        format.print_markdown(format.console(), f"{table}\n{told}\n" if told else table)
-    if not all(verdict.holds for verdict in verdicts):
+        tables.append(f"{table}\n{told}\n" if told else table)
+        results.save(report, table, folder, {**drawn, "report.html": page.html([(report, drawn)])})
+        made.append((report, drawn))
+    whole = made[0][0] if alone else {"suites": {report["suite"]: report for report, _ in made}}
+    if not alone:
+        results.save(whole, "\n".join(tables), output, {"report.html": page.html(made)})
+    if as_json:
+        format.emit_json(whole)
+    else:
+        format.print_markdown(format.console(), "\n".join(tables))
+    if not holds:
         raise typer.Exit(1)
 
 
-def make_suite(asked: Asked) -> Suite:
+def make_suite(name: str, asked: Asked) -> Suite:
     """The suite of that name.
 
     Raises:
         SekvError: files or a folder are missing, or a task is unknown.
     """
-    if asked.suite in ("longbench", "infinitebench"):
+    if name in ("longbench", "infinitebench"):
         from engine.bench.suites.official import Official
 
         if asked.data is None or not asked.data.is_dir():
             raise SekvError(
-                f"the {asked.suite} suite reads official .jsonl files; name their folder: --data"
+                f"the {name} suite reads official .jsonl files; name their folder: --data"
             )
-        return Official(asked.suite, asked.data, asked.samples or 20, asked.tasks)
+        return Official(name, asked.data, asked.samples or SAMPLES[name], asked.tasks)
     if asked.text is None:
-        raise SekvError(
-            f"the {asked.suite} suite draws its texts from books; name their folder: --text"
-        )
+        raise SekvError(f"the {name} suite draws its texts from books; name their folder: --text")
     if not asked.text.is_dir():
         raise SekvError(f"there is no folder {asked.text}")
-    return _generated(asked, asked.text)
+    return _generated(name, asked, asked.text)
 
 
-def _generated(asked: Asked, text: Path) -> Suite:
+def _generated(name: str, asked: Asked, text: Path) -> Suite:
     from engine.bench.suites.ruler import TASKS, Library, ManyQuestions, NeedleGrid, Ruler
     from engine.train.reader.haystack import load_books, sentences
 
@@ -108,12 +131,12 @@ def _generated(asked: Asked, text: Path) -> Suite:
     library = Library([s for book in books for part in book.paragraphs for s in sentences(part)])
     plan: dict[str, Any] = {
         "library": library,
-        "lengths": asked.lengths,
-        "samples": asked.samples or 2,
+        "lengths": asked.lengths or LENGTHS.get(name, (2048,)),
+        "samples": asked.samples or SAMPLES[name],
         "seed": asked.seed,
     }
-    if asked.suite == "niah":
+    if name == "niah":
         return NeedleGrid(depths=asked.depths, **plan)
-    if asked.suite == "multi":
+    if name == "multi":
         return ManyQuestions(**plan)
     return Ruler(tasks=asked.tasks or TASKS, **plan)

@@ -40,21 +40,31 @@ are, except by `transformers:reload`, which like `full` keeps the model's own. A
 less until its real bytes are within the budget; one that only masks keeps all rows, and its bytes
 say so (its masked rows are hidden, where kvpress puts a key in their place that no query sees).
 
-A peer that is not installed, or that fails, is a line of the table with the reason. What is needed:
+A peer that is not installed, or that fails, is a line of the table with the reason; installed
+later, the same command asks only it. What is needed:
 
     pip install 'sekv[bench]'           # optimum-quanto, and what kvpress imports
     pip install --no-deps kvpress       # 0.5.5 pins transformers < 5.3, and runs with ours
-    pip install llama-cpp-python        # compiles for minutes; the peer is llama.cpp@FILE.gguf
+    pip install llama-cpp-python        # compiles for minutes
+    python -m engine.bench.peers.gguf reader.gguf   # the built-in reader for llama.cpp@reader.gguf
 
-llama.cpp reads a document of one window only, from the reader's checkpoint converted to GGUF
-(`convert_hf_to_gguf.py` of llama.cpp); it is fed the reader's own token ids.
+llama-cpp-python needs a C++ compiler and ninja, and so does optimum-quanto, which compiles when
+it is first used. `peers.gguf` takes the folder of any plain Llama as its second argument; other
+models are converted with `convert_hf_to_gguf.py` of llama.cpp. llama.cpp is fed the reader's own
+token ids and windows, which are sequences of their own until all are read and then one; its state
+is saved, restored into a new context, and asked. Keys and values have 16 bits there, weights 32.
 
     sekv bench --suite niah --text books --method sekv,full,transformers,kvpress --budget 10%
+    sekv bench --suite niah,ruler --text books --method sekv,full,peers,llama.cpp@reader.gguf
+    sekv bench --suite efficiency --text books --method sekv,llama.cpp@reader.gguf
+
+A method with another router than the model's own is NAME@FILE, or NAME@none.
 
 Of the ratios by which the efficiency suite measures (R1 to R12 in its table), R9, how much of the
 answers a budget keeps, is what the other suites are for. It times everything on the machine it
 runs on: a device's memory over a bus, or many questions at once, it does not measure. Its peers
-there are reading again and the full cache reloaded, and not the programs of others.
+there are reading again, the full cache reloaded, and llama.cpp where its model file is named; other
+programs are not timed.
 """
 
 

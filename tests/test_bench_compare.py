@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +14,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from engine import recipe as recipes
+from engine import router
 from engine.bench import claims, compare, page, results
 from engine.bench.compare import ANSWERS, ReadOnce, Setting, measure
+from engine.bench.peers import caches
+from engine.bench.peers.held import PeerError
 from engine.bench.suites.official import Official
 from engine.bench.suites.ruler import Library, ManyQuestions, NeedleGrid, Ruler
 from engine.bench.suites.types import Ask, Item, Sample, Suite
-from engine.errors import BudgetError, SekvError
+from engine.errors import BudgetError, RouterError, SekvError
 from engine.observe import Observe
 from engine.readers import hf
 from engine.types import Silent
@@ -190,6 +197,102 @@ def test_an_interrupted_run_goes_on_where_it_was(
         measure(reader, str(model), Logs(), replace(SETTING, seed=5), tmp_path, Silent())
 
 
+def test_methods_and_peers_can_be_added_to_a_run(
+    model: Path, reader: hf.Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the new ones are asked; of a method that has changed meanwhile nothing is believed."""
+    setting = Setting(("full", "streaming"), ("10%",), most=2)
+    measure(reader, str(model), Logs(1), setting, tmp_path, Silent())
+    asked = []
+    watched = compare._ask
+
+    def counted(*args: Any) -> Any:
+        asked.extend(row.name for row in args[4])
+        return watched(*args)
+
+    monkeypatch.setattr(compare, "_ask", counted)
+    more = replace(setting, methods=("transformers:reload", "full", "snapkv"))
+    made = measure(reader, str(model), Logs(1), more, tmp_path, Silent())
+    assert asked == ["transformers:reload", "snapkv@10%"]
+    assert [row["row"] for row in made["rows"]] == ["transformers:reload", "full", "snapkv@10%"]
+    both = replace(setting, methods=("streaming", "snapkv", "full", "transformers:reload"))
+    again = measure(reader, str(model), Logs(1), both, tmp_path, Silent())
+    assert len(asked) == 2
+    assert len(again["rows"]) == 4
+    changed = replace(recipes.RECIPES["snapkv"], sinks=9)
+    monkeypatch.setitem(recipes.RECIPES, "snapkv", changed)
+    with pytest.raises(SekvError, match="another snapkv"):
+        measure(reader, str(model), Logs(1), both, tmp_path, Silent())
+
+
+def test_what_failed_is_tried_again(
+    model: Path, reader: hf.Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = Setting(("transformers:reload",), (), most=2)
+
+    def full_disk(*_: Any) -> None:
+        raise PeerError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(caches.Reloaded, "hold", full_disk)
+        made = measure(reader, str(model), Logs(1), setting, tmp_path, Silent())
+        assert made["skipped"][0]["why"] == "no room (1 of 1 documents)"
+    made = measure(reader, str(model), Logs(1), setting, tmp_path, Silent())
+    assert made["skipped"] == []
+    assert len((tmp_path / ANSWERS).read_text().splitlines()) == 1 + 1
+
+
+def test_a_killed_run_goes_on(model: Path, tmp_path: Path) -> None:
+    """A real process, SIGKILL after an answer, a peer among the rows: the same command keeps what
+    is there and asks the rest once."""
+    books, out = shelf(tmp_path / "books"), tmp_path / "out"
+    line = ["bench", "--suite", "niah", "--text", str(books), "--model", str(model)]
+    line += ["--method", "streaming,transformers:reload", "--budget", "10%", "--length", "300"]
+    line += ["--depth", "50", "--samples", "3", "--device", "cpu", "--out", str(out)]
+    program = [sys.executable, "-m", "sekv_cli", *line]
+    running = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = out / ANSWERS
+    while running.poll() is None and (not log.exists() or log.read_bytes().count(b"\n") < 2):
+        time.sleep(0.02)
+    running.kill()
+    running.wait()
+    before = log.read_text().rpartition("\n")[0].split("\n")
+    assert len(before) >= 2
+    assert run(line) == 0
+    after = log.read_text().splitlines()
+    assert after[: len(before)] == before
+    rows = [(entry["key"], entry["row"]) for entry in map(json.loads, after[1:])]
+    assert len(rows) == len(set(rows)) == 3 * 2
+
+
+def test_another_router_is_another_row(model: Path, reader: hf.Reader, tmp_path: Path) -> None:
+    """NAME@FILE routes by that file; a file that is of no use to a method is said at once."""
+    file = tmp_path / "r.safetensors"
+    axes = torch.eye(16)[:4].expand(2, -1, -1).clone()
+    layers = [
+        {
+            "zoom_key": axes.clone(),
+            "zoom_query": axes.clone(),
+            "zoom_bits": torch.full((2, 4), 8, dtype=torch.uint8),
+        }
+        for _ in range(3)
+    ]
+    router.save(file, router.Owner.of(reader.identity), layers, {}, 4.0, {"steps": 0})
+    learnt = f"sekv@{file}"
+    setting = Setting(("sekv@none", learnt), ("30%",), most=2)
+    made = measure(reader, str(model), Logs(1), setting, tmp_path / "out", Silent())
+    assert [row["row"] for row in made["rows"]] == ["sekv@none@30%", f"{learnt}@30%"]
+    assert made["recipes"]["sekv@none"]["router"]["kind"] == "Sketch"
+    assert made["recipes"][learnt]["router"]["weights"] == router.load(file).fingerprint
+    stores = [row["store_bytes"] for row in made["rows"]]
+    assert stores[0] != stores[1]
+    assert claims.check(f"{learnt}@30% >= sekv@none@30% - 1", made).holds
+    assert claims.check(f"{learnt}@30%:log >= 0", made).holds
+    wrong = replace(setting, methods=(f"snapkv@{file}",))
+    with pytest.raises(RouterError, match="holds no router for method 'snapkv'"):
+        measure(reader, str(model), Logs(1), wrong, tmp_path / "wrong", Silent())
+
+
 def test_what_cannot_be_done_is_skipped_with_its_reason(
     model: Path, reader: hf.Reader, tmp_path: Path
 ) -> None:
@@ -210,7 +313,7 @@ def test_what_cannot_be_done_is_skipped_with_its_reason(
 
 def test_a_report_is_a_table_charts_and_one_page(report: dict[str, Any], tmp_path: Path) -> None:
     table, drawn = page.markdown(report), page.charts(report)
-    results.save(report, table, tmp_path, {**drawn, "report.html": page.html(report, drawn)})
+    results.save(report, table, tmp_path, {**drawn, "report.html": page.html([(report, drawn)])})
     names = {path.name for path in tmp_path.iterdir()}
     assert {"results.json", "table.md", "report.html", "score-over-bytes.svg"} <= names
     assert "heat-sekv@10.svg" in names
@@ -221,6 +324,9 @@ def test_a_report_is_a_table_charts_and_one_page(report: dict[str, Any], tmp_pat
     assert "http" not in whole.replace("http://www.w3.org/2000/svg", "")
     assert whole.count("<svg") == len(drawn)
     assert all(row["row"].partition("@")[0] in whole for row in report["rows"])
+    few = "sekv@10%: 2 documents are too few to say of whom it is ahead."
+    assert few in table
+    assert few in whole
 
 
 # ---------------------------------------------------------------------------- claims
@@ -261,6 +367,17 @@ def test_claims_are_held_against_the_rows(claim: str, holds: bool) -> None:
     assert claims.check(claim, CLAIMED).holds is holds
 
 
+def test_a_table_says_of_whom_we_are_not_ahead() -> None:
+    """Whole documents are drawn again; a lead within the interval is none."""
+    told = made_up(full=[1.0] * 40, sekv_10=[1.0] * 39 + [0.0], snapkv_10=[0.0, 1.0] * 20,
+                   dynsplit_10=[1.0] * 38 + [0.0] * 2, sekv_5=[0.0] * 40)  # fmt: skip
+    for row in told["rows"]:
+        row["method"], _, row["budget"] = row["row"].partition("@")
+    (line,) = claims.standing(told)
+    assert line.startswith("sekv@10%, outside the interval: ahead of snapkv; not ahead of dynsplit")
+    assert "(0.0 to 7.5 points)." in line
+
+
 @pytest.mark.parametrize(
     ("claim", "said"),
     [
@@ -294,9 +411,39 @@ def test_the_command_compares_asserts_and_continues(
     assert (tmp_path / "out" / "report.html").is_file()
 
 
+def test_several_suites_are_one_run_with_one_report(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    books, out = shelf(tmp_path / "books"), tmp_path / "out"
+    line = ["bench", "--suite", "niah,ruler", "--text", str(books), "--model", str(model)]
+    line += ["--method", "full,kvpress:none", "--length", "300", "--depth", "50"]
+    line += ["--samples", "1", "--task", "niah_single_1", "--device", "cpu", "--out", str(out)]
+    assert run(line) == 2
+    line[line.index("full,kvpress:none")] = "full,llama.cpp@nowhere.gguf"
+    capsys.readouterr()
+    assert run([*line, "--assert", "full >= 0"]) == 0
+    printed, shown = capsys.readouterr()
+    assert printed.index("suite niah") < printed.index("suite ruler")
+    assert shown.count("asking") <= 1
+    assert {path.name for path in out.iterdir()} == {
+        "niah", "ruler", "results.json", "table.md", "report.html",
+    }  # fmt: skip
+    told = json.loads((out / "results.json").read_text())["suites"]
+    for name in ("niah", "ruler"):
+        assert told[name] == json.loads((out / name / "results.json").read_text())
+        assert told[name]["claims"][0]["holds"] is True
+        assert told[name]["skipped"][0]["what"] == "llama.cpp@nowhere.gguf"
+        assert f"<h1>Suite {name}</h1>" in (out / "report.html").read_text()
+    assert (out / "table.md").read_text().count("llama.cpp@nowhere.gguf | skipped: ") == 2
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
+        ("--suite niah,none", "unknown suite 'none'; known: reader, fidelity"),
+        ("--suite niah,fidelity", "only niah, ruler, multi, longbench, infinitebench can be run"),
+        ("--suite ,", "unknown suite ','"),
+        ("--suite efficiency --text docs --method sekv,kvpress:tova", "one peer, llama.cpp@FILE"),
         ("--suite niah", "name their folder: --text"),
         ("--suite ruler --text docs --task none", "ruler has no task 'none'; known: niah_single_1"),
         ("--suite ruler --text docs", "no eval books"),

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from engine.bench import processes
 from engine.bench.efficiency import QUESTION, Setting, _programs, _reprefill, markdown, measure
-from engine.bench.peers import caches
+from engine.bench.peers import caches, gguf
 from engine.errors import SekvError
 from engine.readers import hf
 from engine.types import Silent
@@ -162,6 +162,29 @@ def test_every_program_of_the_suite_runs(model: Path, reader: hf.Reader) -> None
     (row,) = measure(reader, str(model), TEXT, setting, Silent())["lengths"]
     assert list(row["processes"]) == list(_programs("", Path(), setting))
     assert all(one["wall_s"] > 0 for one in row["processes"].values())
+
+
+def test_llama_cpp_takes_part_where_it_is_installed(
+    model: Path, reader: hf.Reader, tmp_path: Path
+) -> None:
+    """Its state is saved, restored and asked in the same rounds, and by a process of its own."""
+    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
+    file = tmp_path / "tiny.gguf"
+    gguf.write(str(model), file)
+    setting = replace(SETTING, lengths=(300,), peer=f"llama.cpp@{file}")
+    made = measure(reader, str(model), TEXT, setting, Silent())
+    (row,) = made["lengths"]
+    assert row["llama_state_bytes"] == pytest.approx(row["full_16_bit_bytes"], rel=0.2)
+    for name in ("reprefill", "save", "open", "open_cold", "token"):
+        assert len(row["all_s"][f"llama_{name}"]) == setting.rounds
+    assert "| R2 | llama.cpp's state restored / open, files warm |" in markdown(made)
+
+
+def test_a_missing_peer_is_named(model: Path, reader: hf.Reader) -> None:
+    setting = replace(SETTING, lengths=(300,), rounds=1, peer="llama.cpp@nowhere.gguf")
+    made = measure(reader, str(model), TEXT, setting, Silent())
+    assert "`llama.cpp@nowhere.gguf` skipped: " in markdown(made)
+    assert "llama.cpp's state" not in markdown(made)
 
 
 def test_a_report_says_how_it_was_made(report: dict[str, Any], model: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from engine.ask import Session
-from engine.bench import claims, peers
+from engine.bench import claims, llamacpp, peers
 from engine.bench.compare import ANSWERS, Setting, measure
-from engine.bench.peers import caches, held, llama, presses
+from engine.bench.peers import caches, gguf, held, llama, presses
 from engine.bench.peers.held import Held, PeerError, allowed_bytes
 from engine.bench.suites.types import Ask, Item, Sample
-from engine.errors import BudgetError
+from engine.errors import BudgetError, ReaderError
 from engine.readers import hf
 from engine.types import Silent
 from sekv_cli.main import run
@@ -318,6 +320,75 @@ def test_another_engine_answers_in_the_same_session(
         opened.reader.model = llama.Greedy(engine, len(ids), reader.model)
         assert answers(opened) == full
         assert engine.n_tokens > len(ids)
+
+
+needs_llama = pytest.mark.skipif(
+    importlib.util.find_spec("llama_cpp") is None, reason="needs llama-cpp-python"
+)
+
+
+@pytest.fixture(scope="module")
+def weights(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as GGUF."""
+    file = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    gguf.write(str(model), file)
+    return file
+
+
+@needs_llama
+@pytest.mark.parametrize("kind", ["whole", "windowed"])
+def test_llama_cpp_answers_from_a_restored_state_as_the_full_cache(
+    kind: str, reader: hf.Reader, weights: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Windows of a document stay blind to each other there too; bytes are those of 16 bits."""
+    store: Path = request.getfixturevalue(kind)
+    with session(store, reader, budget="100%") as opened:
+        full = answers(opened)
+        stored = peers.named(f"llama.cpp@{weights}").hold(opened, "", tmp_path)
+        assert answers(opened) == full
+        tokens = opened.store.manifest.tokens + len(reader.prompt.prefix)
+        resident = opened.ask(QUESTION).memory.device_kv_bytes
+        assert resident == pytest.approx(tokens * ROW * 2, rel=0.1)
+        (file,) = tmp_path.iterdir()
+        assert stored == file.stat().st_size >= resident
+
+
+@needs_llama
+def test_the_weights_of_another_model_are_refused(
+    reader: hf.Reader, whole: Path, tmp_path: Path
+) -> None:
+    other, file = checkpoint("llama", tmp_path / "other", vocab_size=300), tmp_path / "other.gguf"
+    gguf.write(str(other), file)
+    with session(whole, reader, budget="100%") as opened:
+        with pytest.raises(PeerError, match="300 tokens and the reader 261: it is another model"):
+            peers.named(f"llama.cpp@{file}").hold(opened, "", tmp_path)
+        file.write_bytes(b"GGUF and no more")
+        with pytest.raises(PeerError, match=r"llama\.cpp cannot read"):
+            peers.named(f"llama.cpp@{file}").hold(opened, "", tmp_path)
+
+
+@needs_llama
+def test_a_process_of_its_own_says_the_same_first_token(
+    reader: hf.Reader, model: Path, weights: Path, tmp_path: Path
+) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    document, asked = [7 * i % 250 for i in range(90)], [3, 1, 4, 1, 5]
+    state = tmp_path / "state"
+    context = llamacpp.Context(llamacpp.Weights(str(weights)), 200, 1)
+    context.eval(document)
+    context.save(state, document)
+    numbers = [len(document), 1, *asked]
+    line = [sys.executable, "-m", "engine.bench.llamacpp", str(weights), str(state)]
+    done = subprocess.run([*line, *map(str, numbers)], capture_output=True, text=True, check=True)
+    with torch.inference_mode():
+        true = plain(torch.tensor([[*document, *asked]])).logits[0, -1].argmax()
+    assert int(done.stdout) == int(true)
+
+
+def test_what_is_no_plain_llama_is_not_converted(tmp_path: Path) -> None:
+    with pytest.raises(ReaderError, match=r"no plain Llama; .* convert_hf_to_gguf\.py"):
+        gguf.write(str(checkpoint("qwen3", tmp_path / "qwen")), tmp_path / "none.gguf")
+    assert not (tmp_path / "none.gguf").exists()
 
 
 def test_llama_cpp_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from engine.bench.support import Asked, ask_all, bars, markdown, report, write
+from engine.calibration import Heads
 from engine.certainty import SCORES, Bar
 from engine.errors import SekvError
 from engine.prompt import Prompt
 from engine.readers import hf
+from engine.store.disk import Disk
 from engine.types import Silent
 from tiny_models import checkpoint
 
@@ -71,3 +74,27 @@ def test_the_bar_reaches_a_look_up_reader_and_changes_no_identity(tmp_path: Path
     assert Prompt.of(hf.load_tokenizer(str(hf.BUILTIN)), bar=bar).bar == bar
     with pytest.raises(SekvError, match="no look-up reader"):
         ask_all(after, str(folder), [], 1, "20%", Silent())
+
+
+def test_a_crash_while_writing_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader without its configuration could not be loaded again."""
+    config, heads = tmp_path / "config.json", tmp_path / "heads.json"
+    config.write_text('{"model_type": "llama"}')
+    measured = Heads("tiny", "ff", [[0]], [[1.0]], [1.0], {})
+    measured.save(heads)
+    before = config.read_bytes(), heads.read_bytes()
+
+    def full_disk(*_: object) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Disk, "sync", full_disk)
+        with pytest.raises(OSError, match="no space"):
+            write(tmp_path, {"score": "least", "least": -1.0})
+        with pytest.raises(OSError, match="no space"):
+            replace(measured, model="other").save(heads)
+    assert (config.read_bytes(), heads.read_bytes()) == before
+    write(tmp_path, {"score": "least", "least": -1.0})
+    assert json.loads(config.read_text())["sekv_certainty"]["least"] == -1.0

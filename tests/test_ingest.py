@@ -428,6 +428,14 @@ def test_hardly_any_text_is_one_line(
 # ---------------------------------------------------------------------------- plans
 
 
+def test_a_plan_looks_at_the_router(model: Path, tmp_path: Path) -> None:
+    """What ingest would refuse without any weights, the plan refuses too."""
+    source, missing = write(tmp_path, TEXT), str(tmp_path / "r.safetensors")
+    with pytest.raises(RouterError, match="there is no router file"):
+        plan([source], IngestOptions(model=str(model), router=missing), Silent())
+    assert plan([source], IngestOptions(model=str(model), router="none"), Silent()).tokens > 0
+
+
 @pytest.mark.parametrize("method", ["sekv", "sekv-paper", "full"])
 def test_a_plan_is_near_what_is_made_and_loads_no_weights(
     method: str,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 680, 380, 60, 48, 36, 190
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT, LINE = 680, 380, 60, 48, 36, 190, 18
 COLOURS = ("#1b6ca8", "#c0392b", "#2e8b57", "#8e44ad", "#d68910", "#17727a", "#7f8c8d", "#5d4037")
 DASHES = ("", "6 3", "2 3")
 
@@ -45,10 +45,11 @@ def lines(
     def down(value: float) -> float:
         return TOP + (HEIGHT - TOP - BOTTOM) * (1 - (value - low) / (high - low))
 
+    tall = max(HEIGHT, TOP + LINE * (len(shown) + 1))  # all names find room at the right
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {tall}" '
         'font-family="sans-serif" font-size="12">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
+        f'<rect width="{WIDTH}" height="{tall}" fill="white"/>',
         f'<text x="{LEFT}" y="20" font-size="14">{escape(title)}</text>',
     ]
     steps = int(high - low) if log else 5
@@ -82,7 +83,7 @@ def lines(
             f'<circle cx="{right(x):.1f}" cy="{down(scale(y)):.1f}" r="3" fill="{colour}"/>'
             for x, y in points
         ]
-        at = TOP + 10 + 18 * index
+        at = TOP + 10 + LINE * index
         parts.append(
             f'<line x1="{WIDTH - RIGHT + 12}" x2="{WIDTH - RIGHT + 32}" y1="{at - 4}" '
             f'y2="{at - 4}" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>'

@@ -14,8 +14,14 @@ from typing import Any
 from engine.bench.bootstrap import interval
 from engine.errors import SekvError
 
-_SIDE = r"[\w.+-]+(?::[\w-]+)?(?:@(?:[\d.]+%?|\S+\.gguf))?(?::[\w-]+)?"
+_SIDE = r"[\w.+-]+(?::[\w-]+)?(?:@[^\s@<>=]+){0,2}(?::[\w-]+)?"
 _CLAIM = re.compile(rf"\s*({_SIDE})\s*(>>|<<|>=|<=|>|<)\s*({_SIDE})\s*([+-]\s*[\d.]+)?\s*")
+FEW = 5
+"""An interval of fewer documents than this means nothing."""
+
+Scores = dict[str, list[float]]
+"""The scores of the questions on each document, by its key."""
+
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
@@ -31,7 +37,7 @@ class Verdict:
 def check(claim: str, report: dict[str, Any]) -> Verdict:
     """Hold a claim against a report of `compare`.
 
-    Sides are METHOD@BUDGET[:TASK], `full`, or a number from 0 to 1; the right one may have a
+    Sides are METHOD[@FILE]@BUDGET[:TASK], `full`, or a number from 0 to 1; the right one may have a
     number added or taken away.
 
     Raises:
@@ -47,10 +53,7 @@ def check(claim: str, report: dict[str, Any]) -> Verdict:
     mine, other = _values(left, report), _values(right, report)
     low_side, high_side = _mean(mine), _mean(other) + added
     if sign in (">>", "<<"):
-        shared = [key for key in mine if key in other] if len(other) > 1 or len(mine) > 1 else []
-        groups = [
-            [a - b - added for a, b in zip(mine[key], other[key], strict=True)] for key in shared
-        ]
+        groups = paired(mine, other, added)
         if not groups and _NUMBER.fullmatch(right):
             groups = [[a - high_side for a in values] for values in mine.values()]
         low, high = interval(groups)
@@ -66,7 +69,44 @@ def check(claim: str, report: dict[str, Any]) -> Verdict:
     return Verdict(claim, holds, f"{low_side:.3f} {sign} {high_side:.3f}")
 
 
-def _values(side: str, report: dict[str, Any]) -> dict[str, list[float]]:
+def paired(mine: Scores, other: Scores, added: float = 0.0) -> list[list[float]]:
+    """Differences of two rows' scores, document by document, less a number."""
+    return [
+        [a - b - added for a, b in zip(values, other[key], strict=True)]
+        for key, values in mine.items()
+        if key in other
+    ]
+
+
+def standing(report: dict[str, Any], method: str = "sekv") -> list[str]:
+    """For each budget a line: of which rows of that budget a method is ahead, outside the 95 %
+    interval of the difference, and of which it is not. Rows of other budgets are left out."""
+    lines = []
+    for mine in report["rows"]:
+        others = [
+            row for row in report["rows"] if row["budget"] == mine["budget"] and row is not mine
+        ]
+        if mine["method"] != method or not others:
+            continue
+        if len(mine["scores"]) < FEW:
+            lines.append(
+                f"{mine['row']}: {len(mine['scores'])} documents are too few to say of whom it is "
+                "ahead."
+            )
+            continue
+        ahead, rest = [], []
+        for row in others:
+            low, high = interval(paired(mine["scores"], row["scores"]))
+            difference = f"{row['method']} ({100 * low:.1f} to {100 * high:.1f} points)"
+            ahead += [row["method"]] if low > 0 else []
+            rest += [difference] if low <= 0 else []
+        told = [f"ahead of {', '.join(ahead)}"] if ahead else []
+        told += [f"not ahead of {', '.join(rest)}"] if rest else []
+        lines.append(f"{mine['row']}, outside the interval: {'; '.join(told)}.")
+    return lines
+
+
+def _values(side: str, report: dict[str, Any]) -> Scores:
     """The scores of each document of a row, or a number under no document's name."""
     if _NUMBER.fullmatch(side):
         return {"": [float(side)]}
@@ -85,6 +125,6 @@ def _values(side: str, report: dict[str, Any]) -> dict[str, list[float]]:
     return found
 
 
-def _mean(values: dict[str, list[float]]) -> float:
+def _mean(values: Scores) -> float:
     flat = [value for group in values.values() for value in group]
     return sum(flat) / len(flat)

@@ -22,10 +22,11 @@ from engine.bench.bootstrap import interval
 from engine.bench.peers.held import PeerError
 from engine.bench.suites.scores import score
 from engine.errors import ReaderError, SekvError
-from engine.ingest import creator, ingest
+from engine.ingest import creator, ingest, routed
 from engine.observe import Observe
 from engine.readers import hf
 from engine.recipe import Recipe
+from engine.store import disk
 from engine.types import AskOptions, IngestOptions, Progress, Silent
 
 if TYPE_CHECKING:
@@ -42,8 +43,12 @@ ROOM = 512
 
 @dataclass(frozen=True)
 class Setting:
-    """What is compared. coverage and window: as `AskOptions` and `IngestOptions` have them.
-    most: tokens of an answer at most, 0 for the suite's own."""
+    """What is compared.
+
+    methods: recipes, NAME@FILE or NAME@none for another router than the model's own, and peers.
+    coverage and window: as `AskOptions` and `IngestOptions` have them. most: tokens of an answer
+    at most, 0 for the suite's own.
+    """
 
     methods: tuple[str, ...]
     budgets: tuple[str, ...]
@@ -119,7 +124,10 @@ class Log:
 
     @classmethod
     def open(cls, folder: Path, head: dict[str, Any]) -> Log:
-        """What an interrupted run of the same settings left, or nothing.
+        """What an earlier run of the same settings left, or nothing.
+
+        Rows of other methods stay, so that methods and peers can be added to a run; rows that
+        failed are tried again.
 
         Raises:
             SekvError: the folder holds another run's answers.
@@ -130,29 +138,49 @@ class Log:
         if log.path.exists():
             # Killed while writing, a run leaves half a line behind.
             whole, _, _ = log.path.read_text(encoding="utf-8").rpartition("\n")
-        lines = whole.split("\n") if whole else []
-        if lines:
-            before = json.loads(lines[0])
-            other = [
-                name for name in head if before.get(name) != json.loads(json.dumps(head[name]))
-            ]
-            if other:
-                raise SekvError(
-                    f"{log.path} holds a run with another {', '.join(other)}; name a new folder "
-                    "with --out or remove it"
-                )
-        for line in lines[1:]:
+        first, *rest = whole.split("\n")
+        head = json.loads(json.dumps(head))
+        if first:
+            head = _joined(json.loads(first), head, log.path)
+        for line in rest:
             entry = json.loads(line)
-            log.entries[entry["key"], entry["row"]] = entry
-        if not lines:
-            lines = [json.dumps(head)]
-        log.path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            if "why" not in entry:
+                log.entries[entry["key"], entry["row"]] = entry
+        lines = [head, *log.entries.values()]
+        disk.put(log.path, "".join(_line_of(line) for line in lines).encode())
         return log
 
     def put(self, entry: dict[str, Any]) -> None:
         self.entries[entry["key"], entry["row"]] = entry
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            file.write(_line_of(entry))
+
+
+def _line_of(entry: dict[str, Any]) -> str:
+    return json.dumps(entry, ensure_ascii=False) + "\n"
+
+
+def _joined(before: dict[str, Any], head: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The settings of a run that goes on, with the methods of both.
+
+    Raises:
+        SekvError: they differ in anything else, or in what a method is.
+    """
+    joined, other = {}, []
+    for name, value in head.items():
+        if name in ("recipes", "peers"):
+            old = before.get(name, {})
+            other += [method for method in value if old.get(method, value[method]) != value[method]]
+            joined[name] = {**old, **value}
+        else:
+            other += [name] if before.get(name) != value else []
+            joined[name] = value
+    if other:
+        raise SekvError(
+            f"{path} holds a run with another {', '.join(other)}; name a new folder with --out or "
+            "remove it"
+        )
+    return joined
 
 
 def rows_of(setting: Setting) -> list[Row]:
@@ -163,7 +191,9 @@ def rows_of(setting: Setting) -> list[Row]:
     """
     rows: list[Row] = []
     for method in setting.methods:
-        whole = (peers if peers.is_peer(method) else recipes).named(method).whole
+        known = peers if peers.is_peer(method) else recipes
+        name = method if peers.is_peer(method) else method.partition("@")[0]
+        whole = known.named(name).whole
         rows += [Row(method, "")] if whole else [Row(method, budget) for budget in setting.budgets]
     return rows
 
@@ -185,58 +215,101 @@ def measure(
     Raises:
         SekvError: an unknown method or budget, or another run's answers in the folder.
     """
-    rows, skipped = rows_of(setting), []
-    methods = list(dict.fromkeys(row.method for row in rows))
-    own = {name: recipes.named(name) for name in methods if not peers.is_peer(name)}
-    others = {name: peers.named(name) for name in methods if peers.is_peer(name)}
-    for method, recipe in own.items():
-        try:
-            calibration.needed(recipe, model, "", reader.identity)
-        except ReaderError as error:
-            skipped.append({"what": method, "why": str(error)})
-    for method, peer in others.items():
-        if why := peer.missing():
-            skipped.append({"what": method, "why": why})
-    missing = {entry["what"] for entry in skipped}
-    rows = [row for row in rows if row.method not in missing]
-    room = min(ROOM, reader.max_positions // 4)
-    items = [item for item in suite.items if item.tokens + room <= reader.max_positions]
-    for length in sorted({item.tokens for item in suite.items} - {item.tokens for item in items}):
-        why = (
-            f"the model has {reader.max_positions} positions, too few for {length} tokens and a "
-            "question"
-        )
-        skipped.append({"what": f"{length} tokens", "why": why})
-    head = {
-        "format": FORMAT,
-        "creator": creator(),
-        "suite": suite.name,
-        "model": reader.identity.id,
-        "weights": reader.identity.weights,
-        "dtype": str(reader.dtype).removeprefix("torch."),
-        "device": str(reader.devices[0]),
-        "seed": setting.seed,
-        "coverage": setting.coverage,
-        "window": setting.window,
-        "most": setting.most,
-        "recipes": {method: recipe.settings() for method, recipe in own.items()},
-    }
-    if others:
-        head["peers"] = {method: peer.source for method, peer in others.items()}
-    log = Log.open(folder, head)
-    once = ReadOnce.of(reader, list(own.values()))
-    progress.start("asking", len(items) * len(rows), "answers")
-    with tempfile.TemporaryDirectory(prefix="sekv-bench-") as scratch:
-        for item in items:
-            todo = [row for row in rows if (item.key, row.name) not in log.entries]
-            progress.advance(len(rows) - len(todo))
-            if todo:
-                sample = suite.draw(item, lambda text: len(_encode(reader, text)))
-                for entry in _ask(once, model, item, sample, todo, setting, Path(scratch)):
-                    log.put(entry)
+    run = Run(reader, model, suite, setting, folder)
+    progress.start("asking", run.left, "answers")
+    run.ask(progress)
+    return run.report()
+
+
+class Run:
+    """One suite asked of all methods; several can share one progress.
+
+    Args and errors: see `measure`.
+    """
+
+    def __init__(
+        self, reader: hf.Reader, model: str, suite: Suite, setting: Setting, folder: Path
+    ) -> None:
+        self.reader, self.model, self.suite, self.setting = reader, model, suite, setting
+        rows = rows_of(setting)
+        self.skipped: list[dict[str, str]] = []
+        own: dict[str, Recipe] = {}
+        for method in dict.fromkeys(row.method for row in rows):
+            if peers.is_peer(method):
+                why = peers.named(method).missing()
+            else:
+                own[method], why = self._recipe(method)
+            if why:
+                self.skipped.append({"what": method, "why": why})
+        missing = {entry["what"] for entry in self.skipped}
+        self.rows = [row for row in rows if row.method not in missing]
+        room = min(ROOM, reader.max_positions // 4)
+        self.items = [item for item in suite.items if item.tokens + room <= reader.max_positions]
+        asked = {item.tokens for item in self.items}
+        for length in sorted({item.tokens for item in suite.items} - asked):
+            why = (
+                f"the model has {reader.max_positions} positions, too few for {length} tokens and "
+                "a question"
+            )
+            self.skipped.append({"what": f"{length} tokens", "why": why})
+        self.head = {
+            "format": FORMAT,
+            "creator": creator(),
+            "suite": suite.name,
+            "model": reader.identity.id,
+            "weights": reader.identity.weights,
+            "dtype": str(reader.dtype).removeprefix("torch."),
+            "device": str(reader.devices[0]),
+            "seed": setting.seed,
+            "coverage": setting.coverage,
+            "window": setting.window,
+            "most": setting.most,
+            "recipes": {method: recipe.settings() for method, recipe in own.items()},
+            "peers": {
+                row.method: peers.named(row.method).source
+                for row in rows
+                if peers.is_peer(row.method)
+            },
+        }
+        self.once = ReadOnce.of(reader, list(own.values()))
+        self.log = Log.open(folder, self.head)
+
+    @property
+    def left(self) -> int:
+        """Answers that are still to be given, one per document and row."""
+        return sum(len(self._todo(item)) for item in self.items)
+
+    def ask(self, progress: Progress) -> None:
+        """Ask what was not answered yet; each answer is on disk when it is given."""
+        with tempfile.TemporaryDirectory(prefix="sekv-bench-") as scratch:
+            for item in self.items:
+                todo = self._todo(item)
+                if not todo:
+                    continue
+                sample = self.suite.draw(item, lambda text: len(_encode(self.reader, text)))
+                place = Path(scratch)
+                for entry in _ask(self.once, self.model, item, sample, todo, self.setting, place):
+                    self.log.put(entry)
                     progress.advance(1)
-                once.forget()
-    return _report(head, setting, items, rows, log, skipped)
+                self.once.forget()
+
+    def report(self) -> dict[str, Any]:
+        """All answers as JSON values, once every row has been asked."""
+        return _report(self.head, self.setting, self.items, self.rows, self.log, self.skipped)
+
+    def _todo(self, item: Item) -> list[Row]:
+        return [row for row in self.rows if (item.key, row.name) not in self.log.entries]
+
+    def _recipe(self, method: str) -> tuple[Recipe, str]:
+        """The recipe as ingest would use it, with its router, and why it cannot be used or ""."""
+        name, _, file = method.partition("@")
+        folder, identity = Path(self.model), self.reader.identity
+        recipe, _ = routed(recipes.named(name), file, folder, self.reader, Silent())
+        try:
+            calibration.needed(recipe, self.model, "", identity)
+        except ReaderError as error:
+            return recipe, str(error)
+        return recipe, ""
 
 
 def _encode(reader: hf.Reader, text: str) -> list[int]:
@@ -264,8 +337,9 @@ def _ask(
         peer = peers.named(row.method) if peers.is_peer(row.method) else None
         method = row.method if peer is None else "full"
         if method != folded:
+            name, _, router = method.partition("@")
             options = IngestOptions(
-                model=model, method=method, window=setting.window, overwrite=True
+                model=model, method=name, router=router, window=setting.window, overwrite=True
             )
             made = ingest([str(source)], store, options, Silent(), None, reader)
             folded = method

@@ -2,7 +2,8 @@
 
 Times are medians of rounds in which all contenders take turns on the same machine; only their
 ratios are meant to be quoted. Bytes are counted, not sampled. The rival is not only reading again
-but the full cache of plain transformers, saved to a file and loaded.
+but the full cache of plain transformers, saved to a file and loaded, and llama.cpp's state where
+a model file of its own is named.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from transformers import DynamicCache
 
 from engine.ask import Session
-from engine.bench import processes
+from engine.bench import llamacpp, peers, processes
 from engine.bench.peers import caches
 from engine.ingest import ingest
 from engine.types import AskOptions, IngestOptions, Progress, Silent
@@ -39,7 +40,7 @@ DECODED = 24
 @dataclass(frozen=True)
 class Setting:
     """lengths: document tokens. rounds: how often each contender runs. processes: how often each
-    program is started anew, 0 for not at all."""
+    program is started anew, 0 for not at all. peer: `llama.cpp@FILE.gguf` or "" for none."""
 
     lengths: tuple[int, ...] = (8192, 32768)
     method: str = "sekv"
@@ -47,6 +48,43 @@ class Setting:
     rounds: int = 5
     window: int = 0
     processes: int = 3
+    peer: str = ""
+
+
+@dataclass(frozen=True)
+class _Llama:
+    """llama.cpp with a document's ids and a question's. state: its file."""
+
+    weights: llamacpp.Weights
+    model: str
+    ids: list[int]
+    question: list[int]
+    state: Path
+
+    def time(self, times: dict[str, list[float]]) -> None:
+        """One round: read and save, restore with the file warm and cold, a long answer."""
+        threads, count = torch.get_num_threads(), len(self.ids)
+
+        def restore(more: int) -> tuple[float, float]:
+            return llamacpp.restore_and_ask(
+                self.weights, threads, count, self.question, self.state, more
+            )
+
+        read, save = llamacpp.read_and_save(
+            self.weights, threads, self.ids, self.question, self.state
+        )
+        times["llama_reprefill"].append(read)
+        times["llama_save"].append(save)
+        times["llama_open"].append(restore(0)[0])
+        if forget(self.state):
+            times["llama_open_cold"].append(restore(0)[0])
+        times["llama_token"].append(restore(DECODED)[1] / DECODED)
+
+    def program(self) -> list[str]:
+        """The same in a process of its own, to the first token."""
+        numbers = (len(self.ids), torch.get_num_threads(), *self.question)
+        script = [sys.executable, "-m", "engine.bench.llamacpp", self.model, str(self.state)]
+        return [*script, *map(str, numbers)]
 
 
 def measure(
@@ -58,29 +96,39 @@ def measure(
         text: at least as long as the longest length asks for.
     """
     ids = reader.tokenizer.encode(text, add_special_tokens=False)
-    rows = []
+    rows, missing = [], peers.named(setting.peer).missing() if setting.peer else ""
+    file = "" if missing else setting.peer.partition("@")[2]
+    weights = llamacpp.Weights(file) if file else None
     progress.start("timing", len(setting.lengths) * setting.rounds, "rounds")
     for length in setting.lengths:
         part = reader.tokenizer.decode(ids[:length])
-        rows.append(_one_length(reader, model, part, length, setting, progress))
+        rows.append(_one_length(reader, model, weights, part, length, setting, progress))
     return {
         "format": FORMAT,
         "model": reader.identity.id,
         "setting": asdict(setting),
         "load": os.getloadavg()[0],
         "threads": torch.get_num_threads(),
+        "skipped": [{"what": setting.peer, "why": missing}] if missing else [],
         "lengths": rows,
     }
 
 
 def _one_length(
-    reader: Reader, model: str, text: str, length: int, setting: Setting, progress: Progress
+    reader: Reader,
+    model: str,
+    weights: llamacpp.Weights | None,
+    text: str,
+    length: int,
+    setting: Setting,
+    progress: Progress,
 ) -> dict[str, Any]:
     times: dict[str, list[float]] = {
         name: []
         for name in (
             "prefill", "read", "fold", "write", "ingest", "reprefill",
             "open", "open_cold", "reload", "reload_cold", "token", "reload_token",
+            "llama_reprefill", "llama_save", "llama_open", "llama_open_cold", "llama_token",
         )
     }  # fmt: skip
     started: dict[str, Any] = {}
@@ -88,6 +136,10 @@ def _one_length(
         place = Path(scratch)
         source, store, file = place / "text.txt", place / "text.sekv", place / "full.safetensors"
         source.write_text(text, encoding="utf-8")
+        ids = [*reader.prompt.prefix, *reader.tokenizer.encode(text, add_special_tokens=False)]
+        question = reader.prompt.question(reader.tokenizer, QUESTION)
+        named, state = setting.peer.partition("@")[2], place / "llama.state"
+        llama = _Llama(weights, named, ids, question, state) if weights else None
         for _ in range(setting.rounds):
             options = IngestOptions(
                 model=model, method=setting.method, window=setting.window, overwrite=True
@@ -114,10 +166,16 @@ def _one_length(
                 late = said.timing["total_s"] - said.timing["first_token_s"]
                 times["token"].append(late / more)
                 times["reload_token"].append(_reload(reader, file, more)[1] / more)
+            if llama:
+                llama.time(times)
             progress.advance(1)
         rival = file.stat().st_size
         if setting.processes:
-            started = processes.measure(_programs(model, place, setting), setting.processes)
+            programs = _programs(model, place, setting)
+            if llama:
+                programs["llama"] = llama.program()
+            started = processes.measure(programs, setting.processes)
+        state_bytes = state.stat().st_size if llama else None
     median = {name: statistics.median(values) for name, values in times.items() if values}
     half = report.full_kv_bytes * 2 / reader.dtype.itemsize
     first = answer.stats["read_bytes"] + answer.stats["read_host_bytes"]
@@ -127,7 +185,7 @@ def _one_length(
         "asked_tokens": length,
         "windows": report.windows,
         "median_s": median,
-        "all_s": times,
+        "all_s": {name: values for name, values in times.items() if values},
         "fold_and_write_over_prefill": (median["fold"] + median["write"]) / median["prefill"],
         "reprefill_over_open": median["reprefill"] / median["open"],
         "reload_over_open": median["reload"] / median["open"],
@@ -142,6 +200,7 @@ def _one_length(
         "store_over_16_bit_cache": report.store_bytes / half,
         "reload_bytes": rival,
         "reload_over_store_bytes": rival / report.store_bytes,
+        "llama_state_bytes": state_bytes,
         "first_token_bytes": first,
         "first_token_over_16_bit_cache": first / half,
         "resident_bytes": answer.memory.device_kv_bytes,
@@ -257,6 +316,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"| {row['resident_over_16_bit_cache']:.3f} |"
         for row in report["lengths"]
     ]
+    lines += ["", *(f"`{one['what']}` skipped: {one['why']}" for one in report["skipped"])]
     for row in report["lengths"]:
         lines += ["", f"{row['tokens']} tokens:", "", *_ratios(row)]
     return "\n".join(lines) + "\n"
@@ -277,6 +337,7 @@ def _ratios(row: dict[str, Any]) -> list[str]:
 
     walls = {name: one["wall_s"] for name, one in started.items()}
     even = row["break_even_questions"]
+    llama = row["llama_state_bytes"]
     cold = ", ".join(f"{name} {of(name, 'nothing', walls)}" for name in ("help", "list", "inspect"))
     return [
         "| | what | value |",
@@ -298,4 +359,23 @@ def _ratios(row: dict[str, Any]) -> list[str]:
         f"| R11 | new process / one that does nothing | {cold if started else 'not measured'} |",
         f"| R12 | peak memory of a process that ingests / 16-bit cache | "
         f"{bytes_of(started['ingest']['peak_bytes']) if started else 'not measured'} |",
+        *(
+            ()
+            if llama is None
+            else (
+                f"| R1 | llama.cpp: re-prefill / state restored "
+                f"| {of('llama_reprefill', 'llama_open', s)} |",
+                f"| R2 | llama.cpp's state restored / open, files warm "
+                f"| {of('llama_open', 'open', s)} |",
+                f"| R2 | the same, files cold | {of('llama_open_cold', 'open_cold', s)} |",
+                f"| R3 | new process: llama.cpp's state restored / ask "
+                f"| {of('llama', 'ask', walls)} |",
+                f"| R4 | llama.cpp's state / 16-bit cache | {bytes_of(llama)} |",
+                f"| R7 | ingest / llama.cpp's re-prefill | {of('ingest', 'llama_reprefill', s)} |",
+                f"| R7 | llama.cpp: saving / re-prefill "
+                f"| {of('llama_save', 'llama_reprefill', s)} |",
+                f"| R8 | a token of an answer: ours / llama.cpp "
+                f"| {of('token', 'llama_token', s)} |",
+            )
+        ),
     ]

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from engine.bench import chart
+from engine.bench import chart, claims
 
 CELL, LEFT, TOP, BOTTOM = 44, 70, 40, 40
 
 
-def markdown(report: Mapping[str, Any]) -> str:
+def markdown(report: dict[str, Any]) -> str:
     """One line per method and budget, one column per task, 95 % intervals in brackets."""
     rows = report["rows"]
     tasks = list(rows[0]["by_task"]) if rows else []
     shown = tasks if 1 < len(tasks) <= 14 else []
-    head = ["method", "budget", "n", "score %", "resident, mean (most) %", "resident KB", *shown]
+    head = ["method", "budget", "n", "score %", "resident, mean (most) %", "resident KB"]
+    head += ["of tokens", "zoom reused %", *shown]
     lines = [
         f"suite {report['suite']}, {report['items']} documents, model {report['model']}, seed "
         f"{report['seed']}",
@@ -33,6 +34,8 @@ def markdown(report: Mapping[str, Any]) -> str:
             _percent(row),
             f"{100 * row['resident_share']:.1f} ({100 * row['most_resident_share']:.1f})",
             f"{row['resident_bytes'] / 1000:.0f}",
+            f"{row['tokens']:.0f}",
+            f"{100 * row['reuse_rate']:.0f}",
             *(f"{100 * row['by_task'][task]['mean']:.0f}" for task in shown),
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -40,8 +43,11 @@ def markdown(report: Mapping[str, Any]) -> str:
         lines.append(f"| {entry['what']} | skipped: {entry['why']} |" + " |" * (len(head) - 2))
     lines += [
         "",
+        *claims.standing(report),
         "Scores are means over questions; intervals draw whole documents again. Resident is "
-        "everything of the document that lay on the device, over its keys and values in 16 bits.",
+        "everything of the document that lay on the device, over its keys and values in 16 bits; "
+        "tokens are those of a document. Reused: of the spans that a step wanted, those that the "
+        "step before had brought to the device.",
         *(f"`{name}`: {source}." for name, source in report.get("peers", {}).items()),
     ]
     return "\n".join(lines) + "\n"
@@ -51,6 +57,7 @@ def charts(report: Mapping[str, Any]) -> dict[str, str]:
     """SVG by file name: score over bytes, first token over length, a heat map per row."""
     rows = report["rows"]
     methods = list(dict.fromkeys(row["method"] for row in rows))
+    most = [row["budget"] for row in rows if row["budget"]][-1:]
     by_method = {name: [row for row in rows if row["method"] == name] for name in methods}
     made = {
         "score-over-bytes.svg": chart.lines(
@@ -69,7 +76,7 @@ def charts(report: Mapping[str, Any]) -> dict[str, str]:
             {
                 row["row"]: [(float(n), s) for n, s in row["first_token_s"].items() if n != "0"]
                 for row in rows
-                if row["budget"] in ("", rows[-1]["budget"])
+                if row["budget"] in ("", *most)
             },
         ),
     }
@@ -113,15 +120,35 @@ def heat_map(title: str, cells: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def html(report: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
-    """One page that needs nothing else: table, charts, settings."""
-    rows = [line for line in markdown(report).splitlines() if line.startswith("|")]
+def html(reports: Sequence[tuple[dict[str, Any], Mapping[str, str]]]) -> str:
+    """One page that needs nothing else: of each suite the table, the charts, the settings.
+
+    Args:
+        reports: of each suite its report and its charts.
+    """
+    names = ", ".join(str(report["suite"]) for report, _ in reports)
+    parts = "".join(_section(report, drawn) for report, drawn in reports)
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        f"<title>sekv bench {escape(names)}</title><style>"
+        "body{font-family:sans-serif;margin:2rem;max-width:72rem}table{border-collapse:collapse}"
+        "td,th{border:1px solid #ccc;padding:.25rem .5rem;text-align:right}"
+        "td:first-child,th:first-child{text-align:left}pre{white-space:pre-wrap}"
+        "figure{display:inline-block;margin:.5rem;width:28rem;vertical-align:top}</style>"
+        f"{parts}</html>\n"
+    )
+
+
+def _section(report: dict[str, Any], drawn: Mapping[str, str]) -> str:
+    told = markdown(report).splitlines()
+    rows = [line for line in told if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in rows]
     head, body = cells[0], cells[2:]
     table = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     lines = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in body
     )
+    notes = "".join(f"<p>{escape(line)}</p>" for line in told if line and line not in rows)
     settings = {
         key: value for key, value in report.items() if key not in ("rows", "tasks", "recipes")
     }
@@ -131,15 +158,9 @@ def html(report: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
     )
     figures = "".join(f"<figure>{svg}</figure>" for svg in drawn.values())
     return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        f"<title>sekv bench {escape(report['suite'])}</title><style>"
-        "body{font-family:sans-serif;margin:2rem;max-width:72rem}table{border-collapse:collapse}"
-        "td,th{border:1px solid #ccc;padding:.25rem .5rem;text-align:right}"
-        "td:first-child,th:first-child{text-align:left}pre{white-space:pre-wrap}"
-        "figure{display:inline-block;margin:.5rem;width:28rem;vertical-align:top}</style>"
-        f"<h1>Suite {escape(report['suite'])}</h1><table><tr>{table}</tr>{lines}</table>"
+        f"<h1>Suite {escape(report['suite'])}</h1><table><tr>{table}</tr>{lines}</table>{notes}"
         f"<h2>Charts</h2>{figures}<h2>Settings</h2><pre>{escape(str(settings))}</pre>"
-        f"<h2>Methods</h2>{choices}</html>\n"
+        f"<h2>Methods</h2>{choices}"
     )
 
 

@@ -23,6 +23,7 @@ from engine.certainty import NO_BAR, SCORES, Bar
 from engine.errors import SekvError
 from engine.ingest import ingest
 from engine.readers import hf
+from engine.store import disk
 from engine.types import AskOptions, IngestOptions, Progress, Silent
 
 if TYPE_CHECKING:
@@ -198,4 +199,4 @@ def write(folder: Path, bar: dict[str, Any]) -> None:
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     config["sekv_certainty"] = bar
-    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    disk.put(file, (json.dumps(config, indent=2) + "\n").encode())

@@ -129,3 +129,11 @@ class Disk:
         """Remove a folder and all in it; it may be gone already. Links are not followed."""
         if path.exists() or path.is_symlink():
             shutil.rmtree(path)
+
+
+def put(path: Path, data: Bytes) -> None:
+    """A file under its name, whole or not at all: a crash leaves what stood there."""
+    disk = Disk()
+    partial = path.with_name(f"{path.name}.partial")
+    disk.write_file(partial, [data])
+    disk.rename(partial, path)

@@ -29,7 +29,12 @@ PEERS = {peer.name: peer for peer in _KNOWN}
 
 def is_peer(method: str) -> bool:
     """Whether a name of `--method` means a peer; no recipe has a colon or a point in its name."""
-    return ":" in method or method.partition("@")[0] == LLAMA
+    return ":" in method or is_llama(method)
+
+
+def is_llama(method: str) -> bool:
+    """Whether a name means llama.cpp, with or without its model file."""
+    return method.partition("@")[0] == LLAMA
 
 
 def named(method: str) -> Peer:

@@ -1,36 +1,36 @@
 """llama.cpp through llama-cpp-python: the state of a document saved to a file and restored.
 
 llama.cpp has a model file of its own, so that the peer is named with it: `llama.cpp@FILE.gguf`,
-converted from the same checkpoint. It is fed the reader's token ids; only its forward is its own.
+made from the same checkpoint (`peers.gguf`). It is fed the reader's token ids and windows; its
+forward and its state are its own.
 """
 
 from __future__ import annotations
 
 import copy
-import ctypes
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from engine.bench.llamacpp import Context, Weights
 from engine.bench.peers.held import FAILURES, Held, PeerError, failure, put
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
 
     from engine.ask import Session
 
-ROOM = 512
-"""Positions for a question and its answer."""
+QUESTION = 1024
+"""Room for a question's tokens."""
 
 
 class Engine(Protocol):
-    """A context that holds n_tokens; what `llama_cpp.Llama` is, as far as it is used here."""
+    """What `llamacpp.Context` is, as far as an answer needs it."""
 
     n_tokens: int
 
@@ -101,33 +101,30 @@ class LlamaCpp:
             )
         if not self.file:
             return (
-                "needs the reader's weights as GGUF: convert the checkpoint with llama.cpp's "
-                "convert_hf_to_gguf.py and name the file: llama.cpp@FILE.gguf"
+                "needs the reader's weights as GGUF: make them with python -m "
+                "engine.bench.peers.gguf FILE.gguf, and name the file: llama.cpp@FILE.gguf"
             )
         return "" if Path(self.file).is_file() else f"there is no file {self.file}"
 
     def hold(self, session: Session, budget: str, place: Path) -> int:
         manifest = session.store.manifest
-        if len(manifest.windows) > 1:
-            raise PeerError(
-                f"{self.name} reads a document in one piece, and this one has "
-                f"{len(manifest.windows)} windows"
-            )
-        ids = [*session.reader.prompt.prefix, *session.ids.tolist()]
+        prefix, ids = list(session.reader.prompt.prefix), session.ids.tolist()
         known = session.reader.model.get_input_embeddings().num_embeddings
+        cells = len(prefix) + len(ids)
+        room = cells + QUESTION + session.options.max_new_tokens
         state = place / "llama.state"
         try:
-            first = _Context(self.file, len(ids) + ROOM)
-            if first.vocabulary != known:
+            weights = Weights(self.file)
+            if weights.vocabulary != known:
                 raise PeerError(
-                    f"{self.file} has {first.vocabulary} tokens and the reader {known}: it is "
+                    f"{self.file} has {weights.vocabulary} tokens and the reader {known}: it is "
                     "another model"
                 )
-            first.eval(ids)
-            first.save(state, ids)
-            first.close()
-            again = _Context(self.file, len(ids) + ROOM)
-            resident = again.restore(state, len(ids))
+            first = Context(weights, room, torch.get_num_threads())
+            first.read(prefix, [ids[window.start : window.end] for window in manifest.windows])
+            first.save(state, [*prefix, *ids])
+            again = Context(weights, room, torch.get_num_threads())
+            resident = again.restore(state, cells, first.n_tokens)
         except FAILURES as error:
             raise failure(self, error) from error
         # What the session counts; its own rows are never attended to.
@@ -135,57 +132,8 @@ class LlamaCpp:
         shares = [resident // parts + (i < resident % parts) for i in range(parts)]
         put(session, [Held(share, _nothing) for share in shares])
         session.reader = copy.copy(session.reader)
-        session.reader.model = Greedy(again, len(ids), session.reader.model)
+        session.reader.model = Greedy(again, again.n_tokens, session.reader.model)
         return state.stat().st_size
-
-
-class _Context:
-    """A context of llama.cpp with one sequence."""
-
-    def __init__(self, file: str, positions: int):
-        self._library: Any = import_module("llama_cpp")
-        self._llama = self._library.Llama(
-            file, n_ctx=positions, n_gpu_layers=0, flash_attn=True, verbose=False
-        )
-        self.vocabulary = int(self._llama.n_vocab())
-
-    @property
-    def n_tokens(self) -> int:
-        return int(self._llama.n_tokens)
-
-    @n_tokens.setter
-    def n_tokens(self, count: int) -> None:
-        self._llama.n_tokens = count
-
-    def eval(self, tokens: list[int]) -> None:
-        self._llama.eval(tokens)
-
-    def logits(self) -> npt.NDArray[np.float32]:
-        row = self._library.llama_get_logits_ith(self._llama.ctx, -1)
-        return np.ctypeslib.as_array(row, shape=(self.vocabulary,)).astype(np.float32)
-
-    def save(self, file: Path, ids: list[int]) -> None:
-        tokens = (self._library.llama_token * len(ids))(*ids)
-        done = self._library.llama_state_seq_save_file(
-            self._llama.ctx, str(file).encode(), 0, tokens, len(ids)
-        )
-        if not done:
-            raise PeerError(f"llama.cpp could not write {file}")
-
-    def restore(self, file: Path, count: int) -> int:
-        """Put a saved sequence of so many tokens back; the bytes it takes."""
-        tokens = (self._library.llama_token * count)()
-        found = ctypes.c_size_t()
-        done = self._library.llama_state_seq_load_file(
-            self._llama.ctx, str(file).encode(), 0, tokens, count, ctypes.byref(found)
-        )
-        if not done or found.value != count:
-            raise PeerError(f"llama.cpp could not restore {file}")
-        self.n_tokens = count
-        return int(self._library.llama_state_seq_get_size(self._llama.ctx, 0))
-
-    def close(self) -> None:
-        self._llama.close()
 
 
 def _nothing() -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ row, and their bytes say so.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class Press:
             return f"needs kvpress, which is not installed: {INSTALL}"
         try:
             _library()
-        except ImportError as error:
+        except FAILURES as error:
             return f"kvpress cannot be imported ({error}): {INSTALL}"
         return ""
 
@@ -140,6 +141,7 @@ def _library() -> Any:
     """kvpress. On import it puts wrappers around all attention functions, which mask what masking
     presses chose; masks are applied by us, and no other row's attention is to be touched."""
     before = dict(ALL_ATTENTION_FUNCTIONS.items())
+    logging.getLogger("kvpress").setLevel(logging.ERROR)  # it warns at every document, on stderr
     library = import_module("kvpress")
     for name, function in before.items():
         ALL_ATTENTION_FUNCTIONS[name] = function

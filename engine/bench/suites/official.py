@@ -267,6 +267,10 @@ class Official:
         for task in self.tasks or found:
             path = self.folder / f"{task}.jsonl"
             for number, line in read_lines(path, self.samples, needed(self.name, task)):
+                try:
+                    _fields(self.name, task, line)
+                except SekvError as error:
+                    raise SekvError(f"{path}, line {number}: {error}") from None
                 self.lines[f"{task}/{number}"] = line
 
     @property
@@ -288,7 +292,8 @@ class Official:
 def needed(suite: str, task: str) -> tuple[str, ...]:
     """The fields that every line must have."""
     if suite == "longbench":
-        return ("context", "input", "answers")
+        classes = ("all_classes",) if LONGBENCH[task].metric == "classified" else ()
+        return ("context", "input", "answers", *classes)
     options = task in ("code_debug", "longbook_choice_eng")
     return ("context", "input", "answer", *(["options"] if options else []))
 
@@ -318,24 +323,31 @@ def read_lines(path: Path, most: int, fields: Sequence[str]) -> list[tuple[int, 
 
 
 def _fields(suite: str, task: str, line: dict[str, Any]) -> tuple[dict[str, str], tuple[Any, ...]]:
-    """What fills the prompt, and the right answers."""
+    """What fills the prompt, and the right answers.
+
+    Raises:
+        SekvError: there are none, or no question can be made of the line.
+    """
     fields = {"input": str(line["input"]), "prompt": str(line.get("prompt", ""))}
-    if suite == "longbench":
-        return fields, tuple(line["answers"])
-    answer = line["answer"]
+    name = "answers" if suite == "longbench" else "answer"
+    answer = line[name]
     answers = tuple(answer) if isinstance(answer, list) else (answer,)
+    if not answers:
+        raise SekvError(f"field '{name}' is empty")
+    if suite == "longbench":
+        return fields, answers
     options = line.get("options") or []
     fields |= {f"OPTION_{letter}": str(o) for letter, o in zip("ABCD", options, strict=False)}
     if task in ("code_debug", "longbook_choice_eng") and answers[0] in options:
         letter = "ABCD"[options.index(answers[0])]
         answers = (answers[0], letter) if task == "code_debug" else (letter,)
     if task == "code_run":
-        call = re.search(r"func_\d+\(-?\d+\)", line["input"])
+        call = re.search(r"func_\d+\(-?\d+\)", fields["input"])
         if call is None:
-            raise SekvError(f"code_run: no call of a function in '{line['input'][:60]}'")
+            raise SekvError(f"no call of a function in '{fields['input'][:60]}'")
         fields |= {"func_call": call.group(), "func": call.group().partition("(")[0]}
     if task == "math_find":
-        wanted = re.search(r"The .+ of", line["input"])
+        wanted = re.search(r"The .+ of", fields["input"])
         found = wanted.group()[4:-3].lower() if wanted else "number"
         fields["prompt"] = f"What is the {found} in the following list?"
     return fields, answers
