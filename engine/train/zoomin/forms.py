@@ -105,16 +105,18 @@ class SketchForm(nn.Module):
     Second moments over documents and the questions behind them give the bases of least expected
     error: of keys in the metric of queries, since what shows of a key's error is its score's. No
     step of a gradient finds a better one for what is measured here. keys, values, queries: sums
-    [L, Hkv, D, D] of the documents' second moments, rows centred by document.
+    [L, Hkv, D, D] of the documents' second moments, rows centred by document; documents: [L].
     """
 
     keys: Tensor
     values: Tensor
     queries: Tensor
+    documents: Tensor
 
     def __init__(self, shape: Shape):
         super().__init__()
         self.shape = shape
+        self.register_buffer("documents", torch.zeros(shape.layers, dtype=torch.float64))
         size = (shape.layers, shape.kv_heads, shape.size, shape.size)
         for name in ("keys", "values", "queries"):
             self.register_buffer(name, torch.zeros(size, dtype=torch.float64))
@@ -134,6 +136,7 @@ class SketchForm(nn.Module):
             ("queries", moments.queries),
         ):
             getattr(self, name)[layer] += new.to(self.keys)
+        self.documents[layer] += 1
 
     @property
     def spread(self) -> float:
@@ -143,12 +146,13 @@ class SketchForm(nn.Module):
     @torch.no_grad()
     def side(self, layer: int) -> Side:
         """The layer's bases as `codec.fit_basis` is given them."""
+        keys, values, queries = (
+            (moment[layer] / self.documents[layer]).cpu()
+            for moment in (self.keys, self.values, self.queries)
+        )
         made: Side = {}
-        for name, rows, metric in (
-            ("k", self.keys[layer], self.queries[layer]),
-            ("v", self.values[layer], None),
-        ):
-            basis = ops.moment_basis(rows.cpu(), None if metric is None else metric.cpu())[0]
+        for name, rows, metric in (("k", keys, queries), ("v", values, None)):
+            basis, _ = ops.moment_basis(rows, metric)
             if self.shape.columns:
                 basis = completed(basis[..., : self.shape.columns])
             packed = pack_basis(name, basis[..., 0], basis)
