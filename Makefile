@@ -52,7 +52,7 @@ docs: $(READY)
 # not trained on are held out here too.
 HELD_OUT := chesterton-thursday kingsley-travels_in_west_africa milton-paradise shackleton-south
 router: $(READY)
-	$(BIN)/sekv train --text $(BOOKS) --run runs/router --form sketch --steps 40 \
+	$(BIN)/sekv train --text $(BOOKS) --run runs/router --form sketch --steps 60 \
 		$(addprefix --hold-out ,$(HELD_OUT)) -o engine/readers/builtin/router.safetensors
 
 clean:
