@@ -14,7 +14,17 @@ from torch import Tensor
 
 from engine import ops
 from engine.policies import summarise
-from engine.policies.codec import NOTHING, Records, Side, score_error
+from engine.policies.codec import (
+    NOTHING,
+    OWN,
+    Records,
+    SharedBasis,
+    Side,
+    document_bytes,
+    fit_basis,
+    of_document,
+    score_error,
+)
 from engine.policies.route_static import CALIBRATED
 from engine.policies.segment import FOLDED, Spans, pin_ends
 from engine.policies.segment_text import Delimiters
@@ -52,7 +62,11 @@ def segment(
 
 
 def prepare(
-    recipe: Recipe, layers: Iterable[tuple[Tensor, Tensor]], learnt: Sequence[Side]
+    recipe: Recipe,
+    layers: Iterable[tuple[Tensor, Tensor]],
+    learnt: Sequence[Side],
+    trained: Sequence[Side] = (),
+    tokens: int = 0,
 ) -> list[Side]:
     """What one layer's `fit` must know of the others: layers share the bits of codes and sketches.
 
@@ -60,27 +74,68 @@ def prepare(
         layers: k, v [Hkv, n, D] of the first window, layer after layer.
         learnt: per layer what queries make of it, see `queries.SelfQuestions`; empty for methods
             that do not ask.
+        trained: per layer what a router brings.  tokens: of the whole document.
     Returns:
-        per layer the same and the prices of a bit; see `ops.bit_price`.
+        per layer the same and the prices of a bit, see `ops.bit_price`. The model's own bases are
+        among it where the document loses less by them; see `_Plan.loss`.
     """
     if recipe.whole:
         return [NOTHING for _ in layers]
-    given: list[Side] = []
-    codes, sketches = [], []
+    lends = isinstance(recipe.codec, SharedBasis) and bool(recipe.codec.model and trained)
+    plans = [_Plan(recipe), _Plan(recipe)] if lends else [_Plan(recipe)]
     for index, (k, v) in enumerate(layers):
-        known: Side = learnt[index] if learnt else {}
+        known: Side = dict(learnt[index]) if learnt else {}
+        known |= trained[index] if trained else {}
         body = _body(recipe, k)
-        codes.append(recipe.codec.spectrum(k[:, body], v[:, body], known))
-        _, _, variance = ops.covariance_basis(k[:, body], known.get("queries"))
-        sketches.append(score_error(variance, known))
-        given.append(known)
-    prices = {
-        "code_price": torch.tensor([recipe.codec.price(torch.cat(codes))], dtype=torch.float64),
-        "sketch_price": torch.tensor(
-            [recipe.router.price(torch.cat(sketches))], dtype=torch.float64
-        ),
-    }
-    return [known | prices for known in given]
+        for plan, given in zip(plans, (of_document(known), known), strict=False):
+            plan.add(k[:, body], v[:, body], given)
+    if lends and plans[1].loss(plans[0].bases, tokens) < plans[0].loss(0, tokens):
+        return plans[1].given()
+    return plans[0].given()
+
+
+class _Plan:
+    """The components of all layers under one choice of bases, among which bits are shared out."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        self.bases = 0  # bytes that the document pays for bases
+        self._known: list[Side] = []
+        self._codes: list[Tensor] = []
+        self._sketches: list[Tensor] = []
+
+    def add(self, k: Tensor, v: Tensor, known: Side) -> None:
+        """The next layer's rows without the sinks, and what is known of them."""
+        keys, variance = fit_basis("k", k, known)
+        self._sketches.append(score_error(variance, known))
+        self._codes.append(self.recipe.codec.spectrum(k, v, known))
+        self._known.append(known)
+        if f"{OWN}k_basis" not in known:
+            # Values' bases have the size of the keys'.
+            self.bases += 2 * (document_bytes(keys) - keys["k_mean"].nbytes)
+
+    def given(self) -> list[Side]:
+        prices = {
+            "code_price": self.recipe.codec.price(torch.cat(self._codes)),
+            "sketch_price": self.recipe.router.price(torch.cat(self._sketches)),
+        }
+        tensors = {name: torch.tensor([p], dtype=torch.float64) for name, p in prices.items()}
+        return [known | tensors for known in self._known]
+
+    def loss(self, spare: int, tokens: int) -> float:
+        """What the code and the sketch of a document lose, multiplied, at equal bytes in all.
+
+        spare: bytes that other bases would have cost; the rows of the document have them instead.
+        """
+        lost = 1.0
+        parts = ((self._codes, self.recipe.codec), (self._sketches, self.recipe.router))
+        for spread, part in parts:
+            bits = getattr(part, "bits", 0.0)
+            rows = torch.cat(spread)
+            if bits and len(rows):
+                bits = min(8.0, bits + 8 * spare / max(1, tokens * rows.numel()))
+                lost *= ops.expected_error(rows, bits)
+        return lost
 
 
 def fit(

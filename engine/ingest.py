@@ -134,14 +134,14 @@ def ingest(
         name, revision=options.revision, device=options.device, dtype=options.dtype
     )
     calibrated = calibration.needed(recipe, name, options.heads, reader.identity)
-    recipe, learnt = routed(recipe, options.router, Path(name), reader, progress)
+    recipe, trained = routed(recipe, options.router, Path(name), reader, progress)
     job = _job(document, windows, reader, recipe, options)
     if calibrated:
         job["heads"] = calibrated.heads
     with StoreWriter.begin(target, job, overwrite=options.overwrite) as writer:
         work = _Work(recipe, reader, document, tokens, windows, writer, options.chunk_tokens)
         work.given = calibrated.sides() if calibrated else None
-        work.trained = learnt
+        work.trained, work.copied = trained, bool(options.router)
         return work.make(target, progress, clock)
 
 
@@ -163,6 +163,7 @@ def append(
     clock = _Clock()
     from engine.documents import Document, Page, Source
     from engine.readers import hf
+    from engine.recall import lent
     from engine.schema import Schema, recipe_of
     from engine.store import Store, StoreWriter, compare_identity
     from engine.tokens import Tokens, tokenize
@@ -197,7 +198,7 @@ def append(
         raise StoreError(f"{target}: {different}")
     try:
         recipe = recipe_of(base)
-        Schema.of(base, recipe).check_shared(shared)
+        Schema.of(base, recipe).check_shared(lent(shared, recipe, reader, options.router))
     except StoreError as error:
         raise StoreError(f"{target}: {error}") from None
     clock.lap("load_s")
@@ -216,11 +217,11 @@ def append(
         base.window_tokens,
     )
     document = Document((*old, *new.sources))
-    learnt = _learnt_before(target, recipe, options.router, Path(name), reader)
+    trained = _learnt_before(target, recipe, shared, options.router, Path(name), reader)
     job = _job(document, windows, reader, recipe, options)
     with StoreWriter.append(target, job) as writer:
         work = _Work(recipe, reader, document, tokens, windows, writer, options.chunk_tokens)
-        work.trained = learnt
+        work.trained = trained
         work.kept = len(base.windows)
         return work.make(target, progress, clock)
 
@@ -257,6 +258,7 @@ class _Work:
         self.resumed = 0
         self.given: list[Any] | None = None  # what was calibrated for each layer
         self.trained: list[Any] = []  # per layer what a trained router knows, if there is one
+        self.copied = False  # whether the store keeps bases that it borrows: their file may move
         self.kept = 0  # windows that were there before this command: an append's
 
     def make(self, target: Path, progress: Progress, clock: _Clock) -> IngestReport:
@@ -349,6 +351,7 @@ class _Work:
 
         from engine import fold
         from engine.manifest import WindowEntry
+        from engine.policies.codec import of_document
         from engine.policies.segment import ANCHOR
         from engine.schema import is_finite
 
@@ -378,7 +381,8 @@ class _Work:
                 ids = self.tokens.ids[start:end].tolist()
                 learnt = self.reader.ask_itself(ids, prefix, chunks)
             layers = (_rows(chunks, layer) for layer in range(self.reader.layers))
-            given = fold.prepare(self.recipe, layers, learnt)
+            total = len(self.tokens.ids)
+            given = fold.prepare(self.recipe, layers, learnt, self.trained, total)
         for layer in range(self.reader.layers):
             k, v = _rows(chunks, layer)
             for chunk in chunks:  # a layer's rows are not needed again
@@ -387,9 +391,9 @@ class _Work:
             if observe.rows:
                 queries = torch.cat([chunk.queries[layer] for chunk in chunks], 1)
                 queries = queries[:, -observe.rows :]
-            trained = self.trained[layer] if self.trained else {}
+            trained = of_document(self.trained[layer]) if self.trained else {}
             if sides is None:
-                known = given[layer] | (self.given[layer] if self.given else {}) | trained
+                known = given[layer] | (self.given[layer] if self.given else {})
                 side = fold.fit(self.recipe, k, v, surprisal, spans, known)
                 new_sides.append(side)
             else:
@@ -404,7 +408,8 @@ class _Work:
             host[f"{layer}.codes"] = folded.records.payload
             host[f"{layer}.offsets"] = folded.records.offsets
         if sides is None:
-            self.writer.put_shared(_pack_shared(new_sides, prefix))
+            kept = new_sides if self.copied else [of_document(side) for side in new_sides]
+            self.writer.put_shared(_pack_shared(kept, prefix))
             sides = new_sides
         anchors = int((spans.kind == ANCHOR).sum())
         entry = WindowEntry(start, end, len(spans.kind), anchors)
@@ -413,9 +418,14 @@ class _Work:
 
     def _known_sides(self) -> list[Any] | None:
         from engine.fold import sides_of
+        from engine.policies.codec import borrow
 
         shared = self.writer.shared()
-        return None if shared is None else sides_of(shared, self.reader.layers)
+        if shared is None:
+            return None
+        sides = sides_of(shared, self.reader.layers)
+        trained = self.trained or [{} for _ in sides]
+        return [borrow(side, own) for side, own in zip(sides, trained, strict=True)]
 
     def _pieces(self, start: int, end: int) -> list[str]:
         tokens = self.tokens
@@ -479,20 +489,25 @@ def _check_use(trained: TrainedRouter, recipe: Recipe, file: str) -> None:
 
 
 def _learnt_before(
-    target: Path, recipe: Recipe, asked: str, folder: Path, reader: Reader
+    target: Path, recipe: Recipe, shared: Any, asked: str, folder: Path, reader: Reader
 ) -> list[Any]:
-    """What the router that a store was made with knows of each layer; empty if it had none.
+    """What the router that a store was made with knows of each layer; empty if it had none, or
+    the store keeps what it needs of it.
 
     Raises:
         RouterError: the router at hand is not that one.
     """
     from engine import router
+    from engine.fold import sides_of
+    from engine.policies.codec import lacks_bases
     from engine.policies.zoom import Learnt
+    from engine.recall import router_of
 
-    used = recipe.router.weights if isinstance(recipe.router, Learnt) else ""
+    used = router_of(recipe)
     if not used and asked not in ("", router.NONE):
         raise RouterError(f"{target} is routed without training; --router cannot change that")
-    if not used:
+    acts = isinstance(recipe.router, Learnt)
+    if not used or not (asked or acts or any(map(lacks_bases, sides_of(shared, reader.layers)))):
         return []
     trained, _ = router.find(asked, folder, reader.identity)
     if trained is None or trained.fingerprint != used:
@@ -620,6 +635,7 @@ def _job(
         "chunk_tokens": options.chunk_tokens,
         "method": recipe.name,
         "settings": recipe.settings(),
+        "router named": bool(options.router),
     }
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from engine import ops
 from engine.policies import summarise
-from engine.policies.codec import Records, Side
+from engine.policies.codec import Records, Side, of_document
 from engine.policies.select import choose
 from engine.policies.selector import Choice, Heard, Look
 from engine.policies.zoom import Gated
@@ -250,7 +250,7 @@ class LayerMemory:
     def fixed_bytes(self) -> int:
         tensors = [self.pinned_k, self.pinned_v]
         if not self.recipe.selector.static:  # a static ranking stays on the host
-            tensors += [*self.side.values(), *self.tensors.values()]
+            tensors += [*of_document(self.side).values(), *self.tensors.values()]
         return sum(t.nbytes for t in tensors)
 
     @property

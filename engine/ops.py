@@ -159,21 +159,28 @@ def covariance_basis(rows: Tensor, metric: Tensor | None = None) -> tuple[Tensor
     x = rows.to(torch.float64)
     mean = x.mean(1)
     x = x - mean[:, None]
+    basis, variance = moment_basis(torch.bmm(x.mT, x) / max(1, rows.shape[1]), metric)
+    return mean.float(), basis, variance
+
+
+def moment_basis(cov: Tensor, metric: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The basis of greatest variance, from covariances [Hkv, D, D] in float64: basis and variance
+    as `covariance_basis` has them."""
     back = None
     if metric is not None:
-        x, back = _whiten(x, metric.to(torch.float64))
-    cov = torch.bmm(x.mT, x) / max(1, rows.shape[1])
+        forward, back = _roots(metric.to(torch.float64))
+        cov = torch.bmm(torch.bmm(forward.mT, cov), forward)
     variance, basis = torch.linalg.eigh(cov)
     basis, variance = basis.flip(-1), variance.flip(-1).clamp_min(0)
     if back is not None:
         basis = torch.bmm(back, basis)
     # A sign per column is free; fix it so that equal input gives equal bytes.
     sign = torch.sign(basis.gather(1, basis.abs().argmax(1, keepdim=True)))
-    return mean.float(), (basis * sign).float(), variance.float()
+    return (basis * sign).float(), variance.float()
 
 
-def _whiten(x: Tensor, metric: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows times the root of the metric, and the inverse of that root.
+def _roots(metric: Tensor) -> tuple[Tensor, Tensor]:
+    """The root of the metric, and its inverse.
 
     What few queries have not shown is not free: a hundredth of the mean is added to every
     direction.
@@ -183,7 +190,7 @@ def _whiten(x: Tensor, metric: Tensor) -> tuple[Tensor, Tensor]:
     floor = power.clamp_min(0).mean(-1, keepdim=True) / 100
     root = (power.clamp_min(0) + floor + 1e-12 * size).sqrt()
     forward = torch.bmm(turn * root[:, None], turn.mT)
-    return torch.bmm(x, forward), torch.bmm(turn / root[:, None], turn.mT)
+    return forward, torch.bmm(turn / root[:, None], turn.mT)
 
 
 def span_svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -232,6 +239,14 @@ def bit_price(variance: Tensor, mean_bits: float) -> float:
         else:
             high = middle
     return math.exp(high)
+
+
+def expected_error(variance: Tensor, mean_bits: float) -> float:
+    """Squared error of components of these variances [R, D] that share so many bits on average."""
+    bits = bits_at(variance, bit_price(variance, mean_bits)).long()
+    lost = torch.zeros(max(GAUSS_MSE) + 1, dtype=torch.float64)
+    lost[list(GAUSS_MSE)] = torch.tensor(list(GAUSS_MSE.values()), dtype=torch.float64)
+    return float((variance.double() * lost[bits]).sum())
 
 
 def bits_at(variance: Tensor, price: float) -> Tensor:

@@ -29,12 +29,19 @@ from engine.memory import (
     no_spans,
     whole_rows,
 )
-from engine.policies.codec import used_columns
+from engine.policies.codec import (
+    SharedBasis,
+    borrow,
+    document_bytes,
+    lacks_bases,
+    used_columns,
+)
 from engine.policies.route_static import layer_budgets
 from engine.policies.segment import FOLDED
 from engine.policies.zoom import Learnt, SpanZoom
+from engine.readers import hf
 from engine.recipe import Recipe
-from engine.schema import Schema, recipe_of
+from engine.schema import Schema, by_layer, recipe_of
 from engine.store import Store, compare_identity
 from engine.tiers import Host
 
@@ -94,6 +101,7 @@ def open_memory(
     sections = [store.device(window) for window in range(len(manifest.windows))]
     try:
         recipe = recipe_of(manifest)
+        stored = lent(stored, recipe, reader, router)
         schema = Schema.of(manifest, recipe)
         schema.check_shared(stored)
         schema.check_windows(stored, sections)
@@ -223,13 +231,47 @@ def _rerouted(
     if trained is not None and isinstance(choice, SpanZoom) and not recipe.whole:
         none = torch.empty(0)
         return replace(recipe, router=choice), [choice.fit(none, s) for s in trained.layers]
-    used = recipe.router.weights if isinstance(recipe.router, Learnt) else ""
-    if choice != recipe.router and (trained is not None or used):
+    used = router_of(recipe)
+    if used != ("" if trained is None else trained.fingerprint):
         raise RouterError(
             f"{store.path} was made with {f'the router {used[:8]}' if used else 'no router'}; "
             f"to use '{asked}', ingest again with --router {asked}"
         )
     return recipe, nothing
+
+
+def router_of(recipe: Recipe) -> str:
+    """Fingerprint of the router file that a store was made with, "" without."""
+    if isinstance(recipe.router, Learnt):
+        return recipe.router.weights
+    return recipe.codec.model if isinstance(recipe.codec, SharedBasis) else ""
+
+
+def lent(stored: Side, recipe: Recipe, reader: Reader, asked: str) -> Side:
+    """Shared tensors of a store with the model's own bases among them, where it uses these.
+
+    asked: a router's file; "" for the one beside the model.
+
+    Raises:
+        RouterError: the router that the store was made with is not at hand.
+        StoreError: what is stored does not fit it.
+    """
+    sides = by_layer(stored, reader.layers)
+    if not any(map(lacks_bases, sides)):
+        return stored
+    used = router_of(recipe)
+    trained, _ = trained_routers.find(asked, hf.folder_of(reader.identity), reader.identity)
+    if trained is None or trained.fingerprint != used:
+        raise RouterError(
+            f"the store is kept in the bases of router {used[:8]}, which is not the one "
+            f"{'named' if asked else 'beside the model'}; name its file with --router, or ingest "
+            "again"
+        )
+    return {
+        f"{index}.{name}": tensor
+        for index, (side, own) in enumerate(zip(sides, trained.layers, strict=True))
+        for name, tensor in borrow(side, own).items()
+    }
 
 
 def _check_prompt(manifest: Manifest, reader: Reader) -> None:
@@ -322,7 +364,7 @@ def _caps(
             if name.startswith(f"{index}.") and name.endswith((".t", ".s"))
             if not name.endswith(".error.s")
         ]
-        needs.append(sum(t.nbytes for t in [*parts, *side.values()]) / heads)
+        needs.append((sum(t.nbytes for t in parts) + document_bytes(side)) / heads)
     mean = sum(needs) / len(needs)
     tight = min(1.0, (1 - ZOOM_RESERVE) * cap / max(1.0, mean))
     return [cap + tight * (need - mean) for need in needs]
@@ -330,7 +372,7 @@ def _caps(
 
 def _fit(recipe: Recipe, tensors: Side, side: Side, room: float) -> tuple[Side, Side]:
     """Let the router shrink until routing and summaries fit `room` bytes."""
-    while tensors and sum(t.nbytes for t in [*tensors.values(), *side.values()]) > room:
+    while tensors and sum(t.nbytes for t in tensors.values()) + document_bytes(side) > room:
         smaller = recipe.router.shrink(tensors, side)
         if smaller is None:
             break
@@ -355,7 +397,7 @@ def _affordable_pins(
     """
     heads, _, size = rows.shape
     pinned = torch.nonzero(tables.kind != FOLDED)[:, 0]
-    used = sum(t.nbytes for t in [*tensors.values(), *side.values(), *prefix]) / heads
+    used = (sum(t.nbytes for t in [*tensors.values(), *prefix]) + document_bytes(side)) / heads
     lengths = tables.bounds.diff()
     room -= used
     cost = lengths[pinned] * 2 * size * rows.element_size()
@@ -382,7 +424,7 @@ def _affordable_summaries(
     """
     heads = rows.shape[0]
     lengths = tables.bounds.diff()
-    used = (sum(t.nbytes for t in side.values()) + 2 * rows.nbytes) / heads + OFFSET_BYTES
+    used = (document_bytes(side) + 2 * rows.nbytes) / heads + OFFSET_BYTES
     room -= used
     cost = torch.zeros(len(lengths))
     for name, t in tensors.items():

@@ -22,7 +22,7 @@ from engine.policies.select import MeanKey, Router, Sketch
 from engine.policies.selector import Blocks, ByShare, Once, Selector, SentenceQuery
 from engine.policies.summarise import Mean, Summariser, SurprisalMean
 from engine.policies.thoughts import Thoughts
-from engine.policies.zoom import LearnedSketch, SpanZoom
+from engine.policies.zoom import SpanZoom
 from engine.router import TrainedRouter
 
 
@@ -126,7 +126,6 @@ class _Kinds:
                 Observed,
                 RetrievalHeads,
                 SpanZoom,
-                LearnedSketch,
             ),
             "selector": _by_name(ByShare, Once, Blocks, SentenceQuery),
             "output": _by_name(Thoughts),
@@ -302,9 +301,12 @@ def named(name: str) -> Recipe:
 
 
 def with_router(recipe: Recipe, router: TrainedRouter) -> Recipe:
-    """The same method routed by what was learnt; unchanged where nothing was learnt for it."""
-    choice = None if recipe.whole else router.in_place_of(recipe.router)
-    return recipe if choice is None else replace(recipe, router=choice)
+    """The same method with what was learnt; unchanged where nothing was learnt for it."""
+    if recipe.whole:
+        return recipe
+    choice = router.in_place_of(recipe.router)
+    codec = router.lends_to(recipe.codec, recipe.router)
+    return replace(recipe, router=choice or recipe.router, codec=codec or recipe.codec)
 
 
 def from_settings(name: str, settings: dict[str, Any]) -> Recipe:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from engine.errors import RouterError
 from engine.manifest import ModelIdentity
-from engine.policies.codec import Side
+from engine.policies.codec import OWN, Codec, SharedBasis, Side
 from engine.policies.select import MeanKey, Router, Sketch
-from engine.policies.zoom import LearnedSketch, SpanZoom
+from engine.policies.zoom import SpanZoom
 
 NAME = "router.safetensors"
 """A file of this name in a model's folder is that model's router."""
@@ -32,10 +32,12 @@ NONE = "none"
 
 REMEDY = "make it anew with `sekv train`, or route without it: --router none"
 
-FORMAT = "sekv-router 1"
+FORMAT = "sekv-router 2"
 COMMON = "common"
 SPAN, SKETCH = "span", "sketch"
 FORMS = (SPAN, SKETCH)
+"""SPAN: the published projections, thresholds and gates. SKETCH: the model's own bases, in which
+the sketch of every key and the codes are kept."""
 
 
 @dataclass(frozen=True)
@@ -58,24 +60,23 @@ class Owner:
 class TrainedRouter:
     """What was learnt. layers: per layer the tensors that policies are given while they fold.
 
-    fingerprint: of the file. bits: of the sketch, mean per component of a head. record: how it
-    was trained.
+    fingerprint: of the file. record: how it was trained.
     """
 
     owner: Owner
     layers: list[Side]
     fingerprint: str
-    bits: float
     record: dict[str, Any]
 
     @property
     def forms(self) -> tuple[str, ...]:
         """The forms in the file, of `FORMS`."""
         names = self.layers[0]
-        return tuple(f for f, key in ((SPAN, "zoom_w"), (SKETCH, "zoom_key")) if key in names)
+        return tuple(f for f, key in ((SPAN, "zoom_w"), (SKETCH, f"{OWN}k_basis")) if key in names)
 
     def pays(self, choice: Router) -> bool:
-        """Whether on held-out text it found more than the untrained router of the same bytes."""
+        """Whether on held-out text it found more than the untrained router of the same bytes,
+        those of bases that a document pays for among them."""
         form = SPAN if isinstance(choice, MeanKey) else SKETCH
         row = self.record.get("found", {}).get(form, {})
         return bool(row.get("trained", 0.0) > row.get("untrained", 0.0))
@@ -86,14 +87,18 @@ class TrainedRouter:
             _, projections, rank, _ = self.layers[0]["zoom_w"].shape
             group = self.layers[0]["zoom_tau"].shape[1]
             return SpanZoom(self.fingerprint, group, projections, rank)
-        if isinstance(choice, Sketch | LearnedSketch) and SKETCH in self.forms:
-            components = self.layers[0]["zoom_key"].shape[1]
-            return LearnedSketch(self.fingerprint, self.bits, components)
+        return None
+
+    def lends_to(self, codec: Codec, choice: Router) -> SharedBasis | None:
+        """The codec that may use the model's own bases; None where none were learnt, or where
+        sketch and codes do not share one."""
+        if isinstance(codec, SharedBasis) and codec.bits < 32 and isinstance(choice, Sketch):
+            return replace(codec, model=self.fingerprint) if SKETCH in self.forms else None
         return None
 
 
 def save(
-    path: Path, owner: Owner, layers: list[Side], common: Side, bits: float, record: dict[str, Any]
+    path: Path, owner: Owner, layers: list[Side], common: Side, record: dict[str, Any]
 ) -> None:
     """Write a router; `common` is the same in every layer."""
     tensors = {
@@ -102,7 +107,7 @@ def save(
         for name, tensor in side.items()
     }
     tensors |= {f"{COMMON}.{name}": tensor.contiguous() for name, tensor in common.items()}
-    claims = {"format": FORMAT, "owner": asdict(owner), "bits": bits, "record": record}
+    claims = {"format": FORMAT, "owner": asdict(owner), "record": record}
     path.parent.mkdir(parents=True, exist_ok=True)
     put(path, tensors, json.dumps(claims, sort_keys=True))
 
@@ -131,7 +136,7 @@ def load(path: Path) -> TrainedRouter:
         owner = Owner(**claims["owner"])
         if min(owner.layers, owner.heads, owner.kv_heads, owner.head_dim) < 1:
             raise ValueError("its model has no shape")
-        bits, record = float(claims["bits"]), dict(claims["record"])
+        record = dict(claims["record"])
     except FileNotFoundError:
         raise RouterError(f"there is no router file {path}; make one with `sekv train`") from None
     except (SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError) as error:
@@ -143,7 +148,7 @@ def load(path: Path) -> TrainedRouter:
             if place in (str(index), COMMON):
                 side[rest] = tensor
     fingerprint = xxhash.xxh3_128_hexdigest(path.read_bytes())
-    router = TrainedRouter(owner, layers, fingerprint, bits, record)
+    router = TrainedRouter(owner, layers, fingerprint, record)
     _check_shapes(path, router)
     return router
 
@@ -183,9 +188,10 @@ def _check_shapes(path: Path, router: TrainedRouter) -> None:
             right &= _shaped(w, (owner.kv_heads, None, None, owner.head_dim))
             right &= _shaped(tau, (owner.kv_heads, group))
         if SKETCH in router.forms:
-            right &= _shaped(side.get("zoom_key"), (owner.kv_heads, None, owner.head_dim))
-            right &= _shaped(side.get("zoom_query"), (owner.kv_heads, None, owner.head_dim))
-            right &= _shaped(side.get("zoom_bits"), (owner.kv_heads, None))
+            for name in "kv":
+                columns, scale = (side.get(f"{OWN}{name}_{part}") for part in ("basis", "scale"))
+                right &= _shaped(columns, (owner.kv_heads, owner.head_dim, owner.head_dim))
+                right &= _shaped(scale, (owner.kv_heads, owner.head_dim))
         if not right:
             raise RouterError(
                 f"{path} is damaged: a layer's tensors are missing or misshapen; {REMEDY}"

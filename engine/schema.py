@@ -18,7 +18,7 @@ from engine import ops
 from engine.errors import StoreError
 from engine.fold import fit, fold_layer, pinned_tokens
 from engine.manifest import SHARED, Manifest, device_file
-from engine.policies.codec import Side
+from engine.policies.codec import SharedBasis, Side
 from engine.policies.route_static import CALIBRATED, RetrievalHeads
 from engine.policies.segment import FOLDED, Spans, pin_ends
 from engine.policies.zoom import Learnt
@@ -47,33 +47,42 @@ def recipe_of(manifest: Manifest) -> Recipe:
 @dataclass(frozen=True)
 class Schema:
     """What the layers of a store with this manifest hold. example: what fitting made-up rows
-    gives."""
+    gives; lent: the same for a document that uses the model's own bases, where one may."""
 
     manifest: Manifest
     recipe: Recipe
     example: Side
+    lent: Side
 
     @classmethod
     def of(cls, manifest: Manifest, recipe: Recipe) -> Schema:
         """Raises StoreError when the manifest names a dtype that no model has."""
         if manifest.dtype not in DTYPES:
             raise StoreError(f"the manifest names a dtype '{manifest.dtype}' that no model has")
-        made = cls(manifest, recipe, {})
-        return cls(manifest, recipe, fit(recipe, *made._rows(), *made._spans(), made._learnt()))
+        made = cls(manifest, recipe, {}, {})
+        rows, told, learnt = made._rows(), made._spans(), made._learnt()
+        own = made._own()
+        lent = fit(recipe, *rows, *told, learnt | own) if own else {}
+        return cls(manifest, recipe, fit(recipe, *rows, *told, learnt), lent)
 
     def check_shared(self, shared: Side) -> None:
-        """Raises StoreError, in one line, when the tensors of all windows are not the recipe's."""
-        for layer, side in enumerate(_by_layer(shared, self.manifest.model.layers)):
+        """Raises StoreError, in one line, when the tensors of all windows are not the recipe's.
+
+        Args:
+            shared: what is the model's own among it, see `codec.borrow`.
+        """
+        for layer, side in enumerate(by_layer(shared, self.manifest.model.layers)):
             place = f"{SHARED}, layer {layer}"
             calibrated = self._calibrated(place, side)
-            _compare(place, side, {**self.example, **self._prefix(), **calibrated})
+            example = self._example(side)
+            _compare(place, side, {**example, **self._prefix(), **calibrated})
             for name, tensor in side.items():
                 if name in calibrated:
                     continue
                 if name.endswith("_bits") and not ops.is_allocation(tensor):
                     raise _fault(place, name, "no widths in bits")
                 # Counts and sizes are the model's; no document changes them.
-                if tensor.dtype == torch.int32 and not torch.equal(tensor, self.example[name]):
+                if tensor.dtype == torch.int32 and not torch.equal(tensor, example[name]):
                     raise _fault(place, name, "another size")
 
     def check_windows(self, shared: Side, sections: Sequence[Side]) -> None:
@@ -82,7 +91,7 @@ class Schema:
         Args:
             shared: as `check_shared` accepted it.
         """
-        expected = [self._device(side) for side in _by_layer(shared, self.manifest.model.layers)]
+        expected = [self._device(side) for side in by_layer(shared, self.manifest.model.layers)]
         for index, section in enumerate(sections):
             entry, place = self.manifest.windows[index], device_file(index)
             tables = {name: section[name].numpy() for name in SPAN_TABLE if name in section}
@@ -92,12 +101,21 @@ class Schema:
             pinned = len(pinned_tokens(section["bounds"].long(), section["kind"]))
             rest = {name: t for name, t in section.items() if name not in SPAN_TABLE}
             count = {".t": entry.end - entry.start, ".s": entry.spans}
-            for layer, tensors in enumerate(_by_layer(rest, self.manifest.model.layers)):
+            for layer, tensors in enumerate(by_layer(rest, self.manifest.model.layers)):
                 wanted = {
                     name: t[:, :1].expand(-1, count.get(name[-2:], pinned), *t.shape[2:])
                     for name, t in expected[layer].items()
                 }
                 _compare(f"{place}, layer {layer}", tensors, wanted)
+
+    def _example(self, side: Side) -> Side:
+        """The made-up layer that a stored one must look like."""
+        return self.lent if self.lent and "k_order" in side else self.example
+
+    def _own(self) -> Side:
+        """Bases in the shapes of the model's own; nothing where the recipe uses none."""
+        codec, model = self.recipe.codec, self.manifest.model
+        return codec.lent(model.kv_heads, model.head_dim) if isinstance(codec, SharedBasis) else {}
 
     def _calibrated(self, place: str, side: Side) -> Side:
         """What was measured of the model and not of a document, as it is stored.
@@ -150,7 +168,7 @@ class Schema:
     def _device(self, side: Side) -> Side:
         """What a window's layer looks like: how wide packed rows are follows from its own bits."""
         own = {name: t for name, t in side.items() if name.endswith("_bits") or name in CALIBRATED}
-        known = {**self.example, **own, **self._learnt()}
+        known = {**self._example(side), **own, **self._learnt()}
         rows, told = self._rows(), self._spans()
         return fold_layer(self.recipe, *rows, *told, known, self._queries()).device
 
@@ -160,7 +178,7 @@ def is_finite(tensors: Side) -> bool:
     return all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point())
 
 
-def _by_layer(tensors: Side, layers: int) -> list[Side]:
+def by_layer(tensors: Side, layers: int) -> list[Side]:
     """Tensors `{layer}.{name}` by layer.
 
     Raises:

@@ -20,7 +20,6 @@ from engine.fold import fold_layer, segment
 from engine.memory import LayerMemory, Stretch, View
 from engine.observe import Observe
 from engine.policies.segment import FOLDED
-from engine.policies.zoom import LearnedSketch
 from engine.readers.hf import Reader
 from engine.recall import Memory
 from engine.types import Turn
@@ -67,14 +66,12 @@ class Past:
     @property
     def folds(self) -> bool:
         """Whether turns can fold by the document's method: not where everything is exact, where
-        spans are ranked by what a window's own end looked at, or where a sketch's directions are
-        in a router file."""
+        or where spans are ranked by what a window's own end looked at."""
         recipe = self._memory.layers[0].recipe
         return (
             all(type(layer) is LayerMemory for layer in self._memory.layers)
             and not recipe.selector.static
             and recipe.observe == Observe()
-            and not isinstance(recipe.router, LearnedSketch)
         )
 
     def cache(self) -> MemoryCache:

@@ -102,7 +102,7 @@ def _method(recipe: Recipe) -> Iterator[str]:
 
 
 def _settings(fields: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in fields.items())
+    return ", ".join(f"{name} {value}" for name, value in fields.items() if value != "")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ app = typer.Typer(rich_markup_mode=None)
 
 
 class Form(StrEnum):
-    """span: the published router of span summaries. sketch: a learnt sketch of every key."""
+    """span: the published router of span summaries. sketch: bases that belong to the model."""
 
     both = "both"
     span = "span"
@@ -49,7 +49,7 @@ def router(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Folder of .txt files; a tenth of each is held out.",
+            help="Folder of .txt files.",
             show_default=False,
         ),
     ] = None,
@@ -72,9 +72,20 @@ def router(
             "--per-head", help="A projection per query head, as published, not per KV head."
         ),
     ] = False,
-    bits: Annotated[
-        float, typer.Option(min=0.125, max=8.0, metavar="B", help="Bits of the sketch, as a mean.")
-    ] = 1.5,
+    columns: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Columns of each basis to learn; 0: all of them."),
+    ] = 0,
+    hold_out: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--hold-out",
+            metavar="NAME",
+            help="A text to test on and not to learn from; more with more of these. "
+            "[default: the last tenth of every text]",
+            show_default=False,
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, metavar="N", help="Documents to learn from.")] = 200,
     length: Annotated[
         int,
@@ -93,8 +104,9 @@ def router(
 ) -> None:
     """Train a router for a model, find its retrieval heads, or train the built-in reader.
 
-    The model stays as it is; the router learns which spans to zoom from what
-    the model looks at when it sees everything.
+    The model stays as it is; the router learns which spans to zoom, and in which
+    bases keys and values are kept, from what the model looks at when it sees
+    everything.
 
     The file belongs to that model. `ingest` and `ask` take it with --router, or by
     themselves where it lies in the model's folder as router.safetensors. The
@@ -136,7 +148,8 @@ def router(
             dtype=dtype.value,
             forms=forms,
             per_head=per_head,
-            bits=bits,
+            columns=columns,
+            held_out=tuple(hold_out or ()),
             steps=steps,
             length=length,
             rate=rate,

@@ -22,12 +22,13 @@ from safetensors.torch import load_file
 from engine import ops, router
 from engine.errors import RouterError, TrainError
 from engine.ingest import append
-from engine.policies.zoom import LearnedSketch, SpanZoom
+from engine.policies.codec import basis_of
+from engine.policies.zoom import SpanZoom
 from engine.readers import hf
 from engine.recipe import RECIPES
 from engine.store import Store
 from engine.train.zoomin import student, teacher
-from engine.train.zoomin.forms import Shape, SketchForm, SpanForm
+from engine.train.zoomin.forms import Moments, Shape, SketchForm, SpanForm
 from engine.train.zoomin.loop import (
     CHECKPOINT,
     Options,
@@ -38,7 +39,7 @@ from engine.train.zoomin.loop import (
     train_router,
 )
 from engine.train.zoomin.sizes import MODELS, router_parameters
-from engine.train.zoomin.student import SketchLayer, SpanLayer, cut, fitted, fold
+from engine.train.zoomin.student import SpanLayer, cut, fitted, fold
 from engine.train.zoomin.teacher import Reading, forward, read, span_mass, watch
 from engine.types import IngestOptions, Silent
 from tiny_books import log, session
@@ -81,7 +82,6 @@ def options(model: Path, text: Path, folder: Path, **changes: Any) -> Options:
         test=2,
         tested=1,
         save=1,
-        components=16,
     )
     return replace(usual, **changes)
 
@@ -170,9 +170,7 @@ def opened(form: SpanForm, gate: float) -> None:
 
 def shape_of(reader: hf.Reader) -> Shape:
     identity = reader.identity
-    return Shape(
-        identity.layers, identity.heads, identity.kv_heads, identity.head_dim, components=16
-    )
+    return Shape(identity.layers, identity.heads, identity.kv_heads, identity.head_dim)
 
 
 def test_with_everything_zoomed_the_student_is_the_teacher(
@@ -191,10 +189,6 @@ def test_with_everything_zoomed_the_student_is_the_teacher(
         form.tau.fill_(2.0)
     closed = forward(reader, reading, block, layers).log_softmax(-1)
     assert float((closed - truth).detach().abs().max()) > 0.05
-    sketch = SketchForm(shape_of(reader))
-    whole = [SketchLayer(sketch, i, folded(reading, "sekv", i), 1.0) for i in range(reader.layers)]
-    got = forward(reader, reading, block, whole).log_softmax(-1)
-    torch.testing.assert_close(got, truth, atol=5e-4, rtol=1e-3)
 
 
 def test_no_position_sees_what_follows_it(reader: hf.Reader, reading: Reading, text: Path) -> None:
@@ -202,19 +196,12 @@ def test_no_position_sees_what_follows_it(reader: hf.Reader, reading: Reading, t
     a document's continuation is never a part of the document."""
     ids = reader.tokenizer.encode("On day 3 the crew saw whales", add_special_tokens=False)
     other = [*ids[:14], *reversed(ids[14:])]
-    form, sketch = SpanForm(shape_of(reader)), SketchForm(shape_of(reader))
+    form = SpanForm(shape_of(reader))
     torch.nn.init.normal_(form.w)
-    torch.nn.init.normal_(sketch.key)
-    torch.nn.init.normal_(sketch.query)
-    makers: list[Any] = [
-        lambda i: SpanLayer(form, i, folded(reading, "sekv-paper", i)),
-        lambda i: SketchLayer(sketch, i, folded(reading, "sekv", i), 1.0),
-    ]
-    for make in makers:
-        layers = [make(i) for i in range(reader.layers)]
-        first, second = (forward(reader, reading, b, layers) for b in (ids, other))
-        torch.testing.assert_close(first[:14], second[:14], atol=1e-5, rtol=1e-5)
-        assert not torch.allclose(first[14:], second[14:], atol=1e-2)
+    layers = [SpanLayer(form, i, folded(reading, "sekv-paper", i)) for i in range(reader.layers)]
+    first, second = (forward(reader, reading, b, layers) for b in (ids, other))
+    torch.testing.assert_close(first[:14], second[:14], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(first[14:], second[14:], atol=1e-2)
     texts = _Trainer(options(Path(), text, text / "no"), reader, Accelerator(cpu=True)).texts
     lesson = texts.lesson(reader, Random(1), TOKENS, QUERY, 1, train=True)
     at = next(
@@ -260,27 +247,20 @@ def test_scores_computed_again_give_the_same_gradient(
 ) -> None:
     """Long documents do not keep their scores; what is learnt from them is the same."""
     block = reader.tokenizer.encode("On day 3 the crew saw", add_special_tokens=False)
-    form, sketch = SpanForm(shape_of(reader)), SketchForm(shape_of(reader))
-    for weight in (form.w, sketch.key, sketch.query):
-        torch.nn.init.normal_(weight)
-    sketch.bits.fill_(2)
-    grads: list[list[torch.Tensor]] = []
+    form = SpanForm(shape_of(reader))
+    torch.nn.init.normal_(form.w)
+    grads: list[torch.Tensor] = []
     for limit in (2**24, 0):
         monkeypatch.setattr(student, "RECOMPUTED", limit)
-        made: list[torch.Tensor] = []
-        for layers in (
-            [SpanLayer(form, i, folded(reading, "sekv-paper", i)) for i in range(reader.layers)],
-            [SketchLayer(sketch, i, folded(reading, "sekv", i), 0.1) for i in range(reader.layers)],
-        ):
-            forward(reader, reading, block, layers).square().sum().backward()
-        for weight in (form.w, sketch.key, sketch.query):
-            assert weight.grad is not None
-            made.append(weight.grad)
-            weight.grad = None
-        grads.append(made)
-    for one, other in zip(*grads, strict=True):
-        assert float(one.norm()) > 0
-        torch.testing.assert_close(one, other)
+        layers = [
+            SpanLayer(form, i, folded(reading, "sekv-paper", i)) for i in range(reader.layers)
+        ]
+        forward(reader, reading, block, layers).square().sum().backward()
+        assert form.w.grad is not None
+        grads.append(form.w.grad)
+        form.w.grad = None
+    assert float(grads[0].norm()) > 0
+    torch.testing.assert_close(*grads)
 
 
 def test_gates_of_zero_and_one_hide_and_show_rows() -> None:
@@ -293,24 +273,28 @@ def test_gates_of_zero_and_one_hide_and_show_rows() -> None:
     torch.testing.assert_close(got, expected)
 
 
-def test_what_is_learnt_is_what_runs(reader: hf.Reader, reading: Reading) -> None:
-    """The student's estimate is that of the policy, up to the rounding of what a store keeps."""
-    f = folded(reading, "sekv")
-    form = SketchForm(shape_of(reader))
-    with torch.no_grad():
-        for head in range(2):
-            torch.nn.init.orthogonal_(form.key[0, head])
-            form.query[0, head] = 0.9 * form.key[0, head]
-    form.bits.fill_(8)
-    q = torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(5))
-    with torch.no_grad():
-        mine = SketchLayer(form, 0, f, 0.1)._mass(q)
-        side = {name: t.detach() for name, t in form.side(0).items()}
-    sketch = LearnedSketch("x", 8.0)
-    given = sketch.fit(f.k, side)
-    device = sketch.build(f.k, f.k, {**given, **side})
-    theirs = sketch.logmass(q, device, given, f.bounds)
-    torch.testing.assert_close(mine, theirs, atol=0.25, rtol=0.02)
+def test_the_models_bases_are_those_of_all_documents(reader: hf.Reader) -> None:
+    """Of one document they are its own, with keys weighed by the queries; columns that are not
+    learnt follow from the others."""
+    made = torch.Generator().manual_seed(5)
+    shape = shape_of(reader)
+    k, v = (torch.randn(2, 300, 16, generator=made) * torch.arange(1, 17) for _ in range(2))
+    q = torch.randn(2, 40, 16, generator=made)
+    form, short = SketchForm(shape), SketchForm(replace(shape, columns=4))
+    for each in (form, short):
+        for _ in range(2):
+            each.learn(1, Moments.of(q, k, v))
+    _, expected, _ = ops.covariance_basis(k, torch.bmm(q.mT, q) / 40)
+    _, values, _ = ops.covariance_basis(v)
+    for name, want in (("k", expected), ("v", values)):
+        side = {**form.side(1), f"{name}_mean": k[:, 0]}
+        _, basis = basis_of(name, side)
+        torch.testing.assert_close(basis, want, atol=0.02 * float(want.abs().max()), rtol=0)
+    _, basis = basis_of("v", {**short.side(1), "v_mean": k[:, 0]})
+    torch.testing.assert_close(basis[..., :4], values[..., :4], atol=0.02, rtol=0)
+    assert float(torch.bmm(basis[..., :4].mT, basis[..., 4:]).abs().max()) < 0.05
+    assert bool((torch.linalg.matrix_rank(basis) == 16).all())
+    assert (form.trained, short.trained) == (2 * 2 * 2 * 16 * 16, 2 * 2 * 2 * 16 * 4)
 
 
 # ---------------------------------------------------------------------------- the loop
@@ -326,6 +310,7 @@ def test_gradients_reach_every_parameter(
     """Every tensor, in every layer, and no weight of the reader."""
     trainer = trainer_of(reader, options(model, text, tmp_path))
     seen: dict[str, float] = {}
+    assert trainer.optimiser is not None
     step = trainer.optimiser.step
 
     def watched() -> None:
@@ -337,7 +322,7 @@ def test_gradients_reach_every_parameter(
 
     trainer.optimiser.step = watched
     trainer._step(3)
-    assert len(seen) == 10
+    assert len(seen) == 8
     assert all(value > 0 for value in seen.values()), seen
     assert all(p.grad is None for p in reader.model.parameters())
 
@@ -345,18 +330,12 @@ def test_gradients_reach_every_parameter(
 def test_training_lowers_the_loss(
     reader: hf.Reader, model: Path, text: Path, tmp_path: Path
 ) -> None:
-    """Of both forms, on a document that it meets again, from a start that is not good already."""
+    """On a document that it meets again, from a start that is not good already."""
     chosen = options(model, text, tmp_path, steps=60, rate=2e-2, weights=Weights(distil=0))
     trainer = trainer_of(reader, chosen)
-    sketch = trainer.forms["sketch"]
-    assert isinstance(sketch, SketchForm)
-    with torch.no_grad():
-        sketch.query += 0.3 * torch.randn(
-            sketch.query.shape, generator=torch.Generator().manual_seed(0)
-        )
     step = next(s for s in range(40, 60) if "span zoom" in trainer._step(s))  # something folds
     entries = [trainer._step(step) for _ in range(8)]
-    for name in ("span zoom", "span reconstruction", "sketch zoom"):
+    for name in ("span zoom", "span reconstruction"):
         assert entries[-1][name] < 0.95 * entries[0][name], name
 
 
@@ -373,12 +352,27 @@ def test_the_best_on_unseen_text_is_kept(
     sketch = trainer.forms["sketch"]
     assert isinstance(sketch, SketchForm)
     with torch.no_grad():
-        sketch.query.neg_()
+        sketch.keys[:, :, 0] += 1e6 * sketch.keys[:, :, 1]
     trainer.test(Silent())
     assert trainer.state.best["sketch"] == before["sketch"]
-    assert torch.equal(trainer.best["sketch.query"], kept["sketch.query"])
-    assert not torch.equal(trainer.best["sketch.query"], sketch.query)
+    assert torch.equal(trainer.best["sketch.keys"], kept["sketch.keys"])
+    assert not torch.equal(trainer.best["sketch.keys"], sketch.keys)
     assert trainer.state.since == 1
+
+
+def test_whole_texts_can_be_held_out(
+    reader: hf.Reader, model: Path, text: Path, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.txt").write_text(log(40) if name == "one" else "two " * 400)
+    chosen = options(model, tmp_path, tmp_path / "run", held_out=("two",), forms=("sketch",))
+    texts = trainer_of(reader, chosen).texts
+    assert texts.names == {"train": ["one"], "held out": ["two"]}
+    assert reader.tokenizer.decode(texts.held_out.tolist()).split()[:2] == ["two", "two"]
+    train_router(replace(chosen, steps=1), Silent(), reader)
+    assert router.load(chosen.output).record["texts"] == texts.names
+    with pytest.raises(TrainError, match=r"there is no three.txt in .* to hold out"):
+        trainer_of(reader, replace(chosen, held_out=("three",)))
 
 
 def test_an_interrupted_run_ends_as_one_that_was_not(
@@ -445,7 +439,8 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(
     chosen = options(model, text, tmp_path)
     train_router(replace(chosen, stop=2), Silent(), reader)
     before = (chosen.run / CHECKPOINT).read_bytes()
-    monkeypatch.setattr(student, "span_mass", lambda *a: span_mass(*a) * math.nan)
+    of = Moments.of
+    monkeypatch.setattr(Moments, "of", lambda q, k, v: of(q * math.nan, k, v))
     with pytest.raises(TrainError, match="step 3 is not a number; the checkpoint in"):
         train_router(chosen, Silent(), reader)
     assert (chosen.run / CHECKPOINT).read_bytes() == before
@@ -454,7 +449,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(
 def test_a_run_without_gain_stops_early(
     reader: hf.Reader, model: Path, text: Path, tmp_path: Path
 ) -> None:
-    chosen = options(model, text, tmp_path, steps=40, test=1, patience=2, rate=0.0)
+    chosen = options(model, text, tmp_path, steps=40, test=1, patience=2, rate=0.0, forms=("span",))
     assert train_router(chosen, Silent(), reader).steps == 2
 
 
@@ -526,26 +521,54 @@ def trained(
     return chosen.output
 
 
-@pytest.mark.parametrize(("method", "kind"), [("sekv-paper", SpanZoom), ("sekv", LearnedSketch)])
 def test_ingest_and_ask_use_a_trained_router(
-    method: str, kind: type, trained: Path, model: Path, reader: hf.Reader, tmp_path: Path
+    trained: Path, model: Path, reader: hf.Reader, tmp_path: Path
 ) -> None:
-    made = store_of(tmp_path, model, log(20), reader=reader, method=method, router=str(trained))
+    made = store_of(
+        tmp_path, model, log(20), reader=reader, method="sekv-paper", router=str(trained)
+    )
     with Store.open(made) as store:
         settings = store.manifest.settings["router"]
-    assert settings["kind"] == kind.__name__
+    assert settings["kind"] == "SpanZoom"
     assert settings["weights"] == router.load(trained).fingerprint
     with session(made, reader, budget="30%") as opened:
-        assert isinstance(opened.memory.layers[0].recipe.router, kind)
+        assert isinstance(opened.memory.layers[0].recipe.router, SpanZoom)
         opened.ask("How many whales?")
     with session(made, reader, router=str(trained)) as opened:
-        assert isinstance(opened.memory.layers[0].recipe.router, kind)
+        assert isinstance(opened.memory.layers[0].recipe.router, SpanZoom)
     more = tmp_path / "more.txt"
     more.write_text(log(3), encoding="utf-8")
     with pytest.raises(RouterError, match="name that file with --router"):
         append([str(more)], made, IngestOptions(model=str(model)), Silent(), None, reader)
     longer = IngestOptions(model=str(model), router=str(trained))
     assert append([str(more)], made, longer, Silent(), None, reader).windows == 2
+
+
+def test_a_store_keeps_the_bases_of_a_router_that_lies_elsewhere(
+    trained: Path, model: Path, reader: hf.Reader, tmp_path: Path
+) -> None:
+    """It is asked and goes on without the file; its device counts no bytes for them."""
+    made = store_of(tmp_path, model, reader=reader, method="sekv", router=str(trained))
+    with Store.open(made) as store:
+        assert store.manifest.settings["codec"]["model"] == router.load(trained).fingerprint
+        kept = store.shared()
+    assert {"0.k_order", "0.own_k_basis", "1.own_v_scale"} <= kept.keys()
+    assert "0.k_basis" not in kept
+    with session(made, reader, budget="60%") as opened:
+        layer: Any = opened.memory.layers[0]
+        assert "own_k_basis" in layer.side
+        counted = [t for n, t in layer.side.items() if not n.startswith("own_")]
+        parts = [*counted, *layer.tensors.values(), layer.pinned_k, layer.pinned_v]
+        assert layer.fixed_bytes == sum(t.nbytes for t in parts)
+        opened.ask("How many whales?")
+    more = tmp_path / "more.txt"
+    more.write_text(log(3), encoding="utf-8")
+    longer = IngestOptions(model=str(model))
+    assert append([str(more)], made, longer, Silent(), None, reader).windows == 2
+    with session(made, reader) as opened:
+        opened.ask("How many whales?")
+    with pytest.raises(RouterError, match="to use 'none', ingest again"):
+        session(made, reader, router="none")
 
 
 def test_a_models_own_router_is_found_and_does_not_change_the_model(
@@ -557,21 +580,42 @@ def test_a_models_own_router_is_found_and_does_not_change_the_model(
     known = router.load(trained)
     common = {n: t for n, t in known.layers[0].items() if n.startswith("gate_")}
     layers = [{n: t for n, t in side.items() if n not in common} for side in known.layers]
-    kinds = []
+    used = []
     try:
-        for pays, asked in ((True, ""), (True, "none"), (False, "")):
+        for pays, asked in ((False, ""), (True, "none"), (True, "")):
             record = {"found": {"sketch": {"trained": float(pays), "untrained": 0.5}}}
-            router.save(beside, known.owner, layers, common, known.bits, record)
+            router.save(beside, known.owner, layers, common, record)
             assert hf._weights_fingerprint(str(model), "") == before
             made = store_of(
-                tmp_path / f"{len(kinds)}", model, reader=reader, method="sekv", router=asked
+                tmp_path / f"{len(used)}", model, reader=reader, method="sekv", router=asked
             )
             with Store.open(made) as store:
-                kinds.append(store.manifest.settings["router"]["kind"])
+                used.append(store.manifest.settings["codec"]["model"])
+                kept = store.shared()
+        assert used == ["", "", router.load(beside).fingerprint]
+        assert "0.k_order" in kept
+        assert not any("own_" in name for name in kept)  # they lie beside the model
+        with session(made, reader) as opened:
+            said = opened.ask("How many whales?").answer
+        moved = beside.rename(tmp_path / "elsewhere.safetensors")
+        with session(made, reader, router=str(moved)) as opened:
+            assert opened.ask("How many whales?").answer == said
+        more = tmp_path / "more.txt"
+        more.write_text(log(3), encoding="utf-8")
+        for use in (
+            lambda: session(made, reader),
+            lambda: session(made, reader, router=str(trained)),
+            lambda: append(
+                [str(more)], made, IngestOptions(model=str(model)), Silent(), None, reader
+            ),
+        ):
+            with pytest.raises(RouterError, match=r"--router") as caught:
+                use()
+            assert "\n" not in str(caught.value)
+        longer = IngestOptions(model=str(model), router=str(moved))
+        assert append([str(more)], made, longer, Silent(), None, reader).windows == 2
     finally:
-        beside.unlink()
-    untrained = type(RECIPES["sekv"].router).__name__
-    assert kinds == ["LearnedSketch", untrained, untrained]
+        beside.unlink(missing_ok=True)
 
 
 def test_a_store_of_summaries_takes_another_router_and_a_sketch_does_not(
@@ -607,6 +651,7 @@ def test_a_shared_projection_meets_the_size_that_the_paper_claims() -> None:
         assert counts["per query head"] / 1e6 == pytest.approx(count, abs=0.011)
         assert counts["per query head"] / model_.parameters > 0.0005
         assert counts["per KV head"] / model_.parameters < 0.0005
-        assert counts["sketch"] / model_.parameters < 0.0005
+        assert counts["sketch, 24 columns"] / model_.parameters < 0.0005
+        assert counts["sketch"] == 2 * model_.layers * model_.kv_heads * model_.size**2
     sizes = [round(m.parameters / 1e9, 2) for m in MODELS]
     assert sizes == [3.21, 8.03, 7.25, 14.77]

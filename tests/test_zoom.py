@@ -1,4 +1,4 @@
-"""The trained zoom-in as it runs: scores, thresholds, the learnt sketch, rank gates, the file."""
+"""The trained zoom-in as it runs: scores, thresholds, rank gates, the file."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import torch
 from engine import ops, router
 from engine.errors import RouterError
 from engine.manifest import ModelIdentity
-from engine.policies.codec import Side, SpanSVD
+from engine.policies.codec import SharedBasis, Side, SpanSVD
 from engine.policies.gates import RANK, gate_shapes, kept_rank, rank_gates
-from engine.policies.select import MeanKey, Sketch
-from engine.policies.zoom import Gated, LearnedSketch, SpanZoom, zoom_scores
+from engine.policies.select import MeanKey
+from engine.policies.zoom import Gated, SpanZoom, zoom_scores
 from engine.recipe import RECIPES, from_settings, with_router
 from tiny_memory import rows
 
@@ -27,15 +27,13 @@ IDENTITY = ModelIdentity(
 )
 
 
-def learnt(seed: int = 0, components: int = 16) -> Side:
+def learnt(seed: int = 0) -> Side:
     """What a router knows of a layer, drawn at random."""
     made = torch.Generator().manual_seed(seed)
     return {
         "zoom_w": torch.randn(HEADS, 1, 8, SIZE, generator=made),
         "zoom_tau": torch.rand(HEADS, GROUP, generator=made),
-        "zoom_key": torch.eye(SIZE)[:components].expand(HEADS, -1, -1).contiguous(),
-        "zoom_query": torch.eye(SIZE)[:components].expand(HEADS, -1, -1).contiguous(),
-        "zoom_bits": torch.full((HEADS, components), 8, dtype=torch.uint8),
+        **{n: part.clone() for n, part in SharedBasis(model="x").lent(HEADS, SIZE).items()},
     }
 
 
@@ -90,62 +88,19 @@ def test_a_span_below_every_threshold_is_never_wished_for() -> None:
 
 def test_only_the_published_form_decides_by_a_score_of_its_own() -> None:
     assert isinstance(SpanZoom("x"), Gated)
-    assert not any(isinstance(r, Gated) for r in (LearnedSketch("x", 1.5), Sketch(), MeanKey()))
+    assert not any(isinstance(recipe.router, Gated) for recipe in RECIPES.values())
 
 
-def test_a_learnt_sketch_of_all_directions_knows_the_mass() -> None:
-    k, _ = rows(3, HEADS, 400, SIZE)
-    bounds = torch.arange(0, 401, 8)
-    side = learnt(components=SIZE)
-    sketch = LearnedSketch("x", 8.0)
-    fitted = sketch.fit(k, side)
-    device = sketch.build(k, k, {**fitted, **side})
-    q = torch.randn(HEADS, 6, SIZE, generator=torch.Generator().manual_seed(4))
-    true = ops.span_logsumexp(torch.bmm(q, k.mT) / math.sqrt(SIZE), bounds)
-    torch.testing.assert_close(sketch.logmass(q, device, fitted, bounds), true, atol=0.05, rtol=0)
-    assert device["sketch.t"].shape == (1, 400, HEADS * SIZE)
-    assert sketch.device_share(SIZE, 8) == 0.25
-
-
-def test_the_store_keeps_of_a_sketch_only_what_a_question_needs() -> None:
-    """Keys' directions act while folding; queries' are kept in eight bits."""
-    k, _ = rows(3, HEADS, 100, SIZE)
-    fitted = LearnedSketch("x", 2.0).fit(k, learnt())
-    assert sorted(fitted) == [
-        "sketch_bits",
-        "sketch_step",
-        "zoom_basis",
-        "zoom_mean",
-        "zoom_scale",
-    ]
-    assert fitted["zoom_basis"].dtype == torch.int8
-
-
-def test_a_learnt_sketch_shrinks_as_any_sketch() -> None:
-    k, _ = rows(5, HEADS, 80, SIZE)
-    side = learnt()
-    side["zoom_bits"] = torch.tensor([[4] * 4 + [2] * 4 + [1] * 8] * HEADS, dtype=torch.uint8)
-    sketch = LearnedSketch("x", 1.0)
-    fitted = sketch.fit(k, side)
-    device = sketch.build(k, k, {**fitted, **side})
-    q = torch.randn(HEADS, 3, SIZE, generator=torch.Generator().manual_seed(6))
-    smaller = sketch.shrink(device, fitted)
-    assert smaller is not None
-    assert smaller[0]["sketch.t"].nbytes < device["sketch.t"].nbytes
-    assert bool(torch.isfinite(sketch.logmass(q, *smaller, torch.arange(0, 81, 8))).all())
-
-
-@pytest.mark.parametrize("choice", [SpanZoom("x"), LearnedSketch("x", 4.0)], ids=str)
-def test_attention_runs_on_what_was_learnt(choice: Any) -> None:
+def test_attention_runs_on_what_was_learnt() -> None:
     """Within a layer's memory: everything is zoomed where there is room, nothing where not."""
     from engine.fold import fit, fold_layer
     from engine.memory import LayerMemory, Limits, Shared, View
     from engine.tiers import Host
     from tiny_memory import EXACT, Section, fixed_spans
 
-    recipe = replace(EXACT, router=choice)
+    recipe = replace(EXACT, router=SpanZoom("x"))
     k, v = rows(7, HEADS, 96, SIZE)
-    spans, weight, given = fixed_spans(96, 8), torch.ones(96), learnt(components=SIZE)
+    spans, weight, given = fixed_spans(96, 8), torch.ones(96), learnt()
     given["zoom_tau"] = torch.full((HEADS, GROUP), -1.0)  # everything wants to be zoomed
     side = fit(recipe, k, v, weight, spans, given)
     folded = fold_layer(recipe, k, v, weight, spans, side | given)
@@ -219,7 +174,7 @@ def written(path: Path, owner: ModelIdentity = IDENTITY, **changes: Any) -> Path
     layers = [
         {**learnt(i), **{n: t.clone() for n, t in changes.items()}} for i in range(owner.layers)
     ]
-    router.save(path, router.Owner.of(owner), layers, shut(SIZE, 0.5), 4.0, {"steps": 3})
+    router.save(path, router.Owner.of(owner), layers, shut(SIZE, 0.5), {"steps": 3})
     return path
 
 
@@ -239,13 +194,15 @@ def test_a_router_comes_back_as_it_was_written(tmp_path: Path) -> None:
 def test_a_router_takes_the_place_of_the_untrained_choice(tmp_path: Path) -> None:
     read = router.load(written(tmp_path / "r.safetensors"))
     paper = with_router(RECIPES["sekv-paper"], read)
-    ours = with_router(replace(RECIPES["sekv"], router=Sketch()), read)
+    ours = with_router(RECIPES["sekv"], read)
     assert paper.router == SpanZoom(read.fingerprint, GROUP, 1, 8)
-    assert ours.router == LearnedSketch(read.fingerprint, 4.0, 16)
+    assert paper.codec == RECIPES["sekv-paper"].codec
+    assert ours.router == RECIPES["sekv"].router
+    assert ours.codec == replace(RECIPES["sekv"].codec, model=read.fingerprint)  # type: ignore[type-var]
     assert with_router(RECIPES["full"], read) == RECIPES["full"]
     for recipe in (paper, ours):
         again = from_settings(recipe.name, recipe.settings())
-        assert again.router == recipe.router
+        assert (again.router, again.codec) == (recipe.router, recipe.codec)
 
 
 def test_the_router_in_the_models_folder_is_used_if_it_fits(tmp_path: Path) -> None:

@@ -41,6 +41,10 @@ Side = dict[str, Tensor]
 
 NOTHING: Side = {}
 
+OWN = "own_"
+"""Begins the names of tensors that are the model's and not a document's: bases out of a router's
+file. They serve every document alike and are no bytes of any."""
+
 
 class Codec(Protocol):
     def fit(self, k: Tensor, v: Tensor, given: Side = NOTHING) -> Side:
@@ -133,10 +137,15 @@ class SharedBasis:
 
     A span whose error is more than `outlier` times the usual one of its head keeps plain 8-bit
     rows; 0 lets every error pass. Errors are of coefficients: of keys in the metric of queries.
+
+    model: fingerprint of the router file whose bases may stand in place of the document's, see
+    `fold.prepare`; "" where there is none. A document that uses them stores the order of their
+    columns in place of its own bases.
     """
 
     bits: float = 4.0
     outlier: float = 0.0
+    model: str = ""
 
     def fit(self, k: Tensor, v: Tensor, given: Side = NOTHING) -> Side:
         if self.bits >= 32:
@@ -149,7 +158,7 @@ class SharedBasis:
         price = given["code_price"].item() if "code_price" in given else self.price(spread)
         side = {}
         for name, rows, found, part in zip("kv", (k, v), bases, spread.chunk(2), strict=True):
-            side |= pack_basis(name, *found[:2])
+            side |= found[0]
             side[f"{name}_bits"] = bits = ops.bits_at(part, price)
             coefs = to_basis(sample(rows), name, side)
             side[f"{name}_step"] = step = ops.fit_steps(coefs, bits)
@@ -162,7 +171,7 @@ class SharedBasis:
     def spectrum(self, k: Tensor, v: Tensor, given: Side) -> Tensor:
         if self.bits >= 32:
             return k.new_zeros(0, k.shape[-1])
-        (_, _, keys), (_, _, values) = _bases(k, v, given)
+        (_, keys), (_, values) = _bases(k, v, given)
         return torch.cat(
             [
                 _worth(score_error(keys, given), "score_worth", given),
@@ -206,7 +215,7 @@ class SharedBasis:
     def decode(
         self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, side: Side
     ) -> tuple[Tensor, Tensor]:
-        size = side["k_basis"].shape[-2]
+        size = side["k_mean"].shape[-1]
         widths = [
             4 * size if self.bits >= 32 else ops.Packing.of(side[f"{name}_bits"][head]).row_bytes
             for name in ("k", "v")
@@ -249,7 +258,7 @@ class SharedBasis:
 
     def fits(self, sizes: Tensor, lengths: Tensor, side: Side) -> bool:
         if self.bits >= 32:
-            row = torch.full((len(sizes),), 8 * side["k_basis"].shape[-1])
+            row = torch.full((len(sizes),), 8 * side["k_mean"].shape[-1])
         else:
             row = torch.tensor(
                 [
@@ -259,11 +268,20 @@ class SharedBasis:
             )
         coded = sizes == row[:, None] * lengths
         if self.outlier:
-            coded |= sizes == 2 * (side["k_basis"].shape[-1] + 2) * lengths
+            coded |= sizes == 2 * (side["k_mean"].shape[-1] + 2) * lengths
         return bool(coded.all())
 
     def host_share(self, size: int, span: float) -> float:
         return self.bits / 16
+
+    def lent(self, heads: int, size: int) -> Side:
+        """Made-up bases in the shapes of the model's own, or nothing where none may be used."""
+        if not self.model:
+            return {}
+        basis = torch.eye(size).mul(127).to(torch.int8).expand(heads, size, size)
+        scale = torch.full((heads, size), 1 / 127).half()
+        parts = (("basis", basis), ("scale", scale))
+        return {f"{OWN}{name}_{part}": t for name in "kv" for part, t in parts}
 
 
 @dataclass(frozen=True)
@@ -426,12 +444,75 @@ def _alike(lengths: Tensor, most: int = 1 << 14) -> Iterator[Tensor]:
         first = last
 
 
-def _bases(k: Tensor, v: Tensor, given: Side) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Mean, basis and variance of keys and of values, in the metric each is given if any."""
-    return [
-        ops.covariance_basis(k, given.get("queries")),
-        ops.covariance_basis(v, given.get("outputs")),
-    ]
+def _bases(k: Tensor, v: Tensor, given: Side) -> list[tuple[Side, Tensor]]:
+    """`fit_basis` of keys and of values."""
+    return [fit_basis("k", k, given), fit_basis("v", v, given)]
+
+
+def fit_basis(name: str, rows: Tensor, given: Side) -> tuple[Side, Tensor]:
+    """The basis of rows [Hkv, n, D] as side information, and the variance [Hkv, D] of its
+    components, falling, in the metric that is given if any: of queries for keys.
+
+    Where the model's own bases are given, it is these with the columns in this document's order.
+    """
+    metric = given.get({"k": "queries", "v": "outputs"}[name])
+    if f"{OWN}{name}_basis" not in given:
+        mean, basis, variance = ops.covariance_basis(rows, metric)
+        return pack_basis(name, mean, basis), variance
+    side = {key: given[key] for key in (f"{OWN}{name}_basis", f"{OWN}{name}_scale")}
+    side[f"{name}_mean"] = rows.float().mean(1).half()
+    _, basis = basis_of(name, side)
+    weight = basis.square().sum(1)
+    if metric is not None:
+        weight = (basis * torch.bmm(metric.float(), basis)).sum(1)
+    variance = to_basis(sample(rows), name, side).square().mean(1) * weight
+    variance, order = variance.sort(dim=-1, descending=True, stable=True)
+    side[f"{name}_order"] = order.to(torch.int16)
+    return _ordered(name, side), variance
+
+
+def borrow(side: Side, model: Side) -> Side:
+    """Side information of a document that uses the model's own bases, with these in their place.
+
+    Args:
+        side: as stored; left as it is where it has bases.  model: of this layer, from the router.
+    Raises:
+        StoreError: what is stored is no order of the columns.
+    """
+    if not lacks_bases(side):
+        return side
+    for name in "kv":
+        keys = (f"{OWN}{name}_basis", f"{OWN}{name}_scale")
+        side = _ordered(name, {**side, **{key: model[key] for key in keys}})
+    return side
+
+
+def lacks_bases(side: Side) -> bool:
+    """Whether the model's own bases have to be found elsewhere."""
+    return "k_order" in side and f"{OWN}k_basis" not in side
+
+
+def _ordered(name: str, side: Side) -> Side:
+    """The model's columns in a document's order, the first the one that its rows vary most in."""
+    basis, scale = side[f"{OWN}{name}_basis"], side[f"{OWN}{name}_scale"]
+    order = side.get(f"{name}_order", torch.empty(0)).long()
+    columns = torch.arange(scale.shape[-1]).expand_as(scale)
+    if not torch.equal(order.sort(-1).values, columns):
+        raise StoreError(f"tensor '{name}_order' is no order of a basis' columns: ingest again")
+    return {
+        **side,
+        f"{OWN}{name}_basis": basis.gather(-1, order[:, None].expand_as(basis)),
+        f"{OWN}{name}_scale": scale.gather(-1, order),
+    }
+
+
+def of_document(side: Side) -> Side:
+    """The same without what is the model's: what a document itself takes on a device."""
+    return {name: tensor for name, tensor in side.items() if not name.startswith(OWN)}
+
+
+def document_bytes(side: Side) -> int:
+    return sum(tensor.nbytes for tensor in of_document(side).values())
 
 
 def _worth(error: Tensor, name: str, given: Side) -> Tensor:
@@ -470,10 +551,16 @@ def pack_basis(name: str, mean: Tensor, basis: Tensor) -> Side:
 
 def basis_of(name: str, side: Side, head: int | slice = slice(None)) -> tuple[Tensor, Tensor]:
     """Mean [..., D] and columns [..., D, D] in float32, of one head or of all."""
-    basis = side[f"{name}_basis"][head].float()
-    if f"{name}_scale" in side:
-        basis = basis * side[f"{name}_scale"][head].float()[..., None, :]
+    place = _place(name, side)
+    basis = side[f"{place}_basis"][head].float()
+    if f"{place}_scale" in side:
+        basis = basis * side[f"{place}_scale"][head].float()[..., None, :]
     return side[f"{name}_mean"][head].float(), basis
+
+
+def _place(name: str, side: Side) -> str:
+    """What a basis' tensors are called: the document's own, else the model's."""
+    return name if f"{name}_basis" in side else f"{OWN}{name}"
 
 
 def used_columns(side: Side) -> Side:
@@ -482,14 +569,15 @@ def used_columns(side: Side) -> Side:
     Of rows coded with what is trimmed, such as a conversation's, those directions are not kept.
     """
     out = dict(side)
-    sketch = [] if "zoom_basis" in side else ["sketch"]  # a learnt one has directions of its own
-    for name, others in (("k", sketch), ("v", ["value"])):
+    for name, others in (("k", ["sketch"]), ("v", ["value"])):
         if f"{name}_bits" not in side:
             continue
         users = [part for part in (name, *others) if f"{part}_bits" in side]
         used = max(int((side[f"{part}_bits"] > 0).sum(-1).max()) for part in users)
-        rows = [f"{part}_{what}" for part in users for what in ("bits", "step", "lost", "scale")]
-        for key in (f"{name}_basis", *rows):
+        rows = [f"{part}_{what}" for part in users for what in ("bits", "step", "lost")]
+        rows += [f"{_place(name, side)}_{what}" for what in ("basis", "scale")]
+        out.pop(f"{name}_order", None)  # followed when the columns were put in place
+        for key in rows:
             if key in side:
                 out[key] = side[key][..., :used].contiguous()
     return out
@@ -500,7 +588,7 @@ def to_basis(rows: Tensor, name: str, side: Side) -> Tensor:
     nearly as a basis with fewer columns can."""
     mean, basis = basis_of(name, side)
     inverse = basis
-    if f"{name}_scale" in side:  # its columns are not orthonormal
+    if f"{_place(name, side)}_scale" in side:  # its columns are not orthonormal
         square = basis.shape[-2] == basis.shape[-1]
         inverse = (torch.linalg.inv(basis) if square else torch.linalg.pinv(basis)).mT
     return torch.bmm(rows.float() - mean[:, None], inverse)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from engine import ops
-from engine.policies.codec import Side, basis_of, pack_basis, sample, score_error, to_basis
+from engine.policies.codec import Side, basis_of, fit_basis, sample, score_error, to_basis
 
 
 class Router(Protocol):
@@ -103,8 +103,9 @@ class Sketch:
     bits: float = 1.0
 
     def fit(self, k: Tensor, side: Side) -> Side:
-        mean, basis, variance = ops.covariance_basis(k, side.get("queries"))
-        new: Side = {} if "k_basis" in side else pack_basis("k", mean, basis)
+        new, variance = fit_basis("k", k, side)
+        if "k_mean" in side:  # the codec's, of the same rows
+            new = {}
         spread = score_error(variance, side)
         price = side["sketch_price"].item() if "sketch_price" in side else self.price(spread)
         coefs = to_basis(sample(k), "k", {**side, **new})

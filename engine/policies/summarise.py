@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine import ops
-from engine.policies.codec import Side, basis_of, pack_basis, to_basis
+from engine.policies.codec import Side, basis_of, fit_basis, to_basis
 
 
 class Summariser(Protocol):
@@ -57,9 +57,8 @@ def fit_values(values: Tensor, bits: float, side: Side) -> Side:
     if bits == 16:
         return {}
     new: Side = {}
-    if "v_basis" not in side:
-        mean, basis, _ = ops.covariance_basis(values)
-        new = pack_basis("v", mean, basis)
+    if "v_mean" not in side:
+        new, _ = fit_basis("v", values, {})
     coefs = to_basis(values, "v", {**side, **new})
     # Means vary less than tokens and not in the same order; the basis is the tokens'.
     variance = coefs.var(1, correction=0).cummin(-1).values

@@ -1,9 +1,7 @@
-"""The trained zoom-in: the same choices as in `select`, with what a router has learnt.
+"""The published zoom-in: the same choice as in `select`, with what a router has learnt.
 
-`SpanZoom` is the published form, a projection of span summaries with a threshold per head;
-`LearnedSketch` is ours, a projection of every token's key that needs fewer components than the
-document's own basis. Both run without the training code; how they learn is in
-`train.zoomin`, and the file they come from is `router`'s.
+A projection of span summaries with a threshold per head. It runs without the training code; how it
+learns is in `train.zoomin`, and the file it comes from is `router`'s.
 """
 
 from __future__ import annotations
@@ -18,8 +16,8 @@ from torch import Tensor
 
 from engine import ops
 from engine.errors import StoreError
-from engine.policies.codec import Side, pack_basis, sample
-from engine.policies.select import MeanKey, Sketch
+from engine.policies.codec import Side
+from engine.policies.select import MeanKey
 
 LARGEST = 1024
 """Query heads of a KV head at most."""
@@ -94,54 +92,6 @@ class SpanZoom(MeanKey):
         return scores.masked_fill(~wanted, ops.NEVER).amax((1, 2)).double().sigmoid()
 
 
-@dataclass(frozen=True)
-class LearnedSketch:
-    """A sketch of every key in learnt directions, at a few bits each.
-
-    weights: fingerprint of the router file. bits: mean per component of the head, as `Sketch`
-    counts them. components: R, most that are kept. Keys and queries have projections of their
-    own, [Hkv, R, D] each: what matters is the error of their product, not that of the key. Mean
-    and steps follow the document.
-    """
-
-    weights: str
-    bits: float
-    components: int = 24
-
-    def example(self, heads: int, size: int) -> Side:
-        _check(0 < self.components <= max(8, size))
-        rows = torch.ones(heads, self.components, size)
-        bits = torch.ones(heads, self.components, dtype=torch.uint8)
-        return {"zoom_key": rows, "zoom_query": rows, "zoom_bits": bits}
-
-    def fit(self, k: Tensor, side: Side) -> Side:
-        mean = k.float().mean(1)
-        new = pack_basis("zoom", mean, side["zoom_query"].mT)
-        coefs = _coefficients(sample(k), new["zoom_mean"], side["zoom_key"])
-        bits = side["zoom_bits"]
-        return {**new, "sketch_bits": bits, "sketch_step": ops.fit_steps(coefs, bits)}
-
-    def price(self, spread: Tensor) -> float:
-        return math.inf  # bits are learnt
-
-    def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
-        coefs = _coefficients(k, side["zoom_mean"], side["zoom_key"])
-        return {"sketch.t": ops.pack_heads(coefs, side["sketch_bits"], side["sketch_step"])}
-
-    def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
-        """As a sketch whose basis is that of the queries."""
-        own = {f"k_{part}": side[f"zoom_{part}"] for part in ("mean", "basis", "scale")}
-        return Sketch().logmass(q, device, {**side, **own}, bounds)
-
-    def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
-        """As a sketch; what it leaves out is not made up for, since masses were learnt without."""
-        lost = torch.zeros_like(side["sketch_step"])
-        return Sketch().shrink(device, {"sketch_lost": lost, **side})
-
-    def device_share(self, size: int, span: float) -> float:
-        return self.bits / 32
-
-
 def zoom_scores(q: Tensor, summary: Tensor, w: Tensor, lengths: Tensor) -> Tensor:
     """The logit of the published zoom score, before its threshold.
 
@@ -159,8 +109,3 @@ def zoom_scores(q: Tensor, summary: Tensor, w: Tensor, lengths: Tensor) -> Tenso
 def _check(possible: bool) -> None:
     if not possible:
         raise StoreError("the manifest's router has a shape that no model has: ingest again")
-
-
-def _coefficients(k: Tensor, mean: Tensor, key: Tensor) -> Tensor:
-    """Keys [Hkv, n, D] in learnt directions [Hkv, R, D] -> [Hkv, n, R]."""
-    return torch.bmm(k.float() - mean.float()[:, None], key.mT)

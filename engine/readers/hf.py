@@ -296,6 +296,11 @@ def display_name(model: str) -> str:
     return "builtin" if Path(model) == BUILTIN else model
 
 
+def folder_of(identity: ModelIdentity) -> Path:
+    """Where files that belong to a model lie beside its weights, if it has a folder here."""
+    return BUILTIN if identity.id == display_name(str(BUILTIN)) else Path(identity.id)
+
+
 def load_config(model: str, revision: str = "") -> Any:
     """The model's configuration. Raises ReaderError with one line."""
     with _loading(model):

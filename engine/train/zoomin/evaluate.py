@@ -1,4 +1,4 @@
-"""Does a trained router find what the untrained one of the same bytes misses?
+"""Does a trained router find what the untrained one of the same device bytes misses?
 
 Held-out documents, the policies as `ask` runs them, and the reader's true attention. No training.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engine import fold
 from engine.memory import View
-from engine.policies.codec import SharedBasis, Side
+from engine.policies.codec import SharedBasis, Side, document_bytes
 from engine.policies.segment import FOLDED, Spans
 from engine.policies.select import Sketch
 from engine.policies.zoom import Gated
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 ZOOMED = 0.05
 """Share of a document's tokens that a ranking may zoom."""
+
+BITS = 0.5
+"""Of the untrained sketch: about what a budget of a twentieth leaves of the default."""
 
 
 @torch.no_grad()
@@ -46,20 +49,25 @@ def found(
     sums: dict[str, dict[str, float]] = {}
     for reading, blocks in documents:
         for method in ("sekv-paper", "sekv"):
-            plain = replace(fitted(RECIPES[method], reading.tokens), codec=SharedBasis(8))
+            plain = fitted(RECIPES[method], reading.tokens)
             if isinstance(plain.router, Sketch):
-                plain = replace(plain, router=Sketch(trained.bits))  # the same bytes
+                plain = replace(plain, router=Sketch(BITS))
+            else:
+                plain = replace(plain, codec=SharedBasis(8))  # of no matter here, and quick
             routed = with_router(plain, trained)
             spans = cut(plain, reading)
             if routed == plain or not bool((spans.kind == FOLDED).any()):
                 continue
             rows = [(k.cpu().float(), v.cpu().float()) for k, v in reading.rows]
-            known = fold.prepare(plain, rows, reading.asked)
-            for layer, learnt in enumerate(trained.layers):
-                ranks = {
-                    "untrained": _Ranks.of(plain, known[layer], reading, spans, layer),
-                    "trained": _Ranks.of(routed, known[layer] | learnt, reading, spans, layer),
-                }
+            untrained = _ranks(plain, rows, reading, spans, [])
+            same = _ranks(routed, rows, reading, spans, trained.layers)
+            spare = sum(rank.bytes for rank in untrained) - sum(rank.bytes for rank in same)
+            if isinstance(routed.router, Sketch) and spare > 0:
+                bits = BITS + 8 * spare / sum(k.numel() for k, _ in rows)
+                more = replace(routed, router=Sketch(bits))
+                same = _ranks(more, rows, reading, spans, trained.layers)
+            for layer, pair in enumerate(zip(untrained, same, strict=True)):
+                ranks = dict(zip(("untrained", "trained"), pair, strict=True))
                 for block in blocks:
                     row = _shares(ranks, block.looks[layer], block.mined)
                     table = sums.setdefault(method, dict.fromkeys(row, 0.0))
@@ -69,6 +77,21 @@ def found(
         method: {name: value / row["all"] for name, value in row.items() if name != "all"}
         for method, row in sums.items()
     }
+
+
+def _ranks(
+    recipe: Recipe,
+    rows: list[tuple[Tensor, Tensor]],
+    reading: Reading,
+    spans: Spans,
+    trained: list[Side],
+) -> list[_Ranks]:
+    """Every layer of a document, as `ingest` folds it."""
+    known = fold.prepare(recipe, rows, reading.asked, trained, reading.tokens)
+    return [
+        _Ranks.of(recipe, given, row, reading, spans)
+        for given, row in zip(known, rows, strict=True)
+    ]
 
 
 class _Ranks:
@@ -81,9 +104,16 @@ class _Ranks:
         self.recipe, self.device, self.side = recipe, device, side
         self.k, self.view, self.tokens = k, view, tokens
 
+    @property
+    def bytes(self) -> int:
+        """On a device, of everything but exact rows."""
+        return sum(t.nbytes for t in self.device.values()) + document_bytes(self.side)
+
     @classmethod
-    def of(cls, recipe: Recipe, known: Side, reading: Reading, spans: Spans, layer: int) -> _Ranks:
-        k, v = (rows.cpu().float() for rows in reading.rows[layer])
+    def of(
+        cls, recipe: Recipe, known: Side, row: tuple[Tensor, Tensor], reading: Reading, spans: Spans
+    ) -> _Ranks:
+        k, v = row
         side = fold.fit(recipe, k, v, reading.surprisal, spans, known)
         device = fold.fold_layer(recipe, k, v, reading.surprisal, spans, known | side).device
         one = torch.zeros(len(spans.kind), dtype=torch.int64)

@@ -1,8 +1,9 @@
 """What is learnt: the two forms of the router as modules.
 
-`SpanForm` is the published one (W, tau and the rank gates g_phi), `SketchForm` a learnt basis for
-the sketch of every token's key. Each gives, layer by layer, the tensors that `policies.zoom` runs
-on; how far they are from what they should be is in `student`.
+`SpanForm` is the published one (W, tau and the rank gates g_phi) and learns by gradients: how far
+it is from what it should be is in `student`. `SketchForm` are bases of keys and values that belong
+to the model, and learns in closed form. Each gives, layer by layer, the tensors that policies are
+given while a document is folded.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from engine import ops
-from engine.policies.codec import Side
+from engine.policies.codec import OWN, Side, pack_basis
 from engine.policies.gates import gate_shapes
 
 THRESHOLD = 0.05
@@ -29,7 +30,7 @@ class Shape:
     """Of a router. layers L, heads H, kv_heads Hkv and size D are the model's.
 
     rank: d', rows of W. per_head: W of every query head, as published, or one per KV head.
-    bits: of the sketch, mean per component of a head. components: most that a sketch keeps.
+    columns: of each basis that are learnt, 0 for all; the others follow from them.
     """
 
     layers: int
@@ -38,8 +39,7 @@ class Shape:
     size: int
     rank: int = 32
     per_head: bool = False
-    bits: float = 1.5
-    components: int = 24
+    columns: int = 0
 
     @property
     def group(self) -> int:
@@ -89,70 +89,102 @@ class SpanForm(nn.Module):
                 parameter.copy_((2 * drawn - 1) * bound)
         self.gates["gate_2_b"].fill_(2.0)
 
+    @property
+    def trained(self) -> int:
+        """How many parameters were trained."""
+        return sum(p.numel() for p in self.parameters())
+
     def side(self, layer: int) -> Side:
         """The layer's tensors as `policies.zoom.SpanZoom` is given them."""
         return {"zoom_w": self.w[layer] * self.size[layer], "zoom_tau": self.tau[layer]}
 
 
 class SketchForm(nn.Module):
-    """Projections of keys and of queries [L, Hkv, R, D] with the bits of every component.
+    """Bases of keys and of values, in which sketches and codes of any document can be kept.
 
-    Rows are learnt at length one and carry their real length as a constant, so that one learning
-    rate suits all heads.
+    Second moments over documents and the questions behind them give the bases of least expected
+    error: of keys in the metric of queries, since what shows of a key's error is its score's. No
+    step of a gradient finds a better one for what is measured here. keys, values, queries: sums
+    [L, Hkv, D, D] of the documents' second moments, rows centred by document; documents: [L].
     """
 
-    bits: Tensor
-    key_size: Tensor
-    query_size: Tensor
+    keys: Tensor
+    values: Tensor
+    queries: Tensor
+    documents: Tensor
 
     def __init__(self, shape: Shape):
         super().__init__()
-        count = min(shape.components, shape.size) // 8 * 8 or 8
-        lead = (shape.layers, shape.kv_heads, count)
-        self.mean_bits = shape.bits
-        self.key = nn.Parameter(torch.zeros(*lead, shape.size))
-        self.query = nn.Parameter(torch.zeros(*lead, shape.size))
-        self.register_buffer("bits", torch.zeros(lead, dtype=torch.uint8))
-        self.register_buffer("key_size", torch.ones(*lead, 1))
-        self.register_buffer("query_size", torch.ones(*lead, 1))
+        self.shape = shape
+        self.register_buffer("documents", torch.zeros(shape.layers, dtype=torch.float64))
+        size = (shape.layers, shape.kv_heads, shape.size, shape.size)
+        for name in ("keys", "values", "queries"):
+            self.register_buffer(name, torch.zeros(size, dtype=torch.float64))
+
+    @property
+    def trained(self) -> int:
+        """How many numbers were learnt."""
+        layers, heads, size, _ = self.keys.shape
+        return 2 * layers * heads * size * (self.shape.columns or size)
 
     @torch.no_grad()
-    def begin(self, seen: Seen, generator: torch.Generator) -> None:
-        """Start from the best product of that rank: SVD of the two covariances' roots.
+    def learn(self, layer: int, moments: Moments) -> None:
+        """One more document."""
+        for name, new in (
+            ("keys", moments.centred),
+            ("values", moments.values),
+            ("queries", moments.queries),
+        ):
+            getattr(self, name)[layer] += new.to(self.keys)
+        self.documents[layer] += 1
 
-        Among all q . M k of rank R it has the least squared error over the queries and keys seen.
-        """
-        count, size = self.key.shape[-2:]
-        for layer, moments in enumerate(seen.moments()):
-            root_q, inverse_q = _roots(moments.queries)
-            root_k, inverse_k = _roots(moments.centred)
-            u, s, vh = torch.linalg.svd(torch.bmm(root_q, root_k))
-            key = torch.bmm(vh[:, :count], inverse_k)
-            query = torch.bmm((u[..., :count] * s[:, None, :count]).mT, inverse_q)
-            for name, rows in (("key", key), ("query", query)):
-                length = rows.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-                getattr(self, name)[layer] = (rows / length).to(self.key)
-                getattr(self, f"{name}_size")[layer] = length.to(self.key)
-            budget = self.mean_bits * size / count
-            for head, sizes in enumerate(s[:, :count]):
-                self.bits[layer, head] = ops.allocate_bits(sizes.square(), min(8.0, budget))
+    @property
+    def spread(self) -> float:
+        """Of everything seen, to notice what is no number."""
+        return float((self.keys + self.values + self.queries).square().mean())
 
+    @torch.no_grad()
     def side(self, layer: int) -> Side:
-        """The layer's tensors as `policies.zoom.LearnedSketch` is given them."""
-        return {
-            "zoom_key": self.key[layer] * self.key_size[layer],
-            "zoom_query": self.query[layer] * self.query_size[layer],
-            "zoom_bits": self.bits[layer],
-        }
+        """The layer's bases as `codec.fit_basis` is given them."""
+        keys, values, queries = (
+            (moment[layer] / self.documents[layer]).cpu()
+            for moment in (self.keys, self.values, self.queries)
+        )
+        made: Side = {}
+        for name, rows, metric in (("k", keys, queries), ("v", values, None)):
+            basis, _ = ops.moment_basis(rows, metric)
+            if self.shape.columns:
+                basis = completed(basis[..., : self.shape.columns])
+            packed = pack_basis(name, basis[..., 0], basis)
+            made |= {f"{OWN}{name}_{part}": packed[f"{name}_{part}"] for part in ("basis", "scale")}
+        return made
+
+
+def completed(columns: Tensor) -> Tensor:
+    """Columns [Hkv, D, R] with others behind them that make a basis [Hkv, D, D]: those orthogonal
+    to all, one after another as Gram and Schmidt find them, of the mean length."""
+    heads, size, count = columns.shape
+    unit = torch.eye(size, dtype=columns.dtype).expand(heads, size, size)
+    rest, _ = torch.linalg.qr(torch.cat([columns, unit], -1))
+    length = columns.norm(dim=1).mean(-1)[:, None, None]
+    return torch.cat([columns, length * rest[..., count:size]], -1)
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Second moments of a layer's queries, keys and centred keys: float64 [Hkv, D, D]."""
+    """Second moments of a layer's queries and keys, and of centred keys and values: float64
+    [Hkv, D, D]."""
 
     queries: Tensor
     keys: Tensor
     centred: Tensor
+    values: Tensor
+
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor, v: Tensor) -> Moments:
+        """q: [Hkv, R, D].  k, v: [Hkv, n, D]."""
+        rows = (q, k, *(x - x.mean(1, keepdim=True) for x in (k, v)))
+        return cls(*(torch.bmm(x.double().mT, x.double()).cpu() / x.shape[1] for x in rows))
 
 
 class Seen:
@@ -161,11 +193,9 @@ class Seen:
     def __init__(self) -> None:
         self._parts: dict[int, list[Moments]] = {}
 
-    def add(self, layer: int, q: Tensor, k: Tensor) -> None:
-        """q: [Hkv, R, D].  k: [Hkv, n, D]."""
-        centred = k - k.mean(1, keepdim=True)
-        made = [torch.bmm(x.double().mT, x.double()) / x.shape[1] for x in (q, k, centred)]
-        self._parts.setdefault(layer, []).append(Moments(*(m.cpu() for m in made)))
+    def add(self, layer: int, moments: Moments) -> None:
+        """One document's."""
+        self._parts.setdefault(layer, []).append(moments)
 
     def moments(self) -> list[Moments]:
         """Per layer, the mean over documents."""
@@ -173,20 +203,8 @@ class Seen:
             Moments(
                 *(
                     torch.stack([getattr(part, name) for part in self._parts[layer]]).mean(0)
-                    for name in ("queries", "keys", "centred")
+                    for name in ("queries", "keys", "centred", "values")
                 )
             )
             for layer in sorted(self._parts)
         ]
-
-
-def _roots(cov: Tensor) -> tuple[Tensor, Tensor]:
-    """The square root of covariances and its inverse; directions hardly seen are not blown up."""
-    values, vectors = torch.linalg.eigh(cov)
-    values = values.clamp_min(0) + 1e-4 * values.mean(-1, keepdim=True).clamp_min(1e-12)
-    root = values.sqrt()[:, None]
-    return torch.bmm(vectors * root, vectors.mT), torch.bmm(vectors / root, vectors.mT)
-
-
-def trained_parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -25,8 +25,8 @@ from engine.errors import TrainError
 from engine.readers import hf
 from engine.recipe import RECIPES
 from engine.train.zoomin.evaluate import found
-from engine.train.zoomin.forms import Seen, Shape, SketchForm, SpanForm, trained_parameters
-from engine.train.zoomin.student import Layer, SketchLayer, SpanLayer, cut, fitted, fold
+from engine.train.zoomin.forms import Moments, Seen, Shape, SketchForm, SpanForm
+from engine.train.zoomin.student import SpanLayer, cut, fitted, fold
 from engine.train.zoomin.teacher import Block, Reading, forward, read, watch
 from engine.train.zoomin.text import Texts
 from engine.types import Progress
@@ -34,11 +34,13 @@ from engine.types import Progress
 CHECKPOINT = "checkpoint.safetensors"
 LOG = "log.jsonl"
 LONGEST = 32768
-ROOMS = (0.02, 0.05, 0.1)
-"""Shares of a document's tokens that a sketch learns to zoom, one drawn per document."""
+SINKS = 4
+"""First tokens whose keys have outlying norms: they stay exact, and teach nothing."""
+
+Form = TypeVar("Form", SpanForm, SketchForm)
 
 METHODS = {router.SPAN: "sekv-paper", router.SKETCH: "sekv"}
-"""Whose spans and summaries each form learns on."""
+"""Which method each form serves, and is tested with."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,12 @@ class Weights:
 class Options:
     """How to train.
 
-    text: folder of .txt files.  output: the router file.  run: folder of checkpoint and log.
+    text: folder of .txt files.  held_out: names of those to test on, without .txt; () keeps back
+        the last tenth of each.  output: the router file.  run: folder of checkpoint and log.
     model, revision, device, dtype: the reader, as `readers.hf.load` takes them.
     forms: of `router.FORMS`.  length: tokens of the longest document, 0 for what the reader reads
         well; documents grow to it from a quarter.  query: tokens of a block read after one.
+    columns: of each basis that the sketch form learns, 0 for all.
     questions: blocks per document beside the text's own continuation.
     beyond: w of the paper, tokens behind which attention counts as far.  mined: share of a block's
         positions, those that look far most, that the zoom loss is taken at.
@@ -77,8 +81,8 @@ class Options:
     dtype: str = "auto"
     forms: tuple[str, ...] = router.FORMS
     per_head: bool = False
-    bits: float = 1.5
-    components: int = 24
+    columns: int = 0
+    held_out: tuple[str, ...] = ()
     steps: int = 200
     length: int = 0
     query: int = 64
@@ -151,10 +155,9 @@ def train_router(options: Options, progress: Progress, reader: hf.Reader | None 
     reader.model.requires_grad_(False)
     trainer = _Trainer(options, reader, accelerator)
     total = sum(p.numel() for p in reader.model.parameters())
-    progress.note(
-        f"{trained_parameters(trainer.forms)} parameters to train, "
-        f"{100 * trained_parameters(trainer.forms) / total:.3f} % of the model's"
-    )
+    counts = {name: form.trained for name, form in trainer.named()}
+    share = sum(counts.values()) / total
+    progress.note(f"{sum(counts.values())} parameters to train, {100 * share:.3f} % of the model's")
     trainer.train(progress)
     if set(trainer.state.best) != set(trainer.forms):
         raise TrainError(
@@ -164,20 +167,21 @@ def train_router(options: Options, progress: Progress, reader: hf.Reader | None 
     owner = router.Owner.of(reader.identity)
     record = {
         **{k: v for k, v in asdict(options).items() if not isinstance(v, Path)},
+        "texts": trainer.texts.names,
         "best_step": trainer.state.best_step,
         "found": trainer.state.best,
     }
     layers, common = trainer.sides()
     if accelerator.is_main_process:
-        router.save(options.output, owner, layers, common, options.bits, record)
+        router.save(options.output, owner, layers, common, record)
     accelerator.wait_for_everyone()
     return Result(
         trainer.state.step,
         trainer.state.best_step,
-        trained_parameters(trainer.forms),
-        trained_parameters(trainer.forms) / total,
+        sum(counts.values()),
+        share,
         trainer.state.best,
-        {name: trained_parameters(form) for name, form in trainer.forms.items()},
+        counts,
     )
 
 
@@ -192,6 +196,15 @@ def schedule(step: int, options: Options) -> float:
 def document_length(progress: float, longest: int) -> int:
     """Tokens of a document: from a quarter of the longest, doubling twice over the run."""
     return min(longest, int(longest / 4 * 4.0 ** min(1.0, 1.5 * progress)))
+
+
+def _moments(reading: Reading, blocks: list[Block]) -> Iterator[Moments]:
+    """What one document shows of each layer: its keys and values, and the queries that look far."""
+    for layer, (k, v) in enumerate(reading.rows):
+        looks = [(block.looks[layer].queries, block.mined) for block in blocks]
+        q = torch.cat([x[:, :, mined.to(x.device)].flatten(1, 2) for x, mined in looks], 1)
+        body = slice(min(SINKS, k.shape[1] - 1), None)
+        yield Moments.of(q, k[:, body].float(), v[:, body].float())
 
 
 class _Trainer:
@@ -209,15 +222,16 @@ class _Trainer:
         self.longest = options.length or min(reader.reads_well or most, LONGEST, most)
         if not 32 <= self.longest <= most:
             raise TrainError(f"--length {self.longest}: this model takes 32 to {most} tokens")
-        self.texts = Texts.of(options.text, reader, self.longest + options.query)
+        if not 0 <= options.columns <= identity.head_dim:
+            raise TrainError(f"a basis of this model has at most {identity.head_dim} columns")
+        self.texts = Texts.of(options.text, reader, self.longest + options.query, options.held_out)
         shape = Shape(
             identity.layers,
             identity.heads,
             identity.kv_heads,
             identity.head_dim,
             per_head=options.per_head,
-            bits=options.bits,
-            components=options.components,
+            columns=options.columns,
         )
         made: dict[str, nn.Module] = {}
         if router.SPAN in options.forms:
@@ -233,8 +247,13 @@ class _Trainer:
         if not resumed:
             self._begin()
         self.forms.to(accelerator.device)
-        self.optimiser = accelerator.prepare(
-            torch.optim.AdamW(self.forms.parameters(), options.rate, weight_decay=options.decay)
+        weights = list(self.forms.parameters())  # none where nothing learns by gradients
+        self.optimiser = (
+            accelerator.prepare(
+                torch.optim.AdamW(weights, options.rate, weight_decay=options.decay)
+            )
+            if weights
+            else None
         )
         if resumed:
             self._restore(restored)
@@ -269,62 +288,60 @@ class _Trainer:
         options = self.options
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         rng = Random(f"{options.seed} {step * processes + rank}")
-        length = document_length(step / options.steps, self.longest)
+        length = self.longest
+        if router.SPAN in options.forms:  # gradients begin with what is short
+            length = document_length(step / options.steps, self.longest)
         ramp = min(1.0, 2 * step / options.steps)
         sums: dict[str, float] = {}
         lesson = self.texts.lesson(
             self.reader, rng, length, options.query, options.questions, train=True
         )
         reading = read(self.reader, lesson.document)
-        room = rng.choice(ROOMS)
-        layers = self._layers(reading, room)
-        for ids in lesson.blocks:
-            block = self._watch(reading, ids)
-            for name, students in layers.items():
+        blocks = [self._watch(reading, ids) for ids in lesson.blocks]
+        for form in self._of(SketchForm):
+            for layer, moments in enumerate(_moments(reading, blocks)):
+                # A form on several processes sees the documents of all.
+                shared = (self.accelerator.reduce(t, "mean") for t in vars(moments).values())
+                form.learn(layer, Moments(*shared))
+            sums[f"{router.SKETCH} spread"] = form.spread
+        for span in self._of(SpanForm):
+            students = self._students(span, reading)
+            for block in blocks if students else ():
                 losses = self._losses(reading, block, students)
-                loss = self._weighed(losses, ramp) / len(lesson.blocks)
+                loss = self._weighed(losses, ramp) / len(blocks)
                 self.accelerator.backward(loss)
                 for kind, value in losses.items():
-                    key = f"{name} {kind}"
-                    sums[key] = sums.get(key, 0.0) + float(value.detach()) / len(lesson.blocks)
-        for group in self.optimiser.param_groups:
-            group["lr"] = options.rate * schedule(step, options)
-        for name, form in self.forms.items():  # clipped apart: neither form drowns the other
-            parameters = list(form.parameters())
-            for p in parameters:
-                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-                p.grad = self.accelerator.reduce(p.grad, "mean")
-            sums[f"{name} norm"] = float(nn.utils.clip_grad_norm_(parameters, options.clip))
-        if all(math.isfinite(x) for x in sums.values()):
-            self.optimiser.step()
-        self.optimiser.zero_grad()
+                    key = f"{router.SPAN} {kind}"
+                    sums[key] = sums.get(key, 0.0) + float(value.detach()) / len(blocks)
+            sums[f"{router.SPAN} norm"] = self._clipped(span)
+        if self.optimiser is not None:
+            for group in self.optimiser.param_groups:
+                group["lr"] = options.rate * schedule(step, options)
+            if all(math.isfinite(x) for x in sums.values()):
+                self.optimiser.step()
+            self.optimiser.zero_grad()
         return sums
 
     def _watch(self, reading: Reading, ids: list[int]) -> Block:
         beyond = min(self.options.beyond, reading.tokens // 4)
         return watch(self.reader, reading, ids, beyond, self.options.mined)
 
-    def _layers(self, reading: Reading, room: float) -> dict[str, list[Layer]]:
-        """Per form the student's layers; without a form whose recipe folds nothing here."""
-        made: dict[str, list[Layer]] = {}
-        for name, form in self.forms.items():
-            recipe = fitted(RECIPES[METHODS[name]], reading.tokens)
-            spans = cut(recipe, reading)
-            foldings = [fold(recipe, reading, spans, i) for i in range(self.reader.layers)]
-            if isinstance(form, SpanForm):
-                layers: list[Layer] = [
-                    SpanLayer(form, i, f) for i, f in enumerate(foldings) if f is not None
-                ]
-            else:
-                assert isinstance(form, SketchForm)
-                layers = [
-                    SketchLayer(form, i, f, room) for i, f in enumerate(foldings) if f is not None
-                ]
-            if layers:
-                made[name] = layers
-        return made
+    def _clipped(self, form: SpanForm) -> float:
+        """Bring the gradients of all processes together; their norm before it was clipped."""
+        parameters = list(form.parameters())
+        for p in parameters:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            p.grad = self.accelerator.reduce(p.grad, "mean")
+        return float(nn.utils.clip_grad_norm_(parameters, self.options.clip))
 
-    def _losses(self, reading: Reading, block: Block, layers: list[Layer]) -> dict[str, Tensor]:
+    def _students(self, form: SpanForm, reading: Reading) -> list[SpanLayer]:
+        """The student's layers; none where the recipe folds nothing here."""
+        recipe = fitted(RECIPES[METHODS[router.SPAN]], reading.tokens)
+        spans = cut(recipe, reading)
+        foldings = [fold(recipe, reading, spans, i) for i in range(self.reader.layers)]
+        return [SpanLayer(form, i, f) for i, f in enumerate(foldings) if f is not None]
+
+    def _losses(self, reading: Reading, block: Block, layers: list[SpanLayer]) -> dict[str, Tensor]:
         """Every loss of a block by name, unweighed."""
         device = self.accelerator.device
         gathered: dict[str, list[Tensor]] = {}
@@ -371,7 +388,6 @@ class _Trainer:
             router.Owner.of(self.reader.identity),
             [{**side, **common} for side in layers],
             "now",
-            self.options.bits,
             {},
         )
         table = found(router_now, self._held_out())
@@ -403,30 +419,40 @@ class _Trainer:
                 self.reader, rng, self.longest, options.query, options.questions, train=True
             )
             reading = read(self.reader, lesson.document)
+            blocks = []
             for ids in lesson.blocks:
-                block = self._watch(reading, ids)
-                for layer, look in enumerate(block.looks):
-                    q = look.queries[:, :, block.mined.to(look.queries.device)]
-                    k, _ = reading.rows[layer]
-                    body = k[:, min(4, k.shape[1] - 1) :].float()
-                    seen.add(layer, q.reshape(len(k), -1, k.shape[-1]), body)
+                blocks.append(self._watch(reading, ids))
+            for layer, moments in enumerate(_moments(reading, blocks)):
+                seen.add(layer, moments)
+                for form in self._of(SketchForm):
+                    form.learn(layer, moments)
         generator = torch.Generator().manual_seed(options.seed)
-        for form in self.forms.values():
-            assert isinstance(form, SpanForm | SketchForm)
-            form.begin(seen, generator)
+        for span in self._of(SpanForm):
+            span.begin(seen, generator)
+
+    def named(self) -> list[tuple[str, SpanForm | SketchForm]]:
+        """The forms by name."""
+        return [
+            (name, form)
+            for name, form in self.forms.items()
+            if isinstance(form, SpanForm | SketchForm)
+        ]
+
+    def _of(self, kind: type[Form]) -> list[Form]:
+        """The form of that kind, if it is learnt."""
+        return [form for form in self.forms.values() if isinstance(form, kind)]
 
     def sides(self) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         """What the router file holds: per layer, and for all layers."""
-        forms = [f for f in self.forms.values() if isinstance(f, SpanForm | SketchForm)]
+        forms = [form for _, form in self.named()]
         with torch.no_grad():
             layers = [
                 {k: t.cpu() for form in forms for k, t in form.side(i).items()}
                 for i in range(self.reader.layers)
             ]
         common: dict[str, Tensor] = {}
-        for form in forms:
-            if isinstance(form, SpanForm):
-                common |= {k: p.detach().cpu() for k, p in form.gates.items()}
+        for form in self._of(SpanForm):
+            common |= {k: p.detach().cpu() for k, p in form.gates.items()}
         return layers, common
 
     @property
@@ -448,7 +474,8 @@ class _Trainer:
             return
         tensors = {f"now.{k}": t.detach().cpu() for k, t in self.forms.state_dict().items()}
         tensors |= {f"best.{k}": t for k, t in self.best.items()}
-        for index, held in self.optimiser.state_dict()["state"].items():
+        adam = {} if self.optimiser is None else self.optimiser.state_dict()["state"]
+        for index, held in adam.items():
             tensors |= {f"adam.{index}.{k}": torch.as_tensor(t).cpu() for k, t in held.items()}
         tensors = {k: t.contiguous() for k, t in tensors.items()}
         claims = {"state": asdict(self.state), "job": self._job()}
@@ -483,8 +510,9 @@ class _Trainer:
         for name, tensor in parts["adam"].items():
             index, _, rest = name.partition(".")
             held.setdefault(int(index), {})[rest] = tensor
-        known = self.optimiser.state_dict()
-        self.optimiser.load_state_dict({**known, "state": held})
+        if self.optimiser is not None:
+            known = self.optimiser.state_dict()
+            self.optimiser.load_state_dict({**known, "state": held})
         self.state = _State(**claims["state"])
 
     def _log(self, entry: dict[str, Any]) -> None:

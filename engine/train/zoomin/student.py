@@ -1,7 +1,7 @@
 """A layer that attends through the router while it learns, and how far that is from the teacher.
 
 The forward is what `memory.LayerMemory` does, with gradients: choices are made hard and passed on
-soft (straight through), codes are rounded and their rounding is passed over.
+soft (straight through).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +20,9 @@ from engine.fold import pinned_tokens, segment
 from engine.memory import View
 from engine.policies.gates import RANK, rank_gates
 from engine.policies.segment import FOLDED, Spans
-from engine.policies.select import choose
 from engine.policies.zoom import zoom_scores
 from engine.recipe import Recipe
-from engine.train.zoomin.forms import SketchForm, SpanForm
+from engine.train.zoomin.forms import SpanForm
 from engine.train.zoomin.teacher import Look, Reading, span_mass
 
 SOFTNESS = 0.1
@@ -35,12 +33,6 @@ COVERED = 0.9
 
 RECOMPUTED = 2**24
 """Scores of a layer and block from which on they are not kept for the gradient."""
-
-SAMPLE = 512
-"""Tokens that the steps of a sketch's quantiser are fitted on while training."""
-
-
-Made = TypeVar("Made", Tensor, tuple[Tensor, Tensor])
 
 
 @dataclass(frozen=True)
@@ -100,20 +92,6 @@ def fold(recipe: Recipe, reading: Reading, spans: Spans, layer: int) -> Folding 
         recipe.summariser.summarise(k_rows, weights.to(place), bounds.to(place)),
         recipe.summariser.summarise(v_rows, weights.to(place), bounds.to(place)),
     )
-
-
-class Layer(Protocol):
-    """A student's layer: attends, and tells its own losses."""
-
-    def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor) -> Tensor: ...
-
-    def losses(self, look: Look, mined: Tensor) -> dict[str, Tensor]:
-        """By name, from the teacher's queries at the mined positions."""
-        ...
-
-    def costs(self) -> dict[str, Tensor]:
-        """By name, of what the last `attend` spent."""
-        ...
 
 
 class SpanLayer:
@@ -212,92 +190,17 @@ class SpanLayer:
         ]
 
 
-class SketchLayer:
-    """The learnt sketch: scores tokens, sums by span, and zooms the best spans of a budget.
-
-    room: share of the document's tokens to zoom.
-    """
-
-    def __init__(self, form: SketchForm, layer: int, folding: Folding, room: float):
-        self.form, self.layer, self.folding, self.room = form, layer, folding, room
-
-    def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor) -> Tensor:
-        with torch.autocast(q.device.type, enabled=False):
-            return _lean(self._attend, self.folding, q, live_k, live_v, seen)
-
-    def _attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor) -> Tensor:
-        f = self.folding
-        heads, _, size = f.k.shape
-        rows = q.shape[1]
-        grouped = ops.group(q, heads)
-        scale = 1 / math.sqrt(size)
-        near = torch.bmm(grouped, live_k.float().mT) * scale
-        near = near.masked_fill(~seen.repeat(grouped.shape[1] // rows, 1), ops.NEVER)
-        exact = torch.bmm(grouped, f.exact_k.mT) * scale
-        mass = self._mass(grouped)
-        with torch.no_grad():
-            parts = [near.logsumexp(-1), exact.logsumexp(-1), mass.logsumexp(-1)]
-            total = torch.stack(parts).logsumexp(0)
-            share = torch.exp(mass - total[..., None]).amax(1)
-            cost = f.lengths.expand_as(share)
-            opened = choose(share, cost, self.room * heads * int(f.lengths.sum()), 0.0)
-        fine = torch.bmm(grouped, f.k.mT) * scale
-        out, _ = ops.mix(
-            [
-                exact,
-                near,
-                mass.masked_fill(opened[:, None], ops.NEVER),
-                fine.masked_fill(~opened[:, None, f.ids], ops.NEVER),
-            ],
-            [f.exact_v, live_v.float(), f.summary_v, f.v],
-        )
-        return out.reshape(-1, rows, size)
-
-    def _mass(self, q: Tensor) -> Tensor:
-        """Estimated log-mass of the spans, [Hkv, R, S], for queries [Hkv, R, D]."""
-        f = self.folding
-        side = self.form.side(self.layer)
-        key, query = (side[name].to(f.k) for name in ("zoom_key", "zoom_query"))
-        mean = f.k.mean(1, keepdim=True)
-        coefs = torch.bmm(f.k - mean, key.mT)
-        coefs = coefs + (_rounded(coefs.detach(), side["zoom_bits"]) - coefs).detach()
-        scores = torch.bmm(torch.bmm(q, query.mT), coefs.mT) + torch.bmm(q, mean.mT)
-        scores = scores / math.sqrt(q.shape[-1])
-        top = scores.detach().amax(-1, keepdim=True)
-        sums = scores.new_zeros(*scores.shape[:2], len(f.lengths))
-        sums = sums.index_add(-1, f.ids, torch.exp(scores - top))
-        return sums.clamp_min(1e-30).log() + top
-
-    def losses(self, look: Look, mined: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy of the estimated shares against the true ones, what is exact taken
-        together, less the entropy of the true ones: 0 is a perfect estimate."""
-        f = self.folding
-        at = mined.to(f.k.device)
-        heads, _, _, size = look.queries.shape
-        q = look.queries[:, :, at].reshape(heads, -1, size)
-        true = span_mass(q, f.k, f.bounds)
-        total = look.total[:, :, at].reshape(heads, -1)
-        spans = true.logsumexp(-1)
-        rest = (total + torch.log1p(-torch.exp(spans - total).clamp_max(1 - 1e-6)))[..., None]
-        target = torch.cat([true, rest], -1).log_softmax(-1).clamp_min(-100.0)  # no 0 * inf
-        found = torch.cat([self._mass(q), rest], -1).log_softmax(-1)
-        return {"zoom": F.kl_div(found, target, reduction="none", log_target=True).sum(-1).mean()}
-
-    def costs(self) -> dict[str, Tensor]:
-        return {}
-
-
 def _lean(
-    attend: Callable[[Tensor, Tensor, Tensor, Tensor], Made],
+    attend: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
     folding: Folding,
     q: Tensor,
     *rest: Tensor,
-) -> Made:
+) -> tuple[Tensor, Tensor]:
     """Attend, and where its scores are many compute them again for the gradient, not keep them."""
     if q.shape[0] * q.shape[1] * folding.k.shape[1] < RECOMPUTED:
         return attend(q, *rest)
-    made: Made = checkpoint(attend, q, *rest, use_reentrant=False, preserve_rng_state=False)
-    return made
+    out, spent = checkpoint(attend, q, *rest, use_reentrant=False, preserve_rng_state=False)
+    return out, spent
 
 
 def straight_through(alpha: Tensor, tau: Tensor) -> Tensor:
@@ -354,12 +257,3 @@ def _factors(x: Tensor, folding: Folding) -> list[tuple[Tensor, Tensor, Tensor, 
         mean = rows.mean(1)
         out.append((index, u[..., :kept], w[:, :kept], energy[:, :kept], mean))
     return out
-
-
-def _rounded(coefs: Tensor, bits: Tensor) -> Tensor:
-    """What is left of coefficients [Hkv, n, R] in codes of `bits` [Hkv, R]; 0 bits leave 0."""
-    step = ops.fit_steps(coefs[:, :: max(1, coefs.shape[1] // SAMPLE)], bits)
-    half = torch.pow(2.0, bits.to(coefs) - 1)[:, None]
-    level = (coefs / step[:, None]).floor() + 0.5
-    level = level.maximum(0.5 - half).minimum(half - 0.5)
-    return torch.where(bits[:, None] > 0, level * step[:, None], 0.0)

@@ -1,7 +1,7 @@
 """Documents to learn from: stretches of a folder's texts, and what a reader reads after them.
 
 Every document is a function of the seed and the step, so that a resumed run meets the same ones.
-The last tenth of every text is held out and never trained on.
+What is held out, whole texts or the last tenth of every one, is never trained on.
 """
 
 from __future__ import annotations
@@ -34,35 +34,48 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Texts:
-    """The token ids of a folder, the trained and the held-out part."""
+    """The token ids of a folder, the trained and the held-out part. names: of the texts that each
+    part is from."""
 
     train: npt.NDArray[np.int32]
     held_out: npt.NDArray[np.int32]
+    names: dict[str, list[str]]
 
     @classmethod
-    def of(cls, folder: Path, reader: Reader, needed: int) -> Texts:
+    def of(cls, folder: Path, reader: Reader, needed: int, held_out: tuple[str, ...] = ()) -> Texts:
         """Read the .txt files of a folder, in order of their names.
 
         Args:
             needed: tokens of the longest document with what is read after it.
+            held_out: names of the texts to hold out, without .txt; () for a tenth of each.
         Raises:
-            TrainError: no such folder, no texts in it, or less text than one document takes.
+            TrainError: no such folder, no texts in it or not those, or less text than one document
+                takes.
         """
         if not folder.is_dir():
             raise TrainError(f"there is no folder {folder}; name one of .txt files with --text")
         paths = sorted(folder.glob("*.txt"))
         if not paths:
             raise TrainError(f"no .txt files in {folder}; name a folder of texts with --text")
-        train, held_out = [], []
+        unknown = sorted(set(held_out) - {path.stem for path in paths})
+        if unknown:
+            raise TrainError(f"there is no {unknown[0]}.txt in {folder} to hold out")
+        empty = np.zeros(0, np.int32)
+        parts: dict[str, list[npt.NDArray[np.int32]]] = {"train": [empty], "held out": [empty]}
+        names: dict[str, list[str]] = {part: [] for part in parts}
         for path in paths:
             text = path.read_text(encoding="utf-8", errors="replace")
             ids = reader.tokenizer.encode(
                 text, add_special_tokens=False, split_special_tokens=True, verbose=False
             )
             cut = len(ids) - int(HELD_OUT * len(ids))
-            train.append(np.asarray(ids[:cut], np.int32))
-            held_out.append(np.asarray(ids[cut:], np.int32))
-        texts = cls(np.concatenate(train), np.concatenate(held_out))
+            if held_out:
+                cut = 0 if path.stem in held_out else len(ids)
+            for part, some in (("train", ids[:cut]), ("held out", ids[cut:])):
+                if some:
+                    parts[part].append(np.asarray(some, np.int32))
+                    names[part].append(path.stem)
+        texts = cls(np.concatenate(parts["train"]), np.concatenate(parts["held out"]), names)
         shorter = min(len(texts.train), len(texts.held_out))
         if shorter < needed:
             raise TrainError(
