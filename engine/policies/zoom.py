@@ -19,7 +19,7 @@ from torch import Tensor
 from engine import ops
 from engine.errors import StoreError
 from engine.policies.codec import Side, pack_basis, sample
-from engine.policies.select import MeanKey, Sketch
+from engine.policies.select import MeanKey, Sketch, span_masses
 
 LARGEST = 1024
 """Query heads of a KV head at most."""
@@ -129,9 +129,12 @@ class LearnedSketch:
         return {"sketch.t": ops.pack_heads(coefs, side["sketch_bits"], side["sketch_step"])}
 
     def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
+        return span_masses(device["sketch.t"], side["sketch_bits"], *self.turned(q, side), bounds)
+
+    def turned(self, q: Tensor, side: Side) -> tuple[Tensor, Tensor]:
         """As a sketch whose basis is that of the queries."""
         own = {f"k_{part}": side[f"zoom_{part}"] for part in ("mean", "basis", "scale")}
-        return Sketch().logmass(q, device, {**side, **own}, bounds)
+        return Sketch().turned(q, {**side, **own})
 
     def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
         """As a sketch; what it leaves out is not made up for, since masses were learnt without."""
