@@ -201,11 +201,6 @@ TABLE_BYTES = 2 * OFFSET_BYTES
 more than spans."""
 
 
-UNREFINED = 1e-12
-"""What the share of a span counts for when it is chosen, where only its span level was scored: it
-comes after all whose tokens were, and is still missed where coverage is asked for."""
-
-
 class LayerMemory:
     """One layer of the document memory on its device."""
 
@@ -361,7 +356,7 @@ class LayerMemory:
             drawn = _shares(pinned, live, mass)
             share = worth = drawn.amax(1)
             if refined is not None:
-                worth = torch.where(refined, worth, worth * UNREFINED)
+                worth = two_level.ranked(worth, refined)
         hides = self.recipe.selector.hides
         wanted = torch.zeros_like(share, dtype=torch.bool)
         if self.shared.scout is not None:

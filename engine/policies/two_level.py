@@ -9,6 +9,7 @@ one or the other is largest. Nothing of this is stored: it follows from the sket
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -26,6 +27,9 @@ estimated share of attention: a bound is loose, and an estimate may miss what st
 SAMPLE = 1 << 14
 """Tokens from which steps and weights are fitted; the bound holds for whatever they are."""
 
+UNREFINED = 1e-12
+"""What a share counts for where only the span level says it; see `ranked`."""
+
 STRETCH = 1 << 13
 """Tokens that are unpacked at once."""
 
@@ -35,7 +39,7 @@ class Levels:
     """When it pays. beyond: tokens in view from which spans are scored first. refine: share of
     spans whose tokens are scored then."""
 
-    beyond: int = 1 << 16
+    beyond: int = 1 << 17
     refine: float = 0.25
 
 
@@ -110,14 +114,27 @@ def span_level(
         is the second-order one of a span whose codes spread alike in all directions, the bound
         is by Cauchy and Schwarz.
     """
-    weight = side["ball_weight"]
-    centre = ops.packed_scores(device["ball.s"], side["ball_bits"], q * side["ball_step"][:, None])
-    centre = centre.add_(shift).add_(bounds.diff().float().log())
+    weight, bits = side["ball_weight"], side["ball_bits"]
     inverse = torch.where(weight > 0, 1 / weight, 0.0)
     power = torch.bmm(q.square(), inverse[..., None])
-    most, usual = device["radius.s"].float().unbind(-1)
-    bound = centre + power.sqrt() * most[:, None]
-    return torch.minimum(centre + power / 2 * usual.square()[:, None], bound), bound
+    reach, half = power.sqrt(), power / 2
+    q = q * side["ball_step"][:, None]
+    spans = len(bounds) - 1
+    estimate, bound = (q.new_empty(*q.shape[:2], spans) for _ in range(2))
+    for here in _pieces(q, spans):
+        centre = ops.packed_scores(device["ball.s"][:, here], bits, q).add_(shift)
+        centre.add_(bounds[here.start : here.stop + 1].diff().float().log())
+        most, usual = device["radius.s"][:, None, here].float().unbind(-1)
+        torch.add(centre, reach * most, out=bound[..., here])
+        torch.minimum(centre + half * usual.square(), bound[..., here], out=estimate[..., here])
+    return estimate, bound
+
+
+def _pieces(q: Tensor, spans: int) -> Iterator[slice]:
+    """Spans that are worked on at once for queries [Hkv, Q, R]."""
+    step = max(256, ops.CACHED // max(1, q.shape[0] * q.shape[1]))
+    for start in range(0, spans, step):
+        yield slice(start, min(start + step, spans))
 
 
 def logmass(
@@ -135,7 +152,10 @@ def logmass(
     spans = mass.shape[-1]
     count = min(spans, math.ceil(levels.refine * spans))
     total = mass.logsumexp(-1, keepdim=True)
-    worth, most = (mass - total).amax(1), (bound - total).amax(1)
+    worth, most = (
+        torch.cat([(x[..., here] - total).amax(1) for here in _pieces(q, spans)], -1)
+        for x in (mass, bound)
+    )
     refined = torch.zeros_like(worth, dtype=torch.bool)
     for rank, few in ((worth, count - count // BY_BOUND), (most, count // BY_BOUND)):
         best = rank.masked_fill(refined, ops.NEVER).topk(few, -1).indices
@@ -150,6 +170,12 @@ def logmass(
         local = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         mass[one, :, ids] = span_masses(rows[None], bits[one], moved[one], shift[one], local)
     return mass, refined
+
+
+def ranked(share: Tensor, refined: Tensor) -> Tensor:
+    """Shares of attention [Hkv, ..., S] as they are ranked: what was refined bool [Hkv, ..., S]
+    comes first, in order, and then the rest, which is still there to be missed."""
+    return torch.where(refined, share, share * UNREFINED)
 
 
 def _coefs(packed: Tensor, bits: Tensor) -> Tensor:
