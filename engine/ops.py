@@ -370,7 +370,8 @@ class Packing:
 
     @classmethod
     def of(cls, bits: Tensor) -> Packing:
-        c8, c4, c2, c1 = (int((bits == width).sum()) for width in WIDTHS)
+        widths = bits.flatten().tolist()  # a device is waited for once
+        c8, c4, c2, c1 = (widths.count(width) for width in WIDTHS)
         return cls((c8, c4, c2, c1))
 
     @property
@@ -400,11 +401,13 @@ class Packing:
         for count, width in zip(self.counts, WIDTHS, strict=True):
             run = count * width // 8
             piece = packed[..., start : start + run]
-            parts += [
-                (piece >> (place * width)) & ((1 << width) - 1) for place in range(8 // width)
-            ]
+            for place in range(
+                0, 8 if run else 0, width
+            ):  # what lies lowest or highest needs half the work
+                part = piece >> place if place else piece
+                parts.append(part & ((1 << width) - 1) if place + width < 8 else part)
             start += run
-        return torch.cat(parts, -1)
+        return torch.cat([packed[..., :0], *parts], -1)
 
     def raised(self, packed: Tensor) -> Tensor:
         """Codes where they lie in their bytes, float32 [..., components]: each is a power of two
@@ -413,12 +416,10 @@ class Packing:
         for count, width in zip(self.counts, WIDTHS, strict=True):
             run = count * width // 8
             piece = packed[..., start : start + run]
-            parts += [
-                piece & (((1 << width) - 1) << place) if width < 8 else piece
-                for place in range(0, 8, width)
-            ]
+            for place in range(0, 8 if run else 0, width):
+                parts.append(piece & (((1 << width) - 1) << place) if width < 8 else piece)
             start += run
-        return torch.cat(parts, -1).float()
+        return torch.cat([packed[..., :0], *parts], -1).float()
 
     @property
     def powers(self) -> list[float]:
