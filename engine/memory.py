@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from engine import ops
-from engine.policies import summarise
+from engine.policies import summarise, two_level
 from engine.policies.codec import Records, Side, of_document
 from engine.policies.select import choose
 from engine.policies.selector import Choice, Heard, Look
+from engine.policies.two_level import Sketched
 from engine.policies.zoom import Gated
 from engine.recipe import Recipe
 from engine.tiers import Host, Traffic, Zoomed
@@ -371,19 +372,21 @@ class LayerMemory:
         live = live.masked_fill(~seen.repeat(q.shape[1] // rows, 1), ops.NEVER)
         tensors = self._visible()
         router = self.recipe.router
-        mass = router.logmass(q, tensors, self.side, self.view.bounds)
+        mass, refined = self._mass(q, tensors)
         drawn = None
         if isinstance(router, Gated):
-            share = router.wish(q, tensors, self.side, self.view.bounds)
+            share = worth = router.wish(q, tensors, self.side, self.view.bounds)
         else:
             drawn = _shares(pinned, live, mass)
-            share = drawn.amax(1)
+            share = worth = drawn.amax(1)
+            if refined is not None:
+                worth = two_level.ranked(worth, refined)
         hides = self.recipe.selector.hides
         wanted = torch.zeros_like(share, dtype=torch.bool)
         if self.shared.scout is not None:
             self._scout(mass)
         if self.shared.scout is None or hides:
-            wanted = self._choose(q, rows, share, drawn, live_k, tensors)
+            wanted = self._choose(q, rows, worth, drawn, live_k, tensors)
             if self.choice.hidden is not None:
                 live = live.masked_fill(self.choice.hidden[:, None], ops.NEVER)
         self.zoomed.become([self.view.spans[w] for w in wanted], self.host)
@@ -403,6 +406,14 @@ class LayerMemory:
         if self.shared.watchers:
             self._report(share, weights, tokens, rows)
         return out.reshape(-1, rows, self.size)
+
+    def _mass(self, q: Tensor, tensors: Side) -> tuple[Tensor, Tensor | None]:
+        """The router's log-mass [Hkv, R, F]; where the view is long, by tokens of the best spans
+        alone, and which these are, bool [Hkv, F]."""
+        router, levels, bounds = self.recipe.router, self.recipe.levels, self.view.bounds
+        if "ball.s" in tensors and isinstance(router, Sketched) and bounds[-1] >= levels.beyond:
+            return two_level.logmass(router, levels, q, tensors, self.side, bounds)
+        return router.logmass(q, tensors, self.side, bounds), None
 
     def _choose(
         self,
@@ -424,7 +435,7 @@ class LayerMemory:
             heard=self.shared.heard,
             momentum=self.limits.momentum,
             uncovered=1 - self.limits.coverage,
-            estimate=lambda q: self.recipe.router.logmass(q, tensors, self.side, self.view.bounds),
+            estimate=lambda q: self._mass(q, tensors)[0],
             fit=partial(self._fit, drawn=drawn),
         )
         return self.choice.choose(look)

@@ -15,6 +15,9 @@ from torch import Tensor
 
 NEVER = float("-inf")
 
+CACHED = 1 << 18
+"""Numbers of an array that are worked on at once where there are very many: a cache holds them."""
+
 
 # ---------------------------------------------------------------------------- attention
 
@@ -136,10 +139,55 @@ def span_logsumexp(scores: Tensor, bounds: Tensor) -> Tensor:
     """
     heads, rows, _ = scores.shape
     top = scores.amax(-1, keepdim=True)
-    mass = torch.exp(scores - top).permute(2, 0, 1).reshape(scores.shape[-1], heads * rows)
     out = torch.zeros(len(bounds) - 1, heads * rows, device=scores.device)
-    out.index_add_(0, span_ids(bounds), mass)
+    for first, last in stretches(bounds, max(256, CACHED // max(1, heads * rows))):
+        here = bounds[first : last + 1]
+        mass = torch.exp(scores[..., here[0] : here[-1]] - top)
+        mass = mass.permute(2, 0, 1).reshape(-1, heads * rows)
+        out[first:last].index_add_(0, span_ids(here), mass)
     return out.log().reshape(-1, heads, rows).permute(1, 2, 0) + top
+
+
+def span_masses(packed: Tensor, bits: Tensor, q: Tensor, shift: Tensor, bounds: Tensor) -> Tensor:
+    """Log-mass of each span of rows that are held in few bits, stretch by stretch.
+
+    Args:
+        packed: uint8 [1, N, width], see `pack_heads`.  bits: uint8 [Hkv, R].
+        q: float32 [Hkv, Q, R] nats per step of a component.  shift: [Hkv, Q, 1] nats that every
+            token of a head has beside.  bounds: [S + 1].
+    Returns:
+        [Hkv, Q, S], see `span_logsumexp`.
+    """
+    out = [q.new_zeros(*q.shape[:2], 0)]
+    for first, last in stretches(bounds, max(256, 2**22 // max(1, q.shape[1]))):
+        start, end = int(bounds[first]), int(bounds[last])
+        scores = packed_scores(packed[:, start:end], bits, q) + shift
+        out.append(span_logsumexp(scores, bounds[first : last + 1] - start))
+    return torch.cat(out, -1)
+
+
+def packed_scores(packed: Tensor, bits: Tensor, q: Tensor) -> Tensor:
+    """The products of queries with rows that are held in few bits, [Hkv, Q, n].
+
+    Args:
+        packed: uint8 [1, n, width], see `pack_heads`.  bits: uint8 [Hkv, R].
+        q: float32 [Hkv, Q, R], per step of a component.
+    """
+    out = q.new_empty(*q.shape[:2], packed.shape[1])
+    rows = split_heads(packed, bits)
+    for head, each in enumerate(bits):
+        packing = Packing.of(each)
+        used = packing.components
+        middle = 0.5 - torch.pow(2.0, each[:used].float() - 1)
+        beside = (q[head, :, :used] * middle).sum(-1, keepdim=True)
+        lowered = q[head].clone()
+        lowered[:, :used] *= q.new_tensor(packing.powers)
+        step = max(256, CACHED // max(1, used))
+        for start in range(0, packed.shape[1], step):
+            codes = packing.raised(rows[head][start : start + step])
+            products = lowered[:, :used] @ codes.T
+            torch.add(products, beside, out=out[head, :, start : start + step])
+    return out
 
 
 # ---------------------------------------------------------------------------- bases
@@ -337,7 +385,8 @@ class Packing:
 
     @classmethod
     def of(cls, bits: Tensor) -> Packing:
-        c8, c4, c2, c1 = (int((bits == width).sum()) for width in WIDTHS)
+        widths = bits.flatten().tolist()  # a device is waited for once
+        c8, c4, c2, c1 = (widths.count(width) for width in WIDTHS)
         return cls((c8, c4, c2, c1))
 
     @property
@@ -367,11 +416,35 @@ class Packing:
         for count, width in zip(self.counts, WIDTHS, strict=True):
             run = count * width // 8
             piece = packed[..., start : start + run]
-            parts += [
-                (piece >> (place * width)) & ((1 << width) - 1) for place in range(8 // width)
-            ]
+            for place in range(
+                0, 8 if run else 0, width
+            ):  # what lies lowest or highest needs half the work
+                part = piece >> place if place else piece
+                parts.append(part & ((1 << width) - 1) if place + width < 8 else part)
             start += run
-        return torch.cat(parts, -1)
+        return torch.cat([packed[..., :0], *parts], -1)
+
+    def raised(self, packed: Tensor) -> Tensor:
+        """Codes where they lie in their bytes, float32 [..., components]: each is a power of two
+        too large, see `powers`, and no shift was needed."""
+        parts, start = [], 0
+        for count, width in zip(self.counts, WIDTHS, strict=True):
+            run = count * width // 8
+            piece = packed[..., start : start + run]
+            for place in range(0, 8 if run else 0, width):
+                parts.append(piece & (((1 << width) - 1) << place) if width < 8 else piece)
+            start += run
+        return torch.cat([packed[..., :0], *parts], -1).float()
+
+    @property
+    def powers(self) -> list[float]:
+        """What brings the components of `raised` down; a product with them is exact."""
+        return [
+            2.0**-place
+            for count, width in zip(self.counts, WIDTHS, strict=True)
+            for place in range(0, 8, width)
+            for _ in range(count * width // 8)
+        ]
 
 
 def pack_heads(coefs: Tensor, bits: Tensor, step: Tensor) -> Tensor:
@@ -391,6 +464,30 @@ def pack_heads(coefs: Tensor, bits: Tensor, step: Tensor) -> Tensor:
 def split_heads(packed: Tensor, bits: Tensor) -> list[Tensor]:
     """Each head's packed rows uint8 [n, bytes], from rows as `pack_heads` gives them."""
     return list(torch.split(packed[0], [Packing.of(row).row_bytes for row in bits], -1))
+
+
+def code_places(bits: Tensor) -> Tensor:
+    """Where the code of each component lies in a row of bytes as `pack_heads` gives it.
+
+    Args:
+        bits: uint8 [Hkv, R].
+    Returns:
+        int32 [Hkv, 3, R]: its byte, how many bits up it begins there, and the mask above them;
+        0 where a component has no bits. Computed on the device, without waiting for it.
+    """
+    widths = torch.tensor(WIDTHS, device=bits.device)
+    kind = (bits[..., None] == widths).int()
+    counts = kind.sum(1)
+    runs = counts * widths // 8
+    total = runs.sum(-1, keepdim=True)
+    byte = (runs.cumsum(-1) - runs + (total.cumsum(0) - total)).gather(1, kind.argmax(-1))
+    start = (counts.cumsum(-1) - counts).gather(1, kind.argmax(-1))
+    run = runs.gather(1, kind.argmax(-1)).clamp_min(1)
+    place = torch.arange(bits.shape[-1], device=bits.device) - start
+    mask = (1 << bits.int()) - 1
+    return (
+        torch.stack([byte + place % run, place // run * bits, mask], 1) * (bits > 0)[:, None]
+    ).int()
 
 
 def gather_ranges(starts: Tensor, lengths: Tensor) -> Tensor:

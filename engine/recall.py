@@ -29,6 +29,7 @@ from engine.memory import (
     no_spans,
     whole_rows,
 )
+from engine.policies import two_level
 from engine.policies.codec import (
     SharedBasis,
     borrow,
@@ -120,7 +121,8 @@ def open_memory(
         {**side, **new} for side, new in zip(sides_of(stored, reader.layers), learnt, strict=True)
     ]
     lean_sides = [used_columns(side) for side in sides]
-    caps = _caps(recipe, tables, lean_sides, manifest.model.kv_heads, cap, row)
+    balls = len(tables.kind) if manifest.tokens >= recipe.levels.beyond else 0
+    caps = _caps(recipe, tables, lean_sides, manifest.model.kv_heads, cap, row, balls)
     hosts = [store.host(w) for w in range(len(manifest.windows))]
     counts = [window.spans for window in manifest.windows]
     longest = max(window.end - window.start for window in manifest.windows)
@@ -162,7 +164,10 @@ def open_memory(
         lean = lean_sides[index]
         if recipe.selector.static:  # chosen once, from the host: no routing on the device
             tensors, ranking, lean = {}, tensors, {}
-        tensors, lean = _fit(recipe, tensors, lean, room * manifest.model.kv_heads)
+        tensors, lean = _fit(recipe, tensors, lean, room * manifest.model.kv_heads, balls)
+        if balls and "sketch.t" in tensors:
+            lean |= two_level.fit(tensors, lean, tables.bounds)
+            tensors |= two_level.build(tensors, lean, tables.bounds)
         side |= {name: t.to(device) for name, t in lean.items()}
         if pins is None:
             least = room if tensors else (1 - ZOOM_RESERVE) * min(caps)
@@ -344,12 +349,18 @@ class _Tables:
 
 
 def _caps(
-    recipe: Recipe, tables: _Tables, sides: list[Side], heads: int, cap: float, row: float
+    recipe: Recipe,
+    tables: _Tables,
+    sides: list[Side],
+    heads: int,
+    cap: float,
+    row: float,
+    balls: int,
 ) -> list[float]:
     """Bytes per KV head for every layer, `cap` on average: what it needs for routing and summaries
     (less where all layers together need too much), and an equal share of the rest. Layers that
     were calibrated have their shares instead; a static choice needs no routing. row: bytes of
-    one token's."""
+    one token's. balls: spans that will have a span level."""
     if "layer_share" in sides[0]:
         shares = [float(side["layer_share"][0]) for side in sides]
         return [row * rows for rows in layer_budgets(shares, int(cap / row))]
@@ -364,15 +375,23 @@ def _caps(
             if name.startswith(f"{index}.") and name.endswith((".t", ".s"))
             if not name.endswith(".error.s")
         ]
-        needs.append((sum(t.nbytes for t in parts) + document_bytes(side)) / heads)
+        more = two_level.expected_bytes(side, balls)
+        fixed = more + document_bytes(side) + sum(t.nbytes for t in parts)
+        needs.append(fixed / heads)
     mean = sum(needs) / len(needs)
     tight = min(1.0, (1 - ZOOM_RESERVE) * cap / max(1.0, mean))
     return [cap + tight * (need - mean) for need in needs]
 
 
-def _fit(recipe: Recipe, tensors: Side, side: Side, room: float) -> tuple[Side, Side]:
-    """Let the router shrink until routing and summaries fit `room` bytes."""
-    while tensors and sum(t.nbytes for t in tensors.values()) + document_bytes(side) > room:
+def _fit(recipe: Recipe, tensors: Side, side: Side, room: float, spans: int) -> tuple[Side, Side]:
+    """Let the router shrink until routing and summaries fit `room` bytes, with the span level of
+    that many spans where there will be one."""
+
+    def needed() -> int:
+        more = two_level.expected_bytes(side, spans)
+        return more + document_bytes(side) + sum(t.nbytes for t in tensors.values())
+
+    while tensors and needed() > room:
         smaller = recipe.router.shrink(tensors, side)
         if smaller is None:
             break

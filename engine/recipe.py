@@ -22,6 +22,7 @@ from engine.policies.select import MeanKey, Router, Sketch
 from engine.policies.selector import Blocks, ByShare, Once, Selector, SentenceQuery
 from engine.policies.summarise import Mean, Summariser, SurprisalMean
 from engine.policies.thoughts import Thoughts
+from engine.policies.two_level import Levels
 from engine.policies.zoom import SpanZoom
 from engine.router import TrainedRouter
 
@@ -36,6 +37,7 @@ class Recipe:
     selector: when and by which query it is chosen anew what is zoomed.
     output: how a long answer folds while it is written, or None.
     keep: share of the tokens that the store keeps; the others are gone for good.
+    levels: when a sketch is scored span by span first; no store depends on it.
     source: where the method comes from. differs: how ours is not that, in one line.
     """
 
@@ -53,6 +55,7 @@ class Recipe:
     selector: Selector = field(default_factory=ByShare)
     output: Thoughts | None = None
     keep: float = 1.0
+    levels: Levels = field(default_factory=Levels)
 
     @property
     def observe(self) -> Observe:

@@ -19,6 +19,7 @@ from engine.errors import StoppedError
 from engine.fold import fold_layer, segment
 from engine.memory import LayerMemory, Stretch, View
 from engine.observe import Observe
+from engine.policies import two_level
 from engine.policies.segment import FOLDED
 from engine.readers.hf import Reader
 from engine.recall import Memory
@@ -143,7 +144,10 @@ class Past:
             side = {name: t.cpu() for name, t in layer.side.items()}
             made = fold_layer(recipe, k, v, surprisal, spans, side)
             exact = made.device["pinned_k"], made.device["pinned_v"]
-            tensors = {name: made.device[name] for name in layer.tensors}
+            device = dict(made.device)
+            if "ball.s" in layer.tensors:
+                device |= two_level.build(device, side, spans.bounds)
+            tensors = {name: device[name] for name in layer.tensors}
             tensors = everything.slice(tensors, folded, rows)
             layers.append(Stretch(spans.bounds, folded, exact, tensors, made.records))
         return Folded(len(ids), layers)

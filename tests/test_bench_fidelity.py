@@ -20,7 +20,7 @@ from engine.bench.fidelity import answers, distortion, routing
 from engine.bench.fidelity.laboratory import Setting, measure
 from engine.bench.fidelity.report import charts, markdown
 from engine.bench.fidelity.subjects import Asked as Look
-from engine.bench.fidelity.subjects import Subject, take
+from engine.bench.fidelity.subjects import Subject, side_by_side, take
 from engine.bench.results import save
 from engine.errors import BudgetError, SekvError
 from engine.policies.codec import Raw
@@ -141,6 +141,32 @@ def test_no_router_beats_the_oracle_and_more_tokens_find_more(report: dict[str, 
         means = [at["mean"] for at in found]
         assert means == sorted(means)
         assert line["device_bytes"] > 0
+
+
+def test_side_by_side_fewer_tokens_scored_find_no_more(report: dict[str, Any]) -> None:
+    """The dissected windows are one view; every way to look at it takes its bytes of the device."""
+    long = report["side_by_side"]
+    assert set(long["routing"]) == set(routing.levels())
+    every, *firsts = long["routing"].values()
+    for line in firsts:
+        assert line["device_bytes"] > every["device_bytes"]
+        for p in routing.SHARES:
+            found, best = (x["tokens_picked"][str(p)]["mean"] for x in (line, every))
+            assert 0 <= found <= best + 0.02
+        assert found > 0
+
+
+def test_windows_side_by_side_keep_what_was_asked_of_each() -> None:
+    k = torch.randn(2, 6, 4)
+    parts = []
+    for n, value in ((4, range(1, 3)), (6, range(2, 5)), (5, range(0))):
+        asked = Look([torch.randn(2, 3, 4)], [(k[:, :3], k[:, :3])], value)
+        rows = [(k[:, :n], k[:, :n])]
+        prefix = [(k[:, :1], k[:, :1])]
+        parts.append(Subject(rows, prefix, torch.ones(n), ["a"] * n, [], [asked]))
+    long = side_by_side(parts)
+    assert len(long.pieces) == len(long.surprisal) == long.rows[0][0].shape[1] == 15
+    assert [each.value for each in long.asked] == [range(1, 3), range(6, 9), range(0)]
 
 
 def test_codecs_stay_at_the_bytes_they_are_given(report: dict[str, Any]) -> None:
@@ -280,11 +306,12 @@ def test_a_codec_without_loss_has_no_error(subject: Subject) -> None:
 def test_recall_by_hand() -> None:
     """Two spans of two tokens; the router takes the one that has 30 % of the mass first."""
     look = routing._Look(
-        estimate=torch.tensor([[[0.6, 0.1]]]),
+        estimate=torch.tensor([[[0.1, 0.6]]]),
+        worth=torch.tensor([[[0.6, 0.1]]]),
         truth=torch.tensor([[[0.3, 0.7]]]),
         bounds=torch.tensor([0, 2, 4]),
     )
-    assert look.found(50, "estimate").tolist() == pytest.approx([0.3])
+    assert look.found(50, "worth").tolist() == pytest.approx([0.3])
     assert look.found(50, "truth").tolist() == pytest.approx([0.7])
     assert look.found(49, "truth").tolist() == [0.0]
     assert look.rank(range(3, 4)).tolist() == [2]

@@ -20,6 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("types", "container"),
     ("manifest",),
     ("ops", "replay", "certainty"),
+    ("kernels",),
     ("documents",),
     ("tokens",),
     ("prompt", "quoting"),
@@ -138,15 +139,18 @@ def test_engine_never_imports_the_command_line(path: Path) -> None:
 def test_every_import_is_a_declared_dependency() -> None:
     """What happens to be installed beside something else is not ours to import."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
     declared = {
         re.split(r"[ <>=!~\[;]", line, maxsplit=1)[0].lower()
-        for line in [*project["dependencies"], *project["optional-dependencies"]["serve"]]
+        for line in [*project["dependencies"], *extras["serve"], *extras["kernels"]]
     }
     owners = packages_distributions()
     found = {other.split(".")[0] for path in SOURCES for _, other in imports(path)}
     foreign = found - set(sys.stdlib_module_names) - {"engine", "sekv_cli"}
     undeclared = {
-        name for name in foreign if not declared & {owner.lower() for owner in owners.get(name, [])}
+        name
+        for name in foreign - declared
+        if not declared & {owner.lower() for owner in owners.get(name, [])}
     }
     assert undeclared == set()
 

@@ -18,12 +18,14 @@ from engine import recipe as recipes
 from engine.ask import Session
 from engine.errors import BudgetError, StoreError
 from engine.ingest import ingest
-from engine.manifest import NAME, from_bytes
+from engine.manifest import NAME, Manifest, from_bytes
 from engine.memory import LayerMemory, WholeLayer
 from engine.policies.segment import Entropy
+from engine.policies.two_level import Levels
 from engine.readers import hf
 from engine.recall import ZOOM_RESERVE, parse_budget
-from engine.types import IngestOptions, Silent
+from engine.schema import recipe_of
+from engine.types import IngestOptions, Silent, Turn
 from tiny_books import QUESTION, TEXT, log, read, session
 
 PAPER = replace(
@@ -158,6 +160,80 @@ def test_resident_bytes_keep_to_the_budget(
         if cap < prefix:
             assert all(isinstance(layer, WholeLayer) for layer in layers)
             assert all(layer.pinned_token.tolist() == [-1] for layer in layers)
+
+
+@pytest.fixture
+def spans_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every view counts as long."""
+
+    def of(manifest: Manifest) -> recipes.Recipe:
+        return replace(recipe_of(manifest), levels=Levels(beyond=1))
+
+    monkeypatch.setattr("engine.recall.recipe_of", of)
+
+
+@pytest.mark.parametrize("budget", ["1%", "3%", "8%", "17%", "60%"])
+@pytest.mark.parametrize("kind", ["sekv", "many"])
+def test_a_span_level_keeps_to_the_budget_too(
+    kind: str,
+    budget: str,
+    stores: dict[str, Path],
+    reader: hf.Reader,
+    monkeypatch: pytest.MonkeyPatch,
+    spans_first: None,
+) -> None:
+    """It takes of the same bytes, is there in all that routes, and leaves room to zoom."""
+    test_resident_bytes_keep_to_the_budget(kind, budget, stores, reader, monkeypatch)
+    with session(stores[kind], reader, budget=budget) as opened:
+        for layer in opened.memory.layers:
+            if isinstance(layer, WholeLayer):
+                continue
+            assert layer.tensors["ball.s"].shape[1] == len(layer.view.spans)
+            assert layer.tensors["radius.s"].shape[1] == len(layer.view.spans)
+            assert layer.limits.cap - layer.fixed_bytes > 0
+
+
+def test_a_short_document_has_no_span_level(stores: dict[str, Path], reader: hf.Reader) -> None:
+    with session(stores["many"], reader, budget="60%") as opened:
+        for layer in opened.memory.layers:
+            assert "ball.s" not in layer.tensors
+            assert "ball_bits" not in layer.side
+
+
+def test_all_zoomed_the_span_level_changes_no_answer(
+    stores: dict[str, Path], reader: hf.Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the whole document on the device there is nothing to estimate."""
+    told = []
+    for beyond in (10**9, 1):
+        levels = Levels(beyond=beyond)
+        monkeypatch.setattr(
+            "engine.recall.recipe_of", lambda m, levels=levels: replace(recipe_of(m), levels=levels)
+        )
+        with session(stores["windows"], reader, budget="1000%") as opened:
+            told.append(opened.ask(QUESTION).answer)
+            for layer in opened.memory.layers:
+                assert [len(z) for z in layer.zoomed.spans] == [len(layer.view.spans)] * layer.heads
+    assert told[0] == told[1]
+
+
+def test_old_turns_of_a_talk_have_a_span_level_too(
+    stores: dict[str, Path],
+    reader: hf.Reader,
+    monkeypatch: pytest.MonkeyPatch,
+    spans_first: None,
+) -> None:
+    """What follows a document is scored as it is, and goes again with the talk."""
+    monkeypatch.setattr("engine.ask.TURNS_SHARE", 0.0)
+    monkeypatch.setattr("engine.turns.SHARE", math.inf)
+    turns = [Turn(f"What of day {i}?", f"It rained on day {i}.") for i in range(2)]
+    with session(stores["sekv"], reader, budget="60%", max_new_tokens=2) as opened:
+        [first, *_] = opened.memory.layers
+        own = first.tensors["ball.s"].shape[1]
+        assert opened.ask(QUESTION, turns=turns).stats["turns_folded"] == 2
+        assert first.tensors["ball.s"].shape[1] == len(first.view.spans) > own
+        opened.ask(QUESTION)
+        assert first.tensors["ball.s"].shape[1] == len(first.view.spans) == own
 
 
 def test_more_budget_never_pins_or_shows_less(stores: dict[str, Path], reader: hf.Reader) -> None:

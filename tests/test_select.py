@@ -13,34 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import ops
-from engine.policies.codec import Raw, SharedBasis, Side
+from engine.policies.codec import Raw, Side
 from engine.policies.route_baselines import Box, Representatives, SecondOrder
 from engine.policies.select import MeanKey, Router, Sketch, choose
 from tiny_memory import rows
-
-SIZE = 32
-
-
-def built(router: Router, k: torch.Tensor, bounds: torch.Tensor) -> tuple[Side, Side]:
-    """Device tensors and side information, as `fold` makes them."""
-    side = SharedBasis(6).fit(k, k)
-    side |= router.fit(k, side)
-    keys = ops.span_mean(k, torch.ones(k.shape[1]), bounds)
-    return router.build(k, keys, side), side
+from tiny_sketches import SIZE, evenly, queries
+from tiny_sketches import sketched as built
 
 
 def true_mass(q: torch.Tensor, k: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
     scores = (q.double() @ k.double().mT) / math.sqrt(k.shape[-1])
     spans = zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
     return torch.stack([scores[..., a:b].logsumexp(-1) for a, b in spans], -1).float()
-
-
-def evenly(tokens: int, length: int) -> torch.Tensor:
-    return torch.arange(0, tokens + 1, length)
-
-
-def queries(seed: int, heads: int, count: int) -> torch.Tensor:
-    return 2 * torch.randn(heads, count, SIZE, generator=torch.Generator().manual_seed(seed))
 
 
 def test_a_mean_key_knows_the_mass_of_a_span_that_repeats_one_key() -> None:

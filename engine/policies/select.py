@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from typing import Protocol
 
 import torch
@@ -125,6 +127,11 @@ class Sketch:
         return {"sketch.t": packed}
 
     def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
+        packed, bits = device["sketch.t"], side["sketch_bits"]
+        return span_masses(packed, bits, *self.turned(q, side), bounds)
+
+    def turned(self, q: Tensor, side: Side) -> tuple[Tensor, Tensor]:
+        """See `two_level.Sketched`."""
         mean, basis = basis_of("k", side)
         scale = 1 / math.sqrt(q.shape[-1])
         turned = torch.bmm(q, basis) * scale
@@ -132,21 +139,7 @@ class Sketch:
         if "sketch_lost" in side:
             missing = torch.bmm(turned.square(), side["sketch_lost"][:, :, None]) / 2
             shift += missing.clamp_max(MOST_MISSING)
-        turned = turned * side["sketch_step"][:, None]
-        out = [q.new_zeros(*q.shape[:2], 0)]
-        for first, last in ops.stretches(bounds, max(256, 2**22 // max(1, q.shape[1]))):
-            start, end = int(bounds[first]), int(bounds[last])
-            scores = []
-            packed = ops.split_heads(device["sketch.t"][:, start:end], side["sketch_bits"])
-            for head, bits in enumerate(side["sketch_bits"]):
-                codes = ops.Packing.of(bits).unpack(packed[head])
-                used = codes.shape[1]
-                moved = turned[head, :, :used]
-                middle = 0.5 - torch.pow(2.0, bits[:used].float() - 1)
-                scores.append(moved @ codes.float().T + (moved * middle).sum(-1, keepdim=True))
-            joined = torch.stack(scores) + shift
-            out.append(ops.span_logsumexp(joined, bounds[first : last + 1] - start))
-        return torch.cat(out, -1)
+        return turned * side["sketch_step"][:, None], shift
 
     def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
         """Drop a byte of every row: of the head that loses least by it, the last of its narrowest
@@ -173,6 +166,21 @@ class Sketch:
 
     def device_share(self, size: int, span: float) -> float:
         return self.bits / 32
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def span_masses(packed: Tensor, bits: Tensor, q: Tensor, shift: Tensor, bounds: Tensor) -> Tensor:
+    """`ops.span_masses`; on a CUDA device in one kernel where Triton is installed, as torch does
+    on Linux. An error of the kernel is an error: there is no second way once it is chosen."""
+    if packed.is_cuda and _has_triton():
+        from engine import kernels
+
+        return kernels.span_masses(packed, bits, q, shift, bounds)
+    return ops.span_masses(packed, bits, q, shift, bounds)
 
 
 def choose(

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from engine.bench.compare import ReadOnce
 from engine.bench.fidelity import answers
 from engine.bench.fidelity.distortion import Distortion
-from engine.bench.fidelity.routing import Routing
-from engine.bench.fidelity.subjects import take
+from engine.bench.fidelity.routing import Routing, levels
+from engine.bench.fidelity.subjects import Subject, side_by_side, take
 from engine.errors import BudgetError, SekvError
 from engine.recall import parse_budget
 from engine.recipe import named
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from engine.bench.reader import Drawn
     from engine.readers.hf import Reader
 
-FORMAT = "sekv-fidelity-bench 2"
+FORMAT = "sekv-fidelity-bench 3"
 
 
 class Documents(Protocol):
@@ -69,7 +69,7 @@ def measure(
         raise BudgetError(f"coverage {setting.coverage} is not in (0, 1]")
     counts = {(m, b): answers.Count() for m in setting.methods for b in setting.budgets}
     full, whole = answers.Count(), {m: answers.Count() for m in setting.methods}
-    routing, distortion = Routing(), Distortion()
+    routing, distortion, subjects = Routing(), Distortion(), list[Subject]()
     tokens: list[int] = []
     options = [
         AskOptions(budget=budget, coverage=setting.coverage, max_new_tokens=setting.most)
@@ -77,6 +77,7 @@ def measure(
     ]
     everything = AskOptions(budget="100%", full=True, max_new_tokens=setting.most)
     size = reader.dtype.itemsize
+    together = Routing(levels())
     progress.start("asking", setting.questions, "questions")
     with tempfile.TemporaryDirectory(prefix="sekv-fidelity-") as scratch:
         source = Path(scratch) / "document.txt"
@@ -112,9 +113,12 @@ def measure(
                 subject = take(once, source, setting.window, followed, stated)
                 routing.add(subject)
                 distortion.add(subject)
+                subjects.append(subject)
             progress.advance(len(asked))
     if not full.questions:
         raise SekvError("the documents hold no questions")
+    if subjects:
+        together.add(side_by_side(subjects))
     return {
         "format": FORMAT,
         "model": reader.identity.id,
@@ -132,6 +136,10 @@ def measure(
             for method in setting.methods
         },
         "routing": routing.report(),
+        "side_by_side": {
+            "tokens": sum(len(subject.pieces) for subject in subjects),
+            "routing": together.report(),
+        },
         "distortion": distortion.report(),
         "unturned": distortion.unturned,
     }

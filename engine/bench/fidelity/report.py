@@ -8,8 +8,8 @@ from engine.bench import chart
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report as four tables; shares in per cent, 95 % intervals in brackets."""
-    parts = (_answers, _routing, _coverage, _distortion)
+    """The report as five tables; shares in per cent, 95 % intervals in brackets."""
+    parts = (_answers, _routing, _side_by_side, _coverage, _distortion)
     return "\n".join(line for part in parts for line in [*part(report), ""])
 
 
@@ -89,13 +89,28 @@ def _answers(report: dict[str, Any]) -> list[str]:
 
 
 def _routing(report: dict[str, Any]) -> list[str]:
-    routing = report["routing"]
-    shares = list(next(iter(routing.values()))["tokens_picked"]) if routing else []
-    lines = [
+    return [
         f"Routing, {report['dissected_documents']} documents: true attention mass in the spans "
         "picked, mean (5th percentile over questions and heads), % of what an oracle finds; rank "
         "of the answer's span for the head that ranks it best",
         "",
+        *_found(report["routing"]),
+    ]
+
+
+def _side_by_side(report: dict[str, Any]) -> list[str]:
+    long = report["side_by_side"]
+    return [
+        f"The same windows side by side, {long['tokens']} tokens: every token scored, and spans "
+        "first, then the tokens of the best spans alone",
+        "",
+        *_found(long["routing"]),
+    ]
+
+
+def _found(routing: dict[str, Any]) -> list[str]:
+    shares = list(next(iter(routing.values()))["tokens_picked"]) if routing else []
+    lines = [
         "| router | device bytes % | "
         + " | ".join(f"{p} % of tokens" for p in shares)
         + " | error of log-mass, nats | answer first for a head % (median rank) |",

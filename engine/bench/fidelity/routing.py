@@ -17,11 +17,13 @@ from torch import Tensor
 from engine import fold, ops
 from engine.bench.bootstrap import interval
 from engine.bench.fidelity.subjects import Asked, Subject, scores_of
+from engine.policies import two_level
 from engine.policies.codec import NOTHING, Side
 from engine.policies.route_baselines import Box, Representatives, SecondOrder
 from engine.policies.segment import FOLDED, Fixed, Spans
 from engine.policies.select import MeanKey, Sketch, choose
 from engine.policies.summarise import SurprisalMean
+from engine.policies.two_level import Levels, Sketched
 from engine.recipe import RECIPES, Recipe
 
 SHARES = (1, 2, 5, 10, 20)
@@ -33,10 +35,12 @@ COVERAGES = (80, 95)
 
 @dataclass(frozen=True)
 class Contender:
-    """weighted: keys are weighed by queries and layers share the bits."""
+    """weighted: keys are weighed by queries and layers share the bits. spans_first: tokens are
+    scored in the best spans alone, see `two_level`."""
 
     recipe: Recipe
     weighted: bool = False
+    spans_first: bool = False
 
 
 def contenders() -> dict[str, Contender]:
@@ -60,6 +64,21 @@ def contenders() -> dict[str, Contender]:
         "sketch, 1 bit": Contender(replace(plain, router=sketch), weighted=True),
         "sketch, 0.5 bit": Contender(replace(plain, router=Sketch(bits=0.5)), weighted=True),
         "method sekv": Contender(RECIPES["sekv"], weighted=True),
+    }
+
+
+def levels() -> dict[str, Contender]:
+    """The default router as it is, and as it looks where a view is very long."""
+    plain = Contender(RECIPES["sekv"], weighted=True)
+    shares = (0.125, 0.25, 0.5)
+    return {
+        "every token": plain,
+        **{
+            f"tokens of {share:.1%} of the spans": replace(
+                plain, recipe=replace(plain.recipe, levels=Levels(0, share)), spans_first=True
+            )
+            for share in shares
+        },
     }
 
 
@@ -102,6 +121,11 @@ class Routing:
             keys = recipe.summariser.summarise(k, subject.surprisal, spans.bounds)
             owner = ops.span_ids(spans.bounds)
             device = recipe.router.build(k, keys, {**side, "owner": owner})
+            if contender.spans_first:
+                more = two_level.fit(device, side, spans.bounds)
+                side |= more
+                device |= two_level.build(device, side, spans.bounds)
+                kept += sum(t.nbytes for t in more.values())
             built.append((device, side))
             kept += sum(t.nbytes for t in device.values())
             if "sketch.t" in device:
@@ -115,7 +139,7 @@ class Routing:
                 for layer in range(len(subject.rows))
             ]
             for p in SHARES:
-                for into, ranks in ((cells.found, "estimate"), (cells.best, "truth")):
+                for into, ranks in ((cells.found, "worth"), (cells.best, "truth")):
                     into[p].append(torch.cat([look.found(p, ranks) for look in looks]))
             for c in COVERAGES:
                 cells.covered[c].append(torch.stack([look.covered(c) for look in looks]).mean(0))
@@ -174,9 +198,10 @@ class Routing:
 @dataclass(frozen=True)
 class _Look:
     """One question in one layer. estimate, truth: shares of all attention, [Hkv, R, S], zero for
-    spans that are always exact."""
+    spans that are always exact. worth: the estimate as spans are ranked by it."""
 
     estimate: Tensor
+    worth: Tensor
     truth: Tensor
     bounds: Tensor
 
@@ -194,7 +219,12 @@ class _Look:
         q = asked.queries[layer]
         scores = scores_of(q, subject.rows[layer][0])
         true = ops.span_logsumexp(scores, spans.bounds)
-        guess = recipe.router.logmass(q, device, side, spans.bounds)
+        router, refined = recipe.router, torch.ones(1, dtype=torch.bool)
+        if "ball.s" in device and isinstance(router, Sketched):
+            guess, chosen = two_level.logmass(router, recipe.levels, q, device, side, spans.bounds)
+            refined = chosen[:, None]
+        else:
+            guess = router.logmass(q, device, side, spans.bounds)
         exact = spans.kind != FOLDED
         beside = torch.cat(
             [
@@ -209,7 +239,7 @@ class _Look:
             folded = mass.masked_fill(exact, ops.NEVER)
             total = torch.logaddexp(folded.logsumexp(-1, keepdim=True), beside)
             shares.append(torch.exp(folded - total))
-        return cls(shares[0], shares[1], spans.bounds)
+        return cls(shares[0], two_level.ranked(shares[0], refined), shares[1], spans.bounds)
 
     def found(self, percent: float, ranks: str) -> Tensor:
         """Share of the folded spans' true mass in the best `percent` of tokens, [Hkv]."""
@@ -236,7 +266,7 @@ class _Look:
             int(torch.searchsorted(self.bounds, at, right=True)) - 1
             for at in (value.start, value.stop - 1)
         )
-        share = self.estimate.amax(1)
+        share = self.worth.amax(1)
         best = share[:, first : last + 1].amax(-1, keepdim=True)
         return (share > best).sum(-1) + 1
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -136,6 +136,33 @@ def take(
         ],
         rotation=rotation,
         unturned=unturned,
+    )
+
+
+def side_by_side(subjects: Sequence[Subject]) -> Subject:
+    """Windows of many documents as one long view, as a question meets them before it knows where
+    to look. What is asked keeps to the window it was asked behind."""
+    first = subjects[0]
+    asked, start = [], 0
+    for subject in subjects:
+        for each in subject.asked:
+            value = range(each.value.start + start, each.value.stop + start)
+            asked.append(replace(each, value=value if each.value else range(0)))
+        start += len(subject.pieces)
+    return replace(
+        first,
+        rows=[
+            (
+                torch.cat([s.rows[i][0] for s in subjects], 1),
+                torch.cat([s.rows[i][1] for s in subjects], 1),
+            )
+            for i in range(len(first.rows))
+        ],
+        surprisal=torch.cat([subject.surprisal for subject in subjects]),
+        pieces=[piece for subject in subjects for piece in subject.pieces],
+        asked=asked,
+        rotation=None,
+        unturned="windows share their positions",
     )
 
 
