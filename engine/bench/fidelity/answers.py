@@ -2,7 +2,7 @@
 
 Every method reads the same documents and answers the same questions at the same resident
 bytes; the reference is method `full`. Counted are answers that changed, values that are no longer
-right, and, along the words of the full cache's own answer, next tokens that differ and how far the
+right, and, following the full cache's own greedy words, next tokens that differ and how far the
 distribution moved. Bytes are those of the device tier, everything counted, over 16-bit keys and
 values of the same tokens.
 """
@@ -10,7 +10,6 @@ values of the same tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +28,8 @@ if TYPE_CHECKING:
     from engine.bench.reader import Question
     from engine.readers.hf import Reader
 
-FOLLOWED = 24
-"""Next tokens of an answer that are compared, at most."""
+FOLLOWED = 12
+"""Next tokens that are compared, at most: where an answer comes from is decided in its first."""
 
 ALL = "all"
 """The budget that zooms everything: what the codes alone lose."""
@@ -40,8 +39,8 @@ ALL = "all"
 class Heard:
     """What a memory says to one question.
 
-    prompt: tokens of the question. words: of the answer, all but the last. logits: [T, V] of each
-    next token as the model itself has them, T at most `FOLLOWED`; the words before it are given.
+    prompt: tokens of the question. words: the greedy words of the full cache that were followed.
+    logits: [T, V] of each next token, given the words before it.
     """
 
     answer: Answer
@@ -70,7 +69,8 @@ def asked(
     """Read a document by a method and ask it under every option.
 
     Args:
-        truth: per question what the full cache said, whose words are followed; none: its own.
+        truth: per question what the full cache said, whose words are followed; none: the memory's
+            own greedy ones.
     Yields:
         per option the ingest's report, and per question what was heard.
     """
@@ -89,66 +89,35 @@ def asked(
             )
 
 
-def _hear(session: Session, question: str, truth: Heard | None) -> Heard:
-    """Ask in words. Where the answer leaves the words of the truth, step through those too."""
-    with _listening(session) as steps:
-        answer = session.ask(question)
-    said = steps[-answer.usage.answer_tokens :]
-    prompt, words = said[0][0], [ids[0] for ids, _ in said[1:]]
-    if truth is None:
-        return Heard(answer, prompt, words, _logits(said))
-    follow = truth.words[: len(truth.logits) - 1]
-    if words[: len(follow)] != follow:
-        said = _follow(session, prompt, follow)
-    return Heard(answer, prompt, words, _logits(said[: len(truth.logits)]))
-
-
-_Step = tuple[list[int], Tensor]
-"""Token ids that a forward was given, and its logits [V] of the next one."""
-
-
-def _logits(steps: Sequence[_Step]) -> Tensor:
-    return torch.stack([logits.float().cpu() for _, logits in steps[:FOLLOWED]])
-
-
-@contextmanager
-def _listening(session: Session) -> Iterator[list[_Step]]:
-    """What goes into every forward of the session's model, and what comes out."""
-    steps: list[_Step] = []
-
-    def note(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-        steps.append((ids[0].tolist(), out.logits[0, -1].clone()))
-
-    handle = session.reader.model.register_forward_hook(note, with_kwargs=True)
-    try:
-        yield steps
-    finally:
-        handle.remove()
-
-
 @torch.inference_mode()
-def _follow(session: Session, prompt: list[int], words: Sequence[int]) -> list[_Step]:
-    """Give the question and then word by word; the windows that the answer looked into stay."""
+def _hear(session: Session, question: str, truth: Heard | None) -> Heard:
+    """Ask in words; then step through a continuation. All windows are visible to the steps."""
+    answer = session.ask(question)
     reader, memory = session.reader, session.memory
+    prompt = reader.prompt.question(reader.tokenizer, question)
     for layer in memory.layers:
-        seen = torch.unique(layer.view.window)
         layer.release()
-        layer.focus(seen if len(seen) else None)
     cache = attention.MemoryCache(memory.layers, memory.length, memory.shared)
-    rows, length = prompt, memory.length
-    with _listening(session) as steps:
-        for word in [*words, None]:
-            length += len(rows)
-            ids = torch.tensor([rows], device=reader.devices[0])
-            reader.model(
-                input_ids=ids,
-                attention_mask=torch.ones(1, length).to(ids),
-                past_key_values=cache,
-                logits_to_keep=1,
-            )
-            rows = [] if word is None else [word]
-    return steps
+    given = prompt
+    words: list[int] = []
+    logits: list[Tensor] = []
+    length, most = memory.length, FOLLOWED if truth is None else len(truth.logits)
+    while len(logits) < most and length + len(given) <= reader.max_positions:
+        length += len(given)
+        ids = torch.tensor([given], device=reader.devices[0])
+        out = reader.model(
+            input_ids=ids,
+            attention_mask=torch.ones(1, length).to(ids),
+            past_key_values=cache,
+            logits_to_keep=1,
+        )
+        logits.append(out.logits[0, -1].float().cpu())
+        word = int(logits[-1].argmax()) if truth is None else truth.words[len(words)]
+        words.append(word)
+        given = [word]
+        if word == reader.tokenizer.eos_token_id:
+            break
+    return Heard(answer, prompt, words, torch.stack(logits))
 
 
 def counted(

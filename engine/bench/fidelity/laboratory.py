@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from engine.bench.reader import Drawn, Question
     from engine.readers.hf import Reader
 
-FORMAT = "sekv-fidelity-bench 3"
+FORMAT = "sekv-fidelity-bench 4"
 FULL = "full"
 
 
