@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("store",),
     ("tiers",),
     ("memory",),
-    ("output",),
+    ("output", "widening"),
     ("attention",),
     ("readers",),
     ("calibration",),

@@ -231,7 +231,7 @@ class SharedBasis:
         """
         if not self.residual:
             return torch.empty(0, ENTRY_BYTES, dtype=torch.uint8), torch.zeros_like(bounds[1:])
-        size, owner = side["k_basis"].shape[-2], ops.span_ids(bounds)
+        size, owner = side["k_mean"].shape[-1], ops.span_ids(bounds)
         inside = torch.arange(len(owner)) - bounds[owner]
         entries, owners = [], []
         for part, (name, error) in enumerate(zip("kv", wrong, strict=True)):
@@ -254,7 +254,7 @@ class SharedBasis:
     def decode(
         self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, side: Side
     ) -> tuple[Tensor, Tensor]:
-        size = side["k_basis"].shape[-2]
+        size = side["k_mean"].shape[-1]
         widths = [
             4 * size if self.bits >= 32 else ops.Packing.of(side[f"{name}_bits"][head]).row_bytes
             for name in ("k", "v")
@@ -329,9 +329,9 @@ class SharedBasis:
         return out[0], out[1]
 
     def fits(self, sizes: Tensor, lengths: Tensor, side: Side) -> bool:
-        plain = 2 * (side["k_basis"].shape[-2] + 2) * lengths
+        plain = 2 * (side["k_mean"].shape[-1] + 2) * lengths
         if self.bits >= 32:
-            row = torch.full((len(sizes),), 8 * side["k_basis"].shape[-1])
+            row = torch.full((len(sizes),), 8 * side["k_mean"].shape[-1])
         else:
             row = torch.tensor(
                 [
