@@ -104,7 +104,7 @@ def _decode(
 
 
 RESIDUAL = 12.0
-"""The bound of residuals that keep the output nearest at equal bytes; see `SharedBasis`."""
+"""The bound of the default method; see `SharedBasis`."""
 
 
 def _basis(
