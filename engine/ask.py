@@ -6,6 +6,7 @@ turns what was looked at into citations.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -37,6 +38,7 @@ from engine.tiers import Traffic
 from engine.trace import Evidence, Trace
 from engine.turns import Past
 from engine.types import Answer, AskOptions, Citation, MemoryUse, Progress, Turn, Usage
+from engine.widening import Widening, widens
 
 NOT_STATED = "not stated in the document"
 
@@ -78,11 +80,13 @@ class Session:
         self._model_s = time.perf_counter() - at
         at = time.perf_counter()
         self._take(options)
+        self._check_widening(options)
         self.ids = _known_ids(document["ids"], self.reader, store)
         self.book = cite.Book.of(self.store, document)
         self._store_s += time.perf_counter() - at
         self._trace, self._evidence = Trace(), Evidence(self.ids)
         self._answer: Answer | None = None
+        self._widening: Widening | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -135,6 +139,7 @@ class Session:
             BudgetError: a bad option; everything stays as it was.
         """
         _check(options)
+        self._check_widening(options)
         now = self.options
         if (options.budget, options.coverage, options.full) != (now.budget, now.coverage, now.full):
             self._take(options)
@@ -166,6 +171,7 @@ class Session:
         old, latest = self._split(turns)
         shared = self.memory.shared
         shared.reserved = 0
+        self._widening = None
         self.past.recall(old if self.past.folds else (), stop)
         prompt = self._prompt(question, latest)
         left = self.reader.max_positions - self.past.length
@@ -178,6 +184,9 @@ class Session:
         shared.peak_bytes = shared.device_bytes
         shared.recomputed_tokens = 0
         shared.coverage = Coverage()
+        options = self.options
+        if options.widen > 1:
+            self._widening = Widening(shared, options.widen, options.coverage)
         most = min(self.options.max_new_tokens, left - len(prompt))
         self._trace, self._evidence, self._answer = Trace(), Evidence(self.ids), None
         try:
@@ -248,6 +257,14 @@ class Session:
         )
         self.past = Past(self.reader, self.memory, self._scout)
 
+    def _check_widening(self, options: AskOptions) -> None:
+        """Refuse to do steps again where a method keeps what a step did."""
+        recipe = self.memory.layers[0].recipe
+        if options.widen > 1 and (recipe.output is not None or not widens(recipe.selector)):
+            raise BudgetError(
+                f"method {recipe.name} cannot do a step again with more room: leave out --widen"
+            )
+
     def _split(self, turns: Sequence[Turn]) -> tuple[Sequence[Turn], Sequence[Turn]]:
         """Older turns, which fold, and the latest, which are read anew with every question."""
         prompt, tokenizer = self.reader.prompt, self.reader.tokenizer
@@ -284,7 +301,9 @@ class Session:
         return 2 * model.kv_heads * model.head_dim * self.reader.dtype.itemsize
 
     def _cache(self) -> attention.MemoryCache:
-        return self.past.cache()
+        cache = self.past.cache()
+        cache.widening = self._widening
+        return cache
 
     def _read(self, prompt: list[int]) -> torch.Tensor:
         """Logits [V] of what follows the prompt, given what the memory sees now."""
@@ -436,6 +455,7 @@ class Session:
             "read_host_bytes": self.store.host_bytes_read,
             "estimated_coverage": round(shared.coverage.mean, 4),
             "least_coverage": round(shared.coverage.least, 4),
+            "widened_steps": self._widening.steps if self._widening else 0,
             "reuse_rate": reused / max(1, reused + fetched),
             "answer_kv_bytes": saying.cache.peak_live_bytes,
             "unsupported_quote": "" if speaker.supported else speaker.quote,
@@ -654,6 +674,8 @@ def _check(options: AskOptions) -> None:
         raise BudgetError("--temperature must not be negative")
     if not 0 < options.top_p <= 1:
         raise BudgetError("--top-p must be in (0, 1]")
+    if not 1 <= options.widen < math.inf:
+        raise BudgetError("--widen must be 1 or more")
 
 
 def _peak(devices: list[torch.device]) -> int:

@@ -24,6 +24,7 @@ from engine.memory import LayerMemory, Shared
 from engine.output import Answer, FoldedLayer
 from engine.policies.selector import Heard
 from engine.queries import Probe
+from engine.widening import Widening
 
 NAME = "sekv"
 
@@ -76,7 +77,8 @@ class MemoryCache(Cache):
     """The cache of one question: shares the document memory, owns the live rows.
 
     heard: the same rows as text. answer: what of them is folded, where the method folds any; a
-    stand-in of a memory has no method and folds none.
+    stand-in of a memory has no method and folds none. widening: what to do with unsure steps, if
+    anything.
     """
 
     def __init__(
@@ -85,11 +87,12 @@ class MemoryCache(Cache):
         length: int,
         shared: Shared,
         text: Callable[[list[int]], str] = lambda ids: "",
+        widening: Widening | None = None,
     ):
-        self.heard = Heard(text)
+        self.heard, self.widening = Heard(text), widening
         rule = memories[0].recipe.output if isinstance(memories[0], LayerMemory) else None
         self.answer = None if rule is None else Answer(rule, self.heard, len(memories))
-        self.peak_live_bytes = 0
+        self.peak_live_bytes = self._begun = 0
         made: list[Any] = [
             LiveLayer(memory, length)
             if self.answer is None
@@ -107,6 +110,23 @@ class MemoryCache(Cache):
         """Take the tokens [n] of a forward that begins."""
         self.heard.hear(ids.tolist())
         self.shared.heard = self.heard
+
+    def begin(self) -> None:
+        """A step begins that may be taken back."""
+        assert self.widening is not None
+        self.widening.begin()
+        first = self.layers[0]
+        assert isinstance(first, LiveLayer)
+        self._begun = first.live
+
+    def take_back(self) -> None:
+        """Forget the live rows of the step."""
+        for layer in self.layers:
+            assert isinstance(layer, LiveLayer)
+            assert layer.keys is not None
+            assert layer.values is not None
+            layer.keys = layer.keys[..., : self._begun, :]
+            layer.values = layer.values[..., : self._begun, :]
 
     def settle(self) -> None:
         """A forward is over: fold what is finished, and remember the most that was resident."""
@@ -134,15 +154,19 @@ def attach(model: PreTrainedModel) -> None:
             ids = kwargs.get("input_ids", args[0] if args else None)
             if ids is not None and len(ids) != 1:
                 raise ReaderError("a document memory answers one sequence at a time (no beams)")
+            kwargs = {**kwargs, "sekv": cache}
+            if cache.widening is not None and cache.widening.again:
+                return args, kwargs  # all else was noted at the first try
             places = kwargs.get("position_ids")
             if places is not None:  # else the model takes them from the cache: behind the document
                 cache.note_places(places)
             if ids is not None:
                 cache.hear(ids[0])
-            kwargs = {**kwargs, "sekv": cache}
+            if cache.widening is not None:
+                cache.begin()
         return args, kwargs
 
-    def check(_: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+    def check(_: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         cache = kwargs.get("past_key_values")
         if isinstance(cache, MemoryCache):
             missed = [i for i, layer in enumerate(cache.layers) if getattr(layer, "pending", False)]
@@ -151,7 +175,15 @@ def attach(model: PreTrainedModel) -> None:
                     f"{type(model).__name__} does not call the registered attention in layers "
                     f"{missed}: the memory would be silently bypassed"
                 )
+            widening = cache.widening
+            if widening is not None and not widening.again:
+                if widening.unsure(output.logits[0, -1]):
+                    with widening.wider():
+                        cache.take_back()
+                        output = model(*args, **kwargs)
+                widening.settle()
             cache.settle()
+        return output
 
     model.register_forward_pre_hook(hand_over, with_kwargs=True)
     model.register_forward_hook(check, with_kwargs=True)

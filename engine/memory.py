@@ -134,6 +134,17 @@ class Coverage:
         self.summaries[layer] = self.summaries.get(layer, 0.0) + weight.sum((1, 2)).cpu()
         self.rows[layer] = self.rows.get(layer, 0) + weight.shape[1]
 
+    def copy(self) -> Coverage:
+        return Coverage(dict(self.summaries), dict(self.rows))
+
+    def since(self, before: Coverage) -> Coverage:
+        """What was noted after `before` was copied."""
+        new = [layer for layer in self.rows if self.rows[layer] > before.rows.get(layer, 0)]
+        return Coverage(
+            {layer: self.summaries[layer] - before.summaries.get(layer, 0.0) for layer in new},
+            {layer: self.rows[layer] - before.rows.get(layer, 0) for layer in new},
+        )
+
     @property
     def _heads(self) -> Tensor:
         means = [self.summaries[layer] / self.rows[layer] for layer in self.summaries]
@@ -158,6 +169,7 @@ class Shared:
     reserved: bytes per layer that the turns of a conversation take from the room to zoom.
     leading: newest rows of a forward that lead to tokens of the answer; those before them, such
     as a question's, are only read.
+    width: budgets that may be resident now; more than one while an unsure step is done again.
     coverage: since the question was asked.
     heard: the question that is being answered, and the answer so far.
     """
@@ -171,6 +183,7 @@ class Shared:
     recomputed_tokens: int = 0
     reserved: int = 0
     leading: int = 1
+    width: float = 1.0
     coverage: Coverage = field(default_factory=Coverage)
     heard: Heard = field(default_factory=Heard)
 
@@ -267,7 +280,7 @@ class LayerMemory:
         """
         total, used = 0.0, 0.0
         for other in self.shared.layers or [self]:
-            cap = other.limits.cap - self.shared.reserved
+            cap = self.shared.width * other.limits.cap - self.shared.reserved
             total += cap
             if other is not self:
                 later = other.layer > self.layer

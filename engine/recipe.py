@@ -152,7 +152,7 @@ RECIPES: dict[str, Recipe] = {
             name="sekv",
             segmenter=Peaks(),
             summariser=Mean(value_bits=1.0),
-            codec=SharedBasis(bits=3.0, outlier=4.0),
+            codec=SharedBasis(bits=2.9, outlier=4.0, residual=12.0),
             router=Sketch(bits=1.0),
             local=8,
             source="ours, after SeKV (arXiv 2606.31145)",

@@ -112,7 +112,8 @@ class AskOptions:
     budget: "10%" of the document's tokens or a number of tokens; the device bytes of that many
     16-bit K and V rows are the most that may be resident, everything counted. coverage: share of
     the estimated attention mass that the zoom must cover; 1 fills the budget. full: zoom
-    everything at stored rank.
+    everything at stored rank. widen: budgets that a step may take when it is done again, because it
+    was unsure or had less of its attention exact than `coverage`; 1 keeps to the budget always.
     temperature 0 is greedy. model: path to the weights when they moved since ingest.
     trace: record every zoom decision.
     """
@@ -120,6 +121,7 @@ class AskOptions:
     budget: str = "20%"
     coverage: float = 1.0
     full: bool = False
+    widen: float = 1.0
     max_new_tokens: int = 128
     temperature: float = 0.0
     top_p: float = 1.0

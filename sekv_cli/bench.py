@@ -37,6 +37,9 @@ class Suite(StrEnum):
     infinitebench = "infinitebench"
 
 
+MOST_ASKED = 8
+"""Questions on one document of the fidelity suite: what intervals need is many documents."""
+
 COMPARED = (Suite.niah, Suite.ruler, Suite.multi, Suite.longbench, Suite.infinitebench)
 
 
@@ -107,8 +110,8 @@ def bench(
         str,
         typer.Option(
             metavar="SHARE,...",
-            help="Resident budgets. [default: 2.5%,5%,10%,20% (fidelity), 20% (efficiency), "
-            "5%,10%,20%]",
+            help="Resident budgets, all for everything zoomed (fidelity). [default: "
+            "2.5%,5%,10%,20%,all (fidelity), 20% (efficiency), 5%,10%,20%]",
             show_default=False,
         ),
     ] = "",
@@ -116,7 +119,7 @@ def bench(
         str,
         typer.Option(
             metavar="TOKENS,...",
-            help="Tokens of a document, one or several. [default: 2048; 2048,4096 (niah); "
+            help="Tokens of a document, one or several in turn. [default: 2048; 2048,4096 (niah); "
             "8192,32768 (efficiency)]",
             show_default=False,
         ),
@@ -146,8 +149,20 @@ def bench(
         int, typer.Option(min=0, metavar="N", help="Tokens per window; 0: the model's own.")
     ] = 0,
     facts: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Facts of one type per document (fidelity).")
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Facts of one type per document: what is asked for and N - 1 that look like it "
+            "(fidelity).",
+        ),
     ] = 4,
+    dissect: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="N", help="Documents whose heads are looked into; 0: none (fidelity)."
+        ),
+    ] = 8,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the questions.")] = 0,
     device: options.Device = "auto",
     output: Annotated[
@@ -164,8 +179,9 @@ def bench(
 
     The fidelity suite asks the same questions of the full cache and of every
     method at every budget of resident bytes: answers, next tokens, divergence.
-    On the first documents it also looks into every head: what routers find of
-    the attention, and what codecs lose at equal bytes. The efficiency suite
+    On the first documents it then looks into every head: what routers find of
+    the attention, and what codecs lose at equal bytes. Interrupted, the same
+    command goes on. The efficiency suite
     times ingest and ask beside plain prefill of the same tokens and beside the
     full cache saved and loaded again, in turns, in one run; then whole programs
     from their start.
@@ -181,6 +197,7 @@ def bench(
     Example:
       sekv bench --suite reader --text books --samples 200 --out runs/reader-bench
       sekv bench --suite fidelity --text books --method sekv,sekv-paper --budget 5%,10%
+      sekv bench --suite fidelity --text books --facts 17 --length 2048,4096,8192 --dissect 0
       sekv bench --suite efficiency --text books --length 8192,32768 --budget 20%
       sekv bench --suite niah --text books --method sekv,snapkv,full --budget 5%,10%
       sekv bench --suite niah,ruler --text books --task niah_single_2,qa_1 --out runs/table
@@ -224,8 +241,10 @@ def bench(
         if suites[0] is Suite.reader:
             measured = _reader(model, text, questions, samples, seed, device, output, shown)
         elif suites[0] is Suite.fidelity:
-            drawn = _Drawn(text, _numbers(length or "2048")[0], facts, seed)
-            measured = _fidelity(model, drawn, (method, budget), samples, window, device, shown)
+            drawn = _Drawn(text, _numbers(length or "2048"), facts, seed)
+            measured = _fidelity(
+                model, drawn, (method, budget), samples, dissect, window, device, output, shown
+            )
         else:
             lengths = _numbers(length or "8192,32768")
             measured = _efficiency(model, text, lengths, (method, budget), window, device, shown)
@@ -282,19 +301,26 @@ def unseen(text: Path, seed: int) -> Any:
 
 
 class _Drawn:
-    """Documents of one length with facts of one type, drawn for ever."""
+    """Documents with facts of one type, of each length in turn, drawn for ever. Every question is
+    one that its document answers."""
 
-    def __init__(self, text: Path, tokens: int, facts: int, seed: int) -> None:
+    def __init__(self, text: Path, lengths: list[int], facts: int, seed: int) -> None:
         self._episodes = unseen(text, seed)
-        self._tokens, self._facts, self._seed = tokens, facts, seed
+        self._lengths, self._facts, self._seed = lengths, facts, seed
 
     def __iter__(self) -> Iterator[Any]:
+        from itertools import cycle
         from random import Random
 
         rng = Random(self._seed)
-        while True:
+        for tokens in cycle(self._lengths):
             yield self._episodes.sample(
-                self._tokens, rng=rng, facts=self._facts, same_type=True, unanswerable=0.1
+                tokens,
+                rng=rng,
+                facts=self._facts,
+                same_type=True,
+                questions=min(self._facts, MOST_ASKED),
+                unanswerable=0.0,
             )
 
 
@@ -303,8 +329,10 @@ def _fidelity(
     drawn: _Drawn,
     compared: tuple[str, str],
     samples: int,
+    dissect: int,
     window: int,
     device: str,
+    output: Path,
     shown: Progress,
 ) -> _Measured:
     from engine.bench.fidelity import laboratory
@@ -314,12 +342,13 @@ def _fidelity(
     name = hf.resolve(model)
     setting = laboratory.Setting(
         methods=_names(compared[0]),
-        budgets=_names(compared[1] or "2.5%,5%,10%,20%"),
+        budgets=_names(compared[1]) or laboratory.Setting.budgets,
         questions=samples,
         window=window,
+        dissected=dissect,
     )
     reader = hf.load(name, device=device)
-    report = laboratory.measure(reader, name, drawn, setting, shown)
+    report = laboratory.measure(reader, name, drawn, setting, output, shown)
     return report, shape.markdown(report), shape.charts(report)
 
 

@@ -49,6 +49,13 @@ def _share(value: float) -> float:
     return value
 
 
+def _factor(value: float) -> float:
+    """A number of times that is no less than once."""
+    if not 1.0 <= value < float("inf"):
+        raise typer.BadParameter(f"{value:g} is not 1 or more.")
+    return value
+
+
 def _temperature(value: float) -> float:
     if not 0.0 <= value < float("inf"):
         raise typer.BadParameter(f"{value:g} is not a number from 0 up.")
@@ -104,6 +111,15 @@ Coverage = Annotated[
         metavar="SHARE",
         callback=_share,
         help="Share of the estimated attention that the zoom must cover; 1 fills the budget.",
+    ),
+]
+Widen = Annotated[
+    float,
+    typer.Option(
+        metavar="FACTOR",
+        callback=_factor,
+        help="How many times the budget a step may take that is done again because its next token "
+        "is nearly as likely as another, or its attention was covered less than asked; 1: never.",
     ),
 ]
 Full = Annotated[bool, typer.Option("--full", help="Zoom everything at its stored rank.")]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -66,7 +67,7 @@ class NeverRead:
 
 SETTING = Setting(
     methods=("full", "sekv", "sekv-paper"),
-    budgets=("15%", "60%"),
+    budgets=("15%", "60%", "all"),
     questions=5,
     most=3,
     dissected=1,
@@ -74,9 +75,14 @@ SETTING = Setting(
 
 
 @pytest.fixture(scope="module")
-def report(model: Path, reader: hf.Reader) -> dict[str, Any]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("out")
+
+
+@pytest.fixture(scope="module")
+def report(model: Path, reader: hf.Reader, folder: Path) -> dict[str, Any]:
     Logs.drawn = 0
-    return measure(reader, str(model), Logs(), SETTING, Silent())
+    return measure(reader, str(model), Logs(), SETTING, folder, Silent())
 
 
 def test_as_many_questions_are_asked_as_were_ordered(report: dict[str, Any]) -> None:
@@ -92,13 +98,14 @@ def test_the_reference_equals_itself(report: dict[str, Any]) -> None:
         assert line["same"] == line["next_token_same"] == 1.0
         assert line["kl_nats"] == pytest.approx(0.0, abs=1e-5)
         assert line["right"] == report["full"]["right"]
+        assert line["right_minus_full"] == 0
         assert line["resident"] >= 2.0  # float32 rows of every token, over 16-bit ones
 
 
 def test_another_method_is_another_row(report: dict[str, Any]) -> None:
     methods = report["methods"]
     assert set(methods) == set(SETTING.methods)
-    for budget in SETTING.budgets:
+    for budget in ("15%", "60%"):
         rows = [methods[name][budget] for name in SETTING.methods]
         timeless = [{k: v for k, v in row.items() if k != "median_first_token_s"} for row in rows]
         assert timeless[0] != timeless[1] != timeless[2] != timeless[0]
@@ -123,7 +130,7 @@ def test_everything_zoomed_is_at_least_as_near_as_a_budget(report: dict[str, Any
     """And a store takes fewer bytes than the cache whose answers it keeps."""
     for method in ("sekv", "sekv-paper"):
         lines = report["methods"][method]
-        assert lines["all zoomed"]["kl_nats"] <= lines["15%"]["kl_nats"]
+        assert lines["all"]["kl_nats"] <= lines["15%"]["kl_nats"]
         assert lines["15%"]["kl_nats"] > 0
 
 
@@ -186,7 +193,7 @@ def test_the_tables_have_a_row_for_every_method_and_budget(
     table = markdown(report)
     save(report, table, tmp_path / "out", charts(report))
     for method in SETTING.methods:
-        for budget in (*SETTING.budgets, "all zoomed"):
+        for budget in SETTING.budgets:
             assert f"\n| {method} | {budget} |" in table
     for name in (*routing.contenders(), *(n for n in report["distortion"] if n)):
         assert f"\n| {name} |" in table
@@ -196,8 +203,62 @@ def test_the_tables_have_a_row_for_every_method_and_budget(
     assert (tmp_path / "out" / "table.md").read_text(encoding="utf-8") == table
     written = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert written == json.loads(json.dumps(report))
-    for name in ("answers.svg", "routing.svg", "distortion.svg"):
+    for name in ("answers.svg", "right.svg", "routing.svg", "distortion.svg"):
         ElementTree.parse(tmp_path / "out" / name)
+
+
+class WithoutModel(hf.Reader):
+    """A reader that can only say who it is."""
+
+    def __init__(self, reader: hf.Reader):
+        self.__dict__.update(reader.__dict__)
+        del self.model
+
+
+def test_an_interrupted_run_goes_on_where_it_was(
+    report: dict[str, Any], folder: Path, tmp_path: Path, model: Path, reader: hf.Reader
+) -> None:
+    """What is on disk is not asked again, what is not is, and the outcome is the same."""
+    whole = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(whole) == 1 + 2 * (1 + 3 * 3)  # the settings, then two documents
+    alone = replace(SETTING, dissected=0)
+
+    def again(lines: list[str], given: hf.Reader) -> dict[str, Any]:
+        Logs.drawn = 0
+        (tmp_path / "answers.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return measure(given, str(model), Logs(), alone, tmp_path, Silent())
+
+    finished = again(whole, WithoutModel(reader))
+    assert finished["methods"] == report["methods"]
+    assert finished["full"] == report["full"]
+    resumed = again(whole[:-4], reader)
+    for method, budgets in resumed["methods"].items():
+        for budget, line in budgets.items():
+            before = report["methods"][method][budget]
+            assert {**line, "median_first_token_s": 0} == {**before, "median_first_token_s": 0}
+    with pytest.raises(AttributeError, match="model"):
+        again(whole[:-4], WithoutModel(reader))
+
+
+def test_answers_alone_have_no_tables_of_heads(
+    report: dict[str, Any], folder: Path, model: Path, reader: hf.Reader
+) -> None:
+    Logs.drawn = 0
+    alone = replace(SETTING, dissected=0)
+    answers_only = measure(reader, str(model), Logs(), alone, folder, Silent())
+    assert answers_only["routing"] == {}
+    assert answers_only["dissected_documents"] == 0
+    assert set(charts(answers_only)) == {"answers.svg", "right.svg"}
+    assert "| router |" in markdown(report)
+    assert "| router |" not in markdown(answers_only)
+
+
+def test_another_runs_answers_are_not_mixed_in(
+    report: dict[str, Any], folder: Path, model: Path, reader: hf.Reader
+) -> None:
+    other = replace(SETTING, window=64)
+    with pytest.raises(SekvError, match="another window"):
+        measure(reader, str(model), Logs(), other, folder, Silent())
 
 
 def test_answers_are_counted_as_same_and_as_right() -> None:
@@ -209,9 +270,8 @@ def test_answers_are_counted_as_same_and_as_right() -> None:
         timing = {"first_token_s": 0.5}
         made: Any = SimpleNamespace(answer=answer, quote=quote, memory=memory, timing=timing)
         logits = torch.tensor([[0.0, 1.0 + shift], [2.0, 0.0]])
-        return answers.Heard(made, [], torch.tensor([1, 0]), logits)
+        return answers.Heard(made, [], [1], logits)
 
-    count = answers.Count()
     truth = [said("Nine whales", "q"), said("Ten"), said("not stated in the text"), said("x")]
     mine = [
         said("Nine whales", "q"),
@@ -220,10 +280,11 @@ def test_answers_are_counted_as_same_and_as_right() -> None:
         said("x", "y"),
     ]
     questions = [Asked("?", "nine"), Asked("?", "Ten Goats"), Asked("?", ""), Asked("?", "z")]
-    report: Any = SimpleNamespace(full_kv_bytes=400, store_bytes=20)
-    answers.add(count, mine, truth, questions, report, 4)
-    line = answers.line(count)
+    report: Any = SimpleNamespace(tokens=9, full_kv_bytes=400, store_bytes=20)
+    counted = answers.counted(mine, truth, questions, report, 4)
+    line = answers.line([json.loads(json.dumps(counted))])
     assert (line["questions"], line["same"], line["right"]) == (4, 1 / 4, 3 / 4)
+    assert line["right_minus_full"] == 1 / 4  # "Ten" was not all of "Ten Goats"
     assert line["resident"] == line["most_resident"] == 50 / 200
     assert line["store"] == 20 / 200
     assert line["zoomed_spans"] == 0.25
@@ -232,6 +293,46 @@ def test_answers_are_counted_as_same_and_as_right() -> None:
     p = torch.tensor([0.0, 1.0]).softmax(0)
     kl = float((p * (p.log() - torch.tensor([0.0, -1.0]).log_softmax(0))).sum())
     assert line["kl_nats"] == pytest.approx(kl / 2 / 4, rel=1e-5)
+
+
+def test_the_difference_to_the_full_cache_is_taken_question_by_question() -> None:
+    """Two methods as right as each other, one of them on the same questions as the full cache: only
+    the other's difference is uncertain."""
+
+    def document(right: list[float], full: list[float]) -> dict[str, Any]:
+        rest = ("same", "next_token_same", "kl_nats", "resident", "zoomed", "first_token_s")
+        ones = {name: [1.0] * len(right) for name in rest}
+        return {"right": right, "full_right": full, "store": 0.2, **ones}
+
+    full = [[1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, 1.0]]
+    other = [[0.0, 1.0], [1.0, 1.0], [0.0, 0.0], [1.0, 0.0]]
+    alike = answers.line([document(each, each) for each in full])
+    apart = answers.line([document(a, b) for a, b in zip(other, full, strict=True)])
+    assert alike["right"] == apart["right"] == 0.5
+    assert alike["right_minus_full"] == apart["right_minus_full"] == 0
+    assert alike["right_minus_full_bootstrap"] == (0, 0)
+    low, high = apart["right_minus_full_bootstrap"]
+    assert low < 0 < high
+
+
+def test_the_words_followed_are_the_full_caches_own(
+    model: Path, reader: hf.Reader, tmp_path: Path
+) -> None:
+    """Whatever a memory would say itself, its logits are those given the same words."""
+    source = tmp_path / "log.txt"
+    source.write_text(log(6), encoding="utf-8")
+    options = [answers.options_of("all", 1.0, 4)]
+    ask = partial(answers.asked, reader, str(model), source, [Asked("What of day 2?", "")], "full")
+    [(_, [own])] = ask(options, 0)
+    assert own.words == own.logits.argmax(-1).tolist()
+    assert len(own.words) == answers.FOLLOWED
+    words = list(own.words)
+    words[2] += 1
+    [(_, [heard])] = ask(options, 0, [replace(own, words=words)])
+    assert heard.words == words
+    torch.testing.assert_close(heard.logits[:3], own.logits[:3], atol=1e-4, rtol=1e-4)
+    for mine, full in zip(heard.logits[3:], own.logits[3:], strict=True):
+        assert not torch.allclose(mine, full, atol=1e-2)
 
 
 # ---------------------------------------------------------------------------- heads
@@ -366,6 +467,7 @@ def test_what_cannot_be_measured_is_one_line(
     said: str,
     model: Path,
     reader: hf.Reader,
+    tmp_path: Path,
 ) -> None:
     with pytest.raises(kind, match=said):
-        measure(reader, str(model), documents, replace(SETTING, **changes), Silent())
+        measure(reader, str(model), documents, replace(SETTING, **changes), tmp_path, Silent())

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import ops
+from engine.errors import StoreError
 from engine.policies import summarise
 from engine.policies.codec import (
     Codec,
@@ -33,7 +34,11 @@ EXACT: dict[str, Codec] = {
     "basis": SharedBasis(bits=32),
     "svd": SpanSVD(exact=True),
 }
-LOSSY: dict[str, Codec] = {"basis": SharedBasis(bits=6), "svd": SpanSVD()}
+LOSSY: dict[str, Codec] = {
+    "basis": SharedBasis(bits=6),
+    "basis with residuals": SharedBasis(bits=5, outlier=4.0, residual=4.0),
+    "svd": SpanSVD(),
+}
 ALL = {**EXACT, **{f"lossy {name}": codec for name, codec in LOSSY.items()}}
 
 
@@ -393,6 +398,143 @@ def test_a_span_that_a_code_would_spoil_keeps_eight_bit_rows() -> None:
     )
     assert float((plain[own] - strange[1, own]).norm() / strange[1, own].norm()) > 0.3
     torch.testing.assert_close(torch.cat([got[:80], got[88:]]), torch.cat([plain[:80], plain[88:]]))
+
+
+def heavy(seed: int, heads: int, n: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of which one in thirty is an outlier."""
+    k, v = rows(seed, heads, n, size)
+    k[:, ::30] *= 6
+    v[:, 7::30] *= 6
+    return k, v
+
+
+def test_outliers_keep_their_residuals_and_nothing_else_changes() -> None:
+    """Few tokens take bytes beside their codes; those are nearer, and all others the same rows."""
+    k, v = heavy(23, 2, 300, 32)
+    bounds = bounds_of(*[10] * 30)
+    side = SharedBasis(3.0).fit(k, v)
+    got = {}
+    for residual in (0.0, 12.0):
+        codec = SharedBasis(3.0, residual=residual)
+        records = codec.encode(k, v, bounds, side)
+        sizes = records.offsets.diff().reshape(-1, 2).T
+        assert codec.fits(sizes, bounds.diff(), side)
+        got[residual] = (
+            records,
+            [decoded(codec, records, side, bounds, 2, head, list(range(30))) for head in range(2)],
+        )
+    without, mended = got[0.0], got[12.0]
+    extra = mended[0].offsets.diff() - without[0].offsets.diff()
+    assert bool((extra % 3 == 0).all())
+    assert bool((mended[0].errors <= without[0].errors).all())
+    assert 0 < int(extra.sum()) < 0.2 * len(without[0].payload)
+    for head in range(2):
+        for what, before, after, true in zip(
+            "kv", without[1][head], mended[1][head], (k[head], v[head]), strict=True
+        ):
+            same = (before - after).abs().amax(-1) == 0
+            assert 0.8 < float(same.float().mean()) < 1
+            worse, better = ((x - true)[~same].norm(dim=-1) for x in (before, after))
+            # Columns are nearly orthogonal, so that a nearer coefficient is a nearer row.
+            assert float(better.norm()) < 0.7 * float(worse.norm()), what
+
+
+def test_residuals_pay_where_there_are_outliers() -> None:
+    """At no more bytes the rows are nearer than with more bits for all."""
+    k, v = heavy(24, 2, 600, 32)
+    bounds = bounds_of(*[12] * 50)
+    spent, lost = {}, {}
+    for codec in (SharedBasis(3.0), SharedBasis(2.75, residual=12.0)):
+        spent[codec] = len(encoded(codec, k, v, bounds)[0].payload)
+        lost[codec] = error(codec, k, v, bounds)
+    plain, mended = spent
+    assert spent[mended] <= spent[plain]
+    assert lost[mended] < 0.9 * lost[plain]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 90), min_size=1, max_size=5),
+    bits=st.sampled_from([0.5, 3.0, 7.5]),
+    residual=st.sampled_from([0.01, 1.0, 12.0]),
+    strange=st.floats(0.0, 1e4),
+)
+def test_no_record_is_larger_than_plain_rows(
+    lengths: list[int], bits: float, residual: float, strange: float
+) -> None:
+    """However far the rows are from those the basis was fitted on, and in whatever part of a span:
+    positions beyond two bytes keep their codes alone."""
+    k, v = rows(25, 2, sum(lengths), 64)
+    codec = SharedBasis(bits, outlier=4.0, residual=residual)
+    side = codec.fit(*rows(26, 2, 100, 64))
+    bounds = bounds_of(*lengths)
+    records = codec.encode(k * strange, v, bounds, side)
+    sizes = records.offsets.diff().reshape(-1, 2).T
+    assert bool((sizes <= 2 * (64 + 2) * bounds.diff()).all())
+    assert codec.fits(sizes, bounds.diff(), side)
+    for head in range(2):
+        got = decoded(codec, records, side, bounds, 2, head, list(range(len(lengths))))
+        for mine, true in zip(got, (k[head] * strange, v[head]), strict=True):
+            assert mine.shape == true.shape
+            assert bool(mine.isfinite().all())
+
+
+def test_residuals_reach_as_far_as_two_bytes_say() -> None:
+    """In one long span of outliers the first 512 tokens are nearer, the others as they were."""
+    k, v = rows(27, 1, 600, 64)
+    side = SharedBasis(2.0).fit(k, v)
+    bounds = bounds_of(600)
+    far = k * 2
+    got = []
+    for codec in (SharedBasis(2.0), SharedBasis(2.0, residual=30.0)):
+        records = codec.encode(far, v, bounds, side)
+        got.append(decoded(codec, records, side, bounds, 1, 0, [0])[0])
+    changed = (got[0] - got[1]).abs().amax(-1) > 0
+    assert float(changed[:512].float().mean()) > 0.3
+    assert not bool(changed[512:].any())
+
+
+def test_residuals_read_the_same_from_the_columns_that_are_used() -> None:
+    """Trimmed or not, and coded with what was trimmed, as old turns of a talk are."""
+    k, v = heavy(28, 2, 200, 32)
+    bounds, codec = bounds_of(*[20] * 10), SharedBasis(1.0, residual=8.0)
+    side = codec.fit(k, v)
+    lean = used_columns(side)
+    assert lean["k_bits"].shape[-1] < 32
+    for given_ in (side, lean):
+        records = codec.encode(k, v, bounds, given_)
+        assert len(set(records.offsets.diff().tolist())) > 2
+        for head in range(2):
+            whole = decoded(codec, records, side, bounds, 2, head, list(range(10)))
+            torch.testing.assert_close(
+                decoded(codec, records, lean, bounds, 2, head, list(range(10))), whole
+            )
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_residual_of_nothing_is_refused(at: int) -> None:
+    """An entry that names a token beyond its span, or a coefficient without a code."""
+    k, v = heavy(29, 1, 60, 16)
+    bounds, codec = bounds_of(30, 30), SharedBasis(2.0, residual=4.0)
+    records, side = encoded(codec, k, v, bounds)
+    codes = sum(ops.Packing.of(side[f"{name}_bits"][0]).row_bytes for name in "kv") * 30
+    assert int(records.offsets[1]) > codes
+    records.payload[codes : codes + 2] = torch.tensor([255, 255] if at else [15, 0])
+    assert int(side["k_bits"][0, 15]) == 0
+    with pytest.raises(StoreError, match="ingest again"):
+        decoded(codec, records, side, bounds, 1, 0, [0])
+
+
+def test_sizes_that_no_residuals_make_do_not_fit() -> None:
+    k, v = heavy(30, 1, 40, 16)
+    lengths, codec = torch.tensor([40]), SharedBasis(2.0, outlier=4.0, residual=4.0)
+    side = codec.fit(k, v)
+    codes = sum(ops.Packing.of(side[f"{name}_bits"][0]).row_bytes for name in "kv") * 40
+    plain = 40 * 2 * 18
+    for size, fits in ((0, True), (3, True), (1, False), (-3, False), (plain - codes, True)):
+        assert codec.fits(torch.tensor([[codes + size]]), lengths, side) == fits, size
+    assert not codec.fits(torch.tensor([[plain + 3]]), lengths, side)
+    assert not SharedBasis(2.0).fits(torch.tensor([[codes + 3]]), lengths, side)
 
 
 def test_the_recorded_error_is_that_of_the_rows() -> None:

@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("store",),
     ("tiers",),
     ("memory",),
-    ("output",),
+    ("output", "widening"),
     ("attention",),
     ("readers",),
     ("calibration",),

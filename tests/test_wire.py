@@ -45,15 +45,15 @@ def test_a_plain_request_takes_what_the_server_was_started_with() -> None:
 
 
 def test_every_field_of_a_request_counts() -> None:
-    own = {"budget": "5%", "coverage": 0.5, "full": True, "trace": True}
+    own = {"budget": "5%", "coverage": 0.5, "full": True, "widen": 2, "trace": True}
     asked = parsed(
         model="law", max_completion_tokens=7, temperature=0.5, top_p=0.9, seed=3, sekv=own,
         stream=True, stream_options={"include_usage": True}, n=1, tools=[], stop=None,
     )  # fmt: skip
     assert asked.store == "law"
     assert asked.options == AskOptions(
-        budget="5%", coverage=0.5, full=True, max_new_tokens=7, temperature=0.5, top_p=0.9, seed=3,
-        trace=True,
+        budget="5%", coverage=0.5, full=True, widen=2.0, max_new_tokens=7, temperature=0.5,
+        top_p=0.9, seed=3, trace=True,
     )  # fmt: skip
     assert asked.stream
     assert asked.with_usage

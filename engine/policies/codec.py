@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -44,6 +44,12 @@ NOTHING: Side = {}
 OWN = "own_"
 """Begins the names of tensors that are the model's and not a document's: bases out of a router's
 file. They serve every document alike and are no bytes of any."""
+
+ENTRY_BYTES, PLACES = 3, 1 << 16
+"""Of a coefficient that keeps its residual: two bytes say which of its span, one how much."""
+
+FINER = 16
+"""Steps of a residual in one step of its coefficient."""
 
 
 class Codec(Protocol):
@@ -135,8 +141,11 @@ class SharedBasis:
     keys and values, heads and layers alike. `bits` is their mean per component; 32 keeps every
     coefficient in float32 (full rank, exact). Decoding is one gather, one unpack and one product.
 
-    A span whose error is more than `outlier` times the usual one of its head keeps plain 8-bit
-    rows; 0 lets every error pass. Errors are of coefficients: of keys in the metric of queries.
+    A coefficient whose squared error is more than `residual` times the usual one of its head, as
+    those of the few tokens are that its steps do not reach, keeps its residual beside the codes; 0
+    keeps none. A span whose error is then still more than `outlier` times the usual one, or whose
+    record would not be smaller so, keeps plain 8-bit rows; 0 lets every error pass. Errors are of
+    coefficients: of keys in the metric of queries.
 
     model: fingerprint of the router file whose bases may stand in place of the document's, see
     `fold.prepare`; "" where there is none. A document that uses them stores the order of their
@@ -145,6 +154,7 @@ class SharedBasis:
 
     bits: float = 4.0
     outlier: float = 0.0
+    residual: float = 0.0
     model: str = ""
 
     def fit(self, k: Tensor, v: Tensor, given: Side = NOTHING) -> Side:
@@ -184,33 +194,71 @@ class SharedBasis:
 
     def encode(self, k: Tensor, v: Tensor, bounds: Tensor, side: Side) -> Records:
         coefs = {"k": to_basis(k, "k", side), "v": to_basis(v, "v", side)}
-        rows, errors, apart = [], [], []
+        if self.bits >= 32:
+            both = torch.cat([coefs["k"], coefs["v"]], -1).contiguous()
+            return interleave(list(both.view(torch.uint8)), bounds)
+        lengths, most = bounds.diff(), 2 * (k.shape[-1] + 2) * bounds.diff()
+        heads, errors = [], []
         for head in range(len(k)):
-            parts, lost = [], []
+            parts, wrong, usual = [], [], []
             for name in ("k", "v"):
                 mine = coefs[name][head]
-                if self.bits >= 32:
-                    parts.append(mine.contiguous().view(torch.uint8))
-                    continue
                 bits, step = side[f"{name}_bits"][head], side[f"{name}_step"][head]
                 codes = ops.quantise(mine, bits, step)
                 parts.append(ops.Packing.of(bits).pack(codes))
-                wrong = (ops.dequantise(codes, bits, step) - mine).square().sum(-1)
-                wrong = ops.span_mean(wrong[None, :, None], torch.ones(len(wrong)), bounds)
-                lost.append(wrong[0, :, 0] / side[f"{name}_error"][:, head, None])
-            rows.append(torch.cat(parts, -1))
-            if lost:
-                relative_to = torch.stack(lost)  # [K or V, of the spread or of the usual, S]
-                errors.append(relative_to[:, 0].amax(0).sqrt())
-                apart.append(relative_to[:, 1].amax(0).sqrt() > self.outlier)
-        if self.bits >= 32:
-            return interleave(rows, bounds)
-        found, out = torch.stack(errors), torch.stack(apart)
-        if not self.outlier or not bool(out.any()):
-            return replace(interleave(rows, bounds), errors=found)
-        plain = torch.cat([_eight_bits(k.float()), _eight_bits(v.float())], -1)
-        mixed = interleave(rows, bounds, list(plain), out)
-        return replace(mixed, errors=found.masked_fill(out, 0.0))
+                wrong.append(mine - ops.dequantise(codes, bits, step))
+                usual.append(side[f"{name}_error"][:, head, None])
+            rows = torch.cat(parts, -1)
+            entries, mended = self._mend(head, wrong, bounds, side)
+            squares = torch.stack([x.square().sum(-1) for x in wrong])[..., None]
+            mean = ops.span_mean(squares, torch.ones(len(rows)), bounds)[..., 0]  # [K or V, S]
+            lost = (mean[:, None] / torch.stack(usual)).amax(0).sqrt()  # over spread, over usual
+            coded = rows.shape[-1] * lengths
+            apart = (mended > 0) & (coded + ENTRY_BYTES * mended >= most)
+            if self.outlier:
+                apart |= lost[1] > self.outlier
+            eight = torch.repeat_interleave(apart, lengths)
+            plain = torch.cat([_eight_bits(x[head, eight].float()) for x in (k, v)], -1)
+            entries = entries[~torch.repeat_interleave(apart, mended)]
+            heads.append(
+                [
+                    (rows[~eight].reshape(-1), coded * ~apart),
+                    (entries.reshape(-1), ENTRY_BYTES * mended * ~apart),
+                    (plain.reshape(-1), most * apart),
+                ]
+            )
+            errors.append(lost[0].masked_fill(apart, 0.0))
+        return replace(join(heads), errors=torch.stack(errors))
+
+    def _mend(
+        self, head: int, wrong: list[Tensor], bounds: Tensor, side: Side
+    ) -> tuple[Tensor, Tensor]:
+        """Take the residuals that are kept out of the errors [n, D] of keys and of values.
+
+        Returns:
+            entries uint8 [M, ENTRY_BYTES], span after span, and how many of each, int64 [S].
+        """
+        if not self.residual:
+            return torch.empty(0, ENTRY_BYTES, dtype=torch.uint8), torch.zeros_like(bounds[1:])
+        size, owner = side["k_mean"].shape[-1], ops.span_ids(bounds)
+        inside = torch.arange(len(owner)) - bounds[owner]
+        entries, owners = [], []
+        for part, (name, error) in enumerate(zip("kv", wrong, strict=True)):
+            bits, step = side[f"{name}_bits"][head], side[f"{name}_step"][head]
+            usual = side[f"{name}_error"][1, head] / (bits > 0).sum().clamp_min(1)
+            # Of columns without a bit the device may lack the basis.
+            large = (error.square() > self.residual * usual) & (bits > 0)
+            large &= ((inside + 1) * 2 * size <= PLACES)[:, None]
+            token, component = large.nonzero().T
+            fine = step[component] / FINER
+            value = (error[token, component] / fine).round().clamp(-127, 127)
+            error[token, component] -= value * fine
+            place = (inside[token] * 2 + part) * size + component
+            entries.append(torch.stack([place & 255, place >> 8, value.long() & 255], -1))
+            owners.append(owner[token])
+        of = torch.cat(owners)
+        found = torch.cat(entries).to(torch.uint8)[of.argsort(stable=True)]
+        return found, torch.bincount(of, minlength=len(bounds) - 1)
 
     def decode(
         self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, side: Side
@@ -221,29 +269,55 @@ class SharedBasis:
             for name in ("k", "v")
         ]
         sizes = offsets.diff()
-        plain = sizes != lengths * sum(widths)
-        if not bool(plain.any()):
-            return self._restore(
-                head, payload.reshape(int(lengths.sum()), sum(widths)), widths, side
-            )
+        codes = lengths * sum(widths)
+        if bool((sizes == codes).all()):
+            rows = payload.reshape(int(lengths.sum()), sum(widths))
+            return self._restore(head, rows, widths, side)
+        plain = (sizes != codes) & (sizes == 2 * (size + 2) * lengths)
         k, v = (torch.empty(int(lengths.sum()), size, device=payload.device) for _ in range(2))
         places = lengths.cumsum(0) - lengths
-        for some, eight in ((~plain, False), (plain, True)):
-            rows = payload[ops.gather_ranges(offsets[:-1][some], sizes[some])]
-            into = ops.gather_ranges(places[some], lengths[some])
-            if eight:
-                k[into], v[into] = _from_eight_bits(rows.reshape(len(into), 2, size + 2))
-            else:
-                rows = rows.reshape(len(into), sum(widths))
-                k[into], v[into] = self._restore(head, rows, widths, side)
+        starts = offsets[:-1]
+        rows = payload[ops.gather_ranges(starts[plain], sizes[plain])]
+        into = ops.gather_ranges(places[plain], lengths[plain])
+        k[into], v[into] = _from_eight_bits(rows.reshape(len(into), 2, size + 2))
+        starts, sizes, lengths, codes = (x[~plain] for x in (starts, sizes, lengths, codes))
+        into = ops.gather_ranges(places[~plain], lengths)
+        rows = payload[ops.gather_ranges(starts, codes)].reshape(len(into), sum(widths))
+        entries = payload[ops.gather_ranges(starts + codes, sizes - codes)]
+        mended = self._mended(entries, (sizes - codes) // ENTRY_BYTES, lengths, size)
+        k[into], v[into] = self._restore(head, rows, widths, side, mended)
         return k, v
 
+    @staticmethod
+    def _mended(entries: Tensor, counts: Tensor, lengths: Tensor, size: int) -> Tensor:
+        """Entries of spans of so many tokens -> of each the row, 0 for its key or 1 for its value,
+        the component and the steps to add, int64 [4, M].
+
+        Raises:
+            StoreError: an entry lies outside of its span.
+        """
+        low, high, value = entries.reshape(-1, ENTRY_BYTES).long().T
+        place = low + 256 * high
+        token = place // (2 * size)
+        if bool((token >= torch.repeat_interleave(lengths, counts)).any()):
+            raise StoreError("a span's record corrects a token that it has not: ingest again")
+        row = torch.repeat_interleave(lengths.cumsum(0) - lengths, counts) + token
+        steps = value - 256 * (value > 127)
+        return torch.stack([row, place // size % 2, place % size, steps])
+
     def _restore(
-        self, head: int, rows: Tensor, widths: list[int], side: Side
+        self,
+        head: int,
+        rows: Tensor,
+        widths: list[int],
+        side: Side,
+        mended: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Coded rows uint8 [n, bytes] -> k, v [n, D]; rows of no bytes are the mean."""
+        """Coded rows uint8 [n, bytes] -> k, v [n, D]; rows of no bytes are the mean. mended: see
+        `_mended`."""
         out = []
-        for name, packed in zip("kv", torch.split(rows, widths, -1), strict=True):
+        for part, name in enumerate("kv"):
+            packed = torch.split(rows, widths, -1)[part]
             mean, basis = basis_of(name, side, head)
             if self.bits >= 32:
                 coefs = packed.contiguous().view(torch.float32)
@@ -252,11 +326,19 @@ class SharedBasis:
                 packing = ops.Packing.of(bits)
                 used = packing.components
                 coefs = ops.dequantise(packing.unpack(packed), bits[:used], step[:used])
+                if mended is not None:
+                    row, _, component, value = mended[:, mended[1] == part]
+                    if bool((component >= used).any()):
+                        raise StoreError(
+                            "a span's record corrects a coefficient that has no code: ingest again"
+                        )
+                    coefs[row, component] += value * step[component] / FINER
                 basis = basis[:, :used]
             out.append(torch.addmm(mean, coefs, basis.T))
         return out[0], out[1]
 
     def fits(self, sizes: Tensor, lengths: Tensor, side: Side) -> bool:
+        plain = 2 * (side["k_mean"].shape[-1] + 2) * lengths
         if self.bits >= 32:
             row = torch.full((len(sizes),), 8 * side["k_mean"].shape[-1])
         else:
@@ -266,10 +348,13 @@ class SharedBasis:
                     for head in range(len(sizes))
                 ]
             )
-        coded = sizes == row[:, None] * lengths
-        if self.outlier:
-            coded |= sizes == 2 * (side["k_mean"].shape[-1] + 2) * lengths
-        return bool(coded.all())
+        beside = sizes - row[:, None] * lengths
+        known = beside == 0
+        if self.outlier or self.residual:
+            known |= sizes == plain
+        if self.residual:
+            known |= (beside > 0) & (beside % ENTRY_BYTES == 0) & (sizes < plain)
+        return bool(known.all())
 
     def host_share(self, size: int, span: float) -> float:
         return self.bits / 16
@@ -627,31 +712,24 @@ def _floats(payload: Tensor, at: Tensor, widths: Tensor, most: int, live: Tensor
     return torch.where(inside, values, 0).contiguous().view(torch.float32)
 
 
-def interleave(
-    rows: list[Tensor],
-    bounds: Tensor,
-    other: list[Tensor] | None = None,
-    apart: Tensor | None = None,
-) -> Records:
-    """Rows of bytes per head [n, b_h] -> records with the heads of a span side by side.
-
-    other, apart: rows [n, c_h] that take the place where bool [Hkv, S] says so.
-    """
+def interleave(rows: list[Tensor], bounds: Tensor) -> Records:
+    """Rows of bytes per head [n, b_h] -> records with the heads of a span side by side."""
     lengths = bounds.diff()
-    both = [rows] if other is None or apart is None else [rows, other]
-    widths = torch.tensor([[r.shape[1] for r in kind] for kind in both])
-    which = torch.zeros(len(rows), len(lengths), dtype=torch.int64)
-    if apart is not None:
-        which = apart.long()
-    sizes = (lengths * widths[which, torch.arange(len(rows))[:, None]]).T.reshape(-1)
-    offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    return join([[(part.reshape(-1), part.shape[1] * lengths)] for part in rows])
+
+
+def join(heads: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> Records:
+    """Records with the heads of a span side by side, each made of pieces.
+
+    heads: per head its pieces, in the order in which they follow each other in a record: bytes
+    uint8, span after span, and how many of each span, int64 [S].
+    """
+    sizes = torch.stack([torch.stack([s for _, s in pieces]).sum(0) for pieces in heads], 1)
+    offsets = torch.cat([sizes.new_zeros(1), sizes.reshape(-1).cumsum(0)])
     payload = torch.empty(int(offsets[-1]), dtype=torch.uint8)
-    for head in range(len(rows)):
-        for index, kind in enumerate(both):
-            mine = which[head] == index
-            tokens = ops.gather_ranges(bounds[:-1][mine], lengths[mine])
-            place = offsets[head : -1 : len(rows)][mine]
-            payload[ops.gather_ranges(place, sizes[head :: len(rows)][mine])] = kind[head][
-                tokens
-            ].reshape(-1)
+    for head, pieces in enumerate(heads):
+        place = offsets[head : -1 : len(heads)]
+        for piece, size in pieces:
+            payload[ops.gather_ranges(place, size)] = piece
+            place = place + size
     return Records(payload, offsets)

@@ -1,8 +1,8 @@
 """What is said over the wire: chat-completion requests in, completions and their chunks out.
 
 Pure: JSON values to records and back, as the OpenAI API has them. What the API has no word for
-stands under the key "sekv": budget, coverage, full and trace of a request, citations, memory and
-timing of an answer. Torch-free.
+stands under the key "sekv": budget, coverage, full, widen and trace of a request, citations, memory
+and timing of an answer. Torch-free.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def parse(body: Any, names: Sequence[str], defaults: AskOptions, most_tokens: in
             raise RefusedError(400, f"{field} is not supported")
     question, turns, ignored = _conversation(body.get("messages"))
     own = _typed(body, "sekv", dict, {})
-    unknown = set(own) - {"budget", "coverage", "full", "trace"}
+    unknown = set(own) - {"budget", "coverage", "full", "widen", "trace"}
     if unknown:
         raise RefusedError(400, f"sekv knows no {', '.join(sorted(map(str, unknown)))}")
     tokens = _typed(body, "max_tokens", int, defaults.max_new_tokens)
@@ -84,6 +84,7 @@ def parse(body: Any, names: Sequence[str], defaults: AskOptions, most_tokens: in
         budget=_typed(own, "budget", str, defaults.budget),
         coverage=_number(own, "coverage", defaults.coverage),
         full=_typed(own, "full", bool, defaults.full),
+        widen=_number(own, "widen", defaults.widen),
         trace=_typed(own, "trace", bool, False),
     )
     stream_options = _typed(body, "stream_options", dict, {})
@@ -116,6 +117,7 @@ def request(model: str, question: str, turns: Sequence[Turn], options: AskOption
             "budget": options.budget,
             "coverage": options.coverage,
             "full": options.full,
+            "widen": options.widen,
             "trace": options.trace,
         },
     }

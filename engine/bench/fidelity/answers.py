@@ -9,8 +9,8 @@ values of the same tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,38 +28,32 @@ if TYPE_CHECKING:
     from engine.bench.reader import Question
     from engine.readers.hf import Reader
 
-FOLLOWED = 24
-"""Tokens of the full cache's own continuation that every method follows, at most."""
+FOLLOWED = 12
+"""Next tokens that are compared, at most: where an answer comes from is decided in its first."""
+
+ALL = "all"
+"""The budget that zooms everything: what the codes alone lose."""
 
 
 @dataclass(frozen=True)
 class Heard:
-    """What a memory says to one question. prompt, ids: tokens of the question, and the greedy
-    words of the full cache. logits: [T, V] of each next token, ids followed."""
+    """What a memory says to one question.
+
+    prompt: tokens of the question. words: the greedy words of the full cache that were followed.
+    logits: [T, V] of each next token, given the words before it.
+    """
 
     answer: Answer
     prompt: list[int]
-    ids: Tensor
+    words: list[int]
     logits: Tensor
 
 
-@dataclass
-class Count:
-    """One method at one budget. same: answers equal to the full cache's; right: values right.
-
-    rows: per document and question same, right, share of next tokens that agree, KL in nats.
-    store: of every document, its bytes over 16-bit keys and values.
-    """
-
-    questions: int = 0
-    same: int = 0
-    right: int = 0
-    resident: float = 0.0
-    most_resident: float = 0.0
-    zoomed: float = 0.0
-    store: list[float] = field(default_factory=list)
-    first_token_s: list[float] = field(default_factory=list)
-    rows: list[list[tuple[float, float, float, float]]] = field(default_factory=list)
+def options_of(budget: str, coverage: float, most: int) -> AskOptions:
+    """The options of a budget; see `ALL`."""
+    if budget == ALL:
+        return AskOptions(budget="100%", full=True, max_new_tokens=most)
+    return AskOptions(budget=budget, coverage=coverage, max_new_tokens=most)
 
 
 def asked(
@@ -70,33 +64,33 @@ def asked(
     method: str,
     options: Sequence[AskOptions],
     window: int,
-    followed: Sequence[Tensor] = (),
-) -> tuple[IngestReport, list[list[Heard]]]:
+    truth: Sequence[Heard] = (),
+) -> Iterator[tuple[IngestReport, list[Heard]]]:
     """Read a document by a method and ask it under every option.
 
     Args:
-        followed: per question the words to follow; none: the memory's own greedy ones.
-    Returns:
-        the ingest's report, and per option and question what was heard.
+        truth: per question what the full cache said, whose words are followed; none: the memory's
+            own greedy ones.
+    Yields:
+        per option the ingest's report, and per question what was heard.
     """
     store = source.with_suffix(".sekv")
     name, _, router = method.partition("@")
     made = IngestOptions(model=model, method=name, router=router, window=window, overwrite=True)
     report = ingest([str(source)], store, made, Silent(), None, reader)
-    heard = []
     for each in options:
         with Session(store, each, Silent(), reader) as session:
-            heard.append(
+            yield (
+                report,
                 [
-                    _hear(session, question.text, followed[index] if followed else None)
+                    _hear(session, question.text, truth[index] if truth else None)
                     for index, question in enumerate(questions)
-                ]
+                ],
             )
-    return report, heard
 
 
 @torch.inference_mode()
-def _hear(session: Session, question: str, followed: Tensor | None) -> Heard:
+def _hear(session: Session, question: str, truth: Heard | None) -> Heard:
     """Ask in words; then step through a continuation. All windows are visible to the steps."""
     answer = session.ask(question)
     reader, memory = session.reader, session.memory
@@ -104,53 +98,67 @@ def _hear(session: Session, question: str, followed: Tensor | None) -> Heard:
     for layer in memory.layers:
         layer.release()
     cache = attention.MemoryCache(memory.layers, memory.length, memory.shared)
-    device = reader.devices[0]
-    rows, ids, logits = torch.tensor([prompt], device=device), [], []
-    room = reader.max_positions - memory.length - len(prompt)
-    for step in range(min(FOLLOWED, room) if followed is None else len(followed)):
-        length = memory.length + len(prompt) + step
+    given = prompt
+    words: list[int] = []
+    logits: list[Tensor] = []
+    length, most = memory.length, FOLLOWED if truth is None else len(truth.logits)
+    while len(logits) < most and length + len(given) <= reader.max_positions:
+        length += len(given)
+        ids = torch.tensor([given], device=reader.devices[0])
         out = reader.model(
-            input_ids=rows,
-            attention_mask=torch.ones(1, length, dtype=torch.long, device=device),
+            input_ids=ids,
+            attention_mask=torch.ones(1, length).to(ids),
             past_key_values=cache,
             logits_to_keep=1,
         )
         logits.append(out.logits[0, -1].float().cpu())
-        ids.append(int(logits[-1].argmax()) if followed is None else int(followed[step]))
-        if ids[-1] == reader.tokenizer.eos_token_id:
+        word = int(logits[-1].argmax()) if truth is None else truth.words[len(words)]
+        words.append(word)
+        given = [word]
+        if word == reader.tokenizer.eos_token_id:
             break
-        rows = torch.tensor([[ids[-1]]], device=device)
-    return Heard(answer, prompt, torch.tensor(ids), torch.stack(logits))
+    return Heard(answer, prompt, words, torch.stack(logits))
 
 
-def add(
-    count: Count,
+def counted(
     heard: Sequence[Heard],
     truth: Sequence[Heard],
     questions: Sequence[Question],
     report: IngestReport,
     itemsize: int,
-) -> None:
-    """Count a document's answers. itemsize: bytes of a number in the reader's dtype."""
+) -> dict[str, Any]:
+    """What one document's answers are worth, JSON values with one number per question.
+
+    same: word for word the full cache's, quote included. right: the value is said, or, where there
+    is none, that it is not stated. Also the share of next tokens that agree, KL(full || mine) in
+    nats, and bytes over 16-bit keys and values. itemsize: bytes of a number in the reader's dtype.
+    """
     half = report.full_kv_bytes * 2 / itemsize
-    rows = []
-    for mine, full, question in zip(heard, truth, questions, strict=True):
-        answer, reference = mine.answer, full.answer
-        count.questions += 1
-        same = (answer.quote, answer.answer) == (reference.quote, reference.answer)
-        count.same += same
-        said = plain(answer.answer).lower()
-        wanted = plain(question.value).lower()
-        right = wanted in said if wanted else "not stated" in said
-        count.right += right
-        share = answer.memory.device_kv_bytes / half
-        count.resident += share
-        count.most_resident = max(count.most_resident, share)
-        count.zoomed += answer.memory.zoomed_spans / max(1, answer.memory.total_spans)
-        count.first_token_s.append(answer.timing["first_token_s"])
-        rows.append((float(same), float(right), *_moved(mine.logits, full.logits)))
-    count.rows.append(rows)
-    count.store.append(report.store_bytes / half)
+    pairs = list(zip(heard, truth, strict=True))
+    moved = [_moved(mine.logits, full.logits) for mine, full in pairs]
+    answers = [mine.answer for mine in heard]
+    return {
+        "tokens": report.tokens,
+        "store": report.store_bytes / half,
+        "answers": [f"{answer.quote} {answer.answer}".strip() for answer in answers],
+        "same": [
+            float((a.answer.quote, a.answer.answer) == (b.answer.quote, b.answer.answer))
+            for a, b in pairs
+        ],
+        "right": [_right(a, q) for a, q in zip(answers, questions, strict=True)],
+        "full_right": [_right(b.answer, q) for b, q in zip(truth, questions, strict=True)],
+        "next_token_same": [agree for agree, _ in moved],
+        "kl_nats": [kl for _, kl in moved],
+        "resident": [answer.memory.device_kv_bytes / half for answer in answers],
+        "zoomed": [a.memory.zoomed_spans / max(1, a.memory.total_spans) for a in answers],
+        "first_token_s": [answer.timing["first_token_s"] for answer in answers],
+    }
+
+
+def _right(answer: Answer, question: Question) -> float:
+    said = plain(answer.answer).lower()
+    wanted = plain(question.value).lower()
+    return float(wanted in said if wanted else "not stated" in said)
 
 
 def _moved(mine: Tensor, full: Tensor) -> tuple[float, float]:
@@ -160,24 +168,35 @@ def _moved(mine: Tensor, full: Tensor) -> tuple[float, float]:
     return float(agree), float((p.exp() * (p - q)).sum(-1).mean())
 
 
-def line(count: Count) -> dict[str, Any]:
-    """JSON values. Intervals: Wilson's of the questions, and `bootstrap` over documents."""
-    n = max(1, count.questions)
-    times = sorted(count.first_token_s) or [0.0]
+def line(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Sums up what `counted` gave of some documents. Intervals: Wilson's of the questions, and
+    `bootstrap` over documents; the difference to the full cache is taken question by question."""
+    flat = {name: _flat(documents, name) for name in ("same", "right", "resident", "zoomed")}
+    n = len(flat["same"])
+    times = sorted(_flat(documents, "first_token_s"))
     out: dict[str, Any] = {
-        "questions": count.questions,
-        "same": count.same / n,
-        "same_interval": interval(count.same, count.questions),
-        "right": count.right / n,
-        "right_interval": interval(count.right, count.questions),
-        "resident": count.resident / n,
-        "most_resident": count.most_resident,
-        "store": sum(count.store) / max(1, len(count.store)),
-        "zoomed_spans": count.zoomed / n,
+        "questions": n,
+        "same_interval": interval(round(sum(flat["same"])), n),
+        "right_interval": interval(round(sum(flat["right"])), n),
+        "resident": sum(flat["resident"]) / n,
+        "most_resident": max(flat["resident"]),
+        "store": sum(document["store"] for document in documents) / len(documents),
+        "zoomed_spans": sum(flat["zoomed"]) / n,
         "median_first_token_s": times[len(times) // 2],
     }
-    for place, name in enumerate(("same", "right", "next_token_same", "kl_nats")):
-        groups = [[row[place] for row in rows] for rows in count.rows]
-        out[name] = sum(map(sum, groups)) / n
-        out[f"{name}_bootstrap"] = bootstrap.interval(groups)
+    groups = {
+        name: [document[name] for document in documents]
+        for name in ("same", "right", "next_token_same", "kl_nats")
+    }
+    groups["right_minus_full"] = [
+        [mine - full for mine, full in zip(each["right"], each["full_right"], strict=True)]
+        for each in documents
+    ]
+    for name, values in groups.items():
+        out[name] = sum(map(sum, values)) / n
+        out[f"{name}_bootstrap"] = bootstrap.interval(values)
     return out
+
+
+def _flat(documents: Sequence[dict[str, Any]], name: str) -> list[float]:
+    return [value for document in documents for value in document[name]]

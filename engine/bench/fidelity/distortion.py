@@ -103,10 +103,19 @@ def _decode(
     return codec.decode(head, payload, offsets, bounds.diff(), side)
 
 
+RESIDUAL = 12.0
+"""The bound of the default method; see `SharedBasis`."""
+
+
 def _basis(
-    subject: Subject, *, weighted: bool, turned: bool = True, together: bool = False
+    subject: Subject,
+    *,
+    weighted: bool,
+    turned: bool = True,
+    together: bool = False,
+    residual: float = 0.0,
 ) -> dict[float, Coded]:
-    """A shared basis with as many bits as its side information leaves.
+    """A shared basis with as many bits as its side information, and residuals, leave.
 
     turned: keys as attention has them, after RoPE. together: one basis for all heads of a layer.
     """
@@ -126,9 +135,14 @@ def _basis(
     out = {}
     for share in SHARES:
         bits = 16 * (share / 100 - beside / whole)
-        if bits >= 0.25:
-            codec = SharedBasis(bits=bits)
-            out[share] = _code(codec, subject, body, spaces, weighted=weighted)
+        while bits >= 0.25:
+            codec = SharedBasis(bits=bits, residual=residual)
+            coded = _code(codec, subject, body, spaces, weighted=weighted)
+            over = coded.share - share / 100
+            if not residual or over <= 0:
+                out[share] = coded
+                break
+            bits -= 16 * over + 0.02
     return out
 
 
@@ -151,6 +165,7 @@ def _rows(subject: Subject) -> dict[float, Coded]:
 
 CODECS: dict[str, Callable[[Subject], dict[float, Coded]]] = {
     "shared basis, asked": partial(_basis, weighted=True),
+    "shared basis, asked, residuals": partial(_basis, weighted=True, residual=RESIDUAL),
     "shared basis, asked, before RoPE": partial(_basis, weighted=True, turned=False),
     "shared basis, asked, heads together": partial(_basis, weighted=True, together=True),
     "shared basis, asked, heads together, before RoPE": partial(

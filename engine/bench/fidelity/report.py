@@ -8,8 +8,10 @@ from engine.bench import chart
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report as five tables; shares in per cent, 95 % intervals in brackets."""
-    parts = (_answers, _routing, _side_by_side, _coverage, _distortion)
+    """The report as tables, those of heads only where any were looked at; shares in per cent, 95 %
+    intervals in brackets."""
+    heads = (_routing, _side_by_side, _coverage, _distortion)
+    parts = (_answers, *(heads if report["dissected_documents"] else ()))
     return "\n".join(line for part in parts for line in [*part(report), ""])
 
 
@@ -20,16 +22,24 @@ def charts(report: dict[str, Any]) -> dict[str, str]:
         for method, lines in report["methods"].items()
     }
     routing, distortion = report["routing"], report["distortion"]
-    return {
-        "answers.svg": chart.lines(
-            "Answers equal to the full cache's",
+    drawn = {
+        f"{name}.svg": chart.lines(
+            title,
             "budget, % of 16-bit keys and values",
-            "same answers, %",
+            up,
             {
-                method: [(b, 100 * line["same"]) for b, line in lines.items()]
+                method: [(b, 100 * line[what]) for b, line in lines.items()]
                 for method, lines in budgets.items()
             },
-        ),
+        )
+        for name, what, title, up in (
+            ("answers", "same", "Answers equal to the full cache's", "same answers, %"),
+            ("right", "right_minus_full", "Right values, less the full cache's", "points"),
+        )
+    }
+    if not report["dissected_documents"]:
+        return drawn
+    return drawn | {
         "routing.svg": chart.lines(
             "True attention mass in the spans picked",
             "% of tokens picked",
@@ -63,17 +73,22 @@ def _share(line: dict[str, Any], name: str) -> str:
     return f"{100 * line[name]:.1f} ({100 * low:.1f}-{100 * high:.1f})"
 
 
+def _difference(line: dict[str, Any]) -> str:
+    low, high = line["right_minus_full_bootstrap"]
+    return f"{100 * line['right_minus_full']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
 def _answers(report: dict[str, Any]) -> list[str]:
     full = report["full"]
     lines = [
         f"{full['questions']} questions, {report['documents']} documents of about "
         f"{report['tokens_per_document']} tokens, model {report['model']}; intervals: bootstrap "
-        "over documents",
+        "over documents, of right values less the full cache's question by question",
         "",
         "| method | budget | resident, mean (max) % | store % | same answer % | right value % "
-        "| same next token % | KL, nats |",
-        "|---|---|---|---|---|---|---|---|",
-        f"| full | - | 100 | - | 100 | {_share(full, 'right')} | 100 | 0 |",
+        "| right less full's, points | same next token % | KL, nats |",
+        "|---|---|---|---|---|---|---|---|---|",
+        f"| full | - | 100 | - | 100 | {_share(full, 'right')} | 0 | 100 | 0 |",
     ]
     for method, budgets in report["methods"].items():
         for budget, line in budgets.items():
@@ -82,7 +97,7 @@ def _answers(report: dict[str, Any]) -> list[str]:
                 f"| {method} | {budget} | {100 * line['resident']:.1f} "
                 f"({100 * line['most_resident']:.1f}) | {100 * line['store']:.1f} "
                 f"| {_share(line, 'same')} | {_share(line, 'right')} "
-                f"| {_share(line, 'next_token_same')} "
+                f"| {_difference(line)} | {_share(line, 'next_token_same')} "
                 f"| {line['kl_nats']:.3f} ({low:.3f}-{high:.3f}) |"
             )
     return lines

@@ -165,6 +165,9 @@ class Routing:
                 # Where no span fits the share, nobody finds anything and nothing is missed.
                 "of_oracle": float(found.mean() / best.mean()) if bool(best.any()) else 1.0,
                 "heads": [round(x, 4) for x in found.mean(0).tolist()],
+                "heads_percentile_5": [
+                    round(x, 4) for x in np.quantile(found.numpy(), 0.05, axis=0).tolist()
+                ],
             }
         line: dict[str, Any] = {
             "device_bytes": sum(cells.bytes_share) / len(cells.bytes_share),
