@@ -397,7 +397,7 @@ class LayerMemory:
         hides = self.recipe.selector.hides
         wanted = torch.zeros_like(share, dtype=torch.bool)
         if self.shared.scout is not None:
-            self._scout(mass)
+            self._scout(mass if refined is None else mass.masked_fill(~refined[:, None], ops.NEVER))
         if self.shared.scout is None or hides:
             wanted = self._choose(q, rows, worth, drawn, live_k, tensors)
             if self.choice.hidden is not None:

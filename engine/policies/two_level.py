@@ -144,13 +144,13 @@ def logmass(
 
     Returns:
         [Hkv, Q, S] nats, and bool [Hkv, S]: the spans whose tokens were scored, the same for all
-        rows of a head. Of the others it is the span level's estimate, which no token exceeds by
-        more than its bound.
+        rows of a head. Of the others it is the span level's estimate, less what it was too much
+        for those that were scored, and never more than their bound.
     """
     moved, shift = router.turned(q, side)
     mass, bound = span_level(moved, shift, device, side, bounds)
     spans = mass.shape[-1]
-    count = min(spans, math.ceil(levels.refine * spans))
+    count = min(spans, max(1, math.ceil(levels.refine * spans)))
     total = mass.logsumexp(-1, keepdim=True)
     worth, most = (
         torch.cat([(x[..., here] - total).amax(1) for here in _pieces(q, spans)], -1)
@@ -168,7 +168,11 @@ def logmass(
         rows = part.index_select(0, ops.gather_ranges(bounds[ids], lengths))
         one = slice(head, head + 1)
         local = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        mass[one, :, ids] = span_masses(rows[None], bits[one], moved[one], shift[one], local)
+        exact = span_masses(rows[None], bits[one], moved[one], shift[one], local)
+        # Spans that were scored both ways tell how far balls overrate for this row.
+        rated = torch.where(exact.isfinite(), exact - mass[one, :, ids], 0.0).mean(-1, keepdim=True)
+        mass[one] = torch.minimum(mass[one].add_(rated), bound[one])
+        mass[one, :, ids] = exact
     return mass, refined
 
 
