@@ -26,7 +26,7 @@ from engine.manifest import ModelIdentity
 from engine.memory import Coverage
 from engine.quoting import TOGETHER, Guide, Marks, Told, telling
 from engine.readers import hf
-from engine.recall import open_memory
+from engine.recall import Memory, open_memory
 from engine.store import Store
 from engine.tiers import Traffic
 from engine.trace import Evidence, Trace
@@ -234,15 +234,21 @@ class Session:
 
     def _take(self, options: AskOptions) -> None:
         """Open the memory under these options; what was folded under others is forgotten."""
-        self.memory = open_memory(
-            self.store,
-            self.reader,
-            budget=options.budget,
-            coverage=options.coverage,
-            full=options.full,
-            router=options.router,
+        self.answer_from(
+            open_memory(
+                self.store,
+                self.reader,
+                budget=options.budget,
+                coverage=options.coverage,
+                full=options.full,
+                router=options.router,
+            )
         )
-        self.past = Past(self.reader, self.memory, self._scout)
+
+    def answer_from(self, memory: Memory) -> None:
+        """Answer from this memory and nothing else."""
+        self.memory = memory
+        self.past = Past(self.reader, memory, self._scout)
 
     def _split(self, turns: Sequence[Turn]) -> tuple[Sequence[Turn], Sequence[Turn]]:
         """Older turns, which fold, and the latest, which are read anew with every question."""
