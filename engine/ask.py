@@ -32,7 +32,7 @@ from engine.manifest import ModelIdentity
 from engine.memory import Coverage, Sight
 from engine.quoting import TOGETHER, Guide, Marks, Told, telling
 from engine.readers import hf
-from engine.recall import open_memory
+from engine.recall import Memory, open_memory
 from engine.store import Store
 from engine.tiers import Traffic
 from engine.trace import Evidence, Trace
@@ -247,15 +247,21 @@ class Session:
 
     def _take(self, options: AskOptions) -> None:
         """Open the memory under these options; what was folded under others is forgotten."""
-        self.memory = open_memory(
-            self.store,
-            self.reader,
-            budget=options.budget,
-            coverage=options.coverage,
-            full=options.full,
-            router=options.router,
+        self.answer_from(
+            open_memory(
+                self.store,
+                self.reader,
+                budget=options.budget,
+                coverage=options.coverage,
+                full=options.full,
+                router=options.router,
+            )
         )
-        self.past = Past(self.reader, self.memory, self._scout)
+
+    def answer_from(self, memory: Memory) -> None:
+        """Answer from this memory and nothing else."""
+        self.memory = memory
+        self.past = Past(self.reader, memory, self._scout)
 
     def _check_widening(self, options: AskOptions) -> None:
         """Refuse to do steps again where a method keeps what a step did."""

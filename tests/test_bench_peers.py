@@ -95,6 +95,24 @@ def test_what_is_held_is_what_is_seen(reader: hf.Reader, whole: Path) -> None:
         assert opened.memory.shared.device_bytes == 3 * 7
 
 
+def test_answers_are_made_of_what_is_held(reader: hf.Reader, whole: Path) -> None:
+    """Through the whole session: with a few rows it says something else than with all of them,
+    and with all of them what the full cache says."""
+    with session(whole, reader, budget="100%") as opened, torch.inference_mode():
+        rows = [(layer.pinned_k, layer.pinned_v) for layer in opened.memory.layers]
+        prompt = reader.prompt.question(reader.tokenizer, QUESTION)
+        full = opened._read(prompt)
+
+        def read(count: int) -> torch.Tensor:
+            some = [(k[:, :count], v[:, :count]) for k, v in rows]
+            held.put(opened, [Held.plain(k, v) for k, v in some])
+            opened.ask(QUESTION)
+            return opened._read(prompt)
+
+        torch.testing.assert_close(read(rows[0][0].shape[1]), full)
+        assert float((read(20) - full).abs().max()) > 0.1
+
+
 # ---------------------------------------------------------------------------- fewer bits
 
 

@@ -115,7 +115,7 @@ def put(session: Session, held: Sequence[Held]) -> None:
     shared.layers = [
         HeldLayer(layer, shared, one) for layer, one in zip(whole.layers, held, strict=True)
     ]
-    session.memory = Memory(shared.layers, shared, whole.length)
+    session.answer_from(Memory(shared.layers, shared, whole.length))
 
 
 def allowed_bytes(session: Session, budget: str) -> float:
