@@ -184,9 +184,6 @@ class Session:
         shared.peak_bytes = shared.device_bytes
         shared.recomputed_tokens = 0
         shared.coverage = Coverage()
-        options = self.options
-        if options.widen > 1:
-            self._widening = Widening(shared, options.widen, options.coverage)
         most = min(self.options.max_new_tokens, left - len(prompt))
         self._trace, self._evidence, self._answer = Trace(), Evidence(self.ids), None
         try:
@@ -363,7 +360,9 @@ class Session:
             self.memory.shared.leading = 1
             return _Saying(speaker, self._cache(), guide, windows, list(prompt), most)
 
-        windows = self._scout(prompt)
+        windows, options = self._scout(prompt), self.options
+        if options.widen > 1:
+            self._widening = Widening(self.memory.shared, options.widen, options.coverage)
         if self.reader.prompt.value_token < 0:
             return saying(windows, None)
         tokenizer = self.reader.tokenizer

@@ -242,6 +242,13 @@ def test_what_stands_between_white_spaces_is_given_whole_or_not_at_all() -> None
     assert both.closes.tolist() == seen.closes.tolist()
 
 
+def test_dashes_in_a_row_part_what_they_stand_between() -> None:
+    pieces = ["59", ".", "--", "San", "guine", " man"]
+    seen = Told.of("".join(pieces), np.arange(6), np.cumsum([len(piece) for piece in pieces]))
+    assert [pieces[at] for at in np.flatnonzero(seen.begins)] == ["59", "San", " man"]
+    assert [pieces[at] for at in np.flatnonzero(seen.closes)] == ["59", "guine", " man"]
+
+
 def test_a_script_without_spaces_has_its_characters() -> None:
     text = "王は1888年"
     seen = Told.of(text, np.arange(7), np.arange(1, 8))

@@ -45,7 +45,8 @@ def never(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def timeless(answer: Any) -> Any:
-    return replace(answer, timing={}, stats={**answer.stats, "widened_steps": 0})
+    same = {"widened_steps": 0, "first_text_s": 0.0}
+    return replace(answer, timing={}, stats={**answer.stats, **same})
 
 
 def test_a_budget_is_kept_unless_it_may_be_widened(
