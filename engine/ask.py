@@ -184,6 +184,7 @@ class Session:
         shared.peak_bytes = shared.device_bytes
         shared.recomputed_tokens = 0
         shared.coverage = Coverage()
+        shared.estimates = self.options.trace
         most = min(self.options.max_new_tokens, left - len(prompt))
         self._trace, self._evidence, self._answer = Trace(), Evidence(self.ids), None
         try:

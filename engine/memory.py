@@ -21,7 +21,7 @@ from engine import ops
 from engine.policies import summarise, two_level
 from engine.policies.codec import Records, Side, of_document
 from engine.policies.select import choose
-from engine.policies.selector import Choice, Heard, Look
+from engine.policies.selector import ByShare, Choice, Heard, Look
 from engine.policies.two_level import Sketched
 from engine.policies.zoom import Gated
 from engine.recipe import Recipe
@@ -172,6 +172,7 @@ class Shared:
     width: budgets that may be resident now; more than one while an unsure step is done again.
     coverage: since the question was asked.
     heard: the question that is being answered, and the answer so far.
+    estimates: whether watchers want what the router estimates even where nothing is to be chosen.
     """
 
     bounds: Tensor
@@ -186,6 +187,7 @@ class Shared:
     width: float = 1.0
     coverage: Coverage = field(default_factory=Coverage)
     heard: Heard = field(default_factory=Heard)
+    estimates: bool = True
 
     @property
     def tokens(self) -> int:
@@ -383,8 +385,50 @@ class LayerMemory:
         pinned = torch.bmm(q, self.pinned_k.float().mT) * scale
         live = torch.bmm(q, live_k.float().mT) * scale
         live = live.masked_fill(~seen.repeat(q.shape[1] // rows, 1), ops.NEVER)
+        if self._everything_fits():
+            wanted = self.view.spans.new_ones(self.heads, len(self.view.spans), dtype=torch.bool)
+            share, mass = q.new_empty(self.heads, 0), q.new_empty(self.heads, q.shape[1], 0)
+            values = self.pinned_v.new_empty(self.heads, 0, self.size)
+        else:
+            share, mass, wanted, values = self._estimate(q, rows, pinned, live, live_k)
+        if self.choice.hidden is not None:
+            live = live.masked_fill(self.choice.hidden[:, None], ops.NEVER)
+        self.zoomed.become([self.view.spans[w] for w in wanted], self.host)
+        self.shared.note_bytes()
+        zoom_k, zoom_v, tokens = self._decode()
+        zoom = torch.bmm(q, zoom_k.mT) * scale
+        zoom = zoom.masked_fill((tokens < 0)[:, None], ops.NEVER)
+        out, weights = ops.mix([pinned, live, mass, zoom], [self.pinned_v, live_v, values, zoom_v])
+        if self.shared.scout is None:
+            self.shared.coverage.note(self.layer, weights[2])
+        if self.shared.watchers:
+            self._report(share, weights, tokens, rows)
+        return out.reshape(-1, rows, self.size)
+
+    def _everything_fits(self) -> bool:
+        """Whether every span in view is zoomed whatever is asked, so that nothing is to be
+        estimated: what a method that fills its room has room for."""
+        shared = self.shared
+        if shared.estimates or shared.scout is not None or self.limits.coverage < 1:
+            return False
+        if not isinstance(self.recipe.selector, ByShare) or isinstance(self.recipe.router, Gated):
+            return False
+        sizes = self.host.sizes[:, self.view.spans.cpu()]
+        return int(sizes.sum()) + TABLE_BYTES * sizes.numel() <= self.room
+
+    def _estimate(
+        self, q: Tensor, rows: int, pinned: Tensor, live: Tensor, live_k: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the router says of the spans in view, and what the selector makes of it.
+
+        Args:
+            q: [Hkv, R, D].  pinned, live: their scores on the rows that are exact.
+        Returns:
+            share [Hkv, F], largest over rows; the scores [Hkv, R, F] and values [Hkv, F, D] of the
+            summary rows; and bool [Hkv, F], what is zoomed instead.
+        """
         tensors = self._visible()
-        router = self.recipe.router
+        router, hides = self.recipe.router, self.recipe.selector.hides
         mass, refined = self._mass(q, tensors)
         drawn = None
         if isinstance(router, Gated):
@@ -394,31 +438,16 @@ class LayerMemory:
             share = worth = drawn.amax(1)
             if refined is not None:
                 worth = two_level.ranked(worth, refined)
-        hides = self.recipe.selector.hides
         wanted = torch.zeros_like(share, dtype=torch.bool)
         if self.shared.scout is not None:
             self._scout(mass if refined is None else mass.masked_fill(~refined[:, None], ops.NEVER))
         if self.shared.scout is None or hides:
             wanted = self._choose(q, rows, worth, drawn, live_k, tensors)
-            if self.choice.hidden is not None:
-                live = live.masked_fill(self.choice.hidden[:, None], ops.NEVER)
-        self.zoomed.become([self.view.spans[w] for w in wanted], self.host)
-        self.shared.note_bytes()
-        zoom_k, zoom_v, tokens = self._decode()
-        zoom = torch.bmm(q, zoom_k.mT) * scale
-        zoom = zoom.masked_fill((tokens < 0)[:, None], ops.NEVER)
         if hides:
-            mass = torch.full_like(mass, ops.NEVER)
             values = self.pinned_v.new_zeros(1).expand(self.heads, mass.shape[-1], self.size)
-        else:
-            mass = mass.masked_fill(wanted[:, None], ops.NEVER)
-            values = summarise.unpack_values(tensors, self.side)
-        out, weights = ops.mix([pinned, live, mass, zoom], [self.pinned_v, live_v, values, zoom_v])
-        if self.shared.scout is None:
-            self.shared.coverage.note(self.layer, weights[2])
-        if self.shared.watchers:
-            self._report(share, weights, tokens, rows)
-        return out.reshape(-1, rows, self.size)
+            return share, torch.full_like(mass, ops.NEVER), wanted, values
+        values = summarise.unpack_values(tensors, self.side)
+        return share, mass.masked_fill(wanted[:, None], ops.NEVER), wanted, values
 
     def _mass(self, q: Tensor, tensors: Side) -> tuple[Tensor, Tensor | None]:
         """The router's log-mass [Hkv, R, F]; where the view is long, by tokens of the best spans

@@ -211,6 +211,26 @@ def test_the_last_byte_may_be_used_and_not_one_more() -> None:
     assert empty < memory.device_bytes < everything
 
 
+def test_where_everything_fits_nothing_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither routing nor summaries are worked out; nothing changes but the rounding of sums."""
+    k, v = rows(11, KV_HEADS, TOKENS, SIZE)
+    memory = layer(k, v, fixed_spans(TOKENS, 6))
+    out = memory.attend(*asked(11))
+    everything = memory.device_bytes
+    memory.release()
+    memory.limits = Limits(everything, 1.0)
+    memory.shared.estimates = False
+    with monkeypatch.context() as patched:
+        patched.delattr(LayerMemory, "_estimate")
+        torch.testing.assert_close(memory.attend(*asked(11)), out, atol=1e-6, rtol=1e-6)
+        assert memory.device_bytes == everything
+        for limits in (Limits(everything - 1, 1.0), Limits(everything, 0.99)):
+            memory.release()
+            memory.limits = limits
+            with pytest.raises(AttributeError, match="_estimate"):
+                memory.attend(*asked(11))
+
+
 def test_release_gives_everything_back() -> None:
     k, v = rows(6, KV_HEADS, TOKENS, SIZE)
     memory = layer(k, v, fixed_spans(TOKENS, 6))
