@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.errors import StoreError
 from engine.quoting import SENTENCE_END, Told
 from engine.types import Citation
 
@@ -52,18 +51,10 @@ class Book:
         Raises:
             StoreError: a text is damaged, or the store keeps none of a source.
         """
-        sources = store.manifest.sources
-        for index, source in enumerate(sources):
-            if not store.has_text(index):
-                raise StoreError(
-                    f"{store.path} keeps no text of {source.path}, and answers quote it: ingest "
-                    "again (`sekv inspect` without --question works)"
-                )
-        texts = tuple(store.text(index) for index in range(len(sources)))
         starts, ends, owner = (
             torch.from_numpy(document[name]).long() for name in ("starts", "ends", "source")
         )
-        return cls(sources, texts, starts, ends, owner)
+        return cls(store.manifest.sources, store.texts(), starts, ends, owner)
 
     def page_at(self, source: int, offset: int) -> str:
         """The label of the page or section a character stands on, "" where there is none."""

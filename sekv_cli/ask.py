@@ -124,7 +124,7 @@ def _questions(named: list[str], file: Path | None) -> Iterator[str]:
     if any(not question.strip() for question in named):
         raise SekvError("the question is empty")
     for question in named:
-        if (Path(question) / NAME).is_file():  # as `sekv ask *.sekv "Who?"` names them
+        if _is_store(question):  # as `sekv ask *.sekv "Who?"` names them
             raise SekvError(
                 f"{question} is a store, and one is asked at a time; ask each by itself, or ingest "
                 "their sources into one"
@@ -138,6 +138,13 @@ def _questions(named: list[str], file: Path | None) -> Iterator[str]:
     if file is not None and str(file) == "-":
         yield from _lines(sys.stdin)
     yield from from_file
+
+
+def _is_store(question: str) -> bool:
+    try:
+        return (Path(question) / NAME).is_file()
+    except OSError:  # too long for a name
+        return False
 
 
 def _read(file: Path) -> list[str]:

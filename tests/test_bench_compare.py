@@ -25,6 +25,7 @@ from engine.bench.suites.ruler import Library, ManyQuestions, NeedleGrid, Ruler
 from engine.bench.suites.types import Ask, Item, Sample, Suite
 from engine.errors import BudgetError, RouterError, SekvError
 from engine.observe import Observe
+from engine.policies.codec import SharedBasis
 from engine.readers import hf
 from engine.types import Silent
 from sekv_cli.main import run
@@ -268,22 +269,15 @@ def test_a_killed_run_goes_on(model: Path, tmp_path: Path) -> None:
 def test_another_router_is_another_row(model: Path, reader: hf.Reader, tmp_path: Path) -> None:
     """NAME@FILE routes by that file; a file that is of no use to a method is said at once."""
     file = tmp_path / "r.safetensors"
-    axes = torch.eye(16)[:4].expand(2, -1, -1).clone()
-    layers = [
-        {
-            "zoom_key": axes.clone(),
-            "zoom_query": axes.clone(),
-            "zoom_bits": torch.full((2, 4), 8, dtype=torch.uint8),
-        }
-        for _ in range(3)
-    ]
-    router.save(file, router.Owner.of(reader.identity), layers, {}, 4.0, {"steps": 0})
+    bases = SharedBasis(model="any").lent(2, 16)
+    layers = [{name: tensor.clone() for name, tensor in bases.items()} for _ in range(3)]
+    router.save(file, router.Owner.of(reader.identity), layers, {}, {"steps": 0})
     learnt = f"sekv@{file}"
     setting = Setting(("sekv@none", learnt), ("30%",), most=2)
     made = measure(reader, str(model), Logs(1), setting, tmp_path / "out", Silent())
     assert [row["row"] for row in made["rows"]] == ["sekv@none@30%", f"{learnt}@30%"]
     assert made["recipes"]["sekv@none"]["router"]["kind"] == "Sketch"
-    assert made["recipes"][learnt]["router"]["weights"] == router.load(file).fingerprint
+    assert made["recipes"][learnt]["codec"]["model"] == router.load(file).fingerprint
     stores = [row["store_bytes"] for row in made["rows"]]
     assert stores[0] != stores[1]
     assert claims.check(f"{learnt}@30% >= sekv@none@30% - 1", made).holds

@@ -114,6 +114,22 @@ class Store:
         with self._reading(names.DOCUMENT) as file:
             return read_text(file, self.manifest, source)
 
+    def texts(self) -> tuple[str, ...]:
+        """The texts of all sources, for answers to quote.
+
+        Raises:
+            StoreError: one is missing, damaged, or not of this manifest.
+        """
+        with self._reading(names.DOCUMENT) as file:
+            for index, source in enumerate(self.manifest.sources):
+                if f"text.{index}" not in file.header.tensors:
+                    raise StoreError(
+                        f"{self.path} keeps no text of {source.path}, and answers quote it: ingest "
+                        "again (`sekv inspect` without --question works)"
+                    )
+            sources = range(len(self.manifest.sources))
+            return tuple(read_text(file, self.manifest, source) for source in sources)
+
     def has_text(self, source: int) -> bool:
         """Whether the store keeps the text of a source; a header is read, no text.
 

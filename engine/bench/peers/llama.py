@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -50,6 +51,7 @@ class Greedy:
     def __init__(self, engine: Engine, start: int, model: Any):
         self.engine, self.start, self.model = engine, start, model
         self.generation_config = model.generation_config
+        self._read: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()
 
     def get_input_embeddings(self) -> Any:
         return self.model.get_input_embeddings()
@@ -58,25 +60,35 @@ class Greedy:
         self,
         ids: Tensor,
         *,
+        past_key_values: Any,
         max_new_tokens: int,
         streamer: Any,
-        logits_processor: Any,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
         **_: Any,
     ) -> Tensor:
-        """Greedy decoding behind the document; see `transformers.GenerationMixin.generate`."""
+        """Greedy decoding behind the document; see `transformers.GenerationMixin.generate`.
+
+        past_key_values: which answer this is; what was read of it before is read again.
+        """
         ends = self.generation_config.eos_token_id
         ends = set(ends) if isinstance(ends, list) else {ends}
         streamer.put(ids)
+        unread, before = ids[0].tolist(), self._read.get(past_key_values, [])
         self.engine.n_tokens = self.start
-        self.engine.eval(ids[0].tolist())
-        for _step in range(max_new_tokens):
+        self.engine.eval([*before, *unread])
+        for left in reversed(range(max_new_tokens)):
             scores = torch.from_numpy(self.engine.logits().copy())[None]
-            token = logits_processor(ids, scores).argmax(-1)
+            if logits_processor is not None:
+                scores = logits_processor(ids, scores)
+            token = scores.argmax(-1)
             streamer.put(token)
             ids = torch.cat([ids, token[None]], 1)
-            if int(token) in ends:
+            stopped = stopping_criteria is not None and stopping_criteria(ids, scores).all()
+            if not left or stopped or int(token) in ends:
                 break
             self.engine.eval([int(token)])
+        self._read[past_key_values] = [*before, *ids[0, :-1].tolist()]
         streamer.end()
         return ids
 
