@@ -29,7 +29,7 @@ TOPIC = 64
 """Tokens that have a direction in common."""
 
 
-def measure(tokens: int, refine: Sequence[float] = (0.125, 0.25)) -> dict[str, Any]:
+def measure(tokens: int, refine: Sequence[float] = (0.25, 0.5)) -> dict[str, Any]:
     """One layer's sketch of so many tokens, in spans of eight on average.
 
     Returns:

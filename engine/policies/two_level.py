@@ -40,7 +40,7 @@ class Levels:
     spans whose tokens are scored then."""
 
     beyond: int = 1 << 17
-    refine: float = 0.25
+    refine: float = 0.5
 
 
 @runtime_checkable
