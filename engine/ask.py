@@ -309,18 +309,6 @@ class Session:
         cache.widening = self._widening
         return cache
 
-    def _read(self, prompt: list[int]) -> torch.Tensor:
-        """Logits [V] of what follows the prompt, given what the memory sees now."""
-        ids = torch.tensor([prompt], device=self.reader.devices[0])
-        out = self.reader.model(
-            input_ids=ids,
-            attention_mask=torch.ones(1, self.past.length + len(prompt)).to(ids),
-            past_key_values=self._cache(),
-            logits_to_keep=1,
-        )
-        logits: torch.Tensor = out.logits[0, -1]
-        return logits
-
     def _scout(self, prompt: list[int]) -> torch.Tensor | None:
         """For a document of many windows: look over all of them once, keep those that matter."""
         shared = self.memory.shared
@@ -328,7 +316,13 @@ class Session:
             return None
         shared.scout = torch.zeros(len(self.memory.layers), shared.windows)
         try:
-            self._read(prompt)
+            ids = torch.tensor([prompt], device=self.reader.devices[0])
+            self.reader.model(
+                input_ids=ids,
+                attention_mask=torch.ones(1, self.past.length + len(prompt)).to(ids),
+                past_key_values=self._cache(),
+                logits_to_keep=1,
+            )
             score = shared.scout.sum(0)
         finally:
             shared.scout = None

@@ -6,6 +6,7 @@ window; `fold_layer` turns any window's rows into device tensors and host record
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from engine import ops
+from engine.errors import StoreError
 from engine.policies import summarise
 from engine.policies.codec import (
     NOTHING,
@@ -236,11 +238,24 @@ def row_dtype(recipe: Recipe, model: torch.dtype) -> torch.dtype:
     return torch.float16 if recipe.half_rows and model == torch.float32 else model
 
 
+def by_layer(tensors: Side, layers: int) -> list[Side]:
+    """Tensors `{layer}.{name}` by layer.
+
+    Raises:
+        StoreError: one belongs to no layer.
+    """
+    found: list[Side] = [{} for _ in range(layers)]
+    for name, tensor in tensors.items():
+        match = re.fullmatch(r"(\d{1,6})\.(.+)", name, re.ASCII)
+        if match is None or int(match[1]) >= layers:
+            raise StoreError(f"the store holds {name[:80]!r}, which no layer has: ingest again")
+        found[int(match[1])][match[2]] = tensor
+    return found
+
+
 def sides_of(shared: Side, layers: int) -> list[Side]:
     """Each layer's side information out of a store's shared tensors, the prefix left out."""
-    sides: list[Side] = [{} for _ in range(layers)]
-    for name, tensor in shared.items():
-        layer, _, rest = name.partition(".")
-        if not rest.startswith("prefix_"):
-            sides[int(layer)][rest] = tensor
-    return sides
+    return [
+        {name: tensor for name, tensor in side.items() if not name.startswith("prefix_")}
+        for side in by_layer(shared, layers)
+    ]

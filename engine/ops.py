@@ -8,6 +8,7 @@ positions: span s holds the tokens bounds[s] .. bounds[s + 1] - 1.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -412,29 +413,29 @@ class Packing:
 
     def unpack(self, packed: Tensor) -> Tensor:
         """uint8 [..., row_bytes] -> codes uint8 [..., components]."""
-        parts, start = [], 0
-        for count, width in zip(self.counts, WIDTHS, strict=True):
-            run = count * width // 8
-            piece = packed[..., start : start + run]
-            for place in range(
-                0, 8 if run else 0, width
-            ):  # what lies lowest or highest needs half the work
-                part = piece >> place if place else piece
-                parts.append(part & ((1 << width) - 1) if place + width < 8 else part)
-            start += run
-        return torch.cat([packed[..., :0], *parts], -1)
+        parts = [packed[..., :0]]
+        for piece, width, place in self._runs(packed):
+            # What lies lowest or highest in a byte needs half the work.
+            part = piece >> place if place else piece
+            parts.append(part & ((1 << width) - 1) if place + width < 8 else part)
+        return torch.cat(parts, -1)
 
     def raised(self, packed: Tensor) -> Tensor:
         """Codes where they lie in their bytes, float32 [..., components]: each is a power of two
         too large, see `powers`, and no shift was needed."""
-        parts, start = [], 0
+        parts = [packed[..., :0]]
+        for piece, width, place in self._runs(packed):
+            parts.append(piece & (((1 << width) - 1) << place) if width < 8 else piece)
+        return torch.cat(parts, -1).float()
+
+    def _runs(self, packed: Tensor) -> Iterator[tuple[Tensor, int, int]]:
+        """Bytes that hold components of one width, that width, and the bit where they lie."""
+        start = 0
         for count, width in zip(self.counts, WIDTHS, strict=True):
             run = count * width // 8
-            piece = packed[..., start : start + run]
             for place in range(0, 8 if run else 0, width):
-                parts.append(piece & (((1 << width) - 1) << place) if width < 8 else piece)
+                yield packed[..., start : start + run], width, place
             start += run
-        return torch.cat([packed[..., :0], *parts], -1).float()
 
     @property
     def powers(self) -> list[float]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from engine import ops
 from engine import router as trained_routers
 from engine.errors import BudgetError, RouterError, StoreError
-from engine.fold import pinned_tokens, sides_of
+from engine.fold import by_layer, pinned_tokens, sides_of
 from engine.memory import (
     OFFSET_BYTES,
     LayerMemory,
@@ -42,7 +42,7 @@ from engine.policies.segment import FOLDED
 from engine.policies.zoom import Learnt, SpanZoom
 from engine.readers import hf
 from engine.recipe import Recipe
-from engine.schema import Schema, by_layer, recipe_of
+from engine.schema import Schema, recipe_of
 from engine.store import Store, compare_identity
 from engine.tiers import Host
 

@@ -7,7 +7,6 @@ is stored must look like the outcome. No files, no model, no repair.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from engine import ops
 from engine.errors import StoreError
-from engine.fold import fit, fold_layer, pinned_tokens
+from engine.fold import by_layer, fit, fold_layer, pinned_tokens
 from engine.manifest import SHARED, Manifest, device_file
 from engine.policies.codec import SharedBasis, Side
 from engine.policies.route_static import CALIBRATED, RetrievalHeads
@@ -176,21 +175,6 @@ class Schema:
 def is_finite(tensors: Side) -> bool:
     """Whether every number of these tensors is one."""
     return all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point())
-
-
-def by_layer(tensors: Side, layers: int) -> list[Side]:
-    """Tensors `{layer}.{name}` by layer.
-
-    Raises:
-        StoreError: one belongs to no layer.
-    """
-    found: list[Side] = [{} for _ in range(layers)]
-    for name, tensor in tensors.items():
-        match = re.fullmatch(r"(\d{1,6})\.(.+)", name, re.ASCII)
-        if match is None or int(match[1]) >= layers:
-            raise StoreError(f"the store holds {name[:80]!r}, which no layer has: ingest again")
-        found[int(match[1])][match[2]] = tensor
-    return found
 
 
 def _compare(place: str, found: Side, expected: Side) -> None:

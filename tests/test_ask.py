@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,11 +82,9 @@ def test_the_json_of_an_answer_has_the_keys_of_the_contract(store: Path, reader:
     assert 0 < told["timing"]["first_token_s"] <= told["timing"]["total_s"]
 
 
-@pytest.mark.parametrize("windows", [1, 11])
-def test_no_document_token_goes_through_the_model_again(
-    windows: int, store: Path, many: Path, reader: hf.Reader
-) -> None:
-    """Counted at the model's door: the question (once more where it scouts) and the answer."""
+@contextmanager
+def forwards(reader: hf.Reader) -> Iterator[list[int]]:
+    """Counted at the model's door: the tokens of every forward."""
     seen: list[int] = []
 
     def count(_: Any, args: Any, kwargs: Any) -> None:
@@ -93,11 +92,19 @@ def test_no_document_token_goes_through_the_model_again(
 
     hook = reader.model.register_forward_pre_hook(count, with_kwargs=True)
     try:
-        with session(store if windows == 1 else many, reader) as opened:
-            assert len(opened.store.manifest.windows) == windows
-            usage = opened.ask(QUESTION).usage
+        yield seen
     finally:
         hook.remove()
+
+
+@pytest.mark.parametrize("windows", [1, 11])
+def test_no_document_token_goes_through_the_model_again(
+    windows: int, store: Path, many: Path, reader: hf.Reader
+) -> None:
+    """Counted at the model's door: the question (once more where it scouts) and the answer."""
+    with forwards(reader) as seen, session(store if windows == 1 else many, reader) as opened:
+        assert len(opened.store.manifest.windows) == windows
+        usage = opened.ask(QUESTION).usage
     assert usage.recomputed_document_tokens == 0
     scouted = 0 if windows <= MOST_WINDOWS else usage.question_tokens
     assert sum(seen) == scouted + usage.question_tokens + usage.answer_tokens - 1
@@ -292,21 +299,13 @@ def test_what_is_dictated_is_read_in_one_forward_and_changes_nothing(
 ) -> None:
     """Quote, value, citations and what each token read are those of an answer that is said token
     by token, as it is where a guide dictates nothing."""
-    lengths: list[int] = []
-
-    def count(_: Any, args: Any, kwargs: Any) -> None:
-        lengths.append(int(kwargs["input_ids"].shape[1]))
-
-    hook = held.model.register_forward_pre_hook(count, with_kwargs=True)
-    options: dict[str, Any] = {"trace": True, "full": full, "budget": "100%"}
-    try:
-        with session(store if windows == 1 else many, held, max_new_tokens=90, **options) as opened:
-            together, looks = opened.ask(QUESTION), opened.trace()
-            read, lengths[:] = list(lengths), []
-            monkeypatch.setattr(Guide, "dictates", property(lambda guide: False))
-            alone, looked = opened.ask(QUESTION), opened.trace()
-    finally:
-        hook.remove()
+    options: dict[str, Any] = {"trace": True, "full": full, "budget": "100%", "max_new_tokens": 90}
+    made = store if windows == 1 else many
+    with forwards(held) as lengths, session(made, held, **options) as opened:
+        together, looks = opened.ask(QUESTION), opened.trace()
+        read, lengths[:] = list(lengths), []
+        monkeypatch.setattr(Guide, "dictates", property(lambda guide: False))
+        alone, looked = opened.ask(QUESTION), opened.trace()
     assert together.quote
     for part in ("answer", "quote", "usage"):
         assert getattr(together, part) == getattr(alone, part)
@@ -335,17 +334,8 @@ def test_a_part_of_a_long_document_is_read_once_and_gone_on_with(
     many: Path, held: hf.Reader
 ) -> None:
     """The question goes through the model once for the scout and once for each part."""
-    seen: list[int] = []
-
-    def count(_: Any, args: Any, kwargs: Any) -> None:
-        seen.append(int(kwargs["input_ids"].shape[1]))
-
-    hook = held.model.register_forward_pre_hook(count, with_kwargs=True)
-    try:
-        with session(many, held) as opened:
-            usage = opened.ask(QUESTION).usage
-    finally:
-        hook.remove()
+    with forwards(held) as seen, session(many, held) as opened:
+        usage = opened.ask(QUESTION).usage
     assert seen.count(usage.question_tokens) == 1 + MOST_WINDOWS // TOGETHER
 
 

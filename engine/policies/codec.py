@@ -164,7 +164,8 @@ class SharedBasis:
                 mean, basis, _ = ops.covariance_basis(rows)
                 side |= {f"{name}_mean": mean, f"{name}_basis": basis}
             return side
-        bases, spread = _bases(k, v, given), self.spectrum(k, v, given)
+        bases = _bases(k, v, given)
+        spread = _spread(bases, given)
         price = given["code_price"].item() if "code_price" in given else self.price(spread)
         side = {}
         for name, rows, found, part in zip("kv", (k, v), bases, spread.chunk(2), strict=True):
@@ -181,13 +182,7 @@ class SharedBasis:
     def spectrum(self, k: Tensor, v: Tensor, given: Side) -> Tensor:
         if self.bits >= 32:
             return k.new_zeros(0, k.shape[-1])
-        (_, keys), (_, values) = _bases(k, v, given)
-        return torch.cat(
-            [
-                _worth(score_error(keys, given), "score_worth", given),
-                _worth(relative(values), "value_worth", given),
-            ]
-        )
+        return _spread(_bases(k, v, given), given)
 
     def price(self, spread: Tensor) -> float:
         return ops.bit_price(spread, self.bits) if len(spread) else math.inf
@@ -532,6 +527,18 @@ def _alike(lengths: Tensor, most: int = 1 << 14) -> Iterator[Tensor]:
 def _bases(k: Tensor, v: Tensor, given: Side) -> list[tuple[Side, Tensor]]:
     """`fit_basis` of keys and of values."""
     return [fit_basis("k", k, given), fit_basis("v", v, given)]
+
+
+def _spread(bases: list[tuple[Side, Tensor]], given: Side) -> Tensor:
+    """What leaving out a component costs, [2 Hkv, D] of keys and then values; see
+    `Codec.spectrum`."""
+    (_, keys), (_, values) = bases
+    return torch.cat(
+        [
+            _worth(score_error(keys, given), "score_worth", given),
+            _worth(relative(values), "value_worth", given),
+        ]
+    )
 
 
 def fit_basis(name: str, rows: Tensor, given: Side) -> tuple[Side, Tensor]:
