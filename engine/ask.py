@@ -28,8 +28,9 @@ from transformers.generation.streamers import BaseStreamer
 from engine import attention, cite
 from engine.certainty import SCORES
 from engine.errors import BudgetError, StoppedError, StoreError
-from engine.manifest import ModelIdentity
+from engine.manifest import Manifest
 from engine.memory import Coverage, Sight
+from engine.models.locate import of_store
 from engine.quoting import TOGETHER, Guide, Marks, Told, telling
 from engine.readers import hf
 from engine.recall import Memory, open_memory
@@ -76,7 +77,7 @@ class Session:
         document = self.store.document()
         self._store_s = time.perf_counter() - at
         at = time.perf_counter()
-        self.reader = reader or _load_reader(manifest.model, manifest.dtype, options, progress)
+        self.reader = reader or _load_reader(store, manifest, options, progress)
         self._model_s = time.perf_counter() - at
         at = time.perf_counter()
         self._take(options)
@@ -654,16 +655,15 @@ def _known_ids(ids: Any, reader: hf.Reader, store: Path) -> torch.Tensor:
 
 
 def _load_reader(
-    model: ModelIdentity, dtype: str, options: AskOptions, progress: Progress
+    store: Path, manifest: Manifest, options: AskOptions, progress: Progress
 ) -> hf.Reader:
     """The reader that a store names, or the one the options put in its place."""
-    progress.note(f"loading {model.id}")
-    own = "" if model.id == "builtin" else model.id
+    progress.note(f"loading {manifest.model.id}")
     return hf.load(
-        options.model or own or str(hf.BUILTIN),
-        revision="" if options.model else model.revision,
+        of_store(store, manifest.model, options.model, offline=options.offline, progress=progress),
         device=options.device,
-        dtype=dtype if options.dtype == "auto" else options.dtype,
+        dtype=manifest.dtype if options.dtype == "auto" else options.dtype,
+        progress=progress,
     )
 
 

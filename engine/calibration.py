@@ -81,17 +81,17 @@ class Heads:
         return found
 
 
-def needed(recipe: Recipe, model: str, file: str, identity: ModelIdentity) -> Heads | None:
+def needed(recipe: Recipe, folder: Path, file: str, identity: ModelIdentity) -> Heads | None:
     """The calibration that a method needs, or None.
 
     Args:
-        model: id or folder.  file: "" for the one in the model's folder.
+        folder: the model's own.  file: "" for the one in the model's folder.
     Raises:
         ReaderError: there is none.
     """
     if not isinstance(recipe.router, RetrievalHeads):
         return None
-    path = Path(file) if file else Path(model) / NAME
+    path = Path(file) if file else folder / NAME
     if not path.is_file():
         raise ReaderError(
             f"method {recipe.name} needs this model's retrieval heads and there is no {path}; "

@@ -51,33 +51,36 @@ def plan(
         SekvError: what `ingest` would refuse, as far as no weights are needed to see it.
     """
     from engine import router
-    from engine.readers import hf
+    from engine.models import load
+    from engine.models.locate import locate
     from engine.tokens import tokenize
 
     recipe = named(options.method)
     document = _load(paths, options, progress, stdin)
-    name = hf.resolve(options.model)
-    config = hf.load_config(name, options.revision)
-    hf.check_supported(config)
+    located = locate(
+        options.model, revision=options.revision, offline=options.offline, progress=progress
+    )
+    config = load.load_config(located.folder)
+    load.check_supported(config)
     if options.router not in ("", router.NONE):
         # Whose it is shows when the weights are read.
         _check_use(router.load(Path(options.router)), recipe, options.router)
-    tokenizer = hf.load_tokenizer(name, options.revision)
+    tokenizer = load.load_tokenizer(located.folder)
     tokens = tokenize(document, tokenizer)
     shape = config.get_text_config()
-    windows = cut_windows(document, tokens, longest_window(shape, options.window))
+    windows = cut_windows(document, tokens, longest_window(shape, options.window, located.window))
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     width = (
         4
-        if hf.pick_dtype(options.dtype, hf.pick_device(options.device), config).itemsize == 4
+        if load.pick_dtype(options.dtype, load.pick_device(options.device), config).itemsize == 4
         else 2
     )
     rows = len(tokens.ids) * shape.num_hidden_layers * heads * size * 2
     store, device = recipe.expected_shares(size)
     return Plan(
         sources=_source_reports(document),
-        model=hf.display_name(name),
+        model=located.name,
         method=recipe.name,
         tokens=len(tokens.ids),
         windows=len(windows),
@@ -117,24 +120,30 @@ def ingest(
     clock.lap("read_s")
 
     from engine import calibration
+    from engine.models import load
+    from engine.models.locate import locate
     from engine.readers import hf
     from engine.tokens import tokenize
 
-    name = hf.resolve(options.model)
-    config = hf.load_config(name, options.revision)
-    hf.check_supported(config)
-    tokens = tokenize(document, hf.load_tokenizer(name, options.revision))
+    located = locate(
+        options.model, revision=options.revision, offline=options.offline, progress=progress
+    )
+    config = load.load_config(located.folder)
+    load.check_supported(config)
+    tokens = tokenize(document, load.load_tokenizer(located.folder))
     clock.lap("tokenize_s")
     windows = cut_windows(
-        document, tokens, longest_window(config.get_text_config(), options.window)
+        document,
+        tokens,
+        longest_window(config.get_text_config(), options.window, located.window),
     )
     if len(tokens.ids) < 2:
         raise DocumentError(f"{paths[0]}: hardly any text; nothing to read")
     reader = reader or hf.load(
-        name, revision=options.revision, device=options.device, dtype=options.dtype
+        located, device=options.device, dtype=options.dtype, progress=progress
     )
-    calibrated = calibration.needed(recipe, name, options.heads, reader.identity)
-    recipe, trained = routed(recipe, options.router, Path(name), reader, progress)
+    calibrated = calibration.needed(recipe, located.folder, options.heads, reader.identity)
+    recipe, trained = routed(recipe, options.router, located.folder, reader, progress)
     job = _job(document, windows, reader, recipe, options)
     if calibrated:
         job["heads"] = calibrated.heads
@@ -162,6 +171,7 @@ def append(
     """
     clock = _Clock()
     from engine.documents import Document, Page, Source
+    from engine.models.locate import of_store
     from engine.readers import hf
     from engine.recall import lent
     from engine.schema import Schema, recipe_of
@@ -185,14 +195,10 @@ def append(
         )
     new = _load(paths, options, progress, stdin)
     clock.lap("read_s")
-    own = "" if base.model.id == "builtin" else base.model.id
-    name = options.model or own or str(hf.BUILTIN)
-    reader = reader or hf.load(
-        name,
-        revision="" if options.model else base.model.revision,
-        device=options.device,
-        dtype=base.dtype,
+    located = of_store(
+        target, base.model, options.model, offline=options.offline, progress=progress
     )
+    reader = reader or hf.load(located, device=options.device, dtype=base.dtype, progress=progress)
     different = compare_identity(base.model, reader.identity, (base.dtype, reader.dtype_name))
     if different:
         raise StoreError(f"{target}: {different}")
@@ -217,7 +223,7 @@ def append(
         base.window_tokens,
     )
     document = Document((*old, *new.sources))
-    trained = _learnt_before(target, recipe, shared, options.router, Path(name), reader)
+    trained = _learnt_before(target, recipe, shared, options.router, located.folder, reader)
     job = _job(document, windows, reader, recipe, options)
     with StoreWriter.append(target, job) as writer:
         work = _Work(recipe, reader, document, tokens, windows, writer, options.chunk_tokens)
@@ -520,7 +526,7 @@ def _learnt_before(
 # ---------------------------------------------------------------------------- windows
 
 
-def longest_window(config: Any, asked: int) -> int:
+def longest_window(config: Any, asked: int, reads_well: int) -> int:
     """Document tokens per context: what was asked, what the reader reads well, or what fits.
 
     Raises:
@@ -532,7 +538,7 @@ def longest_window(config: Any, asked: int) -> int:
         raise BudgetError(
             f"--window {asked}: this model holds at most {most} document tokens beside a question"
         )
-    return asked or min(most, int(getattr(config, "sekv_window", 0)) or most)
+    return asked or min(most, reads_well or most)
 
 
 def cut_windows(document: Document, tokens: Tokens, most: int) -> Windows:

@@ -40,7 +40,6 @@ from engine.policies.codec import (
 from engine.policies.route_static import layer_budgets
 from engine.policies.segment import FOLDED
 from engine.policies.zoom import Learnt, SpanZoom
-from engine.readers import hf
 from engine.recipe import Recipe
 from engine.schema import Schema, recipe_of
 from engine.store import Store, compare_identity
@@ -265,7 +264,7 @@ def lent(stored: Side, recipe: Recipe, reader: Reader, asked: str) -> Side:
     if not any(map(lacks_bases, sides)):
         return stored
     used = router_of(recipe)
-    trained, _ = trained_routers.find(asked, hf.folder_of(reader.identity), reader.identity)
+    trained, _ = trained_routers.find(asked, reader.located.folder, reader.identity)
     if trained is None or trained.fingerprint != used:
         raise RouterError(
             f"the store is kept in the bases of router {used[:8]}, which is not the one "

@@ -17,11 +17,11 @@ from engine import ops
 from engine.errors import StoreError
 from engine.fold import by_layer, fit, fold_layer, pinned_tokens
 from engine.manifest import SHARED, Manifest, device_file
+from engine.models.load import DTYPES
 from engine.policies.codec import SharedBasis, Side
 from engine.policies.route_static import CALIBRATED, RetrievalHeads
 from engine.policies.segment import FOLDED, Spans, pin_ends
 from engine.policies.zoom import Learnt
-from engine.readers.hf import DTYPES
 from engine.recipe import Recipe, from_settings
 from engine.store.records import SPAN_TABLE, span_table_fault
 

@@ -38,11 +38,13 @@ class Silent:
 class IngestOptions:
     """How a document becomes a store.
 
-    model: hub id or local path; "" is the built-in reader. method: a name of `recipe.RECIPES`.
+    model: alias, hub id, folder or GGUF file; "" is the default model. method: a name of
+    `recipe.RECIPES`.
     device: "auto", "cpu", "cuda" or "cuda:N". dtype: "auto", "float32", "bfloat16", "float16".
     chunk_tokens: tokens per prefill forward. window: document tokens per context, 0 for the
     longest the model reads well. pages: PDF pages such as "1-20,25". router: trained router file.
     heads: calibrated retrieval heads, for methods that need them; "" is beside the model.
+    offline: fetch no model.
     """
 
     model: str = ""
@@ -57,6 +59,7 @@ class IngestOptions:
     overwrite: bool = False
     router: str = ""
     heads: str = ""
+    offline: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class AskOptions:
     everything at stored rank. widen: budgets that a step may take when it is done again, because it
     was unsure or had less of its attention exact than `coverage`; 1 keeps to the budget always.
     temperature 0 is greedy. model: path to the weights when they moved since ingest.
-    trace: record every zoom decision.
+    trace: record every zoom decision. offline: fetch no model.
     """
 
     budget: str = "20%"
@@ -131,6 +134,7 @@ class AskOptions:
     model: str = ""
     router: str = ""
     trace: bool = False
+    offline: bool = False
 
 
 @dataclass(frozen=True)

@@ -337,9 +337,10 @@ def _fidelity(
 ) -> _Measured:
     from engine.bench.fidelity import laboratory
     from engine.bench.fidelity import report as shape
+    from engine.models.locate import locate
     from engine.readers import hf
 
-    name = hf.resolve(model)
+    located = locate(model, progress=shown)
     setting = laboratory.Setting(
         methods=_names(compared[0]),
         budgets=_names(compared[1]) or laboratory.Setting.budgets,
@@ -347,7 +348,7 @@ def _fidelity(
         window=window,
         dissected=dissect,
     )
-    reader = hf.load(name, device=device)
+    reader, name = hf.load(located, device=device), str(located.folder)
     report = laboratory.measure(reader, name, drawn, setting, output, shown)
     return report, shape.markdown(report), shape.charts(report)
 
@@ -362,9 +363,10 @@ def _efficiency(
     shown: Progress,
 ) -> _Measured:
     from engine.bench import efficiency, peers
+    from engine.models.locate import locate
     from engine.readers import hf
 
-    name = hf.resolve(model)
+    located = locate(model, progress=shown)
     own = [name for name in _names(compared[0]) if not peers.is_peer(name)]
     others = [name for name in _names(compared[0]) if peers.is_peer(name)]
     if len(others) > 1 or any(not peers.is_llama(name) for name in others):
@@ -384,7 +386,7 @@ def _efficiency(
     )
     if not books:
         raise SekvError(f"{text} holds no .txt books")
-    reader = hf.load(name, device=device)
+    reader, name = hf.load(located, device=device), str(located.folder)
     report = efficiency.measure(reader, name, books[: 8 * max(lengths)], setting, shown)
     return report, efficiency.markdown(report), {}
 
@@ -401,7 +403,8 @@ def _reader(
 ) -> _Measured:
     """The report, kept cell by cell below `output`, and its table."""
     from engine.bench.reader import evaluate_reader, markdown
-    from engine.readers import hf
+    from engine.models.load import pick_device
+    from engine.models.locate import locate
     from engine.train.reader.episodes import Episodes
 
     named = {
@@ -410,14 +413,14 @@ def _reader(
     }
     output.mkdir(parents=True, exist_ok=True)
     report = evaluate_reader(
-        Path(hf.resolve(model)),
+        locate(model, progress=shown).folder,
         named,
         output / "results.json",
         questions=samples,
         seed=seed,
         file=questions,
         texts=text if questions is not None else None,
-        device=str(hf.pick_device(device)),
+        device=str(pick_device(device)),
         say=shown.note,
     )
     return report, markdown(report), {}

@@ -68,6 +68,7 @@ def calibrate(
         from random import Random
 
         from engine.bench import support
+        from engine.models.locate import locate
         from engine.readers import hf
 
         episodes = unseen(text, seed)
@@ -78,8 +79,8 @@ def calibrate(
             )
             for _ in range(questions)
         )
-        name = hf.resolve(model)
-        reader = hf.load(name, device=device)
+        located = locate(model, progress=shown)
+        reader, name = hf.load(located, device=device), str(located.folder)
         asked = support.ask_all(reader, name, drawn, questions, budget, shown)
         report = support.report(asked, lost)
         if write:

@@ -51,6 +51,7 @@ def compare(asked: Asked, output: Path, *, as_json: bool) -> None:
     suites = [make_suite(name, asked) for name in asked.suites]
     from engine.bench import claims, page, peers, results
     from engine.bench.compare import Run, Setting, rows_of
+    from engine.models.locate import locate
     from engine.readers import hf
     from engine.recipe import RECIPES
     from sekv_cli import format, options, progress
@@ -60,11 +61,11 @@ def compare(asked: Asked, output: Path, *, as_json: bool) -> None:
     methods = peers.expand(asked.methods or tuple(RECIPES))
     setting = Setting(methods, asked.budgets, asked.seed, window=asked.window)
     rows_of(setting)  # an unknown method is said before a model is loaded
-    name = hf.resolve(asked.model)
     alone = len(suites) == 1
     folders = [output if alone else output / suite.name for suite in suites]
     with progress.on_stderr() as shown:
-        reader = hf.load(name, device=asked.device)
+        located = locate(asked.model, progress=shown)
+        reader, name = hf.load(located, device=asked.device), str(located.folder)
         runs = [
             Run(reader, name, suite, setting, folder)
             for suite, folder in zip(suites, folders, strict=True)

@@ -281,6 +281,7 @@ def heads(
         raise TrainError(f"there is no folder {text}")
 
     from engine.calibration import NAME
+    from engine.models.locate import locate
     from engine.readers import hf
     from engine.train.heads import Setting, calibrate
     from engine.train.reader.haystack import load_books
@@ -292,12 +293,10 @@ def heads(
         raise TrainError(str(error)) from None
     prose = "\n\n".join(part for book in books for part in book.paragraphs[:400])
 
-    name = hf.resolve(model)
-    if output is None and not Path(name).is_dir():
-        raise TrainError(f"{name} has no folder of its own here; name a file with -o")
-    target = output or Path(name) / NAME
     with progress.on_stderr() as shown:
-        reader = hf.load(name, device=device)
+        located = locate(model, progress=shown)
+        target = output or located.folder / NAME
+        reader = hf.load(located, device=device)
         made = calibrate(reader, prose[:1_000_000], Setting(each=needles, seed=seed), shown)
     made.save(target)
     report = {"heads": str(target), "model": made.model, "layers": len(made.heads), **made.made}

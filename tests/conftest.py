@@ -21,6 +21,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def models_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where this run keeps converted models and digests: never in the user's own cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEKV_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SEKV_MODEL", "SEKV_DEBUG", "NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE"):

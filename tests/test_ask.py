@@ -202,7 +202,7 @@ POINTED, MARK = 257, 258
 def lookup(reader: hf.Reader) -> hf.Reader:
     """The same reader with the marks of the built-in one."""
     prompt = replace(reader.prompt, quote_token=POINTED, value_token=MARK)
-    return hf.Reader(reader.model, reader.tokenizer, reader.identity, prompt)
+    return hf.Reader(reader.model, reader.tokenizer, reader.identity, prompt, reader.located)
 
 
 def scripted(
@@ -271,7 +271,7 @@ def test_a_quote_the_reader_is_not_sure_of_is_no_answer(
     sure = 2.0 - math.log(260 + math.exp(2.0))
     for least, stated in ((sure - 0.01, True), (sure + 0.01, False)):
         prompt = replace(lookup.prompt, bar=Bar("mean", least))
-        reader = hf.Reader(lookup.model, lookup.tokenizer, lookup.identity, prompt)
+        reader = hf.Reader(lookup.model, lookup.tokenizer, lookup.identity, prompt, lookup.located)
         with session(store, reader) as opened:
             monkeypatch.setattr(opened.reader.model, "generate", generate)
             pieces: list[str] = []
@@ -285,7 +285,7 @@ def test_a_quote_the_reader_is_not_sure_of_is_no_answer(
 def held(lookup: hf.Reader) -> hf.Reader:
     """A look-up reader that hardly ever refuses."""
     prompt = replace(lookup.prompt, refusal=(ord("n"), ord("o")), reluctance=100.0)
-    return hf.Reader(lookup.model, lookup.tokenizer, lookup.identity, prompt)
+    return hf.Reader(lookup.model, lookup.tokenizer, lookup.identity, prompt, lookup.located)
 
 
 @pytest.mark.parametrize(("windows", "full"), [(1, True), (11, False)])
@@ -484,7 +484,7 @@ def test_of_a_long_conversation_the_latest_turns_that_fit_are_read_as_they_are(
 
 def test_a_look_up_reader_reads_no_turns(store: Path, reader: hf.Reader) -> None:
     prompt = replace(reader.prompt, between="")
-    alone = hf.Reader(reader.model, reader.tokenizer, reader.identity, prompt)
+    alone = hf.Reader(reader.model, reader.tokenizer, reader.identity, prompt, reader.located)
     with session(store, alone) as opened:
         told = opened.ask(QUESTION, turns=[Turn("Which ship?", "Ship 3.")])
         assert told.stats["turns_read"] == 0

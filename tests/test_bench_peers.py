@@ -334,7 +334,9 @@ def test_another_engine_answers_in_the_same_session(
         full = answers(opened)
         ids = [*reader.prompt.prefix, *opened.ids.tolist()]
         engine.eval(ids)
-        opened.reader = hf.Reader(reader.model, reader.tokenizer, reader.identity, reader.prompt)
+        opened.reader = hf.Reader(
+            reader.model, reader.tokenizer, reader.identity, reader.prompt, reader.located
+        )
         opened.reader.model = llama.Greedy(engine, len(ids), reader.model)
         assert answers(opened) == full
         assert engine.n_tokens > len(ids)

@@ -33,6 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("memory",),
     ("output", "widening"),
     ("attention",),
+    ("models",),
     ("readers",),
     ("calibration",),
     ("fold",),

@@ -131,15 +131,15 @@ def test_windows_are_of_nearly_equal_length() -> None:
 def test_the_window_is_what_was_asked_or_what_the_reader_reads_well(
     positions: int, well: int, asked: int, window: int
 ) -> None:
-    config = SimpleNamespace(max_position_embeddings=positions, sekv_window=well)
-    assert longest_window(config, asked) == window
+    config = SimpleNamespace(max_position_embeddings=positions)
+    assert longest_window(config, asked, well) == window
 
 
 @pytest.mark.parametrize("asked", [-1, 3073, 10**9])
 def test_a_window_that_cannot_be_is_one_line(asked: int) -> None:
     config = SimpleNamespace(max_position_embeddings=4096)
     with pytest.raises(BudgetError, match=r"--window .* at most 3072"):
-        longest_window(config, asked)
+        longest_window(config, asked, 0)
 
 
 # ---------------------------------------------------------------------------- a run
@@ -402,7 +402,7 @@ def test_an_existing_name_is_refused_before_anything_is_read(model: Path, tmp_pa
         ({"chunk_tokens": 0}, BudgetError, "--chunk-tokens"),
         ({"device": "tpu"}, ReaderError, "unknown device"),
         ({"dtype": "int8"}, ReaderError, "unknown dtype"),
-        ({"model": "no/such-model"}, ReaderError, "cannot load model"),
+        ({"model": "no/such-model"}, ReaderError, "is not here"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_leaves_nothing(
@@ -524,7 +524,11 @@ def test_an_append_by_another_reader_is_refused(
     first = report(tmp_path, model, reader=reader)
     before = tree(Path(first.store))
     other = hf.Reader(
-        reader.model, reader.tokenizer, replace(reader.identity, weights="00"), reader.prompt
+        reader.model,
+        reader.tokenizer,
+        replace(reader.identity, weights="00"),
+        reader.prompt,
+        reader.located,
     )
     with pytest.raises(StoreError, match="weights"):
         appended(Path(first.store), tmp_path, other)

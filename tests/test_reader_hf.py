@@ -24,6 +24,8 @@ from transformers import (
 )
 
 from engine.errors import ReaderError, SekvError
+from engine.models import load
+from engine.models.identity import tokenizer_fingerprint
 from engine.prompt import Prompt
 from engine.readers import hf
 from engine.store import compare_identity
@@ -205,7 +207,7 @@ def test_attention_that_the_memory_cannot_stand_in_for_is_refused(what: str) -> 
     """From the configuration alone, in one line that names the model."""
     config = REFUSED[what]
     with pytest.raises(ReaderError, match=rf"^{config.model_type}: ") as caught:
-        hf.check_supported(config)
+        load.check_supported(config)
     assert "\n" not in str(caught.value)
 
 
@@ -216,7 +218,7 @@ def test_attention_that_it_can_stand_in_for_is_not() -> None:
         Qwen2Config(**SMALL, num_key_value_heads=2, use_sliding_window=False),
         *(LlamaConfig(**SMALL, rope_parameters=rope) for rope in ROPE.values()),
     ):
-        hf.check_supported(config)
+        load.check_supported(config)
 
 
 def saved(folder: Path, kind: str, **settings: Any) -> Path:
@@ -273,34 +275,25 @@ def test_a_layer_that_forgets_the_memory_stops_the_answer(
 @pytest.mark.parametrize("device", ["tpu", "cuda:", "CPU", "cuda:x", "", "cpu:0", "meta"])
 def test_an_unknown_device_is_one_line(device: str) -> None:
     with pytest.raises(ReaderError, match="unknown device"):
-        hf.pick_device(device)
+        load.pick_device(device)
 
 
 def test_a_device_that_is_not_there_is_one_line() -> None:
     with pytest.raises(ReaderError, match=r"no device 'cuda:99' here .*--device cpu"):
-        hf.pick_device("cuda:99")
+        load.pick_device("cuda:99")
 
 
 @pytest.mark.parametrize("dtype", ["int8", "fp16", "float64", ""])
 def test_an_unknown_dtype_is_one_line(dtype: str) -> None:
     with pytest.raises(ReaderError, match="unknown dtype"):
-        hf.pick_dtype(dtype, torch.device("cpu"), LlamaConfig())
+        load.pick_dtype(dtype, torch.device("cpu"), LlamaConfig())
 
 
 def test_the_dtype_is_the_checkpoint_s_on_a_gpu_and_float32_on_a_cpu() -> None:
     config = LlamaConfig(dtype=torch.bfloat16)
-    assert hf.pick_dtype("auto", torch.device("cuda"), config) == torch.bfloat16
-    assert hf.pick_dtype("auto", torch.device("cpu"), config) == torch.float32
-    assert hf.pick_dtype("float16", torch.device("cpu"), config) == torch.float16
-
-
-@pytest.mark.parametrize(
-    "name", ["no/such-model", "./missing", "/missing/model", "a b/c!", "x" * 300]
-)
-def test_a_missing_model_is_one_line(name: str) -> None:
-    with pytest.raises(ReaderError, match="cannot load model") as caught:
-        hf.load(name, device="cpu")
-    assert "\n" not in str(caught.value)
+    assert load.pick_dtype("auto", torch.device("cuda"), config) == torch.bfloat16
+    assert load.pick_dtype("auto", torch.device("cpu"), config) == torch.float32
+    assert load.pick_dtype("float16", torch.device("cpu"), config) == torch.float16
 
 
 @pytest.mark.parametrize(
@@ -335,18 +328,6 @@ def test_a_damaged_model_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_without_a_built_in_reader_a_model_must_be_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hf, "BUILTIN", tmp_path / "none")
-    with pytest.raises(ReaderError, match="no built-in reader; name a model with --model"):
-        hf.resolve("")
-    monkeypatch.setenv("SEKV_MODEL", "some/model")
-    assert hf.resolve("") == "some/model"
-    assert hf.resolve("another/model") == "another/model"
-    assert hf.display_name(str(tmp_path / "none")) == "builtin"
-
-
 # ---------------------------------------------------------------------------- identity
 
 
@@ -377,8 +358,8 @@ def test_one_changed_weight_is_another_model(
 
 def test_another_chat_template_is_another_tokenizer(model: Path) -> None:
     one, two = tokenizer(), tokenizer(chat=True)
-    assert hf.tokenizer_fingerprint(one) == hf.tokenizer_fingerprint(tokenizer())
-    assert hf.tokenizer_fingerprint(one) != hf.tokenizer_fingerprint(two)
+    assert tokenizer_fingerprint(one) == tokenizer_fingerprint(tokenizer())
+    assert tokenizer_fingerprint(one) != tokenizer_fingerprint(two)
 
 
 def test_a_chat_model_reads_behind_its_prefix(tmp_path: Path) -> None:
@@ -398,7 +379,11 @@ def test_a_chat_model_reads_behind_its_prefix(tmp_path: Path) -> None:
 
 def test_a_prompt_without_a_prefix_is_refused(reader: hf.Reader) -> None:
     bare = hf.Reader(
-        reader.model, reader.tokenizer, reader.identity, Prompt((), "", "", "document")
+        reader.model,
+        reader.tokenizer,
+        reader.identity,
+        Prompt((), "", "", "document"),
+        reader.located,
     )
     with pytest.raises(ReaderError, match="no token before the document"):
         bare.prefix()

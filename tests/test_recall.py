@@ -410,7 +410,11 @@ def test_questions_do_not_meet(kind: str, stores: dict[str, Path], reader: hf.Re
 def other(reader: hf.Reader, **changes: Any) -> hf.Reader:
     """The same reader under another identity."""
     return hf.Reader(
-        reader.model, reader.tokenizer, replace(reader.identity, **changes), reader.prompt
+        reader.model,
+        reader.tokenizer,
+        replace(reader.identity, **changes),
+        reader.prompt,
+        reader.located,
     )
 
 

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from engine import ops, router
 from engine.errors import RouterError, TrainError
 from engine.ingest import append
+from engine.models.checkpoint import weights_fingerprint
 from engine.policies.codec import basis_of
 from engine.policies.zoom import SpanZoom
 from engine.readers import hf
@@ -575,7 +576,7 @@ def test_a_models_own_router_is_found_and_does_not_change_the_model(
     trained: Path, model: Path, reader: hf.Reader, tmp_path: Path
 ) -> None:
     """Beside the model it is used without being named, if it pays and `none` is not asked for."""
-    before = hf._weights_fingerprint(str(model), "")
+    before = weights_fingerprint(model, Silent())
     beside = model / router.NAME
     known = router.load(trained)
     common = {n: t for n, t in known.layers[0].items() if n.startswith("gate_")}
@@ -585,7 +586,7 @@ def test_a_models_own_router_is_found_and_does_not_change_the_model(
         for pays, asked in ((False, ""), (True, "none"), (True, "")):
             record = {"found": {"sketch": {"trained": float(pays), "untrained": 0.5}}}
             router.save(beside, known.owner, layers, common, record)
-            assert hf._weights_fingerprint(str(model), "") == before
+            assert weights_fingerprint(model, Silent()) == before
             made = store_of(
                 tmp_path / f"{len(used)}", model, reader=reader, method="sekv", router=asked
             )

@@ -306,7 +306,7 @@ class Run:
         folder, identity = Path(self.model), self.reader.identity
         recipe, _ = routed(recipes.named(name), file, folder, self.reader, Silent())
         try:
-            calibration.needed(recipe, self.model, "", identity)
+            calibration.needed(recipe, folder, "", identity)
         except ReaderError as error:
             return recipe, str(error)
         return recipe, ""

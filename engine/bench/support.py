@@ -65,7 +65,11 @@ def ask_all(
     if reader.prompt.value_token < 0:
         raise SekvError(f"{reader.identity.id} is no look-up reader; only those quote")
     open_reader = hf.Reader(
-        reader.model, reader.tokenizer, reader.identity, replace(reader.prompt, bar=NO_BAR)
+        reader.model,
+        reader.tokenizer,
+        reader.identity,
+        replace(reader.prompt, bar=NO_BAR),
+        reader.located,
     )
     found: list[Asked] = []
     progress.start("asking", questions, "questions")

@@ -6,34 +6,32 @@ It knows prompts and positions, not spans: what happens with the keys and values
 
 from __future__ import annotations
 
-import json
-import os
-import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-import xxhash
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-from transformers.utils.hub import cached_file
+from transformers import DynamicCache
 
-from engine import attention, ops, router
-from engine.certainty import Bar
+from engine import attention, ops
 from engine.errors import ReaderError
 from engine.manifest import ModelIdentity
+from engine.models.identity import identify
+from engine.models.load import (
+    check_supported,
+    load_config,
+    load_tokenizer,
+    load_weights,
+    pick_device,
+    pick_dtype,
+)
+from engine.models.locate import SILENT, Located, locate
 from engine.observe import Observe, Reading
 from engine.prompt import Prompt
 from engine.queries import Probe, SelfQuestions, pieces
+from engine.types import Progress
 
-BUILTIN = Path(__file__).parent / "builtin"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NOTHING = Observe()
 HEAD_ROWS = 256  # rows of logits alive at once while surprisal is taken
 PROBE_TOKENS = 24  # ids of the probe; read twice, so that attention and positions matter
@@ -58,15 +56,22 @@ class Chunk:
 
 
 class Reader:
-    """A loaded model with its tokenizer, prompt and identity."""
+    """A loaded model with its tokenizer, prompt and identity.
 
-    def __init__(self, model: Any, tokenizer: Any, identity: ModelIdentity, prompt: Prompt):
+    located: what it was loaded from. reads_well: document tokens that it reads well in one
+    context, 0 if nobody knows.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, identity: ModelIdentity, prompt: Prompt, located: Located
+    ):
         self.model, self.tokenizer = model, tokenizer
         self.identity, self.prompt = identity, prompt
+        self.located = located
         config = model.config.get_text_config()
         self.layers: int = config.num_hidden_layers
         self.max_positions: int = config.max_position_embeddings
-        self.reads_well: int = getattr(config, "sekv_window", 0)
+        self.reads_well: int = located.window
         self.devices = _layer_devices(model, self.layers)
         self.dtype: torch.dtype = model.dtype
         self._last_hidden: Tensor | None = None
@@ -283,168 +288,37 @@ def _rows(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
 # ---------------------------------------------------------------------------- loading
 
 
-def resolve(model: str) -> str:
-    """The id or path to load: "" is SEKV_MODEL, else the built-in reader."""
-    name = model or os.environ.get("SEKV_MODEL", "") or str(BUILTIN)
-    if name == str(BUILTIN) and not (BUILTIN / "config.json").is_file():
-        raise ReaderError("this installation has no built-in reader; name a model with --model")
-    return name
-
-
-def display_name(model: str) -> str:
-    """How a model is named to people and in manifests."""
-    return "builtin" if Path(model) == BUILTIN else model
-
-
-def folder_of(identity: ModelIdentity) -> Path:
-    """Where files that belong to a model lie beside its weights, if it has a folder here."""
-    return BUILTIN if identity.id == display_name(str(BUILTIN)) else Path(identity.id)
-
-
-def load_config(model: str, revision: str = "") -> Any:
-    """The model's configuration. Raises ReaderError with one line."""
-    with _loading(model):
-        return AutoConfig.from_pretrained(model, **_pinned(revision))
-
-
-def load_tokenizer(model: str, revision: str = "") -> Any:
-    """The model's tokenizer. Raises ReaderError with one line."""
-    with _loading(model):
-        return AutoTokenizer.from_pretrained(model, **_pinned(revision))
-
-
-def load(model: str, *, revision: str = "", device: str = "auto", dtype: str = "auto") -> Reader:
+def load(
+    model: str | Located,
+    *,
+    revision: str = "",
+    device: str = "auto",
+    dtype: str = "auto",
+    progress: Progress = SILENT,
+) -> Reader:
     """Load a causal LM and check that the memory cannot be bypassed.
+
+    model: one that was located, or what `locate` takes.  revision: of a hub model.
 
     Raises:
         ReaderError: no such model, unsupported attention, no such device.
     """
-    name = resolve(model)
-    config = load_config(name, revision)
+    if isinstance(model, str):
+        model = locate(model, revision=revision, progress=progress)
+    config = load_config(model.folder)
     check_supported(config)
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     place = pick_device(device)
     kind = pick_dtype(dtype, place, config)
-    tokenizer = load_tokenizer(name, revision)
-    placement: dict[str, Any] = {"device_map": "auto" if device == "auto" else str(place)}
-    if place.type == "cpu":
-        placement = {}
-    with _loading(name):
-        loaded = AutoModelForCausalLM.from_pretrained(
-            name, dtype=kind, attn_implementation=attention.NAME, **placement, **_pinned(revision)
-        )
-    loaded.eval()  # type: ignore[no-untyped-call]
+    tokenizer = load_tokenizer(model.folder)
+    placement: dict[str, Any] = {"attn_implementation": attention.NAME}
+    if place.type != "cpu":
+        placement["device_map"] = "auto" if device == "auto" else str(place)
+    identity = identify(model, config, tokenizer, progress)
+    loaded = load_weights(model.folder, kind, placement)
     attention.attach(loaded)
-    identity = identify(name, revision, config, tokenizer)
-    reluctance = float(getattr(config, "sekv_reluctance", 0.0))
-    bar = Bar.from_json(getattr(config, "sekv_certainty", None) or {})
-    reader = Reader(loaded, tokenizer, identity, Prompt.of(tokenizer, reluctance, bar))
+    reader = Reader(loaded, tokenizer, identity, Prompt.of(tokenizer), model)
     reader.identity = replace(identity, behaviour=reader.behaviour())
     return reader
-
-
-def check_supported(config: Any) -> None:
-    """Refuse, in one line, models whose attention the memory cannot stand in for."""
-    text = config.get_text_config()
-    name = text.model_type
-    model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if not getattr(model, "_supports_attention_backend", False):
-        raise ReaderError(
-            f"{name}: not a causal model that calls registered attention functions; the memory "
-            "would be silently bypassed"
-        )
-    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"} or (
-        getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)
-    ):
-        raise ReaderError(
-            f"{name}: some layers see only a sliding window or are not attention "
-            f"({', '.join(sorted(kinds))}); the memory needs full attention in every layer"
-        )
-    for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
-        if getattr(text, cap, None):
-            raise ReaderError(f"{name}: attention with soft-capped scores is not supported yet")
-    rope = getattr(text, "rope_parameters", None) or {}
-    if rope.get("rope_type", "default") in ("dynamic", "longrope"):
-        raise ReaderError(
-            f"{name}: RoPE of type {rope['rope_type']} changes with the length read so far, so "
-            "keys stored once would be wrong; use a checkpoint with default, linear, llama3 or "
-            "yarn scaling"
-        )
-
-
-def pick_device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise ReaderError(f"unknown device '{device}'; use auto, cpu, cuda or cuda:N")
-    place = torch.device(device)
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise ReaderError(
-            f"no device '{device}' here ({torch.cuda.device_count()} CUDA devices seen); "
-            "use --device cpu"
-        )
-    return place
-
-
-def pick_dtype(dtype: str, device: torch.device, config: Any) -> torch.dtype:
-    """auto: the checkpoint's own on a GPU, float32 on a CPU."""
-    if dtype == "auto":
-        own = getattr(config, "dtype", None)
-        return own if device.type == "cuda" and own is not None else torch.float32
-    if dtype not in DTYPES:
-        raise ReaderError(f"unknown dtype '{dtype}'; use auto, {', '.join(DTYPES)}")
-    return DTYPES[dtype]
-
-
-def identify(name: str, revision: str, config: Any, tokenizer: Any) -> ModelIdentity:
-    """Who the reader is: enough to notice other weights under the same name."""
-    text = config.get_text_config()
-    heads = text.num_attention_heads
-    return ModelIdentity(
-        id=display_name(name),
-        revision=revision or getattr(config, "_commit_hash", None) or "",
-        architecture=(config.architectures or [text.model_type])[0],
-        weights=_weights_fingerprint(name, revision),
-        layers=text.num_hidden_layers,
-        heads=heads,
-        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
-        rope=json.loads(json.dumps(getattr(text, "rope_parameters", None) or {})),
-        tokenizer=tokenizer_fingerprint(tokenizer),
-        transformers=transformers.__version__,
-    )
-
-
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    body = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab())
-    return xxhash.xxh3_128_hexdigest((body + str(tokenizer.chat_template)).encode())
-
-
-def _weights_fingerprint(name: str, revision: str) -> str:
-    """Hash of the weight files: all bytes of small ones, 64 spread pieces of large ones."""
-    found = cached_file(name, "config.json", **_pinned(revision))
-    if found is None:
-        raise ReaderError(f"cannot find the files of model '{name}'")
-    folder = Path(found).parent
-    tensors = [file for file in folder.glob("*.safetensors") if file.name != router.NAME]
-    files = sorted(tensors) or sorted(folder.glob("*.bin"))
-    if not files:
-        raise ReaderError(f"no weight files beside {found}")
-    digest = xxhash.xxh3_128()
-    piece = 1 << 20
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}".encode())
-        with file.open("rb") as stream:
-            if size <= 64 * piece:
-                digest.update(stream.read())
-                continue
-            for at in range(0, size - piece, (size - piece) // 63):
-                stream.seek(at)
-                digest.update(stream.read(piece))
-    return digest.hexdigest()
 
 
 def _layer_devices(model: Any, layers: int) -> list[torch.device]:
@@ -462,28 +336,3 @@ def _layer_devices(model: Any, layers: int) -> list[torch.device]:
             "this tool knows; the memory would be silently bypassed"
         )
     return [devices[i] for i in range(layers)]
-
-
-def _pinned(revision: str) -> dict[str, Any]:
-    return {"revision": revision} if revision else {}
-
-
-@contextmanager
-def _loading(name: str) -> Iterator[None]:
-    """Whatever the libraries meet in a model's files becomes one line: they check none of them,
-    so that a file of the wrong shape ends in any error of Python's."""
-    try:
-        yield
-    except (
-        OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError,
-    ) as error:  # fmt: skip
-        raise _cannot_load(name, error) from error
-    except Exception as error:
-        if type(error) is Exception:  # tokenizers has no error of its own
-            raise _cannot_load(name, error) from error
-        raise
-
-
-def _cannot_load(name: str, error: Exception) -> ReaderError:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return ReaderError(f"cannot load model '{name}': {first[:200]}")

@@ -100,7 +100,7 @@ def take(
     document = load([str(source)])
     tokens = tokenize(document, reader.tokenizer)
     config = reader.model.config.get_text_config()
-    end = cut_windows(document, tokens, longest_window(config, window)).bounds[1]
+    end = cut_windows(document, tokens, longest_window(config, window, reader.reads_well)).bounds[1]
     ids = tokens.ids[:end].tolist()
     text = document.sources[0].text
     starts, ends = tokens.starts[:end].tolist(), tokens.ends[:end].tolist()

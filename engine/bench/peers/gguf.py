@@ -2,7 +2,7 @@
 
     python -m engine.bench.peers.gguf FILE.gguf [MODEL]
 
-Weights in 32 bits, the built-in reader's where no model is named. The row is fed the reader's own
+Weights in 32 bits, the default model's where no model is named. The row is fed the reader's own
 token ids, so the file holds no tokenizer. Sources: GGUF version 3 (docs/gguf.md of ggml) and what
 llama.cpp's convert_hf_to_gguf.py does with Llama.
 """
@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from engine.errors import ReaderError, SekvError
-from engine.readers import hf
+from engine.models.locate import locate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +44,7 @@ NAMES = {
 }
 
 
-def write(model: str, file: Path) -> None:
+def write(model: str | Path, file: Path) -> None:
     """Write the weights of a Llama as GGUF.
 
     Args:
@@ -134,6 +134,6 @@ def _padded(size: int) -> bytes:
 
 if __name__ == "__main__":
     try:
-        write(hf.resolve(sys.argv[2] if len(sys.argv) > 2 else ""), Path(sys.argv[1]))
+        write(locate(sys.argv[2] if len(sys.argv) > 2 else "").folder, Path(sys.argv[1]))
     except SekvError as error:
         sys.exit(str(error))

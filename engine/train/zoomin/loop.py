@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from engine import router
 from engine.errors import TrainError
+from engine.models.locate import locate
 from engine.readers import hf
 from engine.recipe import RECIPES
 from engine.train.zoomin.evaluate import found
@@ -141,11 +142,9 @@ def train_router(options: Options, progress: Progress, reader: hf.Reader | None 
         TrainError: no text or too little, a checkpoint of another run, or a loss that is no
             number; the last good checkpoint is then kept.
     """
-    name = hf.resolve(options.model)
-    progress.note(f"loading {hf.display_name(name)}")
-    reader = reader or hf.load(
-        name, revision=options.revision, device=options.device, dtype=options.dtype
-    )
+    located = locate(options.model, revision=options.revision, progress=progress)
+    progress.note(f"loading {located.name}")
+    reader = reader or hf.load(located, device=options.device, dtype=options.dtype)
     if reader.dtype == torch.float16:
         raise TrainError("gradients vanish in float16; train with --dtype bfloat16 or float32")
     accelerator = Accelerator(

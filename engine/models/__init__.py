@@ -1,0 +1,1 @@
+"""Models: known by alias, found or fetched, converted, identified and loaded."""

@@ -1,0 +1,68 @@
+"""Conversion of a GGUF file by transformers' own loader. Run as a script, never imported.
+
+    python -P gguf_worker.py FILE FOLDER DTYPE
+
+Exit code 2 and one line on stdout where the file or the disk is at fault.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from engine.errors import ReaderError
+from engine.models.load import check_supported, loading
+
+
+def _convert(file: Path, folder: Path, dtype: str) -> None:
+    """Convert `file` into the folder, which is made."""
+    place: dict[str, Any] = {"gguf_file": file.name}
+    with loading(file.name):
+        config = AutoConfig.from_pretrained(file.parent, **place)
+    check_supported(config)
+    with loading(file.name):
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, **place)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            file.parent, dtype=getattr(torch, dtype), **place
+        )
+    if not all(bool(torch.isfinite(weight).all()) for weight in model.state_dict().values()):
+        raise ReaderError(f"weights of {file.name} are no numbers that {dtype} holds")
+    # transformers takes for quantised what it has just dequantised, and would not save it.
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        # On a GPU a model runs in the dtype its configuration names. The tensors are float16,
+        # which keeps what they were dequantised to; the model was made in bfloat16, and what it
+        # computes on the way may leave the range of float16.
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if dtype != "float32":
+            settings["dtype"] = "bfloat16"
+        settings.pop("_name_or_path", None)
+        (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ReaderError(f"the converted weights cannot be written: {reason}") from None
+
+
+def main() -> int:
+    """Convert; an error is one line on stdout."""
+    try:
+        _convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    except ReaderError as error:
+        print(error)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

