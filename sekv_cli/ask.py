@@ -55,6 +55,7 @@ def ask(
         ),
     ] = None,
     no_server: options.NoServer = False,
+    offline: options.Offline = False,
     as_json: options.Json = False,
 ) -> None:
     """Answer questions from a store, with page citations.
@@ -95,6 +96,7 @@ def ask(
         model=model,
         router=str(router) if router else "",
         trace=trace is not None,
+        offline=offline,
     )
     several = file is not None or "-" in (questions or []) or len(questions or []) > 1
     traces = []

@@ -52,15 +52,7 @@ def bench(
             "niah,ruler, are one run with one report.",
         ),
     ] = "reader",
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="PATH",
-            envvar="SEKV_MODEL",
-            help="Folder of the reader. [default: the built-in reader]",
-            show_default=False,
-        ),
-    ] = "",
+    model: options.OwnModel = "",
     text: Annotated[
         Path | None,
         typer.Option(
@@ -340,7 +332,6 @@ def _fidelity(
     from engine.models.locate import locate
     from engine.readers import hf
 
-    located = locate(model, progress=shown)
     setting = laboratory.Setting(
         methods=_names(compared[0]),
         budgets=_names(compared[1]) or laboratory.Setting.budgets,
@@ -348,6 +339,7 @@ def _fidelity(
         window=window,
         dissected=dissect,
     )
+    located = locate(model, progress=shown)
     reader, name = hf.load(located, device=device), str(located.folder)
     report = laboratory.measure(reader, name, drawn, setting, output, shown)
     return report, shape.markdown(report), shape.charts(report)
@@ -366,7 +358,6 @@ def _efficiency(
     from engine.models.locate import locate
     from engine.readers import hf
 
-    located = locate(model, progress=shown)
     own = [name for name in _names(compared[0]) if not peers.is_peer(name)]
     others = [name for name in _names(compared[0]) if peers.is_peer(name)]
     if len(others) > 1 or any(not peers.is_llama(name) for name in others):
@@ -386,6 +377,7 @@ def _efficiency(
     )
     if not books:
         raise SekvError(f"{text} holds no .txt books")
+    located = locate(model, progress=shown)
     reader, name = hf.load(located, device=device), str(located.folder)
     report = efficiency.measure(reader, name, books[: 8 * max(lengths)], setting, shown)
     return report, efficiency.markdown(report), {}

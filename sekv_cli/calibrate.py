@@ -20,14 +20,7 @@ def calibrate(
             help="Folder of .txt books; only those that no reader is trained on are used.",
         ),
     ],
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="PATH",
-            help="Folder of the reader. [default: the built-in reader]",
-            show_default=False,
-        ),
-    ] = "",
+    model: options.OwnModel = "",
     questions: Annotated[
         int, typer.Option(min=1, metavar="N", help="Questions, half of them without an answer.")
     ] = 400,

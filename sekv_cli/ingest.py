@@ -31,18 +31,8 @@ def ingest(
             show_default=False,
         ),
     ] = None,
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="ID_OR_PATH",
-            envvar="SEKV_MODEL",
-            help="Hub id or folder of the reading model. [default: the built-in reader]",
-            show_default=False,
-        ),
-    ] = "",
-    revision: Annotated[
-        str, typer.Option(metavar="REV", help="Revision of a hub model.", show_default=False)
-    ] = "",
+    model: options.OwnModel = "",
+    revision: options.Revision = "",
     method: Annotated[
         str, typer.Option(metavar="NAME", help="How the memory is compressed.")
     ] = "sekv",
@@ -91,6 +81,7 @@ def ingest(
         bool,
         typer.Option("--password-stdin", help="Read the password of a PDF from stdin."),
     ] = False,
+    offline: options.Offline = False,
     as_json: options.Json = False,
 ) -> None:
     """Read documents once and keep the memory as a store.
@@ -131,6 +122,7 @@ def ingest(
         overwrite=overwrite,
         router=str(router) if router else "",
         heads=str(heads) if heads else "",
+        offline=offline,
     )
     stdin = sys.stdin.buffer if "-" in sources else None
     with progress.on_stderr() as shown:

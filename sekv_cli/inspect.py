@@ -83,6 +83,7 @@ def inspect(
     dtype: options.DTypeOption = options.DType.auto,
     model: options.Model = "",
     router: options.Router = None,
+    offline: options.Offline = False,
     as_json: options.Json = False,
 ) -> None:
     """Show what a store holds and what a question zooms into.
@@ -121,6 +122,7 @@ def inspect(
         device=device,
         dtype=dtype.value,
         model=model,
+        offline=offline,
         router=str(router) if router else "",
         trace=True,
     )

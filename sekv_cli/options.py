@@ -91,10 +91,27 @@ Router = Annotated[
 Model = Annotated[
     str,
     typer.Option(
-        metavar="ID_OR_PATH",
-        help="The store's model, when it lies elsewhere than at ingest.",
+        metavar="MODEL",
+        help="The store's model, when it lies elsewhere than at ingest: alias, hub id, folder or "
+        "GGUF file.",
         show_default=False,
     ),
+]
+OwnModel = Annotated[
+    str,
+    typer.Option(
+        metavar="ALIAS|ID|FOLDER|FILE.gguf",
+        envvar="SEKV_MODEL",
+        help="The model: an alias of `sekv models`, a hub id, a folder of transformers or a GGUF "
+        "file. [default: smollm2]",
+        show_default=False,
+    ),
+]
+Revision = Annotated[
+    str, typer.Option(metavar="REV", help="Revision of a hub model.", show_default=False)
+]
+Offline = Annotated[
+    bool, typer.Option("--offline", help="Fetch no model; HF_HUB_OFFLINE=1 says the same.")
 ]
 Budget = Annotated[
     str,

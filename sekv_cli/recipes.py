@@ -46,7 +46,7 @@ later, the same command asks only it. What is needed:
     pip install 'sekv[bench]'           # optimum-quanto, and what kvpress imports
     pip install --no-deps kvpress       # 0.5.5 pins transformers < 5.3, and runs with ours
     pip install llama-cpp-python        # compiles for minutes
-    python -m engine.bench.peers.gguf reader.gguf   # the built-in reader for llama.cpp@reader.gguf
+    python -m engine.bench.peers.gguf reader.gguf   # the default model for llama.cpp@reader.gguf
 
 llama-cpp-python needs a C++ compiler and ninja, and so does optimum-quanto, which compiles when
 it is first used. `peers.gguf` takes the folder of any plain Llama as its second argument; other

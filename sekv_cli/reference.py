@@ -32,7 +32,9 @@ exactly one JSON object on one line (`ask`: one per question). An error is one l
 
 | environment | meaning |
 |---|---|
-| `SEKV_MODEL` | the model that `sekv ingest` reads with |
+| `SEKV_MODEL` | the model to use where a command names none |
+| `SEKV_CACHE` | the folder for models, in place of the user's cache folder |
+| `HF_HUB_OFFLINE=1` | as `--offline`, for every command |
 | `SEKV_DEBUG=1` | tracebacks and the remarks of libraries |
 | `NO_COLOR` | no colour |
 """
@@ -46,7 +48,7 @@ def reference() -> str:
 def _group(group: Any, path: str) -> Iterator[str]:
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
-            if len(command.params) > 1:  # it does something by itself
+            if command.invoke_without_command:  # it does something by itself
                 yield from _command(command, f"{path} {name}")
             yield from _group(command, f"{path} {name}")
         else:

@@ -59,6 +59,7 @@ def serve(
     device: options.Device = "auto",
     dtype: options.DTypeOption = options.DType.auto,
     model: options.Model = "",
+    offline: options.Offline = False,
     as_json: options.Json = False,
 ) -> None:
     """Keep stores loaded behind an OpenAI-compatible endpoint.
@@ -94,6 +95,7 @@ def serve(
         device=device,
         dtype=dtype.value,
         model=model,
+        offline=offline,
     )
     from engine.serve import door
 

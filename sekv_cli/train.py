@@ -33,18 +33,8 @@ class Form(StrEnum):
 @app.callback(invoke_without_command=True)
 def router(
     context: typer.Context,
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="ID_OR_PATH",
-            envvar="SEKV_MODEL",
-            help="The frozen model. [default: the built-in reader]",
-            show_default=False,
-        ),
-    ] = "",
-    revision: Annotated[
-        str, typer.Option(metavar="REV", help="Revision of a hub model.", show_default=False)
-    ] = "",
+    model: options.OwnModel = "",
+    revision: options.Revision = "",
     text: Annotated[
         Path | None,
         typer.Option(
@@ -241,15 +231,7 @@ def heads(
             show_default=False,
         ),
     ],
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="ID_OR_PATH",
-            envvar="SEKV_MODEL",
-            help="Hub id or folder of the model. [default: the built-in reader]",
-            show_default=False,
-        ),
-    ] = "",
+    model: options.OwnModel = "",
     output: Annotated[
         Path | None,
         typer.Option(

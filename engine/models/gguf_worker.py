@@ -19,11 +19,13 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from engine.errors import ReaderError
+from engine.models.gguf import check_architecture, read_header
 from engine.models.load import check_supported, loading
 
 
 def _convert(file: Path, folder: Path, dtype: str) -> None:
     """Convert `file` into the folder, which is made."""
+    check_architecture(read_header(file).architecture)
     place: dict[str, Any] = {"gguf_file": file.name}
     with loading(file.name):
         config = AutoConfig.from_pretrained(file.parent, **place)
@@ -51,7 +53,10 @@ def _convert(file: Path, folder: Path, dtype: str) -> None:
         (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ReaderError(f"the converted weights cannot be written: {reason}") from None
+        raise ReaderError(
+            f"the converted weights cannot be written: {reason}; free some room, or name another "
+            "folder with SEKV_CACHE"
+        ) from None
 
 
 def main() -> int:

@@ -118,14 +118,6 @@ def of_store(
         raise
 
 
-def is_here(known: KnownModel) -> Path | None:
-    """Where a model of the table lies ready or to be converted, if it is here at all."""
-    folder = cache.folder_of(known.wheel.member_sha256)
-    if folder.is_dir():
-        return folder
-    return fetch.installed(known.wheel) or fetch.from_hub_cache(known.hub, "")
-
-
 def _known(known: KnownModel, offline: bool, progress: Progress) -> Located:
     folder = cache.folder_of(known.wheel.member_sha256)
     here = Located(known.alias, folder, window=known.window)

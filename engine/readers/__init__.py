@@ -1,1 +1,1 @@
-"""Models that read: any transformers causal LM (`hf`) and the small built-in one."""
+"""Models that read: any causal LM of transformers (`hf`)."""

@@ -1,0 +1,95 @@
+"""`sekv models`: the models known by alias; getting one and freeing its bytes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sekv_cli import options
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.callback(invoke_without_command=True)
+def models(context: typer.Context, as_json: options.Json = False) -> None:
+    """List the models known by alias, and what of them is here.
+
+    Any other causal model of transformers works too: name its hub id, its folder
+    or a GGUF file with --model. Converted GGUF files are listed below the table.
+
+    \b
+    Example:
+      sekv models
+      sekv models pull smollm2
+      sekv models rm smollm2
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from engine.models import shelf
+    from sekv_cli import format
+
+    found = shelf.listing()
+    if as_json:
+        format.emit_json(found.to_json())
+    else:
+        format.print_models(format.console(), found)
+
+
+@app.command("pull")
+def pull(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="ALIAS", help="An alias, or the id of a model on the hub."),
+    ],
+    revision: options.Revision = "",
+    as_json: options.Json = False,
+) -> None:
+    """Fetch a model and check its hash, so that it is here when it is needed.
+
+    A model that comes as GGUF is converted once. Nothing is fetched twice.
+
+    \b
+    Example:
+      sekv models pull smollm2
+      sekv models pull Qwen/Qwen3-4B --revision main
+    """
+    from engine.models import shelf
+    from sekv_cli import format, progress
+
+    with progress.on_stderr() as shown:
+        report = shelf.pull(model, revision, shown)
+    if as_json:
+        format.emit_json(report.to_json())
+    else:
+        format.print_pulled(format.console(), report)
+
+
+@app.command("rm")
+def remove(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="ALIAS",
+            help="An alias, or the name of a converted file from the list.",
+        ),
+    ],
+    as_json: options.Json = False,
+) -> None:
+    """Remove what sekv keeps of a model in its cache.
+
+    A Python package that holds the model, and the hub's own cache, are not touched.
+
+    \b
+    Example:
+      sekv models rm smollm2
+    """
+    from engine.models import shelf
+    from sekv_cli import format, progress
+
+    with progress.on_stderr() as shown:
+        report = shelf.remove(model, shown)
+    if as_json:
+        format.emit_json(report.to_json())
+    else:
+        format.print_removed(format.console(), report)
