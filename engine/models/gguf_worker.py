@@ -23,7 +23,7 @@ from engine.models.gguf import check_architecture, read_header
 from engine.models.load import check_supported, loading
 
 
-def _convert(file: Path, folder: Path, dtype: str) -> None:
+def convert_file(file: Path, folder: Path, dtype: str) -> None:
     """Convert `file` into the folder, which is made."""
     check_architecture(read_header(file).architecture)
     place: dict[str, Any] = {"gguf_file": file.name}
@@ -62,7 +62,7 @@ def _convert(file: Path, folder: Path, dtype: str) -> None:
 def main() -> int:
     """Convert; an error is one line on stdout."""
     try:
-        _convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+        convert_file(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
     except ReaderError as error:
         print(error)
         return error.exit_code
