@@ -44,8 +44,10 @@ ORIGIN = "origin.json"
 def root() -> Path:
     """The cache folder: SEKV_CACHE, else the user's cache folder of this system."""
     named = os.environ.get("SEKV_CACHE", "")
+    if named.startswith("~/"):
+        return Path(named).expanduser()
     if named:
-        return Path(named).expanduser().absolute()
+        return Path(named).absolute()
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("sekv"))

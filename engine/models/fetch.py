@@ -230,6 +230,7 @@ def from_hub(repository: str, revision: str, progress: Progress) -> Path:
                     f"{path.name} of {repository} is not the file that the hub says it has "
                     "(SHA-256 differs); nothing of it was kept"
                 )
+        get("config.json", revision or "main")  # last: it notes what the name stands for
     except (transport, EntryNotFoundError, HFValidationError, OSError, ValueError) as error:
         raise NotFetchedError(f"the hub: {_first_line(error)}") from None
     return paths[0].parent

@@ -60,11 +60,12 @@ def locate(
             f"name another model with --model, or none for {aliases.default().alias}"
         )
     if _is_path(name):
-        return _path(Path(name).expanduser(), progress)
+        path = Path(name)
+        return _path(path.expanduser() if name.startswith("~/") else path, progress)
+    if not _is_repository(name):
+        raise ReaderError(f"there is no model '{name[:100]}': {KINDS}")
     found = fetch.from_hub_cache(name, revision)
     if found is None:
-        if not _is_repository(name):
-            raise ReaderError(f"there is no model '{name[:100]}': {KINDS}")
         if offline:
             raise ReaderError(
                 f"the hub's model {name} is not here and the network is not to be used; "
@@ -101,12 +102,14 @@ def of_store(
     if model:
         return locate(model, offline=offline, progress=progress)
     if not aliases.named(stored.id) and not _is_path(stored.id):
+        if not _is_repository(stored.id):
+            raise StoreError(f"{store} names no model that there could be: '{stored.id[:100]}'")
         found = fetch.from_hub_cache(stored.id, stored.revision)
         if found is None:
             raise ReaderError(
-                f"{store} was made with the model {stored.id[:100]}, which is not here, and "
+                f"{store} was made with the model {stored.id}, which is not here, and "
                 "opening a store fetches none of the hub's models unasked: "
-                f"sekv models pull {stored.id[:100]}{_at(stored.revision)}, or name the folder "
+                f"sekv models pull {stored.id}{_at(stored.revision)}, or name the folder "
                 "of that model with --model"
             )
         return _from_hub(stored.id, found)
@@ -198,7 +201,7 @@ def _from_hub(repository: str, folder: Path) -> Located:
 
 def _path(path: Path, progress: Progress) -> Located:
     """A folder or GGUF file of the user's; where it is one of the table's it has that name."""
-    place = path.resolve()
+    place = _resolved(path)
     if path.is_dir():
         for known in aliases.KNOWN:
             if place == cache.folder_of(known.wheel.member_sha256).resolve():
@@ -218,18 +221,27 @@ def _path(path: Path, progress: Progress) -> Located:
     return Located(str(place), folder)
 
 
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, no name at all, a circle
+        raise ReaderError(f"there is no such folder: {str(path)[:100]} ({error})") from None
+
+
 def _is_path(name: str) -> bool:
     """Whether a name means a place here and not a model elsewhere."""
     if name.startswith(("/", "./", "../", "~")) or name in (".", "..") or name.endswith(".gguf"):
         return True
     try:
-        return Path(name).exists()
+        return bool(name) and Path(name).exists()
     except (OSError, ValueError):  # too long for a name, or no name at all
         return False
 
 
 def _is_repository(name: str) -> bool:
-    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name, re.ASCII) is not None
+    """Whether the hub could have a model of that name; it takes up to 96 characters."""
+    shape = r"[\w-][\w.-]*(/[\w-][\w.-]*)?"
+    return len(name) <= 96 and re.fullmatch(shape, name, re.ASCII) is not None
 
 
 def _at(revision: str) -> str:
