@@ -11,9 +11,11 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from engine.models.locate import Located
     from engine.readers import hf
     from engine.store import Store
 
+USERS_CACHE = os.environ.get("SEKV_CACHE", "")
 # Before any test imports transformers: a test never asks a hub for anything.
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Before any test imports torch: on tiny models a second thread saves nothing, and on a busy machine
@@ -28,6 +30,25 @@ def models_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEKV_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def smollm2(models_cache: Path) -> Located:
+    """The default model, fetched and converted once into the user's own cache and linked into that
+    of this run, so that every command finds it by its alias."""
+    from engine.models import aliases, cache
+    from engine.models.locate import locate
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SEKV_CACHE")
+        if USERS_CACHE:
+            patch.setenv("SEKV_CACHE", USERS_CACHE)
+        patch.delenv("HF_HUB_OFFLINE")
+        folder = locate(aliases.default().alias).folder
+    link = cache.folder_of(aliases.default().wheel.member_sha256)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(folder)
+    return locate(aliases.default().alias)
 
 
 @pytest.fixture(autouse=True)
