@@ -418,7 +418,7 @@ def test_a_model_that_moved_is_named(
     hidden = model.with_name("hidden")
     model.rename(hidden)
     try:
-        with pytest.raises(ReaderError, match="cannot load model") as caught:
+        with pytest.raises(ReaderError, match="no such folder") as caught:
             session(store, device="cpu")
         assert "\n" not in str(caught.value)
         with session(store, device="cpu", model=str(moved)) as opened:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from engine.errors import ReaderError
 from engine.models.gguf import check_architecture, read_header
@@ -24,22 +25,32 @@ from engine.models.load import check_supported, loading
 
 
 def convert_file(file: Path, folder: Path, dtype: str) -> None:
-    """Convert `file` into the folder, which is made."""
+    """Convert `file` into the folder, which is made.
+
+    Raises:
+        ReaderError: what the file holds cannot be used, or the folder cannot be written.
+    """
     check_architecture(read_header(file).architecture)
-    place: dict[str, Any] = {"gguf_file": file.name}
-    with loading(file.name):
-        config = AutoConfig.from_pretrained(file.parent, **place)
-    check_supported(config)
-    with loading(file.name):
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, **place)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            file.parent, dtype=getattr(torch, dtype), **place
-        )
+    with TemporaryDirectory() as alone:  # what else lies beside the file is not read with it
+        (Path(alone) / "model.gguf").symlink_to(file.resolve())
+        place: dict[str, Any] = {"gguf_file": "model.gguf"}
+        with loading(file.name):
+            config = AutoConfig.from_pretrained(alone, **place)
+        check_supported(config)
+        with loading(file.name):
+            tokenizer = AutoTokenizer.from_pretrained(alone, **place)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                alone,
+                config=config,
+                dtype=getattr(torch, dtype),
+                quantization_config=GgufConfig(dequantize=True),
+                **place,
+            )
     if not all(bool(torch.isfinite(weight).all()) for weight in model.state_dict().values()):
         raise ReaderError(f"weights of {file.name} are no numbers that {dtype} holds")
     # transformers takes for quantised what it has just dequantised, and would not save it.
     model.hf_quantizer = None
-    del model.config.quantization_config
+    vars(model.config).pop("quantization_config", None)
     try:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -49,7 +60,6 @@ def convert_file(file: Path, folder: Path, dtype: str) -> None:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if dtype != "float32":
             settings["dtype"] = "bfloat16"
-        settings.pop("_name_or_path", None)
         (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
