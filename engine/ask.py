@@ -9,28 +9,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 import torch
-from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
 from transformers.generation.streamers import BaseStreamer
 
 from engine import attention, cite
-from engine.certainty import SCORES
 from engine.errors import BudgetError, StoppedError, StoreError
 from engine.manifest import ModelIdentity
-from engine.memory import Coverage, Sight
-from engine.quoting import TOGETHER, Guide, Marks, Told, telling
+from engine.memory import Coverage
 from engine.readers import hf
 from engine.recall import Memory, open_memory
 from engine.store import Store
@@ -39,8 +29,6 @@ from engine.trace import Evidence, Trace
 from engine.turns import Past
 from engine.types import Answer, AskOptions, Citation, MemoryUse, Progress, Turn, Usage
 from engine.widening import Widening, widens
-
-NOT_STATED = "not stated in the document"
 
 TURNS_SHARE = 0.125
 """Share of the budget that the latest turns of a conversation may take as they are: half of what
@@ -99,18 +87,6 @@ class Session:
     ) -> None:
         self.store.close()
 
-    @cached_property
-    def marks(self) -> Marks:
-        """A look-up reader's own tokens; the whole vocabulary is gone through once."""
-        prompt, tokenizer = self.reader.prompt, self.reader.tokenizer
-        end = tokenizer.eos_token_id
-        return Marks.of(tokenizer, prompt.quote_token, prompt.value_token, end, prompt.refusal)
-
-    @cached_property
-    def told(self) -> Told:
-        """The document as the guides of a look-up reader see it."""
-        return self.book.told(self.ids.numpy())
-
     def trace(self) -> dict[str, Any]:
         """The last question's zoom decisions and its answer as JSON values; see `engine.replay`."""
         return {
@@ -127,7 +103,7 @@ class Session:
         }
 
     def evidence(self) -> tuple[Citation, ...]:
-        """What the last question's attention alone would cite, whatever was quoted."""
+        """The passages that the last question's attention weighed most."""
         return self.book.citations(self._evidence.weight)
 
     def retune(self, options: AskOptions) -> None:
@@ -187,30 +163,28 @@ class Session:
         shared.estimates = self.options.trace
         most = min(self.options.max_new_tokens, left - len(prompt))
         self._trace, self._evidence, self._answer = Trace(), Evidence(self.ids), None
+        speaker = _Speaker(self, on_text, started, stop)
+        self._trace, self._evidence = speaker.trace, speaker.evidence
+        windows = self._scout(prompt)
+        if self.options.widen > 1:
+            self._widening = Widening(shared, self.options.widen, self.options.coverage)
+        cache = self._cache()
         try:
-            saying = self._begin(prompt, question, most, on_text, started, stop)
-            self._trace, self._evidence = saying.speaker.trace, saying.speaker.evidence
-            while saying.left and self._generate(saying, saying.left):
-                pass
+            self._generate(cache, prompt, most, speaker)
         finally:
             shared.watchers.clear()
-        speaker = saying.speaker
         speaker.finish()
         done = time.perf_counter()
         manifest = self.store.manifest
         zoomed = {int(s) for layer in self.memory.layers for z in layer.zoomed.spans for s in z}
         zoomed &= set(range(manifest.spans))  # without those of old turns
         row = 2 * manifest.model.layers * manifest.model.kv_heads * manifest.model.head_dim
-        speed = len(speaker.tokens) / max(1e-9, done - speaker.first)
+        # The first token came before the clock of the others started.
+        speed = (len(speaker.tokens) - 1) / max(1e-9, done - speaker.first)
         self._answer = Answer(
             question=question,
-            answer=speaker.answer if speaker.supported else NOT_STATED,
-            quote=speaker.quote if speaker.supported else "",
-            citations=(
-                self.book.citations(speaker.evidence.weight, speaker.place)
-                if speaker.supported
-                else ()
-            ),
+            answer=speaker.answer,
+            citations=self.book.citations(speaker.evidence.weight),
             usage=Usage(
                 manifest.tokens,
                 shared.recomputed_tokens,
@@ -231,7 +205,7 @@ class Session:
                 "total_s": done - started,
                 "tokens_per_s": speed,
             },
-            stats=self._stats(saying)
+            stats=self._stats(windows, cache)
             | {
                 "turns_read": len(latest),
                 "turns_folded": self.past.shown,
@@ -334,85 +308,12 @@ class Session:
         for layer in self.memory.layers:
             layer.focus(windows)
 
-    def _begin(
-        self,
-        prompt: list[int],
-        question: str,
-        most: int,
-        on_text: Callable[[str], None] | None,
-        started: float,
-        stop: Callable[[], bool] | None,
-    ) -> _Saying:
-        """The answer where it begins, of at most so many tokens.
-
-        A look-up reader begins one in each of a few parts of a long document; the one where a
-        quote is likeliest is gone on with.
-        """
-
-        def saying(windows: torch.Tensor | None, guide: Guide | None) -> _Saying:
-            speaker = _Speaker(self, on_text, started, stop)
-            torch.manual_seed(self.options.seed)
-            self.memory.shared.leading = 1
-            return _Saying(speaker, self._cache(), guide, windows, list(prompt), most)
-
-        windows, options = self._scout(prompt), self.options
-        if options.widen > 1:
-            self._widening = Widening(self.memory.shared, options.widen, options.coverage)
-        if self.reader.prompt.value_token < 0:
-            return saying(windows, None)
-        tokenizer = self.reader.tokenizer
-        asked = [
-            tokenizer.encode(words, add_special_tokens=False, split_special_tokens=True)
-            for words in telling(question)
-        ]
-        seen = torch.arange(self.memory.shared.windows) if windows is None else windows
-        parts = [seen[at : at + TOGETHER] for at in range(0, len(seen), TOGETHER)]
-        if len(parts) == 1 or not len(self.memory.layers[0].view.spans):
-            return saying(windows, self._guide(seen, asked))
-        begun: list[tuple[_Saying, list[Sight]]] = []
-        for part in parts:
-            self._focus(part)
-            one = saying(part, self._guide(part, asked))
-            self._generate(one, 1)
-            begun.append((one, [layer.sight for layer in self.memory.layers]))
-        best, sights = max(begun, key=lambda each: each[0].margin)
-        if best is not begun[-1][0]:
-            for layer, sight in zip(self.memory.layers, sights, strict=True):
-                layer.resume(sight)
-        best.speaker.first = time.perf_counter()  # known only now
-        return best
-
-    def _guide(self, windows: torch.Tensor, asked: list[list[int]]) -> Guide:
-        """The guide of a look-up reader that sees these windows; asked: see `Guide`."""
-        tables = self.store.manifest.windows
-        seen = np.concatenate(
-            [np.arange(tables[one].start, tables[one].end) for one in windows.tolist()]
-        )
-        return Guide(self.marks, self.told.at(seen), asked)
-
-    def _generate(self, saying: _Saying, most: int) -> bool:
-        """Say up to `most` tokens more; whether the guide then dictates how it goes on.
-
-        What a guide dictates is read in one forward with the token before it.
-        """
-        options, guide, speaker = self.options, saying.guide, saying.speaker
-        if guide is not None and guide.dictates:
-            dictated = guide.dictated()
-            if len(dictated) >= most:
-                speaker.take(dictated[:most])
-                return False
-            speaker.dictate(dictated)
-            saying.unread += dictated
-            self.memory.shared.leading = len(saying.unread)
-            most -= len(dictated)
+    def _generate(
+        self, cache: attention.MemoryCache, prompt: list[int], most: int, speaker: _Speaker
+    ) -> None:
+        """Read the prompt and say up to `most` tokens."""
+        options = self.options
         self.memory.shared.watchers[:] = speaker.watchers
-        held: dict[str, Any] = {}
-        if guide is not None:
-            holding = _LookUp(saying, guide, self.reader.prompt.reluctance)
-            held = {
-                "logits_processor": LogitsProcessorList([speaker.heard, holding]),
-                "stopping_criteria": StoppingCriteriaList([_Dictated(guide)]),
-            }
         sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None}
         if options.temperature > 0:
             sampling = {
@@ -420,24 +321,22 @@ class Session:
                 "temperature": options.temperature,
                 "top_p": options.top_p,
             }
-        ids = torch.tensor([saying.unread], device=self.reader.devices[0])
-        read = saying.cache.get_seq_length()
-        self.reader.model.generate(
-            ids,
-            attention_mask=torch.ones(1, read + len(saying.unread)).to(ids),
-            past_key_values=saying.cache,
-            max_new_tokens=most,
-            streamer=speaker,
-            top_k=None,
-            pad_token_id=self.reader.tokenizer.pad_token_id or 0,
-            **held,
-            **sampling,
-        )
-        saying.unread = speaker.tokens[-1:]
-        return guide is not None and guide.dictates
+        ids = torch.tensor([prompt], device=self.reader.devices[0])
+        gpus = {device for device in self.reader.devices if device.type == "cuda"}
+        with torch.random.fork_rng(devices=gpus):  # the caller's random numbers stay the caller's
+            torch.manual_seed(options.seed)
+            self.reader.model.generate(
+                ids,
+                attention_mask=torch.ones(1, cache.get_seq_length() + len(prompt)).to(ids),
+                past_key_values=cache,
+                max_new_tokens=most,
+                streamer=speaker,
+                top_k=None,
+                pad_token_id=self.reader.tokenizer.pad_token_id or 0,
+                **sampling,
+            )
 
-    def _stats(self, saying: _Saying) -> dict[str, Any]:
-        speaker, windows = saying.speaker, saying.windows
+    def _stats(self, windows: torch.Tensor | None, cache: attention.MemoryCache) -> dict[str, Any]:
         traffic = [layer.zoomed.traffic for layer in self.memory.layers]
         shared = self.memory.shared
         fetched = sum(t.fetched_spans for t in traffic)
@@ -457,84 +356,12 @@ class Session:
             "least_coverage": round(shared.coverage.least, 4),
             "widened_steps": self._widening.steps if self._widening else 0,
             "reuse_rate": reused / max(1, reused + fetched),
-            "answer_kv_bytes": saying.cache.peak_live_bytes,
-            "unsupported_quote": "" if speaker.supported else speaker.quote,
-            "certainty": {name: round(of(speaker.log_p), 4) for name, of in SCORES.items()}
-            if speaker.log_p
-            else {},
+            "answer_kv_bytes": cache.peak_live_bytes,
         }
 
 
-@dataclass
-class _Saying:
-    """An answer in the making, of at most `most` tokens.
-
-    windows: those of the document that it sees, None for all. unread: tokens that the cache has
-    not: the prompt, later the newest token. margin: see `Guide`, of the first token.
-    """
-
-    speaker: _Speaker
-    cache: attention.MemoryCache
-    guide: Guide | None
-    windows: torch.Tensor | None
-    unread: list[int]
-    most: int
-    margin: float = 0.0
-
-    @property
-    def left(self) -> int:
-        """Tokens that may still be said."""
-        return self.most - len(self.speaker.tokens)
-
-
-class _LookUp(LogitsProcessor):
-    """A look-up reader's decoding: held to the document, as ready to refuse as calibrated."""
-
-    def __init__(self, saying: _Saying, guide: Guide, reluctance: float):
-        self.saying, self.guide, self.reluctance = saying, guide, reluctance
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        logits = scores[0].float().cpu().numpy()
-        if not self.saying.speaker.tokens:
-            self.saying.margin = self.guide.margin(logits)
-        choices = self.guide.choices(logits, self.reluctance)
-        allowed = torch.from_numpy(choices).to(scores.device)
-        held = torch.full_like(scores, float("-inf"))
-        held[:, allowed] = scores[:, allowed]
-        return held  # type: ignore[return-value]
-
-
-class _Dictated(StoppingCriteria):
-    """Tells the guide what was chosen, and stops where it leaves no choice."""
-
-    def __init__(self, guide: Guide):
-        self.guide = guide
-
-    def __call__(self, input_ids: torch.LongTensor, scores: Any, **_: Any) -> torch.Tensor:
-        self.guide.say(int(input_ids[0, -1]))
-        return torch.full((len(input_ids),), self.guide.dictates, device=input_ids.device)
-
-
-class _Heard(LogitsProcessor):
-    """Listens to what the model itself holds likely next, before anything holds it to anything.
-
-    log_p: float32 [V] of the token to come, none before the first.
-    """
-
-    log_p: torch.Tensor | None = None
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        self.log_p = scores[0].float().log_softmax(-1)
-        return scores
-
-
 class _Speaker(BaseStreamer):
-    """Takes tokens as they are generated; shows text, feeds evidence and trace.
-
-    A look-up reader says a pointer, its quote token, a quote, its value token, then the short
-    answer: only the short answer is shown, and only if the quote stands in the document and the
-    reader is sure enough of its pointer.
-    """
+    """Takes tokens as they are generated; shows text, feeds evidence and trace."""
 
     def __init__(
         self,
@@ -550,61 +377,29 @@ class _Speaker(BaseStreamer):
             self.watchers.append(self.trace)
         ends = session.reader.model.generation_config.eos_token_id
         self.ends = ends if isinstance(ends, list) else [ends]
-        self.tokenizer, self.book = session.reader.tokenizer, session.book
-        prompt = session.reader.prompt
-        self.quote_token, self.value_token, self.bar = (
-            prompt.quote_token,
-            prompt.value_token,
-            prompt.bar,
-        )
-        self.heard = _Heard()
-        self.log_p: list[float] = []
+        self.tokenizer = session.reader.tokenizer
         self.on_text = on_text
         self.first = started
         self.shown: float | None = None
         self.tokens: list[int] = []
-        self.quote = ""
-        self.place: tuple[int, int, int] | None = None
-        self._quote_from = -1
-        self._answer_from = 0 if self.value_token < 0 else -1
         self._shown = ""
         self._prompted = False
 
     def put(self, value: torch.Tensor) -> None:
         if self.stop is not None and self.stop():
             raise StoppedError("the answer was stopped")
-        if not self._prompted:  # every piece of generate hands over its prompt first
+        if not self._prompted:  # generate hands over its prompt first
             self._prompted = True
             return
         if not self.tokens:
             self.first = time.perf_counter()
-        dictated, self.evidence.coming = self.evidence.coming, ()
-        self.take(dictated)
         for token in value.reshape(-1).tolist():
             self.evidence.said(token)
-            self.take([token])
+            self.tokens.append(token)
+            self.trace.tell(self.tokenizer.decode([token]))
         # An unfinished character decodes to U+FFFD; wait for its last byte. It may yet be white
         # space, so that the space before it may yet be the end.
         self._show(self.answer.rstrip("\ufffd").rstrip())
-
-    def dictate(self, tokens: Sequence[int]) -> None:
-        """Take these with the next token: the forward that leads to it reads them."""
-        self.evidence.coming = tokens
-
-    def take(self, tokens: Sequence[int]) -> None:
-        """Have said these tokens."""
-        for token in tokens:
-            self.tokens.append(token)
-            if token == self.quote_token and self._quote_from < 0:
-                self._quote_from = len(self.tokens)
-            elif self.heard.log_p is not None and self._quote_from < 0:
-                self.log_p.append(float(self.heard.log_p[token]))
-            self.trace.tell(self.tokenizer.decode([token]))
-            if token == self.value_token and self._answer_from < 0:
-                self.quote = self._text(self.tokens[max(0, self._quote_from) :])
-                if self.bar.holds(self.log_p):
-                    self.place = self.book.locate(self.quote, self.evidence.weight)
-                self._answer_from = len(self.tokens)
 
     def end(self) -> None:
         self._prompted = False
@@ -616,29 +411,20 @@ class _Speaker(BaseStreamer):
 
     @property
     def answer(self) -> str:
-        """The answer so far; for a look-up reader what follows the value token."""
-        return self._text(self.tokens[self._answer_from :]) if self._answer_from >= 0 else ""
+        """The answer so far."""
+        text: str = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
+        return text.strip()
 
     def cut_short(self, most: int) -> bool:
         """Whether the answer ended for want of tokens."""
         return len(self.tokens) >= most and self.tokens[-1] not in self.ends
 
-    @property
-    def supported(self) -> bool:
-        """Whether the answer may be given: a look-up reader's only with a quote that stands."""
-        return self.value_token < 0 or self.place is not None
-
     def _show(self, text: str) -> None:
-        if self.supported and len(text) > len(self._shown):
+        if len(text) > len(self._shown):
             self.shown = self.shown or time.perf_counter()
             if self.on_text:
                 self.on_text(text[len(self._shown) :])
             self._shown = text
-
-    def _text(self, tokens: list[int]) -> str:
-        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        # A look-up reader copies the document's line breaks too.
-        return text.strip() if self.value_token < 0 else " ".join(text.split())
 
 
 def _known_ids(ids: Any, reader: hf.Reader, store: Path) -> torch.Tensor:
@@ -658,9 +444,8 @@ def _load_reader(
 ) -> hf.Reader:
     """The reader that a store names, or the one the options put in its place."""
     progress.note(f"loading {model.id}")
-    own = "" if model.id == "builtin" else model.id
     return hf.load(
-        options.model or own or str(hf.BUILTIN),
+        options.model or model.id,
         revision="" if options.model else model.revision,
         device=options.device,
         dtype=dtype if options.dtype == "auto" else options.dtype,

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.quoting import SENTENCE_END, Told
 from engine.types import Citation
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from engine.manifest import SourceEntry
     from engine.store import Store
 
@@ -29,6 +26,12 @@ LONGEST = 400
 JOINED = 0.5
 """Least share of its neighbour's evidence that a sentence needs to stand in one passage with it."""
 
+
+SENTENCE_END = re.compile(
+    r"""(?:(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bProf)(?<!\b[A-Z])\.|[!?…])"""
+    r"""["'”’)\]]*\s+(?=["'“‘(\[]?[A-Z0-9À-ÞЁ-Я])|[。！？]["'”’」』）]*|\n\s*\n"""
+)
+"""Where a sentence ends, its closing quotation marks and the white space behind it included."""
 
 Place = tuple[int, int, int]
 """Source, and the characters [start, end) of its text."""
@@ -67,53 +70,22 @@ class Book:
         first, last = self.page_at(source, start), self.page_at(source, max(start, end - 1))
         return f"{first}-{last}" if first != last and (first + last).isdigit() else first
 
-    def locate(self, quote: str, weight: Tensor) -> Place | None:
-        """Where a quote stands, white space aside: (source, start, end), or None.
-
-        Of several places the one with the most evidence; weight: float [N].
-        """
-        if not quote.split():
-            return None
-        pattern = re.compile(r"\s+".join(map(re.escape, quote.split())))
-        found = [
-            (source, match.start(), match.end())
-            for source in range(len(self.sources))
-            for match in pattern.finditer(self.texts[source])
-        ]
-        return max(found, key=lambda place: self._mass(weight, *place), default=None)
-
-    def told(self, ids: npt.NDArray[np.int64]) -> Told:
-        """The document as a guide sees it; ids: its tokens, of all sources."""
-        parts, count = [], 0
-        for source in range(len(self.sources)):
-            mine = (self.source == source).numpy()
-            part = Told.of(self.texts[source], ids[mine], self.ends.numpy()[mine])
-            parts.append(replace(part, sentence=count + part.sentence))
-            count += 1 + int(part.sentence[-1] if len(part.sentence) else 0)
-        return Told.join(parts)
-
-    def citations(self, weight: Tensor, quoted: Place | None = None) -> tuple[Citation, ...]:
+    def citations(self, weight: Tensor) -> tuple[Citation, ...]:
         """The passages that hold most of the evidence, best first.
 
         A passage is a sentence, or several side by side that hold about as much.
 
         Args:
             weight: float [N], evidence of every document token.
-            quoted: a passage the answer quotes; its sentence comes first whatever its evidence.
         """
         total = max(float(weight.sum()), 1e-30)
-        first = [self._sentence(*quoted)] if quoted is not None else []
         found: set[Place] = set()
         for token in weight.topk(min(64, len(weight))).indices.tolist():
             if weight[token] > 0:
                 start, end = int(self.starts[token]), int(self.ends[token])
                 found.add(self._sentence(int(self.source[token]), start, end))
-        masses = {place: self._mass(weight, *place) / total for place in [*first, *found]}
-        kept = [
-            place
-            for place in found
-            if masses[place] >= LEAST and not any(_overlap(place, other) for other in first)
-        ]
+        masses = {place: self._mass(weight, *place) / total for place in found}
+        kept = [place for place in found if masses[place] >= LEAST]
         passages = self._join(sorted(kept), masses)
         for place in passages:
             masses[place] = self._mass(weight, *place) / total
@@ -127,7 +99,7 @@ class Book:
                 text=self.texts[source][start:end],
                 weight=round(masses[source, start, end], 4),
             )
-            for source, start, end in [*first, *passages][:MOST]
+            for source, start, end in passages[:MOST]
         )
 
     def _join(self, places: list[Place], masses: dict[Place, float]) -> list[Place]:
@@ -176,10 +148,6 @@ class Book:
         if last - first > LONGEST:
             first, last = max(first, start - LONGEST // 2), min(last, end + LONGEST // 2)
         return source, *_trim(text, first, last)
-
-
-def _overlap(one: Place, other: Place) -> bool:
-    return one[0] == other[0] and one[1] < other[2] and other[1] < one[2]
 
 
 def _trim(text: str, start: int, end: int) -> tuple[int, int]:

@@ -185,8 +185,7 @@ def append(
         )
     new = _load(paths, options, progress, stdin)
     clock.lap("read_s")
-    own = "" if base.model.id == "builtin" else base.model.id
-    name = options.model or own or str(hf.BUILTIN)
+    name = options.model or base.model.id
     reader = reader or hf.load(
         name,
         revision="" if options.model else base.model.revision,

@@ -36,8 +36,7 @@ class Step:
     share of attention. zoomed, lengths: per KV head the spans decoded and their
     tokens. summary: [Hkv, G, F] weight of
     each summary row for the newest query. tokens: per KV head the document tokens of decoded
-    and pinned rows, -1 for none. weight: per KV head [G, R, n] of those rows for the newest R
-    queries, see `Shared.leading`.
+    and pinned rows, -1 for none. weight: per KV head [G, n] of those rows for the newest query.
     traffic: what moved for this layer since the question began.
     """
 
@@ -167,8 +166,6 @@ class Shared:
     layers: all of them, in order. peak_bytes: the most that was resident at once.
     recomputed_tokens: of the document, that the model read once more while it answered.
     reserved: bytes per layer that the turns of a conversation take from the room to zoom.
-    leading: newest rows of a forward that lead to tokens of the answer; those before them, such
-    as a question's, are only read.
     width: budgets that may be resident now; more than one while an unsure step is done again.
     coverage: since the question was asked.
     heard: the question that is being answered, and the answer so far.
@@ -183,7 +180,6 @@ class Shared:
     peak_bytes: int = 0
     recomputed_tokens: int = 0
     reserved: int = 0
-    leading: int = 1
     width: float = 1.0
     coverage: Coverage = field(default_factory=Coverage)
     heard: Heard = field(default_factory=Heard)
@@ -203,25 +199,41 @@ class Shared:
         self.peak_bytes = max(self.peak_bytes, self.device_bytes)
 
 
+def allot(caps: Sequence[float], least: Sequence[float], most: Sequence[float]) -> list[float]:
+    """What each layer may hold when those that need less than their share leave the rest to others.
+
+    Every layer keeps the smaller of its share and its need, whatever the others hold; the rest goes
+    to those that need more, in proportion to what they lack. It follows from shares and needs
+    alone, so that no layer can lose at one step what it was given at another.
+
+    Args:
+        caps: bytes, the share of each layer.  least: bytes that a layer takes whatever happens;
+        where that is more than its share, all others give in proportion to what they have.
+        most: bytes with which a layer has all it can use.
+    Returns:
+        bytes for each layer, their sum at most that of `caps` where what all take at least is.
+    """
+    own = [max(low, min(cap, high)) for cap, low, high in zip(caps, least, most, strict=True)]
+    left = sum(caps) - sum(own)
+    ends = most if left >= 0 else least
+    ways = [abs(end - mine) for end, mine in zip(ends, own, strict=True)]
+    total = sum(ways)
+    part = min(1.0, abs(left) / total) if total > 0 else 0.0
+    return [
+        mine + part * (end - mine) if way > 0 else mine
+        for mine, end, way in zip(own, ends, ways, strict=True)
+    ]
+
+
 @dataclass(frozen=True)
 class Limits:
-    """cap: device bytes per layer, everything counted; what a layer leaves, later ones may use.
+    """cap: device bytes per layer, everything counted; see `allot` for what others leave of theirs.
     coverage: share of the estimated attention to have exact. momentum: how much of a span's
     importance stays for the next step, so that spans in use are not fetched again."""
 
     cap: float
     coverage: float
     momentum: float = 0.25
-
-
-@dataclass(frozen=True, eq=False)
-class Sight:
-    """What one layer sees at a moment: the view, its runs, what was chosen and what is zoomed."""
-
-    view: View
-    runs: dict[str, list[tuple[int, int]]] | None
-    choice: Choice
-    zoomed: list[Tensor]
 
 
 OFFSET_BYTES = 8
@@ -257,6 +269,8 @@ class LayerMemory:
         self._document, self._exact = view, self.pinned_k.shape[1]
         self._behind: list[Stretch] | None = []  # None while it changes
         self._runs: dict[str, list[tuple[int, int]]] | None = None
+        self._most: int | None = None  # of the records in view
+        self._fixed = self._weigh()
         self.zoomed = Zoomed(self.heads, self.device)
         self.choice: Choice = recipe.selector.begin()
 
@@ -264,6 +278,10 @@ class LayerMemory:
 
     @property
     def fixed_bytes(self) -> int:
+        """Bytes that are on the device whatever is zoomed."""
+        return self._fixed
+
+    def _weigh(self) -> int:
         tensors = [self.pinned_k, self.pinned_v]
         if not self.recipe.selector.static:  # a static ranking stays on the host
             tensors += [*of_document(self.side).values(), *self.tensors.values()]
@@ -275,19 +293,26 @@ class LayerMemory:
 
     @property
     def room(self) -> float:
-        """Bytes left for zoomed records and their tables.
+        """Bytes left for zoomed records and their tables."""
+        shared = self.shared
+        layers = shared.layers or [self]
+        caps = [shared.width * layer.limits.cap - shared.reserved for layer in layers]
+        least = [layer.least_bytes for layer in layers]
+        given = allot(caps, least, [layer.most_bytes for layer in layers])
+        return given[layers.index(self)] - self.least_bytes
 
-        A layer may use what earlier layers leave of their share; the share of later layers
-        stays theirs, so that no layer starves.
-        """
-        total, used = 0.0, 0.0
-        for other in self.shared.layers or [self]:
-            cap = self.shared.width * other.limits.cap - self.shared.reserved
-            total += cap
-            if other is not self:
-                later = other.layer > self.layer
-                used += max(other.device_bytes, cap if later else 0)
-        return total - used - self.fixed_bytes - OFFSET_BYTES * self.heads
+    @property
+    def least_bytes(self) -> int:
+        """Bytes of this layer when nothing is zoomed."""
+        return self.fixed_bytes + OFFSET_BYTES * self.heads
+
+    @property
+    def most_bytes(self) -> int:
+        """Bytes of this layer when every span in view is zoomed."""
+        if self._most is None:
+            sizes = self.host.sizes[:, self.view.spans.cpu()]
+            self._most = int(sizes.sum()) + TABLE_BYTES * sizes.numel()
+        return self.least_bytes + self._most
 
     def follow(self, behind: Sequence[Stretch]) -> None:
         """Have these stretches behind the document, in place of any there before.
@@ -324,10 +349,12 @@ class LayerMemory:
         self.pinned_token = torch.cat([self.pinned_token[:exact], unknown])
         self.host.follow([stretch.records for stretch in behind])
         self._behind = list(behind)
+        self._fixed, self._most = self._weigh(), None
 
     def focus(self, windows: Tensor | None) -> None:
         """See only these windows' spans (int64 ids), or all; forget what the last steps wanted."""
         self.view, self._runs, self.choice = self._all, None, self.recipe.selector.begin()
+        self._most = None
         if windows is not None:
             behind = windows.new_full((1,), self.shared.windows)
             ids = torch.cat([windows, behind]).to(self.device).sort().values
@@ -341,16 +368,6 @@ class LayerMemory:
                     (".s", torch.arange(len(self._all.bounds), device=self.device)),
                 )
             }
-
-    @property
-    def sight(self) -> Sight:
-        """What is seen now, to come back to with `resume`."""
-        return Sight(self.view, self._runs, self.choice, list(self.zoomed.spans))
-
-    def resume(self, sight: Sight) -> None:
-        """See what was seen then, and remember what the steps until then wanted."""
-        self.view, self._runs, self.choice = sight.view, sight.runs, sight.choice
-        self.zoomed.become(sight.zoomed, self.host)
 
     def release(self) -> None:
         """Give back everything a question brought to the device."""
@@ -539,7 +556,6 @@ class LayerMemory:
         pinned, _, summary, zoom = (
             w.reshape(self.heads, w.shape[1] // rows, rows, w.shape[2]) for w in weights
         )
-        newest = slice(-self.shared.leading, None)
         spans = self.view.spans[self.view.spans < len(self.shared.bounds) - 1]
         zoomed = [s[s < len(self.shared.bounds) - 1] for s in self.zoomed.spans]
         tokens = tokens.masked_fill(tokens >= self.shared.tokens, -1)
@@ -551,9 +567,7 @@ class LayerMemory:
             lengths=[self.bounds[s + 1] - self.bounds[s] for s in zoomed],
             summary=summary[:, :, -1, : len(spans)],
             tokens=[torch.cat([t, self.pinned_token]) for t in tokens],
-            weight=[
-                torch.cat([zoom[h, :, newest], pinned[h, :, newest]], -1) for h in range(self.heads)
-            ],
+            weight=[torch.cat([zoom[h, :, -1], pinned[h, :, -1]], -1) for h in range(self.heads)],
             traffic=replace(self.zoomed.traffic),
         )
         for watcher in self.shared.watchers:

@@ -14,12 +14,10 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from engine.certainty import NO_BAR, Bar
 from engine.errors import ReaderError
 from engine.types import Turn
 
 DOCUMENT, QUESTION, ANSWER = "\x02document\x02", "\x02question\x02", "\x02answer\x02"
-REFUSAL = "not stated"
 TASK = "Answer the question from the document. Quote it where you can."
 
 
@@ -28,31 +26,19 @@ class Prompt:
     """prefix: token ids before the document. before, after: text around the question.
 
     kind: "document" (template with a role of that name), "chat" or "plain".
-    quote_token, value_token: ids of a look-up reader's marks before its quote and between quote
-    and short answer, -1 for models that have none.
-    refusal, reluctance: the tokens of "not stated" and the nats the first of them loses when an
-    answer begins, calibrated on questions that are answered and questions that are not; empty
-    and 0 for models that are no look-up readers.
     between: text between an answer and the next question of a conversation, "" for prompts that
-    hold one question only, as those of look-up readers do.
-    bar: how sure a look-up reader must be of its quote.
+    hold one question only.
     """
 
     prefix: tuple[int, ...]
     before: str
     after: str
     kind: str
-    quote_token: int = -1
-    value_token: int = -1
-    refusal: tuple[int, ...] = ()
-    reluctance: float = 0.0
     between: str = ""
-    bar: Bar = NO_BAR
 
     @classmethod
-    def of(cls, tokenizer: Any, reluctance: float = 0.0, bar: Bar = NO_BAR) -> Prompt:
-        """The prompt of a tokenizer; reluctance and bar as a look-up reader's configuration has
-        them.
+    def of(cls, tokenizer: Any) -> Prompt:
+        """The prompt of a tokenizer.
 
         Raises:
             ReaderError: its chat template drops or reorders the document.
@@ -66,24 +52,8 @@ class Prompt:
             return cls(tuple(start), ask, "\nAnswer:", "plain", between=ask)
         kind, pieces = _render(tokenizer, str(template))
         prefix = tuple(tokenizer.encode(pieces[0], add_special_tokens=False))
-        known = tokenizer.get_vocab() if kind == "document" else {}
-        quote, value = known.get("<|document|>", -1), known.get("<|value|>", -1)
-        if quote < 0 or value < 0:
-            between = _between(tokenizer) if kind == "chat" else ""
-            return cls(prefix, pieces[1], pieces[2], kind, between=between)
-        cue = tokenizer.encode(pieces[2], add_special_tokens=False)
-        full = tokenizer.encode(f"{pieces[2]} {REFUSAL}", add_special_tokens=False)
-        return cls(
-            prefix,
-            pieces[1],
-            pieces[2],
-            kind,
-            quote,
-            value,
-            tuple(full[len(cue) :]),
-            reluctance,
-            bar=bar,
-        )
+        between = _between(tokenizer) if kind == "chat" else ""
+        return cls(prefix, pieces[1], pieces[2], kind, between=between)
 
     def question(
         self, tokenizer: Any, text: str, turns: Sequence[Turn] = (), *, first: bool = True

@@ -5,7 +5,6 @@ Both watch the memory's steps; neither changes anything.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,6 @@ class Evidence:
     """
 
     ids: Tensor  # int64 [N] document tokens
-    coming: Sequence[int] = ()  # what a forward's rows but the newest are known to lead to
     weight: Tensor = field(init=False)
     _pending: list[tuple[int, int, Tensor, Tensor]] = field(default_factory=list)
     _copied: dict[tuple[int, int], Tensor] = field(default_factory=dict)
@@ -46,9 +44,7 @@ class Evidence:
         for head, (tokens, weight) in enumerate(zip(step.tokens, step.weight, strict=True)):
             inside = tokens >= 0
             tokens, weight = tokens[inside].cpu(), weight[..., inside].float().cpu()
-            for row, token in enumerate(self.coming):
-                self._count(step.layer, head, tokens, weight[:, row], token)
-            self._pending.append((step.layer, head, tokens, weight[:, -1]))
+            self._pending.append((step.layer, head, tokens, weight))
 
     def said(self, token: int) -> None:
         """The newest row of the newest forward led to this token."""
@@ -76,9 +72,8 @@ class Evidence:
 class Trace:
     """What one answer zoomed into and moved, step by step; step 0 is the question itself.
 
-    A forward of several rows that lead to tokens is as many steps. said: the text of every token,
-    in order: the token that step s led to is said[s]. moves: per forward, under its first step,
-    and layer what came to the device and what was there already.
+    said: the text of every token, in order: the token that step s led to is said[s]. moves: per
+    step and layer what came to the device and what was there already.
     """
 
     step: int = 0
@@ -92,9 +87,8 @@ class Trace:
             if not len(spans):
                 continue
             score = step.share[head][torch.searchsorted(step.spans, spans)].cpu()
-            for row, weight in enumerate(_span_weights(step, head, spans).cpu()):
-                said = self.step + row
-                self._seen.append((said, step.layer, head, spans.cpu(), score, weight))
+            weight = _span_weights(step, head, spans).cpu()
+            self._seen.append((self.step, step.layer, head, spans.cpu(), score, weight))
         before, now = self._traffic.get(step.layer, Traffic()), step.traffic
         self._traffic[step.layer] = now
         self.moves.append(
@@ -108,7 +102,7 @@ class Trace:
         )
 
     def tell(self, text: str) -> None:
-        """The newest forward's rows led to a token of this text."""
+        """The newest step led to a token of this text."""
         self.said.append(text)
         self.step += 1
 
@@ -132,7 +126,7 @@ class Trace:
 
 
 def _span_weights(step: Step, head: int, spans: Tensor) -> Tensor:
-    """[R, spans]: the weight that each query gave to a zoomed span's tokens, largest over the
+    """[spans]: the weight that the newest query gave to a zoomed span's tokens, largest over the
     group."""
     owner = torch.repeat_interleave(
         torch.arange(len(spans), device=spans.device), step.lengths[head]

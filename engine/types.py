@@ -176,8 +176,7 @@ class Turn:
 class Answer:
     """One answered question.
 
-    `answer` is what to show; `quote` the sentence the built-in reader copied first ("" for other
-    models). `stats` holds what `--stats` prints beyond the contract's keys.
+    `stats` holds what `--stats` prints beyond the contract's keys.
     """
 
     question: str
@@ -186,7 +185,6 @@ class Answer:
     usage: Usage
     memory: MemoryUse
     timing: dict[str, float]
-    quote: str = ""
     stats: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -257,7 +255,7 @@ class Move:
 class Recorded:
     """One answer as a trace holds it; everything empty where nothing was asked.
 
-    said: the text of each token of the answer, quote included; step s led to said[s].
+    said: the text of each token of the answer; step s led to said[s].
     """
 
     question: str = ""

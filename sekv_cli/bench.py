@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,12 +21,11 @@ _Measured = tuple[dict[str, Any], str, dict[str, str]]
 class Suite(StrEnum):
     """What can be measured.
 
-    reader: does the look-up reader find what a text states? fidelity: what does a compressed
-    memory lose, in its heads and in its answers? efficiency: what do reading once and asking later
+    fidelity: what does a compressed memory lose, in its heads and in its answers? efficiency: what
+    do reading once and asking later
     cost? niah, ruler, multi, longbench, infinitebench: how right are the answers of every method?
     """
 
-    reader = "reader"
     fidelity = "fidelity"
     efficiency = "efficiency"
     niah = "niah"
@@ -36,9 +34,6 @@ class Suite(StrEnum):
     longbench = "longbench"
     infinitebench = "infinitebench"
 
-
-MOST_ASKED = 8
-"""Questions on one document of the fidelity suite: what intervals need is many documents."""
 
 COMPARED = (Suite.niah, Suite.ruler, Suite.multi, Suite.longbench, Suite.infinitebench)
 
@@ -51,13 +46,13 @@ def bench(
             help=f"What to measure: {', '.join(Suite)}. Several that compare methods, such as "
             "niah,ruler, are one run with one report.",
         ),
-    ] = "reader",
+    ] = "fidelity",
     model: Annotated[
         str,
         typer.Option(
-            metavar="PATH",
+            metavar="ALIAS|ID|DIR",
             envvar="SEKV_MODEL",
-            help="Folder of the reader. [default: the built-in reader]",
+            help="The model. [default: smollm2]",
             show_default=False,
         ),
     ] = "",
@@ -65,7 +60,7 @@ def bench(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Folder of .txt books; only those that no reader is trained on are used.",
+            help="Folder of .txt books to hide needles in (niah, ruler, multi, efficiency).",
             show_default=False,
         ),
     ] = None,
@@ -73,9 +68,13 @@ def bench(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Questions on whole books of that folder too, JSON lines.",
+            help="Natural questions, JSON lines (fidelity); see docs/questions/README.md.",
             show_default=False,
         ),
+    ] = None,
+    documents: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the documents they name.", show_default=False),
     ] = None,
     data: Annotated[
         Path | None,
@@ -90,7 +89,7 @@ def bench(
         typer.Option(
             min=1,
             metavar="N",
-            help="Questions per line of the table (reader, fidelity), documents per cell "
+            help="Questions per line of the table (fidelity), documents per cell "
             "(niah, ruler, multi) or lines per file. [default: 200; 4, 5, 2; 20]",
             show_default=False,
         ),
@@ -148,15 +147,6 @@ def bench(
     window: Annotated[
         int, typer.Option(min=0, metavar="N", help="Tokens per window; 0: the model's own.")
     ] = 0,
-    facts: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Facts of one type per document: what is asked for and N - 1 that look like it "
-            "(fidelity).",
-        ),
-    ] = 4,
     dissect: Annotated[
         int,
         typer.Option(
@@ -173,14 +163,11 @@ def bench(
 ) -> None:
     """Measure, and write the results with their settings.
 
-    The reader suite asks a look-up reader about texts, names and wordings that
-    its training cannot have met, without any memory: it is the bound of what
-    any store of it can answer. Interrupted, the same command goes on.
-
-    The fidelity suite asks the same questions of the full cache and of every
-    method at every budget of resident bytes: answers, next tokens, divergence.
-    On the first documents it then looks into every head: what routers find of
-    the attention, and what codecs lose at equal bytes. Interrupted, the same
+    The fidelity suite asks natural questions on excerpts of their documents, of
+    the full cache and of every method at every budget of resident bytes:
+    answers, next tokens, divergence. On the first excerpts it then looks into
+    every head: what routers find of the attention, and what codecs lose at equal
+    bytes. Interrupted, the same
     command goes on. The efficiency suite
     times ingest and ask beside plain prefill of the same tokens and beside the
     full cache saved and loaded again, in turns, in one run; then whole programs
@@ -195,9 +182,7 @@ def bench(
 
     \b
     Example:
-      sekv bench --suite reader --text books --samples 200 --out runs/reader-bench
-      sekv bench --suite fidelity --text books --method sekv,sekv-paper --budget 5%,10%
-      sekv bench --suite fidelity --text books --facts 17 --length 2048,4096,8192 --dissect 0
+      sekv bench --suite fidelity --questions docs/questions/books.jsonl --documents DIR
       sekv bench --suite efficiency --text books --length 8192,32768 --budget 20%
       sekv bench --suite niah --text books --method sekv,snapkv,full --budget 5%,10%
       sekv bench --suite niah,ruler --text books --task niah_single_2,qa_1 --out runs/table
@@ -228,24 +213,22 @@ def bench(
         compare.compare(asked, output, as_json=as_json)
         return
     method, samples = method or "sekv,sekv-paper", samples or 200
-    if text is None:
-        raise SekvError(f"the {suite} suite draws its texts from books; name their folder: --text")
-    if not text.is_dir():
-        raise SekvError(f"there is no folder {text}")
-    if questions is not None and not questions.is_file():
-        raise SekvError(f"there is no file {questions}")
-
     from sekv_cli import format, progress
 
     with progress.on_stderr() as shown:
-        if suites[0] is Suite.reader:
-            measured = _reader(model, text, questions, samples, seed, device, output, shown)
-        elif suites[0] is Suite.fidelity:
-            drawn = _Drawn(text, _numbers(length or "2048"), facts, seed)
+        if suites[0] is Suite.fidelity:
+            if questions is None or documents is None:
+                raise SekvError(
+                    "the fidelity suite asks natural questions; name their file and the folder of "
+                    "their documents: --questions and --documents"
+                )
+            source = (questions, documents, _numbers(length or "2048"), seed)
             measured = _fidelity(
-                model, drawn, (method, budget), samples, dissect, window, device, output, shown
+                model, source, (method, budget), samples, dissect, window, device, output, shown
             )
         else:
+            if text is None:
+                raise SekvError("the efficiency suite reads books; name their folder: --text")
             lengths = _numbers(length or "8192,32768")
             measured = _efficiency(model, text, lengths, (method, budget), window, device, shown)
     from engine.bench.results import save
@@ -290,43 +273,9 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def unseen(text: Path, seed: int) -> Any:
-    """Documents that training cannot have met; `text` must hold a book kept back."""
-    from engine.train.reader.episodes import Episodes
-
-    try:
-        return Episodes(text, "eval", seed)
-    except ValueError as error:  # No such book in the folder.
-        raise SekvError(str(error)) from None
-
-
-class _Drawn:
-    """Documents with facts of one type, of each length in turn, drawn for ever. Every question is
-    one that its document answers."""
-
-    def __init__(self, text: Path, lengths: list[int], facts: int, seed: int) -> None:
-        self._episodes = unseen(text, seed)
-        self._lengths, self._facts, self._seed = lengths, facts, seed
-
-    def __iter__(self) -> Iterator[Any]:
-        from itertools import cycle
-        from random import Random
-
-        rng = Random(self._seed)
-        for tokens in cycle(self._lengths):
-            yield self._episodes.sample(
-                tokens,
-                rng=rng,
-                facts=self._facts,
-                same_type=True,
-                questions=min(self._facts, MOST_ASKED),
-                unanswerable=0.0,
-            )
-
-
 def _fidelity(
     model: str,
-    drawn: _Drawn,
+    asked: tuple[Path, Path, list[int], int],
     compared: tuple[str, str],
     samples: int,
     dissect: int,
@@ -335,10 +284,16 @@ def _fidelity(
     output: Path,
     shown: Progress,
 ) -> _Measured:
+    from functools import partial
+
     from engine.bench.fidelity import laboratory
     from engine.bench.fidelity import report as shape
+    from engine.bench.questions import Excerpts, load_questions
     from engine.readers import hf
+    from engine.tokens import tokenize as tokenise
 
+    path, documents, lengths, seed = asked
+    questions = load_questions(path)
     name = hf.resolve(model)
     setting = laboratory.Setting(
         methods=_names(compared[0]),
@@ -348,6 +303,8 @@ def _fidelity(
         dissected=dissect,
     )
     reader = hf.load(name, device=device)
+    tokenize = partial(tokenise, tokenizer=reader.tokenizer)
+    drawn = Excerpts(questions, documents, tokenize, lengths, seed)
     report = laboratory.measure(reader, name, drawn, setting, output, shown)
     return report, shape.markdown(report), shape.charts(report)
 
@@ -362,9 +319,9 @@ def _efficiency(
     shown: Progress,
 ) -> _Measured:
     from engine.bench import efficiency, peers
+    from engine.bench.books import load_books
     from engine.readers import hf
 
-    name = hf.resolve(model)
     own = [name for name in _names(compared[0]) if not peers.is_peer(name)]
     others = [name for name in _names(compared[0]) if peers.is_peer(name)]
     if len(others) > 1 or any(not peers.is_llama(name) for name in others):
@@ -379,45 +336,8 @@ def _efficiency(
         window=window,
         peer=others[0] if others else "",
     )
-    books = "\n\n".join(
-        path.read_text(encoding="utf-8", errors="replace") for path in sorted(text.glob("*.txt"))
-    )
-    if not books:
-        raise SekvError(f"{text} holds no .txt books")
+    books = "\n\n".join(part for book in load_books(text) for part in book.paragraphs)
+    name = hf.resolve(model)
     reader = hf.load(name, device=device)
     report = efficiency.measure(reader, name, books[: 8 * max(lengths)], setting, shown)
     return report, efficiency.markdown(report), {}
-
-
-def _reader(
-    model: str,
-    text: Path,
-    questions: Path | None,
-    samples: int,
-    seed: int,
-    device: str,
-    output: Path,
-    shown: Progress,
-) -> _Measured:
-    """The report, kept cell by cell below `output`, and its table."""
-    from engine.bench.reader import evaluate_reader, markdown
-    from engine.readers import hf
-    from engine.train.reader.episodes import Episodes
-
-    named = {
-        "eval": unseen(text, seed),
-        "train": Episodes(text, "eval", seed, names="train"),
-    }
-    output.mkdir(parents=True, exist_ok=True)
-    report = evaluate_reader(
-        Path(hf.resolve(model)),
-        named,
-        output / "results.json",
-        questions=samples,
-        seed=seed,
-        file=questions,
-        texts=text if questions is not None else None,
-        device=str(hf.pick_device(device)),
-        say=shown.note,
-    )
-    return report, markdown(report), {}

@@ -112,23 +112,19 @@ def make_suite(name: str, asked: Asked) -> Suite:
         return Official(name, asked.data, asked.samples or SAMPLES[name], asked.tasks)
     if asked.text is None:
         raise SekvError(f"the {name} suite draws its texts from books; name their folder: --text")
-    if not asked.text.is_dir():
-        raise SekvError(f"there is no folder {asked.text}")
     return _generated(name, asked, asked.text)
 
 
 def _generated(name: str, asked: Asked, text: Path) -> Suite:
+    from engine.bench.books import load_books, sentences
     from engine.bench.suites.ruler import TASKS, Library, ManyQuestions, NeedleGrid, Ruler
-    from engine.train.reader.haystack import load_books, sentences
 
     unknown = [task for task in asked.tasks if task not in TASKS]
     if unknown:
         raise SekvError(f"ruler has no task '{unknown[0]}'; known: {', '.join(TASKS)}")
-    try:
-        books = load_books(text, "eval")
-    except ValueError as error:  # No such book in the folder.
-        raise SekvError(str(error)) from None
-    library = Library([s for book in books for part in book.paragraphs for s in sentences(part)])
+    library = Library(
+        [s for book in load_books(text) for part in book.paragraphs for s in sentences(part)]
+    )
     plan: dict[str, Any] = {
         "library": library,
         "lengths": asked.lengths or LENGTHS.get(name, (2048,)),

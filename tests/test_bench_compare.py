@@ -434,18 +434,18 @@ def test_several_suites_are_one_run_with_one_report(
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("--suite niah,none", "unknown suite 'none'; known: reader, fidelity"),
+        ("--suite niah,none", "unknown suite 'none'; known: fidelity"),
         ("--suite niah,fidelity", "only niah, ruler, multi, longbench, infinitebench can be run"),
         ("--suite ,", "unknown suite ','"),
         ("--suite efficiency --text docs --method sekv,kvpress:tova", "one peer, llama.cpp@FILE"),
         ("--suite niah", "name their folder: --text"),
         ("--suite ruler --text docs --task none", "ruler has no task 'none'; known: niah_single_1"),
-        ("--suite ruler --text docs", "no eval books"),
+        ("--suite ruler --text docs", "holds no .txt books"),
         ("--suite niah --text nowhere", "there is no folder nowhere"),
         ("--suite niah --text docs --depth deep", "no list of depths"),
         ("--suite longbench", "name their folder: --data"),
         ("--suite longbench --data docs", "get the official files from"),
-        ("--suite nonsense", "reader"),
+        ("--suite nonsense", "known: fidelity"),
     ],
 )
 def test_bad_input_is_one_line(line: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:

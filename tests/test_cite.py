@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -170,30 +169,6 @@ def test_a_passage_over_a_page_break_names_both_pages() -> None:
     assert [(c.text, c.page) for c in told] == [("Two sat.", "6-7"), ("Three sat.", "7")]
     named = book("One sat. Two sat.", pages=(("I", 0), ("II", 12)))
     assert named.citations(evidence(named, (0, "Two", 0.5)))[0].page == "I"
-
-
-def test_a_quoted_passage_comes_first_whatever_its_evidence() -> None:
-    text = "One sat. Two sat. Three sat."
-    made = book(text)
-    weight = evidence(made, (0, "Three", 1.0))
-    told = made.citations(weight, made.locate("Two  sat.", weight))
-    assert [c.text for c in told] == ["Two sat.", "Three sat."]
-    assert [c.text for c in made.citations(weight * 0, (0, 0, 8))] == ["One sat."]
-
-
-def test_a_quote_is_found_whatever_its_spaces() -> None:
-    """Of several places the one that was looked at; of none, none."""
-    made = book("It rained.\nIt rained. It\n rained.")
-    assert made.locate("It rained.", evidence(made, (0, "It\n rained", 1.0))) == (0, 22, 33)
-    assert made.locate("It  rained.", torch.zeros(7)) == (0, 0, 10)
-    assert made.locate("It snowed.", torch.zeros(7)) is None
-    assert made.locate(" ", torch.zeros(7)) is None
-    assert made.locate("It (rained", torch.zeros(7)) is None
-
-
-def test_sentences_are_counted_through_all_sources() -> None:
-    made = book("One sat. Two sat.", "", "Three sat. Four")
-    assert made.told(np.arange(7)).sentence.tolist() == [0, 0, 1, 1, 3, 3, 4]
 
 
 def test_no_evidence_no_citation() -> None:

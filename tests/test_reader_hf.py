@@ -335,18 +335,6 @@ def test_a_damaged_model_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_without_a_built_in_reader_a_model_must_be_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hf, "BUILTIN", tmp_path / "none")
-    with pytest.raises(ReaderError, match="no built-in reader; name a model with --model"):
-        hf.resolve("")
-    monkeypatch.setenv("SEKV_MODEL", "some/model")
-    assert hf.resolve("") == "some/model"
-    assert hf.resolve("another/model") == "another/model"
-    assert hf.display_name(str(tmp_path / "none")) == "builtin"
-
-
 # ---------------------------------------------------------------------------- identity
 
 

@@ -23,7 +23,6 @@ ANSWER = Answer(
     usage=Usage(300, 0, 12, 2),
     memory=MemoryUse(100, 1000, 4, 20, 0),
     timing={"total_s": 0.5},
-    quote="It is Ana.",
     stats={"windows": 2, "cut_short": False},
 )
 

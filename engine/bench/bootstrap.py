@@ -1,10 +1,11 @@
-"""Intervals for means over questions that share documents: the cluster bootstrap.
+"""95 % intervals of means over questions: Wilson's, and the cluster bootstrap.
 
 Questions on one document are not independent, so whole documents are drawn again.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,3 +30,14 @@ def interval(groups: Sequence[Sequence[float]], seed: int = 0) -> tuple[float, f
     means = sums[drawn].sum(1) / sizes[drawn].sum(1)
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
+
+
+def wilson(hits: int, of: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share; (0, 1) of nothing."""
+    if of == 0:
+        return 0.0, 1.0
+    share = hits / of
+    centre = share + z * z / (2 * of)
+    spread = z * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
+    scale = 1 + z * z / of
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)

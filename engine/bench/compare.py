@@ -365,7 +365,7 @@ def _ask(
             "asked_tokens": item.tokens,
             "depth": item.depth,
             "scores": [_scored(ask, answer) for ask, answer in said],
-            "answers": [whole_answer(answer) for _, answer in said],
+            "answers": [answer.answer for _, answer in said],
             "resident_bytes": max(answer.memory.device_kv_bytes for _, answer in said),
             "full_16_bit_bytes": made.full_kv_bytes * 2 // reader.dtype.itemsize,
             "store_bytes": stored,
@@ -375,13 +375,8 @@ def _ask(
         }
 
 
-def whole_answer(answer: Answer) -> str:
-    """All that was said; a look-up reader says the sentence before its short answer."""
-    return f"{answer.quote} {answer.answer}".strip()
-
-
 def _scored(ask: Ask, answer: Answer) -> float:
-    said = whole_answer(answer)
+    said = answer.answer
     if ask.first_line:
         said = said.lstrip("\n").split("\n")[0]
     return score(ask.metric, said, ask.answers, ask.extra)

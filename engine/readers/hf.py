@@ -25,7 +25,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.hub import cached_file
 
 from engine import attention, ops, router
-from engine.certainty import Bar
 from engine.errors import ReaderError
 from engine.manifest import ModelIdentity
 from engine.observe import Observe, Reading
@@ -336,9 +335,7 @@ def load(model: str, *, revision: str = "", device: str = "auto", dtype: str = "
     loaded.eval()  # type: ignore[no-untyped-call]
     attention.attach(loaded)
     identity = identify(name, revision, config, tokenizer)
-    reluctance = float(getattr(config, "sekv_reluctance", 0.0))
-    bar = Bar.from_json(getattr(config, "sekv_certainty", None) or {})
-    reader = Reader(loaded, tokenizer, identity, Prompt.of(tokenizer, reluctance, bar))
+    reader = Reader(loaded, tokenizer, identity, Prompt.of(tokenizer))
     reader.identity = replace(identity, behaviour=reader.behaviour())
     return reader
 

@@ -20,12 +20,12 @@ from torch import Tensor
 from engine import attention
 from engine.ask import Session
 from engine.bench import bootstrap
-from engine.bench.reader import interval, plain
+from engine.bench.suites.scores import contains
 from engine.ingest import ingest
 from engine.types import Answer, AskOptions, IngestOptions, IngestReport, Silent
 
 if TYPE_CHECKING:
-    from engine.bench.reader import Question
+    from engine.bench.questions import Question
     from engine.readers.hf import Reader
 
 FOLLOWED = 12
@@ -129,9 +129,9 @@ def counted(
 ) -> dict[str, Any]:
     """What one document's answers are worth, JSON values with one number per question.
 
-    same: word for word the full cache's, quote included. right: the value is said, or, where there
-    is none, that it is not stated. Also the share of next tokens that agree, KL(full || mine) in
-    nats, and bytes over 16-bit keys and values. itemsize: bytes of a number in the reader's dtype.
+    same: word for word the full cache's. right: the answer or an alias is said. Also the share of
+    next tokens that agree, KL(full || mine) in nats, and bytes over 16-bit keys and values.
+    itemsize: bytes of a number in the reader's dtype.
     """
     half = report.full_kv_bytes * 2 / itemsize
     pairs = list(zip(heard, truth, strict=True))
@@ -140,11 +140,8 @@ def counted(
     return {
         "tokens": report.tokens,
         "store": report.store_bytes / half,
-        "answers": [f"{answer.quote} {answer.answer}".strip() for answer in answers],
-        "same": [
-            float((a.answer.quote, a.answer.answer) == (b.answer.quote, b.answer.answer))
-            for a, b in pairs
-        ],
+        "answers": [answer.answer for answer in answers],
+        "same": [float(a.answer.answer == b.answer.answer) for a, b in pairs],
         "right": [_right(a, q) for a, q in zip(answers, questions, strict=True)],
         "full_right": [_right(b.answer, q) for b, q in zip(truth, questions, strict=True)],
         "next_token_same": [agree for agree, _ in moved],
@@ -156,9 +153,7 @@ def counted(
 
 
 def _right(answer: Answer, question: Question) -> float:
-    said = plain(answer.answer).lower()
-    wanted = plain(question.value).lower()
-    return float(wanted in said if wanted else "not stated" in said)
+    return float(contains(answer.answer, (question.answer, *question.aliases)))
 
 
 def _moved(mine: Tensor, full: Tensor) -> tuple[float, float]:
@@ -176,8 +171,8 @@ def line(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
     times = sorted(_flat(documents, "first_token_s"))
     out: dict[str, Any] = {
         "questions": n,
-        "same_interval": interval(round(sum(flat["same"])), n),
-        "right_interval": interval(round(sum(flat["right"])), n),
+        "same_interval": bootstrap.wilson(round(sum(flat["same"])), n),
+        "right_interval": bootstrap.wilson(round(sum(flat["right"])), n),
         "resident": sum(flat["resident"]) / n,
         "most_resident": max(flat["resident"]),
         "store": sum(document["store"] for document in documents) / len(documents),

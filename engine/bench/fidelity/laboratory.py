@@ -25,7 +25,7 @@ from engine.recipe import named
 from engine.types import Progress
 
 if TYPE_CHECKING:
-    from engine.bench.reader import Drawn, Question
+    from engine.bench.questions import Excerpt, Question
     from engine.readers.hf import Reader
 
 FORMAT = "sekv-fidelity-bench 4"
@@ -35,7 +35,7 @@ FULL = "full"
 class Documents(Protocol):
     """Where documents with questions come from, one after another."""
 
-    def __iter__(self) -> Iterator[Drawn]: ...
+    def __iter__(self) -> Iterator[Excerpt]: ...
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def measure(
         for document in dissected:
             source.write_text(document.text, encoding="utf-8")
             once.forget()
-            stated = [(question.quote, question.value) for question in document.questions]
+            stated = [(question.evidence, question.answer) for question in document.questions]
             said = log.entries[document.key, FULL]["said"]
             subject = take(once, source, setting.window, said, stated)
             routing.add(subject)
@@ -168,7 +168,7 @@ def _drawn(documents: Documents, questions: int) -> Iterator[_Document]:
         asked = list(drawn.questions)[:left]
         left -= len(asked)
         if asked:
-            yield _Document(drawn.document, asked)
+            yield _Document(drawn.text, asked)
         if not left:
             return
 

@@ -7,7 +7,6 @@ by the model's own forward behind the window.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from engine import ops
+from engine.bench.questions import find
 from engine.documents import load
 from engine.errors import ReaderError
 from engine.ingest import cut_windows, longest_window
@@ -174,16 +174,9 @@ def scores_of(queries: Tensor, k: Tensor) -> Tensor:
 
 def _tokens_of(text: str, quote: str, value: str, starts: list[int], ends: list[int]) -> range:
     """The window's tokens that hold the value where its sentence stands; none if it does not."""
-    sentence = _find(text, quote, 0)
-    place = _find(text, value, sentence[0]) if value and sentence else None
+    sentence = find(text, quote, 0)
+    place = find(text, value, sentence[0]) if value and sentence else None
     if place is None:
         return range(0)
     inside = [i for i in range(len(starts)) if starts[i] < place[1] and ends[i] > place[0]]
     return range(inside[0], inside[-1] + 1) if inside else range(0)
-
-
-def _find(text: str, words: str, start: int) -> tuple[int, int] | None:
-    """Where words stand in a text that wraps its lines as it likes."""
-    pattern = r"\s+".join(map(re.escape, words.split()))
-    found = re.compile(pattern).search(text, start) if pattern else None
-    return found.span() if found else None

@@ -48,6 +48,13 @@ def exact_match(said: str, answers: Sequence[Any], extra: Sequence[Any] = ()) ->
     return float(any(_words(said) == _words(str(one)) for one in answers))
 
 
+def contains(said: str, answers: Sequence[Any], extra: Sequence[Any] = ()) -> float:
+    """Whether the words of a right answer follow each other in what was said, normalised as for
+    `exact_match`. Words and not characters: "ten" does not stand in "often"."""
+    words = f" {' '.join(_words(said))} "
+    return float(any(f" {' '.join(_words(str(one)))} " in words for one in answers))
+
+
 def qa_f1(said: str, answers: Sequence[Any], extra: Sequence[Any]) -> float:
     """F1 of words without case, articles and punctuation; the best over the right answers."""
     return max(_f1(_words(said), _words(str(one))) for one in answers)
