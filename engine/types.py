@@ -34,11 +34,44 @@ class Silent:
     def note(self, line: str) -> None: ...
 
 
+COMPRESSED, ANCHOR, PINNED = 0, 1, 2
+"""The kinds of a span in a window's table: summarised and zoomed on demand; one boundary token
+that stays exact; exact for another reason."""
+
+DTYPES = ("float32", "bfloat16", "float16")
+"""Numbers that a model may compute in, by the names that torch has for them."""
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """The model a store was read with.
+
+    id, revision: where it came from. weights, tokenizer: hex fingerprints of their content.
+    heads, kv_heads, head_dim: H, Hkv and D of every layer. rope: its parameters as the model's
+    configuration names them. transformers: the release whose behaviour the reader relied on.
+    behaviour: that behaviour, as the surprisal in nats of a few fixed tokens (`models`); empty
+    in stores that were made before it was recorded.
+    """
+
+    id: str
+    revision: str
+    architecture: str
+    weights: str
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope: dict[str, Any]
+    tokenizer: str
+    transformers: str
+    behaviour: tuple[float, ...] = ()
+
+
 @dataclass(frozen=True)
 class IngestOptions:
     """How a document becomes a store.
 
-    model: hub id or local path; "" is the built-in reader. method: a name of `recipe.RECIPES`.
+    model: hub id or local path; "" is the built-in reader. method: a name of `recipe.METHODS`.
     device: "auto", "cpu", "cuda" or "cuda:N". dtype: "auto", "float32", "bfloat16", "float16".
     chunk_tokens: tokens per prefill forward. window: document tokens per context, 0 for the
     longest the model reads well. pages: PDF pages such as "1-20,25". router: trained router file.

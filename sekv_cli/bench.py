@@ -18,7 +18,7 @@ _Measured = tuple[dict[str, Any], str, dict[str, str]]
 """A report, its table, and its charts by file name."""
 
 
-class Suite(StrEnum):
+class SuiteName(StrEnum):
     """What can be measured.
 
     fidelity: what does a compressed memory lose, in its heads and in its answers? efficiency: what
@@ -35,7 +35,13 @@ class Suite(StrEnum):
     infinitebench = "infinitebench"
 
 
-COMPARED = (Suite.niah, Suite.ruler, Suite.multi, Suite.longbench, Suite.infinitebench)
+COMPARED = (
+    SuiteName.niah,
+    SuiteName.ruler,
+    SuiteName.multi,
+    SuiteName.longbench,
+    SuiteName.infinitebench,
+)
 
 
 def bench(
@@ -43,7 +49,7 @@ def bench(
         str,
         typer.Option(
             metavar="NAME,...",
-            help=f"What to measure: {', '.join(Suite)}. Several that compare methods, such as "
+            help=f"What to measure: {', '.join(SuiteName)}. Several that compare methods, such as "
             "niah,ruler, are one run with one report.",
         ),
     ] = "fidelity",
@@ -194,7 +200,7 @@ def bench(
     if suites[0] in COMPARED:
         from sekv_cli import compare
 
-        asked = compare.Asked(
+        asked = compare.ComparisonRequest(
             suites=tuple(map(str, suites)),
             model=model,
             text=text,
@@ -216,7 +222,7 @@ def bench(
     from sekv_cli import format, progress
 
     with progress.on_stderr() as shown:
-        if suites[0] is Suite.fidelity:
+        if suites[0] is SuiteName.fidelity:
             if questions is None or documents is None:
                 raise SekvError(
                     "the fidelity suite asks natural questions; name their file and the folder of "
@@ -231,7 +237,7 @@ def bench(
                 raise SekvError("the efficiency suite reads books; name their folder: --text")
             lengths = _numbers(length or "8192,32768")
             measured = _efficiency(model, text, lengths, (method, budget), window, device, shown)
-    from engine.bench.results import save
+    from engine.lab.bench.results import save
 
     report, table, charts = measured
     save(report, table, output, charts)
@@ -241,13 +247,13 @@ def bench(
         format.print_markdown(format.console(), table)
 
 
-def _suites(text: str) -> list[Suite]:
+def _suites(text: str) -> list[SuiteName]:
     """One suite, or several of those that compare methods."""
     names = list(dict.fromkeys(_names(text)))
     for name in names or [text]:
-        if name not in list(Suite):
-            raise SekvError(f"unknown suite '{name}'; known: {', '.join(Suite)}")
-    suites = [Suite(name) for name in names]
+        if name not in list(SuiteName):
+            raise SekvError(f"unknown suite '{name}'; known: {', '.join(SuiteName)}")
+    suites = [SuiteName(name) for name in names]
     if len(suites) > 1 and not set(suites) <= set(COMPARED):
         raise SekvError(f"only {', '.join(COMPARED)} can be run together")
     return suites
@@ -286,18 +292,18 @@ def _fidelity(
 ) -> _Measured:
     from functools import partial
 
-    from engine.bench.fidelity import laboratory
-    from engine.bench.fidelity import report as shape
-    from engine.bench.questions import Excerpts, load_questions
-    from engine.readers import hf
-    from engine.tokens import tokenize as tokenise
+    from engine.documents.tokens import tokenize as tokenise
+    from engine.lab.bench.fidelity import laboratory
+    from engine.lab.bench.fidelity import report as shape
+    from engine.lab.bench.questions import Excerpts, load_questions
+    from engine.models import hf
 
     path, documents, lengths, seed = asked
     questions = load_questions(path)
     name = hf.resolve(model)
-    setting = laboratory.Setting(
+    setting = laboratory.FidelitySetting(
         methods=_names(compared[0]),
-        budgets=_names(compared[1]) or laboratory.Setting.budgets,
+        budgets=_names(compared[1]) or laboratory.FidelitySetting.budgets,
         questions=samples,
         window=window,
         dissected=dissect,
@@ -318,9 +324,9 @@ def _efficiency(
     device: str,
     shown: Progress,
 ) -> _Measured:
-    from engine.bench import efficiency, peers
-    from engine.bench.books import load_books
-    from engine.readers import hf
+    from engine.lab.bench import efficiency, peers
+    from engine.lab.bench.books import load_books
+    from engine.models import hf
 
     own = [name for name in _names(compared[0]) if not peers.is_peer(name)]
     others = [name for name in _names(compared[0]) if peers.is_peer(name)]
@@ -329,7 +335,7 @@ def _efficiency(
             "the efficiency suite times one peer, llama.cpp@FILE.gguf, beside the full cache of "
             "transformers, which is always there"
         )
-    setting = efficiency.Setting(
+    setting = efficiency.EfficiencySetting(
         lengths=tuple(lengths),
         method=own[0] if own else "sekv",
         budget=_names(compared[1] or "20%")[-1],

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from engine.store import StoreSummary
-    from engine.train.zoomin.loop import Result
+    from engine.lab.train.zoomin.loop import Result
+    from engine.store.library import StoreSummary
     from engine.types import (
         Answer,
         Citation,
@@ -55,7 +55,7 @@ EXCERPT = 60
 
 
 class Piece(Protocol):
-    """A stretch of text inside one span, as `engine.view.text` marks it."""
+    """A stretch of text inside one span, as `engine.answer.inspect.text` marks it."""
 
     @property
     def text(self) -> str: ...

@@ -114,7 +114,7 @@ def router(
     from sekv_cli import format, progress
 
     if sizes:
-        from engine.train.zoomin.sizes import table
+        from engine.lab.train.zoomin.sizes import table
 
         format.print_markdown(format.console(), table())
         return
@@ -126,8 +126,8 @@ def router(
     if output.is_dir():
         raise TrainError(f"{output} is a folder; name a file with -o")
     with progress.on_stderr() as shown:
-        from engine.router import FORMS
-        from engine.train.zoomin.loop import Options, train_router
+        from engine.compression.routers.router_file import FORMS
+        from engine.lab.train.zoomin.loop import Options, train_router
 
         forms = FORMS if form is Form.both else (form.value,)
         chosen = Options(
@@ -200,10 +200,10 @@ def heads(
       sekv train heads --text books
       sekv train heads --text books --model Qwen/Qwen3-4B -o heads.json
     """
-    from engine.bench.books import load_books
-    from engine.calibration import NAME
-    from engine.readers import hf
-    from engine.train.heads import Setting, calibrate
+    from engine.lab.bench.books import load_books
+    from engine.lab.train.heads import HeadSetting, calibrate
+    from engine.models import hf
+    from engine.models.retrieval_heads import NAME
     from sekv_cli import format, progress
 
     prose = "\n\n".join(part for book in load_books(text) for part in book.paragraphs[:400])
@@ -214,7 +214,7 @@ def heads(
     target = output or Path(name) / NAME
     with progress.on_stderr() as shown:
         reader = hf.load(name, device=device)
-        made = calibrate(reader, prose[:1_000_000], Setting(each=needles, seed=seed), shown)
+        made = calibrate(reader, prose[:1_000_000], HeadSetting(each=needles, seed=seed), shown)
     made.save(target)
     report = {"heads": str(target), "model": made.model, "layers": len(made.heads), **made.made}
     if as_json:

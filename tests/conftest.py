@@ -11,8 +11,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from engine.readers import hf
-    from engine.store import Store
+    from engine.models import hf
+    from engine.store.reader import Store
 
 # Before any test imports transformers: a test never asks a hub for anything.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -42,7 +42,7 @@ def instant_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 def store(tmp_path: Path, instant_disk: None) -> Iterator[Store]:
     """The toy store of two windows, open."""
     import toy_store
-    from engine.store import Store
+    from engine.store.reader import Store
 
     toy_store.ingest(tmp_path / "toy.sekv")
     with Store.open(tmp_path / "toy.sekv") as opened:
@@ -60,6 +60,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def reader(model: Path) -> hf.Reader:
     """The model, loaded."""
-    from engine.readers import hf
+    from engine.models import hf
 
     return hf.load(str(model), device="cpu")

@@ -14,9 +14,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from engine.ask import MOST_WINDOWS, TURNS_SHARE, Session
+from engine.answer.session import MOST_WINDOWS, TURNS_SHARE, Session
 from engine.errors import BudgetError, ReaderError, SekvError, StoppedError
-from engine.readers import hf
+from engine.models import hf
 from engine.types import AskOptions, Turn
 from tiny_books import QUESTION, TEXT, log, read, session
 from tiny_models import checkpoint

@@ -15,21 +15,21 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from engine import ops
-from engine.bench import bootstrap, chart
-from engine.bench.fidelity import answers, distortion, routing
-from engine.bench.fidelity.laboratory import Setting, measure
-from engine.bench.fidelity.report import charts, markdown
-from engine.bench.fidelity.subjects import Asked as Look
-from engine.bench.fidelity.subjects import Subject, side_by_side, take
-from engine.bench.questions import Excerpt, Question
-from engine.bench.results import save
+from engine.compression.codecs.raw import Raw
+from engine.compression.methods import METHODS
+from engine.compression.routers.sketch import Sketch
+from engine.compression.scores import NEG_INF
+from engine.compression.spans import Fixed
 from engine.errors import BudgetError, SekvError
-from engine.policies.codec import Raw
-from engine.policies.segment import Fixed
-from engine.policies.select import Sketch
-from engine.readers import hf
-from engine.recipe import RECIPES
+from engine.lab.bench import bootstrap, chart
+from engine.lab.bench.fidelity import answers, distortion, routing
+from engine.lab.bench.fidelity.laboratory import FidelitySetting, measure
+from engine.lab.bench.fidelity.report import charts, markdown
+from engine.lab.bench.fidelity.subjects import AskedQuestion as RoutingInput
+from engine.lab.bench.fidelity.subjects import Subject, side_by_side, take
+from engine.lab.bench.questions import Excerpt, Question
+from engine.lab.bench.results import save
+from engine.models import hf
 from engine.types import Silent
 from tiny_books import log
 
@@ -57,7 +57,7 @@ class NeverRead:
         raise AssertionError("a document was drawn")
 
 
-SETTING = Setting(
+SETTING = FidelitySetting(
     methods=("full", "sekv", "sekv-paper"),
     budgets=("15%", "60%", "all"),
     questions=5,
@@ -159,7 +159,7 @@ def test_windows_side_by_side_keep_what_was_asked_of_each() -> None:
     k = torch.randn(2, 6, 4)
     parts = []
     for n, value in ((4, range(1, 3)), (6, range(2, 5)), (5, range(0))):
-        asked = Look([torch.randn(2, 3, 4)], [(k[:, :3], k[:, :3])], value)
+        asked = RoutingInput([torch.randn(2, 3, 4)], [(k[:, :3], k[:, :3])], value)
         rows = [(k[:, :n], k[:, :n])]
         prefix = [(k[:, :1], k[:, :1])]
         parts.append(Subject(rows, prefix, torch.ones(n), ["a"] * n, [], [asked]))
@@ -261,7 +261,7 @@ def test_answers_are_counted_as_same_and_as_right() -> None:
         timing = {"first_token_s": 0.5}
         made: Any = SimpleNamespace(answer=answer, memory=memory, timing=timing)
         logits = torch.tensor([[0.0, 1.0 + shift], [2.0, 0.0]])
-        return answers.Heard(made, [], [1], logits)
+        return answers.Reply(made, [], [1], logits)
 
     truth = [said("Nine whales"), said("Ten"), said("often"), said("x")]
     mine = [said("Nine whales"), said("The ten  goats!", shift=-2.0), said("Often"), said("y, x")]
@@ -354,14 +354,14 @@ def test_queries_and_rows_are_those_of_the_models_own_attention(
         rows = look.live[layer][0].shape[1]
         scores = q @ keys.mT / q.shape[-1] ** 0.5
         late = torch.ones(rows, rows).triu(1).bool().repeat(q.shape[1] // rows, 1)
-        scores[..., -rows:] = scores[..., -rows:].masked_fill(late, ops.NEVER)
+        scores[..., -rows:] = scores[..., -rows:].masked_fill(late, NEG_INF)
         torch.testing.assert_close(out, scores.softmax(-1) @ values, atol=1e-4, rtol=1e-4)
     # The subject's moments are of other rows than its questions, but of the same keys' space.
     assert all(one["queries"].shape == (2, 16, 16) for one in subject.learnt)
 
 
 def test_a_router_that_knows_every_key_finds_what_the_oracle_finds(subject: Subject) -> None:
-    knowing = replace(RECIPES["sekv"], segmenter=Fixed(4), router=Sketch(bits=8.0))
+    knowing = replace(METHODS["sekv"], segmenter=Fixed(4), router=Sketch(bits=8.0))
     lab = routing.Routing({"knowing": routing.Contender(knowing, weighted=True)})
     lab.add(subject)
     line = lab.report()["knowing"]
@@ -407,8 +407,10 @@ def test_recall_by_hand() -> None:
 
 
 def test_own_tokens_see_no_later_ones() -> None:
-    look = Look([torch.ones(1, 4, 2)], [(torch.ones(1, 2, 2), torch.ones(1, 2, 2))], range(0))
-    hidden = look.live_scores(0) == ops.NEVER
+    look = RoutingInput(
+        [torch.ones(1, 4, 2)], [(torch.ones(1, 2, 2), torch.ones(1, 2, 2))], range(0)
+    )
+    hidden = look.live_scores(0) == NEG_INF
     assert hidden.tolist() == [[[False, True], [False, False]] * 2]
 
 

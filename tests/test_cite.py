@@ -10,16 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.cite import LONGEST, MOST, Book
+from engine.answer.citations import LONGEST, MOST, DocumentText
 from engine.documents import load
-from engine.manifest import SourceEntry
-from engine.tokens import tokenize
+from engine.documents.tokens import tokenize
+from engine.store.manifest import SourceEntry
 from engine.types import Citation
 from tiny_books import log, read, session
 from tiny_models import checkpoint, tokenizer
 
 
-def book(*texts: str, words: bool = True, pages: Any = ()) -> Book:
+def book(*texts: str, words: bool = True, pages: Any = ()) -> DocumentText:
     """A book of some texts; tokens are words with the space before them, or characters."""
     starts, ends, source = [], [], []
     for index, text in enumerate(texts):
@@ -36,10 +36,10 @@ def book(*texts: str, words: bool = True, pages: Any = ()) -> Book:
         SourceEntry(f"{i}.txt", "text", "", len(text), tuple(pages)) for i, text in enumerate(texts)
     )
     tables = (torch.tensor(column, dtype=torch.int64) for column in (starts, ends, source))
-    return Book(entries, tuple(texts), *tables)
+    return DocumentText(entries, tuple(texts), *tables)
 
 
-def evidence(made: Book, *places: tuple[int, str, float]) -> torch.Tensor:
+def evidence(made: DocumentText, *places: tuple[int, str, float]) -> torch.Tensor:
     """Weight on the token that covers the last character of the first place of some words."""
     weight = torch.zeros(len(made.starts))
     for source, words, amount in places:
@@ -217,7 +217,7 @@ def test_tokens_of_the_model_s_own_tokenizer_find_their_characters(tmp_path: Pat
     tables = {"starts": tokens.starts, "ends": tokens.ends, "source": tokens.source}
     columns = (torch.from_numpy(tables[name]).long() for name in ("starts", "ends", "source"))
     text = source.read_text(encoding="utf-8")
-    made = Book((SourceEntry("a", "text", "", len(text)),), (text,), *columns)
+    made = DocumentText((SourceEntry("a", "text", "", len(text)),), (text,), *columns)
     for byte in range(11, 13):
         weight = torch.zeros(len(tokens))
         weight[byte] = 1.0

@@ -8,13 +8,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-import engine
 from engine.errors import DocumentError, FormatError, StoreError
 from engine.types import (
     Answer,
@@ -224,12 +224,12 @@ class FakeStore:
 
 
 def fake_store(monkeypatch: pytest.MonkeyPatch) -> type[FakeStore]:
-    from engine import store
+    from engine.store import library, reader
 
     class Fresh(FakeStore): ...
 
-    monkeypatch.setattr(store, "Store", Fresh)
-    monkeypatch.setattr(store, "check_sources", lambda manifest: ["book.pdf changed since"])
+    monkeypatch.setattr(reader, "Store", Fresh)
+    monkeypatch.setattr(library, "check_sources", lambda manifest: ["book.pdf changed since"])
     return Fresh
 
 
@@ -238,9 +238,9 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     fake = FakeEngine()
     fake_store(monkeypatch)
     for name, members in {
-        "ingest": {"plan": fake.plan, "ingest": fake.ingest},
-        "ask": {"Session": fake.session},
-        "view": {
+        "ingest.run": {"plan": fake.plan, "ingest": fake.ingest},
+        "answer.session": {"Session": fake.session},
+        "answer.inspect": {
             "inspect": fake.inspect,
             "text": fake.text,
             "source_text": lambda opened, source: opened.text(source),
@@ -250,7 +250,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
         module = ModuleType(f"engine.{name}")
         vars(module).update(members)
         monkeypatch.setitem(sys.modules, f"engine.{name}", module)
-        monkeypatch.setattr(engine, name, module, raising=False)
+        package, _, leaf = name.partition(".")
+        monkeypatch.setattr(import_module(f"engine.{package}"), leaf, module, raising=False)
     return fake
 
 
@@ -773,15 +774,15 @@ def test_a_broken_pipe_is_quiet(fake: FakeEngine, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A folder with one sound store and one unreadable one, behind the real `list`."""
-    from engine import store
+    from engine.store import library
 
     found = [
-        store.StoreSummary(
+        library.StoreSummary(
             "lib/book.sekv", "reader", "sekv", 300_000, 147, 20_000, 2 * 10**8, ("a/book.pdf",)
         ),
-        store.StoreSummary("lib/bad.sekv", "", "", 0, 0, 0, 0, (), "lib/bad.sekv: is damaged"),
+        library.StoreSummary("lib/bad.sekv", "", "", 0, 0, 0, 0, (), "lib/bad.sekv: is damaged"),
     ]
-    monkeypatch.setattr(store, "list_stores", lambda folder: found if folder == tmp_path else [])
+    monkeypatch.setattr(library, "list_stores", lambda folder: found if folder == tmp_path else [])
     return tmp_path
 
 

@@ -12,13 +12,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import ops
-from engine.memory import LayerMemory, Limits, View, WholeLayer, allot, no_spans, whole_rows
-from engine.policies.codec import Raw, SpanSVD
-from engine.policies.segment import Spans
-from engine.policies.select import MeanKey, Sketch
-from engine.policies.summarise import Mean, SurprisalMean
-from engine.recipe import Recipe
+from engine.attention.layer import (
+    LayerMemory,
+    Limits,
+    View,
+    WholeLayer,
+    allot,
+    no_spans,
+    whole_rows,
+)
+from engine.compression.codecs.raw import Raw
+from engine.compression.codecs.span_svd import SpanSVD
+from engine.compression.methods import Method
+from engine.compression.ranges import gather_ranges
+from engine.compression.routers.sketch import MeanKey, Sketch
+from engine.compression.spans import Spans
+from engine.compression.summaries import Mean, SurprisalMean
 from tiny_memory import EXACT, NO_LIMIT, Keeper, fixed_spans, layer, layers, plain, rows
 
 HEADS, KV_HEADS, SIZE, TOKENS = 4, 2, 16, 60
@@ -131,7 +140,7 @@ def test_a_zoomed_span_is_not_counted_twice() -> None:
         total = step.summary[head].sum(-1) + step.weight[head].sum(-1)
         torch.testing.assert_close(total, torch.ones(2))
         tokens = step.tokens[head]
-        wanted = ops.gather_ranges(
+        wanted = gather_ranges(
             memory.bounds[step.zoomed[head]], memory.bounds.diff()[step.zoomed[head]]
         )
         assert sorted(tokens[tokens >= 0].tolist()) == sorted([*wanted.tolist(), 0])
@@ -271,7 +280,7 @@ WINDOWS = [fixed_spans(20, 5), fixed_spans(30, 6), fixed_spans(10, 3)]
 
 
 def windowed(
-    seed: int, recipe: Recipe = EXACT, cuts: list[Spans] = WINDOWS
+    seed: int, recipe: Method = EXACT, cuts: list[Spans] = WINDOWS
 ) -> tuple[LayerMemory, torch.Tensor, torch.Tensor]:
     k, v = rows(seed, KV_HEADS, TOKENS, SIZE)
     lengths = [int(cut.bounds[-1]) for cut in cuts]

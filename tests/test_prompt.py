@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import ReaderError
-from engine.prompt import DOCUMENT, QUESTION, TASK, Prompt
+from engine.models.prompt import DOCUMENT, QUESTION, TASK, Prompt
 from engine.types import Turn
 from tiny_models import CHAT, tokenizer
 

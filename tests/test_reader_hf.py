@@ -24,9 +24,9 @@ from transformers import (
 )
 
 from engine.errors import ReaderError, SekvError
-from engine.prompt import Prompt
-from engine.readers import hf
-from engine.store import compare_identity
+from engine.models import hf
+from engine.models.prompt import Prompt
+from engine.store.library import compare_identity
 from tiny_books import QUESTION, TEXT, read, session
 from tiny_models import checkpoint, tokenizer
 

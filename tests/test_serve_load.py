@@ -26,7 +26,7 @@ from typing import Any
 import openai
 import pytest
 
-from engine.ingest import ingest
+from engine.ingest.run import ingest
 from engine.types import IngestOptions, Silent
 from tiny_books import log, read
 from tiny_models import checkpoint

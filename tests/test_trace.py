@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.memory import Step
-from engine.tiers import Traffic
-from engine.trace import COPY, GLANCE, Evidence, Trace
+from engine.answer.trace import COPY, GLANCE, Evidence, Trace
+from engine.attention.layer import Step
+from engine.attention.residency import Traffic
 
 IDS = torch.tensor([7, 8, 7, 9, 8, 7])
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.serve import wire
 from engine.types import Answer, AskOptions, Citation, MemoryUse, Turn, Usage
+from sekv_cli.server import wire
 
 NAMES = ["book", "law"]
 DEFAULTS = AskOptions(budget="12%", max_new_tokens=50)
