@@ -9,14 +9,13 @@ SAMPLE := docs/sample/dracula.pdf
 DEMO := runs/dracula.sekv
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check docs router table clean
+.PHONY: help install demo test check docs table clean
 
 help:
 	@echo "make demo   ingest the sample book, ask it three questions, look inside"
 	@echo "make test   run the tests"
 	@echo "make check  lint, formatting, types"
 	@echo "make docs   write the generated pages anew"
-	@echo "make router BOOKS=DIR  train the built-in reader's router anew, a few minutes"
 	@echo "make table BOOKS=DIR   all methods at three budgets, under half an hour on two cores"
 	@echo "make clean  remove the environment and everything made"
 
@@ -49,14 +48,7 @@ docs: $(READY)
 	$(BIN)/python -m sekv_cli.reference > docs/cli.md
 	$(BIN)/python -m sekv_cli.recipes > docs/recipes.md
 
-# The router belongs to the weights: after a new reader, train it anew. The books that the reader was
-# not trained on are held out here too.
-HELD_OUT := chesterton-thursday kingsley-travels_in_west_africa milton-paradise shackleton-south
-router: $(READY)
-	$(BIN)/sekv train --text $(BOOKS) --run runs/router --form sketch --steps 60 \
-		$(addprefix --hold-out ,$(HELD_OUT)) -o engine/readers/builtin/router.safetensors
-
-# RULER's tasks that the built-in reader can do. Interrupted, it goes on; SAMPLES=1 is a short one,
+# RULER's tasks that a small model can do. Interrupted, it goes on; SAMPLES=1 is a short one,
 # METHODS=sekv,full,peers another choice.
 TASKS := niah_single_1,niah_single_2,niah_multikey_1,qa_1
 table: $(READY)

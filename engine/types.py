@@ -34,12 +34,45 @@ class Silent:
     def note(self, line: str) -> None: ...
 
 
+COMPRESSED, ANCHOR, PINNED = 0, 1, 2
+"""The kinds of a span in a window's table: summarised and zoomed on demand; one boundary token
+that stays exact; exact for another reason."""
+
+DTYPES = ("float32", "bfloat16", "float16")
+"""Numbers that a model may compute in, by the names that torch has for them."""
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """The model a store was read with.
+
+    id, revision: where it came from. weights, tokenizer: hex fingerprints of their content.
+    heads, kv_heads, head_dim: H, Hkv and D of every layer. rope: its parameters as the model's
+    configuration names them. transformers: the release whose behaviour the reader relied on.
+    behaviour: that behaviour, as the surprisal in nats of a few fixed tokens (`models`); empty
+    in stores that were made before it was recorded.
+    """
+
+    id: str
+    revision: str
+    architecture: str
+    weights: str
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope: dict[str, Any]
+    tokenizer: str
+    transformers: str
+    behaviour: tuple[float, ...] = ()
+
+
 @dataclass(frozen=True)
 class IngestOptions:
     """How a document becomes a store.
 
     model: alias, hub id, folder or GGUF file; "" is the default model. method: a name of
-    `recipe.RECIPES`.
+    `methods.METHODS`.
     device: "auto", "cpu", "cuda" or "cuda:N". dtype: "auto", "float32", "bfloat16", "float16".
     chunk_tokens: tokens per prefill forward. window: document tokens per context, 0 for the
     longest the model reads well. pages: PDF pages such as "1-20,25". router: trained router file.
@@ -180,8 +213,7 @@ class Turn:
 class Answer:
     """One answered question.
 
-    `answer` is what to show; `quote` the sentence the built-in reader copied first ("" for other
-    models). `stats` holds what `--stats` prints beyond the contract's keys.
+    `stats` holds what `--stats` prints beyond the contract's keys.
     """
 
     question: str
@@ -190,7 +222,6 @@ class Answer:
     usage: Usage
     memory: MemoryUse
     timing: dict[str, float]
-    quote: str = ""
     stats: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -261,7 +292,7 @@ class Move:
 class Recorded:
     """One answer as a trace holds it; everything empty where nothing was asked.
 
-    said: the text of each token of the answer, quote included; step s led to said[s].
+    said: the text of each token of the answer; step s led to said[s].
     """
 
     question: str = ""

@@ -12,7 +12,7 @@ from typing import Annotated, TextIO
 import typer
 
 from engine.errors import SekvError
-from engine.manifest import NAME
+from engine.store.manifest import NAME
 from sekv_cli import options
 
 

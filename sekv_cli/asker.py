@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Asker(Protocol):
-    """What `engine.ask.Session` and `engine.serve.client.Remote` have in common."""
+    """What `engine.answer.session.Session` and `sekv_cli.server.client.Remote` have in common."""
 
     options: AskOptions
 
@@ -51,11 +51,11 @@ def open_asker(store: Path, options: AskOptions, shown: Shown, *, no_server: boo
     """
     own = options.model or options.router or options.device != "auto" or options.dtype != "auto"
     if not no_server and not own:
-        from engine.serve import client
+        from sekv_cli.server import client
 
         remote = client.find(store, options)
         if remote is not None:
             return remote
-    from engine.ask import Session
+    from engine.answer.session import Session
 
     return Session(store, options, shown)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,15 +18,14 @@ _Measured = tuple[dict[str, Any], str, dict[str, str]]
 """A report, its table, and its charts by file name."""
 
 
-class Suite(StrEnum):
+class SuiteName(StrEnum):
     """What can be measured.
 
-    reader: does the look-up reader find what a text states? fidelity: what does a compressed
-    memory lose, in its heads and in its answers? efficiency: what do reading once and asking later
+    fidelity: what does a compressed memory lose, in its heads and in its answers? efficiency: what
+    do reading once and asking later
     cost? niah, ruler, multi, longbench, infinitebench: how right are the answers of every method?
     """
 
-    reader = "reader"
     fidelity = "fidelity"
     efficiency = "efficiency"
     niah = "niah"
@@ -37,10 +35,13 @@ class Suite(StrEnum):
     infinitebench = "infinitebench"
 
 
-MOST_ASKED = 8
-"""Questions on one document of the fidelity suite: what intervals need is many documents."""
-
-COMPARED = (Suite.niah, Suite.ruler, Suite.multi, Suite.longbench, Suite.infinitebench)
+COMPARED = (
+    SuiteName.niah,
+    SuiteName.ruler,
+    SuiteName.multi,
+    SuiteName.longbench,
+    SuiteName.infinitebench,
+)
 
 
 def bench(
@@ -48,16 +49,16 @@ def bench(
         str,
         typer.Option(
             metavar="NAME,...",
-            help=f"What to measure: {', '.join(Suite)}. Several that compare methods, such as "
+            help=f"What to measure: {', '.join(SuiteName)}. Several that compare methods, such as "
             "niah,ruler, are one run with one report.",
         ),
-    ] = "reader",
+    ] = "fidelity",
     model: options.OwnModel = "",
     text: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Folder of .txt books; only those that no reader is trained on are used.",
+            help="Folder of .txt books to hide needles in (niah, ruler, multi, efficiency).",
             show_default=False,
         ),
     ] = None,
@@ -65,9 +66,13 @@ def bench(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Questions on whole books of that folder too, JSON lines.",
+            help="Natural questions, JSON lines (fidelity); see docs/questions/README.md.",
             show_default=False,
         ),
+    ] = None,
+    documents: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the documents they name.", show_default=False),
     ] = None,
     data: Annotated[
         Path | None,
@@ -82,7 +87,7 @@ def bench(
         typer.Option(
             min=1,
             metavar="N",
-            help="Questions per line of the table (reader, fidelity), documents per cell "
+            help="Questions per line of the table (fidelity), documents per cell "
             "(niah, ruler, multi) or lines per file. [default: 200; 4, 5, 2; 20]",
             show_default=False,
         ),
@@ -140,15 +145,6 @@ def bench(
     window: Annotated[
         int, typer.Option(min=0, metavar="N", help="Tokens per window; 0: the model's own.")
     ] = 0,
-    facts: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Facts of one type per document: what is asked for and N - 1 that look like it "
-            "(fidelity).",
-        ),
-    ] = 4,
     dissect: Annotated[
         int,
         typer.Option(
@@ -165,14 +161,11 @@ def bench(
 ) -> None:
     """Measure, and write the results with their settings.
 
-    The reader suite asks a look-up reader about texts, names and wordings that
-    its training cannot have met, without any memory: it is the bound of what
-    any store of it can answer. Interrupted, the same command goes on.
-
-    The fidelity suite asks the same questions of the full cache and of every
-    method at every budget of resident bytes: answers, next tokens, divergence.
-    On the first documents it then looks into every head: what routers find of
-    the attention, and what codecs lose at equal bytes. Interrupted, the same
+    The fidelity suite asks natural questions on excerpts of their documents, of
+    the full cache and of every method at every budget of resident bytes:
+    answers, next tokens, divergence. On the first excerpts it then looks into
+    every head: what routers find of the attention, and what codecs lose at equal
+    bytes. Interrupted, the same
     command goes on. The efficiency suite
     times ingest and ask beside plain prefill of the same tokens and beside the
     full cache saved and loaded again, in turns, in one run; then whole programs
@@ -187,9 +180,7 @@ def bench(
 
     \b
     Example:
-      sekv bench --suite reader --text books --samples 200 --out runs/reader-bench
-      sekv bench --suite fidelity --text books --method sekv,sekv-paper --budget 5%,10%
-      sekv bench --suite fidelity --text books --facts 17 --length 2048,4096,8192 --dissect 0
+      sekv bench --suite fidelity --questions docs/questions/books.jsonl --documents DIR
       sekv bench --suite efficiency --text books --length 8192,32768 --budget 20%
       sekv bench --suite niah --text books --method sekv,snapkv,full --budget 5%,10%
       sekv bench --suite niah,ruler --text books --task niah_single_2,qa_1 --out runs/table
@@ -201,7 +192,7 @@ def bench(
     if suites[0] in COMPARED:
         from sekv_cli import compare
 
-        asked = compare.Asked(
+        asked = compare.ComparisonRequest(
             suites=tuple(map(str, suites)),
             model=model,
             text=text,
@@ -220,27 +211,25 @@ def bench(
         compare.compare(asked, output, as_json=as_json)
         return
     method, samples = method or "sekv,sekv-paper", samples or 200
-    if text is None:
-        raise SekvError(f"the {suite} suite draws its texts from books; name their folder: --text")
-    if not text.is_dir():
-        raise SekvError(f"there is no folder {text}")
-    if questions is not None and not questions.is_file():
-        raise SekvError(f"there is no file {questions}")
-
     from sekv_cli import format, progress
 
     with progress.on_stderr() as shown:
-        if suites[0] is Suite.reader:
-            measured = _reader(model, text, questions, samples, seed, device, output, shown)
-        elif suites[0] is Suite.fidelity:
-            drawn = _Drawn(text, _numbers(length or "2048"), facts, seed)
+        if suites[0] is SuiteName.fidelity:
+            if questions is None or documents is None:
+                raise SekvError(
+                    "the fidelity suite asks natural questions; name their file and the folder of "
+                    "their documents: --questions and --documents"
+                )
+            source = (questions, documents, _numbers(length or "2048"), seed)
             measured = _fidelity(
-                model, drawn, (method, budget), samples, dissect, window, device, output, shown
+                model, source, (method, budget), samples, dissect, window, device, output, shown
             )
         else:
+            if text is None:
+                raise SekvError("the efficiency suite reads books; name their folder: --text")
             lengths = _numbers(length or "8192,32768")
             measured = _efficiency(model, text, lengths, (method, budget), window, device, shown)
-    from engine.bench.results import save
+    from engine.lab.bench.results import save
 
     report, table, charts = measured
     save(report, table, output, charts)
@@ -250,13 +239,13 @@ def bench(
         format.print_markdown(format.console(), table)
 
 
-def _suites(text: str) -> list[Suite]:
+def _suites(text: str) -> list[SuiteName]:
     """One suite, or several of those that compare methods."""
     names = list(dict.fromkeys(_names(text)))
     for name in names or [text]:
-        if name not in list(Suite):
-            raise SekvError(f"unknown suite '{name}'; known: {', '.join(Suite)}")
-    suites = [Suite(name) for name in names]
+        if name not in list(SuiteName):
+            raise SekvError(f"unknown suite '{name}'; known: {', '.join(SuiteName)}")
+    suites = [SuiteName(name) for name in names]
     if len(suites) > 1 and not set(suites) <= set(COMPARED):
         raise SekvError(f"only {', '.join(COMPARED)} can be run together")
     return suites
@@ -282,43 +271,9 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def unseen(text: Path, seed: int) -> Any:
-    """Documents that training cannot have met; `text` must hold a book kept back."""
-    from engine.train.reader.episodes import Episodes
-
-    try:
-        return Episodes(text, "eval", seed)
-    except ValueError as error:  # No such book in the folder.
-        raise SekvError(str(error)) from None
-
-
-class _Drawn:
-    """Documents with facts of one type, of each length in turn, drawn for ever. Every question is
-    one that its document answers."""
-
-    def __init__(self, text: Path, lengths: list[int], facts: int, seed: int) -> None:
-        self._episodes = unseen(text, seed)
-        self._lengths, self._facts, self._seed = lengths, facts, seed
-
-    def __iter__(self) -> Iterator[Any]:
-        from itertools import cycle
-        from random import Random
-
-        rng = Random(self._seed)
-        for tokens in cycle(self._lengths):
-            yield self._episodes.sample(
-                tokens,
-                rng=rng,
-                facts=self._facts,
-                same_type=True,
-                questions=min(self._facts, MOST_ASKED),
-                unanswerable=0.0,
-            )
-
-
 def _fidelity(
     model: str,
-    drawn: _Drawn,
+    asked: tuple[Path, Path, list[int], int],
     compared: tuple[str, str],
     samples: int,
     dissect: int,
@@ -327,20 +282,28 @@ def _fidelity(
     output: Path,
     shown: Progress,
 ) -> _Measured:
-    from engine.bench.fidelity import laboratory
-    from engine.bench.fidelity import report as shape
-    from engine.models.locate import locate
-    from engine.readers import hf
+    from functools import partial
 
-    setting = laboratory.Setting(
+    from engine.documents.tokens import tokenize as tokenise
+    from engine.lab.bench.fidelity import laboratory
+    from engine.lab.bench.fidelity import report as shape
+    from engine.lab.bench.questions import Excerpts, load_questions
+    from engine.models import hf
+    from engine.models.locate import locate
+
+    path, documents, lengths, seed = asked
+    questions = load_questions(path)
+    setting = laboratory.FidelitySetting(
         methods=_names(compared[0]),
-        budgets=_names(compared[1]) or laboratory.Setting.budgets,
+        budgets=_names(compared[1]) or laboratory.FidelitySetting.budgets,
         questions=samples,
         window=window,
         dissected=dissect,
     )
     located = locate(model, progress=shown)
     reader, name = hf.load(located, device=device), str(located.folder)
+    tokenize = partial(tokenise, tokenizer=reader.tokenizer)
+    drawn = Excerpts(questions, documents, tokenize, lengths, seed)
     report = laboratory.measure(reader, name, drawn, setting, output, shown)
     return report, shape.markdown(report), shape.charts(report)
 
@@ -354,9 +317,10 @@ def _efficiency(
     device: str,
     shown: Progress,
 ) -> _Measured:
-    from engine.bench import efficiency, peers
+    from engine.lab.bench import efficiency, peers
+    from engine.lab.bench.books import load_books
+    from engine.models import hf
     from engine.models.locate import locate
-    from engine.readers import hf
 
     own = [name for name in _names(compared[0]) if not peers.is_peer(name)]
     others = [name for name in _names(compared[0]) if peers.is_peer(name)]
@@ -365,54 +329,15 @@ def _efficiency(
             "the efficiency suite times one peer, llama.cpp@FILE.gguf, beside the full cache of "
             "transformers, which is always there"
         )
-    setting = efficiency.Setting(
+    setting = efficiency.EfficiencySetting(
         lengths=tuple(lengths),
         method=own[0] if own else "sekv",
         budget=_names(compared[1] or "20%")[-1],
         window=window,
         peer=others[0] if others else "",
     )
-    books = "\n\n".join(
-        path.read_text(encoding="utf-8", errors="replace") for path in sorted(text.glob("*.txt"))
-    )
-    if not books:
-        raise SekvError(f"{text} holds no .txt books")
+    books = "\n\n".join(part for book in load_books(text) for part in book.paragraphs)
     located = locate(model, progress=shown)
     reader, name = hf.load(located, device=device), str(located.folder)
     report = efficiency.measure(reader, name, books[: 8 * max(lengths)], setting, shown)
     return report, efficiency.markdown(report), {}
-
-
-def _reader(
-    model: str,
-    text: Path,
-    questions: Path | None,
-    samples: int,
-    seed: int,
-    device: str,
-    output: Path,
-    shown: Progress,
-) -> _Measured:
-    """The report, kept cell by cell below `output`, and its table."""
-    from engine.bench.reader import evaluate_reader, markdown
-    from engine.models.load import pick_device
-    from engine.models.locate import locate
-    from engine.train.reader.episodes import Episodes
-
-    named = {
-        "eval": unseen(text, seed),
-        "train": Episodes(text, "eval", seed, names="train"),
-    }
-    output.mkdir(parents=True, exist_ok=True)
-    report = evaluate_reader(
-        locate(model, progress=shown).folder,
-        named,
-        output / "results.json",
-        questions=samples,
-        seed=seed,
-        file=questions,
-        texts=text if questions is not None else None,
-        device=str(pick_device(device)),
-        say=shown.note,
-    )
-    return report, markdown(report), {}

@@ -51,8 +51,7 @@ def chat(
 
     The latest turns, as far as an eighth of the budget holds them, are read again
     with each question; older ones fold as the document does, in memory and within
-    the budget. Look-up readers, as the built-in one, answer every question by
-    itself.
+    the budget.
 
     /help lists the commands. Ctrl-C stops an answer, Ctrl-D ends the talk.
 
@@ -153,15 +152,15 @@ class Talk:
             return
         if not rest.isdecimal() or not 1 <= int(rest) <= len(citations):
             raise SekvError(f"there is no passage {rest}; there are 1 to {len(citations)}")
-        from engine import view
+        from engine.answer import inspect
 
         citation = citations[int(rest) - 1]
-        before, after = view.around(self._store, citation, AROUND)
+        before, after = inspect.around(self._store, citation, AROUND)
         format.print_around(format.console(), before, citation.text, after)
 
     def _zoom(self, rest: str) -> None:
         """What the last question zoomed into; it is asked once more to see."""
-        from engine import view
+        from engine.answer import inspect
         from sekv_cli import format
 
         question, asker = self._last().question, self._asker
@@ -171,10 +170,10 @@ class Talk:
             asker.ask(question, turns=tuple(self._turns[:-1]))
         finally:
             asker.retune(before)
-        report = view.inspect(
+        report = inspect.inspect(
             self._store, trace=asker.trace(), options=before, progress=self._shown
         )
-        words = view.excerpts(self._store, format.heaviest(report.zoom))
+        words = inspect.excerpts(self._store, format.heaviest(report.zoom))
         format.print_zoom(format.console(), report, words)
 
     def _budget(self, rest: str) -> None:

@@ -1,6 +1,6 @@
 """The suites of `sekv bench` that compare methods: what is asked becomes a suite, a run, a report.
 
-Parsing stays in `bench`, measuring in `engine.bench.compare`.
+Parsing stays in `bench`, measuring in `engine.lab.bench.compare`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import typer
 from engine.errors import SekvError
 
 if TYPE_CHECKING:
-    from engine.bench.suites.types import Suite
+    from engine.lab.bench.suites.types import Suite
 
 
 LENGTHS = {"niah": (2048, 4096)}
@@ -23,7 +23,7 @@ SAMPLES = {"niah": 4, "ruler": 5, "multi": 2, "longbench": 20, "infinitebench": 
 
 
 @dataclass(frozen=True)
-class Asked:
+class ComparisonRequest:
     """The command line, parsed. suites: one or several. methods: none for all. lengths: none, and
     samples: None, for each suite's own."""
 
@@ -43,23 +43,23 @@ class Asked:
     claims: tuple[str, ...]
 
 
-def compare(asked: Asked, output: Path, *, as_json: bool) -> None:
+def compare(asked: ComparisonRequest, output: Path, *, as_json: bool) -> None:
     """Run, write below `output`, print; exit code 1 where a claim does not hold.
 
     Several suites are one run with one report; each has its own results in a folder of its name.
     """
     suites = [make_suite(name, asked) for name in asked.suites]
-    from engine.bench import claims, page, peers, results
-    from engine.bench.compare import Run, Setting, rows_of
+    from engine.compression.methods import METHODS
+    from engine.lab.bench import claims, page, peers, results
+    from engine.lab.bench.compare import ComparisonSetting, Run, rows_of
+    from engine.models import hf
     from engine.models.locate import locate
-    from engine.readers import hf
-    from engine.recipe import RECIPES
     from sekv_cli import format, options, progress
 
     for budget in asked.budgets:
         options.budget(budget)
-    methods = peers.expand(asked.methods or tuple(RECIPES))
-    setting = Setting(methods, asked.budgets, asked.seed, window=asked.window)
+    methods = peers.expand(asked.methods or tuple(METHODS))
+    setting = ComparisonSetting(methods, asked.budgets, asked.seed, window=asked.window)
     rows_of(setting)  # an unknown method is said before a model is loaded
     alone = len(suites) == 1
     folders = [output if alone else output / suite.name for suite in suites]
@@ -97,14 +97,14 @@ def compare(asked: Asked, output: Path, *, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def make_suite(name: str, asked: Asked) -> Suite:
+def make_suite(name: str, asked: ComparisonRequest) -> Suite:
     """The suite of that name.
 
     Raises:
         SekvError: files or a folder are missing, or a task is unknown.
     """
     if name in ("longbench", "infinitebench"):
-        from engine.bench.suites.official import Official
+        from engine.lab.bench.suites.official import Official
 
         if asked.data is None or not asked.data.is_dir():
             raise SekvError(
@@ -113,23 +113,19 @@ def make_suite(name: str, asked: Asked) -> Suite:
         return Official(name, asked.data, asked.samples or SAMPLES[name], asked.tasks)
     if asked.text is None:
         raise SekvError(f"the {name} suite draws its texts from books; name their folder: --text")
-    if not asked.text.is_dir():
-        raise SekvError(f"there is no folder {asked.text}")
     return _generated(name, asked, asked.text)
 
 
-def _generated(name: str, asked: Asked, text: Path) -> Suite:
-    from engine.bench.suites.ruler import TASKS, Library, ManyQuestions, NeedleGrid, Ruler
-    from engine.train.reader.haystack import load_books, sentences
+def _generated(name: str, asked: ComparisonRequest, text: Path) -> Suite:
+    from engine.lab.bench.books import load_books, sentences
+    from engine.lab.bench.suites.ruler import TASKS, Library, ManyQuestions, NeedleGrid, Ruler
 
     unknown = [task for task in asked.tasks if task not in TASKS]
     if unknown:
         raise SekvError(f"ruler has no task '{unknown[0]}'; known: {', '.join(TASKS)}")
-    try:
-        books = load_books(text, "eval")
-    except ValueError as error:  # No such book in the folder.
-        raise SekvError(str(error)) from None
-    library = Library([s for book in books for part in book.paragraphs for s in sentences(part)])
+    library = Library(
+        [s for book in load_books(text) for part in book.paragraphs for s in sentences(part)]
+    )
     plan: dict[str, Any] = {
         "library": library,
         "lengths": asked.lengths or LENGTHS.get(name, (2048,)),

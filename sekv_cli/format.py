@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from engine.lab.train.zoomin.loop import Result
     from engine.models.shelf import Listing, Pulled, Removed
-    from engine.store import StoreSummary
-    from engine.train.zoomin.loop import Result
+    from engine.store.library import StoreSummary
     from engine.types import (
         Answer,
         Citation,
@@ -56,7 +56,7 @@ EXCERPT = 60
 
 
 class Piece(Protocol):
-    """A stretch of text inside one span, as `engine.view.text` marks it."""
+    """A stretch of text inside one span, as `engine.answer.inspect.text` marks it."""
 
     @property
     def text(self) -> str: ...

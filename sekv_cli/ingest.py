@@ -126,7 +126,7 @@ def ingest(
     )
     stdin = sys.stdin.buffer if "-" in sources else None
     with progress.on_stderr() as shown:
-        from engine import ingest as use_case
+        from engine.ingest import run as use_case
 
         if dry_run:
             plan = use_case.plan(sources, chosen, shown, stdin)

@@ -129,9 +129,9 @@ def inspect(
     start, _, end = text.partition(":")
     stretch = (int(start), int(end)) if text else None
     with progress.on_stderr() as shown:
-        from engine import view
+        from engine.answer import inspect
 
-        report = view.inspect(
+        report = inspect.inspect(
             store,
             question=question,
             trace=trace,
@@ -151,22 +151,22 @@ def inspect(
         format.print_written(out, str(html), html.stat().st_size)
         return
     if stretch:
-        format.print_text(out, view.text(store, source - 1, *stretch))
+        format.print_text(out, inspect.text(store, source - 1, *stretch))
     else:
         format.print_summary(out, str(store), report)
         format.print_map(out, report)
     if question or trace is not None:
         format.print_asked(out, report)
-        words = view.excerpts(store, format.heaviest(report.zoom))
+        words = inspect.excerpts(store, format.heaviest(report.zoom))
         format.print_zoom(out, report, words)
 
 
 def _write_page(store: Path, report: InspectReport, html: Path) -> None:
-    from engine import view
-    from engine.store import Store
+    from engine.answer import inspect
+    from engine.store.reader import Store
     from sekv_cli import page
 
     with Store.open(store) as opened:
         sources = range(len(report.manifest["sources"]))
-        texts = [view.source_text(opened, source) for source in sources]
+        texts = [inspect.source_text(opened, source) for source in sources]
     html.write_text(page.render(str(store), report, texts), encoding="utf-8")

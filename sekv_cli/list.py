@@ -25,10 +25,10 @@ def list_stores(
       sekv list
       sekv list ~/library --json
     """
-    from engine import store
+    from engine.store import library
     from sekv_cli import format
 
-    found = store.list_stores(folder)
+    found = library.list_stores(folder)
     if as_json:
         format.emit_json({"stores": [summary.to_json() for summary in found]})
     else:

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from engine.errors import SekvError
-from sekv_cli import ask, bench, calibrate, chat, ingest, inspect, models, serve, train, verify
+from sekv_cli import ask, bench, chat, ingest, inspect, models, serve, train, verify
 from sekv_cli import list as listing
 
 DONE, DEFECT, INTERRUPTED, PIPE_CLOSED = 0, 70, 130, 141
@@ -43,7 +43,6 @@ app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
 app.command("list")(listing.list_stores)
 app.command("bench")(bench.bench)
-app.command("calibrate")(calibrate.calibrate)
 app.add_typer(models.app, name="models")
 app.add_typer(train.app, name="train")
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from engine.bench import peers
-from engine.recipe import RECIPES, Recipe
+from engine.compression.methods import METHODS, Method
+from engine.lab.bench import peers
 
 PREFACE = """\
 # Methods
@@ -46,10 +46,10 @@ later, the same command asks only it. What is needed:
     pip install 'sekv[bench]'           # optimum-quanto, and what kvpress imports
     pip install --no-deps kvpress       # 0.5.5 pins transformers < 5.3, and runs with ours
     pip install llama-cpp-python        # compiles for minutes
-    python -m engine.bench.peers.gguf reader.gguf   # the default model for llama.cpp@reader.gguf
+    python -m engine.lab.bench.peers.gguf model.gguf FOLDER   # for llama.cpp@model.gguf
 
 llama-cpp-python needs a C++ compiler and ninja, and so does optimum-quanto, which compiles when
-it is first used. `peers.gguf` takes the folder of any plain Llama as its second argument; other
+it is first used. `peers.gguf` takes the folder of any plain Llama; other
 models are converted with `convert_hf_to_gguf.py` of llama.cpp. llama.cpp is fed the reader's own
 token ids and windows, which are sequences of their own until all are read and then one; its state
 is saved, restored into a new context, and asked. Keys and values have 16 bits there, weights 32.
@@ -70,7 +70,7 @@ programs are not timed.
 
 def page() -> str:
     """The whole page."""
-    methods = (line for recipe in RECIPES.values() for line in _method(recipe))
+    methods = (line for recipe in METHODS.values() for line in _method(recipe))
     return "\n".join([PREFACE, *methods, PEERS, *_peers()])
 
 
@@ -82,7 +82,7 @@ def _peers() -> Iterator[str]:
     yield ""
 
 
-def _method(recipe: Recipe) -> Iterator[str]:
+def _method(recipe: Method) -> Iterator[str]:
     yield f"## {recipe.name}\n"
     yield f"Source: {recipe.source}.\n"
     if recipe.differs:

@@ -97,20 +97,20 @@ def serve(
         model=model,
         offline=offline,
     )
-    from engine.serve import door
+    from sekv_cli.server import unix_socket
 
-    names = door.name_stores(stores)
-    listening = door.listen(host, port)
+    names = unix_socket.name_stores(stores)
+    listening = unix_socket.listen(host, port)
     if not token and not _is_loopback(listening):
         listening.close()
         raise SekvError(f"{host} can be reached by others; set {TOKEN} or name a --token-file")
     with progress.on_stderr() as shown:
-        from engine.serve import app
-        from engine.serve.warm import Warm
+        from sekv_cli.server import app
+        from sekv_cli.server.warm import Warm
 
         with closing(Warm(names, chosen, shown, queue)) as warm:
             shown.clear()
-            local, path = door.bind()
+            local, path = unix_socket.bind()
             url = _url(listening)
             told = {"url": url, "pid": os.getpid(), "stores": list(names), "socket": str(path)}
 
@@ -121,7 +121,7 @@ def serve(
                     format.print_serving(format.console(), url, list(names))
 
             try:
-                made = app.build(warm, chosen, app.Limits(timeout, most_tokens), token)
+                made = app.build(warm, chosen, app.ServerLimits(timeout, most_tokens), token)
                 app.run(made, [listening, local], 2 * queue + 64, ready)
             finally:
                 path.unlink(missing_ok=True)

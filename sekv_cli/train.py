@@ -1,15 +1,7 @@
-"""`sekv train`: a router for a frozen model, its retrieval heads, or the built-in reader itself.
-
-No training code here.
-
-The reader's training starts as processes of their own (`python -m engine.train.reader`), because
-their number and their memory allocator are settled before Python begins.
-"""
+"""`sekv train`: a router for a frozen model, or its retrieval heads. No training code here."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -92,7 +84,7 @@ def router(
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Train a router for a model, find its retrieval heads, or train the built-in reader.
+    """Train a router for a model, or find its retrieval heads.
 
     The model stays as it is; the router learns which spans to zoom, and in which
     bases keys and values are kept, from what the model looks at when it sees
@@ -112,7 +104,7 @@ def router(
     from sekv_cli import format, progress
 
     if sizes:
-        from engine.train.zoomin.sizes import table
+        from engine.lab.train.zoomin.sizes import table
 
         format.print_markdown(format.console(), table())
         return
@@ -124,8 +116,8 @@ def router(
     if output.is_dir():
         raise TrainError(f"{output} is a folder; name a file with -o")
     with progress.on_stderr() as shown:
-        from engine.router import FORMS
-        from engine.train.zoomin.loop import Options, train_router
+        from engine.compression.routers.router_file import FORMS
+        from engine.lab.train.zoomin.loop import Options, train_router
 
         forms = FORMS if form is Form.both else (form.value,)
         chosen = Options(
@@ -153,81 +145,12 @@ def router(
 
 
 @app.command()
-def reader(
-    text: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder of .txt books.", show_default=False)
-    ],
-    run: Annotated[
-        Path,
-        typer.Option(
-            metavar="DIR",
-            help="Folder of checkpoints and log; an interrupted run goes on from it.",
-            show_default=False,
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="DIR",
-            help="Where to write the finished reader.",
-            show_default=False,
-        ),
-    ] = None,
-    minutes: Annotated[float, typer.Option(min=0.0, metavar="N", help="How long to train.")] = 90.0,
-    steps: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Train so many steps instead; 0 is by time.")
-    ] = 0,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of data and weights.")] = 0,
-    layers: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Layers of the reader; 0 is the usual shape.")
-    ] = 0,
-    batch: Annotated[
-        int,
-        typer.Option(min=0, metavar="N", help="Tokens per process and step; 0 is the usual."),
-    ] = 0,
-    processes: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Processes on a CPU, one thread each.")
-    ] = 2,
-    compile_: Annotated[
-        bool, typer.Option("--compile", help="Compile the model; pays on a GPU.")
-    ] = False,
-    export: Annotated[
-        bool, typer.Option("--export", help="Train no further; write the run's reader.")
-    ] = False,
-) -> None:
-    """Train the built-in reader from nothing on a folder of books.
-
-    Questions and facts are generated from grammars and from the books' own
-    sentences. The same command continues an interrupted run.
-
-    \b
-    Example:
-      sekv train reader --text books --run runs/reader -o reader --minutes 90
-    """
-    command = [sys.executable, "-m", "engine.train.reader", "--text", str(text), "--run", str(run)]
-    command += ["--out", str(output)] if output else []
-    for name, value in {
-        "minutes": minutes,
-        "steps": steps,
-        "seed": seed,
-        "layers": layers,
-        "batch": batch,
-        "processes": processes,
-    }.items():
-        command += [f"--{name}", str(value)]
-    command += ["--compile"] * compile_ + ["--export"] * export
-    raise typer.Exit(subprocess.run(command, check=False).returncode)
-
-
-@app.command()
 def heads(
     text: Annotated[
         Path,
         typer.Option(
             metavar="DIR",
-            help="Folder of .txt books; those that suites draw from are left out.",
+            help="Folder of .txt books.",
             show_default=False,
         ),
     ],
@@ -259,27 +182,20 @@ def heads(
       sekv train heads --text books
       sekv train heads --text books --model Qwen/Qwen3-4B -o heads.json
     """
-    if not text.is_dir():
-        raise TrainError(f"there is no folder {text}")
-
-    from engine.calibration import NAME
+    from engine.lab.bench.books import load_books
+    from engine.lab.train.heads import HeadSetting, calibrate
+    from engine.models import hf
     from engine.models.locate import locate
-    from engine.readers import hf
-    from engine.train.heads import Setting, calibrate
-    from engine.train.reader.haystack import load_books
+    from engine.models.retrieval_heads import NAME
     from sekv_cli import format, progress
 
-    try:
-        books = load_books(text, "train")
-    except ValueError as error:  # No such book in the folder.
-        raise TrainError(str(error)) from None
-    prose = "\n\n".join(part for book in books for part in book.paragraphs[:400])
+    prose = "\n\n".join(part for book in load_books(text) for part in book.paragraphs[:400])
 
     with progress.on_stderr() as shown:
         located = locate(model, progress=shown)
         target = output or located.folder / NAME
         reader = hf.load(located, device=device)
-        made = calibrate(reader, prose[:1_000_000], Setting(each=needles, seed=seed), shown)
+        made = calibrate(reader, prose[:1_000_000], HeadSetting(each=needles, seed=seed), shown)
     made.save(target)
     report = {"heads": str(target), "model": made.model, "layers": len(made.heads), **made.made}
     if as_json:

@@ -26,8 +26,9 @@ def verify(store: options.Store, as_json: options.Json = False) -> None:
     changed: list[str] = []
     size = 0
     with progress.on_stderr() as shown:
-        from engine.manifest import NAME
-        from engine.store import Store, check_sources
+        from engine.store.library import check_sources
+        from engine.store.manifest import NAME
+        from engine.store.reader import Store
 
         try:
             with Store.open(store) as opened:

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.container import Bytes
+from engine.store.container import Bytes
 from engine.store.disk import Disk
 
 

@@ -11,9 +11,9 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from engine.models import hf
     from engine.models.locate import Located
-    from engine.readers import hf
-    from engine.store import Store
+    from engine.store.reader import Store
 
 USERS_CACHE = os.environ.get("SEKV_CACHE", "")
 # Before any test imports transformers: a test never asks a hub for anything.
@@ -72,7 +72,7 @@ def instant_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 def store(tmp_path: Path, instant_disk: None) -> Iterator[Store]:
     """The toy store of two windows, open."""
     import toy_store
-    from engine.store import Store
+    from engine.store.reader import Store
 
     toy_store.ingest(tmp_path / "toy.sekv")
     with Store.open(tmp_path / "toy.sekv") as opened:
@@ -90,6 +90,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def reader(model: Path) -> hf.Reader:
     """The model, loaded."""
-    from engine.readers import hf
+    from engine.models import hf
 
     return hf.load(str(model), device="cpu")

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from engine import ops
+from engine.compression.packing import Packing
+from engine.compression.scores import packed_span_masses
 
 WIDE = [8] * 3 + [4] * 4 + [2] * 8 + [1] * 8
 CASES = (
@@ -29,7 +30,7 @@ def cases() -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
     for rows, lengths, layout in CASES:
         bits = torch.tensor(layout, dtype=torch.uint8)
         bounds = torch.tensor([0, *lengths]).cumsum(0)
-        shape = (1, int(bounds[-1]), sum(ops.Packing.of(each).row_bytes for each in bits))
+        shape = (1, int(bounds[-1]), sum(Packing.of(each).row_bytes for each in bits))
         packed = torch.randint(0, 256, shape, dtype=torch.uint8, generator=made)
         q = torch.randn(len(bits), rows, bits.shape[1], generator=made) / (1 << bits.int())[:, None]
         yield packed, bits, q, torch.randn(len(bits), rows, 1, generator=made), bounds
@@ -37,9 +38,9 @@ def cases() -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
 
 def far(case: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]) -> float:
     """The largest difference in nats where the reference says anything at all."""
-    from engine import kernels
+    from engine.compression import kernels
 
-    wanted, found = ops.span_masses(*case), kernels.span_masses(*case)
+    wanted, found = packed_span_masses(*case), kernels.span_masses(*case)
     assert found.shape == wanted.shape
     assert bool(torch.isfinite(found).all())
     return float((found - wanted)[torch.isfinite(wanted)].abs().max())

@@ -8,7 +8,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from engine import kernels
+from engine.compression import kernels
 
 pointers = {"packed": "*u8", "places": "*i32", "queries": "*fp32", "shift": "*fp32"}
 pointers |= {"bounds": "*i64", "out": "*fp32"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,11 +14,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from engine.ask import MOST_WINDOWS, NOT_STATED, TURNS_SHARE, Session
-from engine.certainty import Bar
+from engine.answer.session import MOST_WINDOWS, TURNS_SHARE, Session
 from engine.errors import BudgetError, ReaderError, SekvError, StoppedError
-from engine.quoting import TOGETHER, Guide
-from engine.readers import hf
+from engine.models import hf
 from engine.types import AskOptions, Turn
 from tiny_books import QUESTION, TEXT, log, read, session
 from tiny_models import checkpoint
@@ -67,7 +64,7 @@ def test_the_json_of_an_answer_has_the_keys_of_the_contract(store: Path, reader:
     with session(store, reader) as opened:
         answer = opened.ask(QUESTION)
     told = json.loads(json.dumps(answer.to_json()))
-    assert set(told) == {"question", "answer", *CONTRACT, "quote", "stats"}
+    assert set(told) == {"question", "answer", *CONTRACT, "stats"}
     assert told["citations"]
     for citation in told["citations"]:
         assert set(citation) == CONTRACT["citations"]
@@ -192,153 +189,6 @@ def test_any_bytes_stream_as_they_are_told(say: Script, tokens: list[int]) -> No
     assert "".join(pieces) == answer
 
 
-# ---------------------------------------------------------------------------- look-up readers
-
-POINTED, MARK = 257, 258
-"""Special tokens of the tiny tokenizer, here the quote token and the value token."""
-
-
-@pytest.fixture
-def lookup(reader: hf.Reader) -> hf.Reader:
-    """The same reader with the marks of the built-in one."""
-    prompt = replace(reader.prompt, quote_token=POINTED, value_token=MARK)
-    return hf.Reader(reader.model, reader.tokenizer, reader.identity, prompt, reader.located)
-
-
-def scripted(
-    opened: Session, monkeypatch: pytest.MonkeyPatch, parts: list[str | int]
-) -> tuple[Any, list[str]]:
-    tokens: list[int] = []
-    for part in parts:
-        encode = opened.reader.tokenizer.encode
-        tokens += encode(part, add_special_tokens=False) if isinstance(part, str) else [part]
-
-    def generate(ids: torch.Tensor, *, streamer: Any, **_: Any) -> None:
-        streamer.put(ids)
-        for token in tokens:
-            streamer.put(torch.tensor([token]))
-        streamer.end()
-
-    monkeypatch.setattr(opened.reader.model, "generate", generate)
-    pieces: list[str] = []
-    return opened.ask(QUESTION, pieces.append), pieces
-
-
-def test_a_quote_that_stands_is_cited_and_only_its_value_is_shown(
-    store: Path, lookup: hf.Reader, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    quote = "On day 3 the crew of ship 8 saw 9 whales, and it rained."
-    with session(store, lookup) as opened:
-        answer, pieces = scripted(
-            opened, monkeypatch, ["ship 8", POINTED, quote, MARK, " 9 whales"]
-        )
-    assert answer.answer == "".join(pieces) == "9 whales"
-    assert answer.quote == quote
-    assert answer.citations[0].text == quote
-    assert TEXT[answer.citations[0].start :].startswith(quote)
-
-
-def test_a_quote_that_does_not_stand_is_no_answer(
-    store: Path, lookup: hf.Reader, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with session(store, lookup) as opened:
-        for parts in (
-            ["crew", POINTED, "On day 3 the crew saw 900 whales.", MARK, " 900"],
-            ["crew", POINTED, "On day 3 the crew of ship 8"],
-            ["crew", POINTED, MARK, " 9"],
-        ):
-            answer, pieces = scripted(opened, monkeypatch, list(parts))
-            assert answer.answer == NOT_STATED
-            assert (answer.quote, answer.citations, pieces) == ("", (), [])
-
-
-def test_a_quote_the_reader_is_not_sure_of_is_no_answer(
-    store: Path, lookup: hf.Reader, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The bar is on what the model itself held of its pointer; below it nothing is shown."""
-    day = lookup.tokenizer.encode("On day 3", add_special_tokens=False)
-    tokens = [*day, POINTED, *day, MARK, ord("3")]
-
-    def generate(ids: torch.Tensor, *, streamer: Any, logits_processor: Any, **_: Any) -> None:
-        streamer.put(ids)
-        for token in tokens:
-            scores = torch.zeros(1, 261)
-            scores[0, token] = 2.0
-            logits_processor[0](ids, scores)
-            streamer.put(torch.tensor([token]))
-        streamer.end()
-
-    sure = 2.0 - math.log(260 + math.exp(2.0))
-    for least, stated in ((sure - 0.01, True), (sure + 0.01, False)):
-        prompt = replace(lookup.prompt, bar=Bar("mean", least))
-        reader = hf.Reader(lookup.model, lookup.tokenizer, lookup.identity, prompt, lookup.located)
-        with session(store, reader) as opened:
-            monkeypatch.setattr(opened.reader.model, "generate", generate)
-            pieces: list[str] = []
-            answer = opened.ask(QUESTION, pieces.append)
-        assert answer.stats["certainty"]["mean"] == pytest.approx(sure, abs=1e-3)
-        assert bool(pieces) == bool(answer.citations) == stated
-        assert (answer.answer == NOT_STATED) == (not stated)
-
-
-@pytest.fixture
-def held(lookup: hf.Reader) -> hf.Reader:
-    """A look-up reader that hardly ever refuses."""
-    prompt = replace(lookup.prompt, refusal=(ord("n"), ord("o")), reluctance=100.0)
-    return hf.Reader(lookup.model, lookup.tokenizer, lookup.identity, prompt, lookup.located)
-
-
-@pytest.mark.parametrize(("windows", "full"), [(1, True), (11, False)])
-def test_what_is_dictated_is_read_in_one_forward_and_changes_nothing(
-    windows: int,
-    full: bool,
-    store: Path,
-    many: Path,
-    held: hf.Reader,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Quote, value, citations and what each token read are those of an answer that is said token
-    by token, as it is where a guide dictates nothing."""
-    options: dict[str, Any] = {"trace": True, "full": full, "budget": "100%", "max_new_tokens": 90}
-    made = store if windows == 1 else many
-    with forwards(held) as lengths, session(made, held, **options) as opened:
-        together, looks = opened.ask(QUESTION), opened.trace()
-        read, lengths[:] = list(lengths), []
-        monkeypatch.setattr(Guide, "dictates", property(lambda guide: False))
-        alone, looked = opened.ask(QUESTION), opened.trace()
-    assert together.quote
-    for part in ("answer", "quote", "usage"):
-        assert getattr(together, part) == getattr(alone, part)
-    assert looks["said"] == looked["said"]
-    assert sum(read) == sum(lengths)
-    assert len(read) <= len(lengths) - len(together.quote)
-    assert max(read[-(len(looks["said"])) :]) > len(together.quote)
-    for one, other in zip(together.citations, alone.citations, strict=True):
-        assert replace(one, weight=0) == replace(other, weight=0)
-        assert one.weight == pytest.approx(other.weight, abs=2e-3)
-    if full:
-        return
-    assert together.stats["windows_read"] == TOGETHER
-    assert {z["step"] for z in looks["zoom"]} == {z["step"] for z in looked["zoom"]}
-
-
-@pytest.mark.parametrize("most", [1, 2, 9, 30])
-def test_a_dictated_quote_may_be_cut(most: int, store: Path, held: hf.Reader) -> None:
-    with session(store, held, max_new_tokens=most) as opened:
-        answer = opened.ask(QUESTION)
-    assert answer.usage.answer_tokens == most
-    assert (answer.answer, answer.stats["cut_short"]) == (NOT_STATED, True)
-
-
-def test_a_part_of_a_long_document_is_read_once_and_gone_on_with(
-    many: Path, held: hf.Reader
-) -> None:
-    """The question goes through the model once for the scout and once for each part."""
-    with forwards(held) as seen, session(many, held) as opened:
-        usage = opened.ask(QUESTION).usage
-    assert seen.count(usage.question_tokens) == 1 + MOST_WINDOWS // TOGETHER
-
-
 # ---------------------------------------------------------------------------- options
 
 
@@ -360,6 +210,22 @@ def test_a_seed_makes_sampling_repeatable(store: Path, reader: hf.Reader) -> Non
     assert len({sampled(temperature=4.0, seed=seed) for seed in range(3)}) > 1
     assert sampled(temperature=1e-4, seed=3) == sampled()
     assert sampled(temperature=4.0, top_p=1e-6, seed=3) == sampled()
+
+
+def test_sampling_leaves_the_callers_random_numbers_alone(store: Path, reader: hf.Reader) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    with session(store, reader, max_new_tokens=3, temperature=1.0, seed=1) as opened:
+        opened.ask(QUESTION)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_pace_is_that_of_the_tokens_after_the_first(
+    store: Path, reader: hf.Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with session(store, reader, max_new_tokens=1) as opened:
+        assert opened.ask(QUESTION).timing["tokens_per_s"] == 0
 
 
 @pytest.mark.parametrize(
@@ -482,7 +348,7 @@ def test_of_a_long_conversation_the_latest_turns_that_fit_are_read_as_they_are(
         assert 0 < 3 * opened.memory.shared.reserved <= TURNS_SHARE * cap
 
 
-def test_a_look_up_reader_reads_no_turns(store: Path, reader: hf.Reader) -> None:
+def test_a_prompt_for_one_question_reads_no_turns(store: Path, reader: hf.Reader) -> None:
     prompt = replace(reader.prompt, between="")
     alone = hf.Reader(reader.model, reader.tokenizer, reader.identity, prompt, reader.located)
     with session(store, alone) as opened:

@@ -14,26 +14,26 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from engine import recipe as recipes
-from engine import router
-from engine.bench import claims, compare, page, results
-from engine.bench.compare import ANSWERS, ReadOnce, Setting, measure
-from engine.bench.peers import caches
-from engine.bench.peers.held import PeerError
-from engine.bench.suites.official import Official
-from engine.bench.suites.ruler import Library, ManyQuestions, NeedleGrid, Ruler
-from engine.bench.suites.types import Ask, Item, Sample, Suite
+from engine.compression import methods as recipes
+from engine.compression.codecs.shared_basis import SharedBasis
+from engine.compression.observation import Observe
+from engine.compression.routers import router_file
 from engine.errors import BudgetError, RouterError, SekvError
-from engine.observe import Observe
-from engine.policies.codec import SharedBasis
-from engine.readers import hf
+from engine.lab.bench import claims, compare, page, results
+from engine.lab.bench.compare import ANSWERS, ComparisonSetting, ReadOnce, measure
+from engine.lab.bench.peers import caches
+from engine.lab.bench.peers.held import PeerError
+from engine.lab.bench.suites.official import Official
+from engine.lab.bench.suites.ruler import Library, ManyQuestions, NeedleGrid, Ruler
+from engine.lab.bench.suites.types import Ask, Item, Sample, Suite
+from engine.models import hf
 from engine.types import Silent
 from sekv_cli.main import run
 from tiny_books import log, shelf
 
 LIBRARY = Library([line.strip() for line in log(40).splitlines()])
 METHODS = ("full", "sekv", "snapkv")
-SETTING = Setting(METHODS, ("10%", "40%"), most=4)
+SETTING = ComparisonSetting(METHODS, ("10%", "40%"), most=4)
 
 
 def suites(folder: Path) -> dict[str, Suite]:
@@ -70,7 +70,7 @@ def test_the_full_method_is_the_plain_model_in_every_suite(
     name: str, model: Path, reader: hf.Reader, tmp_path: Path
 ) -> None:
     suite = suites(tmp_path)[name]
-    setting = Setting(("full",), (), most=4)
+    setting = ComparisonSetting(("full",), (), most=4)
     measure(reader, str(model), suite, setting, tmp_path / "out", Silent())
     told = [json.loads(line) for line in (tmp_path / "out" / ANSWERS).read_text().splitlines()[1:]]
     assert len(told) == len(suite.items)
@@ -202,7 +202,7 @@ def test_methods_and_peers_can_be_added_to_a_run(
     model: Path, reader: hf.Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the new ones are asked; of a method that has changed meanwhile nothing is believed."""
-    setting = Setting(("full", "streaming"), ("10%",), most=2)
+    setting = ComparisonSetting(("full", "streaming"), ("10%",), most=2)
     measure(reader, str(model), Logs(1), setting, tmp_path, Silent())
     asked = []
     watched = compare._ask
@@ -220,8 +220,8 @@ def test_methods_and_peers_can_be_added_to_a_run(
     again = measure(reader, str(model), Logs(1), both, tmp_path, Silent())
     assert len(asked) == 2
     assert len(again["rows"]) == 4
-    changed = replace(recipes.RECIPES["snapkv"], sinks=9)
-    monkeypatch.setitem(recipes.RECIPES, "snapkv", changed)
+    changed = replace(recipes.METHODS["snapkv"], sinks=9)
+    monkeypatch.setitem(recipes.METHODS, "snapkv", changed)
     with pytest.raises(SekvError, match="another snapkv"):
         measure(reader, str(model), Logs(1), both, tmp_path, Silent())
 
@@ -229,7 +229,7 @@ def test_methods_and_peers_can_be_added_to_a_run(
 def test_what_failed_is_tried_again(
     model: Path, reader: hf.Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    setting = Setting(("transformers:reload",), (), most=2)
+    setting = ComparisonSetting(("transformers:reload",), (), most=2)
 
     def full_disk(*_: Any) -> None:
         raise PeerError("no room")
@@ -271,13 +271,13 @@ def test_another_router_is_another_row(model: Path, reader: hf.Reader, tmp_path:
     file = tmp_path / "r.safetensors"
     bases = SharedBasis(model="any").lent(2, 16)
     layers = [{name: tensor.clone() for name, tensor in bases.items()} for _ in range(3)]
-    router.save(file, router.Owner.of(reader.identity), layers, {}, {"steps": 0})
+    router_file.save(file, router_file.Owner.of(reader.identity), layers, {}, {"steps": 0})
     learnt = f"sekv@{file}"
-    setting = Setting(("sekv@none", learnt), ("30%",), most=2)
+    setting = ComparisonSetting(("sekv@none", learnt), ("30%",), most=2)
     made = measure(reader, str(model), Logs(1), setting, tmp_path / "out", Silent())
     assert [row["row"] for row in made["rows"]] == ["sekv@none@30%", f"{learnt}@30%"]
     assert made["recipes"]["sekv@none"]["router"]["kind"] == "Sketch"
-    assert made["recipes"][learnt]["codec"]["model"] == router.load(file).fingerprint
+    assert made["recipes"][learnt]["codec"]["model"] == router_file.load(file).fingerprint
     stores = [row["store_bytes"] for row in made["rows"]]
     assert stores[0] != stores[1]
     assert claims.check(f"{learnt}@30% >= sekv@none@30% - 1", made).holds
@@ -292,7 +292,7 @@ def test_what_cannot_be_done_is_skipped_with_its_reason(
 ) -> None:
     """A length beyond the model, a method without its calibration; the table names both."""
     grid = NeedleGrid(LIBRARY, (300, 50_000), (0.5,), 1, 1)
-    setting = Setting(("full", "compresskv"), ("10%",), most=2)
+    setting = ComparisonSetting(("full", "compresskv"), ("10%",), most=2)
     made = measure(reader, str(model), grid, setting, tmp_path, Silent())
     assert [row["row"] for row in made["rows"]] == ["full"]
     skipped = {entry["what"]: entry["why"] for entry in made["skipped"]}
@@ -302,7 +302,7 @@ def test_what_cannot_be_done_is_skipped_with_its_reason(
     assert "| compresskv | skipped: method compresskv needs" in table
     assert "| 50000 tokens | skipped:" in table
     with pytest.raises(BudgetError, match="unknown method 'none'; known: sekv"):
-        measure(reader, str(model), grid, Setting(("none",), ()), tmp_path, Silent())
+        measure(reader, str(model), grid, ComparisonSetting(("none",), ()), tmp_path, Silent())
 
 
 def test_a_report_is_a_table_charts_and_one_page(report: dict[str, Any], tmp_path: Path) -> None:
@@ -434,18 +434,18 @@ def test_several_suites_are_one_run_with_one_report(
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("--suite niah,none", "unknown suite 'none'; known: reader, fidelity"),
+        ("--suite niah,none", "unknown suite 'none'; known: fidelity"),
         ("--suite niah,fidelity", "only niah, ruler, multi, longbench, infinitebench can be run"),
         ("--suite ,", "unknown suite ','"),
         ("--suite efficiency --text docs --method sekv,kvpress:tova", "one peer, llama.cpp@FILE"),
         ("--suite niah", "name their folder: --text"),
         ("--suite ruler --text docs --task none", "ruler has no task 'none'; known: niah_single_1"),
-        ("--suite ruler --text docs", "no eval books"),
+        ("--suite ruler --text docs", "holds no .txt books"),
         ("--suite niah --text nowhere", "there is no folder nowhere"),
         ("--suite niah --text docs --depth deep", "no list of depths"),
         ("--suite longbench", "name their folder: --data"),
         ("--suite longbench --data docs", "get the official files from"),
-        ("--suite nonsense", "reader"),
+        ("--suite nonsense", "known: fidelity"),
     ],
 )
 def test_bad_input_is_one_line(line: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,16 +13,23 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from engine.bench import processes
-from engine.bench.efficiency import QUESTION, Setting, _programs, _reprefill, markdown, measure
-from engine.bench.peers import caches, gguf
 from engine.errors import SekvError
-from engine.readers import hf
+from engine.lab.bench import processes
+from engine.lab.bench.efficiency import (
+    QUESTION,
+    EfficiencySetting,
+    _programs,
+    _reprefill,
+    markdown,
+    measure,
+)
+from engine.lab.bench.peers import caches, gguf
+from engine.models import hf
 from engine.types import Silent
 from tiny_books import log, session
 from tiny_books import report as ingested
 
-SETTING = Setting(lengths=(300, 700), budget="30%", rounds=2, window=400, processes=0)
+SETTING = EfficiencySetting(lengths=(300, 700), budget="30%", rounds=2, window=400, processes=0)
 TEXT = log(16)
 
 

@@ -15,14 +15,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from engine.ask import Session
-from engine.bench import claims, llamacpp, peers
-from engine.bench.compare import ANSWERS, Setting, measure
-from engine.bench.peers import caches, gguf, held, llama, presses
-from engine.bench.peers.held import Held, PeerError, allowed_bytes
-from engine.bench.suites.types import Ask, Item, Sample
+from engine.answer.session import Session
 from engine.errors import BudgetError, ReaderError
-from engine.readers import hf
+from engine.lab.bench import claims, llamacpp, peers
+from engine.lab.bench.compare import ANSWERS, ComparisonSetting, measure
+from engine.lab.bench.peers import caches, gguf, held, llama, presses
+from engine.lab.bench.peers.held import Held, PeerError, allowed_bytes
+from engine.lab.bench.suites.types import Ask, Item, Sample
+from engine.models import hf
 from engine.types import Silent
 from sekv_cli.main import run
 from tiny_books import QUESTION, log, read, session, shelf
@@ -101,13 +101,20 @@ def test_answers_are_made_of_what_is_held(reader: hf.Reader, whole: Path) -> Non
     with session(whole, reader, budget="100%") as opened, torch.inference_mode():
         rows = [(layer.pinned_k, layer.pinned_v) for layer in opened.memory.layers]
         prompt = reader.prompt.question(reader.tokenizer, QUESTION)
-        full = opened._read(prompt)
+
+        def logits() -> torch.Tensor:
+            ids = torch.tensor([prompt])
+            seen = torch.ones(1, opened.past.length + len(prompt))
+            out = reader.model(ids, attention_mask=seen, past_key_values=opened.past.cache())
+            return out.logits[0, -1]
+
+        full = logits()
 
         def read(count: int) -> torch.Tensor:
             some = [(k[:, :count], v[:, :count]) for k, v in rows]
             held.put(opened, [Held.plain(k, v) for k, v in some])
             opened.ask(QUESTION)
-            return opened._read(prompt)
+            return logits()
 
         torch.testing.assert_close(read(rows[0][0].shape[1]), full)
         assert float((read(20) - full).abs().max()) > 0.1
@@ -394,11 +401,11 @@ def test_a_process_of_its_own_says_the_same_first_token(
     plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     document, asked = [7 * i % 250 for i in range(90)], [3, 1, 4, 1, 5]
     state = tmp_path / "state"
-    context = llamacpp.Context(llamacpp.Weights(str(weights)), 200, 1)
+    context = llamacpp.Context(llamacpp.LlamaWeights(str(weights)), 200, 1)
     context.eval(document)
     context.save(state, document)
     numbers = [len(document), 1, *asked]
-    line = [sys.executable, "-m", "engine.bench.llamacpp", str(weights), str(state)]
+    line = [sys.executable, "-m", "engine.lab.bench.llamacpp", str(weights), str(state)]
     done = subprocess.run([*line, *map(str, numbers)], capture_output=True, text=True, check=True)
     with torch.inference_mode():
         true = plain(torch.tensor([[*document, *asked]])).logits[0, -1].argmax()
@@ -442,7 +449,7 @@ def test_a_peer_is_a_row_and_a_missing_one_is_named(
 ) -> None:
     monkeypatch.setattr(presses, "find_spec", lambda name: None)
     methods = ("full", "transformers:reload", "transformers:fp8", "kvpress:snapkv")
-    setting = Setting(methods, ("10%",), most=4)
+    setting = ComparisonSetting(methods, ("10%",), most=4)
     report = measure(reader, str(model), Logs(), setting, tmp_path, Silent())
     rows = {row["row"]: row for row in report["rows"]}
     assert list(rows) == ["full", "transformers:reload", "transformers:fp8"]
@@ -471,7 +478,7 @@ def test_a_peer_that_fails_on_a_document_is_named_with_its_reason(
     peer = pressing(broken, monkeypatch)
     monkeypatch.setitem(peers.PEERS, "kvpress:test", peer)
     monkeypatch.setattr(presses, "find_spec", lambda name: True)
-    setting = Setting(("kvpress:test",), ("10%",), most=2)
+    setting = ComparisonSetting(("kvpress:test",), ("10%",), most=2)
     report = measure(reader, str(model), Logs(), setting, tmp_path, Silent())
     assert report["rows"] == []
     (skipped,) = report["skipped"]

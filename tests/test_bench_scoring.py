@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.bench.scoring import measure
+from engine.lab.bench.scoring import measure
 
 
 def test_needles_are_found_and_bytes_counted() -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from engine.bench.suites.official import INFINITEBENCH, LONGBENCH, Official
-from engine.bench.suites.ruler import (
+from engine.errors import SekvError
+from engine.lab.bench.suites.official import INFINITEBENCH, LONGBENCH, Official
+from engine.lab.bench.suites.ruler import (
     NEEDLES,
     TASKS,
     Library,
@@ -21,9 +22,8 @@ from engine.bench.suites.ruler import (
     common_words,
     frequent_words,
 )
-from engine.bench.suites.scores import METRICS, score
-from engine.bench.suites.types import Item, fill
-from engine.errors import SekvError
+from engine.lab.bench.suites.scores import METRICS, score
+from engine.lab.bench.suites.types import Item, fill
 
 LIBRARY = Library([f"The crew of ship {i} went {w} over the water." for i in range(40)
                    for w in ("slowly", "gladly", "boldly")])  # fmt: skip

@@ -5,22 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.cite import LONGEST, MOST, Book
+from engine.answer.citations import LONGEST, MOST, DocumentText
 from engine.documents import load
-from engine.manifest import SourceEntry
-from engine.tokens import tokenize
+from engine.documents.tokens import tokenize
+from engine.store.manifest import SourceEntry
 from engine.types import Citation
 from tiny_books import log, read, session
 from tiny_models import checkpoint, tokenizer
 
 
-def book(*texts: str, words: bool = True, pages: Any = ()) -> Book:
+def book(*texts: str, words: bool = True, pages: Any = ()) -> DocumentText:
     """A book of some texts; tokens are words with the space before them, or characters."""
     starts, ends, source = [], [], []
     for index, text in enumerate(texts):
@@ -37,10 +36,10 @@ def book(*texts: str, words: bool = True, pages: Any = ()) -> Book:
         SourceEntry(f"{i}.txt", "text", "", len(text), tuple(pages)) for i, text in enumerate(texts)
     )
     tables = (torch.tensor(column, dtype=torch.int64) for column in (starts, ends, source))
-    return Book(entries, tuple(texts), *tables)
+    return DocumentText(entries, tuple(texts), *tables)
 
 
-def evidence(made: Book, *places: tuple[int, str, float]) -> torch.Tensor:
+def evidence(made: DocumentText, *places: tuple[int, str, float]) -> torch.Tensor:
     """Weight on the token that covers the last character of the first place of some words."""
     weight = torch.zeros(len(made.starts))
     for source, words, amount in places:
@@ -172,30 +171,6 @@ def test_a_passage_over_a_page_break_names_both_pages() -> None:
     assert named.citations(evidence(named, (0, "Two", 0.5)))[0].page == "I"
 
 
-def test_a_quoted_passage_comes_first_whatever_its_evidence() -> None:
-    text = "One sat. Two sat. Three sat."
-    made = book(text)
-    weight = evidence(made, (0, "Three", 1.0))
-    told = made.citations(weight, made.locate("Two  sat.", weight))
-    assert [c.text for c in told] == ["Two sat.", "Three sat."]
-    assert [c.text for c in made.citations(weight * 0, (0, 0, 8))] == ["One sat."]
-
-
-def test_a_quote_is_found_whatever_its_spaces() -> None:
-    """Of several places the one that was looked at; of none, none."""
-    made = book("It rained.\nIt rained. It\n rained.")
-    assert made.locate("It rained.", evidence(made, (0, "It\n rained", 1.0))) == (0, 22, 33)
-    assert made.locate("It  rained.", torch.zeros(7)) == (0, 0, 10)
-    assert made.locate("It snowed.", torch.zeros(7)) is None
-    assert made.locate(" ", torch.zeros(7)) is None
-    assert made.locate("It (rained", torch.zeros(7)) is None
-
-
-def test_sentences_are_counted_through_all_sources() -> None:
-    made = book("One sat. Two sat.", "", "Three sat. Four")
-    assert made.told(np.arange(7)).sentence.tolist() == [0, 0, 1, 1, 3, 3, 4]
-
-
 def test_no_evidence_no_citation() -> None:
     made = book("One sat. Two sat.")
     assert made.citations(torch.zeros(4)) == ()
@@ -242,7 +217,7 @@ def test_tokens_of_the_model_s_own_tokenizer_find_their_characters(tmp_path: Pat
     tables = {"starts": tokens.starts, "ends": tokens.ends, "source": tokens.source}
     columns = (torch.from_numpy(tables[name]).long() for name in ("starts", "ends", "source"))
     text = source.read_text(encoding="utf-8")
-    made = Book((SourceEntry("a", "text", "", len(text)),), (text,), *columns)
+    made = DocumentText((SourceEntry("a", "text", "", len(text)),), (text,), *columns)
     for byte in range(11, 13):
         weight = torch.zeros(len(tokens))
         weight[byte] = 1.0

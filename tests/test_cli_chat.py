@@ -143,7 +143,7 @@ def test_zoom_asks_once_more_with_a_trace(
     talk: Any, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the turns that the question had; the options are as before then."""
-    from engine import view
+    from engine.answer import inspect
     from engine.types import InspectReport
 
     given: dict[str, Any] = {}
@@ -152,8 +152,8 @@ def test_zoom_asks_once_more_with_a_trace(
         given.update(options)
         return InspectReport({"sources": []}, (), (), {})
 
-    monkeypatch.setattr(view, "inspect", inspected)
-    monkeypatch.setattr(view, "excerpts", lambda store, spans: {})
+    monkeypatch.setattr(inspect, "inspect", inspected)
+    monkeypatch.setattr(inspect, "excerpts", lambda store, spans: {})
     out, _ = talk("Who?", "When?", "/zoom", "Why?")
     assert "no span was zoomed" in out
     assert [(question, len(turns), o.trace) for question, turns, o in fake.asked] == [

@@ -10,23 +10,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import ops
+from engine.compression import summaries
+from engine.compression.basis import covariance_basis
+from engine.compression.codecs.base import Codec, Records, Side
+from engine.compression.codecs.layer_basis import basis_of, pack_basis, to_basis, used_columns
+from engine.compression.codecs.raw import Raw
+from engine.compression.codecs.rows import Rows
+from engine.compression.codecs.shared_basis import SharedBasis
+from engine.compression.codecs.span_svd import SpanSVD
+from engine.compression.packing import Packing
+from engine.compression.ranges import gather_ranges, span_mean
+from engine.compression.routers.sketch import Sketch
 from engine.errors import StoreError
-from engine.policies import summarise
-from engine.policies.codec import (
-    Codec,
-    Raw,
-    Records,
-    SharedBasis,
-    Side,
-    SpanSVD,
-    basis_of,
-    pack_basis,
-    to_basis,
-    used_columns,
-)
-from engine.policies.rows import Rows
-from engine.policies.select import Sketch
 from tiny_memory import rows
 
 EXACT: dict[str, Codec] = {
@@ -63,7 +58,7 @@ def decoded(
     """Some spans of a head in any order, from their records alone."""
     place = torch.tensor(spans, dtype=torch.int64) * heads + head
     sizes = records.offsets[place + 1] - records.offsets[place]
-    payload = records.payload[ops.gather_ranges(records.offsets[place], sizes)]
+    payload = records.payload[gather_ranges(records.offsets[place], sizes)]
     offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
     lengths = bounds.diff()[torch.tensor(spans, dtype=torch.int64)]
     return codec.decode(head, payload, offsets, lengths, side)
@@ -115,7 +110,7 @@ def test_any_spans_in_any_order_decode_as_all_of_them(
     whole = decoded(codec, records, side, bounds, heads, head, every)
     some = decoded(codec, records, side, bounds, heads, head, spans)
     picked = torch.tensor(spans, dtype=torch.int64)
-    place = ops.gather_ranges(bounds[picked], bounds.diff()[picked])
+    place = gather_ranges(bounds[picked], bounds.diff()[picked])
     for mine, all_of_them, true in zip(some, whole, (k, v), strict=True):
         assert mine.shape == (len(place), 16)
         torch.testing.assert_close(mine, all_of_them[place], atol=1e-6, rtol=1e-6)
@@ -245,7 +240,7 @@ def test_columns_without_a_bit_are_not_missed() -> None:
     bounds, codec, sketch = bounds_of(*[20] * 10), SharedBasis(1.0), Sketch(0.75)
     side = codec.fit(k, v)
     side |= sketch.fit(k, side)
-    side |= summarise.fit_values(ops.span_mean(v, torch.ones(200), bounds), 1.0, side)
+    side |= summaries.fit_values(span_mean(v, torch.ones(200), bounds), 1.0, side)
     lean = used_columns(side)
     assert sum(t.nbytes for t in lean.values()) < 0.8 * sum(t.nbytes for t in side.values())
     records = codec.encode(k, v, bounds, side)
@@ -254,9 +249,9 @@ def test_columns_without_a_bit_are_not_missed() -> None:
         torch.testing.assert_close(
             decoded(codec, records, lean, bounds, 2, head, list(range(10))), whole
         )
-    device = sketch.build(k, k, side) | summarise.pack_values(k[:, :9], 1.0, side)
+    device = sketch.build(k, k, side) | summaries.pack_values(k[:, :9], 1.0, side)
     torch.testing.assert_close(
-        summarise.unpack_values(device, lean), summarise.unpack_values(device, side)
+        summaries.unpack_values(device, lean), summaries.unpack_values(device, side)
     )
     q = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(17)) / 4
     torch.testing.assert_close(
@@ -271,7 +266,7 @@ def test_columns_without_a_bit_are_not_missed() -> None:
 def test_a_rounded_basis_still_gives_the_rows_back(size: int) -> None:
     """Eight-bit columns are not orthogonal; coefficients are solved for, so nothing is lost."""
     k, _ = rows(13, 2, 300, size)
-    mean, basis, _ = ops.covariance_basis(k)
+    mean, basis, _ = covariance_basis(k)
     side = pack_basis("k", mean, basis)
     assert side["k_basis"].dtype == torch.int8
     back_mean, columns = basis_of("k", side)
@@ -517,7 +512,7 @@ def test_a_residual_of_nothing_is_refused(at: int) -> None:
     k, v = heavy(29, 1, 60, 16)
     bounds, codec = bounds_of(30, 30), SharedBasis(2.0, residual=4.0)
     records, side = encoded(codec, k, v, bounds)
-    codes = sum(ops.Packing.of(side[f"{name}_bits"][0]).row_bytes for name in "kv") * 30
+    codes = sum(Packing.of(side[f"{name}_bits"][0]).row_bytes for name in "kv") * 30
     assert int(records.offsets[1]) > codes
     records.payload[codes : codes + 2] = torch.tensor([255, 255] if at else [15, 0])
     assert int(side["k_bits"][0, 15]) == 0
@@ -529,7 +524,7 @@ def test_sizes_that_no_residuals_make_do_not_fit() -> None:
     k, v = heavy(30, 1, 40, 16)
     lengths, codec = torch.tensor([40]), SharedBasis(2.0, outlier=4.0, residual=4.0)
     side = codec.fit(k, v)
-    codes = sum(ops.Packing.of(side[f"{name}_bits"][0]).row_bytes for name in "kv") * 40
+    codes = sum(Packing.of(side[f"{name}_bits"][0]).row_bytes for name in "kv") * 40
     plain = 40 * 2 * 18
     for size, fits in ((0, True), (3, True), (1, False), (-3, False), (plain - codes, True)):
         assert codec.fits(torch.tensor([[codes + size]]), lengths, side) == fits, size

@@ -13,9 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import container
-from engine.container import Block, Header
 from engine.errors import StoreError
+from engine.store import container
+from engine.store.container import Block, Header
 from engine.store.tensors import to_block, to_blocks, to_numpy, to_torch
 
 if TYPE_CHECKING:

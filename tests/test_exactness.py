@@ -14,11 +14,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from engine import recipe as recipes
-from engine.ask import Session
-from engine.ingest import ingest
-from engine.policies.codec import SharedBasis, SpanSVD
-from engine.policies.segment import Entropy
+from engine.answer.session import Session
+from engine.compression import methods as recipes
+from engine.compression.codecs.shared_basis import SharedBasis
+from engine.compression.codecs.span_svd import SpanSVD
+from engine.compression.spans import Entropy
+from engine.ingest.run import ingest
 from engine.types import AskOptions, IngestOptions, Silent
 from tiny_models import checkpoint
 
@@ -30,10 +31,10 @@ QUESTION = "How many whales?"
 
 EXACT = {
     "sekv": replace(
-        recipes.RECIPES["sekv"], name="exact", codec=SharedBasis(bits=32), half_rows=False
+        recipes.METHODS["sekv"], name="exact", codec=SharedBasis(bits=32), half_rows=False
     ),
     "sekv-paper": replace(
-        recipes.RECIPES["sekv-paper"],
+        recipes.METHODS["sekv-paper"],
         name="exact",
         segmenter=Entropy(shortest=4),
         codec=SpanSVD(exact=True),
@@ -54,7 +55,7 @@ def make_store(
 ) -> Path:
     source = folder / "log.txt"
     source.write_text(TEXT)
-    patch.setitem(recipes.RECIPES, "exact", EXACT[exact])
+    patch.setitem(recipes.METHODS, "exact", EXACT[exact])
     target = folder / "log.sekv"
     ingest(
         [str(source)],
@@ -139,7 +140,7 @@ def test_whole_rows_equal_the_full_cache(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = checkpoint("llama", tmp_path / "model")
-    monkeypatch.setitem(recipes.RECIPES, "exact", EXACT["sekv"])
+    monkeypatch.setitem(recipes.METHODS, "exact", EXACT["sekv"])
     source = tmp_path / "log.txt"
     source.write_text(TEXT)
     store = tmp_path / "log.sekv"

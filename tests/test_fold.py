@@ -7,10 +7,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.fold import Folded, fit, fold_layer, pinned_tokens, row_dtype, segment, sides_of
-from engine.policies.codec import Side, SpanSVD
-from engine.policies.segment import FOLDED, PINNED, Spans
-from engine.recipe import RECIPES, Recipe
+from engine.compression.codecs.base import Side
+from engine.compression.codecs.span_svd import SpanSVD
+from engine.compression.encode import (
+    CompressedLayer,
+    compress_layer,
+    fit,
+    pinned_tokens,
+    row_dtype,
+    segment,
+    sides_of,
+)
+from engine.compression.methods import METHODS, Method
+from engine.compression.spans import COMPRESSED, PINNED, Spans
 from tiny_memory import EXACT, fixed_spans, rows
 
 TOKENS = 120
@@ -19,18 +28,20 @@ QUERIES = torch.randn(4, 8, 16, generator=torch.Generator().manual_seed(5))
 """Calibrated heads and observed queries, for the methods that need them."""
 
 
-def folded(recipe: Recipe, seed: int = 1, spans: Spans | None = None) -> tuple[Folded, Side]:
+def folded(
+    recipe: Method, seed: int = 1, spans: Spans | None = None
+) -> tuple[CompressedLayer, Side]:
     k, v = rows(seed, 2, TOKENS, 16)
     spans = spans or fixed_spans(TOKENS, 8, sinks=4)
     surprisal = torch.ones(TOKENS)
     side = fit(recipe, k, v, surprisal, spans, GIVEN)
-    return fold_layer(recipe, k, v, surprisal, spans, side, QUERIES), side
+    return compress_layer(recipe, k, v, surprisal, spans, side, QUERIES), side
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method_s_records_give_the_rows_back(name: str) -> None:
     """Exactly where the method is exact, nearly where it is not."""
-    made, side = folded(replace(RECIPES[name], keep=1.0))
+    made, side = folded(replace(METHODS[name], keep=1.0))
     spans = fixed_spans(TOKENS, 8, sinks=4)
     k, v = rows(1, 2, TOKENS, 16)
     for head in range(2):
@@ -43,17 +54,19 @@ def test_every_method_s_records_give_the_rows_back(name: str) -> None:
             ]
         )
         offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-        codec = RECIPES[name].codec
+        codec = METHODS[name].codec
         got = codec.decode(head, payload, offsets, spans.bounds.diff(), side)
         for mine, true in zip(got, (k[head], v[head]), strict=True):
-            limit = 0.0 if RECIPES[name].whole else 0.25
+            limit = 0.0 if METHODS[name].whole else 0.25
             assert float((mine - true).norm() / true.norm()) <= limit
 
 
 def test_exact_rows_are_the_tokens_of_every_span_that_is_not_folded() -> None:
     k, v = rows(1, 2, TOKENS, 16)
     bounds = torch.tensor([0, 3, 4, 20, 21, 60, 110, 120])
-    kind = torch.tensor([PINNED, FOLDED, FOLDED, 1, FOLDED, PINNED, FOLDED], dtype=torch.uint8)
+    kind = torch.tensor(
+        [PINNED, COMPRESSED, COMPRESSED, 1, COMPRESSED, PINNED, COMPRESSED], dtype=torch.uint8
+    )
     kept = [0, 1, 2, 20, *range(60, 110)]
     assert pinned_tokens(bounds, kind).tolist() == kept
     made, _ = folded(EXACT, spans=Spans(bounds, kind))
@@ -80,7 +93,7 @@ def test_exact_rows_take_sixteen_bits_unless_the_method_is_exact(
 
 
 def test_the_reference_keeps_nothing_but_rows() -> None:
-    made, side = folded(RECIPES["full"])
+    made, side = folded(METHODS["full"])
     assert made.device == {}
     assert set(side) == {"rows"}
 
@@ -92,7 +105,7 @@ def test_outlying_first_tokens_do_not_stretch_what_is_fitted() -> None:
     loud = k.clone()
     loud[:, :4] *= 100
     for name in ("sekv", "sekv-paper"):
-        recipe = RECIPES[name]
+        recipe = METHODS[name]
         calm = fit(recipe, k, v, torch.ones(TOKENS), spans)
         stretched = fit(recipe, loud, v, torch.ones(TOKENS), spans)
         for key, tensor in calm.items():
@@ -101,12 +114,12 @@ def test_outlying_first_tokens_do_not_stretch_what_is_fitted() -> None:
 
 def test_later_windows_are_folded_with_what_the_first_one_taught() -> None:
     """The same side, and records that need nothing else."""
-    recipe = RECIPES["sekv"]
+    recipe = METHODS["sekv"]
     made, side = folded(recipe)
     before = {name: tensor.clone() for name, tensor in side.items()}
     k, v = rows(9, 2, 40, 16)
     spans = fixed_spans(40, 8)
-    later = fold_layer(recipe, k, v, torch.ones(40), spans, side)
+    later = compress_layer(recipe, k, v, torch.ones(40), spans, side)
     assert all(torch.equal(side[name], tensor) for name, tensor in before.items())
     assert set(later.device) == set(made.device)
     for name, tensor in later.device.items():
@@ -114,7 +127,7 @@ def test_later_windows_are_folded_with_what_the_first_one_taught() -> None:
 
 
 def test_only_the_last_window_has_a_local_window() -> None:
-    recipe = replace(RECIPES["sekv"], sinks=4, local=10)
+    recipe = replace(METHODS["sekv"], sinks=4, local=10)
     surprisal = torch.rand(100, generator=torch.Generator().manual_seed(1))
     for last in (False, True):
         spans = segment(recipe, surprisal, ["x"] * 100, last=last)
@@ -122,16 +135,16 @@ def test_only_the_last_window_has_a_local_window() -> None:
         assert kept == [*range(4), *(range(90, 100) if last else ())]
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("name", sorted(METHODS))
 @pytest.mark.parametrize("tokens", [1, 2, 3, 7])
 def test_windows_of_a_few_tokens_are_folded(name: str, tokens: int) -> None:
-    recipe = RECIPES[name]
+    recipe = METHODS[name]
     k, v = rows(3, 2, tokens, 16)
     near = torch.rand(tokens, 16)
     spans = segment(recipe, torch.rand(tokens), ["x"] * tokens, last=True, near=near)
     side = fit(recipe, k, v, torch.ones(tokens), spans, GIVEN)
     queries = QUERIES[:, -tokens:]
-    made = fold_layer(recipe, k, v, torch.ones(tokens), spans, side, queries)
+    made = compress_layer(recipe, k, v, torch.ones(tokens), spans, side, queries)
     assert len(made.records.offsets) == 2 * len(spans.kind) + 1
     for tensor in (*side.values(), *made.device.values()):
         assert bool(torch.isfinite(tensor.float()).all())
@@ -152,9 +165,9 @@ def test_what_the_exact_settings_keep_is_larger_than_the_rows() -> None:
     sizes = {}
     for name, recipe in (
         ("exact", replace(EXACT, codec=SpanSVD(exact=True))),
-        ("sekv", RECIPES["sekv"]),
+        ("sekv", METHODS["sekv"]),
     ):
-        made, _ = folded(replace(recipe, summariser=RECIPES["sekv-paper"].summariser))
+        made, _ = folded(replace(recipe, summariser=METHODS["sekv-paper"].summariser))
         sizes[name] = len(made.records.payload)
     rows_bytes = 2 * 2 * TOKENS * 16 * 2
     assert sizes["sekv"] <= 0.5 * rows_bytes < sizes["exact"]

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from engine import ingest as use
-from engine import recipe as recipes
+from engine.compression import methods as recipes
+from engine.documents.tokens import Tokens
 from engine.documents.types import Document, Source
 from engine.errors import (
     BudgetError,
@@ -28,11 +28,12 @@ from engine.errors import (
     SekvError,
     StoreError,
 )
-from engine.ingest import append, cut_windows, default_target, ingest, longest_window, plan
-from engine.manifest import NAME
-from engine.readers import hf
-from engine.store import Store, StoreWriter
-from engine.tokens import Tokens
+from engine.ingest import run as use
+from engine.ingest.run import append, cut_windows, default_target, ingest, longest_window, plan
+from engine.models import hf
+from engine.store.manifest import NAME
+from engine.store.reader import Store
+from engine.store.writer import StoreWriter
 from engine.types import IngestOptions, IngestReport, Silent
 from tiny_books import QUESTION, TEXT, log, report, session
 
@@ -536,4 +537,4 @@ def test_an_append_by_another_reader_is_refused(
 
 
 def test_known_methods_have_names_of_their_own() -> None:
-    assert use.named("sekv") is recipes.RECIPES["sekv"]
+    assert use.named("sekv") is recipes.METHODS["sekv"]

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from engine.errors import StoreError
-from engine.readers import hf
-from engine.store import Store
+from engine.models import hf
 from engine.store.disk import Disk
+from engine.store.reader import Store
 from tiny_books import log, report
 from tiny_models import checkpoint
 from toy_store import leftovers, tree

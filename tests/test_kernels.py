@@ -15,8 +15,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import ops
-from engine.policies import select
+from engine.compression.packing import Packing, code_places, split_heads
+from engine.compression.routers import sketch
+from engine.compression.scores import packed_span_masses
 
 HERE = Path(__file__).parent
 needs_triton = pytest.mark.skipif(
@@ -52,13 +53,13 @@ def test_the_kernel_compiles_for_real_gpus(tmp_path: Path) -> None:
 @pytest.mark.gpu
 def test_the_kernel_says_on_a_gpu_what_the_reference_says() -> None:
     assert find_spec("triton") is not None, "torch for CUDA brings Triton"
-    from engine import kernels
+    from engine.compression import kernels
     from kernel_by_interpreter import cases
 
     for packed, bits, q, shift, bounds in cases():
-        wanted = ops.span_masses(packed, bits, q, shift, bounds)
+        wanted = packed_span_masses(packed, bits, q, shift, bounds)
         there = [x.cuda() for x in (packed, bits, q, shift, bounds)]
-        for found in (kernels.span_masses(*there), select.span_masses(*there)):
+        for found in (kernels.span_masses(*there), sketch.span_masses(*there)):
             heard = torch.isfinite(wanted)
             torch.testing.assert_close(found.cpu()[heard], wanted[heard], atol=1e-4, rtol=1e-4)
 
@@ -76,15 +77,15 @@ def test_a_code_lies_where_its_place_says(counts: list[tuple[int, int, int, int]
     layouts = [[8] * a + [4] * 2 * b + [2] * 4 * c + [1] * 8 * d for a, b, c, d in counts]
     most = max(len(layout) for layout in layouts) + 1
     bits = torch.tensor([x + [0] * (most - len(x)) for x in layouts], dtype=torch.uint8)
-    widths = [ops.Packing.of(each).row_bytes for each in bits]
+    widths = [Packing.of(each).row_bytes for each in bits]
     packed = torch.randint(
         0, 256, (1, 5, sum(widths)), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
     )
-    places = ops.code_places(bits)
-    parts = ops.split_heads(packed, bits)
+    places = code_places(bits)
+    parts = split_heads(packed, bits)
     for head, each in enumerate(bits):
         used = int((each > 0).sum())
-        wanted = ops.Packing.of(each).unpack(parts[head])
+        wanted = Packing.of(each).unpack(parts[head])
         byte, up, mask = places[head]
         assert bool((places[head][:, used:] == 0).all())
         if sum(widths):
@@ -96,7 +97,7 @@ def test_a_code_lies_where_its_place_says(counts: list[tuple[int, int, int, int]
 @settings(max_examples=30, deadline=None)
 def test_a_raised_code_is_its_code_times_a_power_of_two(a: int, b: int, c: int, d: int) -> None:
     bits = torch.tensor([8] * a + [4] * 2 * b + [2] * 4 * c + [1] * 8 * d, dtype=torch.uint8)
-    packing = ops.Packing.of(bits)
+    packing = Packing.of(bits)
     packed = torch.randint(0, 256, (7, packing.row_bytes), dtype=torch.uint8)
     powers = torch.tensor(packing.powers)
     assert torch.equal(packing.raised(packed) * powers, packing.unpack(packed).float())

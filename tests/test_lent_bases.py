@@ -8,25 +8,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine import fold, ops
-from engine.errors import StoreError
-from engine.policies.codec import (
+from engine.compression import encode
+from engine.compression.basis import covariance_basis
+from engine.compression.codecs.base import Side
+from engine.compression.codecs.layer_basis import (
     OWN,
-    SharedBasis,
-    Side,
     borrow,
     document_bytes,
     fit_basis,
     of_document,
     pack_basis,
 )
-from engine.policies.segment import FOLDED, Spans
-from engine.policies.select import Sketch
-from engine.recipe import RECIPES
+from engine.compression.codecs.shared_basis import SharedBasis
+from engine.compression.methods import METHODS
+from engine.compression.ranges import gather_ranges
+from engine.compression.routers.sketch import Sketch
+from engine.compression.scores import span_logsumexp
+from engine.compression.spans import COMPRESSED, Spans
+from engine.errors import StoreError
 
 SIZE, HEADS, TOKENS = 32, 2, 240
 RECIPE = replace(
-    RECIPES["sekv"], codec=SharedBasis(3.0, model="x"), router=Sketch(1.0), sinks=0, local=0
+    METHODS["sekv"], codec=SharedBasis(3.0, model="x"), router=Sketch(1.0), sinks=0, local=0
 )
 
 
@@ -45,7 +48,7 @@ def model_bases(seed: int = 100) -> Side:
     """What another, longer text gives."""
     made: Side = {}
     for name, x in zip("kv", rows(seed, 4000), strict=True):
-        packed = pack_basis(name, *ops.covariance_basis(x)[:2])
+        packed = pack_basis(name, *covariance_basis(x)[:2])
         made |= {f"{OWN}{name}_{part}": packed[f"{name}_{part}"] for part in ("basis", "scale")}
     return made
 
@@ -60,7 +63,7 @@ def test_rows_come_back_from_the_models_bases_as_from_their_own() -> None:
         lengths = bounds.diff()
         one = torch.arange(0, len(lengths))
         sizes = records.offsets.diff()[one * HEADS]
-        at = ops.gather_ranges(records.offsets[:-1][one * HEADS], sizes)
+        at = gather_ranges(records.offsets[:-1][one * HEADS], sizes)
         offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
         back, _ = codec.decode(0, records.payload[at], offsets, lengths, side)
         errors.append(float((back - k[0]).norm() / k[0].norm()))
@@ -98,14 +101,14 @@ def test_short_documents_borrow_and_long_ones_do_not() -> None:
     trained = [model_bases(), model_bases()]
 
     def borrows(tokens: int, bases: list[Side]) -> bool:
-        given = fold.prepare(RECIPE, layers, [], bases, tokens)
+        given = encode.prepare(RECIPE, layers, [], bases, tokens)
         assert len({f"{OWN}k_basis" in side for side in given}) == 1
         return f"{OWN}k_basis" in given[0]
 
     assert borrows(TOKENS, trained)
     assert not borrows(10**7, trained)
     assert not borrows(TOKENS, [])
-    crooked = [pack_basis("k", *ops.covariance_basis(rows(5)[1].flip(-1))[:2]) for _ in layers]
+    crooked = [pack_basis("k", *covariance_basis(rows(5)[1].flip(-1))[:2]) for _ in layers]
     other = [
         {f"{OWN}{n}_{part}": c[f"k_{part}"] for n in "kv" for part in ("basis", "scale")}
         for c in crooked
@@ -116,14 +119,14 @@ def test_short_documents_borrow_and_long_ones_do_not() -> None:
 def test_sketch_and_summaries_use_the_same_bases() -> None:
     """A layer folds whole, and its sketch finds what a sketch in the document's bases does."""
     k, v = rows(6)
-    spans = Spans(torch.arange(0, TOKENS + 1, 8), torch.full((TOKENS // 8,), FOLDED).byte())
+    spans = Spans(torch.arange(0, TOKENS + 1, 8), torch.full((TOKENS // 8,), COMPRESSED).byte())
     q = torch.randn(HEADS, 4, SIZE, generator=torch.Generator().manual_seed(7))
-    true = ops.span_logsumexp(torch.bmm(q, k.mT) / SIZE**0.5, spans.bounds)
+    true = span_logsumexp(torch.bmm(q, k.mT) / SIZE**0.5, spans.bounds)
     errors = []
     for trained, tokens in (([model_bases()], 1), ([], 1)):
-        [given] = fold.prepare(RECIPE, [(k, v)], [], trained, tokens)
-        side = fold.fit(RECIPE, k, v, torch.ones(TOKENS), spans, given)
-        folded = fold.fold_layer(RECIPE, k, v, torch.ones(TOKENS), spans, side)
+        [given] = encode.prepare(RECIPE, [(k, v)], [], trained, tokens)
+        side = encode.fit(RECIPE, k, v, torch.ones(TOKENS), spans, given)
+        folded = encode.compress_layer(RECIPE, k, v, torch.ones(TOKENS), spans, side)
         found = RECIPE.router.logmass(q, folded.device, side, spans.bounds)
         errors.append(float((found - true).abs().mean()))
     assert errors[0] < 1.3 * errors[1]

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.container import checksum
 from engine.errors import StoreError
-from engine.manifest import (
+from engine.store.container import checksum
+from engine.store.manifest import (
     DEEPEST,
     DOCUMENT,
     FORMAT,
@@ -325,7 +325,7 @@ def test_no_bytes_make_the_reader_of_manifests_stumble(data: bytes) -> None:
 
 
 def test_manifest_and_container_need_neither_torch_nor_numpy() -> None:
-    program = "import sys, engine.manifest, engine.container; print(*sys.modules)"
+    program = "import sys, engine.store.manifest, engine.store.container; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )

@@ -12,25 +12,25 @@ from typing import Any
 import pytest
 import torch
 
-from engine import recipe as recipes
-from engine.ask import Session
-from engine.calibration import Heads
+from engine.answer.inspect import inspect
+from engine.answer.session import Session
+from engine.compression import methods as recipes
+from engine.compression.codecs.half_rows import HalfRows
+from engine.compression.methods import METHODS, named
+from engine.compression.routers.static import Observed, RetrievalHeads, layer_budgets
+from engine.compression.routers.text import PartMeans
+from engine.compression.selectors import Blocks, Once, SentenceQuery
+from engine.compression.spans import Fixed
+from engine.compression.text_spans import Delimiters, Punctuated, Sentences
+from engine.compression.thoughts import Thoughts
 from engine.errors import BudgetError, ReaderError
-from engine.policies.half_rows import HalfRows
-from engine.policies.route_static import Observed, RetrievalHeads, layer_budgets
-from engine.policies.route_text import PartMeans
-from engine.policies.segment import Fixed
-from engine.policies.segment_text import Delimiters, Punctuated, Sentences
-from engine.policies.selector import Blocks, Once, SentenceQuery
-from engine.policies.thoughts import Thoughts
-from engine.readers import hf
-from engine.recipe import RECIPES, named
-from engine.store import Store
+from engine.models import hf
+from engine.models.retrieval_heads import Heads
+from engine.store.reader import Store
 from engine.types import AskOptions, IngestOptions, Silent
-from engine.view import inspect
 from tiny_books import QUESTION, log, read, session
 
-METHODS = sorted(RECIPES)
+NAMES = sorted(METHODS)
 TEXT = log(14)
 BUDGETS = ("4%", "15%", "60%")
 
@@ -57,7 +57,7 @@ def stores(
     folder = tmp_path_factory.mktemp("stores")
     return {
         name: read(folder / name, model, TEXT, reader=reader, method=name, window=500)
-        for name in METHODS
+        for name in NAMES
     }
 
 
@@ -79,7 +79,7 @@ def logits(opened: Session) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", NAMES)
 def test_every_method_keeps_the_contract(
     method: str, stores: dict[str, Path], reader: hf.Reader
 ) -> None:
@@ -105,12 +105,12 @@ def test_every_method_keeps_the_contract(
         assert first.usage.answer_tokens == 6
         assert first.memory.device_kv_bytes == again.memory.device_kv_bytes
         allowed = float(budget.rstrip("%")) / 100 * manifest.tokens * row
-        if not RECIPES[method].whole:
+        if not METHODS[method].whole:
             assert first.memory.device_kv_bytes <= allowed
         json.dumps(first.to_json())
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if not RECIPES[m].whole])
+@pytest.mark.parametrize("method", [m for m in NAMES if not METHODS[m].whole])
 def test_a_larger_budget_is_used(method: str, stores: dict[str, Path], reader: hf.Reader) -> None:
     """Bytes grow with what is allowed, until every span is zoomed; a method that stops early would
     look frugal in a table."""
@@ -124,19 +124,19 @@ def test_a_larger_budget_is_used(method: str, stores: dict[str, Path], reader: h
             zoomed = [len(z) for layer in opened.memory.layers for z in layer.zoomed.spans]
     row = 4 * 3 * 2 * 16
     assert used[0] < used[1] < used[2]
-    keeps = min(0.6, RECIPES[method].keep)
+    keeps = min(0.6, METHODS[method].keep)
     assert used[2] >= 0.5 * keeps * tokens * row or min(zoomed) == folded
 
 
 def test_no_two_methods_run_the_same_code(stores: dict[str, Path], reader: hf.Reader) -> None:
     """At a budget where it matters, each says something else about the same question."""
     found = {}
-    for method in METHODS:
+    for method in NAMES:
         with session(stores[method], reader, budget="40%") as opened:
             found[method] = logits(opened)
     alike = [
         pair
-        for pair in combinations(METHODS, 2)
+        for pair in combinations(NAMES, 2)
         if torch.allclose(found[pair[0]], found[pair[1]], atol=1e-4)
     ]
     assert alike == [("sekv", "zoomr")]  # they differ in long answers alone: tests/test_output.py
@@ -186,14 +186,14 @@ def test_every_choice_of_a_row_matters(
 ) -> None:
     """Another value in a method's row is another result; an ignored field would go unseen."""
     method, changes = CHANGES[what]
-    recipe = replace(RECIPES[method], name="changed", **changes)
-    monkeypatch.setitem(recipes.RECIPES, "changed", recipe)
+    recipe = replace(METHODS[method], name="changed", **changes)
+    monkeypatch.setitem(recipes.METHODS, "changed", recipe)
     store = read(tmp_path, model, TEXT, reader=reader, method="changed", window=500)
     with session(store, reader, budget="20%") as opened:
         assert not torch.allclose(logits(opened), originals[method], atol=1e-5)
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if isinstance(RECIPES[m].codec, HalfRows)])
+@pytest.mark.parametrize("method", [m for m in METHODS if isinstance(METHODS[m].codec, HalfRows)])
 def test_with_room_for_everything_nothing_is_lost(
     method: str, stores: dict[str, Path], reader: hf.Reader
 ) -> None:
@@ -202,7 +202,7 @@ def test_with_room_for_everything_nothing_is_lost(
         truth = logits(opened)
     with session(stores[method], reader, budget="1000%") as opened:
         near = torch.allclose(logits(opened), truth, atol=0.05)
-        assert near == (RECIPES[method].keep == 1.0)
+        assert near == (METHODS[method].keep == 1.0)
 
 
 # ---------------------------------------------------------------------------- compresskv
@@ -281,7 +281,7 @@ def test_folding_answers_goes_with_any_memory(
     model: Path, reader: hf.Reader, tmp_path: Path
 ) -> None:
     recipe = named("snapkv+zoomr")
-    assert recipe == replace(RECIPES["snapkv"], name="snapkv+zoomr", output=Thoughts())
+    assert recipe == replace(METHODS["snapkv"], name="snapkv+zoomr", output=Thoughts())
     store = read(tmp_path, model, TEXT, reader=reader, method="snapkv+zoomr")
     with session(store, reader, budget="20%") as opened:
         assert opened.memory.layers[0].recipe.output == Thoughts()
@@ -301,7 +301,7 @@ def test_the_methods_are_those_that_were_promised() -> None:
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "full"])
 def test_every_method_says_how_it_differs(method: str) -> None:
     """In one plain line; what is only partly known is called our reading."""
-    differs = RECIPES[method].differs
+    differs = METHODS[method].differs
     assert 20 < len(differs) < 400
     assert "\n" not in differs
     if method in ("sentkvcompress", "dynsplit"):
@@ -309,25 +309,25 @@ def test_every_method_says_how_it_differs(method: str) -> None:
 
 
 def test_published_values_are_the_published_ones() -> None:
-    snap, compress = RECIPES["snapkv"], RECIPES["compresskv"]
+    snap, compress = METHODS["snapkv"], METHODS["compresskv"]
     assert snap.observe.rows == 32
     assert (compress.observe.rows, compress.sinks, compress.local) == (8, 0, 8)
     assert isinstance(compress.router, RetrievalHeads)
     assert compress.router.kernel == 5
-    sentence = RECIPES["sentencekv"]
+    sentence = METHODS["sentencekv"]
     assert (sentence.sinks, sentence.local) == (32, 32)
     assert sentence.selector == SentenceQuery(recent=32)
-    rule = RECIPES["zoomr"].output
+    rule = METHODS["zoomr"].output
     assert rule is not None
     assert (rule.full, rule.top, rule.recent) == (2, 2, 512)
-    assert RECIPES["streaming"].sinks == 4
+    assert METHODS["streaming"].sinks == 4
 
 
 def test_a_resumed_reading_has_observed_the_same(
     model: Path, reader: hf.Reader, tmp_path: Path
 ) -> None:
     """Queries and nearness of finished chunks are kept with them, byte for byte."""
-    from engine import ingest as use
+    from engine.ingest import run as use
 
     chunks = list(
         reader.read_window(
@@ -349,7 +349,7 @@ def test_a_resumed_reading_has_observed_the_same(
     assert IngestOptions().heads == ""
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", NAMES)
 def test_many_windows_are_looked_over_first(
     method: str, model: Path, reader: hf.Reader, tmp_path: Path
 ) -> None:
@@ -361,7 +361,7 @@ def test_many_windows_are_looked_over_first(
         tokens = opened.store.manifest.tokens
     assert windows > 10
     assert answer.usage.answer_tokens == 4
-    if not RECIPES[method].whole:
+    if not METHODS[method].whole:
         assert answer.stats["windows_read"] == 8
         assert answer.memory.device_kv_bytes <= 0.2 * tokens * 4 * 3 * 2 * 16
 
@@ -372,7 +372,7 @@ def test_more_can_be_appended_to_any_store(
     """What a method observes while reading is observed of the new windows too."""
     import shutil
 
-    from engine.ingest import append
+    from engine.ingest.run import append
 
     more = tmp_path / "more.txt"
     more.write_text(log(5), encoding="utf-8")

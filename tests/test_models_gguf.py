@@ -20,10 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny_gguf
 from engine.errors import ReaderError
-from engine.models import aliases, cache, locate
+from engine.models import aliases, cache, hf, locate
 from engine.models.gguf import check_architecture, read_header
 from engine.models.gguf_worker import convert_file
-from engine.readers import hf
 from engine.types import Silent
 from tiny_gguf import Type, write_gguf
 

@@ -11,10 +11,9 @@ import pytest
 
 import tiny_gguf
 from engine.errors import ReaderError, SekvError, StoreError
-from engine.models import aliases, cache, fetch
+from engine.models import aliases, cache, fetch, hf
 from engine.models.aliases import KnownModel
 from engine.models.locate import locate, of_store
-from engine.readers import hf
 from engine.store.reader import read_manifest
 from engine.types import Silent
 from sekv_cli.main import run

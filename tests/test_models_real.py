@@ -13,10 +13,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engine.models import aliases, cache
+from engine.models import aliases, cache, hf
 from engine.models.checkpoint import weights_fingerprint
 from engine.models.locate import Located
-from engine.readers import hf
 from engine.types import Silent
 
 pytestmark = pytest.mark.slow

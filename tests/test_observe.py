@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from engine.observe import Observe, Reading, nearness
-from engine.policies.route_static import observed_attention
-from engine.readers import hf
+from engine.compression.observation import Observe, ObservingProbe, nearness
+from engine.compression.routers.static import observed_attention
+from engine.models import hf
 
 IDS = torch.randint(0, 256, (90,), generator=torch.Generator().manual_seed(2)).tolist()
 
@@ -80,9 +80,9 @@ def test_the_queries_are_rotated(reader: hf.Reader) -> None:
 
 
 def test_two_layers_of_the_middle_third_are_looked_at() -> None:
-    assert Reading(Observe(), 12, 0).sampled == (4, 7)
-    assert Reading(Observe(), 3, 0).sampled == (1,)
-    assert Reading(Observe(), 32, 0).sampled == (10, 20)
+    assert ObservingProbe(Observe(), 12, 0).sampled == (4, 7)
+    assert ObservingProbe(Observe(), 3, 0).sampled == (1,)
+    assert ObservingProbe(Observe(), 32, 0).sampled == (10, 20)
 
 
 def test_more_covers_less() -> None:

@@ -9,7 +9,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import ops
+from engine.attention.softmax import merge_resolutions
+from engine.compression.basis import covariance_basis, span_svd
+from engine.compression.packing import Packing, pack_heads, split_heads
+from engine.compression.quantize import (
+    GAUSS_MSE,
+    WIDTHS,
+    allocate_bits,
+    dequantize,
+    fit_steps,
+    quantize,
+)
+from engine.compression.ranges import gather_ranges, span_ids, span_mean
+from engine.compression.scores import NEG_INF, group_queries, span_logsumexp
 from tiny_memory import plain
 
 
@@ -19,8 +31,8 @@ def randn(seed: int, *shape: int) -> torch.Tensor:
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Attention by one part of `ops.mix`: q [H, Q, D], k and v [Hkv, N, D], bias [H, Q, N]."""
-    logits = ops.group(q, len(k)) @ k.float().mT / math.sqrt(q.shape[-1])
-    out, _ = ops.mix([logits + bias.reshape(len(k), -1, k.shape[1])], [v])
+    logits = group_queries(q, len(k)) @ k.float().mT / math.sqrt(q.shape[-1])
+    out, _ = merge_resolutions([logits + bias.reshape(len(k), -1, k.shape[1])], [v])
     return out.reshape(q.shape).to(v.dtype)
 
 
@@ -76,7 +88,7 @@ def test_rows_that_are_all_hidden_give_zero_and_no_nan() -> None:
     """And leave the other rows of the call alone."""
     q, k, v = randn(11, 2, 3, 16), randn(12, 1, 6, 16), randn(13, 1, 6, 16)
     bias = torch.zeros(2, 3, 6)
-    bias[0, 1] = ops.NEVER
+    bias[0, 1] = NEG_INF
     out = attend(q, k, v, bias)
     assert torch.equal(out[0, 1], torch.zeros(16))
     expected = attend(q, k, v, torch.zeros(2, 3, 6))
@@ -96,7 +108,7 @@ def test_parts_mix_as_one_softmax(widths: list[int], first: int, scale: float, s
     parts = [first, *widths]
     logits = scale * randn(seed, 2, 3, sum(parts))
     values = randn(seed + 1, 2, sum(parts), 8)
-    out, weights = ops.mix(list(logits.split(parts, -1)), list(values.split(parts, 1)))
+    out, weights = merge_resolutions(list(logits.split(parts, -1)), list(values.split(parts, 1)))
     expected = logits.double().softmax(-1)
     torch.testing.assert_close(torch.cat(weights, -1).double(), expected, atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(out.double(), expected @ values.double(), atol=1e-5, rtol=1e-4)
@@ -121,7 +133,7 @@ def test_the_mass_of_a_span_is_the_log_of_the_sum_of_its_exponentials(
 ) -> None:
     bounds = bounds_of(lengths)
     scores = scale * randn(seed, 2, 3, int(bounds[-1])) + 100 * randn(seed + 1, 2, 3, 1)
-    found = ops.span_logsumexp(scores, bounds)
+    found = span_logsumexp(scores, bounds)
     parts = scores.double().split(lengths, -1)
     expected = torch.stack([part.logsumexp(-1) for part in parts], -1)
     assert float((scores.amax(-1) - scores.amin(-1)).max()) < 80
@@ -130,7 +142,7 @@ def test_the_mass_of_a_span_is_the_log_of_the_sum_of_its_exponentials(
 
 def test_a_mass_that_float32_cannot_add_is_minus_infinity() -> None:
     scores = torch.tensor([[[0.0, -200.0, -1.0]]])
-    found = ops.span_logsumexp(scores, torch.tensor([0, 1, 2, 3]))
+    found = span_logsumexp(scores, torch.tensor([0, 1, 2, 3]))
     assert found[0, 0].tolist() == [0.0, -math.inf, -1.0]
 
 
@@ -144,7 +156,7 @@ def test_a_weighted_mean_is_the_weighted_mean(lengths: list[int], data: st.DataO
     )
     rows = randn(count, 2, count, 4)
     bounds = bounds_of(lengths)
-    found = ops.span_mean(rows, weights, bounds)
+    found = span_mean(rows, weights, bounds)
     for span, (a, b) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)):
         w = weights[a:b] if float(weights[a:b].sum()) > 0 else torch.ones(b - a)
         expected = (rows[:, a:b] * w[:, None]).sum(1) / w.sum()
@@ -155,7 +167,7 @@ def test_a_weighted_mean_is_the_weighted_mean(lengths: list[int], data: st.DataO
 @given(lengths=lengths_of_spans)
 def test_every_token_knows_its_span(lengths: list[int]) -> None:
     expected = [span for span, n in enumerate(lengths) for _ in range(n)]
-    assert ops.span_ids(bounds_of(lengths)).tolist() == expected
+    assert span_ids(bounds_of(lengths)).tolist() == expected
 
 
 @settings(deadline=None)
@@ -163,7 +175,7 @@ def test_every_token_knows_its_span(lengths: list[int]) -> None:
 def test_ranges_are_gathered_one_after_another(ranges: list[tuple[int, int]]) -> None:
     starts = torch.tensor([a for a, _ in ranges], dtype=torch.int64)
     lengths = torch.tensor([n for _, n in ranges], dtype=torch.int64)
-    found = ops.gather_ranges(starts, lengths)
+    found = gather_ranges(starts, lengths)
     assert found.dtype == torch.int64
     assert found.tolist() == [i for a, n in ranges for i in range(a, a + n)]
 
@@ -173,7 +185,7 @@ def test_ranges_are_gathered_one_after_another(ranges: list[tuple[int, int]]) ->
 
 def test_a_basis_is_orthonormal_and_orders_components_by_variance() -> None:
     rows = randn(17, 3, 200, 16) @ torch.diag(torch.linspace(3, 0.1, 16)) + 5
-    mean, basis, variance = ops.covariance_basis(rows)
+    mean, basis, variance = covariance_basis(rows)
     torch.testing.assert_close(basis.mT @ basis, torch.eye(16).expand(3, -1, -1), atol=1e-5, rtol=0)
     torch.testing.assert_close(mean, rows.mean(1), atol=1e-5, rtol=1e-5)
     coefs = (rows - mean[:, None]) @ basis
@@ -185,11 +197,11 @@ def test_a_basis_is_orthonormal_and_orders_components_by_variance() -> None:
 def test_the_sign_of_a_component_is_the_sign_of_its_largest_entry() -> None:
     """Free otherwise; so equal input gives equal bytes, and so does its mirror image."""
     rows = randn(18, 2, 100, 16)
-    _, basis, _ = ops.covariance_basis(rows)
+    _, basis, _ = covariance_basis(rows)
     largest = basis.gather(1, basis.abs().argmax(1, keepdim=True))
     assert bool((largest > 0).all())
-    assert torch.equal(basis, ops.covariance_basis(rows.clone())[1])
-    _, mirrored, _ = ops.covariance_basis(-rows)
+    assert torch.equal(basis, covariance_basis(rows.clone())[1])
+    _, mirrored, _ = covariance_basis(-rows)
     torch.testing.assert_close(mirrored, basis, atol=1e-5, rtol=1e-5)
 
 
@@ -197,13 +209,13 @@ def test_the_sign_of_a_component_is_the_sign_of_its_largest_entry() -> None:
 def test_a_basis_of_rows_without_variance_is_a_basis(what: str) -> None:
     rows = torch.zeros(1, 5, 8) if what == "zeros" else randn(19, 1, 1, 8).expand(1, 5, 8)
     rows = rows[:, :1] if what == "one" else rows
-    _, basis, variance = ops.covariance_basis(rows)
+    _, basis, variance = covariance_basis(rows)
     torch.testing.assert_close(basis[0].T @ basis[0], torch.eye(8), atol=1e-5, rtol=0)
     assert float(variance.abs().max()) < 1e-6
 
 
 def unrolled(x: torch.Tensor, rank: int) -> torch.Tensor:
-    u, _, w = ops.span_svd(x)
+    u, _, w = span_svd(x)
     return u[:, :, :rank] @ w[:, :rank]
 
 
@@ -223,7 +235,7 @@ def test_a_span_of_some_rank_needs_no_more_directions(
 def test_fewer_directions_are_the_best_approximation(n: int) -> None:
     """The residual is what the true singular values leave."""
     x = randn(20, 3, n, 16)
-    _, energy, _ = ops.span_svd(x)
+    _, energy, _ = span_svd(x)
     true = torch.linalg.svdvals(x.double())
     most = min(n, 16)
     torch.testing.assert_close(energy[:, :most].double(), true.square(), atol=1e-4, rtol=1e-4)
@@ -249,13 +261,13 @@ def test_padding_rows_with_zeros_changes_nothing() -> None:
 
 def test_a_long_span_costs_its_width_and_not_its_length() -> None:
     """A window without any boundary is one span; its factors are no wider than a head."""
-    u, energy, w = ops.span_svd(randn(23, 1, 5000, 16))
+    u, energy, w = span_svd(randn(23, 1, 5000, 16))
     assert u.shape == (1, 5000, 16)
     assert energy.shape == (1, 16)
     assert w.shape == (1, 16, 16)
 
 
-# ---------------------------------------------------------------------------- quantisers
+# ---------------------------------------------------------------------------- quantizers
 
 variances = st.lists(st.floats(1e-6, 1e4), min_size=8, max_size=64).map(
     lambda values: torch.tensor(sorted(values, reverse=True))
@@ -267,13 +279,13 @@ variances = st.lists(st.floats(1e-6, 1e4), min_size=8, max_size=64).map(
 def test_bits_fall_with_the_variance_and_fill_whole_bytes(
     variance: torch.Tensor, mean: float
 ) -> None:
-    bits = ops.allocate_bits(variance, mean)
+    bits = allocate_bits(variance, mean)
     assert bits.dtype == torch.uint8
     assert set(bits.tolist()) <= {0, 1, 2, 4, 8}
     assert bool((bits.int().diff() <= 0).all())
     for width in (1, 2, 4):
         assert int((bits == width).sum()) * width % 8 == 0
-    packing = ops.Packing.of(bits)
+    packing = Packing.of(bits)
     assert packing.components == int((bits > 0).sum())
     assert packing.row_bytes * 8 == int(bits.sum())
     assert float(bits.float().sum()) <= mean * len(variance) + 24
@@ -282,12 +294,12 @@ def test_bits_fall_with_the_variance_and_fill_whole_bytes(
 def test_bits_are_near_the_mean_asked_and_follow_the_variance() -> None:
     variance = 4.0 ** -torch.arange(64).float().div(6)
     for mean in (0.5, 1.0, 1.25, 2.0, 4.0, 6.0):
-        bits = ops.allocate_bits(variance, mean).float()
+        bits = allocate_bits(variance, mean).float()
         assert float(bits.mean()) == pytest.approx(mean, rel=0.2, abs=0.25)
-    equal = ops.allocate_bits(torch.ones(64), 4.0)
+    equal = allocate_bits(torch.ones(64), 4.0)
     assert equal.unique().tolist() == [4]
-    assert ops.allocate_bits(torch.zeros(64), 1.0).float().mean() <= 1.4
-    assert ops.allocate_bits(variance, 8.0).tolist() == [8] * 64
+    assert allocate_bits(torch.zeros(64), 1.0).float().mean() <= 1.4
+    assert allocate_bits(variance, 8.0).tolist() == [8] * 64
 
 
 @settings(max_examples=80, deadline=None)
@@ -305,10 +317,10 @@ def test_bits_are_near_the_mean_asked_and_follow_the_variance() -> None:
 def test_what_is_packed_is_unpacked(
     counts: tuple[int, int, int, int], rows: int, unused: int, seed: int
 ) -> None:
-    widths = [w for w, n in zip(ops.WIDTHS, counts, strict=True) for _ in range(n)]
+    widths = [w for w, n in zip(WIDTHS, counts, strict=True) for _ in range(n)]
     bits = torch.tensor([*widths, *[0] * unused], dtype=torch.uint8)
-    packing = ops.Packing.of(bits)
-    assert packing == ops.Packing(counts)
+    packing = Packing.of(bits)
+    assert packing == Packing(counts)
     made = torch.Generator().manual_seed(seed)
     codes = (
         torch.stack([torch.randint(0, 2**w, (rows,), generator=made) for w in widths], -1).to(
@@ -327,13 +339,13 @@ def test_heads_of_different_widths_lie_side_by_side_without_padding() -> None:
     bits = torch.tensor([[8, 8, 4, 4], [4, 4, 0, 0]], dtype=torch.uint8)
     step = torch.full((2, 4), 0.1)
     coefs = randn(24, 2, 5, 4) / 4
-    packed = ops.pack_heads(coefs, bits, step)
+    packed = pack_heads(coefs, bits, step)
     assert packed.shape == (1, 5, 3 + 1)
-    parts = ops.split_heads(packed, bits)
+    parts = split_heads(packed, bits)
     for head, used in ((0, 4), (1, 2)):
-        codes = ops.Packing.of(bits[head]).unpack(parts[head])
+        codes = Packing.of(bits[head]).unpack(parts[head])
         assert codes.shape == (5, used)
-        expected = ops.quantise(coefs[head], bits[head], step[head])[:, :used]
+        expected = quantize(coefs[head], bits[head], step[head])[:, :used]
         assert torch.equal(codes, expected)
 
 
@@ -344,35 +356,35 @@ def test_a_quantised_value_is_half_a_step_off_at_most(bits: int) -> None:
     step = torch.tensor([0.25])
     reach = 0.25 * 2 ** (bits - 1)
     x = torch.linspace(-reach, reach - 1e-4, 997)[:, None]
-    codes = ops.quantise(x, width, step)
+    codes = quantize(x, width, step)
     assert codes.dtype == torch.uint8
     assert int(codes.max()) < 2**bits
-    back = ops.dequantise(codes, width, step)
+    back = dequantize(codes, width, step)
     assert float((back - x).abs().max()) <= 0.125 + 1e-5
-    far = ops.dequantise(ops.quantise(torch.tensor([[-1e6], [1e6]]), width, step), width, step)
+    far = dequantize(quantize(torch.tensor([[-1e6], [1e6]]), width, step), width, step)
     assert far[:, 0].tolist() == [-reach + 0.125, reach - 0.125]
 
 
 def test_a_level_is_its_own_code() -> None:
-    """Quantising what was dequantised changes nothing."""
+    """Quantising what was dequantized changes nothing."""
     for bits in (1, 2, 4, 8):
         width, step = torch.tensor([bits]), torch.tensor([0.3])
         codes = torch.arange(2**bits, dtype=torch.uint8)[:, None]
-        assert torch.equal(ops.quantise(ops.dequantise(codes, width, step), width, step), codes)
+        assert torch.equal(quantize(dequantize(codes, width, step), width, step), codes)
 
 
-@pytest.mark.parametrize(("bits", "expected"), [(b, m) for b, m in ops.GAUSS_MSE.items() if b])
+@pytest.mark.parametrize(("bits", "expected"), [(b, m) for b, m in GAUSS_MSE.items() if b])
 def test_steps_come_near_the_best_quantiser_of_a_gaussian(bits: int, expected: float) -> None:
     x = 3 * randn(25, 1, 20000, 1)
     width = torch.tensor([[bits]], dtype=torch.uint8)
-    step = ops.fit_steps(x, width)
-    back = ops.dequantise(ops.quantise(x[0], width[0], step[0]), width[0], step[0])
+    step = fit_steps(x, width)
+    back = dequantize(quantize(x[0], width[0], step[0]), width[0], step[0])
     error = float((back - x[0]).square().mean()) / 9
     assert 0.7 * expected < error < 1.1 * expected
 
 
 def test_steps_of_constant_components_are_finite() -> None:
     x = torch.zeros(2, 10, 4)
-    step = ops.fit_steps(x, torch.full((2, 4), 4, dtype=torch.uint8))
+    step = fit_steps(x, torch.full((2, 4), 4, dtype=torch.uint8))
     assert bool(torch.isfinite(step).all())
     assert bool((step > 0).all())

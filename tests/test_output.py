@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from engine import recipe as recipes
-from engine.output import Answer, FoldedLayer
-from engine.policies.selector import Heard
-from engine.policies.thoughts import Thoughts
-from engine.readers import hf
+from engine.attention.output_folding import LongAnswer, LongAnswerLayer
+from engine.compression import methods as recipes
+from engine.compression.selectors import Transcript
+from engine.compression.thoughts import Thoughts
+from engine.models import hf
 from tiny_books import QUESTION, read, session
 from tiny_models import checkpoint
 
@@ -34,9 +34,9 @@ class Played:
     """One layer under an answer that is fed token by token."""
 
     def __init__(self, rule: Thoughts, question: int = 3):
-        self.heard = Heard(words)
-        self.answer = Answer(rule, self.heard, 1)
-        self.layer: FoldedLayer = self.answer.layers[0]
+        self.heard = Transcript(words)
+        self.answer = LongAnswer(rule, self.heard, 1)
+        self.layer: LongAnswerLayer = self.answer.layers[0]
         self.k = torch.empty(1, KV_HEADS, 0, SIZE)
         self.v = self.k
         self.total = 0
@@ -121,7 +121,7 @@ def test_nothing_changes_within_a_sentence() -> None:
 
 def test_votes_count_over_layers() -> None:
     """One set for the whole model: a layer's favourite loses against that of two others."""
-    answer = Answer(RULE, Heard(words), 3)
+    answer = LongAnswer(RULE, Transcript(words), 3)
     answer.heard.ids, answer.heard.ended = [0] * 30, True
     means = torch.arange(3.0)[None, :, None].expand(KV_HEADS, -1, SIZE)
     for layer, liked in enumerate((-1.0, 1.0, 1.0)):
@@ -156,9 +156,9 @@ def answered(
 ) -> Any:
     """What a model says at length about a short log; `rule` folds its answer."""
     name = "folding" if rule else "plain"
-    recipe = replace(recipes.RECIPES["sekv"], name=name, output=rule)
+    recipe = replace(recipes.METHODS["sekv"], name=name, output=rule)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(recipes.RECIPES, name, recipe)
+        patch.setitem(recipes.METHODS, name, recipe)
         store = read(tmp_path / name, model, reader=reader, method=name, device="cpu")
     with session(store, reader, max_new_tokens=tokens, budget="50%", model=str(model)) as asked:
         return asked.ask(QUESTION)
@@ -191,7 +191,7 @@ def test_device_memory_stays_flat_over_four_thousand_tokens(
 ) -> None:
     """The plain cache grows with every token; the folded one, when the window and the thoughts in
     full have their size, by short summaries up to `shown` and a mean key per thought alone."""
-    rule = recipes.RECIPES["zoomr"].output
+    rule = recipes.METHODS["zoomr"].output
     short, long = (answered(tmp_path / str(n), model, reader, rule, n) for n in (2048, 4096))
     plain = answered(tmp_path / "plain", model, reader, None, 4096)
     folded = [made.stats["answer_kv_bytes"] for made in (short, long)]

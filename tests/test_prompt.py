@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import ReaderError
-from engine.prompt import DOCUMENT, QUESTION, TASK, Prompt
+from engine.models.prompt import DOCUMENT, QUESTION, TASK, Prompt
 from engine.types import Turn
 from tiny_models import CHAT, tokenizer
 
@@ -63,7 +63,6 @@ def test_a_document_prompt_gives_the_document_its_own_role(document: str, questi
     )
     assert whole(made, prompt, document, question) == made.encode(text, add_special_tokens=False)
     assert len(prompt.prefix) == 2
-    assert prompt.value_token == -1
 
 
 def test_without_a_template_the_prompt_is_plain() -> None:
@@ -146,19 +145,6 @@ def test_a_manifest_records_how_the_question_follows() -> None:
         "kind": "chat",
     }
     assert CHAT
-
-
-def test_a_look_up_reader_has_a_value_token_and_words_to_refuse_with() -> None:
-    made = templated(ROLES)
-    marks = ["<|document|>", "<|value|>"]
-    made.add_special_tokens({"additional_special_tokens": marks})
-    prompt = Prompt.of(made, 0.7)
-    assert [prompt.quote_token, prompt.value_token] == made.convert_tokens_to_ids(marks)
-    assert made.decode(list(prompt.refusal)) == " not stated"
-    assert prompt.reluctance == 0.7
-    chat = tokenizer(chat=True)
-    chat.add_special_tokens({"additional_special_tokens": ["<|value|>"]})
-    assert Prompt.of(chat).value_token == -1
 
 
 def test_a_conversation_is_what_the_template_makes_of_it() -> None:

@@ -10,11 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import fold
-from engine.policies.codec import SharedBasis
-from engine.queries import FIRST, PIECE_TOKENS, PIECES, SelfQuestions, pieces
-from engine.readers import hf
-from engine.recipe import RECIPES
+from engine.compression import encode
+from engine.compression.codecs.shared_basis import SharedBasis
+from engine.compression.methods import METHODS
+from engine.compression.query_statistics import FIRST, PIECE_TOKENS, PIECES, QueryStatistics, pieces
+from engine.models import hf
 from tiny_books import TEXT
 from tiny_memory import rows
 
@@ -39,7 +39,7 @@ def test_what_a_head_s_errors_are_worth_by_the_book() -> None:
     before, asked = 3, 2
     k, v = rows(1, 2, 40, 8)
     q = torch.randn(4, asked, 8, generator=torch.Generator().manual_seed(1))
-    probe = SelfQuestions(1, before)
+    probe = QueryStatistics(1, before)
     probe.see(0, q, k, v)
     [learnt] = probe.learnt()
     for head in range(2):
@@ -69,7 +69,7 @@ def test_a_window_that_asks_itself_changes_nothing(reader: hf.Reader) -> None:
     prefix = reader.prefix()
     chunks = list(reader.read_window(ids, prefix, 128, []))
     before = [k.clone() for k in chunks[-1].k]
-    first, second = (reader.ask_itself(ids, prefix, chunks) for _ in range(2))
+    first, second = (reader.query_statistics(ids, prefix, chunks) for _ in range(2))
     assert len(first) == reader.layers
     for one, other, k, was in zip(first, second, chunks[-1].k, before, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in one)
@@ -84,13 +84,13 @@ def test_only_methods_that_weigh_keys_ask(
     from tiny_books import report
 
     asked: list[int] = []
-    whole = hf.Reader.ask_itself
+    whole = hf.Reader.query_statistics
 
     def counted(self: hf.Reader, ids: list[int], *rest: object) -> object:
         asked.append(len(ids))
         return whole(self, ids, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(hf.Reader, "ask_itself", counted)
+    monkeypatch.setattr(hf.Reader, "query_statistics", counted)
     path = Path(reader.identity.id)
     for method, times in (("full", 0), ("sekv-paper", 0), ("sekv", 1)):
         asked.clear()
@@ -100,7 +100,7 @@ def test_only_methods_that_weigh_keys_ask(
 
 def test_layers_share_their_bits_by_what_they_are_worth() -> None:
     """A layer that nothing looks at leaves its bits to the other; a price is the same for both."""
-    recipe = RECIPES["sekv"]
+    recipe = METHODS["sekv"]
     layers = [rows(seed, 2, 200, 16) for seed in (2, 3)]
     learnt = [
         {
@@ -110,11 +110,11 @@ def test_layers_share_their_bits_by_what_they_are_worth() -> None:
         }
         for scale, worth in ((1.0, 1.0), (1e-4, 1e-3))
     ]
-    given_ = fold.prepare(recipe, layers, learnt)
+    given_ = encode.prepare(recipe, layers, learnt)
     assert given_[0]["code_price"] == given_[1]["code_price"]
     assert isinstance(recipe.codec, SharedBasis)
     sides = [recipe.codec.fit(k, v, one) for (k, v), one in zip(layers, given_, strict=True)]
     bits = [torch.cat([s["k_bits"], s["v_bits"]]).float().mean() for s in sides]
     assert bits[0] > bits[1] + 1
     assert float(sum(bits)) / 2 == pytest.approx(recipe.codec.bits, abs=0.3)
-    assert fold.prepare(RECIPES["full"], layers, []) == [{}, {}]
+    assert encode.prepare(METHODS["full"], layers, []) == [{}, {}]

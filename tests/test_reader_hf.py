@@ -24,11 +24,10 @@ from transformers import (
 )
 
 from engine.errors import ReaderError, SekvError
-from engine.models import load
+from engine.models import hf, load
 from engine.models.identity import tokenizer_fingerprint
-from engine.prompt import Prompt
-from engine.readers import hf
-from engine.store import compare_identity
+from engine.models.prompt import Prompt
+from engine.store.library import compare_identity
 from tiny_books import QUESTION, TEXT, read, session
 from tiny_models import checkpoint, tokenizer
 

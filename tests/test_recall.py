@@ -14,22 +14,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import recipe as recipes
-from engine.ask import Session
+from engine.answer.session import Session
+from engine.attention.layer import LayerMemory, WholeLayer
+from engine.compression import methods as recipes
+from engine.compression.routers.two_level import Levels
+from engine.compression.spans import Entropy
 from engine.errors import BudgetError, StoreError
-from engine.ingest import ingest
-from engine.manifest import NAME, Manifest, from_bytes
-from engine.memory import LayerMemory, WholeLayer
-from engine.policies.segment import Entropy
-from engine.policies.two_level import Levels
-from engine.readers import hf
-from engine.recall import ZOOM_RESERVE, parse_budget
-from engine.schema import recipe_of
+from engine.ingest.run import ingest
+from engine.memory.open import ZOOM_RESERVE, parse_budget
+from engine.models import hf
+from engine.store.manifest import NAME, Manifest, from_bytes
+from engine.store.schema import recipe_of
 from engine.types import IngestOptions, Silent, Turn
 from tiny_books import QUESTION, TEXT, log, read, session
 
 PAPER = replace(
-    recipes.RECIPES["sekv-paper"], name="paper", segmenter=Entropy(shortest=4), local=16
+    recipes.METHODS["sekv-paper"], name="paper", segmenter=Entropy(shortest=4), local=16
 )
 
 
@@ -39,7 +39,7 @@ def stores(
 ) -> dict[str, Path]:
     """The same log by our method, by the published one, in four windows and in eleven."""
     patch = pytest.MonkeyPatch()
-    patch.setitem(recipes.RECIPES, "paper", PAPER)
+    patch.setitem(recipes.METHODS, "paper", PAPER)
     place = tmp_path_factory.mktemp("stores")
     made = {
         "sekv": read(place / "sekv", model, reader=reader),
@@ -166,10 +166,10 @@ def test_resident_bytes_keep_to_the_budget(
 def spans_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every view counts as long."""
 
-    def of(manifest: Manifest) -> recipes.Recipe:
+    def of(manifest: Manifest) -> recipes.Method:
         return replace(recipe_of(manifest), levels=Levels(beyond=1))
 
-    monkeypatch.setattr("engine.recall.recipe_of", of)
+    monkeypatch.setattr("engine.memory.open.recipe_of", of)
 
 
 @pytest.mark.parametrize("budget", ["1%", "3%", "8%", "17%", "60%"])
@@ -208,7 +208,8 @@ def test_all_zoomed_the_span_level_changes_no_answer(
     for beyond in (10**9, 1):
         levels = Levels(beyond=beyond)
         monkeypatch.setattr(
-            "engine.recall.recipe_of", lambda m, levels=levels: replace(recipe_of(m), levels=levels)
+            "engine.memory.open.recipe_of",
+            lambda m, levels=levels: replace(recipe_of(m), levels=levels),
         )
         with session(stores["windows"], reader, budget="1000%") as opened:
             told.append(opened.ask(QUESTION).answer)
@@ -224,8 +225,8 @@ def test_old_turns_of_a_talk_have_a_span_level_too(
     spans_first: None,
 ) -> None:
     """What follows a document is scored as it is, and goes again with the talk."""
-    monkeypatch.setattr("engine.ask.TURNS_SHARE", 0.0)
-    monkeypatch.setattr("engine.turns.SHARE", math.inf)
+    monkeypatch.setattr("engine.answer.session.TURNS_SHARE", 0.0)
+    monkeypatch.setattr("engine.memory.conversation.SHARE", math.inf)
     turns = [Turn(f"What of day {i}?", f"It rained on day {i}.") for i in range(2)]
     with session(stores["sekv"], reader, budget="60%", max_new_tokens=2) as opened:
         [first, *_] = opened.memory.layers

@@ -8,22 +8,24 @@ from typing import Any
 
 import pytest
 
+from engine.compression.codecs.raw import Raw
+from engine.compression.codecs.shared_basis import SharedBasis
+from engine.compression.codecs.span_svd import SpanSVD
+from engine.compression.methods import METHODS, Method, from_settings, named
+from engine.compression.routers.sketch import MeanKey, Sketch
+from engine.compression.spans import Entropy, Fixed, Peaks
+from engine.compression.summaries import Mean, SurprisalMean
 from engine.errors import BudgetError
-from engine.policies.codec import Raw, SharedBasis, SpanSVD
-from engine.policies.segment import Entropy, Fixed, Peaks
-from engine.policies.select import MeanKey, Sketch
-from engine.policies.summarise import Mean, SurprisalMean
-from engine.recipe import RECIPES, Recipe, from_settings, named
 
 
 def test_the_first_methods_are_there() -> None:
-    assert {"sekv", "sekv-paper", "full"} <= set(RECIPES)
-    assert all(recipe.name == name for name, recipe in RECIPES.items())
-    assert all(recipe.source for recipe in RECIPES.values())
+    assert {"sekv", "sekv-paper", "full"} <= set(METHODS)
+    assert all(recipe.name == name for name, recipe in METHODS.items())
+    assert all(recipe.source for recipe in METHODS.values())
 
 
 def test_the_published_settings_are_the_published_ones() -> None:
-    paper = RECIPES["sekv-paper"]
+    paper = METHODS["sekv-paper"]
     assert paper.segmenter == Entropy(alpha=1.0, shortest=16)
     assert paper.summariser == SurprisalMean(value_bits=16)
     assert isinstance(paper.codec, SpanSVD)
@@ -31,8 +33,8 @@ def test_the_published_settings_are_the_published_ones() -> None:
     assert paper.router == MeanKey()
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=str)
-def test_a_recipe_comes_back_from_its_settings(recipe: Recipe) -> None:
+@pytest.mark.parametrize("recipe", METHODS.values(), ids=str)
+def test_a_recipe_comes_back_from_its_settings(recipe: Method) -> None:
     """Through JSON, field by field; only what it is called and where it is from is not in them."""
     settings = json.loads(json.dumps(recipe.settings()))
     assert from_settings(recipe.name, settings) == replace(recipe, source="store", differs="")
@@ -41,19 +43,19 @@ def test_a_recipe_comes_back_from_its_settings(recipe: Recipe) -> None:
 @pytest.mark.parametrize(
     "recipe",
     [
-        Recipe("a", Fixed(7), Mean(2.0), Raw(), Sketch(3.0), "test", 1, 2, False, False),
-        Recipe("b", Peaks(1, 2, 0.5), SurprisalMean(), SharedBasis(3), MeanKey(), "test"),
-        Recipe("c", Entropy(), Mean(), SpanSVD(5, 0.9, True), MeanKey(), "test", whole=True),
+        Method("a", Fixed(7), Mean(2.0), Raw(), Sketch(3.0), "test", 1, 2, False, False),
+        Method("b", Peaks(1, 2, 0.5), SurprisalMean(), SharedBasis(3), MeanKey(), "test"),
+        Method("c", Entropy(), Mean(), SpanSVD(5, 0.9, True), MeanKey(), "test", whole=True),
     ],
     ids=lambda recipe: recipe.name,
 )
-def test_any_choice_comes_back(recipe: Recipe) -> None:
+def test_any_choice_comes_back(recipe: Method) -> None:
     settings = json.loads(json.dumps(recipe.settings()))
     assert from_settings(recipe.name, settings) == replace(recipe, source="store")
 
 
 def change(path: tuple[str, ...], value: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = json.loads(json.dumps(RECIPES["sekv"].settings()))
+    settings: dict[str, Any] = json.loads(json.dumps(METHODS["sekv"].settings()))
     at = settings
     for name in path[:-1]:
         at = at[name]
@@ -88,12 +90,12 @@ def test_what_no_recipe_is_is_refused(path: tuple[str, ...], value: Any) -> None
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(BudgetError) as caught:
         named("sekv2")
-    assert str(caught.value) == f"unknown method 'sekv2'; known: {', '.join(RECIPES)}"
-    assert named("full") is RECIPES["full"]
+    assert str(caught.value) == f"unknown method 'sekv2'; known: {', '.join(METHODS)}"
+    assert named("full") is METHODS["full"]
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=str)
-def test_expected_shares_are_shares(recipe: Recipe) -> None:
+@pytest.mark.parametrize("recipe", METHODS.values(), ids=str)
+def test_expected_shares_are_shares(recipe: Method) -> None:
     """The device takes no more than the store, and only the reference takes everything."""
     for size in (16, 64, 128):
         store, device = recipe.expected_shares(size)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.policies.route_text import KeyBox, PartMeans, SpanKey
+from engine.compression.routers.text import KeyBox, PartMeans, SpanKey
 
 HEADS, SIZE = 2, 8
 BOUNDS = torch.tensor([0, 1, 3, 10, 26])

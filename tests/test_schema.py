@@ -14,21 +14,29 @@ import pytest
 import torch
 
 import toy_store as toy
-from engine import recipe as recipes
-from engine import view
+from engine.answer import inspect
+from engine.compression import methods as recipes
+from engine.compression.spans import Entropy
 from engine.errors import SekvError, StoreError
-from engine.manifest import DOCUMENT, NAME, SHARED, device_file, from_bytes, from_json, host_file
-from engine.policies.segment import Entropy
-from engine.readers import hf
-from engine.schema import Schema, recipe_of
-from engine.store import Store
+from engine.models import hf
+from engine.store.manifest import (
+    DOCUMENT,
+    NAME,
+    SHARED,
+    device_file,
+    from_bytes,
+    from_json,
+    host_file,
+)
+from engine.store.reader import Store
 from engine.store.records import span_table_fault, with_span_checks
+from engine.store.schema import Schema, recipe_of
 from engine.types import AskOptions, Silent
 from tiny_books import QUESTION, read, session
 from tiny_models import checkpoint
 
 PAPER = replace(
-    recipes.RECIPES["sekv-paper"], name="paper", segmenter=Entropy(shortest=4), local=16
+    recipes.METHODS["sekv-paper"], name="paper", segmenter=Entropy(shortest=4), local=16
 )
 METHODS = ("sekv", "paper", "full")
 
@@ -40,7 +48,7 @@ def stores(reader: hf.Reader, tmp_path_factory: pytest.TempPathFactory) -> dict[
     """The same log in three windows, by our method, by the published one, and in full."""
     place = tmp_path_factory.mktemp("stores")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(recipes.RECIPES, "paper", PAPER)
+        patch.setitem(recipes.METHODS, "paper", PAPER)
         return {
             method: read(
                 place / method, Path(reader.identity.id), reader=reader, method=method, window=200
@@ -67,7 +75,7 @@ def answer(store: Path, reader: hf.Reader, **options: Any) -> None:
 
 
 def look(store: Path) -> None:
-    view.inspect(store, options=AskOptions(), progress=Silent())
+    inspect.inspect(store, options=AskOptions(), progress=Silent())
 
 
 # ---------------------------------------------------------------------------- every tensor

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.policies.segment import (
+from engine.compression.spans import (
     ANCHOR,
-    FOLDED,
+    COMPRESSED,
     PINNED,
     Entropy,
     Fixed,
@@ -48,7 +48,7 @@ def assert_total(spans: Spans, n: int) -> None:
     assert edges == sorted(set(edges))
     assert len(spans.kind) == len(edges) - 1
     assert spans.kind.dtype == torch.uint8
-    assert set(spans.kind.tolist()) <= {FOLDED, ANCHOR, PINNED}
+    assert set(spans.kind.tolist()) <= {COMPRESSED, ANCHOR, PINNED}
     lengths = spans.bounds.diff()
     assert bool((lengths[spans.kind == ANCHOR] == 1).all())
 
@@ -86,10 +86,10 @@ def test_the_published_rule_by_hand() -> None:
     assert 4.0 < limit < 5.0
     spans = cut(Entropy(alpha=1.0, shortest=4), surprisal)
     assert spans.bounds.tolist() == [0, 4, 5, 8, 9, 15, 16]
-    assert spans.kind.tolist() == [FOLDED, ANCHOR, PINNED, ANCHOR, FOLDED, ANCHOR]
+    assert spans.kind.tolist() == [COMPRESSED, ANCHOR, PINNED, ANCHOR, COMPRESSED, ANCHOR]
     lower = cut(Entropy(alpha=100.0, shortest=4), surprisal)
     assert lower.bounds.tolist() == [0, 16]
-    assert lower.kind.tolist() == [FOLDED]
+    assert lower.kind.tolist() == [COMPRESSED]
 
 
 @settings(max_examples=80, deadline=None)
@@ -102,7 +102,7 @@ def test_the_published_rule_holds_everywhere(
     anchors = spans.bounds[:-1][spans.kind == ANCHOR]
     assert anchors.tolist() == torch.nonzero(surprisal > limit)[:, 0].tolist()
     lengths = spans.bounds.diff()
-    assert bool((lengths[spans.kind == FOLDED] >= shortest).all())
+    assert bool((lengths[spans.kind == COMPRESSED] >= shortest).all())
     assert bool((lengths[spans.kind == PINNED] < shortest).all())
 
 
@@ -188,5 +188,5 @@ def test_expected_shares_are_those_of_random_surprisal() -> None:
     surprisal = torch.empty(4000).exponential_(1.0, generator=torch.Generator().manual_seed(1))
     for segmenter in (Entropy(), Peaks(), Fixed()):
         spans = cut(segmenter, surprisal)
-        kept = float(spans.bounds.diff()[spans.kind != FOLDED].sum()) / 4000
+        kept = float(spans.bounds.diff()[spans.kind != COMPRESSED].sum()) / 4000
         assert segmenter.exact_share() == pytest.approx(kept, abs=0.35)

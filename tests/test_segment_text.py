@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.policies.segment import Segmenter, Spans
-from engine.policies.segment_text import (
+from engine.compression.spans import Segmenter, Spans
+from engine.compression.text_spans import (
     Delimiters,
     Punctuated,
     Sentences,

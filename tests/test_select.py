@@ -12,10 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import ops
-from engine.policies.codec import Raw, Side
-from engine.policies.route_baselines import Box, Representatives, SecondOrder
-from engine.policies.select import MeanKey, Router, Sketch, choose
+from engine.compression import scores
+from engine.compression.codecs.base import Side
+from engine.compression.codecs.raw import Raw
+from engine.compression.packing import Packing, split_heads
+from engine.compression.ranges import blocks_of_spans, span_ids, span_mean
+from engine.compression.routers.baselines import Box, Representatives, SecondOrder
+from engine.compression.routers.sketch import MeanKey, Router, Sketch, choose
 from tiny_memory import rows
 from tiny_sketches import SIZE, evenly, queries
 from tiny_sketches import sketched as built
@@ -115,8 +118,8 @@ def test_shrinking_takes_bytes_and_keeps_the_best_components() -> None:
         found = router.logmass(q, device, side, bounds)
         assert bool(torch.isfinite(found).all())
         hits.append(int((found[0].argmax(-1) == torch.arange(20)).sum()))
-        [packed] = ops.split_heads(device["sketch.t"], side["sketch_bits"])
-        codes = ops.Packing.of(side["sketch_bits"][0]).unpack(packed)
+        [packed] = split_heads(device["sketch.t"], side["sketch_bits"])
+        codes = Packing.of(side["sketch_bits"][0]).unpack(packed)
         assert codes.shape[1] == int((side["sketch_bits"][0] > 0).sum())
         smaller = router.shrink(device, side)
         if smaller is None:
@@ -201,7 +204,7 @@ def test_keys_without_variance_give_finite_masses(what: str) -> None:
 def test_stretches_cover_every_span_once(lengths: list[int], tokens: int) -> None:
     """In order, each of at most so many tokens, or of one span that alone is longer."""
     bounds = torch.tensor([0, *lengths]).cumsum(0)
-    runs = ops.stretches(bounds, tokens)
+    runs = blocks_of_spans(bounds, tokens)
     assert [first for first, _ in runs] == [0, *(last for _, last in runs)][: len(runs)]
     assert (runs[-1][1] if runs else 0) == len(lengths)
     for first, last in runs:
@@ -216,8 +219,8 @@ def test_scores_in_stretches_are_the_scores(tokens: int, monkeypatch: pytest.Mon
     device, side = built(Sketch(2.0), k, bounds)
     q = queries(8, 2, 3)
     whole = Sketch(2.0).logmass(q, device, side, bounds)
-    stretches = ops.stretches
-    monkeypatch.setattr(ops, "stretches", lambda bounds, _: stretches(bounds, tokens))
+    stretches = blocks_of_spans
+    monkeypatch.setattr(scores, "blocks_of_spans", lambda bounds, _: stretches(bounds, tokens))
     torch.testing.assert_close(
         Sketch(2.0).logmass(q, device, side, bounds), whole, atol=1e-5, rtol=1e-5
     )
@@ -310,8 +313,8 @@ def test_routers_are_told_apart_by_their_fields() -> None:
 
 
 def kept_by(router: Router, k: torch.Tensor, bounds: torch.Tensor) -> Side:
-    keys = ops.span_mean(k, torch.ones(k.shape[1]), bounds)
-    return router.build(k, keys, {"owner": ops.span_ids(bounds)})
+    keys = span_mean(k, torch.ones(k.shape[1]), bounds)
+    return router.build(k, keys, {"owner": span_ids(bounds)})
 
 
 @pytest.mark.parametrize("router", [Box(), Representatives(2), SecondOrder(1)], ids=repr)

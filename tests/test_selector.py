@@ -8,17 +8,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.memory import LayerMemory, Limits
-from engine.policies.half_rows import HalfRows
-from engine.policies.route_static import Recency
-from engine.policies.route_text import SpanKey
-from engine.policies.selector import Blocks, Heard, Once, SentenceQuery, in_turns
-from engine.policies.summarise import Mean
-from engine.recipe import Recipe
+from engine.attention.layer import LayerMemory, Limits
+from engine.compression.codecs.half_rows import HalfRows
+from engine.compression.methods import Method
+from engine.compression.routers.static import Recency
+from engine.compression.routers.text import SpanKey
+from engine.compression.selectors import Blocks, Once, SentenceQuery, Transcript, in_turns
+from engine.compression.summaries import Mean
 from tiny_memory import fixed_spans, layer, plain, rows
 
 HEADS, KV_HEADS, SIZE, TOKENS = 4, 2, 16, 60
-SENTENCES = Recipe(
+SENTENCES = Method(
     "test",
     segmenter=None,  # type: ignore[arg-type]
     summariser=Mean(),
@@ -29,7 +29,7 @@ SENTENCES = Recipe(
 )
 
 
-def memory(recipe: Recipe, room: float, tokens: int = TOKENS) -> LayerMemory:
+def memory(recipe: Method, room: float, tokens: int = TOKENS) -> LayerMemory:
     """Spans of ten tokens behind one pinned; `room` bytes to zoom in."""
     k, v = rows(5, KV_HEADS, tokens, SIZE)
     made = layer(k, v, fixed_spans(tokens, 10), recipe=recipe)
@@ -61,7 +61,7 @@ def words(ids: list[int]) -> str:
 
 
 def test_sentences_of_the_answer_are_heard_and_the_question_is_one() -> None:
-    heard = Heard(words)
+    heard = Transcript(words)
     heard.hear([1, 9, 2])
     assert (heard.question, heard.sentences, heard.opens) == (3, [], False)
     heard.hear([3])
@@ -82,7 +82,7 @@ def test_sentences_of_the_answer_are_heard_and_the_question_is_one() -> None:
 def test_the_query_is_the_mean_over_the_sentence_so_far() -> None:
     """What is zoomed is what the mean of all its queries would choose, not the newest one."""
     made = memory(SENTENCES, ROOM)
-    heard = made.shared.heard = Heard(words)
+    heard = made.shared.heard = Transcript(words)
     heard.hear([1, 2])
     ask(made, 1, 2, 2)
     asked = []
@@ -107,7 +107,7 @@ def test_the_query_is_the_mean_over_the_sentence_so_far() -> None:
 def test_a_new_sentence_forgets_the_old_one_s_queries() -> None:
     """And keeps its choice until it has two tokens of its own."""
     made = memory(SENTENCES, ROOM)
-    heard = made.shared.heard = Heard(words)
+    heard = made.shared.heard = Transcript(words)
     heard.hear([1, 2, 3])
     ask(made, 3, 3, 3)
     for place, token in enumerate([4, 9]):
@@ -121,7 +121,7 @@ def test_a_new_sentence_forgets_the_old_one_s_queries() -> None:
     ask(made, 40, 1, 7)
     after = zoomed(made)
     fresh = memory(SENTENCES, ROOM)
-    fresh.shared.heard = Heard(words)
+    fresh.shared.heard = Transcript(words)
     fresh.shared.heard.hear([1])
     ask(fresh, 40, 1, 1)
     fresh.shared.heard.hear([6])
@@ -150,7 +150,7 @@ def live_weights(made: LayerMemory, seed: int, live: int) -> torch.Tensor:
 def test_finished_sentences_become_buckets_that_must_be_chosen() -> None:
     """Older than the recent ones they are seen only if they rank among the document's."""
     made = memory(SENTENCES, 0.0)  # no room: no document span and no bucket is chosen
-    heard = made.shared.heard = Heard(words)
+    heard = made.shared.heard = Transcript(words)
     heard.hear([1, 2, 3])
     ask(made, 1, 3, 3)
     for place, token in enumerate([4, 5, 9, 6, 7, 8, 6, 7]):
@@ -170,7 +170,7 @@ def test_finished_sentences_become_buckets_that_must_be_chosen() -> None:
 def test_what_is_not_zoomed_is_not_seen() -> None:
     """No summary stands in: the output is plain attention over pinned, zoomed and live rows."""
     made = memory(SENTENCES, ROOM)
-    made.shared.heard = Heard(words)
+    made.shared.heard = Transcript(words)
     made.shared.heard.hear([1, 2])
     k, v = rows(5, KV_HEADS, TOKENS, SIZE)
     drawn = torch.Generator().manual_seed(8)
@@ -229,7 +229,7 @@ def drift(made: LayerMemory, steps: int) -> tuple[int, int]:
     """Spans fetched and kept by queries that turn slowly."""
     drawn = torch.Generator().manual_seed(6)
     first, second = (2 * torch.randn(HEADS, 1, SIZE, generator=drawn) for _ in range(2))
-    heard = made.shared.heard = Heard(words)
+    heard = made.shared.heard = Transcript(words)
     heard.hear([1])
     for step in range(steps):
         if step:
@@ -255,7 +255,7 @@ def test_only_newly_selected_sentences_are_fetched() -> None:
 
 def test_a_sentence_s_end_renews_the_choice() -> None:
     made = memory(replace(SENTENCES, selector=Blocks(0.0)), ROOM)
-    heard = made.shared.heard = Heard(words)
+    heard = made.shared.heard = Transcript(words)
     heard.hear([1])
     ask(made, 1, 1, 1)
     first = zoomed(made)

@@ -24,11 +24,11 @@ import openai
 import pytest
 
 from engine.errors import ServeError, StoppedError
-from engine.readers import hf
-from engine.serve import app, client, door, wire
-from engine.serve.warm import Warm
+from engine.models import hf
 from engine.types import AskOptions, Silent, Turn
 from sekv_cli.main import run
+from sekv_cli.server import app, client, unix_socket, wire
+from sekv_cli.server.warm import Warm
 from tiny_books import QUESTION, TEXT, log, read, session
 from tiny_models import checkpoint
 
@@ -288,7 +288,7 @@ def test_who_may_ask(
     token: str, headers: dict[str, str], server: tuple[str, int | None], status: int
 ) -> None:
     """The token where there is one, loopback names where there is none, the door always."""
-    made = app.build(NoStores(), AskOptions(), app.Limits(1, 1), token)  # type: ignore[arg-type]
+    made = app.build(NoStores(), AskOptions(), app.ServerLimits(1, 1), token)  # type: ignore[arg-type]
     assert through(made, headers, server) == status
 
 
@@ -360,7 +360,7 @@ def test_ask_finds_the_server_and_loads_nothing(
     alone = capsys.readouterr().out
     assert run([*line, "--no-server", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    monkeypatch.setitem(sys.modules, "engine.ask", None)
+    monkeypatch.setitem(sys.modules, "engine.answer.session", None)
     assert run(line) == 0
     assert capsys.readouterr().out == alone
     assert run([*line, "--json"]) == 0
@@ -394,9 +394,9 @@ def test_a_trace_through_the_server_is_a_trace(running: Running, tmp_path: Path)
     remote = client.find(running.store, AskOptions(max_new_tokens=3, trace=True))
     assert remote is not None
     answer = remote.ask(QUESTION, turns=[Turn("a?", "b")])
-    from engine import view
+    from engine.answer import inspect
 
-    report = view.inspect(
+    report = inspect.inspect(
         running.store, trace=remote.trace(), options=AskOptions(), progress=Silent()
     )
     assert report.answer == answer.answer
@@ -425,19 +425,19 @@ def test_a_door_is_private_and_a_dead_one_is_removed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    listening, path = door.bind()
+    listening, path = unix_socket.bind()
     with listening:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
         listening.listen()
-        assert list(door.sockets()) == [path]
+        assert list(unix_socket.sockets()) == [path]
     assert path.exists()
-    assert list(door.sockets()) == []
+    assert list(unix_socket.sockets()) == []
     assert not path.exists()
     path.parent.chmod(0o755)
-    assert list(door.sockets()) == []
+    assert list(unix_socket.sockets()) == []
     with pytest.raises(ServeError, match="chmod 700"):
-        door.bind()
+        unix_socket.bind()
 
 
 def test_a_server_that_goes_away_is_one_line(
@@ -445,7 +445,7 @@ def test_a_server_that_goes_away_is_one_line(
 ) -> None:
     """In the middle of an answer; what was said before is no answer."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    listening, path = door.bind()
+    listening, path = unix_socket.bind()
     listening.listen()
 
     def half() -> None:

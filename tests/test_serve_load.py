@@ -26,7 +26,7 @@ from typing import Any
 import openai
 import pytest
 
-from engine.ingest import ingest
+from engine.ingest.run import ingest
 from engine.types import IngestOptions, Silent
 from tiny_books import log, read
 from tiny_models import checkpoint
@@ -183,7 +183,7 @@ def test_a_warm_server_beside_cold_processes(tmp_path: Path) -> None:
             subprocess.run([sys.executable, "-P", "-c", "pass"], check=True)
             nothing.append(time.perf_counter() - at)
             assert alone["timing"]["model_load_s"] > 0 == told["timing"]["model_load_s"]
-            for part in ("answer", "quote", "citations", "usage", "memory"):
+            for part in ("answer", "citations", "usage", "memory"):
                 assert alone[part] == told[part]
     print(
         f"\n{pairs} pairs of {alone['usage']['document_tokens']} tokens; a Python process that "

@@ -10,11 +10,13 @@ import torch
 from transformers import CohereConfig, PhiConfig
 
 import tiny_models
-from engine import ops
+from engine.compression.codecs.base import Side
+from engine.compression.codecs.shared_basis import SharedBasis
+from engine.compression.ranges import gather_ranges
+from engine.compression.rope import apply_rope, invert_rope
 from engine.errors import ReaderError
-from engine.policies.codec import SharedBasis, Side
-from engine.policies.spaces import BeforeRope, Space, Together
-from engine.readers import hf
+from engine.lab.bench.fidelity.spaces import BeforeRope, Space, Together
+from engine.models import hf
 from tiny_memory import rows
 
 HEADS, TOKENS, SIZE = 3, 90, 16
@@ -57,7 +59,7 @@ def test_at_full_rank_nothing_is_lost_in_any_space(name: str, given: Side) -> No
     back = []
     for head, heads in ((h, len(inside[0])) for h in range(len(inside[0]))):
         sizes = records.offsets.diff()[head::heads]
-        payload = records.payload[ops.gather_ranges(records.offsets[head:-1:heads], sizes)]
+        payload = records.payload[gather_ranges(records.offsets[head:-1:heads], sizes)]
         offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
         back.append(codec.decode(head, payload, offsets, bounds.diff(), side))
     out = torch.stack([one for one, _ in back]), torch.stack([one for _, one in back])
@@ -69,7 +71,7 @@ def test_at_full_rank_nothing_is_lost_in_any_space(name: str, given: Side) -> No
 def test_keys_that_only_their_position_tells_apart_are_one_key_before_rope() -> None:
     cos, sin = tables(TOKENS, SIZE)
     one, v = rows(2, HEADS, 1, SIZE)
-    k = ops.turn(one.expand(-1, TOKENS, -1), cos, sin)
+    k = apply_rope(one.expand(-1, TOKENS, -1), cos, sin)
     inside, _, _ = BeforeRope(cos, sin).enter(k, v, {})
     assert float(k.var(1).sum()) > 0.1
     torch.testing.assert_close(inside, one.expand_as(inside), atol=1e-5, rtol=1e-5)
@@ -90,7 +92,7 @@ def test_an_error_before_rope_counts_by_the_scores_it_moves() -> None:
     _, _, inside = BeforeRope(cos, sin).enter(k, v, given)
     error = torch.randn(SIZE, generator=torch.Generator().manual_seed(4))
     for head in range(HEADS):
-        moved = ops.turn(error.expand(64, -1), cos, sin)
+        moved = apply_rope(error.expand(64, -1), cos, sin)
         wanted = torch.einsum("nd,de,ne->n", moved, given["queries"][head], moved).mean()
         found = error @ inside["queries"][head] @ error
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
@@ -120,8 +122,8 @@ def test_a_reader_says_how_it_turns_its_keys(kind: str, tmp_path: Path) -> None:
     assert cos.shape == sin.shape == (40, 16)
     first, last = reader._first_key(3), reader._first_key(42)
     assert not torch.allclose(first, last, atol=0.1)
-    plain = ops.turn_back(first, cos[:1], sin[:1])
-    torch.testing.assert_close(ops.turn(plain, cos[-1:], sin[-1:]), last, atol=1e-3, rtol=1e-3)
+    plain = invert_rope(first, cos[:1], sin[:1])
+    torch.testing.assert_close(apply_rope(plain, cos[-1:], sin[-1:]), last, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from safetensors import safe_open
 
 import toy_store as toy
 from engine.errors import FormatError, StoreError
-from engine.manifest import (
+from engine.store.library import check_sources, compare_identity, list_stores
+from engine.store.manifest import (
     DOCUMENT,
     NAME,
     SHARED,
@@ -30,13 +31,8 @@ from engine.manifest import (
     device_file,
     host_file,
 )
-from engine.store import (
-    Store,
-    StoreWriter,
-    check_sources,
-    compare_identity,
-    list_stores,
-)
+from engine.store.reader import Store
+from engine.store.writer import StoreWriter
 
 if TYPE_CHECKING:
     pass
@@ -271,7 +267,8 @@ def test_what_does_not_exist_is_one_line(store: Store) -> None:
 
 def test_list_inspect_and_verify_need_no_torch(store: Store) -> None:
     program = (
-        "import sys; from pathlib import Path; from engine.store import *\n"
+        "import sys; from pathlib import Path; from engine.store.reader import Store; "
+        "from engine.store.library import check_sources, list_stores\n"
         "path = Path(sys.argv[1]); s = Store.open(path); s.text(0); s.document()\n"
         "assert s.verify() == [] and list_stores(path.parent) and s.host(0).sizes(0).size\n"
         "assert check_sources(s.manifest)\n"
@@ -395,7 +392,7 @@ def test_another_release_may_read_a_store_if_it_computes_the_same() -> None:
 READER = """
 import sys
 from pathlib import Path
-from engine.store import Store
+from engine.store.reader import Store
 for _ in range(20):
     with Store.open(Path(sys.argv[1])) as store:
         assert store.verify() == [] and len(store.text(0)) == len(store.document()["ids"])

@@ -27,8 +27,8 @@ import pytest
 import toy_store as toy
 from breaking_disks import PowerCut, PowerDisk, SteppedDisk
 from engine.errors import StoreError
-from engine.store import Store
 from engine.store.disk import Disk
+from engine.store.reader import Store
 
 ROOT = Path(__file__).parent.parent
 TARGET = "toy.sekv"

@@ -12,7 +12,7 @@ import pytest
 
 import toy_store as toy
 from engine.errors import StoreError
-from engine.manifest import (
+from engine.store.manifest import (
     DOCUMENT,
     NAME,
     SHARED,
@@ -21,10 +21,8 @@ from engine.manifest import (
     from_bytes,
     host_file,
 )
-from engine.store import (
-    Store,
-    StoreWriter,
-)
+from engine.store.reader import Store
+from engine.store.writer import StoreWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable

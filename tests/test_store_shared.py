@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from engine.ask import Session
-from engine.manifest import DOCUMENT, NAME, device_file, host_file
-from engine.readers import hf
+from engine.answer.session import Session
+from engine.models import hf
+from engine.store.manifest import DOCUMENT, NAME, device_file, host_file
 from tiny_books import log, read, session
 
 ROOT = Path(__file__).parent.parent

@@ -16,16 +16,10 @@ import torch
 
 import toy_store as toy
 from engine.errors import StoreError
-from engine.manifest import (
-    NAME,
-    WindowEntry,
-    host_file,
-)
-from engine.store import (
-    Store,
-    StoreWriter,
-)
 from engine.store.disk import Disk
+from engine.store.manifest import NAME, WindowEntry, host_file
+from engine.store.reader import Store
+from engine.store.writer import StoreWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -269,7 +263,7 @@ def test_a_document_without_its_tables_is_not_written(tmp_path: Path) -> None:
 HOLDER = """
 import sys
 from pathlib import Path
-from engine.store import StoreWriter
+from engine.store.writer import StoreWriter
 with StoreWriter.begin(Path(sys.argv[1]), {"holder": 1}) as writer:
     print("held", flush=True)
     sys.stdin.read()

@@ -5,15 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine import ops
-from engine.policies.codec import SharedBasis
-from engine.policies.summarise import (
-    Mean,
-    SurprisalMean,
-    fit_values,
-    pack_values,
-    unpack_values,
-)
+from engine.compression.codecs.shared_basis import SharedBasis
+from engine.compression.ranges import span_mean
+from engine.compression.summaries import Mean, SurprisalMean, fit_values, pack_values, unpack_values
 from tiny_memory import rows
 
 BOUNDS = torch.tensor([0, 1, 4, 10, 12, 30])
@@ -86,7 +80,7 @@ def test_spans_are_packed_one_by_one(bits: float) -> None:
     """A part of the spans, taken out of the packed tensor, gives the same values."""
     k, v = rows(4, 2, 60, 16)
     bounds = torch.arange(0, 61, 6)
-    true = ops.span_mean(v, torch.ones(60), bounds)
+    true = span_mean(v, torch.ones(60), bounds)
     side = SharedBasis(6).fit(k, v)
     side |= fit_values(true, bits, side)
     device = pack_values(true, bits, side)

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.policies.codec import Records
-from engine.tiers import Host, Zoomed
+from engine.attention.residency import Host, ResidentSpans
+from engine.compression.codecs.base import Records
 from tiny_memory import Section
 
 HEADS = 3
@@ -37,7 +37,7 @@ def host() -> tuple[Host, list[Section]]:
     return Host(0, given_sections, list(WINDOWS), HEADS), sections
 
 
-def held(zoomed: Zoomed) -> list[dict[int, list[int]]]:
+def held(zoomed: ResidentSpans) -> list[dict[int, list[int]]]:
     """Per head what is on the device: span -> bytes of its record."""
     return [
         {
@@ -88,20 +88,20 @@ def test_fetch_reads_the_records_asked_for_and_no_other(spans: list[int]) -> Non
 
 def test_only_what_is_new_is_fetched() -> None:
     made, sections = host()
-    zoomed = Zoomed(HEADS, CPU)
-    zoomed.become(wanted({0, 2, 5}, {2}, set()), made)
+    zoomed = ResidentSpans(HEADS, CPU)
+    zoomed.sync(wanted({0, 2, 5}, {2}, set()), made)
     assert [sorted(section.reads) for section in sections] == [[0, 2], [], [0]]
     for section in sections:
         section.reads.clear()
-    zoomed.become(wanted({0, 5, 6}, {2, 5}, {0}), made)
+    zoomed.sync(wanted({0, 5, 6}, {2, 5}, {0}), made)
     # Head 0 needs 6, head 1 needs 5, head 2 needs 0; 0, 2 and 5 of the others are there.
     assert [sorted(section.reads) for section in sections] == [[0], [], [0, 1]]
     assert zoomed.traffic.fetched_spans == 4 + 3
     assert zoomed.traffic.reused_spans == 3
     for section in sections:
         section.reads.clear()
-    zoomed.become(wanted({0}, set(), {0}), made)
-    zoomed.become(wanted({0}, set(), {0}), made)
+    zoomed.sync(wanted({0}, set(), {0}), made)
+    zoomed.sync(wanted({0}, set(), {0}), made)
     assert not any(section.reads for section in sections)
     assert zoomed.traffic.fetched_spans == 4 + 3
     assert zoomed.traffic.reused_spans == 3 + 2 + 2
@@ -110,7 +110,7 @@ def test_only_what_is_new_is_fetched() -> None:
 def test_a_span_that_leaves_gives_its_bytes_back_at_once() -> None:
     """To the byte, and down to nothing."""
     made, _ = host()
-    zoomed = Zoomed(HEADS, CPU)
+    zoomed = ResidentSpans(HEADS, CPU)
     empty = zoomed.nbytes
     assert empty == bytes_of(set(), set(), set())
     steps: list[tuple[set[int], set[int], set[int]]] = [
@@ -120,11 +120,11 @@ def test_a_span_that_leaves_gives_its_bytes_back_at_once() -> None:
         (set(), set(), {0}),
     ]
     for step in steps:
-        zoomed.become(wanted(*step), made)
+        zoomed.sync(wanted(*step), made)
         assert zoomed.nbytes == bytes_of(*step)
         real = [*zoomed.spans, *zoomed.offsets, *zoomed.payload]
         assert sum(t.untyped_storage().nbytes() for t in real) == zoomed.nbytes
-    zoomed.become(wanted(set(), set(), set()), made)
+    zoomed.sync(wanted(set(), set(), set()), made)
     assert zoomed.nbytes == empty
 
 
@@ -137,11 +137,11 @@ def test_any_sequence_leaves_exactly_the_last_wish(
 ) -> None:
     """Held against a plain dictionary: records, bytes, and traffic that adds up."""
     made, _ = host()
-    zoomed = Zoomed(HEADS, CPU)
+    zoomed = ResidentSpans(HEADS, CPU)
     before: tuple[set[int], ...] = (set(), set(), set())
     for step in steps:
         traffic = (zoomed.traffic.fetched_bytes, zoomed.traffic.fetched_spans)
-        zoomed.become(wanted(*step), made)
+        zoomed.sync(wanted(*step), made)
         assert held(zoomed) == [
             {span: record(span, head) for span in sorted(ids)} for head, ids in enumerate(step)
         ]
@@ -163,10 +163,10 @@ def test_damage_is_told_and_nothing_changes() -> None:
             raise StoreError("damaged")
 
     made, sections = host()
-    zoomed = Zoomed(HEADS, CPU)
-    zoomed.become(wanted({0}, {1}, set()), made)
+    zoomed = ResidentSpans(HEADS, CPU)
+    zoomed.sync(wanted({0}, {1}, set()), made)
     before = held(zoomed)
     made._windows[2] = Broken(sections[2].records, HEADS)  # type: ignore[call-overload]
     with pytest.raises(StoreError, match="damaged"):
-        zoomed.become(wanted({0, 9}, {1}, set()), made)
+        zoomed.sync(wanted({0, 9}, {1}, set()), made)
     assert held(zoomed) == before

@@ -18,10 +18,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-import engine.tokens as tokens
+import engine.documents.tokens as tokens
 from engine.documents import Document, Source
+from engine.documents.tokens import Tokens, tokenize
 from engine.errors import ReaderError
-from engine.tokens import Tokens, tokenize
 
 if TYPE_CHECKING:
     from collections.abc import Callable

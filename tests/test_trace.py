@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.memory import Step
-from engine.tiers import Traffic
-from engine.trace import COPY, GLANCE, Evidence, Trace
+from engine.answer.trace import COPY, GLANCE, Evidence, Trace
+from engine.attention.layer import Step
+from engine.attention.residency import Traffic
 
 IDS = torch.tensor([7, 8, 7, 9, 8, 7])
 
@@ -33,7 +33,7 @@ def step(
         lengths=[torch.tensor(n, dtype=torch.int64) for n in lengths or [[]] * heads],
         summary=torch.zeros(heads, 2, 3),
         tokens=[torch.tensor(t, dtype=torch.int64) for t in tokens],
-        weight=[torch.tensor(w)[:, None] for w in weight],
+        weight=[torch.tensor(w) for w in weight],
     )
 
 
@@ -81,28 +81,6 @@ def test_rows_that_are_no_document_tokens_are_no_evidence() -> None:
     assert evidence.weight.tolist() == pytest.approx([0, 0, 0.1, 0, 0, 0])
 
 
-def rows(*steps: Step) -> Step:
-    """Several steps as the rows of one forward."""
-    weight = [torch.cat([s.weight[h] for s in steps], 1) for h in range(len(steps[0].tokens))]
-    return replace(steps[0], weight=weight)
-
-
-def test_tokens_that_are_read_in_one_forward_count_as_if_each_had_its_own() -> None:
-    """What a quote's rows look at is evidence for the token that each of them led to."""
-    looks = [
-        step([[0, 1, 3], [2, 4, 5]], [[[0.5, 0.25, 0.0]], [[a, 0.5, 0.125]]])
-        for a in (0.25, 0.5, 0.0)
-    ]
-    alone, together = Evidence(IDS), Evidence(IDS)
-    for look, token in zip(looks, (7, 8, 9), strict=True):
-        alone.see(look)
-        alone.said(token)
-    together.coming = (7, 8)
-    together.see(rows(*looks))
-    together.said(9)
-    torch.testing.assert_close(together.weight, alone.weight)
-
-
 def test_what_led_to_no_token_is_forgotten() -> None:
     evidence = Evidence(IDS)
     evidence.see(step([[0]], [[[1.0]]]))
@@ -130,21 +108,6 @@ def test_a_trace_tells_estimate_and_real_weight_of_every_zoomed_span() -> None:
         {"span": 30, "layer": 4, "kv_head": 0, "step": 0, "score": 0.2, "weight": 0.5},
     ]
     assert json.loads(json.dumps(trace.zoom)) == [*first, *({**e, "step": 1} for e in first)]
-
-
-def test_rows_of_one_forward_are_steps_of_a_trace() -> None:
-    """Each with its own weight under one estimate; what moved, moved at the first of them."""
-    trace = Trace()
-    one, two = (
-        step([[100, 101]], [[[a, 0.25]]], zoomed=[[10]], lengths=[[2]]) for a in (0.25, 0.5)
-    )
-    trace.see(replace(rows(one, two), traffic=Traffic(60, 1, 0)))
-    for text in (" a", " whale"):
-        trace.tell(text)
-    trace.see(replace(two, traffic=Traffic(60, 1, 1)))
-    told = [(z["step"], z["score"], z["weight"]) for z in trace.zoom]
-    assert told == [(0, 0.5, 0.5), (1, 0.5, 0.75), (2, 0.5, 0.75)]
-    assert [(move["step"], move["fetched_spans"]) for move in trace.moves] == [(0, 1), (2, 0)]
 
 
 def test_a_trace_tells_what_moved_since_the_step_before() -> None:

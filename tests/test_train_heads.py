@@ -8,10 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.calibration import Heads
 from engine.errors import TrainError
-from engine.readers import hf
-from engine.train.heads import Errors, Needle, Scores, Setting, attention_rows, calibrate, hide
+from engine.lab.train.heads import (
+    Errors,
+    HeadSetting,
+    Needle,
+    Scores,
+    attention_rows,
+    calibrate,
+    hide,
+)
+from engine.models import hf
+from engine.models.retrieval_heads import Heads
 from engine.types import Silent
 from sekv_cli.main import run
 from tiny_books import log
@@ -79,7 +87,7 @@ def test_a_needle_stands_where_it_should_and_is_said_last(reader: hf.Reader) -> 
 
 
 def test_a_calibration_is_the_same_twice_and_comes_back(reader: hf.Reader, tmp_path: Path) -> None:
-    setting = Setting(lengths=(64, 100_000), depths=(0.2, 0.8), each=1, heads=2, rows=8)
+    setting = HeadSetting(lengths=(64, 100_000), depths=(0.2, 0.8), each=1, heads=2, rows=8)
     made = calibrate(reader, log(30), setting, Silent())
     assert made == calibrate(reader, log(30), setting, Silent())
     made.save(tmp_path / "heads.json")
@@ -92,7 +100,7 @@ def test_a_calibration_is_the_same_twice_and_comes_back(reader: hf.Reader, tmp_p
 
 def test_too_little_text_is_one_line(reader: hf.Reader) -> None:
     with pytest.raises(TrainError, match="10 tokens"):
-        calibrate(reader, "ten tokens", Setting(), Silent())
+        calibrate(reader, "ten tokens", HeadSetting(), Silent())
 
 
 def test_the_command_writes_beside_the_model(

@@ -19,29 +19,32 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from engine import ops, router
+from engine.attention.softmax import merge_resolutions
+from engine.compression.basis import covariance_basis
+from engine.compression.codecs.layer_basis import basis_of
+from engine.compression.methods import METHODS
+from engine.compression.routers import router_file
+from engine.compression.routers.span_zoom import SpanZoom
+from engine.compression.scores import NEG_INF
 from engine.errors import RouterError, TrainError
-from engine.ingest import append
-from engine.models.checkpoint import weights_fingerprint
-from engine.policies.codec import basis_of
-from engine.policies.zoom import SpanZoom
-from engine.readers import hf
-from engine.recipe import RECIPES
-from engine.store import Store
-from engine.train.zoomin import student, teacher
-from engine.train.zoomin.forms import Moments, Shape, SketchForm, SpanForm
-from engine.train.zoomin.loop import (
+from engine.ingest.run import append
+from engine.lab.train.zoomin import student, teacher
+from engine.lab.train.zoomin.forms import Moments, Shape, SketchForm, SpanForm
+from engine.lab.train.zoomin.loop import (
     CHECKPOINT,
+    LearntWeights,
     Options,
-    Weights,
     _Trainer,
     document_length,
     schedule,
     train_router,
 )
-from engine.train.zoomin.sizes import MODELS, router_parameters
-from engine.train.zoomin.student import SpanLayer, cut, fitted, fold
-from engine.train.zoomin.teacher import Reading, forward, read, span_mass, watch
+from engine.lab.train.zoomin.sizes import MODELS, router_parameters
+from engine.lab.train.zoomin.student import SpanLayer, cut, fitted, fold
+from engine.lab.train.zoomin.teacher import TeacherReading, forward, read, span_mass, watch
+from engine.models import hf
+from engine.models.checkpoint import weights_fingerprint
+from engine.store.reader import Store
 from engine.types import IngestOptions, Silent
 from tiny_books import log, session
 from tiny_books import read as store_of
@@ -88,13 +91,13 @@ def options(model: Path, text: Path, folder: Path, **changes: Any) -> Options:
 
 
 @pytest.fixture(scope="module")
-def reading(reader: hf.Reader) -> Reading:
+def reading(reader: hf.Reader) -> TeacherReading:
     ids = reader.tokenizer.encode(log(8), add_special_tokens=False)[:TOKENS]
     return read(reader, ids)
 
 
-def folded(reading: Reading, method: str, index: int = 0) -> student.Folding:
-    recipe = fitted(RECIPES[method], reading.tokens)
+def folded(reading: TeacherReading, method: str, index: int = 0) -> student.Folding:
+    recipe = fitted(METHODS[method], reading.tokens)
     found = fold(recipe, reading, cut(recipe, reading), index)
     assert found is not None
     return found
@@ -105,7 +108,7 @@ def folded(reading: Reading, method: str, index: int = 0) -> student.Folding:
 
 @pytest.mark.parametrize("stretch", [1, 2**22])
 def test_the_teacher_is_the_plain_model(
-    stretch: int, reader: hf.Reader, reading: Reading, monkeypatch: pytest.MonkeyPatch
+    stretch: int, reader: hf.Reader, reading: TeacherReading, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever stretch of keys is scored at a time: the logits of one forward over everything."""
     monkeypatch.setattr(teacher, "STRETCH", stretch)
@@ -120,7 +123,7 @@ def test_the_teacher_is_the_plain_model(
     assert len(seen.mined) == QUERY // 4
 
 
-def test_far_attention_is_what_lies_beyond(reader: hf.Reader, reading: Reading) -> None:
+def test_far_attention_is_what_lies_beyond(reader: hf.Reader, reading: TeacherReading) -> None:
     """Share and total by the book, and the positions that look far most are mined."""
     block = reader.tokenizer.encode("On day 3 the crew", add_special_tokens=False)
     seen = watch(reader, reading, block, beyond=40, share=0.3)
@@ -140,7 +143,7 @@ def test_far_attention_is_what_lies_beyond(reader: hf.Reader, reading: Reading) 
 
 @pytest.mark.parametrize("stretch", [1, 2**22])
 def test_span_masses_in_stretches_are_the_masses(
-    stretch: int, reading: Reading, monkeypatch: pytest.MonkeyPatch
+    stretch: int, reading: TeacherReading, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(teacher, "STRETCH", stretch)
     monkeypatch.setattr(teacher, "LEAST", 7)
@@ -175,7 +178,7 @@ def shape_of(reader: hf.Reader) -> Shape:
 
 
 def test_with_everything_zoomed_the_student_is_the_teacher(
-    reader: hf.Reader, reading: Reading
+    reader: hf.Reader, reading: TeacherReading
 ) -> None:
     """At full rank and open gates nothing is lost; with every span closed something is."""
     block = reader.tokenizer.encode("On day 3 the crew saw", add_special_tokens=False)
@@ -192,7 +195,9 @@ def test_with_everything_zoomed_the_student_is_the_teacher(
     assert float((closed - truth).detach().abs().max()) > 0.05
 
 
-def test_no_position_sees_what_follows_it(reader: hf.Reader, reading: Reading, text: Path) -> None:
+def test_no_position_sees_what_follows_it(
+    reader: hf.Reader, reading: TeacherReading, text: Path
+) -> None:
     """Other tokens later in a block leave a student's and a teacher's earlier logits untouched;
     a document's continuation is never a part of the document."""
     ids = reader.tokenizer.encode("On day 3 the crew saw whales", add_special_tokens=False)
@@ -213,9 +218,9 @@ def test_no_position_sees_what_follows_it(reader: hf.Reader, reading: Reading, t
     assert texts.train[at + TOKENS : at + TOKENS + QUERY].tolist() == lesson.blocks[0]
 
 
-def test_a_later_span_changes_no_loss_of_earlier_ones(reading: Reading) -> None:
+def test_a_later_span_changes_no_loss_of_earlier_ones(reading: TeacherReading) -> None:
     """A document that goes on differently gives the spans before the same targets and scores."""
-    look = teacher.Look(
+    look = teacher.TeacherQueries(
         torch.randn(2, 2, 3, 16, generator=torch.Generator().manual_seed(1)),
         torch.full((2, 2, 3), 9.0),
         torch.zeros(2, 2, 3),
@@ -244,7 +249,7 @@ def test_a_threshold_is_hard_forward_and_soft_backward() -> None:
 
 
 def test_scores_computed_again_give_the_same_gradient(
-    reader: hf.Reader, reading: Reading, monkeypatch: pytest.MonkeyPatch
+    reader: hf.Reader, reading: TeacherReading, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Long documents do not keep their scores; what is learnt from them is the same."""
     block = reader.tokenizer.encode("On day 3 the crew saw", add_special_tokens=False)
@@ -269,7 +274,7 @@ def test_gates_of_zero_and_one_hide_and_show_rows() -> None:
     one, two = (torch.randn(2, 3, n, generator=made) for n in (4, 6))
     v1, v2 = (torch.randn(2, n, 5, generator=made) for n in (4, 6))
     gate = (torch.rand(2, 3, 6, generator=made) > 0.5).float()
-    expected, _ = ops.mix([one, two.masked_fill(gate == 0, ops.NEVER)], [v1, v2])
+    expected, _ = merge_resolutions([one, two.masked_fill(gate == 0, NEG_INF)], [v1, v2])
     got = student.gated_mix([(one, None, v1), (two, gate, v2)])
     torch.testing.assert_close(got, expected)
 
@@ -285,8 +290,8 @@ def test_the_models_bases_are_those_of_all_documents(reader: hf.Reader) -> None:
     for each in (form, short):
         for _ in range(2):
             each.learn(1, Moments.of(q, k, v))
-    _, expected, _ = ops.covariance_basis(k, torch.bmm(q.mT, q) / 40)
-    _, values, _ = ops.covariance_basis(v)
+    _, expected, _ = covariance_basis(k, torch.bmm(q.mT, q) / 40)
+    _, values, _ = covariance_basis(v)
     for name, want in (("k", expected), ("v", values)):
         side = {**form.side(1), f"{name}_mean": k[:, 0]}
         _, basis = basis_of(name, side)
@@ -332,7 +337,7 @@ def test_training_lowers_the_loss(
     reader: hf.Reader, model: Path, text: Path, tmp_path: Path
 ) -> None:
     """On a document that it meets again, from a start that is not good already."""
-    chosen = options(model, text, tmp_path, steps=60, rate=2e-2, weights=Weights(distil=0))
+    chosen = options(model, text, tmp_path, steps=60, rate=2e-2, weights=LearntWeights(distil=0))
     trainer = trainer_of(reader, chosen)
     step = next(s for s in range(40, 60) if "span zoom" in trainer._step(s))  # something folds
     entries = [trainer._step(step) for _ in range(8)]
@@ -371,7 +376,7 @@ def test_whole_texts_can_be_held_out(
     assert texts.names == {"train": ["one"], "held out": ["two"]}
     assert reader.tokenizer.decode(texts.held_out.tolist()).split()[:2] == ["two", "two"]
     train_router(replace(chosen, steps=1), Silent(), reader)
-    assert router.load(chosen.output).record["texts"] == texts.names
+    assert router_file.load(chosen.output).record["texts"] == texts.names
     with pytest.raises(TrainError, match=r"there is no three.txt in .* to hold out"):
         trainer_of(reader, replace(chosen, held_out=("three",)))
 
@@ -400,7 +405,10 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     one, other = (load_file(o.run / CHECKPOINT) for o in (whole, parts))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert router.load(whole.output).layers[0].keys() == router.load(parts.output).layers[0].keys()
+    assert (
+        router_file.load(whole.output).layers[0].keys()
+        == router_file.load(parts.output).layers[0].keys()
+    )
     assert whole.output.read_bytes() == parts.output.read_bytes()
 
 
@@ -427,7 +435,7 @@ def test_a_killed_process_goes_on(model: Path, text: Path, tmp_path: Path) -> No
         if "held out" not in line
     ]
     assert entries.count(1) == 1
-    assert router.load(output).forms == ("sketch",)
+    assert router_file.load(output).forms == ("sketch",)
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(
@@ -531,7 +539,7 @@ def test_ingest_and_ask_use_a_trained_router(
     with Store.open(made) as store:
         settings = store.manifest.settings["router"]
     assert settings["kind"] == "SpanZoom"
-    assert settings["weights"] == router.load(trained).fingerprint
+    assert settings["weights"] == router_file.load(trained).fingerprint
     with session(made, reader, budget="30%") as opened:
         assert isinstance(opened.memory.layers[0].recipe.router, SpanZoom)
         opened.ask("How many whales?")
@@ -551,7 +559,7 @@ def test_a_store_keeps_the_bases_of_a_router_that_lies_elsewhere(
     """It is asked and goes on without the file; its device counts no bytes for them."""
     made = store_of(tmp_path, model, reader=reader, method="sekv", router=str(trained))
     with Store.open(made) as store:
-        assert store.manifest.settings["codec"]["model"] == router.load(trained).fingerprint
+        assert store.manifest.settings["codec"]["model"] == router_file.load(trained).fingerprint
         kept = store.shared()
     assert {"0.k_order", "0.own_k_basis", "1.own_v_scale"} <= kept.keys()
     assert "0.k_basis" not in kept
@@ -577,15 +585,15 @@ def test_a_models_own_router_is_found_and_does_not_change_the_model(
 ) -> None:
     """Beside the model it is used without being named, if it pays and `none` is not asked for."""
     before = weights_fingerprint(model, Silent())
-    beside = model / router.NAME
-    known = router.load(trained)
+    beside = model / router_file.NAME
+    known = router_file.load(trained)
     common = {n: t for n, t in known.layers[0].items() if n.startswith("gate_")}
     layers = [{n: t for n, t in side.items() if n not in common} for side in known.layers]
     used = []
     try:
         for pays, asked in ((False, ""), (True, "none"), (True, "")):
             record = {"found": {"sketch": {"trained": float(pays), "untrained": 0.5}}}
-            router.save(beside, known.owner, layers, common, record)
+            router_file.save(beside, known.owner, layers, common, record)
             assert weights_fingerprint(model, Silent()) == before
             made = store_of(
                 tmp_path / f"{len(used)}", model, reader=reader, method="sekv", router=asked
@@ -593,7 +601,7 @@ def test_a_models_own_router_is_found_and_does_not_change_the_model(
             with Store.open(made) as store:
                 used.append(store.manifest.settings["codec"]["model"])
                 kept = store.shared()
-        assert used == ["", "", router.load(beside).fingerprint]
+        assert used == ["", "", router_file.load(beside).fingerprint]
         assert "0.k_order" in kept
         assert not any("own_" in name for name in kept)  # they lie beside the model
         with session(made, reader) as opened:

@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from engine import recipe as recipes
-from engine import turns as folding
-from engine.ask import MOST_WINDOWS, Session
+from engine.answer.session import MOST_WINDOWS, Session
+from engine.attention.layer import LayerMemory
+from engine.compression import methods as recipes
 from engine.errors import StoppedError
-from engine.memory import LayerMemory
-from engine.readers import hf
-from engine.turns import beginning
+from engine.memory import conversation as folding
+from engine.memory.conversation import beginning
+from engine.models import hf
 from engine.types import Turn
 from test_exactness import EXACT
 from tiny_books import QUESTION, log, read, session
@@ -57,7 +57,7 @@ def store(model: Path, reader: hf.Reader, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture
 def all_old(monkeypatch: pytest.MonkeyPatch) -> None:
     """No turn is read as it is: all of them fold."""
-    monkeypatch.setattr("engine.ask.TURNS_SHARE", 0.0)
+    monkeypatch.setattr("engine.answer.session.TURNS_SHARE", 0.0)
 
 
 def rows_of(reader: hf.Reader, turns: list[Turn], store: Path) -> list[Any]:
@@ -87,7 +87,7 @@ def test_all_zoomed_at_full_rank_equals_the_conversation_unfolded(
     """Logits of the question are those of the library's own model on document and turns, which
     a model with a chat template reads as its template writes them."""
     model = checkpoint(kind, tmp_path / "model", chat=chat)
-    monkeypatch.setitem(recipes.RECIPES, "exact", EXACT[exact])
+    monkeypatch.setitem(recipes.METHODS, "exact", EXACT[exact])
     monkeypatch.setattr(folding, "SHARE", math.inf)
     made = read(tmp_path / "store", model, log(4), method="exact")
     turns = TALK[:4]
@@ -206,8 +206,8 @@ def test_what_only_an_early_turn_said_is_found_in_the_fold(
 
 def decoded(layer: LayerMemory, stretch: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """A stretch's rows as its codes have them."""
-    from engine.memory import whole_rows
-    from engine.tiers import Host, _Held
+    from engine.attention.layer import whole_rows
+    from engine.attention.residency import Host, _Held
 
     host = Host(0, [_Held(stretch.records, layer.heads)], [len(stretch.folded)], layer.heads)
     return whole_rows(layer.recipe, host, stretch.bounds, layer.side)

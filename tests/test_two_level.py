@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import ops
-from engine.policies import two_level
-from engine.policies.codec import Side
-from engine.policies.select import Sketch
-from engine.policies.two_level import Levels, expected_bytes, span_level
+from engine.compression.codecs.base import Side
+from engine.compression.routers import two_level
+from engine.compression.routers.sketch import Sketch
+from engine.compression.routers.two_level import Levels, expected_bytes, span_level
+from engine.compression.scores import group_queries
 from tiny_memory import EXACT, NO_LIMIT, fixed_spans, layers, rows
 from tiny_sketches import SIZE, evenly, queries, sketched
 
@@ -164,7 +164,7 @@ def test_a_memory_says_the_same_below_the_length_and_nearly_so_above() -> None:
         said[name] = memory.attend(q, live, live, seen)
         assert memory.device_bytes <= memory.limits.cap
         if name == "part":
-            _, refined = memory._mass(ops.group(q, 2), memory.tensors)
+            _, refined = memory._mass(group_queries(q, 2), memory.tensors)
             assert refined is not None
             for head, ids in enumerate(memory.zoomed.spans):
                 where = torch.isin(memory.view.spans, ids)

@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.answer.inspect import around, excerpts, inspect, text
 from engine.errors import DocumentError, SekvError, StoreError
-from engine.ingest import append, ingest
-from engine.manifest import DOCUMENT, NAME
-from engine.readers import hf
-from engine.store import Store
+from engine.ingest.run import append, ingest
+from engine.models import hf
+from engine.store.manifest import DOCUMENT, NAME
+from engine.store.reader import Store
 from engine.types import AskOptions, Citation, IngestOptions, InspectReport, Silent
-from engine.view import around, excerpts, inspect, text
 from sekv_cli import page
 from sekv_cli.main import run
 from tiny_books import QUESTION, log, read, session
@@ -363,7 +363,7 @@ def test_looking_without_a_question_needs_no_torch(call: str, stores: dict[str, 
         "text": "view.text(Path(store), 0, 0, 40)",
     }[call]
     code = (
-        "import sys; from pathlib import Path; from engine import view;"
+        "import sys; from pathlib import Path; from engine.answer import inspect as view;"
         f"from engine.types import AskOptions, Silent; store = {store!r}; {line};"
         "print([m for m in ('torch', 'transformers') if m in sys.modules])"
     )

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from engine import widening
+from engine.attention import retry
+from engine.attention.layer import Coverage, Shared
+from engine.attention.retry import Retry, can_retry
+from engine.compression.selectors import ByShare, Once
 from engine.errors import BudgetError
-from engine.memory import Coverage, Shared
-from engine.policies.selector import ByShare, Once
-from engine.readers import hf
+from engine.models import hf
 from engine.types import AskOptions
-from engine.widening import Widening, widens
 from tiny_books import QUESTION, log, read, session
 
 TOKENS = 6
@@ -37,11 +37,11 @@ def asked(store: Path, reader: hf.Reader, **options: Any) -> Any:
 
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """No lead is enough."""
-    monkeypatch.setattr(widening, "MARGIN", float("inf"))
+    monkeypatch.setattr(retry, "MARGIN", float("inf"))
 
 
 def never(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(widening, "MARGIN", 0.0)
+    monkeypatch.setattr(retry, "MARGIN", 0.0)
 
 
 def timeless(answer: Any) -> Any:
@@ -92,7 +92,7 @@ def test_the_peak_is_told_and_the_next_step_is_back_within_the_budget(
     plain, _, _ = asked(store, reader, budget="15%")
     allowed = plain.memory.device_kv_bytes
     tries = iter([True] + [False] * TOKENS)
-    monkeypatch.setattr(Widening, "unsure", lambda *_: next(tries))
+    monkeypatch.setattr(Retry, "unsure", lambda *_: next(tries))
     wide, after, trace = asked(store, reader, budget="15%", widen=2.0)
     assert wide.stats["widened_steps"] == 1
     assert allowed < wide.memory.device_kv_bytes <= 2 * allowed * 1.05
@@ -108,7 +108,7 @@ def test_an_unsure_step_is_one_without_a_lead_or_short_of_its_coverage() -> None
     def unsure(logits: torch.Tensor, on_summaries: float, coverage: float) -> bool:
         shared.coverage = Coverage()
         shared.coverage.note(0, torch.full((1, 2, 1), 0.9))  # of an earlier step: does not count
-        one = Widening(shared, 2.0, coverage)
+        one = Retry(shared, 2.0, coverage)
         one.begin()
         shared.coverage.note(0, torch.full((1, 2, 1), on_summaries))
         return one.unsure(logits)
@@ -145,8 +145,8 @@ def test_a_store_that_is_whole_has_nothing_to_widen(
 def test_a_method_that_keeps_what_a_step_did_is_not_widened(
     method: str, widen: float, model: Path, reader: hf.Reader, tmp_path: Path
 ) -> None:
-    assert widens(ByShare())
-    assert not widens(Once())
+    assert can_retry(ByShare())
+    assert not can_retry(Once())
     made = read(tmp_path, model, log(4), reader=reader, method=method)
     with pytest.raises(BudgetError, match="leave out --widen"):
         session(made, reader, widen=widen)

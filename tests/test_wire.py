@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.serve import wire
 from engine.types import Answer, AskOptions, Citation, MemoryUse, Turn, Usage
+from sekv_cli.server import wire
 
 NAMES = ["book", "law"]
 DEFAULTS = AskOptions(budget="12%", max_new_tokens=50)
@@ -23,7 +23,6 @@ ANSWER = Answer(
     usage=Usage(300, 0, 12, 2),
     memory=MemoryUse(100, 1000, 4, 20, 0),
     timing={"total_s": 0.5},
-    quote="It is Ana.",
     stats={"windows": 2, "cut_short": False},
 )
 

@@ -11,14 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from engine import ops, router
+from engine.compression.codecs.base import Side
+from engine.compression.codecs.rank_gates import RANK, gate_shapes, kept_rank, rank_gates
+from engine.compression.codecs.shared_basis import SharedBasis
+from engine.compression.codecs.span_svd import SpanSVD
+from engine.compression.methods import METHODS, from_settings, with_router
+from engine.compression.ranges import span_mean
+from engine.compression.routers import router_file
+from engine.compression.routers.sketch import MeanKey
+from engine.compression.routers.span_zoom import Gated, SpanZoom, zoom_scores
 from engine.errors import RouterError
-from engine.manifest import ModelIdentity
-from engine.policies.codec import SharedBasis, Side, SpanSVD
-from engine.policies.gates import RANK, gate_shapes, kept_rank, rank_gates
-from engine.policies.select import MeanKey
-from engine.policies.zoom import Gated, SpanZoom, zoom_scores
-from engine.recipe import RECIPES, from_settings, with_router
+from engine.types import ModelIdentity
 from tiny_memory import rows
 
 SIZE, HEADS, GROUP = 32, 2, 2
@@ -65,7 +68,7 @@ def test_a_span_below_every_threshold_is_never_wished_for() -> None:
     k, _ = rows(1, HEADS, 60, SIZE)
     bounds = torch.arange(0, 61, 12)
     side = learnt()
-    summary = ops.span_mean(k, torch.ones(60), bounds)
+    summary = span_mean(k, torch.ones(60), bounds)
     zoom = SpanZoom("x")
     fitted = zoom.fit(k, side)
     device = zoom.build(k, summary, fitted)
@@ -88,14 +91,14 @@ def test_a_span_below_every_threshold_is_never_wished_for() -> None:
 
 def test_only_the_published_form_decides_by_a_score_of_its_own() -> None:
     assert isinstance(SpanZoom("x"), Gated)
-    assert not any(isinstance(recipe.router, Gated) for recipe in RECIPES.values())
+    assert not any(isinstance(recipe.router, Gated) for recipe in METHODS.values())
 
 
 def test_attention_runs_on_what_was_learnt() -> None:
     """Within a layer's memory: everything is zoomed where there is room, nothing where not."""
-    from engine.fold import fit, fold_layer
-    from engine.memory import LayerMemory, Limits, Shared, View
-    from engine.tiers import Host
+    from engine.attention.layer import LayerMemory, Limits, Shared, View
+    from engine.attention.residency import Host
+    from engine.compression.encode import compress_layer, fit
     from tiny_memory import EXACT, Section, fixed_spans
 
     recipe = replace(EXACT, router=SpanZoom("x"))
@@ -103,7 +106,7 @@ def test_attention_runs_on_what_was_learnt() -> None:
     spans, weight, given = fixed_spans(96, 8), torch.ones(96), learnt()
     given["zoom_tau"] = torch.full((HEADS, GROUP), -1.0)  # everything wants to be zoomed
     side = fit(recipe, k, v, weight, spans, given)
-    folded = fold_layer(recipe, k, v, weight, spans, side | given)
+    folded = compress_layer(recipe, k, v, weight, spans, side | given)
     device = dict(folded.device)
     pinned = (device.pop("pinned_k"), device.pop("pinned_v"), torch.tensor([0]))
     keep = spans.kind == 0
@@ -174,50 +177,50 @@ def written(path: Path, owner: ModelIdentity = IDENTITY, **changes: Any) -> Path
     layers = [
         {**learnt(i), **{n: t.clone() for n, t in changes.items()}} for i in range(owner.layers)
     ]
-    router.save(path, router.Owner.of(owner), layers, shut(SIZE, 0.5), {"steps": 3})
+    router_file.save(path, router_file.Owner.of(owner), layers, shut(SIZE, 0.5), {"steps": 3})
     return path
 
 
 def test_a_router_comes_back_as_it_was_written(tmp_path: Path) -> None:
     path = written(tmp_path / "r.safetensors")
-    read = router.load(path)
-    assert read.owner == router.Owner.of(IDENTITY)
-    assert read.forms == router.FORMS
+    read = router_file.load(path)
+    assert read.owner == router_file.Owner.of(IDENTITY)
+    assert read.forms == router_file.FORMS
     assert read.record == {"steps": 3}
     assert sorted(read.layers[1]) == sorted({**learnt(), **shut(SIZE, 0.5)})
     assert torch.equal(read.layers[1]["zoom_w"], learnt(1)["zoom_w"])
-    assert read.fingerprint == router.load(path).fingerprint
-    other = router.load(written(tmp_path / "s.safetensors", zoom_tau=torch.ones(HEADS, GROUP)))
+    assert read.fingerprint == router_file.load(path).fingerprint
+    other = router_file.load(written(tmp_path / "s.safetensors", zoom_tau=torch.ones(HEADS, GROUP)))
     assert other.fingerprint != read.fingerprint
 
 
 def test_a_router_takes_the_place_of_the_untrained_choice(tmp_path: Path) -> None:
-    read = router.load(written(tmp_path / "r.safetensors"))
-    paper = with_router(RECIPES["sekv-paper"], read)
-    ours = with_router(RECIPES["sekv"], read)
+    read = router_file.load(written(tmp_path / "r.safetensors"))
+    paper = with_router(METHODS["sekv-paper"], read)
+    ours = with_router(METHODS["sekv"], read)
     assert paper.router == SpanZoom(read.fingerprint, GROUP, 1, 8)
-    assert paper.codec == RECIPES["sekv-paper"].codec
-    assert ours.router == RECIPES["sekv"].router
-    assert ours.codec == replace(RECIPES["sekv"].codec, model=read.fingerprint)  # type: ignore[type-var]
-    assert with_router(RECIPES["full"], read) == RECIPES["full"]
+    assert paper.codec == METHODS["sekv-paper"].codec
+    assert ours.router == METHODS["sekv"].router
+    assert ours.codec == replace(METHODS["sekv"].codec, model=read.fingerprint)  # type: ignore[type-var]
+    assert with_router(METHODS["full"], read) == METHODS["full"]
     for recipe in (paper, ours):
         again = from_settings(recipe.name, recipe.settings())
         assert (again.router, again.codec) == (recipe.router, recipe.codec)
 
 
 def test_the_router_in_the_models_folder_is_used_if_it_fits(tmp_path: Path) -> None:
-    assert router.find("", tmp_path, IDENTITY) == (None, "")
-    path = written(tmp_path / router.NAME)
-    found, remark = router.find("", tmp_path, IDENTITY)
+    assert router_file.find("", tmp_path, IDENTITY) == (None, "")
+    path = written(tmp_path / router_file.NAME)
+    found, remark = router_file.find("", tmp_path, IDENTITY)
     assert found is not None
-    assert (found.fingerprint, remark) == (router.load(path).fingerprint, "")
-    assert router.find("none", tmp_path, IDENTITY) == (None, "")
+    assert (found.fingerprint, remark) == (router_file.load(path).fingerprint, "")
+    assert router_file.find("none", tmp_path, IDENTITY) == (None, "")
     other = replace(IDENTITY, weights="00ff")
-    found, remark = router.find("", tmp_path, other)
+    found, remark = router_file.find("", tmp_path, other)
     assert found is None
     assert "other weights" in remark
     with pytest.raises(RouterError, match=r"trained for m \(abcdef01\), not for m \(00ff\)"):
-        router.find(str(path), tmp_path, other)
+        router_file.find(str(path), tmp_path, other)
 
 
 def test_what_is_no_router_is_one_line(tmp_path: Path) -> None:
@@ -232,7 +235,7 @@ def test_what_is_no_router_is_one_line(tmp_path: Path) -> None:
     bad = written(tmp_path / "b", zoom_tau=torch.zeros(3))
     for path in (text, foreign, cut, bad, tmp_path / "missing", tmp_path):
         with pytest.raises(RouterError) as caught:
-            router.load(path)
+            router_file.load(path)
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
         assert path.name == "missing" or "--router none" in str(caught.value)
@@ -256,9 +259,9 @@ def test_a_damaged_router_beside_the_model_is_refused_until_none_is_asked_for(
 ) -> None:
     """Who trained one wants it: no store is made without it in silence. The line says both ways
     out, and the second is one."""
-    owner = {**asdict(router.Owner.of(IDENTITY)), "kv_heads": 0}
-    path = tmp_path / router.NAME
-    router.put(path, {"a": torch.zeros(1)}, claims.replace("%s", json.dumps(owner)))
+    owner = {**asdict(router_file.Owner.of(IDENTITY)), "kv_heads": 0}
+    path = tmp_path / router_file.NAME
+    router_file.put(path, {"a": torch.zeros(1)}, claims.replace("%s", json.dumps(owner)))
     with pytest.raises(RouterError, match=r"router.safetensors .*`sekv train`.* --router none"):
-        router.find("", tmp_path, IDENTITY)
-    assert router.find(router.NONE, tmp_path, IDENTITY) == (None, "")
+        router_file.find("", tmp_path, IDENTITY)
+    assert router_file.find(router_file.NONE, tmp_path, IDENTITY) == (None, "")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engine.ask import Session
-from engine.ingest import ingest
-from engine.readers import hf
+from engine.answer.session import Session
+from engine.ingest.run import ingest
+from engine.models import hf
 from engine.types import AskOptions, IngestOptions, IngestReport, Silent
 
 QUESTION = "How many whales?"

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine import ops
-from engine.fold import fit, fold_layer, pinned_tokens
-from engine.memory import LayerMemory, Limits, Shared, Step, View
-from engine.policies.codec import Records, SharedBasis
-from engine.policies.segment import FOLDED, Spans
-from engine.recipe import RECIPES, Recipe
-from engine.tiers import Host
+from engine.attention.layer import LayerMemory, Limits, Shared, Step, View
+from engine.attention.residency import Host
+from engine.compression.codecs.base import Records
+from engine.compression.codecs.shared_basis import SharedBasis
+from engine.compression.encode import compress_layer, fit, pinned_tokens
+from engine.compression.methods import METHODS, Method
+from engine.compression.ranges import gather_ranges
+from engine.compression.spans import COMPRESSED, Spans
 
-EXACT = replace(RECIPES["sekv"], codec=SharedBasis(bits=32), half_rows=False)
+EXACT = replace(METHODS["sekv"], codec=SharedBasis(bits=32), half_rows=False)
 NO_LIMIT = Limits(math.inf, 1.0)
 
 
@@ -35,7 +36,7 @@ class Section:
     def read(self, layer: int, spans: Tensor, *, out: Tensor) -> Tensor:
         bounds = self.records.offsets[:: self.heads]
         self.reads += spans.tolist()
-        places = ops.gather_ranges(bounds[spans], bounds[spans + 1] - bounds[spans])
+        places = gather_ranges(bounds[spans], bounds[spans + 1] - bounds[spans])
         out[: len(places)] = self.records.payload[places]
         return out[: len(places)]
 
@@ -61,7 +62,7 @@ def rows(seed: int, heads: int, tokens: int, size: int) -> tuple[Tensor, Tensor]
 
 def fixed_spans(tokens: int, length: int, sinks: int = 1) -> Spans:
     """Equal spans, the first `sinks` tokens pinned."""
-    from engine.policies.segment import Fixed, pin_ends
+    from engine.compression.spans import Fixed, pin_ends
 
     return pin_ends(Fixed(length).cut(torch.zeros(tokens), []), sinks, 0)
 
@@ -70,7 +71,7 @@ def layers(
     windows: list[list[tuple[Tensor, Tensor]]],
     spans: list[Spans],
     *,
-    recipe: Recipe = EXACT,
+    recipe: Method = EXACT,
     limits: Limits = NO_LIMIT,
     surprisal: Tensor | None = None,
 ) -> list[LayerMemory]:
@@ -94,20 +95,20 @@ def layers(
     )
     weight = torch.ones(starts[-1]) if surprisal is None else surprisal
     shared = Shared(bounds, len(spans))
-    view = View.of(torch.nonzero(kind == FOLDED)[:, 0], bounds, window)
+    view = View.of(torch.nonzero(kind == COMPRESSED)[:, 0], bounds, window)
     for index, parts in enumerate(windows):
         folded, side = [], None
         for (k, v), cut, start in zip(parts, spans, starts, strict=False):
             inside = weight[start : start + k.shape[1]]
             side = side or fit(recipe, k, v, inside, cut)
-            folded.append(fold_layer(recipe, k, v, inside, cut, side))
+            folded.append(compress_layer(recipe, k, v, inside, cut, side))
         assert side is not None
         device: dict[str, Any] = {
             name: torch.cat([part.device[name] for part in folded], 1) for name in folded[0].device
         }
         k, v = device.pop("pinned_k"), device.pop("pinned_v")
         everything = View.of(torch.arange(len(kind)), bounds, window)
-        keep = kind == FOLDED
+        keep = kind == COMPRESSED
         heads = len(k)
         sections: list[Any] = [Section(part.records, heads) for part in folded]
         host = Host(index, sections, [len(c.kind) for c in spans], heads)

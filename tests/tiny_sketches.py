@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from engine import ops
-from engine.policies.codec import SharedBasis, Side
-from engine.policies.select import Router
+from engine.compression.codecs.base import Side
+from engine.compression.codecs.shared_basis import SharedBasis
+from engine.compression.ranges import span_mean
+from engine.compression.routers.sketch import Router
 
 SIZE = 32
 
@@ -15,7 +16,7 @@ def sketched(router: Router, k: torch.Tensor, bounds: torch.Tensor) -> tuple[Sid
     """Device tensors and side information, as `fold` makes them."""
     side = SharedBasis(6).fit(k, k)
     side |= router.fit(k, side)
-    keys = ops.span_mean(k, torch.ones(k.shape[1]), bounds)
+    keys = span_mean(k, torch.ones(k.shape[1]), bounds)
     return router.build(k, keys, side), side
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from engine import container
 from engine.errors import StoreError
-from engine.manifest import (
+from engine.store import container
+from engine.store.manifest import (
     NAME,
     FileEntry,
     Manifest,
@@ -25,8 +25,9 @@ from engine.manifest import (
     WindowEntry,
     from_bytes,
 )
-from engine.store import Store, StoreWriter
+from engine.store.reader import Store
 from engine.store.tensors import to_blocks
+from engine.store.writer import StoreWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -32,7 +32,7 @@ _NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=
 
 
 @dataclass(frozen=True)
-class Header:
+class GgufHeader:
     """What a GGUF file says of itself. types: how many weights it holds in each tensor type."""
 
     architecture: str
@@ -66,7 +66,7 @@ def check_magic(path: Path) -> None:
         raise ReaderError(f"{path} is no GGUF file")
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path) -> GgufHeader:
     """Read and check the header of a GGUF file, and that all its weights are there.
 
     Every length is held against the size of the file before it is believed, which the readers that
@@ -90,7 +90,7 @@ def read_header(path: Path) -> Header:
         raise ReaderError(
             f"{path} is one of {parts} parts; join them with llama.cpp's gguf-split --merge"
         )
-    return Header(str(claims.get("general.architecture", "")), types)
+    return GgufHeader(str(claims.get("general.architecture", "")), types)
 
 
 def _parse(data: mmap) -> tuple[dict[str, object], Counter[str]]:

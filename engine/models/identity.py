@@ -8,10 +8,9 @@ from typing import Any
 import transformers
 import xxhash
 
-from engine.manifest import ModelIdentity
 from engine.models.checkpoint import weights_fingerprint
 from engine.models.locate import Located
-from engine.types import Progress
+from engine.types import ModelIdentity, Progress
 
 
 def identify(located: Located, config: Any, tokenizer: Any, progress: Progress) -> ModelIdentity:

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import ReaderError, StoreError
-from engine.manifest import ModelIdentity
 from engine.models import aliases, cache, fetch, gguf
 from engine.models.aliases import KnownModel
-from engine.types import Progress, Silent
+from engine.types import ModelIdentity, Progress, Silent
 
 SILENT = Silent()
 KINDS = "a model is an alias (sekv models), a hub id such as ORG/NAME, a folder or a .gguf file"

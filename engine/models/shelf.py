@@ -16,7 +16,7 @@ CACHE, PACKAGE, HUB = "cache", "package", "hub"
 
 
 @dataclass(frozen=True)
-class Row:
+class ModelRow:
     """A model of the table. here: where it is, "" for nowhere; bytes: what it takes there."""
 
     model: KnownModel
@@ -46,7 +46,7 @@ class Row:
 class Listing:
     """All known models, and the GGUF files of the user's that were converted."""
 
-    models: tuple[Row, ...]
+    models: tuple[ModelRow, ...]
     converted: tuple[cache.Entry, ...]
     cache: str
 
@@ -128,14 +128,14 @@ def remove(model: str, progress: Progress) -> Removed:
     return Removed(model, freed, left.path)
 
 
-def _row(known: KnownModel) -> Row:
+def _row(known: KnownModel) -> ModelRow:
     folder = cache.folder_of(known.wheel.member_sha256)
     if folder.is_dir():
-        return Row(known, CACHE, str(folder), cache.size(folder))
+        return ModelRow(known, CACHE, str(folder), cache.size(folder))
     package = fetch.installed(known.wheel)
     if package is not None:
-        return Row(known, PACKAGE, str(package), package.stat().st_size)
+        return ModelRow(known, PACKAGE, str(package), package.stat().st_size)
     snapshot = fetch.from_hub_cache(known.hub, "")
     if snapshot is not None:
-        return Row(known, HUB, str(snapshot), cache.size(snapshot))
-    return Row(known, "", "", 0)
+        return ModelRow(known, HUB, str(snapshot), cache.size(snapshot))
+    return ModelRow(known, "", "", 0)

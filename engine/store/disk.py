@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from engine.container import Bytes
+    from engine.store.container import Bytes
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2

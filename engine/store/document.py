@@ -16,8 +16,8 @@ from engine.store.tensors import to_numpy
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from engine.manifest import Manifest
     from engine.store.files import StoreFile
+    from engine.store.manifest import Manifest
 
 TABLES = ("ids", "starts", "ends", "source")
 """[N] each: what every document has beside its texts `text.0`, `text.1`, ..."""

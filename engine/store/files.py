@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
-from engine import container
 from engine.errors import StoreError
+from engine.store import container
 from engine.store.folder import ADVICE, Folder
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from engine.manifest import FileEntry
+    from engine.store.manifest import FileEntry
 
 BLOCK = 1 << 22
 """Bytes read at a time when a whole file is checked."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.container import span_checksum
 from engine.errors import StoreError
+from engine.store.container import span_checksum
 from engine.store.files import StoreFile
 from engine.store.folder import ADVICE
 from engine.store.records import PARTS, layers_of, span_bounds, table_fault

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import StoreError
-from engine.manifest import NAME
+from engine.store.manifest import NAME
 from engine.store.reader import Store
 
 if TYPE_CHECKING:
-    from engine.manifest import Manifest, ModelIdentity
+    from engine.store.manifest import Manifest
+    from engine.types import ModelIdentity
 
 SAME_BEHAVIOUR = {"float32": 0.02, "float16": 0.2, "bfloat16": 0.2}
 """Nats by which two readings of the probe may differ, on average over its tokens, where the coarser

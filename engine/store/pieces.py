@@ -18,8 +18,8 @@ from engine.store.work import file_from_json
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from engine.manifest import Manifest
     from engine.store.disk import Disk
+    from engine.store.manifest import Manifest
 
 DOCUMENT_KEY = "document"
 SHARED_KEY = "shared"

@@ -16,15 +16,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from engine import manifest as names
 from engine.errors import StoreError
-from engine.manifest import Manifest, from_bytes
+from engine.store import manifest as names
 from engine.store.disk import Disk
 from engine.store.document import read_tables, read_text
 from engine.store.files import Meter, StoreFile
 from engine.store.folder import Folder, open_below
 from engine.store.host import HostSection
 from engine.store.lock import Lock
+from engine.store.manifest import Manifest, from_bytes
 from engine.store.tensors import to_numpy, to_torch
 from engine.store.verify import damages, walk
 from engine.store.work import Places, finish_exchange
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-    from engine.manifest import FileEntry
+    from engine.store.manifest import FileEntry
     from engine.types import Progress
 
 _RECOVERY_TRIES = 20

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.container import span_checksum
+from engine.store.container import span_checksum
 from engine.store.tensors import to_block
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.container import Block
+from engine.store.container import Block
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-    from engine.container import TensorInfo
+    from engine.store.container import TensorInfo
 
     Array = torch.Tensor | npt.NDArray[Any]
 

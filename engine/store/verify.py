@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
-from engine import manifest as names
-from engine.container import span_checksum
 from engine.errors import StoreError
+from engine.store import manifest as names
+from engine.store.container import span_checksum
 from engine.store.document import read_tables, read_text
 from engine.store.files import BLOCK, StoreFile
 from engine.store.host import HostSection
@@ -26,8 +26,8 @@ from engine.store.tensors import to_numpy
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from engine.manifest import Manifest, WindowEntry
     from engine.store.folder import Folder
+    from engine.store.manifest import Manifest, WindowEntry
     from engine.types import Progress
 
 

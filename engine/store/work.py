@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.container import checksum
 from engine.errors import StoreError
-from engine.manifest import NAME, WINDOWS, FileEntry
+from engine.store.container import checksum
+from engine.store.manifest import NAME, WINDOWS, FileEntry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

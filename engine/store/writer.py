@@ -13,25 +13,24 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Self
 
-from engine import container
 from engine.errors import StoreError
-from engine.manifest import (
+from engine.store import container
+from engine.store.disk import Disk
+from engine.store.document import TABLES
+from engine.store.lock import Lock
+from engine.store.manifest import (
     DOCUMENT,
     NAME,
     SHARED,
     WINDOWS,
     FileEntry,
     Manifest,
-    ModelIdentity,
     SourceEntry,
     WindowEntry,
     device_file,
     from_bytes,
     host_file,
 )
-from engine.store.disk import Disk
-from engine.store.document import TABLES
-from engine.store.lock import Lock
 from engine.store.pieces import (
     DOCUMENT_KEY,
     SHARED_KEY,
@@ -58,6 +57,7 @@ from engine.store.work import (
     places_of,
     published_journal,
 )
+from engine.types import ModelIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -1,0 +1,156 @@
+"""From attention weights on tokens to passages a person can check.
+
+A citation is an exact slice of a source's text: the sentences that hold most of the evidence.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.types import Citation
+
+if TYPE_CHECKING:
+    from engine.store.manifest import SourceEntry
+    from engine.store.reader import Store
+
+MOST = 3
+LEAST = 0.05
+LONGEST = 400
+JOINED = 0.5
+"""Least share of its neighbour's evidence that a sentence needs to stand in one passage with it."""
+
+
+SENTENCE_END = re.compile(
+    r"""(?:(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bProf)(?<!\b[A-Z])\.|[!?…])"""
+    r"""["'”’)\]]*\s+(?=["'“‘(\[]?[A-Z0-9À-ÞЁ-Я])|[。！？]["'”’」』）]*|\n\s*\n"""
+)
+"""Where a sentence ends, its closing quotation marks and the white space behind it included."""
+
+Place = tuple[int, int, int]
+"""Source, and the characters [start, end) of its text."""
+
+
+@dataclass(frozen=True)
+class DocumentText:
+    """The texts of a store with the characters of every token."""
+
+    sources: tuple[SourceEntry, ...]
+    texts: tuple[str, ...]
+    starts: Tensor
+    ends: Tensor
+    source: Tensor
+
+    @classmethod
+    def of(cls, store: Store, document: dict[str, np.ndarray[Any, Any]]) -> DocumentText:
+        """The book of a store, its texts read now: a fault in them must not come after an answer.
+
+        Raises:
+            StoreError: a text is damaged, or the store keeps none of a source.
+        """
+        starts, ends, owner = (
+            torch.from_numpy(document[name]).long() for name in ("starts", "ends", "source")
+        )
+        return cls(store.manifest.sources, store.texts(), starts, ends, owner)
+
+    def page_at(self, source: int, offset: int) -> str:
+        """The label of the page or section a character stands on, "" where there is none."""
+        pages = self.sources[source].pages
+        index = bisect_right(pages, offset, key=lambda page: page[1]) - 1
+        return pages[index][0] if index >= 0 else ""
+
+    def pages(self, source: int, start: int, end: int) -> str:
+        """The page of some characters; "12-13" of those that stand on two pages with numbers."""
+        first, last = self.page_at(source, start), self.page_at(source, max(start, end - 1))
+        return f"{first}-{last}" if first != last and (first + last).isdigit() else first
+
+    def citations(self, weight: Tensor) -> tuple[Citation, ...]:
+        """The passages that hold most of the evidence, best first.
+
+        A passage is a sentence, or several side by side that hold about as much.
+
+        Args:
+            weight: float [N], evidence of every document token.
+        """
+        total = max(float(weight.sum()), 1e-30)
+        found: set[Place] = set()
+        for token in weight.topk(min(64, len(weight))).indices.tolist():
+            if weight[token] > 0:
+                start, end = int(self.starts[token]), int(self.ends[token])
+                found.add(self._sentence(int(self.source[token]), start, end))
+        masses = {place: self._mass(weight, *place) / total for place in found}
+        kept = [place for place in found if masses[place] >= LEAST]
+        passages = self._join(sorted(kept), masses)
+        for place in passages:
+            masses[place] = self._mass(weight, *place) / total
+        passages.sort(key=lambda place: -masses[place])
+        return tuple(
+            Citation(
+                source=self.sources[source].path,
+                page=self.pages(source, start, end),
+                start=start,
+                end=end,
+                text=self.texts[source][start:end],
+                weight=round(masses[source, start, end], 4),
+            )
+            for source, start, end in passages[:MOST]
+        )
+
+    def _join(self, places: list[Place], masses: dict[Place, float]) -> list[Place]:
+        """Sentences side by side become one passage where both matter and it stays readable.
+
+        Args:
+            places: in order.
+        """
+        joined: list[Place] = []
+        last = 0.0
+        for place in places:
+            source, start, end = place
+            mass = masses[place]
+            if joined and joined[-1][0] == source:
+                _, begin, upto = joined[-1]
+                beside = start <= upto or not self.texts[source][upto:start].strip()
+                alike = min(mass, last) >= JOINED * max(mass, last)
+                if start < upto or (beside and alike and end - begin <= LONGEST):
+                    joined[-1] = (source, begin, max(upto, end))
+                    last = mass
+                    continue
+            joined.append(place)
+            last = mass
+        return joined
+
+    def _mass(self, weight: Tensor, source: int, start: int, end: int) -> float:
+        # A sentence's first token often begins with the space before it.
+        inside = (self.source == source) & (self.ends > start) & (self.starts < end)
+        return float(weight[inside].sum())
+
+    def _sentence(self, source: int, start: int, end: int) -> Place:
+        """The sentence around some characters, cut to LONGEST around them if it is longer."""
+        text = self.texts[source]
+        low, high = max(0, start - LONGEST), min(len(text), end + LONGEST)
+        start, end = _trim(text, start, end)
+        if start == end:  # white space belongs to the sentence before it
+            _, end = _trim(text, low, start)
+            start = max(low, end - 1)
+        first, last = low, high
+        for found in SENTENCE_END.finditer(text, low, high):
+            if found.end() <= start:
+                first = found.end()
+            elif found.end() >= end:
+                last = found.end()
+                break
+        if last - first > LONGEST:
+            first, last = max(first, start - LONGEST // 2), min(last, end + LONGEST // 2)
+        return source, *_trim(text, first, last)
+
+
+def _trim(text: str, start: int, end: int) -> tuple[int, int]:
+    """The same stretch of a text without white space at its ends."""
+    words = text[start:end].rstrip()
+    return start + len(words) - len(words.lstrip()), start + len(words)

@@ -1,0 +1,71 @@
+"""A recorded answer read back: a line of `ask --trace`, checked against the store it is shown with.
+
+Torch-free. What it is not: the recording, which is `trace`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.errors import SekvError
+from engine.store.manifest import Manifest
+from engine.types import Citation, Move, Recorded, ZoomView
+
+ZOOM = {"span": int, "layer": int, "kv_head": int, "step": int, "score": float, "weight": float}
+MOVE = dict.fromkeys(("layer", "step", "fetched_bytes", "fetched_spans", "reused_spans"), int)
+CITATION = {"source": str, "page": str, "start": int, "end": int, "text": str, "weight": float}
+
+
+def read(path: Path, manifest: Manifest) -> Recorded:
+    """The last question of a trace file.
+
+    Raises:
+        SekvError: not a trace, or one of another store.
+    """
+    try:
+        last = path.read_text(encoding="utf-8").rstrip().rpartition("\n")[2]
+        return parse(json.loads(last), manifest)
+    except KeyError as error:
+        raise SekvError(f"{path} is not a trace of `sekv ask --trace`: it has no {error}") from None
+    except _Foreign as error:
+        raise SekvError(f"{path} is a trace of another store: {error}") from None
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
+        raise SekvError(f"{path} is not a trace of `sekv ask --trace` ({error})") from None
+
+
+def parse(trace: Mapping[str, Any], manifest: Manifest) -> Recorded:
+    """One recorded answer from its JSON values.
+
+    Raises:
+        ValueError, LookupError, TypeError, ArithmeticError: not a trace, or one of another store.
+    """
+    recorded = Recorded(
+        question=str(trace["question"]),
+        answer=str(trace["answer"]),
+        said=tuple(str(piece) for piece in trace["said"]),
+        citations=tuple(Citation(**_typed(entry, CITATION)) for entry in trace["citations"]),
+        moves=tuple(Move(**_typed(entry, MOVE)) for entry in trace["moves"]),
+        zoom=tuple(ZoomView(**_typed(entry, ZOOM)) for entry in trace["zoom"]),
+    )
+    sources = [source.sha256 for source in manifest.sources]
+    if (trace["weights"], trace["sources"]) != (manifest.model.weights, sources):
+        raise _Foreign("its sources or model differ")
+    layers, heads = manifest.model.layers, manifest.model.kv_heads
+    if any(not 0 <= z.span < manifest.spans for z in recorded.zoom):
+        raise _Foreign("it names spans this one lacks")
+    if any(not (0 <= z.layer < layers and 0 <= z.kv_head < heads) for z in recorded.zoom):
+        raise _Foreign("it names layers or heads this one lacks")
+    if any(not 0 <= z.step <= len(recorded.said) for z in recorded.zoom):
+        raise ValueError("it names steps of which nothing was said")
+    return recorded
+
+
+class _Foreign(ValueError):
+    """A trace, but of another store."""
+
+
+def _typed(entry: Mapping[str, Any], kinds: Mapping[str, type]) -> dict[str, Any]:
+    return {name: kind(entry[name]) for name, kind in kinds.items()}

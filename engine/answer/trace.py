@@ -1,0 +1,136 @@
+"""What was looked at: records of zoom decisions, and the evidence an answer was read from.
+
+Both watch the memory's steps; neither changes anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from engine.attention.residency import Traffic
+
+if TYPE_CHECKING:
+    from engine.attention.layer import Step
+
+COPY, GLANCE = 1.0, 0.02
+"""Worth of attention to a token that is then said, and the least worth of any other attention."""
+
+
+@dataclass
+class Evidence:
+    """Which document tokens the answer's tokens were read from.
+
+    A head that looks at a token which is then generated reads from the document: that attention
+    counts in full. Its other attention counts by how retrieval-like the head has been in this
+    answer, the share of its attention that was copied; heads that never copy count a little.
+    After the retrieval score of CompressKV (arXiv 2606.24467): sum over steps of the attention
+    to tokens equal to the one produced.
+    """
+
+    ids: Tensor  # int64 [N] document tokens
+    weight: Tensor = field(init=False)
+    _pending: list[tuple[int, int, Tensor, Tensor]] = field(default_factory=list)
+    _copied: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    _looked: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.weight = torch.zeros(len(self.ids))
+
+    def see(self, step: Step) -> None:
+        for head, (tokens, weight) in enumerate(zip(step.tokens, step.weight, strict=True)):
+            inside = tokens >= 0
+            tokens, weight = tokens[inside].cpu(), weight[..., inside].float().cpu()
+            self._pending.append((step.layer, head, tokens, weight))
+
+    def said(self, token: int) -> None:
+        """The newest row of the newest forward led to this token."""
+        for seen in self._pending:
+            self._count(*seen, token)
+        self._pending.clear()
+
+    def _count(self, layer: int, head: int, tokens: Tensor, weight: Tensor, said: int) -> None:
+        """weight: [G, n] of one row on document tokens [n], which led to a token."""
+        copies = self.ids[tokens] == said
+        place = (layer, head)
+        none = torch.zeros(len(weight))
+        self._copied[place] = self._copied.get(place, none) + weight[:, copies].sum(1)
+        self._looked[place] = self._looked.get(place, none) + weight.sum(1)
+        retrieval = self._copied[place] / self._looked[place].clamp_min(1e-12)
+        worth = torch.where(copies, COPY, retrieval.clamp_min(GLANCE)[:, None])
+        self.weight.index_add_(0, tokens, (weight * worth).sum(0))
+
+    def forget(self) -> None:
+        """Drop what was seen since the last token."""
+        self._pending.clear()
+
+
+@dataclass
+class Trace:
+    """What one answer zoomed into and moved, step by step; step 0 is the question itself.
+
+    said: the text of every token, in order: the token that step s led to is said[s]. moves: per
+    step and layer what came to the device and what was there already.
+    """
+
+    step: int = 0
+    said: list[str] = field(default_factory=list)
+    moves: list[dict[str, int]] = field(default_factory=list)
+    _seen: list[tuple[int, int, int, Tensor, Tensor, Tensor]] = field(default_factory=list)
+    _traffic: dict[int, Traffic] = field(default_factory=dict)
+
+    def see(self, step: Step) -> None:
+        for head, spans in enumerate(step.zoomed):
+            if not len(spans):
+                continue
+            score = step.share[head][torch.searchsorted(step.spans, spans)].cpu()
+            weight = _span_weights(step, head, spans).cpu()
+            self._seen.append((self.step, step.layer, head, spans.cpu(), score, weight))
+        before, now = self._traffic.get(step.layer, Traffic()), step.traffic
+        self._traffic[step.layer] = now
+        self.moves.append(
+            {
+                "layer": step.layer,
+                "step": self.step,
+                "fetched_bytes": now.fetched_bytes - before.fetched_bytes,
+                "fetched_spans": now.fetched_spans - before.fetched_spans,
+                "reused_spans": now.reused_spans - before.reused_spans,
+            }
+        )
+
+    def tell(self, text: str) -> None:
+        """The newest step led to a token of this text."""
+        self.said.append(text)
+        self.step += 1
+
+    @property
+    def zoom(self) -> list[dict[str, Any]]:
+        """Every decision as JSON values: the estimated share of attention and the real one."""
+        return [
+            {
+                "span": span,
+                "layer": layer,
+                "kv_head": head,
+                "step": step,
+                "score": round(known, 6),
+                "weight": round(real, 6),
+            }
+            for step, layer, head, spans, score, weight in self._seen
+            for span, known, real in zip(
+                spans.tolist(), score.tolist(), weight.tolist(), strict=True
+            )
+        ]
+
+
+def _span_weights(step: Step, head: int, spans: Tensor) -> Tensor:
+    """[spans]: the weight that the newest query gave to a zoomed span's tokens, largest over the
+    group."""
+    owner = torch.repeat_interleave(
+        torch.arange(len(spans), device=spans.device), step.lengths[head]
+    )
+    weights = step.weight[head][..., : len(owner)]
+    out = weights.new_zeros(*weights.shape[:-1], len(spans))
+    return out.index_add_(-1, owner, weights).amax(0)

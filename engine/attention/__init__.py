@@ -1,0 +1,1 @@
+"""Attention of one layer over a memory of mixed resolution."""

@@ -1,0 +1,255 @@
+"""The seam to transformers: one attention function and one cache class, no model code.
+
+A model loaded with `attn_implementation="sekv"` behaves as with sdpa until a forward gets a
+`MemoryCache`; then every full-attention layer attends over the document memory and the live
+rows in one softmax. The cache tells positions and mask sizes; the attention function, which
+alone sees the query, selects. State travels as a forward keyword, never on modules.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from engine.attention.layer import LayerMemory, Shared
+from engine.attention.output_folding import LongAnswer, LongAnswerLayer
+from engine.attention.retry import Retry
+from engine.compression.query_statistics import Probe
+from engine.compression.selectors import Transcript
+from engine.errors import ReaderError
+
+NAME = "sekv"
+
+
+class Attends(Protocol):
+    """What stands for the document in one layer: `memory.LayerMemory`, or a stand-in of it."""
+
+    def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor) -> Tensor: ...
+
+
+class LiveLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """Live keys and values of one layer beside its read-only document memory.
+
+    length: tokens the positions of prefix and document take before the question.
+    """
+
+    def __init__(self, memory: Attends, length: int):
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.memory, self.length, self.pending = memory, length, False
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.pending = True
+        return super().update(key_states, value_states, *args, **kwargs)
+
+    @property
+    def live(self) -> int:
+        """Live tokens so far; a folded answer holds fewer rows than that."""
+        return 0 if self.keys is None or not self.keys.numel() else int(self.keys.shape[-2])
+
+    def get_seq_length(self) -> int:
+        return self.length + self.live
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.live + query_length, self.length
+
+
+class FoldingLayer(LiveLayer):  # type: ignore[no-untyped-call]
+    """Live rows of which finished thoughts are folded away."""
+
+    def __init__(self, memory: Attends, length: int, folded: LongAnswerLayer):
+        super().__init__(memory, length)
+        self.folded = folded
+
+    @property
+    def live(self) -> int:
+        return super().live + self.folded.away
+
+
+class MemoryCache(Cache):
+    """The cache of one question: shares the document memory, owns the live rows.
+
+    heard: the same rows as text. answer: what of them is folded, where the method folds any; a
+    stand-in of a memory has no method and folds none. widening: what to do with unsure steps, if
+    anything.
+    """
+
+    def __init__(
+        self,
+        memories: Sequence[Attends],
+        length: int,
+        shared: Shared,
+        text: Callable[[list[int]], str] = lambda ids: "",
+        widening: Retry | None = None,
+    ):
+        self.heard, self.widening = Transcript(text), widening
+        rule = memories[0].recipe.output if isinstance(memories[0], LayerMemory) else None
+        self.answer = None if rule is None else LongAnswer(rule, self.heard, len(memories))
+        self.peak_live_bytes = self._begun = 0
+        made: list[Any] = [
+            LiveLayer(memory, length)
+            if self.answer is None
+            else FoldingLayer(memory, length, self.answer.layers[index])
+            for index, memory in enumerate(memories)
+        ]
+        super().__init__(layers=made)
+        self.shared, self.length = shared, length
+
+    def note_places(self, places: Tensor) -> None:
+        """Count the tokens of a forward that stand where the document was read already."""
+        self.shared.recomputed_tokens += int((places < self.length).sum())
+
+    def hear(self, ids: Tensor) -> None:
+        """Take the tokens [n] of a forward that begins."""
+        self.heard.hear(ids.tolist())
+        self.shared.heard = self.heard
+
+    def begin(self) -> None:
+        """A step begins that may be taken back."""
+        assert self.widening is not None
+        self.widening.begin()
+        first = self.layers[0]
+        assert isinstance(first, LiveLayer)
+        self._begun = first.live
+
+    def take_back(self) -> None:
+        """Forget the live rows of the step."""
+        for layer in self.layers:
+            assert isinstance(layer, LiveLayer)
+            assert layer.keys is not None
+            assert layer.values is not None
+            layer.keys = layer.keys[..., : self._begun, :]
+            layer.values = layer.values[..., : self._begun, :]
+
+    def commit(self) -> None:
+        """A forward is over: fold what is finished, and remember the most that was resident."""
+        if self.answer is not None:
+            self.answer.plan()
+        resident = 0 if self.answer is None else self.answer.device_bytes
+        for layer in self.layers:
+            assert isinstance(layer, LiveLayer)
+            assert layer.keys is not None
+            assert layer.values is not None
+            if isinstance(layer, FoldingLayer):
+                layer.keys, layer.values = layer.folded.rows(layer.keys, layer.values)
+            resident += layer.keys.nbytes + layer.values.nbytes
+        self.peak_live_bytes = max(self.peak_live_bytes, resident)
+
+
+def attach(model: PreTrainedModel) -> None:
+    """Register the attention function and hand every forward's MemoryCache to it."""
+
+    def hand_over(
+        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        cache = kwargs.get("past_key_values")
+        if isinstance(cache, MemoryCache):
+            ids = kwargs.get("input_ids", args[0] if args else None)
+            if ids is not None and len(ids) != 1:
+                raise ReaderError("a document memory answers one sequence at a time (no beams)")
+            kwargs = {**kwargs, "sekv": cache}
+            if cache.widening is not None and cache.widening.again:
+                return args, kwargs  # all else was noted at the first try
+            places = kwargs.get("position_ids")
+            if places is not None:  # else the model takes them from the cache: behind the document
+                cache.note_places(places)
+            if ids is not None:
+                cache.hear(ids[0])
+            if cache.widening is not None:
+                cache.begin()
+        return args, kwargs
+
+    def check(_: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        cache = kwargs.get("past_key_values")
+        if isinstance(cache, MemoryCache):
+            missed = [i for i, layer in enumerate(cache.layers) if getattr(layer, "pending", False)]
+            if missed:
+                raise ReaderError(
+                    f"{type(model).__name__} does not call the registered attention in layers "
+                    f"{missed}: the memory would be silently bypassed"
+                )
+            widening = cache.widening
+            if widening is not None and not widening.again:
+                if widening.unsure(output.logits[0, -1]):
+                    with widening.wider():
+                        cache.take_back()
+                        output = model(*args, **kwargs)
+                widening.commit()
+            cache.commit()
+        return output
+
+    model.register_forward_pre_hook(hand_over, with_kwargs=True)
+    model.register_forward_hook(check, with_kwargs=True)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sekv: MemoryCache | None = None,
+    probe: Probe | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """query [1, H, Q, D], key and value [1, Hkv, n, D] of the live rows -> [1, Q, H, D]."""
+    size = query.shape[-1]
+    factor = (scaling if scaling is not None else size**-0.5) * math.sqrt(size)
+    if sekv is None:
+        if probe is not None:
+            probe.see(int(module.layer_idx), query[0] * factor, key[0], value[0])  # type: ignore[arg-type]
+        return _plain(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
+    layer = sekv.layers[int(module.layer_idx)]  # type: ignore[arg-type]
+    assert isinstance(layer, LiveLayer)
+    layer.pending = False
+    for given, cached in ((key, layer.keys), (value, layer.values)):
+        assert cached is not None
+        if given.shape != cached.shape or given.data_ptr() != cached.data_ptr():
+            raise ReaderError(
+                f"{type(module).__name__} changes keys or values after it has cached them; the "
+                "memory would be silently wrong"
+            )
+    rows, live = query.shape[2], key.shape[2]
+    if sekv.answer is not None:
+        sekv.answer.vote(int(module.layer_idx), query[0] * factor)  # type: ignore[arg-type]
+    if attention_mask is None:
+        seen = torch.ones(rows, live, dtype=torch.bool, device=query.device).tril(live - rows)
+    else:
+        seen = attention_mask[0, 0, :, -live:]
+        seen = seen if seen.dtype == torch.bool else seen >= 0
+    out = layer.memory.attend(query[0] * factor, key[0], value[0], seen)
+    return out.to(query.dtype).transpose(0, 1)[None].contiguous(), None
+
+
+def _plain(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention without a memory: the library's sdpa, always with a mask where there is a past."""
+    rows, columns = query.shape[2], key.shape[2]
+    if mask is None and 1 < rows < columns:
+        mask = torch.ones(rows, columns, dtype=torch.bool, device=query.device)
+        mask = mask.tril(columns - rows)[None, None]
+    out, _ = sdpa_attention_forward(
+        module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs
+    )
+    return out, None
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,265 @@
+"""Quantized coefficients in a basis that all spans of a document share: our default codec."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from engine.compression.basis import covariance_basis
+from engine.compression.codecs.base import NOTHING, Records, Side, interleave, join
+from engine.compression.codecs.eight_bits import from_eight_bits, to_eight_bits
+from engine.compression.codecs.layer_basis import (
+    OWN,
+    basis_of,
+    fit_bases,
+    sample,
+    spread_of,
+    to_basis,
+)
+from engine.compression.packing import Packing
+from engine.compression.quantize import bit_price, bits_at, dequantize, fit_steps, quantize
+from engine.compression.ranges import gather_ranges, span_ids, span_mean
+from engine.errors import StoreError
+
+ENTRY_BYTES, PLACES = 3, 1 << 16
+"""Of a coefficient that keeps its residual: two bytes say which of its span, one how much."""
+
+
+FINER = 16
+"""Steps of a residual in one step of its coefficient."""
+
+
+@dataclass(frozen=True)
+class SharedBasis:
+    """Our default: every token keeps quantized coefficients in a basis shared by the document.
+
+    One basis per layer and KV head, for K and for V, fitted on the first window and kept for all.
+    That of the keys is weighted by the queries they will meet, where those are known: the error
+    that counts is the score's. Bits go to components by variance (reverse water-filling), over
+    keys and values, heads and layers alike. `bits` is their mean per component; 32 keeps every
+    coefficient in float32 (full rank, exact). Decoding is one gather, one unpack and one product.
+
+    A coefficient whose squared error is more than `residual` times the usual one of its head, as
+    those of the few tokens are that its steps do not reach, keeps its residual beside the codes; 0
+    keeps none. A span whose error is then still more than `outlier` times the usual one, or whose
+    record would not be smaller so, keeps plain 8-bit rows; 0 lets every error pass. Errors are of
+    coefficients: of keys in the metric of queries.
+
+    model: fingerprint of the router file whose bases may stand in place of the document's, see
+    `fold.prepare`; "" where there is none. A document that uses them stores the order of their
+    columns in place of its own bases.
+    """
+
+    bits: float = 4.0
+    outlier: float = 0.0
+    residual: float = 0.0
+    model: str = ""
+
+    def fit(self, k: Tensor, v: Tensor, given: Side = NOTHING) -> Side:
+        if self.bits >= 32:
+            side: Side = {}
+            for name, rows in (("k", k), ("v", v)):
+                mean, basis, _ = covariance_basis(rows)
+                side |= {f"{name}_mean": mean, f"{name}_basis": basis}
+            return side
+        bases = fit_bases(k, v, given)
+        spread = spread_of(bases, given)
+        price = given["code_price"].item() if "code_price" in given else self.price(spread)
+        side = {}
+        for name, rows, found, part in zip("kv", (k, v), bases, spread.chunk(2), strict=True):
+            side |= found[0]
+            side[f"{name}_bits"] = bits = bits_at(part, price)
+            coefs = to_basis(sample(rows), name, side)
+            side[f"{name}_step"] = step = fit_steps(coefs, bits)
+            bits, step = bits[:, None], step[:, None]
+            kept = dequantize(quantize(coefs, bits, step), bits, step)
+            usual = torch.stack([x.square().sum(-1).mean(-1) for x in (coefs, kept - coefs)])
+            side[f"{name}_error"] = usual.clamp_min(1e-30)
+        return side
+
+    def spectrum(self, k: Tensor, v: Tensor, given: Side) -> Tensor:
+        if self.bits >= 32:
+            return k.new_zeros(0, k.shape[-1])
+        return spread_of(fit_bases(k, v, given), given)
+
+    def price(self, spread: Tensor) -> float:
+        return bit_price(spread, self.bits) if len(spread) else math.inf
+
+    def encode(self, k: Tensor, v: Tensor, bounds: Tensor, side: Side) -> Records:
+        coefs = {"k": to_basis(k, "k", side), "v": to_basis(v, "v", side)}
+        if self.bits >= 32:
+            both = torch.cat([coefs["k"], coefs["v"]], -1).contiguous()
+            return interleave(list(both.view(torch.uint8)), bounds)
+        lengths, most = bounds.diff(), 2 * (k.shape[-1] + 2) * bounds.diff()
+        heads, errors = [], []
+        for head in range(len(k)):
+            parts, wrong, usual = [], [], []
+            for name in ("k", "v"):
+                mine = coefs[name][head]
+                bits, step = side[f"{name}_bits"][head], side[f"{name}_step"][head]
+                codes = quantize(mine, bits, step)
+                parts.append(Packing.of(bits).pack(codes))
+                wrong.append(mine - dequantize(codes, bits, step))
+                usual.append(side[f"{name}_error"][:, head, None])
+            rows = torch.cat(parts, -1)
+            entries, mended = self._mend(head, wrong, bounds, side)
+            squares = torch.stack([x.square().sum(-1) for x in wrong])[..., None]
+            mean = span_mean(squares, torch.ones(len(rows)), bounds)[..., 0]  # [K or V, S]
+            lost = (mean[:, None] / torch.stack(usual)).amax(0).sqrt()  # over spread, over usual
+            coded = rows.shape[-1] * lengths
+            apart = (mended > 0) & (coded + ENTRY_BYTES * mended >= most)
+            if self.outlier:
+                apart |= lost[1] > self.outlier
+            eight = torch.repeat_interleave(apart, lengths)
+            plain = torch.cat([to_eight_bits(x[head, eight].float()) for x in (k, v)], -1)
+            entries = entries[~torch.repeat_interleave(apart, mended)]
+            heads.append(
+                [
+                    (rows[~eight].reshape(-1), coded * ~apart),
+                    (entries.reshape(-1), ENTRY_BYTES * mended * ~apart),
+                    (plain.reshape(-1), most * apart),
+                ]
+            )
+            errors.append(lost[0].masked_fill(apart, 0.0))
+        return replace(join(heads), errors=torch.stack(errors))
+
+    def _mend(
+        self, head: int, wrong: list[Tensor], bounds: Tensor, side: Side
+    ) -> tuple[Tensor, Tensor]:
+        """Take the residuals that are kept out of the errors [n, D] of keys and of values.
+
+        Returns:
+            entries uint8 [M, ENTRY_BYTES], span after span, and how many of each, int64 [S].
+        """
+        if not self.residual:
+            return torch.empty(0, ENTRY_BYTES, dtype=torch.uint8), torch.zeros_like(bounds[1:])
+        size, owner = side["k_mean"].shape[-1], span_ids(bounds)
+        inside = torch.arange(len(owner)) - bounds[owner]
+        entries, owners = [], []
+        for part, (name, error) in enumerate(zip("kv", wrong, strict=True)):
+            bits, step = side[f"{name}_bits"][head], side[f"{name}_step"][head]
+            usual = side[f"{name}_error"][1, head] / (bits > 0).sum().clamp_min(1)
+            # Of columns without a bit the device may lack the basis.
+            large = (error.square() > self.residual * usual) & (bits > 0)
+            large &= ((inside + 1) * 2 * size <= PLACES)[:, None]
+            token, component = large.nonzero().T
+            fine = step[component] / FINER
+            value = (error[token, component] / fine).round().clamp(-127, 127)
+            error[token, component] -= value * fine
+            place = (inside[token] * 2 + part) * size + component
+            entries.append(torch.stack([place & 255, place >> 8, value.long() & 255], -1))
+            owners.append(owner[token])
+        of = torch.cat(owners)
+        found = torch.cat(entries).to(torch.uint8)[of.argsort(stable=True)]
+        return found, torch.bincount(of, minlength=len(bounds) - 1)
+
+    def decode(
+        self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, side: Side
+    ) -> tuple[Tensor, Tensor]:
+        size = side["k_mean"].shape[-1]
+        widths = [
+            4 * size if self.bits >= 32 else Packing.of(side[f"{name}_bits"][head]).row_bytes
+            for name in ("k", "v")
+        ]
+        sizes = offsets.diff()
+        codes = lengths * sum(widths)
+        if bool((sizes == codes).all()):
+            rows = payload.reshape(int(lengths.sum()), sum(widths))
+            return self._restore(head, rows, widths, side)
+        plain = (sizes != codes) & (sizes == 2 * (size + 2) * lengths)
+        k, v = (torch.empty(int(lengths.sum()), size, device=payload.device) for _ in range(2))
+        places = lengths.cumsum(0) - lengths
+        starts = offsets[:-1]
+        rows = payload[gather_ranges(starts[plain], sizes[plain])]
+        into = gather_ranges(places[plain], lengths[plain])
+        k[into], v[into] = from_eight_bits(rows.reshape(len(into), 2, size + 2))
+        starts, sizes, lengths, codes = (x[~plain] for x in (starts, sizes, lengths, codes))
+        into = gather_ranges(places[~plain], lengths)
+        rows = payload[gather_ranges(starts, codes)].reshape(len(into), sum(widths))
+        entries = payload[gather_ranges(starts + codes, sizes - codes)]
+        mended = self._mended(entries, (sizes - codes) // ENTRY_BYTES, lengths, size)
+        k[into], v[into] = self._restore(head, rows, widths, side, mended)
+        return k, v
+
+    @staticmethod
+    def _mended(entries: Tensor, counts: Tensor, lengths: Tensor, size: int) -> Tensor:
+        """Entries of spans of so many tokens -> of each the row, 0 for its key or 1 for its value,
+        the component and the steps to add, int64 [4, M].
+
+        Raises:
+            StoreError: an entry lies outside of its span.
+        """
+        low, high, value = entries.reshape(-1, ENTRY_BYTES).long().T
+        place = low + 256 * high
+        token = place // (2 * size)
+        if bool((token >= torch.repeat_interleave(lengths, counts)).any()):
+            raise StoreError("a span's record corrects a token that it has not: ingest again")
+        row = torch.repeat_interleave(lengths.cumsum(0) - lengths, counts) + token
+        steps = value - 256 * (value > 127)
+        return torch.stack([row, place // size % 2, place % size, steps])
+
+    def _restore(
+        self,
+        head: int,
+        rows: Tensor,
+        widths: list[int],
+        side: Side,
+        mended: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Coded rows uint8 [n, bytes] -> k, v [n, D]; rows of no bytes are the mean. mended: see
+        `_mended`."""
+        out = []
+        for part, name in enumerate("kv"):
+            packed = torch.split(rows, widths, -1)[part]
+            mean, basis = basis_of(name, side, head)
+            if self.bits >= 32:
+                coefs = packed.contiguous().view(torch.float32)
+            else:
+                bits, step = side[f"{name}_bits"][head], side[f"{name}_step"][head]
+                packing = Packing.of(bits)
+                used = packing.components
+                coefs = dequantize(packing.unpack(packed), bits[:used], step[:used])
+                if mended is not None:
+                    row, _, component, value = mended[:, mended[1] == part]
+                    if bool((component >= used).any()):
+                        raise StoreError(
+                            "a span's record corrects a coefficient that has no code: ingest again"
+                        )
+                    coefs[row, component] += value * step[component] / FINER
+                basis = basis[:, :used]
+            out.append(torch.addmm(mean, coefs, basis.T))
+        return out[0], out[1]
+
+    def fits(self, sizes: Tensor, lengths: Tensor, side: Side) -> bool:
+        plain = 2 * (side["k_mean"].shape[-1] + 2) * lengths
+        if self.bits >= 32:
+            row = torch.full((len(sizes),), 8 * side["k_mean"].shape[-1])
+        else:
+            row = torch.tensor(
+                [
+                    sum(Packing.of(side[f"{name}_bits"][head]).row_bytes for name in ("k", "v"))
+                    for head in range(len(sizes))
+                ]
+            )
+        beside = sizes - row[:, None] * lengths
+        known = beside == 0
+        if self.outlier or self.residual:
+            known |= sizes == plain
+        if self.residual:
+            known |= (beside > 0) & (beside % ENTRY_BYTES == 0) & (sizes < plain)
+        return bool(known.all())
+
+    def host_share(self, size: int, span: float) -> float:
+        return self.bits / 16
+
+    def lent(self, heads: int, size: int) -> Side:
+        """Made-up bases in the shapes of the model's own, or nothing where none may be used."""
+        if not self.model:
+            return {}
+        basis = torch.eye(size).mul(127).to(torch.int8).expand(heads, size, size)
+        scale = torch.full((heads, size), 1 / 127).half()
+        parts = (("basis", basis), ("scale", scale))
+        return {f"{OWN}{name}_{part}": t for name in "kv" for part, t in parts}

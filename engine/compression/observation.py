@@ -1,0 +1,84 @@
+"""What is looked at while a model reads: its queries and where its attention goes.
+
+A probe is handed to the attention function of every layer. It changes nothing; a forward
+without one costs nothing. What is done with what it saw is up to `policies`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from engine.compression.scores import NEG_INF, group_queries
+
+BLOCK = 64  # query rows whose attention is alive at once
+
+
+@dataclass(frozen=True)
+class Observe:
+    """What a method wants to know.
+
+    rows: queries of so many last tokens of a window, in every layer. reach: how much attention
+    each token gives to itself and the so many tokens before it, less one.
+    """
+
+    rows: int = 0
+    reach: int = 0
+
+    def covers(self, other: Observe) -> bool:
+        return self.rows >= other.rows and self.reach >= other.reach
+
+
+@dataclass
+class ObservingProbe:
+    """The probe of one chunk. before: tokens of the prompt before the document.
+
+    queries: per layer [H, min(rows, n), D]. near: float32 [n, reach], averaged over heads and over
+    two layers of the middle third, the layers that look at meaning rather than form.
+    """
+
+    observe: Observe
+    layers: int
+    before: int
+    queries: list[Tensor] = field(default_factory=list)
+    near: Tensor | None = None
+
+    @property
+    def sampled(self) -> tuple[int, ...]:
+        """The layers whose attention is looked at."""
+        return tuple(sorted({self.layers // 3, max(self.layers // 3, 2 * self.layers // 3 - 1)}))
+
+    def see(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+        if self.observe.rows:
+            self.queries.append(q[:, -self.observe.rows :].detach().cpu())
+        if self.observe.reach and layer in self.sampled:
+            near = nearness(q, k[:, self.before :], self.observe.reach).cpu() / len(self.sampled)
+            self.near = near if self.near is None else self.near + near
+
+
+def nearness(q: Tensor, k: Tensor, reach: int) -> Tensor:
+    """Shares of attention by distance.
+
+    Args:
+        q: [H, n, D] of the last n tokens.  k: [Hkv, N, D].
+    Returns:
+        float32 [n, reach]: entry (i, j) is the share of its attention that token N - n + i gives
+        to itself and the j tokens before it, averaged over heads.
+    """
+    total, n = k.shape[1], q.shape[1]
+    out = torch.zeros(n, reach, device=q.device)
+    places = torch.arange(total, device=q.device)
+    for start in range(0, n, BLOCK):
+        rows = torch.arange(start, min(n, start + BLOCK), device=q.device)
+        own = total - n + rows
+        scores = torch.bmm(group_queries(q[:, rows], len(k)), k.float().mT) / math.sqrt(q.shape[-1])
+        hidden = (places > own[:, None]).repeat(len(q) // len(k), 1)
+        share = scores.masked_fill(hidden, NEG_INF).softmax(-1)
+        share = share.reshape(len(q), len(rows), total).mean(0)
+        back = own[:, None] - torch.arange(reach, device=q.device)
+        taken = share.gather(1, back.clamp_min(0)).masked_fill(back < 0, 0)
+        out[rows] = taken.cumsum(-1)
+    return out

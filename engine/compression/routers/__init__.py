@@ -1,0 +1,1 @@
+"""How a query finds the spans that matter to it."""

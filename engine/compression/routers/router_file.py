@@ -1,0 +1,208 @@
+"""A trained router: one safetensors file that belongs to one model.
+
+It holds what the training code has learnt and hands it, layer by layer, to the policies that run
+it. The weights in it act while a document is folded; a store keeps of them what a question needs.
+No training here, and no model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from engine.compression.codecs.base import Codec, Side
+from engine.compression.codecs.layer_basis import OWN
+from engine.compression.codecs.shared_basis import SharedBasis
+from engine.compression.routers.sketch import MeanKey, Router, Sketch
+from engine.compression.routers.span_zoom import SpanZoom
+from engine.errors import RouterError
+from engine.types import ModelIdentity
+
+NAME = "router.safetensors"
+"""A file of this name in a model's folder is that model's router."""
+
+NONE = "none"
+"""Asked for in place of a file: route without training."""
+
+REMEDY = "make it anew with `sekv train`, or route without it: --router none"
+
+FORMAT = "sekv-router 2"
+COMMON = "common"
+SPAN, SKETCH = "span", "sketch"
+FORMS = (SPAN, SKETCH)
+"""SPAN: the published projections, thresholds and gates. SKETCH: the model's own bases, in which
+the sketch of every key and the codes are kept."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The model that a router was trained for; a part of `ModelIdentity`."""
+
+    id: str
+    weights: str
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    @classmethod
+    def of(cls, identity: ModelIdentity) -> Owner:
+        return cls(**{name: getattr(identity, name) for name in cls.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class TrainedRouter:
+    """What was learnt. layers: per layer the tensors that policies are given while they fold.
+
+    fingerprint: of the file. record: how it was trained.
+    """
+
+    owner: Owner
+    layers: list[Side]
+    fingerprint: str
+    record: dict[str, Any]
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The forms in the file, of `FORMS`."""
+        names = self.layers[0]
+        return tuple(f for f, key in ((SPAN, "zoom_w"), (SKETCH, f"{OWN}k_basis")) if key in names)
+
+    def pays(self, choice: Router) -> bool:
+        """Whether on held-out text it found more than the untrained router of the same bytes,
+        those of bases that a document pays for among them."""
+        form = SPAN if isinstance(choice, MeanKey) else SKETCH
+        row = self.record.get("found", {}).get(form, {})
+        return bool(row.get("trained", 0.0) > row.get("untrained", 0.0))
+
+    def in_place_of(self, choice: Router) -> Router | None:
+        """The trained router that stands for an untrained one; None where none was learnt."""
+        if isinstance(choice, MeanKey) and SPAN in self.forms:
+            _, projections, rank, _ = self.layers[0]["zoom_w"].shape
+            group = self.layers[0]["zoom_tau"].shape[1]
+            return SpanZoom(self.fingerprint, group, projections, rank)
+        return None
+
+    def lends_to(self, codec: Codec, choice: Router) -> SharedBasis | None:
+        """The codec that may use the model's own bases; None where none were learnt, or where
+        sketch and codes do not share one."""
+        if isinstance(codec, SharedBasis) and codec.bits < 32 and isinstance(choice, Sketch):
+            return replace(codec, model=self.fingerprint) if SKETCH in self.forms else None
+        return None
+
+
+def save(
+    path: Path, owner: Owner, layers: list[Side], common: Side, record: dict[str, Any]
+) -> None:
+    """Write a router; `common` is the same in every layer."""
+    tensors = {
+        f"{index}.{name}": tensor.contiguous()
+        for index, side in enumerate(layers)
+        for name, tensor in side.items()
+    }
+    tensors |= {f"{COMMON}.{name}": tensor.contiguous() for name, tensor in common.items()}
+    claims = {"format": FORMAT, "owner": asdict(owner), "record": record}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    put(path, tensors, json.dumps(claims, sort_keys=True))
+
+
+def put(path: Path, tensors: Side, claims: str) -> None:
+    """Write tensors and what they say of themselves; the name changes hands when all is on disk."""
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"sekv": claims})
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def load(path: Path) -> TrainedRouter:
+    """Read a router file.
+
+    Raises:
+        RouterError: missing, no router, damaged, or of a newer format.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            claims = json.loads((file.metadata() or {}).get("sekv", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if claims.get("format") != FORMAT:
+            raise RouterError(f"{path} is no router file of this sekv (format {FORMAT}); {REMEDY}")
+        owner = Owner(**claims["owner"])
+        if min(owner.layers, owner.heads, owner.kv_heads, owner.head_dim) < 1:
+            raise ValueError("its model has no shape")
+        record = dict(claims["record"])
+    except FileNotFoundError:
+        raise RouterError(f"there is no router file {path}; make one with `sekv train`") from None
+    except (SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise RouterError(f"{path} is no router file, or is damaged ({error}); {REMEDY}") from error
+    layers: list[Side] = [{} for _ in range(owner.layers)]
+    for name, tensor in tensors.items():
+        place, _, rest = name.partition(".")
+        for index, side in enumerate(layers):
+            if place in (str(index), COMMON):
+                side[rest] = tensor
+    fingerprint = xxhash.xxh3_128_hexdigest(path.read_bytes())
+    router = TrainedRouter(owner, layers, fingerprint, record)
+    _check_shapes(path, router)
+    return router
+
+
+def find(asked: str, folder: Path, identity: ModelIdentity) -> tuple[TrainedRouter | None, str]:
+    """The router to use with a model, and a remark worth a line ("" for none).
+
+    Args:
+        asked: a file, `NONE`, or "" for the one in the model's own `folder`, if it fits.
+    Raises:
+        RouterError: the file asked for is no router, or that of another model.
+    """
+    if asked == NONE:
+        return None, ""
+    path = Path(asked) if asked else folder / NAME
+    if not asked and not path.is_file():
+        return None, ""
+    router = load(path)
+    if router.owner.weights == identity.weights:
+        return router, ""
+    if asked:
+        raise RouterError(
+            f"{path} was trained for {router.owner.id} ({router.owner.weights[:8]}), not for "
+            f"{identity.id} ({identity.weights[:8]}); train one with `sekv train`"
+        )
+    return None, f"{path.name} beside the model is of other weights; routing without training"
+
+
+def _check_shapes(path: Path, router: TrainedRouter) -> None:
+    """Every layer must hold what its forms need, in the shapes that the owner has."""
+    owner = router.owner
+    group = owner.heads // owner.kv_heads
+    for side in router.layers:
+        right = bool(router.forms)
+        if SPAN in router.forms:
+            w, tau = side.get("zoom_w"), side.get("zoom_tau")
+            right &= _shaped(w, (owner.kv_heads, None, None, owner.head_dim))
+            right &= _shaped(tau, (owner.kv_heads, group))
+        if SKETCH in router.forms:
+            for name in "kv":
+                columns, scale = (side.get(f"{OWN}{name}_{part}") for part in ("basis", "scale"))
+                right &= _shaped(columns, (owner.kv_heads, owner.head_dim, owner.head_dim))
+                right &= _shaped(scale, (owner.kv_heads, owner.head_dim))
+        if not right:
+            raise RouterError(
+                f"{path} is damaged: a layer's tensors are missing or misshapen; {REMEDY}"
+            )
+
+
+def _shaped(tensor: Tensor | None, shape: tuple[int | None, ...]) -> bool:
+    return (
+        tensor is not None
+        and tensor.dim() == len(shape)
+        and all(want in (None, have) for want, have in zip(shape, tensor.shape, strict=True))
+    )

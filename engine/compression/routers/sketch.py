@@ -1,0 +1,219 @@
+"""How a query finds the spans it needs: the device's estimate of their attention mass, and the
+choice of what to zoom under a budget.
+
+A router keeps a little of every key on the device and turns a query into the log-mass of every
+span; the same estimate is the logit of the summary row of a span that is not zoomed. It fetches
+nothing: see `tiers`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from engine.compression.codecs.base import Side
+from engine.compression.codecs.layer_basis import basis_of, fit_basis, sample, score_error, to_basis
+from engine.compression.packing import Packing, pack_heads, split_heads
+from engine.compression.quantize import (
+    GAUSS_MSE,
+    bit_price,
+    bits_at,
+    dequantize,
+    fit_steps,
+    quantize,
+)
+from engine.compression.scores import packed_span_masses
+
+
+class Router(Protocol):
+    def fit(self, k: Tensor, side: Side) -> Side:
+        """Side information of a layer from the first window's keys [Hkv, n, D]; `side` holds the
+        codec's, whose basis may be shared, and what `fold.prepare` gives."""
+        ...
+
+    def price(self, spread: Tensor) -> float:
+        """What a bit must save, given the score errors [R, D] of all layers' components."""
+        ...
+
+    def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
+        """Device tensors of a window from keys [Hkv, n, D] and span keys [Hkv, S, D].
+
+        side: the layer's, and "owner" [n], the span of every token.
+        A name ending in ".t" holds a row per token, ".s" a row per span, along dimension 1.
+        """
+        ...
+
+    def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
+        """Estimated log of the sum of exp(q.k / sqrt(D)) over each span.
+
+        q: float32 [Hkv, Q, D]; bounds [S + 1] -> [Hkv, Q, S] nats.
+        """
+        ...
+
+    def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
+        """The same estimate at fewer bytes, or None where it cannot shrink."""
+        ...
+
+    def device_share(self, size: int, span: float) -> float:
+        """Expected bytes over those of 16-bit rows, for spans of about `span` tokens."""
+        ...
+
+
+class Unfitted:
+    """A router that learns nothing of the document, has no bits to share out and cannot shrink."""
+
+    def fit(self, k: Tensor, side: Side) -> Side:
+        return {}
+
+    def price(self, spread: Tensor) -> float:
+        return math.inf
+
+    def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
+        return None
+
+
+@dataclass(frozen=True)
+class MeanKey(Unfitted):
+    """The published router without training: the span's key and the log of its length.
+
+    Source: SeKV (arXiv 2606.31145), section 3.3 with W = identity.
+    """
+
+    def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
+        return {"mean_key.s": summary.half()}
+
+    def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
+        keys = device["mean_key.s"].float()
+        return torch.bmm(q, keys.mT) / math.sqrt(q.shape[-1]) + bounds.diff().float().log()
+
+    def device_share(self, size: int, span: float) -> float:
+        return 0.5 / span
+
+
+MOST_MISSING = 1.0
+"""Nats that a sketch adds at most for what it left out. Where more is missing, a span's mass is
+that of its few best tokens, and these are the ones that rounding has spared."""
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """Our default: a few coefficients of every key in the shared basis, at a few bits each.
+
+    Scores every token, sums exp by span. `bits` is the mean per component over all layers and
+    heads, given by variance (reverse water-filling): at 1.0 it costs 1/32 of the 16-bit rows, as
+    a mean key for 16 tokens does, and finds the token that a mean hides. What was left out is
+    counted with its expected weight, E exp(s + e) = exp(s + var(e) / 2), so that masses of spans
+    can be held against rows that are exact.
+    """
+
+    bits: float = 1.0
+
+    def fit(self, k: Tensor, side: Side) -> Side:
+        new, variance = fit_basis("k", k, side)
+        if "k_mean" in side:  # the codec's, of the same rows
+            new = {}
+        spread = score_error(variance, side)
+        price = side["sketch_price"].item() if "sketch_price" in side else self.price(spread)
+        coefs = to_basis(sample(k), "k", {**side, **new})
+        bits = bits_at(spread, price)
+        step = fit_steps(coefs, bits)
+        kept = dequantize(
+            quantize(coefs, bits[:, None], step[:, None]), bits[:, None], step[:, None]
+        )
+        lost = torch.where(bits[:, None] > 0, kept - coefs, coefs).square().mean(1)
+        return {**new, "sketch_bits": bits, "sketch_step": step, "sketch_lost": lost}
+
+    def price(self, spread: Tensor) -> float:
+        return bit_price(spread, self.bits)
+
+    def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
+        packed = pack_heads(to_basis(k, "k", side), side["sketch_bits"], side["sketch_step"])
+        return {"sketch.t": packed}
+
+    def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
+        packed, bits = device["sketch.t"], side["sketch_bits"]
+        return span_masses(packed, bits, *self.turned(q, side), bounds)
+
+    def turned(self, q: Tensor, side: Side) -> tuple[Tensor, Tensor]:
+        """See `two_level.Sketched`."""
+        mean, basis = basis_of("k", side)
+        scale = 1 / math.sqrt(q.shape[-1])
+        turned = torch.bmm(q, basis) * scale
+        shift = torch.bmm(q, mean[:, :, None]) * scale
+        if "sketch_lost" in side:
+            missing = torch.bmm(turned.square(), side["sketch_lost"][:, :, None]) / 2
+            shift += missing.clamp_max(MOST_MISSING)
+        return turned * side["sketch_step"][:, None], shift
+
+    def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
+        """Drop a byte of every row: of the head that loses least by it, the last of its narrowest
+        components, which lie at the end of a row. The widest of a head stay."""
+        bits, lost = side["sketch_bits"], side["sketch_lost"]
+        droppable = []
+        for head, row in enumerate(bits):
+            used = int((row > 0).sum())
+            width = int(row[used - 1]) if used else 0
+            if used and width < int(row[0]):
+                last = slice(used - 8 // width, used)
+                more = float(lost[head, last].sum()) * (1 / GAUSS_MSE[width] - 1)
+                droppable.append((more, -used, head, width, last))
+        if not droppable:
+            return None
+        _, _, head, width, last = min(droppable, key=lambda each: each[:3])
+        bits, lost = bits.clone(), lost.clone()
+        bits[head, last] = 0
+        lost[head, last] /= GAUSS_MSE[width]
+        parts = split_heads(device["sketch.t"], side["sketch_bits"])
+        left = [p[:, : Packing.of(row).row_bytes] for p, row in zip(parts, bits, strict=True)]
+        packed = torch.cat(left, -1)[None]
+        return {**device, "sketch.t": packed}, {**side, "sketch_bits": bits, "sketch_lost": lost}
+
+    def device_share(self, size: int, span: float) -> float:
+        return self.bits / 32
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def span_masses(packed: Tensor, bits: Tensor, q: Tensor, shift: Tensor, bounds: Tensor) -> Tensor:
+    """`packed_span_masses`; on a CUDA device in one kernel where Triton is installed, as torch does
+    on Linux. An error of the kernel is an error: there is no second way once it is chosen."""
+    if packed.is_cuda and _has_triton():
+        from engine.compression import kernels
+
+        return kernels.span_masses(packed, bits, q, shift, bounds)
+    return packed_span_masses(packed, bits, q, shift, bounds)
+
+
+def choose(
+    share: Tensor, cost: Tensor, room: float, uncovered: float, rows: Tensor | None = None
+) -> Tensor:
+    """The spans to zoom: by falling share until what is left is small or the room is full.
+
+    Args:
+        share: [Hkv, F] estimated share of attention that a span draws.
+        cost: [Hkv, F] bytes of a span on the device.  room: bytes to spend, heads together.
+        uncovered: what of any row's attention may stay unzoomed; 0 zooms all that fits.
+        rows: [Hkv, R, F] the shares of each row, of which `share` is the largest; without, `share`
+            is the only row.
+    Returns:
+        bool [Hkv, F].
+    """
+    wanted = torch.ones_like(share, dtype=torch.bool)
+    if uncovered > 0:
+        rising = share.argsort(dim=-1)[:, None]
+        drawn = share[:, None] if rows is None else rows
+        left = drawn.gather(-1, rising.expand_as(drawn)).cumsum(-1).amax(1)
+        wanted = torch.zeros_like(wanted).scatter_(-1, rising[:, 0], left > uncovered)
+    order = torch.where(wanted, share, -1.0).flatten().argsort(descending=True, stable=True)
+    fits = cost.flatten()[order].cumsum(0) <= room
+    chosen = torch.zeros_like(fits).scatter_(0, order, fits)
+    return chosen.reshape(share.shape) & wanted

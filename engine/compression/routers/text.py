@@ -1,0 +1,92 @@
+"""Routers of other systems, which score a whole span by a summary of its keys.
+
+All follow the query; those that do not are in `route_static`. None estimates a log-mass: their
+scores rank spans, and spans that are not zoomed are hidden.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.compression.codecs.base import Side
+from engine.compression.routers.sketch import Unfitted
+
+
+@dataclass(frozen=True)
+class SpanKey(Unfitted):
+    """The score of a span is that of its mean key, however long it is.
+
+    Source: SentenceKV (arXiv 2504.00970), section 3.2.
+    """
+
+    def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
+        return {"mean_key.s": summary.half()}
+
+    def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
+        return torch.bmm(q, device["mean_key.s"].float().mT) / math.sqrt(q.shape[-1])
+
+    def device_share(self, size: int, span: float) -> float:
+        return 0.5 / span
+
+
+@dataclass(frozen=True)
+class KeyBox(Unfitted):
+    """The largest score that any key inside a span's box can have: per channel its least and
+    greatest key.
+
+    Source: SentKVCompress (OpenReview T0ii3nAxk4) keeps the box, as its reviews tell; the bound
+    is that of Quest (arXiv 2406.10774), equation 1.
+    """
+
+    def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
+        owner = side["owner"]
+        index = owner[None, :, None].expand_as(k)
+        shape = (k.shape[0], summary.shape[1], k.shape[2])
+        rows = k.float()
+        low = rows.new_full(shape, torch.inf).scatter_reduce_(1, index, rows, "amin")
+        high = rows.new_full(shape, -torch.inf).scatter_reduce_(1, index, rows, "amax")
+        return {"low.s": low.half(), "high.s": high.half()}
+
+    def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
+        up = torch.bmm(q.clamp_min(0), device["high.s"].float().mT)
+        down = torch.bmm(q.clamp_max(0), device["low.s"].float().mT)
+        return (up + down) / math.sqrt(q.shape[-1])
+
+    def device_share(self, size: int, span: float) -> float:
+        return 1.0 / span
+
+
+@dataclass(frozen=True)
+class PartMeans(Unfitted):
+    """The best score among a fixed number of keys per span: the means of its equal parts.
+
+    Spans of any length become `count` rows, so that scoring is one dense product; parts of a
+    span with fewer tokens than rows repeat.
+    Source: DynSplit-KV (arXiv 2602.03184) maps blocks of any length to a fixed format; which
+    one is not public, this is our reading.
+    """
+
+    count: int = 4
+
+    def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
+        owner = side["owner"]
+        lengths = torch.bincount(owner, minlength=summary.shape[1])
+        starts = lengths.cumsum(0) - lengths
+        part = torch.arange(self.count)
+        first = starts[:, None] + part * lengths[:, None] // self.count
+        last = starts[:, None] + -(-(part + 1) * lengths[:, None] // self.count)
+        total = torch.cat([k.new_zeros(k.shape[0], 1, k.shape[2]), k.float().cumsum(1)], 1)
+        means = (total[:, last] - total[:, first]) / (last - first)[..., None]
+        return {"parts.s": means.half()}
+
+    def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
+        parts = device["parts.s"].float()
+        scores = torch.bmm(q, parts.flatten(1, 2).mT) / math.sqrt(q.shape[-1])
+        return scores.reshape(*scores.shape[:2], *parts.shape[1:3]).amax(-1)
+
+    def device_share(self, size: int, span: float) -> float:
+        return 0.5 * self.count / span

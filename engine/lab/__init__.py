@@ -1,0 +1,1 @@
+"""Measurements and training. Nothing here is needed to use sekv."""

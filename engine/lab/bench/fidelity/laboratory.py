@@ -1,0 +1,211 @@
+"""The fidelity suite: answers, routing and distortion on the same documents in one run.
+
+Answers come first, and those of a document by one method at one budget are on disk when they are
+given, so that an interrupted run goes on where it stopped. Then heads are looked into.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from engine.compression.methods import named
+from engine.errors import BudgetError, SekvError
+from engine.lab.bench.compare import Log, ReadOnce
+from engine.lab.bench.fidelity import answers
+from engine.lab.bench.fidelity.distortion import Distortion
+from engine.lab.bench.fidelity.routing import Routing, levels
+from engine.lab.bench.fidelity.subjects import Subject, side_by_side, take
+from engine.memory.open import parse_budget
+from engine.types import Progress
+
+if TYPE_CHECKING:
+    from engine.lab.bench.questions import Excerpt, Question
+    from engine.models.hf import Reader
+
+FORMAT = "sekv-fidelity-bench 4"
+FULL = "full"
+
+
+class Documents(Protocol):
+    """Where documents with questions come from, one after another."""
+
+    def __iter__(self) -> Iterator[Excerpt]: ...
+
+
+@dataclass(frozen=True)
+class FidelitySetting:
+    """What is compared.
+
+    methods: names, each with "@" and a router file or "none" where not the model's own is meant.
+    budgets: shares or tokens, or "all" for everything zoomed.
+    questions: how many in all. coverage: as `AskOptions`. most: tokens of an answer.
+    dissected: of the documents, how many are looked at head by head (routing, distortion).
+    """
+
+    methods: tuple[str, ...] = ("sekv", "sekv-paper")
+    budgets: tuple[str, ...] = ("2.5%", "5%", "10%", "20%", answers.ALL)
+    questions: int = 200
+    coverage: float = 1.0
+    window: int = 0
+    most: int = 80
+    dissected: int = 8
+
+
+@dataclass(frozen=True)
+class _Document:
+    """A document, the questions that are asked on it, and its name in the log."""
+
+    text: str
+    questions: Sequence[Question]
+
+    @property
+    def key(self) -> str:
+        whole = "\0".join([self.text, *(question.text for question in self.questions)])
+        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
+
+def measure(
+    reader: Reader,
+    model: str,
+    documents: Documents,
+    setting: FidelitySetting,
+    folder: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Ask every question of the full cache and of every method at every budget, and look into the
+    heads of the first documents. What `folder` already holds is not asked again.
+
+    Args:
+        reader: loaded.  model: its name or path, for ingest.
+    Returns:
+        JSON values: settings, routing, distortion, and per method and budget the answers.
+    Raises:
+        SekvError: an unknown method, a budget that is none, documents without questions, or
+            another run's answers in the folder.
+    """
+    recipes = {method: named(method.partition("@")[0]) for method in setting.methods}
+    for budget in setting.budgets:
+        if budget != answers.ALL:
+            parse_budget(budget, 1)
+    if not 0 < setting.coverage <= 1:
+        raise BudgetError(f"coverage {setting.coverage} is not in (0, 1]")
+    head = {
+        "format": FORMAT,
+        "model": reader.identity.id,
+        "weights": reader.identity.weights,
+        "dtype": reader.dtype_name,
+        "coverage": setting.coverage,
+        "window": setting.window,
+        "most": setting.most,
+        "recipes": {method: recipe.settings() for method, recipe in recipes.items()},
+    }
+    once = ReadOnce.of(reader, list(recipes.values()))
+    drawn = list(_drawn(documents, setting.questions))
+    if not drawn:
+        raise SekvError("the documents hold no questions")
+    log = Log.open(folder, head)
+    routing, distortion, subjects = Routing(), Distortion(), list[Subject]()
+    together = Routing(levels())
+    with tempfile.TemporaryDirectory(prefix="sekv-fidelity-") as scratch:
+        source = Path(scratch) / "document.txt"
+        progress.start("asking", sum(len(one.questions) for one in drawn), "questions")
+        for document in drawn:
+            source.write_text(document.text, encoding="utf-8")
+            once.forget()
+            _answer(once, model, document, source, setting, log)
+            progress.advance(len(document.questions))
+        dissected = drawn[: setting.dissected]
+        progress.start("dissecting", len(dissected), "documents")
+        for document in dissected:
+            source.write_text(document.text, encoding="utf-8")
+            once.forget()
+            stated = [(question.evidence, question.answer) for question in document.questions]
+            said = log.entries[document.key, FULL]["said"]
+            subject = take(once, source, setting.window, said, stated)
+            routing.add(subject)
+            distortion.add(subject)
+            subjects.append(subject)
+            progress.advance(1)
+    if subjects:
+        together.add(side_by_side(subjects))
+    full = [log.entries[document.key, FULL] for document in drawn]
+    return {
+        "format": FORMAT,
+        "model": reader.identity.id,
+        "weights": reader.identity.weights,
+        "setting": asdict(setting),
+        "documents": len(drawn),
+        "dissected_documents": len(dissected),
+        "tokens_per_document": round(sum(entry["tokens"] for entry in full) / len(full)),
+        "full": answers.line(full),
+        "methods": {
+            method: {
+                budget: answers.line([log.entries[one.key, _row(method, budget)] for one in drawn])
+                for budget in setting.budgets
+            }
+            for method in setting.methods
+        },
+        "routing": routing.report(),
+        "side_by_side": {
+            "tokens": sum(len(subject.pieces) for subject in subjects),
+            "routing": together.report(),
+        },
+        "distortion": distortion.report(),
+        "unturned": distortion.unturned,
+    }
+
+
+def _drawn(documents: Documents, questions: int) -> Iterator[_Document]:
+    """As many documents as have so many questions; those that have none do not count."""
+    left = questions
+    for drawn in documents:
+        asked = list(drawn.questions)[:left]
+        left -= len(asked)
+        if asked:
+            yield _Document(drawn.text, asked)
+        if not left:
+            return
+
+
+def _row(method: str, budget: str) -> str:
+    return f"{method} {budget}"
+
+
+def _answer(
+    reader: ReadOnce,
+    model: str,
+    document: _Document,
+    source: Path,
+    setting: FidelitySetting,
+    log: Log,
+) -> None:
+    """Put into the log what it lacks of a document. The full cache is asked again for that, since
+    its words are followed and its logits are not kept."""
+    missing = {
+        method: [
+            budget
+            for budget in setting.budgets
+            if (document.key, _row(method, budget)) not in log.entries
+        ]
+        for method in setting.methods
+    }
+    if (document.key, FULL) in log.entries and not any(missing.values()):
+        return
+    size = reader.dtype.itemsize
+    ask = partial(answers.asked, reader, model, source, document.questions, window=setting.window)
+    [(report, truth)] = ask(FULL, [answers.options_of(answers.ALL, 1.0, setting.most)])
+    counted = answers.counted(truth, truth, document.questions, report, size)
+    said = [[*heard.prompt, *heard.words] for heard in truth]
+    log.put({"key": document.key, "row": FULL, **counted, "said": said})
+    for method, budgets in missing.items():
+        options = [answers.options_of(b, setting.coverage, setting.most) for b in budgets]
+        heard = ask(method, options, truth=truth) if budgets else ()
+        for budget, (report, mine) in zip(budgets, heard, strict=True):
+            counted = answers.counted(mine, truth, document.questions, report, size)
+            log.put({"key": document.key, "row": _row(method, budget), **counted})

@@ -1,0 +1,60 @@
+"""Other people's systems as rows of our tables: the one place where they are named.
+
+A peer is handed a document that the model has read, holds it in its own way without having seen
+any question, and is then asked through the same session as every store: the same prompt, greedy
+decoding and hold on a look-up reader. Its bytes are those that really lie on the device and on
+the disk. The engine never imports this package, and a peer's own library is imported only when
+its row is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine.errors import BudgetError
+from engine.lab.bench.peers.caches import QUANTISED, Quantized, Reloaded
+from engine.lab.bench.peers.llama import LlamaCpp
+from engine.lab.bench.peers.presses import PRESSES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from engine.lab.bench.peers.held import Peer
+
+ALL = "peers"
+LLAMA = "llama.cpp"
+_KNOWN: tuple[Peer, ...] = (Reloaded(), *map(Quantized, QUANTISED), *PRESSES, LlamaCpp(""))
+PEERS = {peer.name: peer for peer in _KNOWN}
+
+
+def is_peer(method: str) -> bool:
+    """Whether a name of `--method` means a peer; no recipe has a colon or a point in its name."""
+    return ":" in method or is_llama(method)
+
+
+def is_llama(method: str) -> bool:
+    """Whether a name means llama.cpp, with or without its model file."""
+    return method.partition("@")[0] == LLAMA
+
+
+def named(method: str) -> Peer:
+    """The peer of that name.
+
+    Raises:
+        BudgetError: there is none; the line lists the known ones.
+    """
+    base, _, file = method.partition("@")
+    if base == LLAMA and file:
+        return LlamaCpp(file)
+    if method not in PEERS:
+        raise BudgetError(f"unknown peer '{method}'; known: {', '.join(PEERS)}")
+    return PEERS[method]
+
+
+def expand(methods: Sequence[str]) -> tuple[str, ...]:
+    """Names with families written out: "kvpress" is all its presses, "peers" all there is."""
+    found: list[str] = []
+    for method in methods:
+        family = [name for name in PEERS if method in (ALL, name.partition(":")[0])]
+        found += family or [method]
+    return tuple(dict.fromkeys(found))

@@ -1,0 +1,152 @@
+"""llama.cpp through llama-cpp-python: the state of a document saved to a file and restored.
+
+llama.cpp has a model file of its own, so that the peer is named with it: `llama.cpp@FILE.gguf`,
+made from the same checkpoint (`peers.gguf`). It is fed the reader's token ids and windows; its
+forward and its state are its own.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from engine.lab.bench.llamacpp import Context, LlamaWeights
+from engine.lab.bench.peers.held import FAILURES, Held, PeerError, failure, put
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from engine.answer.session import Session
+
+QUESTION = 1024
+"""Room for a question's tokens."""
+
+
+class Engine(Protocol):
+    """What `llamacpp.Context` is, as far as an answer needs it."""
+
+    n_tokens: int
+
+    def eval(self, tokens: list[int]) -> None:
+        """Read tokens behind the first n_tokens, and forget what was behind them."""
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        """float32 [V] of the token to come."""
+
+
+class Greedy:
+    """Stands in for a transformers model where a session generates; a document lies in `engine`.
+
+    start: how many tokens that is.
+    """
+
+    def __init__(self, engine: Engine, start: int, model: Any):
+        self.engine, self.start, self.model = engine, start, model
+        self.generation_config = model.generation_config
+        self._read: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()
+
+    def get_input_embeddings(self) -> Any:
+        return self.model.get_input_embeddings()
+
+    def generate(
+        self,
+        ids: Tensor,
+        *,
+        past_key_values: Any,
+        max_new_tokens: int,
+        streamer: Any,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        **_: Any,
+    ) -> Tensor:
+        """Greedy decoding behind the document; see `transformers.GenerationMixin.generate`.
+
+        past_key_values: which answer this is; what was read of it before is read again.
+        """
+        ends = self.generation_config.eos_token_id
+        ends = set(ends) if isinstance(ends, list) else {ends}
+        streamer.put(ids)
+        unread, before = ids[0].tolist(), self._read.get(past_key_values, [])
+        self.engine.n_tokens = self.start
+        self.engine.eval([*before, *unread])
+        for left in reversed(range(max_new_tokens)):
+            scores = torch.from_numpy(self.engine.logits().copy())[None]
+            if logits_processor is not None:
+                scores = logits_processor(ids, scores)
+            token = scores.argmax(-1)
+            streamer.put(token)
+            ids = torch.cat([ids, token[None]], 1)
+            stopped = stopping_criteria is not None and stopping_criteria(ids, scores).all()
+            if not left or stopped or int(token) in ends:
+                break
+            self.engine.eval([int(token)])
+        self._read[past_key_values] = [*before, *ids[0, :-1].tolist()]
+        streamer.end()
+        return ids
+
+
+@dataclass(frozen=True)
+class LlamaCpp:
+    """file: the model as GGUF, "" where none was named."""
+
+    file: str
+    whole: bool = True
+    source: str = "llama.cpp, 16-bit KV, llama_state_seq_save_file and _load_file"
+
+    @property
+    def name(self) -> str:
+        return f"llama.cpp@{self.file}" if self.file else "llama.cpp"
+
+    def missing(self) -> str:
+        if find_spec("llama_cpp") is None:
+            return (
+                "needs llama-cpp-python, which is not installed: pip install llama-cpp-python "
+                "(it compiles for minutes)"
+            )
+        if not self.file:
+            return (
+                "needs the reader's weights as GGUF: make them with python -m "
+                "engine.lab.bench.peers.gguf FILE.gguf, and name the file: llama.cpp@FILE.gguf"
+            )
+        return "" if Path(self.file).is_file() else f"there is no file {self.file}"
+
+    def hold(self, session: Session, budget: str, place: Path) -> int:
+        manifest = session.store.manifest
+        prefix, ids = list(session.reader.prompt.prefix), session.ids.tolist()
+        known = session.reader.model.get_input_embeddings().num_embeddings
+        cells = len(prefix) + len(ids)
+        room = cells + QUESTION + session.options.max_new_tokens
+        state = place / "llama.state"
+        try:
+            weights = LlamaWeights(self.file)
+            if weights.vocabulary != known:
+                raise PeerError(
+                    f"{self.file} has {weights.vocabulary} tokens and the reader {known}: it is "
+                    "another model"
+                )
+            first = Context(weights, room, torch.get_num_threads())
+            first.read(prefix, [ids[window.start : window.end] for window in manifest.windows])
+            first.save(state, [*prefix, *ids])
+            again = Context(weights, room, torch.get_num_threads())
+            resident = again.restore(state, cells, first.n_tokens)
+        except FAILURES as error:
+            raise failure(self, error) from error
+        # What the session counts; its own rows are never attended to.
+        parts = len(session.memory.layers)
+        shares = [resident // parts + (i < resident % parts) for i in range(parts)]
+        put(session, [Held(share, _nothing) for share in shares])
+        session.reader = copy.copy(session.reader)
+        session.reader.model = Greedy(again, again.n_tokens, session.reader.model)
+        return state.stat().st_size
+
+
+def _nothing() -> tuple[Tensor, Tensor]:
+    raise PeerError("the rows of llama.cpp are its own")

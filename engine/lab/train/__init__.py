@@ -1,0 +1,1 @@
+"""Training of zoom routers, and the search for retrieval heads."""

@@ -1,0 +1,1 @@
+"""A store opened for questions under a budget."""

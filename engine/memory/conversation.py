@@ -1,0 +1,176 @@
+"""Old turns of a conversation fold as the document does, and follow it in its memory.
+
+A turn is read once, behind the document and what is kept of the turns before it; its keys and
+values then become anchors, sketches, summaries and codes by the choices of the document's method
+and with the document's bases. From then on it is spans like others: the same router looks for
+them, the same budget pays for them. Nothing of it is written to a disk.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from engine.attention.layer import LayerMemory, Segment, View
+from engine.attention.seam import LiveLayer, MemoryCache
+from engine.compression.encode import compress_layer, segment
+from engine.compression.observation import Observe
+from engine.compression.routers import two_level
+from engine.compression.spans import COMPRESSED
+from engine.errors import StoppedError
+from engine.memory.open import Memory
+from engine.models.hf import Reader
+from engine.types import Turn
+
+SHARE = 0.0625
+"""Share of the budget that folded turns may take while nothing of them is zoomed: a quarter of
+what always stays free to zoom."""
+
+POSITIONS = 0.25
+"""Share of the positions behind the document that folded turns may take."""
+
+MOST_HELD = 1 << 28
+"""Bytes of folded turns that are kept of other conversations than the newest."""
+
+
+@dataclass(frozen=True)
+class CompressedTurn:
+    """A turn that was read. tokens: positions it takes. layers: what each keeps of it."""
+
+    tokens: int
+    layers: list[Segment]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.nbytes for layer in self.layers)
+
+
+class Conversation:
+    """The folded turns of conversations over one memory.
+
+    What a turn folds to follows from the turns before it and nothing else, so that it is kept
+    under their words and serves every conversation that begins with them.
+
+    length: positions that prefix, document and the turns recalled last take together. shown: of
+    these turns, how many are still there. scout: lets the memory see the windows of a long
+    document that matter to some tokens, and no others.
+    """
+
+    def __init__(self, reader: Reader, memory: Memory, scout: Callable[[list[int]], object]):
+        self._reader, self._memory, self._scout = reader, memory, scout
+        self._held: OrderedDict[tuple[Turn, ...], CompressedTurn] = OrderedDict()
+        self.length, self.shown = memory.length, 0
+
+    @property
+    def folds(self) -> bool:
+        """Whether turns can fold by the document's method: not where everything is exact, where
+        or where spans are ranked by what a window's own end looked at."""
+        recipe = self._memory.layers[0].recipe
+        return (
+            all(type(layer) is LayerMemory for layer in self._memory.layers)
+            and not recipe.selector.static
+            and recipe.observe == Observe()
+        )
+
+    def cache(self) -> MemoryCache:
+        """An empty cache behind what was recalled."""
+        memory = self._memory
+        return MemoryCache(memory.layers, self.length, memory.shared, self._reader.tokenizer.decode)
+
+    def recall(self, turns: Sequence[Turn], stop: Callable[[], bool] | None = None) -> None:
+        """Have the memory hold these turns, and no others; reads those that are new.
+
+        Of turns that take more than `SHARE` of the budget the newest stay; where positions run
+        out, the conversation begins anew at a later turn.
+
+        Raises:
+            StoppedError: `stop` said so.
+        """
+        prompt, tokenizer = self._reader.prompt, self._reader.tokenizer
+        most = POSITIONS * (self._reader.max_positions - self._memory.length)
+        lengths = [len(prompt.turn(tokenizer, turn, first=not i)) for i, turn in enumerate(turns)]
+        told = tuple(turns[beginning(lengths, most) :])
+        chain: list[CompressedTurn] = []
+        for count in range(1, len(told) + 1):
+            if told[:count] not in self._held:
+                if stop is not None and stop():
+                    raise StoppedError("the answer was stopped")
+                self._show(chain)
+                ids = prompt.turn(tokenizer, told[count - 1], first=count == 1)
+                self._held[told[:count]] = self._read(ids)
+            self._held.move_to_end(told[:count])
+            chain.append(self._held[told[:count]])
+        self._show(chain)
+        self._forget(keep=len(chain))
+
+    def _show(self, chain: list[CompressedTurn]) -> None:
+        """Let the newest turns that fit follow the document, in place of any that did."""
+        layers = self._memory.layers
+        left = [SHARE * min(layer.limits.cap for layer in layers)] * len(layers)
+        first = len(chain)
+        while first:
+            sizes = (stretch.device_bytes for stretch in chain[first - 1].layers)
+            left = [room - size for room, size in zip(left, sizes, strict=True)]
+            if min(left) < 0:
+                break
+            first -= 1
+        self.shown = len(chain) - first
+        self.length = self._memory.length + sum(folded.tokens for folded in chain)
+        for index, layer in enumerate(layers):
+            layer.follow([folded.layers[index] for folded in chain[first:]])
+
+    def _read(self, ids: list[int]) -> CompressedTurn:
+        """Read a turn behind what is shown, and fold it layer by layer."""
+        self._scout(ids)
+        cache = self.cache()
+        surprisal = self._reader.read_behind(ids, cache)
+        pieces = [self._reader.tokenizer.decode([token]) for token in ids]
+        recipe = replace(self._memory.layers[0].recipe, sinks=0)
+        spans = segment(recipe, surprisal, pieces, last=False)
+        everything = View.of(
+            torch.arange(len(spans.kind)), spans.bounds, torch.zeros_like(spans.bounds)
+        )
+        folded = spans.kind == COMPRESSED
+        _, rows = everything.pick(folded)
+        layers = []
+        for layer, live in zip(self._memory.layers, cache.layers, strict=True):
+            assert isinstance(live, LiveLayer)
+            assert live.keys is not None
+            assert live.values is not None
+            k, v = live.keys[0].cpu(), live.values[0].cpu()
+            side = {name: t.cpu() for name, t in layer.side.items()}
+            made = compress_layer(recipe, k, v, surprisal, spans, side)
+            exact = made.device["pinned_k"], made.device["pinned_v"]
+            device = dict(made.device)
+            if "ball.s" in layer.tensors:
+                device |= two_level.build(device, side, spans.bounds)
+            tensors = {name: device[name] for name in layer.tensors}
+            tensors = everything.slice(tensors, folded, rows)
+            layers.append(Segment(spans.bounds, folded, exact, tensors, made.records))
+        return CompressedTurn(len(ids), layers)
+
+    def _forget(self, keep: int) -> None:
+        """Drop what was not recalled for longest until the others take no more than they may."""
+        others = [folded.nbytes for folded in self._held.values()][: len(self._held) - keep]
+        while sum(others) > MOST_HELD:
+            self._held.popitem(last=False)
+            del others[0]
+
+
+def beginning(lengths: Sequence[int], most: float) -> int:
+    """The turn a conversation begins at, so that its turns take at most `most` tokens.
+
+    Where they would take more it moves on until they take half of that: turns keep their
+    positions, so that those behind the new beginning are read again, which must be rare.
+    """
+    first = total = 0
+    for length in lengths:
+        total += length
+        if total > most:
+            while total > most / 2:
+                total -= lengths[first]
+                first += 1
+    return first

@@ -1,1 +1,0 @@
-"""Models that read: any causal LM of transformers (`hf`)."""

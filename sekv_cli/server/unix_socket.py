@@ -1,0 +1,119 @@
+"""Where servers listen, and where a user's own are found: in a folder nobody else may enter.
+
+Torch-free. A server binds one socket there beside its TCP port; whoever can open it is the same
+user, so that no token and no port number is needed. A socket whose server is gone is removed by
+the next who looks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from engine.errors import ServeError, StoreError
+from engine.store.manifest import NAME
+
+LONGEST = 100
+"""Bytes of a socket's path; the systems allow a little more than a hundred."""
+
+
+def folder() -> Path:
+    """Where sockets are: the user's runtime folder, else the cache."""
+    base = os.environ.get("XDG_RUNTIME_DIR") or os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "sekv"
+
+
+def fingerprint(store: Path) -> str:
+    """Which store is under this name now: SHA-256 of its manifest, which has every file's checksum.
+
+    Raises:
+        StoreError: there is none.
+    """
+    try:
+        return hashlib.sha256((store / NAME).read_bytes()).hexdigest()
+    except OSError:
+        raise StoreError(f"there is no store at {store}: make one with sekv ingest") from None
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound TCP socket.
+
+    Raises:
+        ServeError: no such address, or it is taken.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=256)
+    except OSError as error:
+        raise ServeError(f"cannot listen at {host}:{port}: {error.strerror or error}") from None
+
+
+def name_stores(paths: list[Path]) -> dict[str, Path]:
+    """What each store is called as a model: its file name without the ending.
+
+    Raises:
+        ServeError: two of them have the same.
+    """
+    names: dict[str, Path] = {}
+    for path in paths:
+        resolved = path.resolve()
+        name = resolved.name.removesuffix(".sekv")
+        if name in names:
+            raise ServeError(f"{names[name]} and {resolved} are both called {name}; rename one")
+        names[name] = resolved
+    return names
+
+
+def bind() -> tuple[socket.socket, Path]:
+    """A new listening socket of this process, for this user alone.
+
+    Raises:
+        ServeError: the folder is not private, or its path is too long for a socket.
+    """
+    where = folder()
+    where.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not _private(where):
+        raise ServeError(f"{where} is not yours alone; chmod 700 it or set XDG_RUNTIME_DIR")
+    path = where / f"{os.getpid()}.sock"
+    if len(os.fsencode(path)) > LONGEST:
+        raise ServeError(f"{path} is too long for a socket; set XDG_RUNTIME_DIR to a short folder")
+    path.unlink(missing_ok=True)  # of an earlier process with this number
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        made.bind(str(path))
+        made.listen()  # at once: one that nobody listens at counts as left behind
+    finally:
+        os.umask(before)
+    return made, path
+
+
+def sockets() -> Iterator[Path]:
+    """Sockets of this user's servers; those whose server is gone are removed."""
+    where = folder()
+    if not hasattr(socket, "AF_UNIX") or not where.is_dir() or not _private(where):
+        return
+    for path in sorted(where.glob("*.sock")):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial:
+            trial.settimeout(2)
+            try:
+                trial.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink(missing_ok=True)
+                continue
+            except OSError:
+                continue
+        yield path
+
+
+def _private(where: Path) -> bool:
+    found = where.lstat()
+    return (
+        stat.S_ISDIR(found.st_mode)
+        and found.st_uid == os.geteuid()
+        and not stat.S_IMODE(found.st_mode) & 0o077
+    )
