@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SAMPLE := docs/sample/dracula.pdf
 DEMO := runs/dracula.sekv
+PAGES := 1-11
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check docs table clean
 
 help:
-	@echo "make demo   ingest the sample book, ask it three questions, look inside"
+	@echo "make demo   read the first chapter of the sample book, ask three questions, look inside"
 	@echo "make test   run the tests"
 	@echo "make check  lint, formatting, types"
 	@echo "make docs   write the generated pages anew"
@@ -31,7 +32,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	@mkdir -p $(dir $(DEMO))
-	$(BIN)/sekv ingest $(SAMPLE) -o $(DEMO) --overwrite
+	$(BIN)/sekv ingest $(SAMPLE) --pages $(PAGES) -o $(DEMO) --overwrite
 	@echo
 	$(BIN)/sekv ask $(DEMO) -f docs/sample/questions.txt
 	$(BIN)/sekv inspect $(DEMO)
