@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from engine.compression.methods import named
 from engine.errors import BudgetError, SekvError
-from engine.lab.bench.compare import Log, ReadOnce
+from engine.lab.bench.budgets import ALL, options_of
 from engine.lab.bench.fidelity import answers
 from engine.lab.bench.fidelity.distortion import Distortion
 from engine.lab.bench.fidelity.routing import Routing, levels
 from engine.lab.bench.fidelity.subjects import Subject, side_by_side, take
+from engine.lab.bench.log import Log
+from engine.lab.bench.read_once import ReadOnce
 from engine.memory.open import parse_budget
 from engine.types import Progress
 
@@ -49,7 +51,7 @@ class FidelitySetting:
     """
 
     methods: tuple[str, ...] = ("sekv", "sekv-paper")
-    budgets: tuple[str, ...] = ("2.5%", "5%", "10%", "20%", answers.ALL)
+    budgets: tuple[str, ...] = ("2.5%", "5%", "10%", "20%", ALL)
     questions: int = 200
     coverage: float = 1.0
     window: int = 0
@@ -91,7 +93,7 @@ def measure(
     """
     recipes = {method: named(method.partition("@")[0]) for method in setting.methods}
     for budget in setting.budgets:
-        if budget != answers.ALL:
+        if budget != ALL:
             parse_budget(budget, 1)
     if not 0 < setting.coverage <= 1:
         raise BudgetError(f"coverage {setting.coverage} is not in (0, 1]")
@@ -199,12 +201,12 @@ def _answer(
         return
     size = reader.dtype.itemsize
     ask = partial(answers.asked, reader, model, source, document.questions, window=setting.window)
-    [(report, truth)] = ask(FULL, [answers.options_of(answers.ALL, 1.0, setting.most)])
+    [(report, truth)] = ask(FULL, [options_of(ALL, 1.0, setting.most)])
     counted = answers.counted(truth, truth, document.questions, report, size)
     said = [[*heard.prompt, *heard.words] for heard in truth]
     log.put({"key": document.key, "row": FULL, **counted, "said": said})
     for method, budgets in missing.items():
-        options = [answers.options_of(b, setting.coverage, setting.most) for b in budgets]
+        options = [options_of(b, setting.coverage, setting.most) for b in budgets]
         heard = ask(method, options, truth=truth) if budgets else ()
         for budget, (report, mine) in zip(budgets, heard, strict=True):
             counted = answers.counted(mine, truth, document.questions, report, size)
