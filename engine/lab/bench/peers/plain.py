@@ -98,7 +98,7 @@ class PlainModel:
                 past_key_values=self.cache,
                 **options,
             )
-        self.cache.crop(known)
+        self.cache.crop(known - self.cache.get_seq_length())
         return said[:, known:]
 
 
