@@ -142,7 +142,8 @@ def _picked(
 
 
 def _summary(groups: Mapping[tuple[str, str], list[float]]) -> dict[str, float] | None:
-    """n, mean and 95 % interval: Wilson's of a share, else drawn anew by documents.
+    """n, mean and 95 % interval: Wilson's of a share, else drawn anew by documents, or by excerpts
+    where there are few documents.
 
     Args:
         groups: values by document and key of the excerpt.
@@ -156,7 +157,8 @@ def _summary(groups: Mapping[tuple[str, str], list[float]]) -> dict[str, float] 
         documents: dict[str, list[float]] = {}
         for (document, _), values in groups.items():
             documents.setdefault(document, []).extend(values)
-        low, high = bootstrap.interval(list(documents.values()))
+        few = len(documents) < claims.FEW
+        low, high = bootstrap.interval(list((groups if few else documents).values()))
     return {"n": len(flat), "mean": sum(flat) / len(flat), "low": low, "high": high}
 
 
@@ -242,8 +244,8 @@ def markdown(report: dict[str, Any]) -> str:
         *claims.standing(report),
         "Contains, exact and F1 are of answerable questions; evidence: a citation overlaps the "
         "clause that states the answer; same: word for word the answer of plain transformers to "
-        "the same prompt. Intervals of 95 % in brackets: Wilson's, of F1 drawn anew by documents. "
-        "Resident is everything of the document on the device over its keys and values in 16 bits.",
+        "the same prompt. Intervals of 95 % in brackets: Wilson's, of F1 by drawing documents "
+        "anew. Resident: everything of the document on the device over its 16-bit keys and values.",
     ]
     return "\n".join([*lines, "", *notes]) + "\n"
 
