@@ -213,6 +213,7 @@ class Turn:
 class Answer:
     """One answered question.
 
+    supported: whether a passage supports the answer. support: how much one does, 0 to 1.
     `stats` holds what `--stats` prints beyond the contract's keys.
     """
 
@@ -223,6 +224,8 @@ class Answer:
     memory: MemoryUse
     timing: dict[str, float]
     stats: dict[str, Any] = field(default_factory=dict)
+    supported: bool = True
+    support: float = 1.0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from engine.errors import SekvError
+from sekv_cli import bench_options as chosen
 from sekv_cli import options
 
 if TYPE_CHECKING:
@@ -18,217 +16,104 @@ _Measured = tuple[dict[str, Any], str, dict[str, str]]
 """A report, its table, and its charts by file name."""
 
 
-class SuiteName(StrEnum):
-    """What can be measured.
-
-    fidelity: what does a compressed memory lose, in its heads and in its answers? efficiency: what
-    do reading once and asking later
-    cost? niah, ruler, multi, longbench, infinitebench: how right are the answers of every method?
-    """
-
-    fidelity = "fidelity"
-    efficiency = "efficiency"
-    niah = "niah"
-    ruler = "ruler"
-    multi = "multi"
-    longbench = "longbench"
-    infinitebench = "infinitebench"
-
-
-COMPARED = (
-    SuiteName.niah,
-    SuiteName.ruler,
-    SuiteName.multi,
-    SuiteName.longbench,
-    SuiteName.infinitebench,
-)
-
-
 def bench(
-    suite: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME,...",
-            help=f"What to measure: {', '.join(SuiteName)}. Several that compare methods, such as "
-            "niah,ruler, are one run with one report.",
-        ),
-    ] = "fidelity",
+    suite: chosen.Suites = "qa",
     model: options.OwnModel = "",
-    text: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder of .txt books to hide needles in (niah, ruler, multi, efficiency).",
-            show_default=False,
-        ),
-    ] = None,
-    questions: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Natural questions, JSON lines (fidelity); see docs/questions/README.md.",
-            show_default=False,
-        ),
-    ] = None,
-    documents: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Folder of the documents they name.", show_default=False),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder of the official .jsonl files (longbench, infinitebench).",
-            show_default=False,
-        ),
-    ] = None,
-    samples: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Questions per line of the table (fidelity), documents per cell "
-            "(niah, ruler, multi) or lines per file. [default: 200; 4, 5, 2; 20]",
-            show_default=False,
-        ),
-    ] = None,
-    method: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME,...",
-            help="Methods to compare, NAME@FILE or NAME@none with another router, or one to time "
-            "(efficiency, which also takes llama.cpp@FILE.gguf); suites that compare take peers "
-            "such as kvpress:snapkv or transformers:reload. [default: sekv,sekv-paper (fidelity), "
-            "sekv (efficiency), all others]",
-            show_default=False,
-        ),
-    ] = "",
-    budget: Annotated[
-        str,
-        typer.Option(
-            metavar="SHARE,...",
-            help="Resident budgets, all for everything zoomed (fidelity). [default: "
-            "2.5%,5%,10%,20%,all (fidelity), 20% (efficiency), 5%,10%,20%]",
-            show_default=False,
-        ),
-    ] = "",
-    length: Annotated[
-        str,
-        typer.Option(
-            metavar="TOKENS,...",
-            help="Tokens of a document, one or several in turn. [default: 2048; 2048,4096 (niah); "
-            "8192,32768 (efficiency)]",
-            show_default=False,
-        ),
-    ] = "",
-    task: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME,...",
-            help="Only these tasks (ruler, longbench, infinitebench).",
-            show_default=False,
-        ),
-    ] = "",
-    depth: Annotated[
-        str, typer.Option(metavar="PERCENT,...", help="Where the needle stands (niah).")
-    ] = "0,50,100",
-    claims: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--assert",
-            metavar="CLAIM",
-            help="Exit 1 unless it holds, such as 'sekv@10% > snapkv@10%'; >> asks for an interval "
-            "that excludes zero. May be given several times.",
-            show_default=False,
-        ),
-    ] = None,
-    window: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Tokens per window; 0: the model's own.")
-    ] = 0,
-    dissect: Annotated[
-        int,
-        typer.Option(
-            min=0, metavar="N", help="Documents whose heads are looked into; 0: none (fidelity)."
-        ),
-    ] = 8,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the questions.")] = 0,
+    questions: chosen.Questions = None,
+    documents: chosen.Documents = None,
+    scope: chosen.ScopeOption = chosen.Scope.window,
+    text: chosen.Text = None,
+    data: chosen.Data = None,
+    samples: chosen.Samples = None,
+    method: chosen.Methods = "",
+    budget: chosen.Budgets = "",
+    length: chosen.Lengths = "",
+    task: chosen.Tasks = "",
+    depth: chosen.Depths = "0,50,100",
+    claims: chosen.Claims = None,
+    max_new_tokens: chosen.MaxNewTokens = 0,
+    window: chosen.Window = 0,
+    dissect: chosen.Dissect = 8,
+    seed: chosen.Seed = 0,
     device: options.Device = "auto",
-    output: Annotated[
-        Path,
-        typer.Option("--out", "-o", metavar="DIR", help="For results.json, table.md and charts."),
-    ] = Path("runs/bench"),
+    output: chosen.Output = Path("runs/bench"),
     as_json: options.Json = False,
 ) -> None:
-    """Measure, and write the results with their settings.
+    """Measure, and write the results with their settings. Interrupted, the same command goes on.
 
-    The fidelity suite asks natural questions on excerpts of their documents, of
-    the full cache and of every method at every budget of resident bytes:
-    answers, next tokens, divergence. On the first excerpts it then looks into
-    every head: what routers find of the attention, and what codecs lose at equal
-    bytes. Interrupted, the same
-    command goes on. The efficiency suite
-    times ingest and ask beside plain prefill of the same tokens and beside the
-    full cache saved and loaded again, in turns, in one run; then whole programs
-    from their start.
+    qa: natural questions, each on an excerpt around its evidence or (--scope
+    book) on its whole document: are answers, citations and refusals right,
+    beside plain transformers with the same prompt?
 
-    The suites niah, ruler, multi, longbench and infinitebench score the
-    answers of many methods at equal resident bytes. Documents are made from
-    the books or read from official files. Peers, systems of others, can be
-    rows too: kvpress, transformers, llama.cpp@FILE.gguf, or peers for all; one
-    that is not installed is named with what it needs. Interrupted, the same
-    command goes on.
+    fidelity: natural questions on excerpts, of the full cache and of every
+    method at every budget: answers, next tokens, divergence; then what routers
+    find of the attention and what codecs lose at equal bytes, head by head.
+
+    efficiency: ingest and ask beside plain prefill and beside the full cache
+    saved and loaded again, in turns; then whole programs from their start.
+
+    niah, ruler, multi, longbench, infinitebench: answers of many methods at
+    equal resident bytes, on documents made from books or official files.
+
+    Peers, systems of others, can be rows too: kvpress, transformers, llama.cpp@FILE.gguf, or
+    peers for all; one that is not installed is named with what it needs.
 
     \b
     Example:
+      sekv bench --questions docs/questions/sample.jsonl --documents docs/sample
+      sekv bench --suite qa --questions Q.jsonl --documents DIR --assert 'full:same >= 1'
       sekv bench --suite fidelity --questions docs/questions/books.jsonl --documents DIR
-      sekv bench --suite efficiency --text books --length 8192,32768 --budget 20%
-      sekv bench --suite niah --text books --method sekv,snapkv,full --budget 5%,10%
-      sekv bench --suite niah,ruler --text books --task niah_single_2,qa_1 --out runs/table
-      sekv bench --suite multi --text books --method sekv,full,transformers,kvpress
+      sekv bench --suite efficiency --text books --length 2048,6144 --budget 20%
+      sekv bench --suite niah,ruler --text books --method sekv,snapkv,full --budget 5%,10%
       sekv bench --suite ruler --text books --length 2048 --assert 'sekv@10% > snapkv@10%'
       sekv bench --suite longbench --data LongBench/data --task qasper --samples 50
     """
     suites = _suites(suite)
-    if suites[0] in COMPARED:
+    if suites[0] in chosen.COMPARED:
         from sekv_cli import compare
 
-        asked = compare.ComparisonRequest(
-            suites=tuple(map(str, suites)),
-            model=model,
-            text=text,
-            data=data,
-            methods=_names(method),
-            budgets=_names(budget or "5%,10%,20%"),
-            lengths=tuple(_numbers(length)) if length else (),
-            depths=_depths(depth),
-            tasks=_names(task),
-            samples=samples,
-            seed=seed,
-            window=window,
-            device=device,
-            claims=tuple(claims or ()),
+        compare.compare(
+            compare.ComparisonRequest(
+                suites=tuple(map(str, suites)),
+                model=model,
+                questions=questions,
+                documents=documents,
+                whole=scope is chosen.Scope.book,
+                text=text,
+                data=data,
+                methods=_names(method),
+                budgets=_names(budget),
+                lengths=tuple(_numbers(length)) if length else (),
+                depths=_depths(depth),
+                tasks=_names(task),
+                samples=samples,
+                seed=seed,
+                window=window,
+                most=max_new_tokens,
+                device=device,
+                claims=tuple(claims or ()),
+            ),
+            output,
+            as_json=as_json,
         )
-        compare.compare(asked, output, as_json=as_json)
         return
-    method, samples = method or "sekv,sekv-paper", samples or 200
     from sekv_cli import format, progress
 
     with progress.on_stderr() as shown:
-        if suites[0] is SuiteName.fidelity:
-            if questions is None or documents is None:
-                raise SekvError(
-                    "the fidelity suite asks natural questions; name their file and the folder of "
-                    "their documents: --questions and --documents"
-                )
-            source = (questions, documents, _numbers(length or "2048"), seed)
+        if suites[0] is chosen.SuiteName.fidelity:
+            source = natural(questions, documents, "fidelity")
+            asked = (*source, _numbers(length or "1024"), seed, max_new_tokens or 48)
+            compared = (method or "sekv,sekv-paper", budget)
             measured = _fidelity(
-                model, source, (method, budget), samples, dissect, window, device, output, shown
+                model, asked, compared, samples or 100, dissect, window, device, output, shown
             )
         else:
             if text is None:
                 raise SekvError("the efficiency suite reads books; name their folder: --text")
-            lengths = _numbers(length or "8192,32768")
-            measured = _efficiency(model, text, lengths, (method, budget), window, device, shown)
+            lengths = _numbers(length or "2048,6144")
+            measured = _efficiency(
+                model, text, lengths, (method or "sekv", budget), window, device, shown
+            )
     from engine.lab.bench.results import save
 
     report, table, charts = measured
@@ -239,15 +124,15 @@ def bench(
         format.print_markdown(format.console(), table)
 
 
-def _suites(text: str) -> list[SuiteName]:
+def _suites(text: str) -> list[chosen.SuiteName]:
     """One suite, or several of those that compare methods."""
     names = list(dict.fromkeys(_names(text)))
     for name in names or [text]:
-        if name not in list(SuiteName):
-            raise SekvError(f"unknown suite '{name}'; known: {', '.join(SuiteName)}")
-    suites = [SuiteName(name) for name in names]
-    if len(suites) > 1 and not set(suites) <= set(COMPARED):
-        raise SekvError(f"only {', '.join(COMPARED)} can be run together")
+        if name not in list(chosen.SuiteName):
+            raise SekvError(f"unknown suite '{name}'; known: {', '.join(chosen.SuiteName)}")
+    suites = [chosen.SuiteName(name) for name in names]
+    if len(suites) > 1 and not set(suites) <= set(chosen.COMPARED):
+        raise SekvError(f"only {', '.join(chosen.COMPARED)} can be run together")
     return suites
 
 
@@ -271,9 +156,23 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def natural(questions: Path | None, documents: Path | None, suite: str) -> tuple[Path, Path]:
+    """The file of questions and the folder of their documents.
+
+    Raises:
+        SekvError: one is not named.
+    """
+    if questions is None or documents is None:
+        raise SekvError(
+            f"the {suite} suite asks natural questions; name their file and the folder of their "
+            "documents: --questions and --documents"
+        )
+    return questions, documents
+
+
 def _fidelity(
     model: str,
-    asked: tuple[Path, Path, list[int], int],
+    asked: tuple[Path, Path, list[int], int, int],
     compared: tuple[str, str],
     samples: int,
     dissect: int,
@@ -291,13 +190,14 @@ def _fidelity(
     from engine.models import hf
     from engine.models.locate import locate
 
-    path, documents, lengths, seed = asked
+    path, documents, lengths, seed, most = asked
     questions = load_questions(path)
     setting = laboratory.FidelitySetting(
         methods=_names(compared[0]),
         budgets=_names(compared[1]) or laboratory.FidelitySetting.budgets,
         questions=samples,
         window=window,
+        most=most,
         dissected=dissect,
     )
     located = locate(model, progress=shown)

@@ -14,21 +14,25 @@ import typer
 from engine.errors import SekvError
 
 if TYPE_CHECKING:
+    from engine.lab.bench.compare import ComparisonSetting, Run
     from engine.lab.bench.suites.types import Suite
 
-
-LENGTHS = {"niah": (2048, 4096)}
-SAMPLES = {"niah": 4, "ruler": 5, "multi": 2, "longbench": 20, "infinitebench": 20}
+LENGTHS = {"niah": (2048, 4096), "qa": (1024,)}
+SAMPLES = {"qa": 100, "niah": 4, "ruler": 5, "multi": 2, "longbench": 20, "infinitebench": 20}
 """Of a suite by itself; lengths of the others: 2048."""
 
 
 @dataclass(frozen=True)
 class ComparisonRequest:
-    """The command line, parsed. suites: one or several. methods: none for all. lengths: none, and
-    samples: None, for each suite's own."""
+    """The command line, parsed. suites: one or several. methods, budgets, lengths: none, samples:
+    None, and most: 0, for each suite's own. whole: natural questions on whole documents. most:
+    tokens of an answer."""
 
     suites: tuple[str, ...]
     model: str
+    questions: Path | None
+    documents: Path | None
+    whole: bool
     text: Path | None
     data: Path | None
     methods: tuple[str, ...]
@@ -39,6 +43,7 @@ class ComparisonRequest:
     samples: int | None
     seed: int
     window: int
+    most: int
     device: str
     claims: tuple[str, ...]
 
@@ -48,19 +53,13 @@ def compare(asked: ComparisonRequest, output: Path, *, as_json: bool) -> None:
 
     Several suites are one run with one report; each has its own results in a folder of its name.
     """
+    settings = [_setting(name, asked) for name in asked.suites]
     suites = [make_suite(name, asked) for name in asked.suites]
-    from engine.compression.methods import METHODS
-    from engine.lab.bench import claims, page, peers, results
-    from engine.lab.bench.compare import ComparisonSetting, Run, rows_of
+    from engine.lab.bench.compare import Run
     from engine.models import hf
     from engine.models.locate import locate
-    from sekv_cli import format, options, progress
+    from sekv_cli import progress
 
-    for budget in asked.budgets:
-        options.budget(budget)
-    methods = peers.expand(asked.methods or tuple(METHODS))
-    setting = ComparisonSetting(methods, asked.budgets, asked.seed, window=asked.window)
-    rows_of(setting)  # an unknown method is said before a model is loaded
     alone = len(suites) == 1
     folders = [output if alone else output / suite.name for suite in suites]
     with progress.on_stderr() as shown:
@@ -68,11 +67,50 @@ def compare(asked: ComparisonRequest, output: Path, *, as_json: bool) -> None:
         reader, name = hf.load(located, device=asked.device), str(located.folder)
         runs = [
             Run(reader, name, suite, setting, folder)
-            for suite, folder in zip(suites, folders, strict=True)
+            for suite, setting, folder in zip(suites, settings, folders, strict=True)
         ]
         shown.start("asking", sum(run.left for run in runs), "answers")
         for run in runs:
             run.ask(shown)
+    if not _publish(asked, runs, folders, output, as_json=as_json):
+        raise typer.Exit(1)
+
+
+def _setting(suite: str, asked: ComparisonRequest) -> ComparisonSetting:
+    """What is compared in a suite.
+
+    Raises:
+        SekvError: an unknown method or peer, or a budget that is none.
+    """
+    from engine.compression.methods import METHODS
+    from engine.lab.bench import peers
+    from engine.lab.bench.budgets import ALL
+    from engine.lab.bench.compare import ComparisonSetting, rows_of
+    from engine.lab.bench.peers.plain import PLAIN
+    from sekv_cli import options
+
+    methods, budgets = asked.methods or tuple(METHODS), asked.budgets or ("5%", "10%", "20%")
+    if suite == "qa":
+        methods, budgets = asked.methods or ("full", "sekv"), asked.budgets or ("20%",)
+        # Plain transformers reads a document in one context, which a whole book is too long for.
+        methods = methods if asked.whole else (PLAIN, *methods)
+    for budget in budgets:
+        if budget != ALL:
+            options.budget(budget)
+    setting = ComparisonSetting(
+        peers.expand(methods), budgets, asked.seed, window=asked.window, most=asked.most
+    )
+    rows_of(setting)  # an unknown method is said before a model is loaded
+    return setting
+
+
+def _publish(
+    asked: ComparisonRequest, runs: list[Run], folders: list[Path], output: Path, *, as_json: bool
+) -> bool:
+    """Write and print the results; whether all claims hold."""
+    from engine.lab.bench import claims, page, results
+    from sekv_cli import format
+
     made, tables, holds = [], [], True
     for run, folder in zip(runs, folders, strict=True):
         report = run.report()
@@ -84,17 +122,18 @@ def compare(asked: ComparisonRequest, output: Path, *, as_json: bool) -> None:
             f"- {'holds' if v.holds else 'does not hold'}: {v.claim} ({v.told})" for v in verdicts
         )
         tables.append(f"{table}\n{told}\n" if told else table)
-        results.save(report, table, folder, {**drawn, "report.html": page.html([(report, drawn)])})
+        page_of_one = page.html([(report, drawn)])
+        results.save(report, tables[-1], folder, {**drawn, "report.html": page_of_one})
         made.append((report, drawn))
-    whole = made[0][0] if alone else {"suites": {report["suite"]: report for report, _ in made}}
-    if not alone:
+    whole = made[0][0]
+    if len(runs) > 1:
+        whole = {"suites": {report["suite"]: report for report, _ in made}}
         results.save(whole, "\n".join(tables), output, {"report.html": page.html(made)})
     if as_json:
         format.emit_json(whole)
     else:
         format.print_markdown(format.console(), "\n".join(tables))
-    if not holds:
-        raise typer.Exit(1)
+    return holds
 
 
 def make_suite(name: str, asked: ComparisonRequest) -> Suite:
@@ -103,6 +142,8 @@ def make_suite(name: str, asked: ComparisonRequest) -> Suite:
     Raises:
         SekvError: files or a folder are missing, or a task is unknown.
     """
+    if name == "qa":
+        return _natural(asked)
     if name in ("longbench", "infinitebench"):
         from engine.lab.bench.suites.official import Official
 
@@ -114,6 +155,30 @@ def make_suite(name: str, asked: ComparisonRequest) -> Suite:
     if asked.text is None:
         raise SekvError(f"the {name} suite draws its texts from books; name their folder: --text")
     return _generated(name, asked, asked.text)
+
+
+def _natural(asked: ComparisonRequest) -> Suite:
+    from functools import partial
+
+    from engine.documents.tokens import tokenize
+    from engine.lab.bench.questions import choose, load_questions
+    from engine.lab.bench.suites.qa import NaturalQuestions
+    from engine.models.load import load_tokenizer
+    from engine.models.locate import locate
+    from sekv_cli.bench import natural
+
+    lengths = (0,) if asked.whole else asked.lengths or LENGTHS["qa"]
+    if len(lengths) != 1 or (asked.whole and asked.lengths):
+        raise SekvError("the qa suite takes one --length, and none with --scope book")
+    file, folder = natural(asked.questions, asked.documents, "qa")
+    chosen = choose(load_questions(file), asked.samples or SAMPLES["qa"], asked.seed)
+    for document in dict.fromkeys(question.document for question in chosen):
+        if not (folder / document).is_file():
+            raise SekvError(f"there is no {document} in {folder}; name its folder: --documents")
+    tokenizer = load_tokenizer(locate(asked.model).folder)
+    return NaturalQuestions(
+        chosen, folder, partial(tokenize, tokenizer=tokenizer), lengths[0], asked.seed
+    )
 
 
 def _generated(name: str, asked: ComparisonRequest, text: Path) -> Suite:

@@ -30,13 +30,15 @@ PARTS = ("segmenter", "summariser", "codec", "router", "selector", "output")
 PEERS = """\
 ## Peers: systems of others in the same table
 
-`sekv bench --method` takes these names too, in the suites niah, ruler, multi, longbench and
+`sekv bench --method` takes these names too, in the suites qa, niah, ruler, multi, longbench and
 infinitebench: `kvpress` means all its presses, `peers` all there is. A peer is one more row. It
 gets the document that the model has read, in the same windows, holds it in its own way before it
 has seen any question, and then answers all questions through the same session as every store: the
-same prompt, greedy decoding and hold on a look-up reader, the question's own rows exact. Bytes are
+same prompt and greedy decoding, the question's own rows exact. Bytes are
 those that really lie on the device; of a float32 model exact rows are kept in 16 bits, as ours
-are, except by `transformers:reload`, which like `full` keeps the model's own. A press is asked for
+are, except by `transformers:plain` and `transformers:reload`, which like `full` keep the model's
+own. `transformers:plain` reads the document anew with the attention of transformers itself, so that
+nothing of ours takes part in its answers: the reference of suite qa. A press is asked for
 less until its real bytes are within the budget; one that only masks keeps all rows, and its bytes
 say so (its masked rows are hidden, where kvpress puts a key in their place that no query sees).
 
@@ -49,14 +51,16 @@ later, the same command asks only it. What is needed:
     python -m engine.lab.bench.peers.gguf model.gguf FOLDER   # for llama.cpp@model.gguf
 
 llama-cpp-python needs a C++ compiler and ninja, and so does optimum-quanto, which compiles when
-it is first used. `peers.gguf` takes the folder of any plain Llama; other
+it is first used. The default model needs no conversion: its package holds the file that it was made
+from, SmolLM2-135M-Instruct.Q4_1.gguf. `peers.gguf` takes the folder of any plain Llama; other
 models are converted with `convert_hf_to_gguf.py` of llama.cpp. llama.cpp is fed the reader's own
 token ids and windows, which are sequences of their own until all are read and then one; its state
-is saved, restored into a new context, and asked. Keys and values have 16 bits there, weights 32.
+is saved, restored into a new context, and asked. Keys and values have 16 bits there, weights
+those of the file (32 from `peers.gguf`).
 
     sekv bench --suite niah --text books --method sekv,full,transformers,kvpress --budget 10%
-    sekv bench --suite niah,ruler --text books --method sekv,full,peers,llama.cpp@reader.gguf
-    sekv bench --suite efficiency --text books --method sekv,llama.cpp@reader.gguf
+    sekv bench --suite niah,ruler --text books --method sekv,full,peers,llama.cpp@model.gguf
+    sekv bench --suite efficiency --text books --method sekv,llama.cpp@model.gguf
 
 A method with another router than the model's own is NAME@FILE, or NAME@none.
 

@@ -19,10 +19,12 @@ from engine.compression.codecs.shared_basis import SharedBasis
 from engine.compression.observation import Observe
 from engine.compression.routers import router_file
 from engine.errors import BudgetError, RouterError, SekvError
-from engine.lab.bench import claims, compare, page, results
-from engine.lab.bench.compare import ANSWERS, ComparisonSetting, ReadOnce, measure
+from engine.lab.bench import claims, page, results
+from engine.lab.bench.compare import ComparisonSetting, Run, measure
+from engine.lab.bench.log import ANSWERS
 from engine.lab.bench.peers import caches
 from engine.lab.bench.peers.held import PeerError
+from engine.lab.bench.read_once import ReadOnce
 from engine.lab.bench.suites.official import Official
 from engine.lab.bench.suites.ruler import Library, ManyQuestions, NeedleGrid, Ruler
 from engine.lab.bench.suites.types import Ask, Item, Sample, Suite
@@ -179,14 +181,14 @@ def test_an_interrupted_run_goes_on_where_it_was(
     with log.open("a") as file:
         file.write('{"key": "half a li')  # killed while writing
     asked = []
-    watched = compare._ask
+    watched = Run._answers
 
     def counted(*args: Any) -> Any:
-        asked.append([row.name for row in args[4]])
+        asked.append([row.name for row in args[3]])
         return watched(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare, "_ask", counted)
+        patch.setattr(Run, "_answers", counted)
         again = measure(reader, str(model), Logs(), SETTING, tmp_path, Silent())
     assert asked == [["snapkv@10%", "snapkv@40%"], [row["row"] for row in report["rows"]]]
     mine, true = (
@@ -205,13 +207,13 @@ def test_methods_and_peers_can_be_added_to_a_run(
     setting = ComparisonSetting(("full", "streaming"), ("10%",), most=2)
     measure(reader, str(model), Logs(1), setting, tmp_path, Silent())
     asked = []
-    watched = compare._ask
+    watched = Run._answers
 
     def counted(*args: Any) -> Any:
-        asked.extend(row.name for row in args[4])
+        asked.extend(row.name for row in args[3])
         return watched(*args)
 
-    monkeypatch.setattr(compare, "_ask", counted)
+    monkeypatch.setattr(Run, "_answers", counted)
     more = replace(setting, methods=("transformers:reload", "full", "snapkv"))
     made = measure(reader, str(model), Logs(1), more, tmp_path, Silent())
     assert asked == ["transformers:reload", "snapkv@10%"]
@@ -243,6 +245,7 @@ def test_what_failed_is_tried_again(
     assert len((tmp_path / ANSWERS).read_text().splitlines()) == 1 + 1
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(model: Path, tmp_path: Path) -> None:
     """A real process, SIGKILL after an answer, a peer among the rows: the same command keeps what
     is there and asks the rest once."""
@@ -434,8 +437,11 @@ def test_several_suites_are_one_run_with_one_report(
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("--suite niah,none", "unknown suite 'none'; known: fidelity"),
-        ("--suite niah,fidelity", "only niah, ruler, multi, longbench, infinitebench can be run"),
+        ("--suite niah,none", "unknown suite 'none'; known: qa, fidelity"),
+        (
+            "--suite niah,fidelity",
+            "only qa, niah, ruler, multi, longbench, infinitebench can",
+        ),
         ("--suite ,", "unknown suite ','"),
         ("--suite efficiency --text docs --method sekv,kvpress:tova", "one peer, llama.cpp@FILE"),
         ("--suite niah", "name their folder: --text"),
@@ -445,7 +451,7 @@ def test_several_suites_are_one_run_with_one_report(
         ("--suite niah --text docs --depth deep", "no list of depths"),
         ("--suite longbench", "name their folder: --data"),
         ("--suite longbench --data docs", "get the official files from"),
-        ("--suite nonsense", "known: fidelity"),
+        ("--suite nonsense", "known: qa"),
     ],
 )
 def test_bad_input_is_one_line(line: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:

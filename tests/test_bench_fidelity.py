@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from engine.compression.scores import NEG_INF
 from engine.compression.spans import Fixed
 from engine.errors import BudgetError, SekvError
 from engine.lab.bench import bootstrap, chart
+from engine.lab.bench.budgets import options_of
 from engine.lab.bench.fidelity import answers, distortion, routing
 from engine.lab.bench.fidelity.laboratory import FidelitySetting, measure
 from engine.lab.bench.fidelity.report import charts, markdown
@@ -199,12 +201,18 @@ def test_the_tables_have_a_row_for_every_method_and_budget(
         ElementTree.parse(tmp_path / "out" / name)
 
 
-class WithoutModel(hf.Reader):
-    """A reader that can only say who it is."""
+@contextmanager
+def without_forward(reader: hf.Reader) -> Iterator[None]:
+    """The model may not be asked for anything."""
 
-    def __init__(self, reader: hf.Reader):
-        self.__dict__.update(reader.__dict__)
-        del self.model
+    def refused(*_: Any) -> None:
+        raise AssertionError("the model was asked")
+
+    hook = reader.model.base_model.register_forward_pre_hook(refused)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def test_an_interrupted_run_goes_on_where_it_was(
@@ -215,21 +223,22 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert len(whole) == 1 + 2 * (1 + 3 * 3)  # the settings, then two documents
     alone = replace(SETTING, dissected=0)
 
-    def again(lines: list[str], given: hf.Reader) -> dict[str, Any]:
+    def again(lines: list[str]) -> dict[str, Any]:
         Logs.drawn = 0
         (tmp_path / "answers.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return measure(given, str(model), Logs(), alone, tmp_path, Silent())
+        return measure(reader, str(model), Logs(), alone, tmp_path, Silent())
 
-    finished = again(whole, WithoutModel(reader))
+    with without_forward(reader):
+        finished = again(whole)
     assert finished["methods"] == report["methods"]
     assert finished["full"] == report["full"]
-    resumed = again(whole[:-4], reader)
+    resumed = again(whole[:-4])
     for method, budgets in resumed["methods"].items():
         for budget, line in budgets.items():
             before = report["methods"][method][budget]
             assert {**line, "median_first_token_s": 0} == {**before, "median_first_token_s": 0}
-    with pytest.raises(AttributeError, match="model"):
-        again(whole[:-4], WithoutModel(reader))
+    with without_forward(reader), pytest.raises(AssertionError, match="the model was asked"):
+        again(whole[:-4])
 
 
 def test_answers_alone_have_no_tables_of_heads(
@@ -308,7 +317,7 @@ def test_the_words_followed_are_the_full_caches_own(
     """Whatever a memory would say itself, its logits are those given the same words."""
     source = tmp_path / "log.txt"
     source.write_text(log(6), encoding="utf-8")
-    options = [answers.options_of("all", 1.0, 4)]
+    options = [options_of("all", 1.0, 4)]
     ask = partial(answers.asked, reader, str(model), source, [asked("What of day 2?", "")], "full")
     [(_, [own])] = ask(options, 0)
     assert own.words == own.logits.argmax(-1).tolist()

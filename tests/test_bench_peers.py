@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from engine.answer.session import Session
 from engine.errors import BudgetError, ReaderError
 from engine.lab.bench import claims, llamacpp, peers
-from engine.lab.bench.compare import ANSWERS, ComparisonSetting, measure
+from engine.lab.bench.compare import ComparisonSetting, measure
+from engine.lab.bench.log import ANSWERS
 from engine.lab.bench.peers import caches, gguf, held, llama, presses
 from engine.lab.bench.peers.held import Held, PeerError, allowed_bytes
 from engine.lab.bench.suites.types import Ask, Item, Sample
@@ -490,13 +491,12 @@ def test_names_of_families_stand_for_their_members() -> None:
     every = peers.expand(["sekv", "peers"])
     assert every == ("sekv", *peers.PEERS)
     assert peers.expand(["transformers", "sekv"]) == (
-        "transformers:reload", "transformers:quantized", "transformers:fp8", "sekv",
+        "transformers:plain", "transformers:reload", "transformers:quantized", "transformers:fp8",
+        "sekv",
     )  # fmt: skip
     assert len(peers.expand(["kvpress"])) == len(presses.PRESSES) == 9
     assert peers.expand(["llama.cpp@x.gguf"]) == ("llama.cpp@x.gguf",)
-    with pytest.raises(
-        BudgetError, match="unknown peer 'kvpress:none'; known: transformers:reload"
-    ):
+    with pytest.raises(BudgetError, match="unknown peer 'kvpress:none'; known: transformers:plain"):
         peers.named("kvpress:none")
 
 

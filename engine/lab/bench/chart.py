@@ -65,28 +65,34 @@ def lines(
         parts.append(
             f'<text x="{right(x):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{x:g}</text>'
         )
+    parts += _axes(across, up)
+    for index, (name, points) in enumerate(shown.items()):
+        places = [(right(x), down(scale(y))) for x, y in points]
+        parts += _series(index, name, places)
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _axes(across: str, up: str) -> list[str]:
+    """The names of the axes."""
     middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(
+    return [
         f'<text x="{middle:.0f}" y="{HEIGHT - 8}" text-anchor="middle">{escape(across)}</text>'
         f'<text x="14" y="{(TOP + HEIGHT - BOTTOM) / 2:.0f}" text-anchor="middle" '
         f'transform="rotate(-90 14 {(TOP + HEIGHT - BOTTOM) / 2:.0f})">{escape(up)}</text>'
-    )
-    for index, (name, points) in enumerate(shown.items()):
-        colour = COLOURS[index % len(COLOURS)]
-        dash = DASHES[index // len(COLOURS) % len(DASHES)]
-        path = " ".join(f"{right(x):.1f},{down(scale(y)):.1f}" for x, y in points)
-        parts.append(
-            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" '
-            f'stroke-dasharray="{dash}"/>'
-        )
-        parts += [
-            f'<circle cx="{right(x):.1f}" cy="{down(scale(y)):.1f}" r="3" fill="{colour}"/>'
-            for x, y in points
-        ]
-        at = TOP + 10 + LINE * index
-        parts.append(
-            f'<line x1="{WIDTH - RIGHT + 12}" x2="{WIDTH - RIGHT + 32}" y1="{at - 4}" '
-            f'y2="{at - 4}" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
-            f'<text x="{WIDTH - RIGHT + 38}" y="{at}">{escape(name)}</text>'
-        )
-    return "\n".join([*parts, "</svg>", ""])
+    ]
+
+
+def _series(index: int, name: str, places: Sequence[tuple[float, float]]) -> list[str]:
+    """A line through places on the page, a point at each, and its name at the right."""
+    colour = COLOURS[index % len(COLOURS)]
+    dash = DASHES[index // len(COLOURS) % len(DASHES)]
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    at = TOP + 10 + LINE * index
+    return [
+        f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" '
+        f'stroke-dasharray="{dash}"/>',
+        *(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in places),
+        f'<line x1="{WIDTH - RIGHT + 12}" x2="{WIDTH - RIGHT + 32}" y1="{at - 4}" '
+        f'y2="{at - 4}" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>',
+        f'<text x="{WIDTH - RIGHT + 38}" y="{at}">{escape(name)}</text>',
+    ]

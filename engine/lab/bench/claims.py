@@ -38,7 +38,7 @@ def check(claim: str, report: dict[str, Any]) -> Verdict:
     """Hold a claim against a report of `compare`.
 
     Sides are METHOD[@FILE]@BUDGET[:TASK], `full`, or a number from 0 to 1; the right one may have a
-    number added or taken away.
+    number added or taken away. In suite qa a measure can stand for the task: `full:same >= 1`.
 
     Raises:
         SekvError: it cannot be read, or names a row that the report has not.
@@ -116,12 +116,16 @@ def _values(side: str, report: dict[str, Any]) -> Scores:
         row, task = asked.groups()  # names of peers have a colon of their own
     if row not in rows:
         raise SekvError(f"the results have no row '{row}'; they have {', '.join(rows)}")
-    tasks = report["tasks"]
+    tasks, measures = report["tasks"], rows[row].get("measures", {})
+    if task in measures and task not in tasks.values():
+        measured: Scores = measures[task]
+        return measured
     found = {
         key: values for key, values in rows[row]["scores"].items() if not task or tasks[key] == task
     }
     if not found:
-        raise SekvError(f"row '{row}' has no task '{task}'")
+        known = [*dict.fromkeys(tasks.values()), *measures]
+        raise SekvError(f"row '{row}' has no task '{task}'; it has {', '.join(known)}")
     return found
 
 

@@ -6,36 +6,35 @@ document is read by the model once; all methods fold the same keys and values.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.answer.session import Session
 from engine.compression import methods as recipes
 from engine.compression.methods import Method
-from engine.compression.observation import Observe
-from engine.errors import ReaderError, SekvError
+from engine.errors import ReaderError
 from engine.ingest.run import creator, ingest, routed
-from engine.lab.bench import peers
+from engine.lab.bench import peers, qa_report
 from engine.lab.bench.bootstrap import interval
+from engine.lab.bench.budgets import options_of
+from engine.lab.bench.log import Log
 from engine.lab.bench.peers.held import PeerError
+from engine.lab.bench.read_once import ReadOnce
 from engine.lab.bench.suites.scores import score
 from engine.models import hf, retrieval_heads
-from engine.store import disk
-from engine.types import AskOptions, IngestOptions, Progress, Silent
+from engine.types import IngestOptions, Progress, Silent
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from engine.lab.bench.suites.types import Ask, Item, Sample, Suite
     from engine.types import Answer
 
 FORMAT = "sekv-bench 1"
-ANSWERS = "answers.jsonl"
 ROOM = 512
 """Positions a question and its answer may need behind the longest document."""
 
@@ -45,6 +44,7 @@ class ComparisonSetting:
     """What is compared.
 
     methods: recipes, NAME@FILE or NAME@none for another router than the model's own, and peers.
+    budgets: shares or tokens, or "all" for everything zoomed.
     coverage and window: as `AskOptions` and `IngestOptions` have them. most: tokens of an answer
     at most, 0 for the suite's own.
     """
@@ -57,51 +57,6 @@ class ComparisonSetting:
     most: int = 0
 
 
-class ReadOnce(hf.Reader):
-    """A reader that remembers the last document's chunks, so that every method gets the same ones
-    and none waits for them again; what any method observes is observed."""
-
-    def __init__(self, reader: hf.Reader, observe: Observe):
-        self.__dict__.update(reader.__dict__)
-        self._observe = observe
-        self._before: list[tuple[Tensor, Tensor]] | None = None
-        self._chunks: dict[tuple[int, ...], list[hf.Chunk]] = {}
-
-    @classmethod
-    def of(cls, reader: hf.Reader, recipes: Sequence[Method]) -> ReadOnce:
-        """One that observes what any of these methods asks for."""
-        rows = max((recipe.observe.rows for recipe in recipes), default=0)
-        reach = max((recipe.observe.reach for recipe in recipes), default=0)
-        return cls(reader, Observe(rows, reach))
-
-    def forget(self) -> None:
-        """Let go of the document; the next one is another."""
-        self._chunks.clear()
-
-    def prefix(self) -> list[tuple[Tensor, Tensor]]:
-        if self._before is None:
-            self._before = super().prefix()
-        return self._before
-
-    def read_window(
-        self,
-        ids: list[int],
-        prefix: list[tuple[Tensor, Tensor]],
-        chunk_tokens: int,
-        done: list[hf.Chunk],
-        observe: Observe = hf.NOTHING,
-    ) -> Iterator[hf.Chunk]:
-        key = (chunk_tokens, *ids)
-        if done or not self._observe.covers(observe):
-            yield from super().read_window(ids, prefix, chunk_tokens, done, observe)
-            return
-        if key not in self._chunks:
-            read = super().read_window(ids, prefix, chunk_tokens, [], self._observe)
-            self._chunks[key] = list(read)
-        for chunk in self._chunks[key]:  # whoever folds them empties the lists
-            yield replace(chunk, k=list(chunk.k), v=list(chunk.v))
-
-
 @dataclass(frozen=True)
 class Row:
     """One line of the table: a method at a budget."""
@@ -112,74 +67,6 @@ class Row:
     @property
     def name(self) -> str:
         return self.method if not self.budget else f"{self.method}@{self.budget}"
-
-
-@dataclass
-class Log:
-    """The answers so far, one JSON object a line, the run's settings first."""
-
-    path: Path
-    entries: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
-
-    @classmethod
-    def open(cls, folder: Path, head: dict[str, Any]) -> Log:
-        """What an earlier run of the same settings left, or nothing.
-
-        Rows of other methods stay, so that methods and peers can be added to a run; rows that
-        failed are tried again.
-
-        Raises:
-            SekvError: the folder holds another run's answers.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        log = cls(folder / ANSWERS)
-        whole = ""
-        if log.path.exists():
-            # Killed while writing, a run leaves half a line behind.
-            whole, _, _ = log.path.read_text(encoding="utf-8").rpartition("\n")
-        first, *rest = whole.split("\n")
-        head = json.loads(json.dumps(head))
-        if first:
-            head = _joined(json.loads(first), head, log.path)
-        for line in rest:
-            entry = json.loads(line)
-            if "why" not in entry:
-                log.entries[entry["key"], entry["row"]] = entry
-        lines = [head, *log.entries.values()]
-        disk.put(log.path, "".join(_line_of(line) for line in lines).encode())
-        return log
-
-    def put(self, entry: dict[str, Any]) -> None:
-        self.entries[entry["key"], entry["row"]] = entry
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_line_of(entry))
-
-
-def _line_of(entry: dict[str, Any]) -> str:
-    return json.dumps(entry, ensure_ascii=False) + "\n"
-
-
-def _joined(before: dict[str, Any], head: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The settings of a run that goes on, with the methods of both.
-
-    Raises:
-        SekvError: they differ in anything else, or in what a method is.
-    """
-    joined, other = {}, []
-    for name, value in head.items():
-        if name in ("recipes", "peers"):
-            old = before.get(name, {})
-            other += [method for method in value if old.get(method, value[method]) != value[method]]
-            joined[name] = {**old, **value}
-        else:
-            other += [name] if before.get(name) != value else []
-            joined[name] = value
-    if other:
-        raise SekvError(
-            f"{path} holds a run with another {', '.join(other)}; name a new folder with --out or "
-            "remove it"
-        )
-    return joined
 
 
 def rows_of(setting: ComparisonSetting) -> list[Row]:
@@ -230,6 +117,7 @@ class Run:
         self, reader: hf.Reader, model: str, suite: Suite, setting: ComparisonSetting, folder: Path
     ) -> None:
         self.reader, self.model, self.suite, self.setting = reader, model, suite, setting
+        self.folder = folder
         rows = rows_of(setting)
         self.skipped: list[dict[str, str]] = []
         own: dict[str, Method] = {}
@@ -286,15 +174,74 @@ class Run:
                 if not todo:
                     continue
                 sample = self.suite.draw(item, lambda text: len(_encode(self.reader, text)))
-                place = Path(scratch)
-                for entry in _ask(self.once, self.model, item, sample, todo, self.setting, place):
+                place = self.folder / "stores" / item.key if sample.keep else Path(scratch)
+                place.mkdir(parents=True, exist_ok=True)
+                for entry in self._answers(item, sample, todo, place):
                     self.log.put(entry)
                     progress.advance(1)
                 self.once.forget()
 
+    def _answers(
+        self, item: Item, sample: Sample, rows: Sequence[Row], place: Path
+    ) -> Iterator[dict[str, Any]]:
+        """One document and all its questions, of every row that has not answered yet.
+
+        A peer takes the document from a store of the full cache, and answers from what it holds.
+        """
+        source, store, compressed = place / "document.txt", place, ""
+        source.write_text(sample.document, encoding="utf-8")
+        # What is kept is long: a whole book does not fit into memory beside the model.
+        reader = self.reader if sample.keep else self.once
+        for row in rows:
+            peer = peers.named(row.method) if peers.is_peer(row.method) else None
+            method = row.method if peer is None else "full"
+            if method != compressed:
+                store = self._store(source, method, reader, keep=sample.keep)
+                compressed = method
+            most = self.setting.most or max(ask.most for ask in sample.asks)
+            asking = options_of(row.budget, self.setting.coverage, most)
+            with Session(store, asking, Silent(), reader) as session:
+                stored = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
+                if peer is not None:
+                    try:
+                        stored = peer.hold(session, row.budget, place)
+                    except PeerError as error:
+                        yield {"key": item.key, "row": row.name, "why": str(error)}
+                        continue
+                said = [(ask, session.ask(ask.text)) for ask in sample.asks]
+                text = session.book.texts[0]
+            yield {
+                "key": item.key,
+                "row": row.name,
+                "task": item.task,
+                "asked_tokens": item.tokens,
+                "depth": item.depth,
+                "store_bytes": stored,
+                **_counted(said, reader.dtype.itemsize),
+                **qa_report.measured(said, text, looks=peer is None),
+            }
+
+    def _store(self, source: Path, method: str, reader: hf.Reader, *, keep: bool) -> Path:
+        """The store of a document by a method; one that is kept is read once."""
+        name, _, router = method.partition("@")
+        options = IngestOptions(
+            model=self.model, method=name, router=router, window=self.setting.window, overwrite=True
+        )
+        store = source.with_suffix(".sekv")
+        if keep:
+            known = [self.head[key] for key in ("weights", "dtype", "window")]
+            known += [recipes.named(name).settings(), router, source.read_text(encoding="utf-8")]
+            store = source.with_name(f"{name}-{_digest(known)}.sekv")
+            if store.exists():
+                return store
+        ingest([str(source)], store, options, Silent(), None, reader)
+        return store
+
     def report(self) -> dict[str, Any]:
         """All answers as JSON values, once every row has been asked."""
-        return _report(self.head, self.setting, self.items, self.rows, self.log, self.skipped)
+        report = _report(self.head, self.setting, self.items, self.rows, self.log, self.skipped)
+        qa_report.add(report, self.log.entries)
+        return report
 
     def _todo(self, item: Item) -> list[Row]:
         return [row for row in self.rows if (item.key, row.name) not in self.log.entries]
@@ -316,62 +263,30 @@ def _encode(reader: hf.Reader, text: str) -> list[int]:
     return ids
 
 
-def _ask(
-    reader: ReadOnce,
-    model: str,
-    item: Item,
-    sample: Sample,
-    rows: Sequence[Row],
-    setting: ComparisonSetting,
-    place: Path,
-) -> Iterator[dict[str, Any]]:
-    """One document and all its questions, of every row that has not answered yet.
+def _counted(said: Sequence[tuple[Ask, Answer]], itemsize: int) -> dict[str, Any]:
+    """What any suite keeps of the answers on a document, JSON values.
 
-    A peer takes the document from a store of the full cache, and answers from what it holds.
+    itemsize: bytes of a number in the reader's dtype.
     """
-    source, store = place / "document.txt", place / "document.sekv"
-    source.write_text(sample.document, encoding="utf-8")
-    folded = ""
-    for row in rows:
-        peer = peers.named(row.method) if peers.is_peer(row.method) else None
-        method = row.method if peer is None else "full"
-        if method != folded:
-            name, _, router = method.partition("@")
-            options = IngestOptions(
-                model=model, method=name, router=router, window=setting.window, overwrite=True
-            )
-            made = ingest([str(source)], store, options, Silent(), None, reader)
-            folded = method
-        asking = AskOptions(
-            budget=row.budget or "100%",
-            coverage=setting.coverage,
-            max_new_tokens=setting.most or max(ask.most for ask in sample.asks),
-        )
-        with Session(store, asking, Silent(), reader) as session:
-            stored = made.store_bytes
-            if peer is not None:
-                try:
-                    stored = peer.hold(session, row.budget, place)
-                except PeerError as error:
-                    yield {"key": item.key, "row": row.name, "why": str(error)}
-                    continue
-            said = [(ask, session.ask(ask.text)) for ask in sample.asks]
-        yield {
-            "key": item.key,
-            "row": row.name,
-            "task": item.task,
-            "tokens": made.tokens,
-            "asked_tokens": item.tokens,
-            "depth": item.depth,
-            "scores": [_scored(ask, answer) for ask, answer in said],
-            "answers": [answer.answer for _, answer in said],
-            "resident_bytes": max(answer.memory.device_kv_bytes for _, answer in said),
-            "full_16_bit_bytes": made.full_kv_bytes * 2 // reader.dtype.itemsize,
-            "store_bytes": stored,
-            "first_token_s": sum(a.timing["first_token_s"] for _, a in said) / len(said),
-            "fetched_bytes": sum(a.stats["fetched_bytes"] for _, a in said) // len(said),
-            "reuse_rate": sum(a.stats["reuse_rate"] for _, a in said) / len(said),
-        }
+    answers = [answer for _, answer in said]
+    return {
+        "tokens": answers[0].usage.document_tokens,
+        "scores": [_scored(ask, answer) for ask, answer in said if ask.answers],
+        "answers": [answer.answer for answer in answers],
+        "resident_bytes": max(answer.memory.device_kv_bytes for answer in answers),
+        "full_16_bit_bytes": answers[0].memory.full_kv_bytes * 2 // itemsize,
+        "first_token_s": _mean([answer.timing["first_token_s"] for answer in answers]),
+        "fetched_bytes": int(_mean([answer.stats["fetched_bytes"] for answer in answers])),
+        "reuse_rate": _mean([answer.stats["reuse_rate"] for answer in answers]),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _scored(ask: Ask, answer: Answer) -> float:
@@ -412,11 +327,12 @@ def _report(
 
 
 def summary(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """n, mean and the 95 % interval of the answers in some entries, one per document."""
+    """n, mean and the 95 % interval of the answers in some entries, one per document; of no answer
+    with a score 0, from 0 to 1."""
     groups = [entry["scores"] for entry in entries]
     flat = [value for group in groups for value in group]
-    low, high = interval(groups)
-    return {"n": len(flat), "mean": sum(flat) / len(flat), "low": low, "high": high}
+    low, high = interval(groups) if flat else (0.0, 1.0)
+    return {"n": len(flat), "mean": sum(flat) / max(1, len(flat)), "low": low, "high": high}
 
 
 def _line(row: Row, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from engine.types import AskOptions, IngestOptions, Progress, Silent
 
 if TYPE_CHECKING:
     from engine.models.hf import Reader
-    from engine.types import Answer
+    from engine.types import Answer, IngestReport
 
 FORMAT = "sekv-efficiency-bench 2"
 QUESTION = "Where did they arrive at last?"
@@ -42,7 +42,7 @@ class EfficiencySetting:
     """lengths: document tokens. rounds: how often each contender runs. processes: how often each
     program is started anew, 0 for not at all. peer: `llama.cpp@FILE.gguf` or "" for none."""
 
-    lengths: tuple[int, ...] = (8192, 32768)
+    lengths: tuple[int, ...] = (2048, 6144)
     method: str = "sekv"
     budget: str = "20%"
     rounds: int = 5
@@ -114,6 +114,32 @@ def measure(
     }
 
 
+@dataclass(frozen=True)
+class _Files:
+    """What the contenders keep of one document, in one folder. llama: its contender, if any."""
+
+    source: Path
+    store: Path
+    full: Path
+    llama: _Llama | None
+
+    @classmethod
+    def of(
+        cls, place: Path, reader: Reader, text: str, weights: llamacpp.LlamaWeights | None,
+        setting: EfficiencySetting,
+    ) -> _Files:  # fmt: skip
+        """The files in a folder; the text is written."""
+        source = place / "text.txt"
+        source.write_text(text, encoding="utf-8")
+        llama = None
+        if weights:
+            ids = [*reader.prompt.prefix, *reader.tokenizer.encode(text, add_special_tokens=False)]
+            question = reader.prompt.question(reader.tokenizer, QUESTION)
+            model = setting.peer.partition("@")[2]
+            llama = _Llama(weights, model, ids, question, place / "llama.state")
+        return cls(source, place / "text.sekv", place / "full.safetensors", llama)
+
+
 def _one_length(
     reader: Reader,
     model: str,
@@ -134,56 +160,75 @@ def _one_length(
     started: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="sekv-efficiency-") as scratch:
         place = Path(scratch)
-        source, store, file = place / "text.txt", place / "text.sekv", place / "full.safetensors"
-        source.write_text(text, encoding="utf-8")
-        ids = [*reader.prompt.prefix, *reader.tokenizer.encode(text, add_special_tokens=False)]
-        question = reader.prompt.question(reader.tokenizer, QUESTION)
-        named, state = setting.peer.partition("@")[2], place / "llama.state"
-        llama = _Llama(weights, named, ids, question, state) if weights else None
+        files = _Files.of(place, reader, text, weights, setting)
         for _ in range(setting.rounds):
-            options = IngestOptions(
-                model=model, method=setting.method, window=setting.window, overwrite=True
-            )
-            report = ingest([str(source)], store, options, Silent(), None, reader)
-            times["prefill"].append(report.timing["prefill_s"])
-            times["read"].append(report.timing["read_s"] + report.timing["tokenize_s"])
-            times["fold"].append(report.timing["compress_s"])
-            times["write"].append(report.timing["write_s"])
-            times["ingest"].append(report.timing["total_s"])
-            seconds, cache = _reprefill(reader, text)
-            times["reprefill"].append(seconds)
-            caches.write(cache, file)
-            answer, spent = _open(reader, store, setting.budget, 1)
-            times["open"].append(spent)
-            times["reload"].append(_reload(reader, file, 0)[0])
-            if all([forget(store), forget(file)]):
-                times["open_cold"].append(_open(reader, store, setting.budget, 1)[1])
-                forget(file)
-                times["reload_cold"].append(_reload(reader, file, 0)[0])
-            said, spent = _open(reader, store, setting.budget, DECODED)
-            more = said.usage.answer_tokens - 1
-            if more:
-                late = said.timing["total_s"] - said.timing["first_token_s"]
-                times["token"].append(late / more)
-                times["reload_token"].append(_reload(reader, file, more)[1] / more)
-            if llama:
-                llama.time(times)
+            report, answer = _round(reader, model, files, text, setting, times)
             progress.advance(1)
-        rival = file.stat().st_size
+        rival = files.full.stat().st_size
         if setting.processes:
             programs = _programs(model, place, setting)
-            if llama:
-                programs["llama"] = llama.program()
+            if files.llama:
+                programs["llama"] = files.llama.program()
             started = processes.measure(programs, setting.processes)
-        state_bytes = state.stat().st_size if llama else None
-    median = {name: statistics.median(values) for name, values in times.items() if values}
-    half = report.full_kv_bytes * 2 / reader.dtype.itemsize
-    first = answer.stats["read_bytes"] + answer.stats["read_host_bytes"]
-    saved = median["reprefill"] - median["open"]
+        state_bytes = files.llama.state.stat().st_size if files.llama else None
+    counted = _counted(report, answer, rival, report.full_kv_bytes * 2 / reader.dtype.itemsize)
     return {
         "tokens": report.tokens,
         "asked_tokens": length,
         "windows": report.windows,
+        **_timed(times),
+        **counted,
+        "llama_state_bytes": state_bytes,
+        "processes": started,
+        "process_peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def _round(
+    reader: Reader,
+    model: str,
+    files: _Files,
+    text: str,
+    setting: EfficiencySetting,
+    times: dict[str, list[float]],
+) -> tuple[IngestReport, Answer]:
+    """All contenders once; seconds are added to `times`. What ingest and the answer say."""
+    store, full = files.store, files.full
+    options = IngestOptions(
+        model=model, method=setting.method, window=setting.window, overwrite=True
+    )
+    report = ingest([str(files.source)], store, options, Silent(), None, reader)
+    times["prefill"].append(report.timing["prefill_s"])
+    times["read"].append(report.timing["read_s"] + report.timing["tokenize_s"])
+    times["fold"].append(report.timing["compress_s"])
+    times["write"].append(report.timing["write_s"])
+    times["ingest"].append(report.timing["total_s"])
+    seconds, cache = _reprefill(reader, text)
+    times["reprefill"].append(seconds)
+    caches.write(cache, full)
+    answer, spent = _open(reader, store, setting.budget, 1)
+    times["open"].append(spent)
+    times["reload"].append(_reload(reader, full, 0)[0])
+    if all([forget(store), forget(full)]):
+        times["open_cold"].append(_open(reader, store, setting.budget, 1)[1])
+        forget(full)
+        times["reload_cold"].append(_reload(reader, full, 0)[0])
+    said, spent = _open(reader, store, setting.budget, DECODED)
+    more = said.usage.answer_tokens - 1
+    if more:
+        late = said.timing["total_s"] - said.timing["first_token_s"]
+        times["token"].append(late / more)
+        times["reload_token"].append(_reload(reader, full, more)[1] / more)
+    if files.llama:
+        files.llama.time(times)
+    return report, answer
+
+
+def _timed(times: dict[str, list[float]]) -> dict[str, Any]:
+    """Medians and their ratios."""
+    median = {name: statistics.median(values) for name, values in times.items() if values}
+    saved = median["reprefill"] - median["open"]
+    return {
         "median_s": median,
         "all_s": {name: values for name, values in times.items() if values},
         "fold_and_write_over_prefill": (median["fold"] + median["write"]) / median["prefill"],
@@ -196,18 +241,22 @@ def _one_length(
         "token_over_full": median["token"] / median["reload_token"] if "token" in median else None,
         # Questions after which reading once was cheaper; none where asking costs more.
         "break_even_questions": median["ingest"] / saved if saved > 0 else None,
+    }
+
+
+def _counted(report: IngestReport, answer: Answer, rival: int, half: float) -> dict[str, Any]:
+    """Bytes and their ratios. rival: of the saved full cache. half: of it in 16 bits."""
+    first = answer.stats["read_bytes"] + answer.stats["read_host_bytes"]
+    return {
         "store_bytes": report.store_bytes,
         "store_over_16_bit_cache": report.store_bytes / half,
         "reload_bytes": rival,
         "reload_over_store_bytes": rival / report.store_bytes,
-        "llama_state_bytes": state_bytes,
         "first_token_bytes": first,
         "first_token_over_16_bit_cache": first / half,
         "resident_bytes": answer.memory.device_kv_bytes,
         "resident_over_16_bit_cache": answer.memory.device_kv_bytes / half,
         "full_16_bit_bytes": half,
-        "processes": started,
-        "process_peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
 

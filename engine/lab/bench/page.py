@@ -7,14 +7,17 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from engine.lab.bench import chart, claims
+from engine.lab.bench import chart, claims, qa_report
 
 CELL, LEFT, TOP, BOTTOM = 44, 70, 40, 40
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """One line per method and budget, one column per task, 95 % intervals in brackets."""
+    """One line per method and budget, one column per task, 95 % intervals in brackets; of natural
+    questions what `qa_report` makes."""
     rows = report["rows"]
+    if any("by_kind" in row for row in rows):
+        return qa_report.markdown(report)
     tasks = list(rows[0]["by_task"]) if rows else []
     shown = tasks if 1 < len(tasks) <= 14 else []
     head = ["method", "budget", "n", "score %", "resident, mean (most) %", "resident KB"]

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -93,21 +95,48 @@ def load_questions(path: Path) -> list[Question]:
     return found
 
 
+def choose(questions: Sequence[Question], count: int, seed: int = 0) -> list[Question]:
+    """So many questions, evenly over kinds and, within a kind, over documents, in file order.
+
+    The next one is always of the kind, then of the document, that has the fewest so far; which of
+    its questions that is follows from the seed. All of them where there are no more.
+    """
+    left = list(questions)
+    Random(seed).shuffle(left)
+    kinds, documents, chosen = Counter[str](), Counter[tuple[str, str]](), set[str]()
+    while left and len(chosen) < count:
+        one = min(left, key=lambda q: (kinds[q.kind], documents[q.kind, q.document]))
+        left.remove(one)
+        kinds[one.kind] += 1
+        documents[one.kind, one.document] += 1
+        chosen.add(one.id)
+    return [question for question in questions if question.id in chosen]
+
+
 @dataclass(frozen=True)
 class Excerpt:
-    """Part of a document, and the questions that it answers."""
+    """Part of a document, and the questions that are asked on it.
+
+    document: its name, as the questions have it. start: character of the document's text at which
+    the excerpt begins.
+    """
 
     text: str
     questions: tuple[Question, ...]
+    document: str = ""
+    start: int = 0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Excerpts:
     """Excerpts of some lengths in turn, each with all the questions whose evidence it holds.
 
     Documents take turns; every answerable question is asked once. Where an excerpt begins is drawn.
 
     documents: folder of what the questions name. tokenize: a document's tokens. lengths: tokens.
+    most: questions on one excerpt; what intervals need is many excerpts.
+    unanswerable: whether questions without an answer are asked too, each on an excerpt drawn at
+    random of its document, several of which share one.
     """
 
     questions: Sequence[Question]
@@ -116,14 +145,16 @@ class Excerpts:
     lengths: Sequence[int]
     seed: int = 0
     most: int = 8
-    """Questions on one excerpt: what intervals need is many excerpts."""
-    _count: int = field(default=0, init=False)
+    unanswerable: bool = False
 
     def __iter__(self) -> Iterator[Excerpt]:
-        self._count = 0
-        rng = Random(self.seed)
-        names = list(dict.fromkeys(q.document for q in self.questions if q.answerable))
-        turns = [self._of(name, rng) for name in names]
+        """
+        Raises:
+            DocumentError: a document is not there, or does not hold the evidence of a question.
+        """
+        rng, lengths = Random(self.seed), cycle(self.lengths)
+        wanted = [q for q in self.questions if q.answerable or self.unanswerable]
+        turns = [self._of(name, rng, lengths) for name in dict.fromkeys(q.document for q in wanted)]
         while turns:
             for turn in list(turns):
                 excerpt = next(turn, None)
@@ -132,39 +163,58 @@ class Excerpts:
                 else:
                     yield excerpt
 
-    def _of(self, name: str, rng: Random) -> Iterator[Excerpt]:
+    def _of(self, name: str, rng: Random, lengths: Iterator[int]) -> Iterator[Excerpt]:
         document = load([str(self.documents / name)])
         text = document.sources[0].text
         tokens = self.tokenize(document)
-        left: dict[str, tuple[Question, tuple[int, int]]] = {}
-        for question in self.questions:
-            if question.document != name or not question.answerable:
-                continue
-            place = question.place(text)
-            if place is None:
-                raise DocumentError(f"{name} does not hold the evidence of {question.id}")
-            left[question.id] = (question, place)
+        mine = [question for question in self.questions if question.document == name]
+        left = {q.id: (q, placed(q, text)) for q in mine if q.answerable}
         order = list(left)
         rng.shuffle(order)
         for key in order:
             if key not in left:
                 continue
-            length = self.lengths[self._count % len(self.lengths)]
-            self._count += 1
-            _, place = left[key]
-            first = int((tokens.starts <= place[0]).sum()) - 1
-            last = int((tokens.starts < place[1]).sum())
-            low = max(0, last - length)
-            high = max(low, min(first, len(tokens) - length))
-            begin = rng.randint(low, high)
-            end = min(len(tokens), begin + length) - 1
-            chars = int(tokens.starts[begin]), int(tokens.ends[end])
+            start, end = _around(left[key][1], tokens, next(lengths), key, rng)
             inside = [
-                one
-                for one, (q, (a, b)) in left.items()
-                if one == key or (chars[0] <= a and b <= chars[1])
-            ][: self.most]
-            if key not in inside:
-                inside[-1] = key
-            asked = tuple(left.pop(one)[0] for one in inside)
-            yield Excerpt(text[chars[0] : chars[1]], asked)
+                one for one, (_, (a, b)) in left.items() if one != key and start <= a and b <= end
+            ]
+            asked = [key, *inside[: self.most - 1]]
+            questions = tuple(left.pop(one)[0] for one in left.copy() if one in asked)
+            yield Excerpt(text[start:end], questions, name, start)
+        without = [q for q in mine if not q.answerable] if self.unanswerable else []
+        for first in range(0, len(without), self.most):
+            length = min(next(lengths), len(tokens))
+            begin = rng.randint(0, len(tokens) - length)
+            start, end = int(tokens.starts[begin]), int(tokens.ends[begin + length - 1])
+            yield Excerpt(text[start:end], tuple(without[first:][: self.most]), name, start)
+
+
+def placed(question: Question, text: str) -> tuple[int, int]:
+    """Where the evidence of an answerable question stands.
+
+    Raises:
+        DocumentError: nowhere in this text.
+    """
+    place = question.place(text)
+    if place is None:
+        raise DocumentError(f"{question.document} does not hold the evidence of {question.id}")
+    return place
+
+
+def _around(
+    place: tuple[int, int], tokens: Tokens, length: int, key: str, rng: Random
+) -> tuple[int, int]:
+    """The characters of so many tokens, less where the document is shorter, that hold a place.
+
+    Raises:
+        DocumentError: the place is longer than that.
+    """
+    first = int((tokens.starts <= place[0]).sum()) - 1
+    while first and tokens.starts[first - 1] == tokens.starts[first]:
+        first -= 1  # a character of several bytes may be split over tokens
+    after = int((tokens.starts < place[1]).sum())
+    if after - first > length:
+        raise DocumentError(f"the evidence of {key} has {after - first} tokens, more than {length}")
+    length = min(length, len(tokens))
+    begin = rng.randint(max(0, after - length), min(first, len(tokens) - length))
+    return int(tokens.starts[begin]), int(tokens.ends[begin + length - 1])

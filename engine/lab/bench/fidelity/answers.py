@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 FOLLOWED = 12
 """Next tokens that are compared, at most: where an answer comes from is decided in its first."""
 
-ALL = "all"
-"""The budget that zooms everything: what the codes alone lose."""
-
 
 @dataclass(frozen=True)
 class Reply:
@@ -47,13 +44,6 @@ class Reply:
     prompt: list[int]
     words: list[int]
     logits: Tensor
-
-
-def options_of(budget: str, coverage: float, most: int) -> AskOptions:
-    """The options of a budget; see `ALL`."""
-    if budget == ALL:
-        return AskOptions(budget="100%", full=True, max_new_tokens=most)
-    return AskOptions(budget=budget, coverage=coverage, max_new_tokens=most)
 
 
 def asked(

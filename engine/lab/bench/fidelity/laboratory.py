@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,15 +16,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from engine.compression.methods import named
 from engine.errors import BudgetError, SekvError
-from engine.lab.bench.compare import Log, ReadOnce
+from engine.lab.bench.budgets import ALL, options_of
 from engine.lab.bench.fidelity import answers
 from engine.lab.bench.fidelity.distortion import Distortion
 from engine.lab.bench.fidelity.routing import Routing, levels
 from engine.lab.bench.fidelity.subjects import Subject, side_by_side, take
+from engine.lab.bench.log import Log
+from engine.lab.bench.read_once import ReadOnce
 from engine.memory.open import parse_budget
 from engine.types import Progress
 
 if TYPE_CHECKING:
+    from engine.compression.methods import Method
     from engine.lab.bench.questions import Excerpt, Question
     from engine.models.hf import Reader
 
@@ -49,7 +52,7 @@ class FidelitySetting:
     """
 
     methods: tuple[str, ...] = ("sekv", "sekv-paper")
-    budgets: tuple[str, ...] = ("2.5%", "5%", "10%", "20%", answers.ALL)
+    budgets: tuple[str, ...] = ("2.5%", "5%", "10%", "20%", ALL)
     questions: int = 200
     coverage: float = 1.0
     window: int = 0
@@ -89,29 +92,12 @@ def measure(
         SekvError: an unknown method, a budget that is none, documents without questions, or
             another run's answers in the folder.
     """
-    recipes = {method: named(method.partition("@")[0]) for method in setting.methods}
-    for budget in setting.budgets:
-        if budget != answers.ALL:
-            parse_budget(budget, 1)
-    if not 0 < setting.coverage <= 1:
-        raise BudgetError(f"coverage {setting.coverage} is not in (0, 1]")
-    head = {
-        "format": FORMAT,
-        "model": reader.identity.id,
-        "weights": reader.identity.weights,
-        "dtype": reader.dtype_name,
-        "coverage": setting.coverage,
-        "window": setting.window,
-        "most": setting.most,
-        "recipes": {method: recipe.settings() for method, recipe in recipes.items()},
-    }
+    recipes = _checked(setting)
     once = ReadOnce.of(reader, list(recipes.values()))
     drawn = list(_drawn(documents, setting.questions))
     if not drawn:
         raise SekvError("the documents hold no questions")
-    log = Log.open(folder, head)
-    routing, distortion, subjects = Routing(), Distortion(), list[Subject]()
-    together = Routing(levels())
+    log = Log.open(folder, _head(reader, setting, recipes))
     with tempfile.TemporaryDirectory(prefix="sekv-fidelity-") as scratch:
         source = Path(scratch) / "document.txt"
         progress.start("asking", sum(len(one.questions) for one in drawn), "questions")
@@ -120,20 +106,7 @@ def measure(
             once.forget()
             _answer(once, model, document, source, setting, log)
             progress.advance(len(document.questions))
-        dissected = drawn[: setting.dissected]
-        progress.start("dissecting", len(dissected), "documents")
-        for document in dissected:
-            source.write_text(document.text, encoding="utf-8")
-            once.forget()
-            stated = [(question.evidence, question.answer) for question in document.questions]
-            said = log.entries[document.key, FULL]["said"]
-            subject = take(once, source, setting.window, said, stated)
-            routing.add(subject)
-            distortion.add(subject)
-            subjects.append(subject)
-            progress.advance(1)
-    if subjects:
-        together.add(side_by_side(subjects))
+        heads = _dissect(once, drawn[: setting.dissected], source, setting, log, progress)
     full = [log.entries[document.key, FULL] for document in drawn]
     return {
         "format": FORMAT,
@@ -141,7 +114,6 @@ def measure(
         "weights": reader.identity.weights,
         "setting": asdict(setting),
         "documents": len(drawn),
-        "dissected_documents": len(dissected),
         "tokens_per_document": round(sum(entry["tokens"] for entry in full) / len(full)),
         "full": answers.line(full),
         "methods": {
@@ -151,6 +123,70 @@ def measure(
             }
             for method in setting.methods
         },
+        **heads,
+    }
+
+
+def _checked(setting: FidelitySetting) -> dict[str, Method]:
+    """The methods by name.
+
+    Raises:
+        SekvError: an unknown method, a budget or a coverage that is none.
+    """
+    for budget in setting.budgets:
+        if budget != ALL:
+            parse_budget(budget, 1)
+    if not 0 < setting.coverage <= 1:
+        raise BudgetError(f"coverage {setting.coverage} is not in (0, 1]")
+    return {method: named(method.partition("@")[0]) for method in setting.methods}
+
+
+def _head(
+    reader: Reader, setting: FidelitySetting, recipes: Mapping[str, Method]
+) -> dict[str, Any]:
+    """What a run has to have in common with an earlier one to go on where that stopped."""
+    return {
+        "format": FORMAT,
+        "model": reader.identity.id,
+        "weights": reader.identity.weights,
+        "dtype": reader.dtype_name,
+        "coverage": setting.coverage,
+        "window": setting.window,
+        "most": setting.most,
+        "recipes": {method: recipe.settings() for method, recipe in recipes.items()},
+    }
+
+
+def _dissect(
+    reader: ReadOnce,
+    documents: Sequence[_Document],
+    source: Path,
+    setting: FidelitySetting,
+    log: Log,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Look into the heads on some documents, JSON values.
+
+    Args:
+        source: where a document's text is put.  log: what the full cache said.
+    """
+    routing, distortion, subjects = Routing(), Distortion(), list[Subject]()
+    together = Routing(levels())
+    progress.start("dissecting", len(documents), "documents")
+    for document in documents:
+        source.write_text(document.text, encoding="utf-8")
+        reader.forget()
+        stated = [(question.evidence, question.answer) for question in document.questions]
+        said = log.entries[document.key, FULL]["said"]
+        subject = take(reader, source, setting.window, said, stated)
+        routing.add(subject)
+        distortion.add(subject)
+        subjects.append(subject)
+        progress.advance(1)
+    if subjects:
+        together.add(side_by_side(subjects))
+    return {
+        "dissected_documents": len(documents),
         "routing": routing.report(),
         "side_by_side": {
             "tokens": sum(len(subject.pieces) for subject in subjects),
@@ -199,12 +235,12 @@ def _answer(
         return
     size = reader.dtype.itemsize
     ask = partial(answers.asked, reader, model, source, document.questions, window=setting.window)
-    [(report, truth)] = ask(FULL, [answers.options_of(answers.ALL, 1.0, setting.most)])
+    [(report, truth)] = ask(FULL, [options_of(ALL, 1.0, setting.most)])
     counted = answers.counted(truth, truth, document.questions, report, size)
     said = [[*heard.prompt, *heard.words] for heard in truth]
     log.put({"key": document.key, "row": FULL, **counted, "said": said})
     for method, budgets in missing.items():
-        options = [answers.options_of(b, setting.coverage, setting.most) for b in budgets]
+        options = [options_of(b, setting.coverage, setting.most) for b in budgets]
         heard = ask(method, options, truth=truth) if budgets else ()
         for budget, (report, mine) in zip(budgets, heard, strict=True):
             counted = answers.counted(mine, truth, document.questions, report, size)

@@ -1,8 +1,8 @@
 """Other people's systems as rows of our tables: the one place where they are named.
 
 A peer is handed a document that the model has read, holds it in its own way without having seen
-any question, and is then asked through the same session as every store: the same prompt, greedy
-decoding and hold on a look-up reader. Its bytes are those that really lie on the device and on
+any question, and is then asked through the same session as every store: the same prompt and greedy
+decoding. Its bytes are those that really lie on the device and on
 the disk. The engine never imports this package, and a peer's own library is imported only when
 its row is asked for.
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from engine.errors import BudgetError
 from engine.lab.bench.peers.caches import QUANTISED, Quantized, Reloaded
 from engine.lab.bench.peers.llama import LlamaCpp
+from engine.lab.bench.peers.plain import PlainTransformers
 from engine.lab.bench.peers.presses import PRESSES
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 ALL = "peers"
 LLAMA = "llama.cpp"
-_KNOWN: tuple[Peer, ...] = (Reloaded(), *map(Quantized, QUANTISED), *PRESSES, LlamaCpp(""))
+_KNOWN: tuple[Peer, ...] = (
+    PlainTransformers(), Reloaded(), *map(Quantized, QUANTISED), *PRESSES, LlamaCpp(""),
+)  # fmt: skip
 PEERS = {peer.name: peer for peer in _KNOWN}
 
 

@@ -2,9 +2,9 @@
 
     python -m engine.lab.bench.peers.gguf FILE.gguf MODEL
 
-Weights in 32 bits. The row is fed the reader's own
-token ids, so the file holds no tokenizer. Sources: GGUF version 3 (docs/gguf.md of ggml) and what
-llama.cpp's convert_hf_to_gguf.py does with Llama.
+For models that come as a folder alone; the default model's package holds a GGUF file already.
+Weights in 32 bits. The row is fed the reader's own token ids, so the file holds no tokenizer.
+Sources: GGUF version 3 (docs/gguf.md of ggml); convert_hf_to_gguf.py of llama.cpp, for Llama.
 """
 
 from __future__ import annotations

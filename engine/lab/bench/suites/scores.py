@@ -18,7 +18,7 @@ _CHINESE_MARKS = (
     "｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
 )
 _MARKS = frozenset(string.punctuation + _CHINESE_MARKS)
-_LATIN_MARKS = frozenset(string.punctuation)
+_LATIN_MARKS = frozenset(string.punctuation + "‘’“”")
 
 
 def score(metric: str, said: str, answers: Sequence[Any], extra: Sequence[Any] = ()) -> float:
@@ -181,6 +181,8 @@ METRICS: dict[str, Callable[[str, Sequence[Any], Sequence[Any]], float]] = {
     for metric in (
         all_found,
         any_found,
+        exact_match,
+        contains,
         qa_f1,
         qa_f1_chinese,
         rouge_l,
@@ -201,6 +203,8 @@ METRICS: dict[str, Callable[[str, Sequence[Any], Sequence[Any]], float]] = {
 
 
 def _words(text: str) -> list[str]:
+    """Words without case, articles and punctuation; printed quotation marks and apostrophes go like
+    typed ones, so that "Hunter’s" and "Hunter's" are one word. (SQuAD keeps the printed ones.)"""
     bare = "".join(c for c in text.lower() if c not in _LATIN_MARKS)
     return re.sub(r"\b(a|an|the)\b", " ", bare).split()
 

@@ -14,9 +14,11 @@ LIMIT = 1 << 20  # units of filler; a task that runs out of words cannot grow fo
 
 @dataclass(frozen=True)
 class Ask:
-    """One question. answers: what is right, by `metric` of `scores`. most: tokens of an answer.
+    """One question. answers: what is right, by `metric` of `scores`; none where the document gives
+    no answer. most: tokens of an answer.
     extra: what else a metric needs, such as the classes of a classification.
-    first_line: only the first line of an answer counts."""
+    first_line: only the first line of an answer counts. id, kind, evidence: of a natural question,
+    see `questions.Question`."""
 
     text: str
     answers: tuple[Any, ...]
@@ -24,6 +26,9 @@ class Ask:
     most: int
     extra: tuple[Any, ...] = ()
     first_line: bool = False
+    id: str = ""
+    kind: str = ""
+    evidence: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,10 +44,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Sample:
-    """A document and its questions."""
+    """A document and its questions. keep: whether its stores are kept in the folder of the run,
+    because it takes long to read."""
 
     document: str
     asks: tuple[Ask, ...]
+    keep: bool = False
 
 
 class Suite(Protocol):

@@ -1,0 +1,65 @@
+"""A document read by the model once, for every method that compresses it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from engine.compression.observation import Observe
+from engine.models import hf
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from engine.compression.methods import Method
+
+
+class ReadOnce(hf.Reader):
+    """A reader that remembers the last document's chunks, so that every method gets the same ones
+    and none waits for them again; what any method observes is observed.
+
+    reader: the one that reads; model, tokenizer and prompt are its own.
+    """
+
+    def __init__(self, reader: hf.Reader, observe: Observe):
+        super().__init__(
+            reader.model, reader.tokenizer, reader.identity, reader.prompt, reader.located
+        )
+        self.reader, self._observe = reader, observe
+        self._before: list[tuple[Tensor, Tensor]] | None = None
+        self._chunks: dict[tuple[int, ...], list[hf.Chunk]] = {}
+
+    @classmethod
+    def of(cls, reader: hf.Reader, recipes: Sequence[Method]) -> ReadOnce:
+        """One that observes what any of these methods asks for."""
+        rows = max((recipe.observe.rows for recipe in recipes), default=0)
+        reach = max((recipe.observe.reach for recipe in recipes), default=0)
+        return cls(reader, Observe(rows, reach))
+
+    def forget(self) -> None:
+        """Let go of the document; the next one is another."""
+        self._chunks.clear()
+
+    def prefix(self) -> list[tuple[Tensor, Tensor]]:
+        if self._before is None:
+            self._before = self.reader.prefix()
+        return self._before
+
+    def read_window(
+        self,
+        ids: list[int],
+        prefix: list[tuple[Tensor, Tensor]],
+        chunk_tokens: int,
+        done: list[hf.Chunk],
+        observe: Observe = hf.NOTHING,
+    ) -> Iterator[hf.Chunk]:
+        key = (chunk_tokens, *ids)
+        if done or not self._observe.covers(observe):
+            yield from self.reader.read_window(ids, prefix, chunk_tokens, done, observe)
+            return
+        if key not in self._chunks:
+            read = self.reader.read_window(ids, prefix, chunk_tokens, [], self._observe)
+            self._chunks[key] = list(read)
+        for chunk in self._chunks[key]:  # whoever folds them empties the lists
+            yield replace(chunk, k=list(chunk.k), v=list(chunk.v))
