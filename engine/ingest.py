@@ -123,7 +123,9 @@ def ingest(
     name = hf.resolve(options.model)
     config = hf.load_config(name, options.revision)
     hf.check_supported(config)
-    tokens = tokenize(document, hf.load_tokenizer(name, options.revision))
+    tokenizer = hf.load_tokenizer(name, options.revision)
+    clock.lap("load_s")  # libraries and tokenizer: seconds, whatever the text
+    tokens = tokenize(document, tokenizer)
     clock.lap("tokenize_s")
     windows = cut_windows(
         document, tokens, longest_window(config.get_text_config(), options.window)

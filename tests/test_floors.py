@@ -49,7 +49,7 @@ or from its own package; two names on one floor do not import each other."""
 LIGHT = ("errors", "types", "container", "manifest", "replay")
 """Modules that the command line may import before it needs torch."""
 
-HEAVY = {"torch", "transformers", "numpy", "pypdf", "pypdfium2", "tokenizers", "tiktoken"}
+HEAVY = {"torch", "transformers", "numpy", "pypdf", "pypdfium2", "tokenizers"}
 
 TOP_LEVEL = {
     "pyproject.toml",

@@ -54,7 +54,7 @@ MANIFEST = Manifest(
     dtype="bfloat16",
     prompt={"prefix": [1, 2, 3], "checksum": "0" * 32},
     tokens=30,
-    tokenizer_engine="tiktoken",
+    tokenizer_engine="tokenizers",
     window_tokens=20,
     sources=(
         SourceEntry(
