@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -18,7 +18,7 @@ from engine.recipe import Recipe, named, with_router
 from engine.types import IngestOptions, IngestReport, Plan, Progress, SourceReport
 
 if TYPE_CHECKING:
-    from engine.documents import Document
+    from engine.documents import Document, Source
     from engine.readers.hf import Chunk, Reader
     from engine.router import TrainedRouter
     from engine.store import StoreWriter
@@ -158,12 +158,14 @@ def append(
     """Add sources to a store as new windows; what is there stays byte for byte.
 
     Model, method and window are the store's; `options` gives pages, password, device and chunk.
+    Running headers are kept if the store's are, or `options` says so.
 
     Raises:
         SekvError: one line that says what is wrong; the store is then as it was.
     """
     clock = _Clock()
     from engine.documents import Document, Page, Source
+    from engine.documents.types import HEADERS_KEPT
     from engine.readers import hf
     from engine.recall import lent
     from engine.schema import Schema, recipe_of
@@ -179,12 +181,17 @@ def append(
                 path=entry.path,
                 kind=entry.kind,
                 text=store.text(index),
-                pages=tuple(Page(label, start) for label, start in entry.pages),
+                pages=tuple(
+                    Page(label, start, entry.sheet(page))
+                    for page, (label, start) in enumerate(entry.pages)
+                ),
                 sha256=entry.sha256,
                 notes=entry.notes,
             )
             for index, entry in enumerate(base.sources)
         )
+    if any(HEADERS_KEPT in entry.notes for entry in base.sources):
+        options = replace(options, keep_headers=True)
     new = _load(paths, options, progress, stdin)
     clock.lap("read_s")
     own = "" if base.model.id == "builtin" else base.model.id
@@ -611,7 +618,11 @@ def _load(
     from engine.documents import load
 
     document = load(
-        paths, pages=options.pages or None, password=options.password or None, stdin=stdin
+        paths,
+        pages=options.pages or None,
+        password=options.password or None,
+        keep_headers=options.keep_headers,
+        stdin=stdin,
     )
     for source in document.sources:
         for note in source.notes:
@@ -628,6 +639,7 @@ def _job(
         "creator": creator(),
         "sources": [[s.path, s.sha256, len(s.text)] for s in document.sources],
         "pages": options.pages,
+        "keep_headers": options.keep_headers,
         "windows": list(windows.bounds),
         "model": reader.identity.weights,
         "tokenizer": reader.identity.tokenizer,
@@ -701,6 +713,7 @@ def _source_entries(document: Document) -> tuple[Any, ...]:
             chars=len(s.text),
             pages=tuple((page.label, page.start) for page in s.pages),
             notes=tuple(s.notes),
+            sheets=_sheets(s),
         )
         for s in document.sources
     )
@@ -708,5 +721,12 @@ def _source_entries(document: Document) -> tuple[Any, ...]:
 
 def _source_reports(document: Document) -> tuple[SourceReport, ...]:
     return tuple(
-        SourceReport(s.path, len(s.pages), len(s.text), s.sha256) for s in document.sources
+        SourceReport(s.path, len(s.pages), len(s.text), s.sha256, s.notes) for s in document.sources
     )
+
+
+def _sheets(source: Source) -> tuple[int, ...]:
+    """Sheets of a PDF's pages, where the labels do not say them."""
+    if all(not page.sheet or page.label == str(page.sheet) for page in source.pages):
+        return ()
+    return tuple(page.sheet for page in source.pages)

@@ -43,14 +43,36 @@ def refusal(path: Path | str, **options: object) -> str:
 
 def test_text_is_the_file_with_unix_line_ends(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    path.write_bytes("one\r\ntwo\rthree\n “four”\t\f".encode())
+    path.write_bytes("one\r\ntwo\rthree\n “four”\t\v".encode())
     source = one(path)
-    assert source.text == "one\ntwo\nthree\n “four”\t\f"
+    assert source.text == "one\ntwo\nthree\n “four”\t\v"
     assert source.kind == "text"
     assert source.pages == ()
     assert source.notes == ()
     assert source.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert source.page_at(3) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "starts"),
+    [
+        ("one\fsecond\n\f", [0, 4]),  # as pdftotext writes them, with one at the end
+        ("one\n\fsecond", [0, 5]),
+        ("one\f", [0]),
+        ("\fone\f\f\ffour", [0, 1, 5, 6, 7]),  # blank pages are pages
+        ("one\r\n\ftwo\f\r\n \r\n", [0, 5]),
+        ("no form feed", []),
+    ],
+)
+def test_form_feeds_begin_pages(text: str, starts: list[int], tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(text.encode())
+    for source in (one(path), load(["-"], stdin=io.BytesIO(text.encode())).sources[0]):
+        assert [page.start for page in source.pages] == starts
+        assert [page.label for page in source.pages] == [
+            str(number + 1) for number in range(len(starts))
+        ]
+        assert source.text == text.replace("\r\n", "\n")
 
 
 def test_sources_keep_their_order_and_stdin_is_one_of_them(tmp_path: Path) -> None:

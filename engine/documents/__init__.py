@@ -11,7 +11,7 @@ import hashlib
 import sys
 from functools import partial
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from engine.documents.types import (
     MAX_CHARS,
@@ -25,8 +25,6 @@ from engine.errors import DocumentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from engine.documents.pdf import Ranges
 
 __all__ = ["Document", "Page", "Source", "load"]
 
@@ -44,32 +42,34 @@ def load(
     *,
     pages: str | None = None,
     password: str | None = None,
+    keep_headers: bool = False,
     stdin: BinaryIO | None = None,
 ) -> Document:
     """Read every source, in the order given.
 
     Args:
         paths: files; "-" is stdin, once.
-        pages: pages of the PDFs among the sources, such as "1-20,25"; labels stay the
-            original numbers. None reads all.
+        pages: pages of the PDFs among the sources, such as "1-20,25", as `chosen_sheets` has it;
+            they keep their labels. None reads all.
         password: opens encrypted PDFs.
+        keep_headers: leave running headers, footers and page numbers in the text of PDFs.
         stdin: read for "-"; the process's own by default.
     Raises:
         DocumentError: the first source that cannot be read, with its name and what to do.
     """
-    from engine.documents.pdf import parse_pages
-
     if not paths:
         raise DocumentError("no source given; name a file, or - for stdin")
     if list(paths).count(STDIN) > 1:
         raise DocumentError("stdin (-) is given twice, but it can be read only once")
-    ranges = parse_pages(pages) if pages is not None else ()
+    if pages is not None and not all(part.strip() for part in pages.split(",")):
+        raise DocumentError(f"pages {pages!r} name no page or range; write them as 1-20,25")
     sources = []
     for path in paths:
         raw = _read(path, stdin)
         kind = _kind(path, raw)
-        sources.append(_source(path, kind, raw, ranges if kind == "pdf" else (), password))
-    if ranges and all(source.kind != "pdf" for source in sources):
+        pdf = {"pages": pages or "", "password": password, "keep_headers": keep_headers}
+        sources.append(_source(path, kind, raw, pdf))
+    if pages and all(source.kind != "pdf" for source in sources):
         raise DocumentError("--pages selects pages of a PDF, and none of the sources is one")
     return Document(tuple(sources))
 
@@ -130,10 +130,10 @@ def _zipped(raw: bytes, name: str) -> str:
     raise DocumentError(f"{name} is a zip archive, but no EPUB or DOCX; {_KNOWN}")
 
 
-def _source(path: str, kind: str, raw: bytes, ranges: Ranges, password: str | None) -> Source:
+def _source(path: str, kind: str, raw: bytes, pdf_options: dict[str, Any]) -> Source:
     name = _name(path)
     try:
-        extract = _extract(kind, raw, ranges, password)
+        extract = _extract(kind, raw, pdf_options)
     except DocumentError as error:
         raise DocumentError(f"{name} {error}{_hint(kind, raw)}") from error
     if not extract.text.strip():
@@ -144,11 +144,11 @@ def _source(path: str, kind: str, raw: bytes, ranges: Ranges, password: str | No
     return Source(path, kind, extract.text, extract.pages, digest, extract.notes)
 
 
-def _extract(kind: str, raw: bytes, ranges: Ranges, password: str | None) -> Extract:
+def _extract(kind: str, raw: bytes, pdf_options: dict[str, Any]) -> Extract:
     from engine.documents import docx, epub, html, pdf, text
 
     loaders: dict[str, Callable[[bytes], Extract]] = {
-        "pdf": partial(pdf.load_pdf, pages=ranges, password=password),
+        "pdf": partial(pdf.load_pdf, **pdf_options),
         "text": text.load_text,
         "markdown": text.load_markdown,
         "html": html.load_html,

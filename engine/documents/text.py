@@ -165,9 +165,17 @@ def _sample(raw: bytes) -> bytes:
 
 
 def load_text(raw: bytes) -> Extract:
-    """A text file: its characters, no pages."""
+    """A text file: its characters; form feeds, where it has any, begin pages.
+
+    That is how `pdftotext` writes pages: each ends with a form feed, the last one too.
+    """
     text, notes = decode(raw)
-    return Extract(text, (), notes)
+    if "\f" not in text:
+        return Extract(text, (), notes)
+    starts = [0, *(match.end() for match in re.finditer("\f", text))]
+    if not text[starts[-1] :].strip():
+        starts.pop()
+    return Extract(text, tuple(Page(str(at), start) for at, start in enumerate(starts, 1)), notes)
 
 
 def load_markdown(raw: bytes) -> Extract:
