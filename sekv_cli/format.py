@@ -514,7 +514,9 @@ def _notes(sources: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return [
         ("noted" if not index else "", f"{name}: {note}" if len(sources) > 1 else note)
         for index, (name, note) in enumerate(
-            (PurePath(source["path"]).name, note) for source in sources for note in source["notes"]
+            (PurePath(source["path"]).name, note)
+            for source in sources
+            for note in source.get("notes", ())
         )
     ]
 

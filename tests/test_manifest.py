@@ -58,7 +58,13 @@ MANIFEST = Manifest(
     window_tokens=20,
     sources=(
         SourceEntry(
-            "bücher/a.pdf", "pdf", "cc" * 32, 70, (("i", 0), ("1", 0), ("2", 70)), ("note",)
+            "bücher/a.pdf",
+            "pdf",
+            "cc" * 32,
+            70,
+            (("i", 0), ("1", 0), ("2", 70)),
+            ("note",),
+            (1, 2, 3),
         ),
         SourceEntry("-", "stdin", "dd" * 32, 0),
     ),
@@ -172,6 +178,9 @@ HOSTILE: list[tuple[tuple[Any, ...], Any]] = [
     (("sources", 0, "pages"), [["1"]]),
     (("sources", 0, "pages"), ["ab"]),
     (("sources", 0, "notes"), [1]),
+    (("sources", 0, "sheets"), [1, 2]),
+    (("sources", 0, "sheets"), [1, 2, 0]),
+    (("sources", 0, "sheets"), [1, 2, "3"]),
     (("sources", 0, "sha256"), "../../x"),
     (("windows",), []),
     (("windows", 0, "start"), 1),
