@@ -75,7 +75,9 @@ class IngestOptions:
     `methods.METHODS`.
     device: "auto", "cpu", "cuda" or "cuda:N". dtype: "auto", "float32", "bfloat16", "float16".
     chunk_tokens: tokens per prefill forward. window: document tokens per context, 0 for the
-    longest the model reads well. pages: PDF pages such as "1-20,25". router: trained router file.
+    longest the model reads well. pages: PDF pages such as "1-20,25", by their labels where the file
+    has its own, "#4" by sheet. keep_headers: leave running headers, footers and page numbers in the
+    text of PDFs. router: trained router file.
     heads: calibrated retrieval heads, for methods that need them; "" is beside the model.
     offline: fetch no model.
     """
@@ -89,6 +91,7 @@ class IngestOptions:
     window: int = 0
     pages: str = ""
     password: str = ""
+    keep_headers: bool = False
     overwrite: bool = False
     router: str = ""
     heads: str = ""
@@ -97,10 +100,13 @@ class IngestOptions:
 
 @dataclass(frozen=True)
 class SourceReport:
+    """One source that was read. notes: remarks of one line each, such as what was left out."""
+
     path: str
     pages: int
     chars: int
     sha256: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -172,7 +178,11 @@ class AskOptions:
 
 @dataclass(frozen=True)
 class Citation:
-    """A passage the answer was read from: `text` is source_text[start:end], exactly."""
+    """A passage the answer was read from: `text` is source_text[start:end], exactly.
+
+    page: the label of its page, or of the section it stands in. sheet: of a PDF, which sheet that
+    is, counted from 1, whatever its label says; "" elsewhere. Both may be a range, "12-13".
+    """
 
     source: str
     page: str
@@ -180,6 +190,7 @@ class Citation:
     end: int
     text: str
     weight: float
+    sheet: str = ""
 
 
 @dataclass(frozen=True)

@@ -290,7 +290,7 @@ def print_citations(out: Console, citations: Sequence[Citation]) -> None:
     for number, citation in enumerate(citations, 1):
         head = Text("  ")
         head.append(f"[{number}] ", style="cyan")
-        head.append(clean(f"{PurePath(citation.source).name}{_where(citation.page)}"))
+        head.append(clean(f"{PurePath(citation.source).name}{_where(citation)}"))
         out.print(head)
         words = " ".join(clean(citation.text).split())
         out.print(Padding(Text(_quoted(words, unicode=_unicode(out))), (0, 0, 0, 6), expand=False))
@@ -319,7 +319,7 @@ def conversation(store: str, answers: Sequence[Answer]) -> str:
         parts.append(f"## {clean(answer.question)}\n\n{clean(answer.answer)}\n")
         for number, citation in enumerate(answer.citations, 1):
             words = " ".join(clean(citation.text).split())
-            name = clean(f"{PurePath(citation.source).name}{_where(citation.page)}")
+            name = clean(f"{PurePath(citation.source).name}{_where(citation)}")
             parts.append(f"{number}. {name}:\n   > {words}\n")
     return "\n".join(parts)
 
@@ -332,11 +332,21 @@ def _quoted(words: str, *, unicode: bool) -> str:
     return words.join("“”" if unicode else '""')
 
 
-def _where(page: str) -> str:
-    """ "12" -> ", p. 12"; "12-13" -> ", pp. 12-13"; a section's name stays as it is."""
-    if re.fullmatch(r"\d+\s*[-–]\s*\d+", page):
-        return f", pp. {page}"
-    return f", p. {page}" if page.isdigit() else f", {page}" if page else ""
+def _where(citation: Citation) -> str:
+    """ "12" -> ", p. 12"; "12-13" -> ", pp. 12-13"; a section's name stays as it is.
+
+    A page of a PDF whose label is not the number of its sheet has both: ", p. ii (sheet 2)".
+    """
+    page, sheet = citation.page, citation.sheet
+    several = bool(re.fullmatch(r"\d+\s*[-–]\s*\d+", page)) or "-" in sheet
+    if not sheet:
+        numbers = several or page.isdigit()
+        return f", {'pp.' if several else 'p.'} {page}" if numbers else f", {page}" if page else ""
+    named = f"{'sheets' if several else 'sheet'} {sheet}"
+    if page.startswith("#"):  # a page without a label among others with one
+        return f", {named}"
+    also = "" if page == sheet else f" ({named})"
+    return f", {'pp.' if several else 'p.'} {page}{also}"
 
 
 def print_stats(out: Console, answer: Answer) -> None:
@@ -524,6 +534,7 @@ def print_summary(out: Console, store: str, report: InspectReport) -> None:
                 ),
                 ("made by", manifest["creator"]),
                 *(("note", line) for line in report.changed),
+                *_notes(sources),
             ]
         )
     )
@@ -534,6 +545,18 @@ def print_summary(out: Console, store: str, report: InspectReport) -> None:
         for name, size in report.tiers.items()
     ]
     out.print(_grid(("bytes", "", "of the full cache"), rows))
+
+
+def _notes(sources: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """What was noticed when the sources were read, and what was left out of their text."""
+    return [
+        ("noted" if not index else "", f"{name}: {note}" if len(sources) > 1 else note)
+        for index, (name, note) in enumerate(
+            (PurePath(source["path"]).name, note)
+            for source in sources
+            for note in source.get("notes", ())
+        )
+    ]
 
 
 def _lost(spans: Sequence[SpanView]) -> str:

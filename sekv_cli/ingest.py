@@ -51,8 +51,18 @@ def ingest(
     ] = 0,
     pages: Annotated[
         str,
-        typer.Option(metavar="1-20", help="Only these pages of each source.", show_default=False),
+        typer.Option(
+            metavar="1-20,ii,#4",
+            help="Only these pages of each PDF, by label where it has its own; #4 is a sheet.",
+            show_default=False,
+        ),
     ] = "",
+    keep_headers: Annotated[
+        bool,
+        typer.Option(
+            "--keep-headers", help="Keep running headers, footers and page numbers of PDFs."
+        ),
+    ] = False,
     router: options.Router = None,
     heads: Annotated[
         Path | None,
@@ -118,6 +128,7 @@ def ingest(
         chunk_tokens=chunk_tokens,
         window=window,
         pages=pages,
+        keep_headers=keep_headers,
         password=sys.stdin.readline().rstrip("\r\n") if password_stdin else "",
         overwrite=overwrite,
         router=str(router) if router else "",

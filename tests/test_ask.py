@@ -67,7 +67,7 @@ def test_the_json_of_an_answer_has_the_keys_of_the_contract(store: Path, reader:
     assert set(told) == {"question", "answer", *CONTRACT, "stats"}
     assert told["citations"]
     for citation in told["citations"]:
-        assert set(citation) == CONTRACT["citations"]
+        assert set(citation) == CONTRACT["citations"] | {"sheet"}
     for part in ("usage", "memory", "timing"):
         assert set(told[part]) == CONTRACT[part]
     assert told["question"] == QUESTION

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,20 @@ def test_a_citation_names_source_and_page() -> None:
         Citation("1.txt", "2", 11, 20, "Four sat.", 0.6),
         Citation("0.txt", "1", 0, 8, "One sat.", 0.4),
     )
+
+
+def test_a_citation_of_a_pdf_names_page_and_sheet() -> None:
+    made = book("One sat. Two sat. Three sat.", pages=(("ii", 0), ("1", 9), ("2", 18)))
+    entry = replace(made.sources[0], kind="pdf", sheets=(2, 3, 4))
+    labelled = replace(made, sources=(entry,))
+    assert (labelled.pages(0, 0, 8), labelled.sheets(0, 0, 8)) == ("ii", "2")
+    assert (labelled.pages(0, 0, 12), labelled.sheets(0, 0, 12)) == ("ii-1", "2-3")
+    assert labelled.citations(evidence(made, (0, "Two", 1.0)))[0].sheet == "3"
+    # Without labels of its own the label is the sheet; other sources have none.
+    plain = book("One sat. Two sat.", pages=(("7", 0), ("8", 9)))
+    assert plain.sheets(0, 0, 12) == ""
+    plain = replace(plain, sources=(replace(plain.sources[0], kind="pdf"),))
+    assert (plain.pages(0, 0, 12), plain.sheets(0, 0, 12)) == ("7-8", "7-8")
 
 
 @settings(max_examples=80, deadline=None)

@@ -351,7 +351,7 @@ def test_ingest_json_is_one_object_with_the_contract_s_keys(
         "timing",
         "resumed_tokens",
     } <= record.keys()
-    assert record["sources"][0].keys() == {"path", "pages", "chars", "sha256"}
+    assert record["sources"][0].keys() == {"path", "pages", "chars", "sha256", "notes"}
     assert captured.err == "page 3 has no text\n"
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
+from engine.types import Citation, InspectReport
 from sekv_cli import progress, strips
-from sekv_cli.format import bytes_text, clean, seconds_text
+from sekv_cli.format import bytes_text, clean, print_citations, print_summary, seconds_text
 
 
 @pytest.mark.parametrize(
@@ -51,6 +53,42 @@ def test_bytes_are_decimal_and_short(number: int, text: str) -> None:
 def test_durations_keep_what_matters(seconds: float, text: str) -> None:
     """Hundredths for a moment, minutes for an hour."""
     assert seconds_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("page", "sheet", "shown"),
+    [
+        ("", "", "a.pdf"),
+        ("12", "12", "a.pdf, p. 12"),
+        ("12", "", "a.pdf, p. 12"),
+        ("12-13", "12-13", "a.pdf, pp. 12-13"),
+        ("ii", "2", "a.pdf, p. ii (sheet 2)"),
+        ("1", "4", "a.pdf, p. 1 (sheet 4)"),
+        ("ii-1", "2-3", "a.pdf, pp. ii-1 (sheets 2-3)"),
+        ("#3", "3", "a.pdf, sheet 3"),
+        ("A-1", "3", "a.pdf, p. A-1 (sheet 3)"),
+        ("II", "", "a.pdf, II"),
+        ("The Harbour", "", "a.pdf, The Harbour"),
+    ],
+)
+def test_a_page_is_called_by_its_label_and_where_that_differs_by_its_sheet(
+    page: str, sheet: str, shown: str
+) -> None:
+    out = Console(file=io.StringIO(), width=100)
+    print_citations(out, [Citation("x/a.pdf", page, 0, 1, "z", 1.0, sheet)])
+    assert out.file.getvalue().splitlines()[0].strip() == f"[1] {shown}"  # type: ignore[attr-defined]
+
+
+def test_a_summary_tells_what_was_noted_of_the_sources() -> None:
+    model = {"id": "m", "architecture": "llama", "layers": 1, "heads": 1, "kv_heads": 1,
+             "head_dim": 8}  # fmt: skip
+    source = {"path": "x/a.pdf", "pages": [], "chars": 9, "notes": ["left out: The Harbour"]}
+    manifest = {"model": model, "windows": [], "sources": [source], "method": "sekv", "tokens": 9,
+                "window_tokens": 9, "creator": "sekv"}  # fmt: skip
+    for sources, line in ([source], "noted left out"), ([source] * 2, "noted a.pdf: left out"):
+        out = Console(file=io.StringIO(), width=100)
+        print_summary(out, "a.sekv", InspectReport(manifest | {"sources": sources}, (), (), {}))
+        assert line in " ".join(out.file.getvalue().split())  # type: ignore[attr-defined]
 
 
 @given(st.text())

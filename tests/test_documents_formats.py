@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import random
 import time
 import zipfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,10 +16,13 @@ from hypothesis import strategies as st
 
 import engine.documents.archive as archive
 import engine.documents.html as html
+from engine.documents import load
 from engine.documents.docx import load_docx
 from engine.documents.epub import load_epub
 from engine.documents.html import load_html
+from engine.documents.mail import load_mail
 from engine.documents.text import load_markdown
+from engine.documents.types import Extract
 from engine.errors import DocumentError
 from tiny_documents import (
     CHAPTERS,
@@ -39,7 +44,8 @@ from tiny_documents import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engine.documents.types import Extract
+
+DATA = Path(__file__).parent / "data"
 
 
 def sections(extract: Extract) -> list[tuple[str, str]]:
@@ -121,6 +127,77 @@ def test_deep_nesting_is_refused_and_many_elements_are_not() -> None:
     assert load_html(b"<p>x</p>" * 50_000).text.count("x") == 50_000
 
 
+@pytest.mark.parametrize(
+    ("markup", "text"),
+    [
+        ("<p>A<svg><text>no</text><p>after</p>", "A\n\nafter"),
+        ("<p>A<svg><text>no</text></svg>B</p><p>after", "AB\n\nafter"),
+        ("<div>A<svg><g><path d='x'></div><h2>after</h2>", "A\n\nafter"),
+        ("<p>1<svg><foreignObject><p>label</p></foreignObject></svg><p>2", "1\n\nlabel\n\n2"),
+        ("<svg><text>no</text></svg><svg><p>after", "after"),
+        ("<html><head><script src='a'/><title/><style/></head><body><p>x<iframe/><p>y", "x\n\ny"),
+        ("<p>1</p><script>if (a) { b('<script>') }</script><p>2</p><!-- <script> --><p>3",
+         "1\n\n2\n\n3"),
+    ],
+)  # fmt: skip
+def test_what_is_left_out_leaves_what_follows(markup: str, text: str) -> None:
+    assert load_html(markup.encode()) == Extract(text, load_html(markup.encode()).pages)
+
+
+@pytest.mark.parametrize("name", ["script", "style", "title", "textarea", "template", "noscript"])
+def test_an_element_without_an_end_ends_at_the_next_block(name: str) -> None:
+    extract = load_html(f"<p>A</p><{name}>x = 1; <p>after</p><p>more</p>".encode())
+    assert extract.text == "A\n\nafter\n\nmore"
+    assert extract.notes == (f"a <{name}> without an end was ended at the next block",)
+
+
+def test_a_comment_without_an_end_hides_nothing() -> None:
+    extract = load_html(b"<p>one <!-- a remark <p>two</p>")
+    assert extract.text == "one a remark\n\ntwo"
+    assert extract.notes == ("a comment without an end was ended at the next block",)
+
+
+def test_cdata_is_text() -> None:
+    extract = load_epub((DATA / "e_cdata.epub").read_bytes())
+    assert extract.text == "A cdata <b>text</b> B ♥ —\n\nnote1\n\nafter svg"
+    assert load_html(b"<p>a <![CDATA[b & c < d]]> e").text == "a b & c < d e"
+    assert load_html(b"<script>//<![CDATA[\nif (a < b) {}\n//]]></script><p>x").text == "x"
+
+
+@pytest.mark.parametrize(
+    "markup", ["<script>", "<!--", "<![CDATA[", "<script", "<title>", "<svg><p>", "<td rowspan=9>"]
+)
+def test_a_hundred_thousand_beginnings_are_no_trap(markup: str) -> None:
+    start = time.monotonic()
+    try:
+        load_html(markup.encode() * 100_000)
+    except DocumentError as error:
+        assert "nests" in str(error)  # noqa: PT017
+    assert time.monotonic() - start < 20
+
+
+def test_cells_over_several_rows_or_columns_leave_the_others_in_their_columns() -> None:
+    table = (
+        "<table><tr><th rowspan=2>Ship<th colspan=2>Port<th>Tons<tr><td>from<td>to<td>in 1912"
+        "<tr><td>Ida<td>Kiel<td>Oslo<td>9</table>"
+    )
+    assert load_html(table.encode()).text == (
+        "Ship\tPort\t\tTons\n\tfrom\tto\tin 1912\nIda\tKiel\tOslo\t9"
+    )
+    last = "<table><tr><td>a<td rowspan=2>b<tr><td>c<tr><td>d<td>e</table>"
+    assert load_html(last.encode()).text == "a\tb\nc\nd\te"
+    wide = cell("Port").replace("<w:tc>", '<w:tc><w:tcPr><w:gridSpan w:val="2"/></w:tcPr>')
+    body = row(cell("Ship"), wide, cell("Tons")) + row(*map(cell, ("Ida", "Kiel", "Oslo", "9")))
+    title = row(cell("All ships").replace("<w:tc>", '<w:tc><w:gridSpan w:val="4"/>'))
+    extract = load_docx(make_docx(f"<w:tbl>{title}{body}</w:tbl>"))
+    assert extract.text == "All ships\nShip\tPort\t\tTons\nIda\tKiel\tOslo\t9"
+
+
+def test_a_chinese_word_is_whole_though_its_file_breaks_the_line() -> None:
+    markup = "<table><tr><td>持股比\n  例<td>a\nb</table><p>東京\nTokyo"
+    assert load_html(markup.encode()).text == "持股比例\ta b\n\n東京 Tokyo"
+
+
 def test_html_beyond_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(html, "MAX_CHARS", 50)
     assert "more than 50 characters" in refusal(load_html, b"<p>" + b"words " * 20)
@@ -133,6 +210,84 @@ def test_any_markup_gives_text_with_sections_in_it(markup: str) -> None:
     assert starts[0] == 0
     assert starts == sorted(set(starts))
     assert starts[-1] < len(extract.text)
+
+
+# E-mail
+
+MAIL = b"""From: =?utf-8?B?SsO8cmdlbg==?= <j@example.org>
+To: Ana <ana@example.org>
+Subject: =?iso-8859-1?Q?Caf=E9?= at noon
+Date: Mon, 1 Jan 2024 10:00:00 +0100
+MIME-Version: 1.0
+Content-Type: multipart/mixed; boundary="B"
+
+--B
+Content-Type: multipart/alternative; boundary="A"
+
+--A
+Content-Type: text/plain; charset=iso-8859-1
+Content-Transfer-Encoding: quoted-printable
+
+The keys are at the Caf=E9.
+--A
+Content-Type: text/html; charset=utf-8
+
+<p>not this way</p>
+--A--
+--B
+Content-Type: application/pdf; name="plan.pdf"
+Content-Disposition: attachment; filename="plan.pdf"
+Content-Transfer-Encoding: base64
+
+JVBERi0xLjQK
+--B--
+"""
+
+
+def test_an_email_is_its_head_and_its_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.eml"
+    path.write_bytes(MAIL)
+    for (source,) in (
+        load([str(path)]).sources,
+        load(["-"], stdin=io.BytesIO(MAIL.replace(b"\n", b"\r\n"))).sources,
+    ):
+        assert source.kind == "email"
+        assert source.text == (
+            "From: Jürgen <j@example.org>\nTo: Ana <ana@example.org>\n"
+            "Date: Mon, 1 Jan 2024 10:00:00 +0100\nSubject: Café at noon\n\n"
+            "The keys are at the Café.\n"
+        )
+        assert source.notes == ("1 attachment is not read: plan.pdf",)
+
+
+def test_html_is_read_where_a_message_has_no_plain_text() -> None:
+    html_only = MAIL.replace(b"text/plain; charset=iso-8859-1", b"image/png")
+    assert load_mail(html_only).text.endswith("Café at noon\n\nnot this way\n")
+    packed = (
+        b"From: a\nMIME-Version: 1.0\nDate: x\nContent-Type: text/html; charset=koi8-r\n"
+        b"Content-Transfer-Encoding: base64\n\n" + base64.b64encode("<p>Привет".encode("koi8-r"))
+    )
+    assert load_mail(packed).text == "From: a\nDate: x\n\nПривет\n"
+
+
+def test_what_only_begins_like_a_message_is_text() -> None:
+    for text in (b"From: me\nTo: you\n\nhello", b"Note: x\nDate: y\n\nz", b"Subject: a\nb\n"):
+        assert load(["-"], stdin=io.BytesIO(text)).sources[0].kind == "text"
+
+
+def test_damaged_messages_never_give_a_traceback() -> None:
+    rng = random.Random(3)
+    read = 0
+    for _ in range(500):
+        raw = bytearray(MAIL)
+        for _ in range(rng.choice((1, 4, 30))):
+            raw[rng.randrange(len(raw))] = rng.randrange(256)
+        try:
+            load_mail(bytes(raw[: rng.choice((len(raw), rng.randrange(len(raw))))]))
+            read += 1
+        except DocumentError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+    assert read > 300
 
 
 # EPUB

@@ -7,7 +7,7 @@ import io
 import subprocess
 import sys
 import zipfile
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -17,10 +17,9 @@ import engine.documents as documents
 from engine.documents import Page, Source, load
 from engine.documents.text import decode
 from engine.errors import DocumentError
+from tiny_documents import encrypted, make_docx, make_epub, make_pdf, para
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+DATA = Path(__file__).parent / "data"
 FRENCH = "Où est passé le garçon ? Il était à l'école, près de la forêt. Noël approche déjà."
 RUSSIAN = "Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива."
 POLISH = "Zażółć gęślą jaźń. Książę wyszedł z zamku i powiedział: nie ma już żadnej nadziei."
@@ -43,14 +42,36 @@ def refusal(path: Path | str, **options: object) -> str:
 
 def test_text_is_the_file_with_unix_line_ends(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    path.write_bytes("one\r\ntwo\rthree\n “four”\t\f".encode())
+    path.write_bytes("one\r\ntwo\rthree\n “four”\t\v".encode())
     source = one(path)
-    assert source.text == "one\ntwo\nthree\n “four”\t\f"
+    assert source.text == "one\ntwo\nthree\n “four”\t\v"
     assert source.kind == "text"
     assert source.pages == ()
     assert source.notes == ()
     assert source.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert source.page_at(3) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "starts"),
+    [
+        ("one\fsecond\n\f", [0, 4]),  # as pdftotext writes them, with one at the end
+        ("one\n\fsecond", [0, 5]),
+        ("one\f", [0]),
+        ("\fone\f\f\ffour", [0, 1, 5, 6, 7]),  # blank pages are pages
+        ("one\r\n\ftwo\f\r\n \r\n", [0, 5]),
+        ("no form feed", []),
+    ],
+)
+def test_form_feeds_begin_pages(text: str, starts: list[int], tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(text.encode())
+    for source in (one(path), load(["-"], stdin=io.BytesIO(text.encode())).sources[0]):
+        assert [page.start for page in source.pages] == starts
+        assert [page.label for page in source.pages] == [
+            str(number + 1) for number in range(len(starts))
+        ]
+        assert source.text == text.replace("\r\n", "\n")
 
 
 def test_sources_keep_their_order_and_stdin_is_one_of_them(tmp_path: Path) -> None:
@@ -171,6 +192,49 @@ def test_common_encodings_are_recognised(text: str, encoding: str) -> None:
     assert bool(notes) == (not encoding.startswith("utf"))
 
 
+def test_lines_of_two_encodings_are_each_read_as_they_are() -> None:
+    (mixed,) = load([str(DATA / "t_mixed.txt")]).sources
+    assert mixed.text.splitlines()[0] == "Café crème — first line is UTF-8."
+    assert mixed.text.splitlines()[1:] == ["Café crème, second line is Latin-1."] * 3
+    assert mixed.notes == ("3 lines are not UTF-8 as the others; encoding guessed: cp1252",)
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "encoding"),
+    [(FRENCH, FRENCH, "cp1252"), (RUSSIAN, RUSSIAN, "cp1251"), (JAPANESE, FRENCH, "latin-1")],
+)
+def test_joined_files_of_two_encodings(first: str, then: str, encoding: str) -> None:
+    text, notes = decode(f"{first}\n".encode() + then.encode(encoding) + f"\n{first}".encode())
+    assert text == f"{first}\n{then}\n{first}"
+    assert len(notes) == 1
+
+
+def test_what_only_looks_like_utf8_is_not_taken_for_it() -> None:
+    """A capital with an accent and a hard space are, byte for byte, a character of UTF-8."""
+    text = f"LIBERTÉ\xa0!\n{FRENCH}\n"
+    assert decode(text.encode("latin-1"))[0] == text
+
+
+CHINESE = "灯塔的看守人是王一。他在那里住了十九年。"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize(
+    "text",
+    [CHINESE, f"{CHINESE}\n" * 3 + "in 1912", JAPANESE, RUSSIAN, "Ελλάδα 1912", "שלום עולם 42",
+     "안녕하세요 세계 여러분", FRENCH],
+)  # fmt: skip
+def test_utf16_without_a_mark_is_known_by_what_it_says(text: str, encoding: str) -> None:
+    assert decode(text.encode(encoding)) == (text, ())
+
+
+@given(st.binary(min_size=40, max_size=400))
+def test_noise_is_not_taken_for_utf16(raw: bytes) -> None:
+    noise = b"\0" + hashlib.sha512(raw).digest() * 4 + b"\0"
+    with pytest.raises(DocumentError, match="binary, not text"):
+        decode(noise)
+
+
 def test_a_damaged_byte_does_not_turn_utf8_into_another_encoding() -> None:
     raw = (FRENCH * 20).encode()
     text, notes = decode(raw[:50] + b"\xff" + raw[50:])
@@ -192,6 +256,80 @@ def test_any_bytes_give_text_or_one_clear_line(raw: bytes) -> None:
     else:
         assert "\r" not in text
         text.encode()  # no lone surrogates: every text can be stored
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"{\\rtf1\\ansi The keeper is \\b Ottilie\\b0 .}", "is RTF"),
+        (b"\n  {\\rtf1 x}", "is RTF"),
+        (b"%!PS-Adobe-3.0\n/Helvetica findfont", "is PostScript"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.rtf", "a.txt", "a.md", "a"])
+def test_what_only_looks_like_text_is_refused_with_what_to_do(
+    content: bytes, words: str, name: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    message = refusal(tmp_path / name)
+    assert words in message
+    assert "first" in message
+    assert "is RTF" in refusal(DATA / "t_rtf.rtf")
+
+
+def test_half_a_character_is_replaced_and_said() -> None:
+    (source,) = load(["-"], stdin=io.BytesIO(b"<html><meta charset=unicode_escape>a\\ud83d\xe9"
+                                             b"<h1>b\\udc00c</h1>d")).sources  # fmt: skip
+    source.text.encode()
+    "".join(page.label for page in source.pages).encode()
+    assert source.text.startswith("a\ufffdé")
+
+
+def test_a_page_is_never_borrowed_from_the_source_before(tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_bytes(make_pdf([["one"], ["two"]]))
+    (tmp_path / "b.txt").write_text("three")
+    (tmp_path / "c.txt").write_text("four\ffive")
+    document = load([str(tmp_path / name) for name in ("a.pdf", "b.txt", "c.txt", "a.pdf")])
+    found = [source.page_at(len(source.text) - 1) for source in document.sources]
+    assert found == ["2", "", "2", "2"]
+    assert [source.page_at(0) for source in document.sources] == ["1", "", "1", "1"]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.html", "a.docx", "a.pdf", "a.epub"])
+def test_the_last_sentence_of_a_huge_file_is_in_its_text(name: str, tmp_path: Path) -> None:
+    line = "The harbour lay quiet in the morning and nobody came. "
+    last = "The keeper was Ottilie Brandt."
+    many = 4_000
+    raw = {
+        "a.txt": (line * many * 10 + last).encode(),
+        "a.md": ("# One\n\n" + (line + "\n\n") * many + last).encode(),
+        "a.html": (f"<p>{line}</p>" * many * 4 + f"<p>{last}").encode(),
+        "a.docx": make_docx(para(line) * many + para(last)),
+        "a.pdf": make_pdf([[line] * 40] * (many // 100) + [[line, last]]),
+        "a.epub": make_epub({f"{at}.xhtml": f"<p>{line * 50}</p>" for at in range(many // 50)}
+                            | {"z.xhtml": f"<p>{last}</p>"}, {}, ""),
+    }[name]  # fmt: skip
+    (tmp_path / name).write_bytes(raw)
+    assert one(tmp_path / name).text.rstrip().endswith(last)
+
+
+def test_a_pdf_that_only_its_owner_has_a_password_for_opens(tmp_path: Path) -> None:
+    path = tmp_path / "a.pdf"
+    path.write_bytes(encrypted(make_pdf([["The keeper."]]), "", owner="sesame"))
+    assert one(path).text == "The keeper.\n"
+    path.write_bytes(encrypted(make_pdf([["The keeper."]]), "open", owner="sesame"))
+    assert "--password-stdin" in refusal(path)
+    for password in ("open", "sesame"):
+        assert one(path, password=password).text == "The keeper.\n"
+
+
+def test_a_scan_and_pages_beyond_the_last_are_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.pdf"
+    path.write_bytes(make_pdf([[], []]))
+    assert "has no text layer on pages 1-2; it needs OCR first" in refusal(path)
+    path.write_bytes(make_pdf([["one"]] * 422))
+    assert "has 422 pages; --pages asks for page 423" in refusal(path, pages="421-423")
+    assert one(path, pages="421-422").pages[0].label == "421"
 
 
 def test_importing_documents_imports_no_library() -> None:

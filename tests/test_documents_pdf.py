@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 import engine.documents.pdf as pdf
 from engine.documents import load
-from engine.documents.layout import BROKEN, characters, drop_running, join_words
-from engine.documents.pdf import load_pdf, name_pages, parse_pages
+from engine.documents.glyphs import Place
+from engine.documents.layout import BROKEN, Line, drop_running, join_words, joined, regular
+from engine.documents.pdf import chosen_sheets, load_pdf, name_pages
 from engine.errors import DocumentError
 from tiny_documents import PROSE, encrypted, make_pdf
 
@@ -57,19 +58,25 @@ def test_selected_pages_keep_their_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "selection", ["", "0", "3-1", "a", "1-", "-3", "1,,2", "1-2-3", "٣", "1.5"]
+    "selection", ["0", "3-1", "a", "1-", "-3", "1-2-3", "٣", "1.5", "#", "#0", "#2-1"]
 )
-def test_malformed_selections_are_refused(selection: str) -> None:
+def test_malformed_selections_are_refused(selection: str, tmp_path: Path) -> None:
     with pytest.raises(DocumentError, match="write them as 1-20,25"):
-        parse_pages(selection)
+        chosen_sheets(selection, 99)
+    path = tmp_path / "a.pdf"
+    path.write_bytes(make_pdf([PROSE[:1]] * 4))
+    for empty in ("", "1,,2", ","):
+        with pytest.raises(DocumentError, match="write them as 1-20,25"):
+            load([str(path)], pages=empty)
 
 
 @given(st.sets(st.integers(1, 60), min_size=1))
 def test_a_selection_names_the_same_pages_however_it_is_written(numbers: set[int]) -> None:
     shuffled = random.Random(0).sample(sorted(numbers), len(numbers))
-    ranges = parse_pages(", ".join(map(str, shuffled)))
+    ranges = chosen_sheets(", ".join(map(str, shuffled)), 60)
     assert [n for first, last in ranges for n in range(first, last + 1)] == sorted(numbers)
-    assert parse_pages(",".join(f"{a}-{b}" for a, b in ranges)) == ranges
+    assert chosen_sheets(",".join(f"{a}-{b}" for a, b in ranges), 60) == ranges
+    assert chosen_sheets(",".join(f"#{a}-#{b}" for a, b in ranges), 60) == ranges
 
 
 def test_page_lists_are_short() -> None:
@@ -117,7 +124,7 @@ def test_pypdf_reads_what_pdfium_cannot(monkeypatch: pytest.MonkeyPatch) -> None
     def poor(reading: pdf._Reading, data: bytes, library: str, *rest: object) -> bool:
         done = run(reading, data, library, *rest)  # type: ignore[arg-type]
         if library == "pdfium":
-            del reading.texts[3]
+            del reading.pages[3]
             reading.lost.append(3)
         return done
 
@@ -137,8 +144,9 @@ def test_a_page_that_ends_the_process_costs_only_itself(
         worker.write_text(
             source.replace(
                 "def _give(number",
-                "def _give(number, text, request):\n    import os, time\n    if number == 2:\n"
-                f"        {trouble}\n    _real(number, text, request)\n\ndef _real(number",
+                "def _give(number, text, request, **more):\n    import os, time\n"
+                f"    if number == 2:\n        {trouble}\n"
+                "    _real(number, text, request, **more)\n\ndef _real(number",
             )
         )
         monkeypatch.setattr(pdf, "_WORKER", worker)
@@ -152,7 +160,7 @@ def test_too_many_pages_and_too_much_text_are_refused(monkeypatch: pytest.Monkey
     raw = make_pdf([[line] for line in PROSE])
     monkeypatch.setattr(pdf, "MAX_PAGES", 3)
     assert "at most 3 are read at once; select some with --pages" in refusal(raw)
-    assert load_pdf(raw, pages=((2, 4),)).text.startswith(PROSE[1])
+    assert load_pdf(raw, pages="2-4").text.startswith(PROSE[1])
     monkeypatch.setattr(pdf, "MAX_PAGES", 4)
     monkeypatch.setattr(pdf, "MAX_CHARS", 50)
     assert "too much text (page 2" in refusal(raw)
@@ -194,10 +202,12 @@ def test_damaged_files_never_give_a_traceback() -> None:
 
 
 def test_characters_are_made_regular() -> None:
-    assert characters("one  \r\ntwo\x02three ﬁn \x0f\r\n\r\n\r\n\r\nend\r\n") == (
-        f"one\ntwo{BROKEN}three fin \ufffd\n\nend"
-    )
-    assert characters("a line-\nend, pages 84-\n91") == f"a line{BROKEN}end, pages 84-\n91"
+    text = regular("one  \r\ntwo\x02three ﬁn \x0f\r\n\r\n\r\n\r\nend\r\n")
+    assert joined(text.split("\n")) == f"one\ntwo{BROKEN}three fin \ufffd\n\nend"
+    cut = joined(["a line-", "end, pages 84-", "91"])
+    assert cut == f"a line{BROKEN}end, pages 84-\n91"
+    # Arabic letters as they look in a word are the letters; the one sign for "la" is two.
+    assert regular("\ufef3\ufeee\ufe9f \ufefb \ufb2a") == "يوج لا ש\u05c1"
 
 
 def test_cut_words_are_mended_as_the_document_writes_them() -> None:
@@ -209,37 +219,35 @@ def test_cut_words_are_mended_as_the_document_writes_them() -> None:
     assert join_words([f"www.a.org/us{BROKEN}cert"]) == ["www.a.org/us-cert"]
 
 
-def test_running_headers_and_page_numbers_go_but_are_said_once() -> None:
-    pages = [f"The Harbour\n{line}\n{line}\n{at + 1}" for at, line in enumerate(PROSE)]
-    kept, gone = drop_running(pages)
-    assert gone == 7
-    assert kept[0] == f"The Harbour\n{PROSE[0]}\n{PROSE[0]}"
-    assert kept[2] == f"{PROSE[2]}\n{PROSE[2]}"
-
-
-def test_numbered_headers_and_roman_numerals_count_with_the_pages() -> None:
-    numerals = ["i", "ii", "iii", "iv"]
-    kept, _ = drop_running(
-        [f"{text}\n{number}" for text, number in zip(PROSE, numerals, strict=True)]
-    )
-    assert kept == PROSE
-    kept, _ = drop_running([f"{41 + at} THE QUAY\n{text}" for at, text in enumerate(PROSE)])
-    assert kept == ["41 THE QUAY\n" + PROSE[0], *PROSE[1:]]
+def test_without_places_only_a_number_at_the_foot_is_taken_away() -> None:
+    pages = [f"The Harbour\n{at + 1}\n{line}\n{at + 1}" for at, line in enumerate(PROSE)]
+    lines = [[Line(line) for line in page.split("\n")] for page in pages]
+    kept, removed = drop_running(lines)
+    assert kept == [page.split("\n")[:-1] for page in pages]
+    assert [(line.text, line.pages, line.top) for line in removed] == [("", 4, False)]
 
 
 def test_figures_and_dates_of_a_table_are_no_page_numbers() -> None:
     rows = ["06/22/2015", "17", "I", "3.1 Results", "4,096"]
-    pages = [f"{row}\n{text}\n{row}" for row, text in zip(rows, [*PROSE, PROSE[0]], strict=True)]
-    assert drop_running(pages) == (pages, 0)
-    dates = ["07/01/2015\n" + text for text in PROSE]
-    assert drop_running(dates) == (dates, 0)
+    pages = [[row, text, row] for row, text in zip(rows, [*PROSE, PROSE[0]], strict=True)]
+    assert drop_running([[Line(line) for line in page] for page in pages]) == (pages, [])
+    dates = [["07/01/2015", text] for text in PROSE]
+    assert drop_running([[Line(line) for line in page] for page in dates]) == (dates, [])
 
 
 @settings(max_examples=50)
 @given(st.lists(st.text(alphabet=f"ab1 -{BROKEN}\n", max_size=40), max_size=6))
 def test_cleaning_only_takes_away(pages: list[str]) -> None:
     """No step invents text: what remains was there, in that order, hyphens aside."""
-    cleaned, _ = drop_running(join_words(pages))
+    lines = [
+        [
+            Line(line, Place(0.1, 0.9, at / 50, at / 50 + 0.01, 0.1, 0.1))
+            for at, line in enumerate(page.split("\n"))
+        ]
+        for page in pages
+    ]
+    kept, _ = drop_running(lines)
+    cleaned = join_words(["\n".join(page) for page in kept])
     for before, after in zip(pages, cleaned, strict=True):
         rest = iter(before.replace(BROKEN, "-"))
         assert all(sign in rest for sign in after)

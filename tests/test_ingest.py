@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from engine.compression import methods as recipes
 from engine.documents.tokens import Tokens
-from engine.documents.types import Document, Source
+from engine.documents.types import HEADERS_KEPT, Document, Source
 from engine.errors import (
     BudgetError,
     DocumentError,
@@ -36,6 +36,7 @@ from engine.store.reader import Store
 from engine.store.writer import StoreWriter
 from engine.types import IngestOptions, IngestReport, Silent
 from tiny_books import QUESTION, TEXT, log, report, session
+from tiny_documents import painted, said
 
 # ---------------------------------------------------------------------------- windows
 
@@ -196,7 +197,7 @@ def test_a_report_tells_what_was_made(model: Path, reader: hf.Reader, tmp_path: 
         "timing",
         "resumed_tokens",
     }
-    assert set(plain["sources"][0]) == {"path", "pages", "chars", "sha256"}
+    assert set(plain["sources"][0]) == {"path", "pages", "chars", "sha256", "notes"}
     stages = ("read_s", "tokenize_s", "prefill_s", "compress_s", "write_s", "total_s")
     assert set(plain["timing"]) == set(stages)
     assert all(plain["timing"][name] > 0 for name in stages)
@@ -470,6 +471,43 @@ def test_a_plan_refuses_what_a_run_would(tmp_path: Path, model: Path) -> None:
     for options in ({"method": "nonsense"}, {"window": -1}, {"model": "no/such-model"}):
         with pytest.raises(SekvError):
             plan([source], IngestOptions(**{"model": str(model), **options}), Silent())
+
+
+# ---------------------------------------------------------------------------- what is left out
+
+
+def headed(folder: Path, name: str) -> str:
+    pages = [said(72, 760, "The Harbour") + said(72, 690, "It lay still.", f"Ship {at} came.") for
+             at in range(4)]  # fmt: skip
+    (folder / name).write_bytes(
+        painted(pages, catalog="/PageLabels << /Nums [0 << /S /r >> 2 << /S /D >>] >>")
+    )
+    return str(folder / name)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_is_left_out_is_told_and_an_append_does_the_same(
+    keep: bool, model: Path, reader: hf.Reader, tmp_path: Path
+) -> None:
+    store = tmp_path / "a.sekv"
+    options = IngestOptions(model=str(model), keep_headers=keep)
+    made = ingest([headed(tmp_path, "a.pdf")], store, options, Silent(), None, reader)
+    append([headed(tmp_path, "b.pdf")], store, IngestOptions(), Silent(), None, reader)
+    with Store.open(store) as opened:
+        assert opened.verify() == []
+        for entry, text in zip(opened.manifest.sources, opened.texts(), strict=True):
+            assert text.count("The Harbour") == (4 if keep else 1)
+            assert [label for label, _ in entry.pages] == ["i", "ii", "1", "2"]
+            assert entry.sheets == (1, 2, 3, 4)
+            assert entry.notes == made.sources[0].notes
+    assert made.sources[0].notes == (
+        (HEADERS_KEPT,)
+        if keep
+        else (
+            "left out at the head of 3 pages, said once: The Harbour",
+            "--keep-headers keeps what was left out",
+        )
+    )
 
 
 # ---------------------------------------------------------------------------- appending

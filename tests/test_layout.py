@@ -33,7 +33,7 @@ ROOMS = (
 LIGHT = ("errors", "types", "store.container", "store.manifest", "answer.replay")
 """Modules that the command line may import before it needs torch."""
 
-HEAVY = {"torch", "transformers", "numpy", "pypdf", "pypdfium2", "tokenizers", "tiktoken"}
+HEAVY = {"torch", "transformers", "numpy", "pypdf", "pypdfium2", "tokenizers"}
 
 TOP_LEVEL = {
     "pyproject.toml",

@@ -19,38 +19,99 @@ PROSE = [
 
 def make_pdf(pages: Sequence[Sequence[str]]) -> bytes:
     """A PDF whose pages hold these lines of text; a page without lines has no text."""
-    streams = []
-    for lines in pages:
-        shown = " T* ".join(f"({line}) Tj" for line in lines)
-        streams.append(f"BT /F1 11 Tf 14 TL 72 760 Td {shown} ET".encode() if lines else b"")
+    return painted([said(72, 760, *lines) if lines else "" for lines in pages])
+
+
+def said(x: float, y: float, *lines: str, angle: int = 0, font: str = "F1") -> str:
+    """Lines of text from a point on, 14 points apart, set at an angle counted against the clock.
+
+    Text of the font F2 is any characters of the basic plane, each 6.6 points wide.
+    """
+    matrix = {0: "1 0 0 1", 90: "0 1 -1 0", 180: "-1 0 0 -1", 270: "0 -1 1 0"}[angle]
+    strings = [
+        f"<{line.encode('utf-16-be').hex()}>" if font == "F2" else f"({line})" for line in lines
+    ]
+    shown = " T* ".join(f"{string} Tj" for string in strings)
+    return f"BT /{font} 11 Tf 14 TL {matrix} {x} {y} Tm {shown} ET\n"
+
+
+WIDE_FONT = (
+    "<< /Type /Font /Subtype /Type0 /BaseFont /Wide /Encoding /Identity-H /ToUnicode {1} 0 R"
+    " /DescendantFonts [<< /Type /Font /Subtype /CIDFontType2 /BaseFont /Wide /DW 600"
+    " /CIDSystemInfo << /Registry (Adobe) /Ordering (Identity) /Supplement 0 >> /FontDescriptor"
+    " << /Type /FontDescriptor /FontName /Wide /Flags 4 /FontBBox [0 -200 1000 800] /Ascent 800"
+    " /Descent -200 /CapHeight 700 /StemV 80 /ItalicAngle 0 >> >>] >>"
+)
+
+
+def to_unicode() -> bytes:
+    """A character table in which each code is its own character."""
+    ranges = [f"<{high:02x}00> <{high:02x}ff> <{high:02x}00>" for high in range(256)]
+    blocks = [ranges[at : at + 64] for at in range(0, 256, 64)]
+    listed = "\n".join(
+        f"{len(block)} beginbfrange\n" + "\n".join(block) + "\nendbfrange" for block in blocks
+    )
+    return streamed(
+        "/CIDInit /ProcSet findresource begin 12 dict begin begincmap /CMapName /W def"
+        f" /CMapType 2 def 1 begincodespacerange <0000> <ffff> endcodespacerange\n{listed}\n"
+        "endcmap end end"
+    )
+
+
+def streamed(content: str | bytes) -> bytes:
+    raw = content.encode("latin-1") if isinstance(content, str) else content
+    return b"<< /Length %d >>\nstream\n%s\nendstream" % (len(raw), raw)
+
+
+def painted(
+    pages: Sequence[str],
+    *,
+    entries: Mapping[int, str] | None = None,
+    catalog: str = "",
+    objects: Sequence[str] = (),
+    wide: bool = False,
+) -> bytes:
+    """A PDF with these page contents.
+
+    Args:
+        entries: more entries of a page's dictionary, by its index.
+        objects: more objects, the first of them number 4 + 2 * pages.
+        wide: whether there is a font F2, after the other objects.
+    """
     count = len(pages)
     kids = " ".join(f"{4 + 2 * at} 0 R" for at in range(count))
-    objects = [
-        b"<< /Type /Catalog /Pages 2 0 R >>",
+    table = 4 + 2 * count + len(objects)
+    fonts = f"/F1 3 0 R /F2 {table + 1} 0 R" if wide else "/F1 3 0 R"
+    parts = [
+        f"<< /Type /Catalog /Pages 2 0 R {catalog} >>".encode(),
         f"<< /Type /Pages /Count {count} /Kids [{kids}] >>".encode(),
         b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
     ]
-    for at, stream in enumerate(streams):
-        objects.append(
+    for at, content in enumerate(pages):
+        parts.append(
             f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents {5 + 2 * at} 0 R"
-            " /Resources << /Font << /F1 3 0 R >> >> >>".encode()
+            f" /Resources << /Font << {fonts} >> >> {(entries or {}).get(at, '')} >>".encode()
         )
-        objects.append(b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream))
+        parts.append(streamed(content))
+    parts += [item.encode("latin-1") for item in objects]
+    if wide:
+        parts += [to_unicode(), WIDE_FONT.replace("{1}", str(table)).encode()]
     body, places = b"%PDF-1.4\n", []
-    for number, content in enumerate(objects, 1):
+    for number, part in enumerate(parts, 1):
         places.append(len(body))
-        body += b"%d 0 obj\n%s\nendobj\n" % (number, content)
-    table = b"".join(b"%010d 00000 n \n" % place for place in places)
-    size = len(objects) + 1
+        body += b"%d 0 obj\n%s\nendobj\n" % (number, part)
+    listed = b"".join(b"%010d 00000 n \n" % place for place in places)
+    size = len(parts) + 1
     trailer = b"trailer\n<< /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % (size, len(body))
-    return body + b"xref\n0 %d\n0000000000 65535 f \n%s" % (size, table) + trailer
+    return body + b"xref\n0 %d\n0000000000 65535 f \n%s" % (size, listed) + trailer
 
 
-def encrypted(raw: bytes, password: str) -> bytes:
+def encrypted(raw: bytes, password: str, owner: str | None = None) -> bytes:
+    """The PDF under a password to open it ("" for none), and one of its owner."""
     import pypdf
 
     writer = pypdf.PdfWriter(clone_from=pypdf.PdfReader(io.BytesIO(raw)))
-    writer.encrypt(password, algorithm="RC4-128")
+    writer.encrypt(password, owner, algorithm="RC4-128")
     out = io.BytesIO()
     writer.write(out)
     return out.getvalue()

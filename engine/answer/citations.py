@@ -61,14 +61,27 @@ class DocumentText:
 
     def page_at(self, source: int, offset: int) -> str:
         """The label of the page or section a character stands on, "" where there is none."""
-        pages = self.sources[source].pages
-        index = bisect_right(pages, offset, key=lambda page: page[1]) - 1
-        return pages[index][0] if index >= 0 else ""
+        index = self._index(source, offset)
+        return self.sources[source].pages[index][0] if index >= 0 else ""
 
     def pages(self, source: int, start: int, end: int) -> str:
         """The page of some characters; "12-13" of those that stand on two pages with numbers."""
         first, last = self.page_at(source, start), self.page_at(source, max(start, end - 1))
-        return f"{first}-{last}" if first != last and (first + last).isdigit() else first
+        numbers = (first + last).isdigit()
+        labels = bool(self.sources[source].sheets) and "-" not in first + last
+        return f"{first}-{last}" if first != last and (numbers or labels) else first
+
+    def sheets(self, source: int, start: int, end: int) -> str:
+        """The sheet of some characters of a PDF, "12-13" of those on two; "" elsewhere."""
+        pages = self._index(source, start), self._index(source, max(start, end - 1))
+        if pages[0] < 0:
+            return ""
+        first, last = (self.sources[source].sheet(page) for page in pages)
+        return (str(first) if first == last else f"{first}-{last}") if first else ""
+
+    def _index(self, source: int, offset: int) -> int:
+        """Which page a character stands on; -1 without pages."""
+        return bisect_right(self.sources[source].pages, offset, key=lambda page: page[1]) - 1
 
     def citations(self, weight: Tensor) -> tuple[Citation, ...]:
         """The passages that hold most of the evidence, best first.
@@ -98,6 +111,7 @@ class DocumentText:
                 end=end,
                 text=self.texts[source][start:end],
                 weight=round(masses[source, start, end], 4),
+                sheet=self.sheets(source, start, end),
             )
             for source, start, end in passages[:MOST]
         )

@@ -46,7 +46,10 @@ def parse(trace: Mapping[str, Any], manifest: Manifest) -> Recorded:
         question=str(trace["question"]),
         answer=str(trace["answer"]),
         said=tuple(str(piece) for piece in trace["said"]),
-        citations=tuple(Citation(**_typed(entry, CITATION)) for entry in trace["citations"]),
+        citations=tuple(
+            Citation(**_typed(entry, CITATION), sheet=str(entry.get("sheet", "")))
+            for entry in trace["citations"]
+        ),
         moves=tuple(Move(**_typed(entry, MOVE)) for entry in trace["moves"]),
         zoom=tuple(ZoomView(**_typed(entry, ZOOM)) for entry in trace["zoom"]),
     )

@@ -8,10 +8,12 @@ imported by the loader that needs them, never by importing this package.
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from engine.documents.types import (
     MAX_CHARS,
@@ -26,17 +28,23 @@ from engine.errors import DocumentError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from engine.documents.pdf import Ranges
-
 __all__ = ["Document", "Page", "Source", "load"]
 
 STDIN = "-"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _KINDS = {
     ".pdf": "pdf", ".txt": "text", ".text": "text", ".md": "markdown", ".markdown": "markdown",
     ".html": "html", ".htm": "html", ".xhtml": "html", ".epub": "epub", ".docx": "docx",
+    ".eml": "email", ".mht": "email", ".mhtml": "email",
 }  # fmt: skip
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
-_KNOWN = "sekv reads PDF, text, Markdown, HTML, EPUB and DOCX"
+_KNOWN = "sekv reads PDF, text, Markdown, HTML, EPUB, DOCX and e-mail (.eml)"
+# What is text to look at, and no text to read.
+_MARKED_UP = {
+    b"{\\rtf": "is RTF, whose marks are no text; save it as .docx, .txt or PDF first (Word and"
+    " LibreOffice do)",
+    b"%!PS": "is PostScript, a program and no text; convert it to PDF first (ps2pdf does)",
+}
 
 
 def load(
@@ -44,32 +52,34 @@ def load(
     *,
     pages: str | None = None,
     password: str | None = None,
+    keep_headers: bool = False,
     stdin: BinaryIO | None = None,
 ) -> Document:
     """Read every source, in the order given.
 
     Args:
         paths: files; "-" is stdin, once.
-        pages: pages of the PDFs among the sources, such as "1-20,25"; labels stay the
-            original numbers. None reads all.
+        pages: pages of the PDFs among the sources, such as "1-20,25", as `chosen_sheets` has it;
+            they keep their labels. None reads all.
         password: opens encrypted PDFs.
+        keep_headers: leave running headers, footers and page numbers in the text of PDFs.
         stdin: read for "-"; the process's own by default.
     Raises:
         DocumentError: the first source that cannot be read, with its name and what to do.
     """
-    from engine.documents.pdf import parse_pages
-
     if not paths:
         raise DocumentError("no source given; name a file, or - for stdin")
     if list(paths).count(STDIN) > 1:
         raise DocumentError("stdin (-) is given twice, but it can be read only once")
-    ranges = parse_pages(pages) if pages is not None else ()
+    if pages is not None and not all(part.strip() for part in pages.split(",")):
+        raise DocumentError(f"pages {pages!r} name no page or range; write them as 1-20,25")
     sources = []
     for path in paths:
         raw = _read(path, stdin)
         kind = _kind(path, raw)
-        sources.append(_source(path, kind, raw, ranges if kind == "pdf" else (), password))
-    if ranges and all(source.kind != "pdf" for source in sources):
+        pdf = {"pages": pages or "", "password": password, "keep_headers": keep_headers}
+        sources.append(_source(path, kind, raw, pdf))
+    if pages and all(source.kind != "pdf" for source in sources):
         raise DocumentError("--pages selects pages of a PDF, and none of the sources is one")
     return Document(tuple(sources))
 
@@ -104,6 +114,9 @@ def _name(path: str) -> str:
 def _kind(path: str, raw: bytes) -> str:
     """The kind that the name promises; without a known ending, what the content looks like."""
     kind = "" if path == STDIN else _KINDS.get(PurePath(path).suffix.lower(), "")
+    for start, what in _MARKED_UP.items():
+        if raw.removeprefix(b"\xef\xbb\xbf").lstrip()[:8].startswith(start):
+            raise DocumentError(f"{_name(path)} {what}")
     if kind:
         return kind
     if raw.startswith(b"%PDF-"):
@@ -113,7 +126,9 @@ def _kind(path: str, raw: bytes) -> str:
     start = raw[:2048].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith((b"<!doctype html", b"<html")) or (start[:1] == b"<" and b"<html" in start):
         return "html"
-    return "text"
+    from engine.documents.mail import looks_like_mail
+
+    return "email" if looks_like_mail(raw) else "text"
 
 
 def _zipped(raw: bytes, name: str) -> str:
@@ -130,10 +145,10 @@ def _zipped(raw: bytes, name: str) -> str:
     raise DocumentError(f"{name} is a zip archive, but no EPUB or DOCX; {_KNOWN}")
 
 
-def _source(path: str, kind: str, raw: bytes, ranges: Ranges, password: str | None) -> Source:
+def _source(path: str, kind: str, raw: bytes, pdf_options: dict[str, Any]) -> Source:
     name = _name(path)
     try:
-        extract = _extract(kind, raw, ranges, password)
+        extract = _extract(kind, raw, pdf_options)
     except DocumentError as error:
         raise DocumentError(f"{name} {error}{_hint(kind, raw)}") from error
     if not extract.text.strip():
@@ -141,19 +156,26 @@ def _source(path: str, kind: str, raw: bytes, ranges: Ranges, password: str | No
     if len(extract.text) > MAX_CHARS:
         raise DocumentError(f"{name} holds more than {MAX_CHARS:,} characters of text; split it")
     digest = hashlib.sha256(raw).hexdigest()
-    return Source(path, kind, extract.text, extract.pages, digest, extract.notes)
+    text, notes = _SURROGATE.sub("\ufffd", extract.text), extract.notes
+    if text != extract.text:  # half a character, which nothing after this could write down
+        notes = (*notes, "halves of characters that stood alone were replaced")
+    pages = tuple(
+        replace(page, label=_SURROGATE.sub("\ufffd", page.label)) for page in extract.pages
+    )
+    return Source(path, kind, text, pages, digest, notes)
 
 
-def _extract(kind: str, raw: bytes, ranges: Ranges, password: str | None) -> Extract:
-    from engine.documents import docx, epub, html, pdf, text
+def _extract(kind: str, raw: bytes, pdf_options: dict[str, Any]) -> Extract:
+    from engine.documents import docx, epub, html, mail, pdf, text
 
     loaders: dict[str, Callable[[bytes], Extract]] = {
-        "pdf": partial(pdf.load_pdf, pages=ranges, password=password),
+        "pdf": partial(pdf.load_pdf, **pdf_options),
         "text": text.load_text,
         "markdown": text.load_markdown,
         "html": html.load_html,
         "epub": epub.load_epub,
         "docx": docx.load_docx,
+        "email": mail.load_mail,
     }
     return loaders[kind](raw)
 
@@ -164,6 +186,6 @@ def _hint(kind: str, raw: bytes) -> str:
         return "; it looks like a PDF, name it .pdf"
     if raw.startswith(_OLE):
         return "; it looks like an old or encrypted Office file, save it as plain .docx"
-    if kind in ("text", "markdown", "html") and raw.startswith(b"PK\x03\x04"):
+    if kind in ("text", "markdown", "html", "email") and raw.startswith(b"PK\x03\x04"):
         return "; it looks like a zip archive, such as .epub or .docx"
     return f"; {_KNOWN}" if kind == "text" else ""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _SKIPPED = frozenset({"Fallback", "moveFrom", "del", "pPrChange"})
 _SIGNS = {"tab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
 MAX_DEPTH = 1_000
+MAX_COLUMNS = 200
 
 
 class _Events:
@@ -39,7 +40,9 @@ class _Events:
         self._paragraphs: list[list[str]] = []  # open paragraphs; text boxes nest
         self._levels: list[int] = []  # heading level of each open paragraph, 0 for none
         self._cells: list[list[str]] = []  # paragraphs of each open cell
-        self._rows: list[list[str]] = []  # cells of each open row
+        self._spans: list[int] = []  # columns that each open cell covers
+        # Cells of each open row, None for a column that a cell before it covers.
+        self._rows: list[list[str | None]] = []
         self._tables: list[list[str]] = []  # rows of each open table
         self.length = 0
         self.blocks: list[tuple[str, int]] = []  # (text, heading level or 0)
@@ -67,6 +70,11 @@ class _Events:
             self._rows.append([])
         elif name == "tc" and self._rows:
             self._cells.append([])
+            self._spans.append(1)
+        elif name == "gridSpan" and self._spans:
+            self._spans[-1] = _count(attributes)
+        elif name == "gridBefore" and self._rows:
+            self._rows[-1] += [None] * _count(attributes)
 
     def end(self, tag: str) -> None:
         name = self._open.pop()
@@ -78,8 +86,12 @@ class _Events:
         elif name == "tc" and self._cells:
             cell = self._cells.pop()
             self._rows[-1].append("\n".join(part for part in cell if part))
+            self._rows[-1] += [None] * (self._spans.pop() - 1)
         elif name == "tr" and self._rows:
-            cells = self._rows.pop()
+            columns = self._rows.pop()
+            cells = [cell for cell in columns if cell is not None]
+            if len(cells) > 1:
+                cells = [cell or "" for cell in columns]
             if len(cells) > 1:  # a row is a line; a table of one cell is a frame round its text
                 cells = [" ".join(cell.split()) for cell in cells]
             if any(cells):
@@ -119,6 +131,12 @@ def _value(attributes: Mapping[str, str]) -> str:
         if key.endswith("}val"):
             return text
     return ""
+
+
+def _count(attributes: Mapping[str, str]) -> int:
+    """How many columns of a table an element counts, at least one."""
+    value = _value(attributes)
+    return min(max(int(value), 1), MAX_COLUMNS) if value.isdecimal() else 1
 
 
 def _level(outline: str) -> int:

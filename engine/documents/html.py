@@ -8,6 +8,7 @@ same builder serves EPUB, whose chapters are XHTML.
 from __future__ import annotations
 
 import re
+from html import escape
 from typing import TYPE_CHECKING
 
 from engine.documents.text import decode
@@ -30,7 +31,26 @@ _LINES = frozenset({"br", "dd", "dt", "li", "caption", "option", "summary", "leg
 _TABLES = {"table": "\n\n", "tr": "\n"}
 _CELLS = frozenset({"td", "th"})
 _HEADINGS = frozenset({"h1", "h2", "h3"})
+# What hides all that follows if it is not closed.
+_SWALLOWS = re.compile(
+    r"<!--|<!\[CDATA\[|<(script|style|title|textarea|iframe|noscript|template)(?![\w-])[^<>]*>",
+    re.I,
+)
+_BLOCK = re.compile(
+    r"<(?:/?(?:head|body)|address|article|blockquote|div|dl|h[1-6]|main|ol|p|pre|section|table|ul)"
+    r"(?![\w-])",
+    re.I,
+)
+_MOST_SPAN = 200
+_BREAKS_OUT = _PARAGRAPHS | {"table", "tr", "td", "th", "li", "dd", "dt", "br", "head", "img"}
+"""Tags that end a drawing in which they stand, as the HTML standard has it."""
+
 _SPACES = re.compile("[ \t\n\r\f]+")
+# A line end of the file between two ideographs or kana, which are written without spaces.
+_INSIDE_WORD = re.compile(
+    "(?<=[\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uff00-\uffef])[ \t\r]*\n\\s*"
+    "(?=[\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uff00-\uffef])"
+)
 _CHARSET = re.compile(
     rb"""<(?:meta\s[^>]*?charset|\?xml\s[^>]*?encoding)\s*=\s*["']?\s*([\w.:-]+)""", re.I
 )
@@ -58,7 +78,7 @@ class TextBuilder:
         """Append words; spaces collapse as a browser would, unless `exact`."""
         words = words.replace("\xad", "").replace("\xa0", " ")
         if not exact:
-            words = _SPACES.sub(" ", words)
+            words = _SPACES.sub(" ", _INSIDE_WORD.sub("", words))
             leading, trailing = words.startswith(" "), words.endswith(" ")
             words = words.strip(" ")
             if not words:
@@ -121,16 +141,53 @@ class TextBuilder:
             raise DocumentError(f"holds more than {MAX_CHARS:,} characters of text; split it")
 
 
+class _Columns:
+    """Which columns of a table a row has reached, so that cells over several rows or columns
+    leave what follows in its own column."""
+
+    def __init__(self) -> None:
+        self._column = 0
+        self._waiting = 0  # columns that the last cell covers beside its first
+        self._rows: dict[int, int] = {}  # column -> rows that a cell above still covers
+
+    def row(self) -> None:
+        for column, rows in self._rows.items():  # no cell came after those that cover the last row
+            if column >= self._column and rows:
+                self._rows[column] = rows - 1
+        self._column = 0
+
+    def cell(self, attributes: Mapping[str, str]) -> list[bool]:
+        """Begin a cell: for each column that begins with it, whether it is the row's first."""
+        first = self._column
+        while self._rows.get(self._column, 0) > 0:
+            self._rows[self._column] -= 1
+            self._column += 1
+        mine = self._column
+        rows = _span(attributes, "rowspan")
+        for _ in range(_span(attributes, "colspan")):
+            self._rows[self._column] = rows - 1
+            self._column += 1
+        # The empty columns of a wide cell come before the cell after it.
+        begun = range(first, mine + 1)
+        waiting, self._waiting = self._waiting if first else 0, self._column - mine - 1
+        return [False] * waiting + [column == 0 for column in begun]
+
+
+def _span(attributes: Mapping[str, str], name: str) -> int:
+    value = attributes.get(name, "").strip()
+    return min(max(int(value), 1), _MOST_SPAN) if value.isdecimal() else 1
+
+
 class _Events:
     """What the parser calls. Marks ids as "#id" and collects the headings."""
 
     def __init__(self, builder: TextBuilder, prefix: str) -> None:
         self._builder = builder
         self._prefix = prefix
-        self._dropped = 0
+        self._dropped: list[str] = []  # open elements whose text is none
         self._exact = 0
         self._depth = 0
-        self._row_has_cell = False
+        self._tables = [_Columns()]  # open tables; the first is for rows outside any
         self._heading: list[str] | None = None
         self.headings: list[Page] = []
 
@@ -143,14 +200,18 @@ class _Events:
         name = attributes.get("id") or attributes.get("name", "")
         if name:
             self._builder.mark(f"{self._prefix}#{name}")
+        if tag in _BREAKS_OUT:
+            self._end_drawing()
         if tag in _DROPPED:
-            self._dropped += 1
+            self._dropped.append(tag)
         self._breaks(tag)
-        if tag == "tr":
-            self._row_has_cell = False
+        if tag == "table":
+            self._tables.append(_Columns())
+        elif tag == "tr":
+            self._tables[-1].row()
         elif tag in _CELLS:
-            self._builder.cell(first=not self._row_has_cell)
-            self._row_has_cell = True
+            for first in self._tables[-1].cell(attributes):
+                self._builder.cell(first=first)
         elif tag == "pre":
             self._exact += 1
         elif tag in _HEADINGS and not self._dropped:
@@ -159,10 +220,14 @@ class _Events:
 
     def end(self, tag: str) -> None:
         self._depth -= 1
-        if tag in _DROPPED:
-            self._dropped -= 1
+        if tag in _BREAKS_OUT:  # it began before the drawing
+            self._end_drawing()
+        if tag in self._dropped:
+            del self._dropped[len(self._dropped) - 1 - self._dropped[::-1].index(tag)]
         if tag != "br":
             self._breaks(tag)
+        if tag == "table" and len(self._tables) > 1:
+            self._tables.pop()
         if tag == "pre":
             self._exact -= 1
         elif tag in _HEADINGS and self._heading is not None:
@@ -178,6 +243,10 @@ class _Events:
         if self._heading is not None:
             self._heading.append(words.replace("\xad", ""))
         self._builder.add(words, exact=self._exact > 0)
+
+    def _end_drawing(self) -> None:
+        while self._dropped and self._dropped[-1] == "svg":
+            self._dropped.pop()
 
     def comment(self, words: str) -> None:
         """Comments are no text."""
@@ -222,15 +291,77 @@ def feed(markup: str, builder: TextBuilder, prefix: str = "") -> list[Page]:
     return events.headings
 
 
-def markup_of(raw: bytes) -> tuple[str, tuple[str, ...]]:
-    """HTML or XHTML bytes as characters, by mark, UTF-8, or its own declaration."""
+def markup_of(raw: bytes, charset: str = "") -> tuple[str, tuple[str, ...]]:
+    """HTML or XHTML bytes as characters, by mark, UTF-8, what came with them, or their own
+    declaration; what would swallow the rest of the text is closed."""
     declared = _CHARSET.search(raw[:4096])
-    return decode(raw, declared.group(1).decode("ascii", errors="replace") if declared else "")
+    own = declared.group(1).decode("ascii", errors="replace") if declared else ""
+    markup, notes = decode(raw, charset or own)
+    markup, ended = _closed(markup)
+    return markup, (*notes, *ended)
 
 
-def load_html(raw: bytes) -> Extract:
-    """One HTML file: text in blocks, sections from its headings of the first three levels."""
-    markup, notes = markup_of(raw)
+def _closed(markup: str) -> tuple[str, tuple[str, ...]]:
+    """Markup in which nothing that is left out swallows what follows.
+
+    Elements that XHTML writes empty (`<script/>`) are closed, CDATA becomes text, and what has no
+    end ends where the next block begins.
+    """
+    parts: list[str] = []
+    ended: list[str] = []
+    endless: set[str] = set()  # what has no end from some place on has none further on
+    at = 0
+    while match := _SWALLOWS.search(markup, at):
+        start, opened = match.span()
+        parts.append(markup[at:start])
+        name = (match.group(1) or match.group()).lower()
+        if name.endswith("[cdata[") or name == "<!--":
+            mark = "]]>" if name != "<!--" else "-->"
+            end = -1 if name in endless else markup.find(mark, opened)
+            if end >= 0 and mark == "]]>":
+                parts.append(escape(markup[opened:end], quote=False))
+            if end < 0:
+                endless.add(name)
+                ended.append("comment" if mark == "-->" else "CDATA section")
+            at = end + len(mark) if end >= 0 else opened
+            continue
+        if match.group().endswith("/>"):
+            parts.append(f"{match.group()[:-2]}></{name}>")
+            at = opened
+            continue
+        close = re.compile(f"</{name}(?![\\w-])", re.I)
+        found = None if name in endless else close.search(markup, opened)
+        parts.append(match.group())
+        if found:
+            at = found.start()
+            parts.append(markup[opened:at])
+        else:
+            endless.add(name)
+            ended.append(f"<{name}>")
+            after = _BLOCK.search(markup, opened)
+            at = after.start() if after else len(markup)
+            parts.append(f"</{name}>")
+        # Its end tag is no beginning of anything: go on behind it.
+        stop = markup.find(">", at) + 1 if found else at
+        parts.append(markup[at:stop] if found else "")
+        at = max(at, stop)
+    parts.append(markup[at:])
+    said = {what: ended.count(what) for what in dict.fromkeys(ended)}
+    notes = tuple(
+        f"a {what} without an end was ended at the next block"
+        + (f" ({count} times)" if count > 1 else "")
+        for what, count in said.items()
+    )
+    return "".join(parts), notes
+
+
+def load_html(raw: bytes, charset: str = "") -> Extract:
+    """One HTML file: text in blocks, sections from its headings of the first three levels.
+
+    Args:
+        charset: the encoding that came with it, as in the head of an e-mail; "" if none did.
+    """
+    markup, notes = markup_of(raw, charset)
     builder = TextBuilder()
     pages = feed(markup, builder)
     return Extract(builder.text(), whole(pages), notes)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import codecs
 import re
+import unicodedata
+from collections import Counter
 from itertools import pairwise
 
 from engine.documents.types import Extract, Page
@@ -52,6 +54,15 @@ _CANDIDATES = [
     "euc_kr",
 ]
 _DETECT_BYTES = 2**18
+_SEVERAL_BYTES = frozenset({"cp932", "euc_jp", "iso2022_jp", "gb18030", "big5", "euc_kr"})
+_CJK = frozenset({"CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "IDEOGRAPHIC", "FULLWIDTH"})
+_WIDE_SAMPLE = 4_000
+# A character of UTF-8 beyond ASCII; what such look like in an encoding of single bytes: a sign
+# of the upper half that is no letter right after one that is.
+_SEQUENCE = re.compile(
+    rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}"
+)
+_UNNATURAL = re.compile("[^\\W\\d_\\x00-\\x7f](?:[^\\w\\s\\x00-\\x7f]|[²³¹ºªµƒˆ])")
 # Signs that stand between letters in no Western language, but do when the
 # text is of another code page (Polish, Czech, Turkish, Baltic).
 _FOREIGN = re.compile("(?<=[^\\W\\d_])[¡¢£¤¥¦§¨©¬®¯°±²³´µ¶¸¹¼½¾¿×÷ðýþ](?=[a-zà-ÿ])")
@@ -84,24 +95,33 @@ def decode(raw: bytes, declared: str = "") -> tuple[str, tuple[str, ...]]:
                 if encoding != "utf-8-sig":
                     name = encoding.upper()
                     raise DocumentError(f"begins as {name} but is damaged; save it again") from None
-    if b"\0" in raw:
+    if b"\0" in raw or len(_CONTROLS.findall(raw)) > len(raw) // 200:
         return _wide(raw), ()
-    if len(_CONTROLS.findall(raw)) > len(raw) // 200:
-        raise DocumentError("is binary, not text")
     try:
         return unix_lines(raw.decode("utf-8")), ()
     except UnicodeDecodeError:
         pass
     if declared:
         try:
-            return unix_lines(raw.decode(_web_name(declared))), ()
+            text = raw.decode(_web_name(declared))
+            # Escapes that some encodings have can name half a character.
+            text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+            return unix_lines(text), ()
         except (LookupError, UnicodeError):  # an unknown or a wrong declaration: detect
             pass
+    if mixed := _mixed(raw):
+        return mixed
     repaired = raw.decode("utf-8", errors="replace")
     broken = repaired.count("\ufffd")
-    if broken * 20 < sum(character > "\x7f" for character in repaired):
+    whole = len(_SEQUENCE.findall(raw))
+    if broken * 20 < sum(sign > "\x7f" for sign in repaired) or broken * 3 <= whole:
         return unix_lines(repaired), (f"{broken} invalid bytes in UTF-8 text were replaced",)
-    encoding = _detect(raw)
+    try:
+        encoding = _detect(raw)
+    except DocumentError:
+        if len(raw) % 2:
+            raise
+        return _wide(raw), ()
     text = raw.decode(encoding, errors="replace")
     return unix_lines(text), (f"encoding guessed: {encoding}",)
 
@@ -113,18 +133,88 @@ def _web_name(declared: str) -> str:
 
 
 def _wide(raw: bytes) -> str:
-    """UTF-16 without a mark: its zero bytes (of spaces at least) all stand on one side."""
-    for encoding, low in (("utf-16-le", 0), ("utf-16-be", 1)):
-        if 0 in raw[low::2] or raw.count(0) * 100 < len(raw):
-            continue
+    """UTF-16 without a mark, known by what it says: read so, its characters are common ones of
+    one family of scripts, which two bytes of anything else never are for long."""
+    best, chosen = 0.95, ""
+    for encoding in ("utf-16-le", "utf-16-be"):
         try:
             text = raw.decode(encoding)
         except UnicodeDecodeError:
             continue
-        sample = text[:10_000]
-        if sum(sign.isprintable() or sign.isspace() for sign in sample) * 100 > len(sample) * 99:
-            return unix_lines(text)
-    raise DocumentError("is binary, not text (it holds NUL bytes)")
+        sample = text[:_WIDE_SAMPLE]
+        share = sum(map(_common, sample)) / max(1, len(sample))
+        if share > best and _one_script(sample):
+            best, chosen = share, text
+    if chosen:
+        return unix_lines(chosen)
+    raise DocumentError("is binary, not text; if it is UTF-16, save it as UTF-8")
+
+
+def _common(sign: str) -> bool:
+    """A character of an alphabet, of common ideographs or kana, or what stands between them."""
+    code = ord(sign)
+    if code < 0x250:
+        return sign.isprintable() or sign.isspace()
+    ranges = ((0x370, 0x1200), (0x2010, 0x2027), (0x3000, 0x3100), (0x4E00, 0xA000),
+              (0xAC00, 0xD7A4), (0xFF00, 0xFFF0))  # fmt: skip
+    return sign.isprintable() and any(first <= code < end for first, end in ranges)
+
+
+def _one_script(sample: str) -> bool:
+    """Whether the letters of a text are of one family of scripts, some Latin ones aside."""
+    names = (unicodedata.name(sign, "?").split(" ")[0].split("-")[0] for sign in sample
+             if sign.isalpha())  # fmt: skip
+    families = Counter("CJK" if name in _CJK else name for name in names)
+    letters = families.total()
+    if len(families) > 1:
+        families.pop("LATIN", None)
+    first = families.most_common(1)[0][1] if families else 0
+    return letters > 3 and first * 20 >= families.total() * 19 and first * 4 >= letters
+
+
+def _mixed(raw: bytes) -> tuple[str, tuple[str, ...]] | None:
+    """Lines of which some are UTF-8 and others in one older encoding, as where files were joined.
+
+    None where this is not so: where no line is UTF-8 beyond ASCII, or what looks like UTF-8 is
+    natural in the other encoding.
+    """
+    lines = raw.split(b"\n")
+    # Of a line that is not valid UTF-8 but has a character of it, a byte is damaged.
+    older = [
+        at for at, line in enumerate(lines) if not _is_utf8(line) and not _SEQUENCE.search(line)
+    ]
+    beyond = [at for at, line in enumerate(lines) if not line.isascii()]
+    other = sorted(set(beyond) - set(older))
+    if not older or not other:
+        return None
+    try:
+        encoding = _detect(b"\n".join(lines[at] for at in older))
+    except DocumentError:
+        return None
+    if encoding in _SEVERAL_BYTES:
+        return None
+    misread = b"\n".join(lines[at] for at in other).decode(encoding, errors="replace")
+    if len(_UNNATURAL.findall(misread)) * 2 < len(other):
+        return None
+    chosen = set(older)
+    text = "\n".join(
+        line.decode(encoding if at in chosen else "utf-8", errors="replace")
+        for at, line in enumerate(lines)
+    )
+    many = "1 line is" if len(older) == 1 else f"{len(older)} lines are"
+    notes = [f"{many} not UTF-8 as the others; encoding guessed: {encoding}"]
+    broken = text.count("\ufffd")
+    if broken:
+        notes.append(f"{broken} invalid bytes in UTF-8 text were replaced")
+    return unix_lines(text), tuple(notes)
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _detect(raw: bytes) -> str:
@@ -165,9 +255,17 @@ def _sample(raw: bytes) -> bytes:
 
 
 def load_text(raw: bytes) -> Extract:
-    """A text file: its characters, no pages."""
+    """A text file: its characters; form feeds, where it has any, begin pages.
+
+    That is how `pdftotext` writes pages: each ends with a form feed, the last one too.
+    """
     text, notes = decode(raw)
-    return Extract(text, (), notes)
+    if "\f" not in text:
+        return Extract(text, (), notes)
+    starts = [0, *(match.end() for match in re.finditer("\f", text))]
+    if not text[starts[-1] :].strip():
+        starts.pop()
+    return Extract(text, tuple(Page(str(at), start) for at, start in enumerate(starts, 1)), notes)
 
 
 def load_markdown(raw: bytes) -> Extract:

@@ -15,6 +15,10 @@ MAX_CHARS = 64 * 2**20
 """Longest extracted text: about forty times War and Peace."""
 
 
+HEADERS_KEPT = "running headers and page numbers are kept (--keep-headers)"
+"""The note of a source that was read so; what is appended to its store is read so too."""
+
+
 @dataclass(frozen=True)
 class Page:
     """A page of a PDF, or a chapter or section of anything else.
@@ -22,10 +26,12 @@ class Page:
     label: what a citation calls it ("12", "Chapter 3"); "" where the source has no name for it.
     start: character offset into the source's text. A page ends where the next one starts;
         one without text starts where its successor does.
+    sheet: which sheet of a PDF it is, counted from 1, whatever its label says; 0 elsewhere.
     """
 
     label: str
     start: int
+    sheet: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Source:
     """One file (or stdin) after reading.
 
     path: as the user gave it; "-" for stdin.
-    kind: pdf, text, markdown, html, epub or docx.
+    kind: pdf, text, markdown, html, epub, docx or email.
     text: the extracted text. Every citation is an exact slice of it.
     pages: sorted by start, the first at 0; empty where the source has no such division.
     sha256: of the raw bytes that were read, in hexadecimal.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -19,7 +19,7 @@ from engine.types import IngestOptions, IngestReport, Plan, Progress, SourceRepo
 
 if TYPE_CHECKING:
     from engine.compression.routers.router_file import TrainedRouter
-    from engine.documents import Document
+    from engine.documents import Document, Source
     from engine.documents.tokens import Tokens
     from engine.models.hf import Chunk, Reader
     from engine.store.writer import StoreWriter
@@ -128,7 +128,9 @@ def ingest(
     )
     config = load.load_config(located.folder)
     load.check_supported(config)
-    tokens = tokenize(document, load.load_tokenizer(located.folder))
+    tokenizer = load.load_tokenizer(located.folder)
+    clock.lap("load_s")  # libraries and tokenizer: seconds, whatever the text
+    tokens = tokenize(document, tokenizer)
     clock.lap("tokenize_s")
     windows = cut_windows(
         document,
@@ -163,6 +165,7 @@ def append(
     """Add sources to a store as new windows; what is there stays byte for byte.
 
     Model, method and window are the store's; `options` gives pages, password, device and chunk.
+    Running headers are kept if the store's are, or `options` says so.
 
     Raises:
         SekvError: one line that says what is wrong; the store is then as it was.
@@ -170,6 +173,7 @@ def append(
     clock = _Clock()
     from engine.documents import Document, Page, Source
     from engine.documents.tokens import Tokens, tokenize
+    from engine.documents.types import HEADERS_KEPT
     from engine.memory.open import lent
     from engine.models import hf
     from engine.models.locate import of_store
@@ -187,12 +191,17 @@ def append(
                 path=entry.path,
                 kind=entry.kind,
                 text=store.text(index),
-                pages=tuple(Page(label, start) for label, start in entry.pages),
+                pages=tuple(
+                    Page(label, start, entry.sheet(page))
+                    for page, (label, start) in enumerate(entry.pages)
+                ),
                 sha256=entry.sha256,
                 notes=entry.notes,
             )
             for index, entry in enumerate(base.sources)
         )
+    if any(HEADERS_KEPT in entry.notes for entry in base.sources):
+        options = replace(options, keep_headers=True)
     new = _load(paths, options, progress, stdin)
     clock.lap("read_s")
     located = of_store(
@@ -617,7 +626,11 @@ def _load(
     from engine.documents import load
 
     document = load(
-        paths, pages=options.pages or None, password=options.password or None, stdin=stdin
+        paths,
+        pages=options.pages or None,
+        password=options.password or None,
+        keep_headers=options.keep_headers,
+        stdin=stdin,
     )
     for source in document.sources:
         for note in source.notes:
@@ -634,6 +647,7 @@ def _job(
         "creator": creator(),
         "sources": [[s.path, s.sha256, len(s.text)] for s in document.sources],
         "pages": options.pages,
+        "keep_headers": options.keep_headers,
         "windows": list(windows.bounds),
         "model": reader.identity.weights,
         "tokenizer": reader.identity.tokenizer,
@@ -707,6 +721,7 @@ def _source_entries(document: Document) -> tuple[Any, ...]:
             chars=len(s.text),
             pages=tuple((page.label, page.start) for page in s.pages),
             notes=tuple(s.notes),
+            sheets=_sheets(s),
         )
         for s in document.sources
     )
@@ -714,5 +729,12 @@ def _source_entries(document: Document) -> tuple[Any, ...]:
 
 def _source_reports(document: Document) -> tuple[SourceReport, ...]:
     return tuple(
-        SourceReport(s.path, len(s.pages), len(s.text), s.sha256) for s in document.sources
+        SourceReport(s.path, len(s.pages), len(s.text), s.sha256, s.notes) for s in document.sources
     )
+
+
+def _sheets(source: Source) -> tuple[int, ...]:
+    """Sheets of a PDF's pages, where the labels do not say them."""
+    if all(not page.sheet or page.label == str(page.sheet) for page in source.pages):
+        return ()
+    return tuple(page.sheet for page in source.pages)

@@ -52,7 +52,10 @@ def host_file(window: int) -> str:
 
 @dataclass(frozen=True)
 class SourceEntry:
-    """One source. pages: (label, first character) in order; chars: length of its text."""
+    """One source. pages: (label, first character) in order; chars: length of its text.
+
+    sheets: of a PDF whose page labels are not just 1, 2, ..., the sheet of each page.
+    """
 
     path: str
     kind: str
@@ -60,6 +63,14 @@ class SourceEntry:
     chars: int
     pages: tuple[tuple[str, int], ...] = ()
     notes: tuple[str, ...] = ()
+    sheets: tuple[int, ...] = ()
+
+    def sheet(self, page: int) -> int:
+        """The sheet of a page of a PDF, counted from 1; 0 where there is none."""
+        if self.sheets:
+            return self.sheets[page]
+        label = self.pages[page][0]
+        return int(label) if self.kind == "pdf" and label.isdecimal() else 0
 
 
 @dataclass(frozen=True)
@@ -122,6 +133,9 @@ class Manifest:
         plain: dict[str, Any] = json.loads(_dump(asdict(self), indent=None))
         if not self.model.behaviour:
             del plain["model"]["behaviour"]
+        for source in plain["sources"]:
+            if not source["sheets"]:
+                del source["sheets"]
         return plain
 
     def to_bytes(self) -> bytes:
@@ -257,6 +271,11 @@ def _source(table: _Table) -> SourceEntry:
     notes = table.items("notes")
     if not all(isinstance(note, str) for note in notes):
         raise _damaged(f"{table.place}notes")
+    sheets = tuple(table.items("sheets")) if "sheets" in table.values else ()
+    if sheets and len(sheets) != len(pages):
+        raise _damaged(f"{table.place}sheets")
+    if not all(type(sheet) is int and 0 < sheet < 2**53 for sheet in sheets):
+        raise _damaged(f"{table.place}sheets")
     return SourceEntry(
         path=table.text("path"),
         kind=table.text("kind"),
@@ -264,6 +283,7 @@ def _source(table: _Table) -> SourceEntry:
         chars=chars,
         pages=tuple(pages),
         notes=tuple(notes),
+        sheets=sheets,
     )
 
 
