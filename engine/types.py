@@ -205,11 +205,21 @@ class Turn:
     answer: str
 
 
+NOT_STATED = "not stated in the document"
+"""What people read in place of an answer that the document does not support."""
+
+CUT_SHORT = "(cut short)"
+"""Behind an answer that ended for want of tokens."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """One answered question.
 
-    `stats` holds what `--stats` prints beyond the contract's keys.
+    support: 0 to 1, how far the document carries the answer. supported: False where it does not;
+    never of an answer that was cut short. thinking: what a reasoning model said to itself first.
+    `stats` holds what `--stats` prints beyond the contract's keys; its "cut_short" is True of an
+    answer that ended for want of tokens.
     """
 
     question: str
@@ -219,6 +229,21 @@ class Answer:
     memory: MemoryUse
     timing: dict[str, float]
     stats: dict[str, Any] = field(default_factory=dict)
+    supported: bool = True
+    support: float = 1.0
+    thinking: str = ""
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether the answer ended for want of tokens."""
+        return bool(self.stats.get("cut_short"))
+
+    @property
+    def shown(self) -> str:
+        """What people read in its place: the answer, that it is cut, or that nothing states it."""
+        if self.cut_short:
+            return f"{self.answer} {CUT_SHORT}".lstrip()
+        return self.answer if self.supported else NOT_STATED
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -53,6 +53,9 @@ SHOWN_HEADS = 2
 EXCERPT = 60
 """Characters of a span shown beside its numbers."""
 
+UNSUPPORTED = "(not stated in the document: no passage supports this answer)"
+"""Below an answer that was shown while it was made and turned out to have no support."""
+
 
 class Piece(Protocol):
     """A stretch of text inside one span, as `engine.answer.inspect.text` marks it."""
@@ -315,7 +318,7 @@ def conversation(store: str, answers: Sequence[Answer]) -> str:
     """Questions, answers and their passages as Markdown."""
     parts = [f"# {PurePath(store).name}\n"]
     for answer in answers:
-        parts.append(f"## {clean(answer.question)}\n\n{clean(answer.answer)}\n")
+        parts.append(f"## {clean(answer.question)}\n\n{clean(answer.shown)}\n")
         for number, citation in enumerate(answer.citations, 1):
             words = " ".join(clean(citation.text).split())
             name = clean(f"{PurePath(citation.source).name}{_where(citation.page)}")
