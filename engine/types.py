@@ -239,11 +239,14 @@ class Answer:
         return bool(self.stats.get("cut_short"))
 
     @property
-    def shown(self) -> str:
-        """What people read in its place: the answer, that it is cut, or that nothing states it."""
-        if self.cut_short:
-            return f"{self.answer} {CUT_SHORT}".lstrip()
+    def stated(self) -> str:
+        """What is said in its place: the answer, or that the document does not state one."""
         return self.answer if self.supported else NOT_STATED
+
+    @property
+    def shown(self) -> str:
+        """The same for people, who see of an answer that it was cut."""
+        return f"{self.stated} {CUT_SHORT}".lstrip() if self.cut_short else self.stated
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

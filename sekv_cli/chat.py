@@ -126,14 +126,14 @@ class Talk:
     # -- questions -----------------------------------------------------------------
 
     def _ask(self, question: str) -> None:
-        from engine.types import NOT_STATED, Turn
+        from engine.types import Turn
         from sekv_cli.stream import Stream
 
         stream = Stream(self._shown, "", live=True)
         answer = self._asker.ask(question, stream.text, turns=tuple(self._turns))
         stream.finish(answer, stats=False)
         print(flush=True)
-        self._turns.append(Turn(question, answer.answer if answer.supported else NOT_STATED))
+        self._turns.append(Turn(question, answer.stated))
         self._answers.append(answer)
 
     # -- commands; each docstring is its line of /help -----------------------------

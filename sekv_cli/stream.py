@@ -41,6 +41,8 @@ class Stream:
         out = format.console()
         if answer.citations:
             out.print()
+            if not answer.supported:
+                out.print("closest passages:", style="dim")
             format.print_citations(out, answer.citations)
         if stats:
             out.print()

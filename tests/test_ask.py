@@ -237,16 +237,16 @@ def test_an_answer_ends_with_the_mark_of_its_template(store: Path, reader: hf.Re
         reader.model, reader.tokenizer, reader.identity, replace(reader.prompt, ends=(end,))
     )
     with session(store, ended, max_new_tokens=9) as opened, scripted(reader) as queue:
-        queue.extend([*b"16", end])
+        queue.extend([*reader.tokenizer.encode("16", add_special_tokens=False), end])
         told = opened.ask(QUESTION)
     assert (told.answer, told.usage.answer_tokens, told.cut_short) == ("16", 3, False)
 
 
 def test_an_answer_that_only_repeats_itself_is_over(say: Script) -> None:
     """And says what it repeats once."""
-    told, _ = say("I see it, " + "and a day " * 9)
+    told, _ = say("I see it," + " and a day" * 9)
     assert told.answer == "I see it, and a day"
-    assert told.usage.answer_tokens == len("I see it, " + "and a day " * LOOP_TIMES)
+    assert told.usage.answer_tokens == len("I see it," + " and a day" * LOOP_TIMES)
     assert not told.cut_short
     counted, _ = say("aaa bbb ababab 1000")
     assert counted.answer == "aaa bbb ababab 1000"
@@ -377,7 +377,7 @@ def test_turns_are_read_before_the_question_and_pay_from_the_budget(
 ) -> None:
     """The rows of a conversation and the memory together stay within the bytes of the budget."""
     turns = [Turn("a?", "b"), Turn("c?", "d")]
-    with session(store, reader, budget="180%") as opened:
+    with session(store, reader, budget="400%") as opened:
         alone = opened.ask(QUESTION)
         told = opened.ask(QUESTION, turns=turns)
         shared = opened.memory.shared
@@ -399,7 +399,7 @@ def test_of_a_long_conversation_the_latest_turns_that_fit_are_read_as_they_are(
 ) -> None:
     """The others come before them, and fold where there is something to fold them with."""
     turns = [Turn(f"{i}?", f"{i}.") for i in range(10, 50)]
-    with session(store, reader, budget="200%") as opened:
+    with session(store, reader, budget="400%") as opened:
         told = opened.ask(QUESTION, turns=turns)
         read = told.stats["turns_read"]
         assert 0 < read < 40

@@ -26,7 +26,7 @@ from engine.attention.retry import Retry, can_retry
 from engine.errors import BudgetError, StoreError
 from engine.memory.conversation import Conversation
 from engine.memory.open import Memory, open_memory
-from engine.models import hf
+from engine.models import evidence_heads, hf
 from engine.store.reader import Store
 from engine.types import (
     Answer,
@@ -81,7 +81,9 @@ class Session:
         self.ids = _known_ids(document["ids"], self.reader, store)
         self.book = citations.DocumentText.of(self.store, document)
         self._store_s += time.perf_counter() - at
-        self._trace, self._evidence = Trace(), Evidence(self.ids)
+        known = evidence_heads.find(self.reader.identity)
+        self._heads = None if known is None else known.worth()
+        self._trace, self._evidence = Trace(), Evidence(self.ids, self._heads)
         self._answer: Answer | None = None
         self._widening: Retry | None = None
 
@@ -152,7 +154,7 @@ class Session:
         """
         started = time.perf_counter()
         asked = self._prepare(question, turns, stop)
-        trace, evidence = Trace(), Evidence(self.ids)
+        trace, evidence = Trace(), Evidence(self.ids, self._heads)
         self._trace, self._evidence, self._answer = trace, evidence, None
         speaker = Speaker(self.reader, evidence, trace, on_text, stop)
         windows = self._scout(asked.prompt)
@@ -273,6 +275,7 @@ class Session:
         ids = prompt.question(tokenizer, question, latest, first=first)
         alone = prompt.question(tokenizer, question, first=first and not latest)
         self.memory.shared.reserved = (len(ids) - len(alone)) * self._row_bytes
+        self.memory.shared.asked = len(alone)
         return ids
 
     @property

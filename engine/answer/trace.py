@@ -22,46 +22,65 @@ COPY, GLANCE = 1.0, 0.02
 
 @dataclass
 class Evidence:
-    """Which document tokens the answer's tokens were read from.
+    """Which document tokens a question and its answer's tokens were read from.
 
-    A head that looks at a token which is then generated reads from the document: that attention
-    counts in full. Its other attention counts by how retrieval-like the head has been in this
-    answer, the share of its attention that was copied; heads that never copy count a little.
-    After the retrieval score of CompressKV (arXiv 2606.24467): sum over steps of the attention
-    to tokens equal to the one produced.
+    With weights of the model's heads (`models.evidence_heads`) it is their attention, each head's
+    as far as it looks at evidence, of the question's rows and of the answer's.
+
+    Without, heads are believed by what they do in this answer: attention to a token that is then
+    generated counts in full, a head's other attention by the share of it that was copied so far,
+    and a little in any case. After the retrieval score of CompressKV (arXiv 2606.24467): sum over
+    steps of the attention to tokens equal to the one produced.
+
+    heads: float [L, H] or None. weight: float [N]. asked: what of it is the question's.
     """
 
     ids: Tensor  # int64 [N] document tokens
+    heads: Tensor | None = None
     weight: Tensor = field(init=False)
+    asked: Tensor = field(init=False)
     _pending: list[tuple[int, int, Tensor, Tensor]] = field(default_factory=list)
     _copied: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     _looked: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    _said: int = 0
 
     def __post_init__(self) -> None:
         self.weight = torch.zeros(len(self.ids))
+        self.asked = torch.zeros(len(self.ids))
 
     def see(self, step: Step) -> None:
-        for head, (tokens, weight) in enumerate(zip(step.tokens, step.weight, strict=True)):
+        groups = len(step.tokens)
+        worth = None if self.heads is None else self.heads[step.layer].view(groups, -1)
+        for head, tokens in enumerate(step.tokens):
+            if worth is not None and not worth[head].any():
+                continue
             inside = tokens >= 0
-            tokens, weight = tokens[inside].cpu(), weight[..., inside].float().cpu()
-            self._pending.append((step.layer, head, tokens, weight))
+            weight = step.weight[head] if worth is None else step.total[head]
+            weight = weight[..., inside].float().cpu()
+            if worth is not None:
+                weight = (weight * worth[head][:, None]).sum(0, keepdim=True)
+            self._pending.append((step.layer, head, tokens[inside].cpu(), weight))
 
     def said(self, token: int) -> None:
-        """The newest row of the newest forward led to this token."""
-        for seen in self._pending:
-            self._count(*seen, token)
+        """The newest rows of the newest forward led to this token."""
+        for layer, head, tokens, weight in self._pending:
+            if self.heads is None:
+                weight = weight * self._worth(layer, head, tokens, weight, token)
+            self.weight.index_add_(0, tokens, weight.sum(0))
         self._pending.clear()
+        if not self._said:
+            self.asked.copy_(self.weight)
+        self._said += 1
 
-    def _count(self, layer: int, head: int, tokens: Tensor, weight: Tensor, said: int) -> None:
-        """weight: [G, n] of one row on document tokens [n], which led to a token."""
+    def _worth(self, layer: int, head: int, tokens: Tensor, weight: Tensor, said: int) -> Tensor:
+        """What attention [G, n] on document tokens [n] counts that led to a token."""
         copies = self.ids[tokens] == said
         place = (layer, head)
         none = torch.zeros(len(weight))
         self._copied[place] = self._copied.get(place, none) + weight[:, copies].sum(1)
         self._looked[place] = self._looked.get(place, none) + weight.sum(1)
         retrieval = self._copied[place] / self._looked[place].clamp_min(1e-12)
-        worth = torch.where(copies, COPY, retrieval.clamp_min(GLANCE)[:, None])
-        self.weight.index_add_(0, tokens, (weight * worth).sum(0))
+        return torch.where(copies, COPY, retrieval.clamp_min(GLANCE)[:, None])
 
     def forget(self) -> None:
         """Drop what was seen since the last token."""

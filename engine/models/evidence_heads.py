@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+import os
+import re
+from bisect import bisect_right
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from engine.types import ModelIdentity
 
 FORMAT = "sekv-evidence-heads 1"
+CHANCE, POWER = 0.05, 2.0
+"""A head below this share looks at evidence no more than at anything else; see `worth`."""
 SHIPPED = Path(__file__).parent / "heads"
 
 TEXT = (
@@ -103,3 +108,164 @@ ASKED: tuple[tuple[str, str, str], ...] = (
     ("When does the fair take place?", "the last Sunday of August", "The yearly fair"),
 )
 """Question, answer that is said, and how the sentence begins that states it."""
+
+
+@dataclass(frozen=True)
+class EvidenceHeads:
+    """The weights of one model's heads.
+
+    weights: fingerprint of the model's weights. share: per layer and query head the mean share of
+    its attention to the text that lies on the sentence which states the answer. made: how, for
+    people.
+    """
+
+    model: str
+    weights: str
+    share: list[list[float]]
+    made: dict[str, Any] = field(default_factory=dict)
+
+    def worth(self) -> Tensor:
+        """How much each head's attention counts, float32 [L, H], 1 for the best head.
+
+        Most heads look everywhere a little; the power lets the few that look at evidence decide.
+        """
+        share = torch.tensor(self.share, dtype=torch.float32)
+        above = (share - CHANCE).clamp_min(0)
+        return (above / above.max().clamp_min(1e-6)) ** POWER
+
+    def save(self, path: Path) -> None:
+        body = {"format": FORMAT, **asdict(self)}
+        disk.put(path, (json.dumps(body) + "\n").encode())
+
+
+@torch.inference_mode()
+def measure(reader: Reader) -> EvidenceHeads:
+    """Measure a loaded model: one forward over `TEXT`, about 600 tokens, and one per question."""
+    ids, owner = _sentences(reader.tokenizer)
+    before = list(reader.prompt.prefix)
+    text = range(len(before), len(before) + len(ids))
+    cache = DynamicCache(config=reader.model.config)
+    _read(reader, before + ids, 0, cache)
+    total = torch.zeros(reader.layers, reader.identity.heads)
+    for question, answer, begins in ASKED:
+        asked = reader.prompt.question(reader.tokenizer, question)
+        said = reader.tokenizer.encode(f" {answer}", add_special_tokens=False)
+        gold = bisect_right(_starts(), TEXT.index(begins)) - 1
+        probe = _Share(total, text, owner == gold, len(said))
+        _read(reader, [*asked, *said[:-1]], text.stop, cache, probe)
+        cache.crop(-(len(asked) + len(said) - 1))
+    share = total / len(ASKED)
+    return EvidenceHeads(
+        model=reader.identity.id,
+        weights=reader.identity.weights,
+        share=[[round(float(s), 5) for s in layer] for layer in share],
+        made={"questions": len(ASKED), "tokens": len(ids), "prompt": reader.prompt.kind},
+    )
+
+
+def find(identity: ModelIdentity) -> EvidenceHeads | None:
+    """What was measured of a model: what ships with this tool, else what lies in the cache folder;
+    None of a model that nobody measured. A file that cannot be read counts as none."""
+    for path in (*sorted(SHIPPED.glob("*.json")), cached(identity)):
+        found = _load(path)
+        if found is not None and found.weights == identity.weights:
+            shape = (len(found.share), {len(layer) for layer in found.share})
+            if shape == (identity.layers, {identity.heads}):
+                return found
+    return None
+
+
+def ensure(reader: Reader) -> EvidenceHeads:
+    """What is known of a loaded model, measured and kept for next time if it is nothing yet."""
+    found = find(reader.identity)
+    if found is None:
+        found = measure(reader)
+        path = cached(reader.identity)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            found.save(path)
+        except OSError as error:
+            raise ReaderError(
+                f"cannot keep what was measured of the model in {path.parent} ({error.strerror}); "
+                "name a folder that can be written with SEKV_CACHE"
+            ) from error
+    return found
+
+
+def cached(identity: ModelIdentity) -> Path:
+    """Where the measurement of a model is kept between runs."""
+    return _cache_folder() / "evidence-heads" / f"{identity.weights}.json"
+
+
+def _cache_folder() -> Path:
+    named = os.environ.get("SEKV_CACHE", "")
+    if named:
+        return Path(named).expanduser().absolute()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("sekv"))
+
+
+def _load(path: Path) -> EvidenceHeads | None:
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+        if body.pop("format") != FORMAT:
+            return None
+        return EvidenceHeads(**body)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+@dataclass
+class _Share:
+    """A probe that adds up, per layer and head, how much of its attention to the text the last
+    rows give to some of its tokens. total: [L, H]. inside: bool [N] of the text's tokens."""
+
+    total: Tensor
+    text: range
+    inside: Tensor
+    rows: int
+
+    def see(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+        seen = attention_rows(q[:, -self.rows :], k)[:, :, self.text.start : self.text.stop].cpu()
+        on = seen[:, :, self.inside].sum((1, 2))
+        self.total[layer] += on / seen.sum((1, 2)).clamp_min(1e-12)
+
+
+def attention_rows(q: Tensor, k: Tensor) -> Tensor:
+    """Causal attention [H, w, N] of the last w rows; q [H, w, D] scaled, k [Hkv, N, D]."""
+    rows, total = q.shape[1], k.shape[1]
+    scores = torch.bmm(group_queries(q, len(k)), k.float().mT) / math.sqrt(q.shape[-1])
+    seen = torch.ones(rows, total, dtype=torch.bool, device=q.device).tril(total - rows)
+    scores = scores.masked_fill(~seen.repeat(len(q) // len(k), 1), NEG_INF)
+    return scores.softmax(-1).reshape(len(q), rows, total)
+
+
+def _starts() -> list[int]:
+    """Where the sentences of `TEXT` begin."""
+    return [0, *(found.end() for found in re.finditer(r"\. ", TEXT))]
+
+
+def _sentences(tokenizer: Any) -> tuple[list[int], Tensor]:
+    """Token ids of `TEXT`, sentence by sentence, and the sentence of each."""
+    starts = _starts()
+    ids: list[int] = []
+    owner: list[int] = []
+    for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(TEXT)], strict=True)):
+        # The space stands before a word, where tokenizers have it.
+        words = (" " if number else "") + TEXT[start:end].strip()
+        piece = tokenizer.encode(words, add_special_tokens=False)
+        ids += piece
+        owner += [number] * len(piece)
+    return ids, torch.tensor(owner)
+
+
+def _read(
+    reader: Reader, ids: list[int], position: int, cache: DynamicCache, probe: Any = None
+) -> None:
+    tokens = torch.tensor([ids], device=reader.devices[0])
+    places = torch.arange(position, position + len(ids), device=reader.devices[0])[None]
+    more = {} if probe is None else {"probe": probe}
+    reader.model.base_model(
+        input_ids=tokens, position_ids=places, past_key_values=cache, use_cache=True, **more
+    )

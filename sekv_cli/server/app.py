@@ -221,8 +221,8 @@ class _Answering:
                 piece = await self._pieces.get()
             told = await self._told
             answer = told.answer
-            if not shown and answer.answer:  # said as a whole, such as that nothing is stated
-                yield event({"content": answer.answer})
+            if not shown and answer.stated:  # said as a whole, such as that nothing is stated
+                yield event({"content": answer.stated})
             own = wire.own_part(self.asked, answer, told.trace)
             yield event({}, wire.finish(answer), sekv=own)
             if self.asked.with_usage:
