@@ -229,7 +229,7 @@ def test_on_a_terminal_lines_are_edited_and_kept(tmp_path: Path) -> None:
         ({"stats": {"cut_short": True}}, "?ohW (cut short)\n\n  [1]"),
         (
             {"supported": False, "support": 0.1},
-            "?ohW\n(not stated in the document: no passage supports this answer)\n\nclosest passages:",
+            "?ohW\n(not stated in the document: no passage supports this answer)\n\nclosest",
         ),
     ],
 )
