@@ -16,8 +16,9 @@ from typing import Any, Self
 
 import torch
 
-from engine.answer import citations
+from engine.answer.citations import DocumentText
 from engine.answer.generate import Speaker
+from engine.answer.support import CALIBRATED, Signals, refuses
 from engine.answer.trace import Evidence, Trace
 from engine.attention import seam
 from engine.attention.layer import Coverage, Watcher
@@ -79,11 +80,11 @@ class Session:
         self._take(options)
         self._check_widening(options)
         self.ids = _known_ids(document["ids"], self.reader, store)
-        self.book = citations.DocumentText.of(self.store, document)
+        self.book = DocumentText.of(self.store, document)
         self._store_s += time.perf_counter() - at
         known = evidence_heads.find(self.reader.identity)
         self._heads = None if known is None else known.worth()
-        self._trace, self._evidence = Trace(), Evidence(self.ids, self._heads)
+        self._trace = Trace()
         self._answer: Answer | None = None
         self._widening: Retry | None = None
 
@@ -112,10 +113,6 @@ class Session:
             "moves": self._trace.moves,
             "zoom": self._trace.zoom,
         }
-
-    def evidence(self) -> tuple[Citation, ...]:
-        """The passages that the last question's attention weighed most."""
-        return self.book.citations(self._evidence.weight)
 
     def retune(self, options: AskOptions) -> None:
         """Take other options; only another budget, coverage or `full` opens the memory anew.
@@ -155,7 +152,7 @@ class Session:
         started = time.perf_counter()
         asked = self._prepare(question, turns, stop)
         trace, evidence = Trace(), Evidence(self.ids, self._heads)
-        self._trace, self._evidence, self._answer = trace, evidence, None
+        self._trace, self._answer = trace, None
         speaker = Speaker(self.reader, evidence, trace, on_text, stop)
         windows = self._scout(asked.prompt)
         if self.options.widen > 1:
@@ -167,11 +164,14 @@ class Session:
             self.memory.shared.watchers.clear()
         speaker.finish()
         done = time.perf_counter()
+        citations, support, supported = self._judge(question, speaker, asked.most)
         self._answer = Answer(
             question=question,
             answer=speaker.answer,
+            supported=supported,
+            support=support,
             thinking=speaker.thinking,
-            citations=self.book.citations(evidence.weight),
+            citations=citations,
             usage=Usage(
                 self.store.manifest.tokens,
                 self.memory.shared.recomputed_tokens,
@@ -341,6 +341,21 @@ class Session:
                 **speaker.controls(),
                 **sampling,
             )
+
+    def _judge(
+        self, question: str, speaker: Speaker, most: int
+    ) -> tuple[tuple[Citation, ...], float, bool]:
+        """The passages of an answer, its support, and whether the document states it.
+
+        Of an answer that was cut short nothing is claimed.
+        """
+        answer, weight = speaker.answer, speaker.evidence.weight
+        words = self.book.rare(f"{question} {answer}")
+        citations = self.book.citations(weight, words)
+        signals = Signals.of(self.book, question, answer, citations, weight, speaker.likely)
+        support = CALIBRATED.support(signals) if answer and not refuses(answer) else 0.0
+        stated = support >= CALIBRATED.least or speaker.cut_short(most)
+        return citations, round(support, 4), stated
 
     def _memory_use(self) -> MemoryUse:
         manifest, shared = self.store.manifest, self.memory.shared

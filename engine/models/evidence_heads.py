@@ -114,13 +114,13 @@ ASKED: tuple[tuple[str, str, str], ...] = (
 class EvidenceHeads:
     """The weights of one model's heads.
 
-    weights: fingerprint of the model's weights. share: per layer and query head the mean share of
-    its attention to the text that lies on the sentence which states the answer. made: how, for
-    people.
+    weights: fingerprints of the model's weights, one for each form they come in. share: per layer
+    and query head the mean share of its attention to the text that lies on the sentence which
+    states the answer. made: how, for people.
     """
 
     model: str
-    weights: str
+    weights: list[str]
     share: list[list[float]]
     made: dict[str, Any] = field(default_factory=dict)
 
@@ -157,7 +157,7 @@ def measure(reader: Reader) -> EvidenceHeads:
     share = total / len(ASKED)
     return EvidenceHeads(
         model=reader.identity.id,
-        weights=reader.identity.weights,
+        weights=[reader.identity.weights],
         share=[[round(float(s), 5) for s in layer] for layer in share],
         made={"questions": len(ASKED), "tokens": len(ids), "prompt": reader.prompt.kind},
     )
@@ -168,7 +168,7 @@ def find(identity: ModelIdentity) -> EvidenceHeads | None:
     None of a model that nobody measured. A file that cannot be read counts as none."""
     for path in (*sorted(SHIPPED.glob("*.json")), cached(identity)):
         found = _load(path)
-        if found is not None and found.weights == identity.weights:
+        if found is not None and identity.weights in found.weights:
             shape = (len(found.share), {len(layer) for layer in found.share})
             if shape == (identity.layers, {identity.heads}):
                 return found
