@@ -208,6 +208,9 @@ class Turn:
 NOT_STATED = "not stated in the document"
 """What people read in place of an answer that the document does not support."""
 
+UNSUPPORTED = "(not stated in the document: no passage supports this answer)"
+"""Below an answer that was shown while it was made and turned out to have no support."""
+
 CUT_SHORT = "(cut short)"
 """Behind an answer that ended for want of tokens."""
 

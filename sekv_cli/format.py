@@ -53,9 +53,6 @@ SHOWN_HEADS = 2
 EXCERPT = 60
 """Characters of a span shown beside its numbers."""
 
-UNSUPPORTED = "(not stated in the document: no passage supports this answer)"
-"""Below an answer that was shown while it was made and turned out to have no support."""
-
 
 class Piece(Protocol):
     """A stretch of text inside one span, as `engine.answer.inspect.text` marks it."""

@@ -27,7 +27,7 @@ class Stream:
 
     def finish(self, answer: Answer, *, stats: bool) -> None:
         """The end: the answer if it was not streamed, its citations, its figures."""
-        from engine.types import CUT_SHORT
+        from engine.types import CUT_SHORT, UNSUPPORTED
         from sekv_cli import format
 
         if not self._begun:
@@ -36,7 +36,7 @@ class Stream:
         elif answer.cut_short:
             self._write(f" {CUT_SHORT}")
         elif not answer.supported:
-            self._write(f"\n{format.UNSUPPORTED}")
+            self._write(f"\n{UNSUPPORTED}")
         self._write("\n")
         out = format.console()
         if answer.citations:

@@ -18,7 +18,7 @@ import torch
 
 from engine.answer.citations import DocumentText
 from engine.answer.generate import Speaker
-from engine.answer.support import CALIBRATED, Signals, refuses
+from engine.answer.support import CALIBRATED, WORDS_ALONE, Signals, refuses
 from engine.answer.trace import Evidence, Trace
 from engine.attention import seam
 from engine.attention.layer import Coverage, Watcher
@@ -349,13 +349,15 @@ class Session:
 
         Of an answer that was cut short nothing is claimed.
         """
-        answer, weight = speaker.answer, speaker.evidence.weight
+        answer, evidence = speaker.answer, speaker.evidence
         words = self.book.rare(f"{question} {answer}")
-        citations = self.book.citations(weight, words)
-        signals = Signals.of(self.book, question, answer, citations, weight, speaker.likely)
-        support = CALIBRATED.support(signals) if answer and not refuses(answer) else 0.0
-        stated = support >= CALIBRATED.least or speaker.cut_short(most)
-        return citations, round(support, 4), stated
+        citations = self.book.citations(evidence.weight, words)
+        signals = Signals.of(self.book, question, answer, citations, evidence, speaker.likely)
+        calibration = WORDS_ALONE if self._heads is None else CALIBRATED
+        said = bool(answer) and not refuses(answer)
+        support = calibration.support(signals) if said else 0.0
+        stated = said and support >= calibration.least
+        return citations, round(support, 4), stated or speaker.cut_short(most)
 
     def _memory_use(self) -> MemoryUse:
         manifest, shared = self.store.manifest, self.memory.shared

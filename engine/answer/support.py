@@ -11,21 +11,23 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from engine.answer.overlap import overlap
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from engine.answer.citations import DocumentText
+    from engine.answer.trace import Evidence
     from engine.types import Citation
 
 REFUSAL = re.compile(
-    r"\W*(?:there is no (?:information|mention|answer)|(?:the |this )?(?:document|text|passage|"
-    r"context)? ?(?:does not|doesn['’]t) (?:say|state|mention|specify|provide|give|contain)|"
-    r"(?:it )?(?:is |it['’]s )?not (?:stated|mentioned|specified|given|provided)\b|"
-    r"unanswerable\b)",
+    r"\W*(?:"
+    r"there is no (?:information|mention|answer)"
+    r"|(?:it|(?:the|this) (?:document|text|passage|context)) (?:does not|doesn['’]t) "
+    r"(?:say|state|mention|specify|provide|contain)"
+    r"|(?:(?:it|this) is )?not (?:stated|mentioned|specified|given|provided)\b"
+    r"|unanswerable\b)",
     re.IGNORECASE,
 )
 """How models begin that say themselves that a document gives no answer."""
@@ -36,15 +38,18 @@ class Signals:
     """What speaks for an answer.
 
     question, answer: share of the rarity of their words that stands in the cited passages.
-    best: share of the attention that lies on the best passage. likely: mean log probability of the
-    answer's tokens in nats. first: that of the first.
+    best: share of the attention to the document that lies on the best passage. asked, looked: how
+    much of the attention of heads that look at evidence lay on the document, while the question
+    was read and while the answer was said, 0 to 1: such heads rest on the first token of the
+    prompt where they find nothing. likely: mean log probability of the answer's tokens in nats.
     """
 
     question: float
     answer: float
     best: float
+    asked: float
+    looked: float
     likely: float
-    first: float
 
     @classmethod
     def of(
@@ -53,17 +58,18 @@ class Signals:
         question: str,
         answer: str,
         citations: Sequence[Citation],
-        weight: Tensor,
+        evidence: Evidence,
         likely: Sequence[float],
     ) -> Signals:
-        """Of an answer and its passages; weight: float [N], attention to every document token."""
+        """Of an answer, its passages, what was looked at and its tokens' log probabilities."""
         cited = "\n".join(citation.text for citation in citations)
         return cls(
             question=overlap(book.rare(question), cited),
             answer=overlap(book.rare(answer), cited),
-            best=book.share(weight, citations[0]) if citations else 0.0,
-            likely=sum(likely) / max(1, len(likely)),
-            first=likely[0] if likely else 0.0,
+            best=book.share(evidence.weight, citations[0]) if citations else 0.0,
+            asked=evidence.looked[0] if evidence.looked else 0.0,
+            looked=fmean(evidence.looked[1:]) if evidence.looked[1:] else 0.0,
+            likely=fmean(likely) if likely else 0.0,
         )
 
 
@@ -83,7 +89,10 @@ class Calibration:
         return 1 / (1 + math.exp(-max(-50.0, min(50.0, score))))
 
 
-CALIBRATED = Calibration(bias=0.0, slopes=(0.0, 0.0, 0.0, 0.0, 0.0), least=0.0)
+CALIBRATED = Calibration(bias=0.0, slopes=(0.0, 1.0, 0.0, 0.0, 1.0, 0.0), least=0.3)
+
+WORDS_ALONE = Calibration(bias=-2.0, slopes=(2.0, 3.0, 0.0, 0.0, 0.0, 0.0), least=0.0)
+"""For models whose heads nobody measured: words say too little to deny an answer, so none is."""
 
 
 def refuses(answer: str) -> bool:

@@ -32,21 +32,22 @@ class Evidence:
     and a little in any case. After the retrieval score of CompressKV (arXiv 2606.24467): sum over
     steps of the attention to tokens equal to the one produced.
 
-    heads: float [L, H] or None. weight: float [N]. asked: what of it is the question's.
+    heads: float [L, H] or None. weight: float [N]. looked: one number for the question and one for
+    each token but the last, how much of the attention of these heads lay on the document and not
+    on the prompt or the answer itself, 0 to 1; empty without weights of heads.
     """
 
     ids: Tensor  # int64 [N] document tokens
     heads: Tensor | None = None
     weight: Tensor = field(init=False)
-    asked: Tensor = field(init=False)
+    looked: list[float] = field(default_factory=list)
     _pending: list[tuple[int, int, Tensor, Tensor]] = field(default_factory=list)
     _copied: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     _looked: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-    _said: int = 0
+    _mass: float = 0.0
 
     def __post_init__(self) -> None:
         self.weight = torch.zeros(len(self.ids))
-        self.asked = torch.zeros(len(self.ids))
 
     def see(self, step: Step) -> None:
         groups = len(step.tokens)
@@ -58,6 +59,7 @@ class Evidence:
             weight = step.weight[head] if worth is None else step.total[head]
             weight = weight[..., inside].float().cpu()
             if worth is not None:
+                self._mass += float((step.mass[head].float().cpu() * worth[head]).sum())
                 weight = (weight * worth[head][:, None]).sum(0, keepdim=True)
             self._pending.append((step.layer, head, tokens[inside].cpu(), weight))
 
@@ -67,10 +69,9 @@ class Evidence:
             if self.heads is None:
                 weight = weight * self._worth(layer, head, tokens, weight, token)
             self.weight.index_add_(0, tokens, weight.sum(0))
-        self._pending.clear()
-        if not self._said:
-            self.asked.copy_(self.weight)
-        self._said += 1
+        if self.heads is not None:
+            self.looked.append(self._mass / float(self.heads.sum()))
+        self.forget()
 
     def _worth(self, layer: int, head: int, tokens: Tensor, weight: Tensor, said: int) -> Tensor:
         """What attention [G, n] on document tokens [n] counts that led to a token."""
@@ -85,6 +86,7 @@ class Evidence:
     def forget(self) -> None:
         """Drop what was seen since the last token."""
         self._pending.clear()
+        self._mass = 0.0
 
 
 @dataclass

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from engine.types import ModelIdentity
 
 FORMAT = "sekv-evidence-heads 1"
-CHANCE, POWER = 0.05, 2.0
-"""A head below this share looks at evidence no more than at anything else; see `worth`."""
+CHANCE, POWER, LEAST = 0.05, 2.0, 0.01
+"""A head below the first share looks at evidence no more than at anything else; heads worth less
+than the last are not asked at all. See `EvidenceHeads.worth`."""
 SHIPPED = Path(__file__).parent / "heads"
 
 TEXT = (
@@ -131,7 +132,8 @@ class EvidenceHeads:
         """
         share = torch.tensor(self.share, dtype=torch.float32)
         above = (share - CHANCE).clamp_min(0)
-        return (above / above.max().clamp_min(1e-6)) ** POWER
+        worth = (above / above.max().clamp_min(1e-6)) ** POWER
+        return worth.masked_fill(worth < LEAST, 0)
 
     def save(self, path: Path) -> None:
         body = {"format": FORMAT, **asdict(self)}

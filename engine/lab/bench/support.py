@@ -23,6 +23,8 @@ from transformers import DynamicCache
 from engine.answer.citations import DocumentText
 from engine.answer.overlap import overlap, rarities, stems
 from engine.answer.support import Calibration, Signals
+from engine.answer.trace import Evidence
+from engine.attention.layer import Step
 from engine.documents import Document, Source
 from engine.documents.tokens import tokenize
 from engine.lab.bench.questions import Excerpts, Question, find
@@ -68,20 +70,34 @@ class SupportRow:
 
 @dataclass
 class _Looks:
-    """A probe that adds up the attention of the heads that look at evidence, over all rows of a
-    forward. worth: [L, H]. weight: [N] of the excerpt's tokens, which start at `first`."""
+    """A probe that feeds `Evidence` what a memory's steps would: the attention of one forward.
 
-    worth: Tensor
+    first: position of the excerpt's first token.
+    """
+
+    evidence: Evidence
     first: int
-    weight: Tensor
     rows: int = 1
 
     def see(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        worth = self.worth[layer]
-        if worth.any():
-            end = self.first + len(self.weight)
-            seen = attention_rows(q[:, -self.rows :], k)[:, :, self.first : end].sum(1).cpu()
-            self.weight += worth @ seen
+        count, heads = len(self.evidence.ids), len(k)
+        seen = attention_rows(q[:, -self.rows :], k)[:, :, self.first : self.first + count].cpu()
+        seen = seen.reshape(heads, len(q) // heads, -1, count)
+        none = torch.empty(0, dtype=torch.int64)
+        self.evidence.see(
+            Step(
+                layer=layer,
+                spans=none,
+                share=torch.zeros(heads, 0),
+                zoomed=[none] * heads,
+                lengths=[none] * heads,
+                summary=torch.zeros(*seen.shape[:2], 0),
+                tokens=[torch.arange(count)] * heads,
+                weight=list(seen[:, :, -1]),
+                total=list(seen.sum(2)),
+                mass=seen.sum(3).mean(2),
+            )
+        )
 
 
 def measure(
@@ -160,11 +176,12 @@ def _answers(
     for start in range(0, len(ids), CHUNK):
         _forward(reader, ids[start : start + CHUNK], start, cache)
     for question in questions:
-        looks = _Looks(worth, len(reader.prompt.prefix), torch.zeros(len(tokens)))
+        evidence = Evidence(torch.from_numpy(tokens.ids).long(), worth)
+        looks = _Looks(evidence, len(reader.prompt.prefix))
         said, likely, read = _say(reader, question.text, len(ids), cache, looks, setting.answer)
         cache.crop(-read)
-        cited = book.citations(looks.weight, book.rare(f"{question.text} {said}"))
-        signals = Signals.of(book, question.text, said, cited, looks.weight, likely)
+        cited = book.citations(evidence.weight, book.rare(f"{question.text} {said}"))
+        signals = Signals.of(book, question.text, said, cited, evidence, likely)
         place = find(text, question.evidence) if question.answerable else None
         ranks = [
             number
@@ -200,6 +217,7 @@ def _say(
         chances = reader.model.get_output_embeddings()(row)[0].float().log_softmax(-1)
         token = int(chances.argmax())
         said.append(token)
+        looks.evidence.said(token)
         likely.append(float(chances[token]))
         piece = [token]
     text = reader.tokenizer.decode([token for token in said if token not in ends])
