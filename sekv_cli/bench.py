@@ -22,12 +22,14 @@ class SuiteName(StrEnum):
     """What can be measured.
 
     fidelity: what does a compressed memory lose, in its heads and in its answers? efficiency: what
-    do reading once and asking later
-    cost? niah, ruler, multi, longbench, infinitebench: how right are the answers of every method?
+    do reading once and asking later cost? support: do citations hold the evidence, and does support
+    tell what a document does not state? niah, ruler, multi, longbench, infinitebench: how right are
+    the answers of every method?
     """
 
     fidelity = "fidelity"
     efficiency = "efficiency"
+    support = "support"
     niah = "niah"
     ruler = "ruler"
     multi = "multi"
@@ -74,7 +76,7 @@ def bench(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Natural questions, JSON lines (fidelity); see docs/questions/README.md.",
+            help="Natural questions, JSON lines (fidelity, support); see docs/questions/README.md.",
             show_default=False,
         ),
     ] = None,
@@ -177,7 +179,9 @@ def bench(
     command goes on. The efficiency suite
     times ingest and ask beside plain prefill of the same tokens and beside the
     full cache saved and loaded again, in turns, in one run; then whole programs
-    from their start.
+    from their start. The support suite lets plain transformers answer natural
+    questions on excerpts and reports where the evidence stands among the cited
+    passages, and what support tells of questions without an answer.
 
     The suites niah, ruler, multi, longbench and infinitebench score the
     answers of many methods at equal resident bytes. Documents are made from
@@ -232,6 +236,15 @@ def bench(
             measured = _fidelity(
                 model, source, (method, budget), samples, dissect, window, device, output, shown
             )
+        elif suites[0] is SuiteName.support:
+            if questions is None or documents is None:
+                raise SekvError(
+                    "the support suite asks natural questions; name their file and the folder of "
+                    "their documents: --questions and --documents"
+                )
+            tokens = _numbers(length or "1100")[0]
+            source = (questions, documents, [tokens], seed)
+            measured = _support(model, source, samples, device, output, shown)
         else:
             if text is None:
                 raise SekvError("the efficiency suite reads books; name their folder: --text")
@@ -313,6 +326,26 @@ def _fidelity(
     drawn = Excerpts(questions, documents, tokenize, lengths, seed)
     report = laboratory.measure(reader, name, drawn, setting, output, shown)
     return report, shape.markdown(report), shape.charts(report)
+
+
+def _support(
+    model: str,
+    asked: tuple[Path, Path, list[int], int],
+    samples: int,
+    device: str,
+    output: Path,
+    shown: Progress,
+) -> _Measured:
+    from engine.lab.bench import support
+    from engine.lab.bench.questions import load_questions
+    from engine.models import hf
+
+    path, documents, lengths, seed = asked
+    setting = support.SupportSetting(tokens=lengths[0], samples=samples, seed=seed)
+    reader = hf.load(hf.resolve(model), device=device)
+    files = [(load_questions(path), documents)]
+    report = support.measure(reader, files, setting, output, shown)
+    return report, support.markdown(report), {}
 
 
 def _efficiency(

@@ -29,7 +29,7 @@ def heads(identity: ModelIdentity, share: float = 0.1) -> EvidenceHeads:
 def test_every_question_has_one_sentence_of_the_text() -> None:
     """So that a reader of the table can trust what was measured."""
     starts = evidence_heads._starts()
-    for _, answer, begins in ASKED:
+    for _, _, begins in ASKED:
         assert TEXT.count(begins) == 1
         assert TEXT.index(begins) in starts
     assert len({begins for _, _, begins in ASKED}) == len(ASKED)

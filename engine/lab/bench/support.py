@@ -107,7 +107,10 @@ def measure(
     out: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Ask all questions, fit, and report. Rows that are in `out` already are not asked again.
+    """Ask all questions, fit, and report.
+
+    Rows that are in `out` already are not asked again and stand in the report too, so that several
+    files of questions make one.
 
     Args:
         asked: questions and the folder of their documents.
@@ -117,12 +120,13 @@ def measure(
     rows = {row.id: row for row in _kept(file)}
     plan = [job for questions, folder in asked for job in _plan(reader, questions, folder, setting)]
     Random(setting.seed).shuffle(plan)
-    most = min(setting.samples, sum(len(questions) for _, questions in plan))
-    progress.start("asking", most, "questions")
+    order = [question.id for _, inside in plan for question in inside][: setting.samples]
+    missing = set(order) - set(rows)
+    progress.start("asking", len(missing), "questions")
     with file.open("a", encoding="utf-8") as stream:
-        for text, questions in plan:
-            left = [question for question in questions if question.id not in rows]
-            for row in _answers(reader, text, left, setting) if len(rows) < most else ():
+        for text, inside in plan:
+            left = [question for question in inside if question.id in missing]
+            for row in _answers(reader, text, left, setting):
                 rows[row.id] = row
                 stream.write(json.dumps(asdict(row)) + "\n")
                 stream.flush()
