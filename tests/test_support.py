@@ -20,7 +20,7 @@ from engine.models import hf
 from engine.types import Silent
 from tiny_books import log
 
-NOTHING = Signals(0, 0, 0, 0, 0, 0)
+NOTHING = Signals(0, math.log(0.01), 0)
 
 
 # ---------------------------------------------------------------------------- words
@@ -58,24 +58,24 @@ def test_any_text_has_an_overlap_between_none_and_all(question: str, text: str) 
 
 
 def test_support_is_the_logistic_function_of_the_weighted_signals() -> None:
-    made = Calibration(-1.0, (2.0, 0.0, 0.0, 1.0, 0.0, 0.0), 0.5)
+    made = Calibration(-1.0, (2.0, 0.0, 1.0), 0.5)
     assert made.support(NOTHING) == pytest.approx(1 / (1 + math.e))
-    assert made.support(Signals(0.5, 9, 9, 0, 9, 9)) == 0.5
-    assert made.support(replace(NOTHING, question=1e9)) <= 1.0
-    assert made.support(replace(NOTHING, question=-1e9)) >= 0.0
+    assert made.support(Signals(0.5, 9, 0)) == 0.5
+    assert made.support(replace(NOTHING, words=1e9)) <= 1.0
+    assert made.support(replace(NOTHING, words=-1e9)) >= 0.0
 
 
 def test_more_evidence_never_supports_less() -> None:
     """Of what ships: attention on the document and shared words speak for an answer."""
-    poor = Signals(0.2, 0.2, 0.2, 0.2, 0.05, -1.5)
-    for name in ("answer", "looked"):
-        assert CALIBRATED.support(replace(poor, **{name: 0.9})) > CALIBRATED.support(poor)
+    poor = Signals(0.2, math.log(0.02), -1.5)
+    assert CALIBRATED.support(replace(poor, words=0.9)) > CALIBRATED.support(poor)
+    assert CALIBRATED.support(replace(poor, held=math.log(0.3))) > CALIBRATED.support(poor)
     assert 0 < CALIBRATED.least < 1
 
 
 def test_without_measured_heads_nothing_is_denied() -> None:
     assert WORDS_ALONE.least == 0
-    assert WORDS_ALONE.support(NOTHING) < WORDS_ALONE.support(Signals(1, 1, 0, 0, 0, 0))
+    assert WORDS_ALONE.support(NOTHING) < WORDS_ALONE.support(replace(NOTHING, words=1))
 
 
 @pytest.mark.parametrize(
@@ -111,25 +111,25 @@ def row(number: int, answerable: bool, **signals: float) -> SupportRow:
 
 
 def test_fitting_finds_the_signal_that_tells() -> None:
-    """`looked` parts the two kinds, `likely` is noise; a fifth of the unanswerable stay."""
+    """`held` parts the two kinds, `likely` is noise; a fifth of the unanswerable stay."""
     noise = torch.rand(80, generator=torch.Generator().manual_seed(0)).tolist()
     rows = [
-        row(i, i % 2 == 0, looked=0.3 + 0.2 * (i % 2 == 0) + noise[i] / 10, likely=-noise[-i])
+        row(i, i % 2 == 0, held=0.3 + 0.2 * (i % 2 == 0) + noise[i] / 10, likely=-noise[-i])
         for i in range(80)
     ]
     made = support.fit(rows)
     slopes = dict(zip(vars(NOTHING), made.slopes, strict=True))
-    assert slopes["looked"] > 1
+    assert slopes["held"] > 1
     scores = [made.support(one.signals) for one in rows if not one.answerable]
     assert sum(score < made.least for score in scores) == round(support.CAUGHT * len(scores))
     assert all(made.support(one.signals) >= made.least for one in rows if one.answerable)
 
 
 def test_held_out_rows_come_from_documents_that_were_not_fitted_on() -> None:
-    rows = [row(i, i % 2 == 0, looked=float(i % 2 == 0)) for i in range(42)]
+    rows = [row(i, i % 2 == 0, held=float(i % 2 == 0)) for i in range(42)]
     told = support.held_out(rows, 5)
     assert sorted(one.id for one, _ in told) == sorted(one.id for one in rows)
-    odd = [replace(one, signals=replace(NOTHING, looked=99.0)) for one in rows[::7]]
+    odd = [replace(one, signals=replace(NOTHING, held=99.0)) for one in rows[::7]]
     again = dict(support.held_out([*[r for r in rows if r.document != "book0"], *odd], 7))
     assert len(again) == 36 + len(odd)
 
@@ -161,4 +161,4 @@ def test_the_suite_asks_everything_once_and_goes_on_where_it_stopped(
     assert "| unanswerable caught |" in support.markdown(made)
     for one in support._kept(tmp_path / "out" / "support.jsonl"):
         assert all(math.isfinite(value) for value in astuple(one.signals))
-        assert 0 < one.signals.looked <= 1
+        assert math.log(0.01) < one.signals.held <= math.log(1.01)

@@ -121,11 +121,10 @@ class DocumentText:
             for source, start, end in passages[:MOST]
         )
 
-    def share(self, weight: Tensor, citation: Citation) -> float:
-        """How much of the attention lies on a passage, 0 to 1."""
+    def amount(self, weight: Tensor, citation: Citation) -> float:
+        """How much of the weight [N] of tokens lies on a passage."""
         source = next(i for i, entry in enumerate(self.sources) if entry.path == citation.source)
-        on = self._mass(weight, source, citation.start, citation.end)
-        return on / max(float(weight.sum()), 1e-30)
+        return self._mass(weight, source, citation.start, citation.end)
 
     @cached_property
     def _lowered(self) -> str:

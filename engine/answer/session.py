@@ -151,7 +151,8 @@ class Session:
         """
         started = time.perf_counter()
         asked = self._prepare(question, turns, stop)
-        trace, evidence = Trace(), Evidence(self.ids, self._heads)
+        bounds = self.memory.shared.bounds.cpu()
+        trace, evidence = Trace(), Evidence(self.ids, self._heads, bounds)
         self._trace, self._answer = trace, None
         speaker = Speaker(self.reader, evidence, trace, on_text, stop)
         windows = self._scout(asked.prompt)
@@ -352,7 +353,7 @@ class Session:
         answer, evidence = speaker.answer, speaker.evidence
         words = self.book.rare(f"{question} {answer}")
         citations = self.book.citations(evidence.weight, words)
-        signals = Signals.of(self.book, question, answer, citations, evidence, speaker.likely)
+        signals = Signals.of(self.book, answer, citations, evidence, speaker.likely)
         calibration = WORDS_ALONE if self._heads is None else CALIBRATED
         said = bool(answer) and not refuses(answer)
         support = calibration.support(signals) if said else 0.0

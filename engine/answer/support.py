@@ -1,8 +1,8 @@
 """How far a document carries an answer, from 0 to 1, and from where on it counts as stated.
 
-A logistic regression over a few signals that every model gives: what the cited passages share with
-the words of question and answer, how much of the attention lies on the best of them, and how likely
-the model found its own words. Fitted by `sekv bench --suite support` (`lab.bench.support`).
+A logistic regression over a few signals that every model gives: how much of the attention lay on a
+cited passage while the answer was said, which of the answer's words stand in the passages, and how
+likely the model found its own words. Fitted by `sekv bench --suite support` (`lab.bench.support`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from engine.answer.trace import Evidence
     from engine.types import Citation
 
+LITTLE = 0.01
+"""Share of attention that is as good as none."""
+
 REFUSAL = re.compile(
     r"\W*(?:"
     r"there is no (?:information|mention|answer)"
@@ -37,25 +40,20 @@ REFUSAL = re.compile(
 class Signals:
     """What speaks for an answer.
 
-    question, answer: share of the rarity of their words that stands in the cited passages.
-    best: share of the attention to the document that lies on the best passage. asked, looked: how
-    much of the attention of heads that look at evidence lay on the document, while the question
-    was read and while the answer was said, 0 to 1: such heads rest on the first token of the
-    prompt where they find nothing. likely: mean log probability of the answer's tokens in nats.
+    words: share of the rarity of the answer's words that stands in the cited passages. held:
+    logarithm of the share of the attention of heads that look at evidence which lay on one cited
+    passage while the answer was said, of the passage with most: where such heads find nothing they
+    rest on the first token of the prompt. likely: mean log probability of the answer's tokens.
     """
 
-    question: float
-    answer: float
-    best: float
-    asked: float
-    looked: float
+    words: float
+    held: float
     likely: float
 
     @classmethod
     def of(
         cls,
         book: DocumentText,
-        question: str,
         answer: str,
         citations: Sequence[Citation],
         evidence: Evidence,
@@ -63,12 +61,10 @@ class Signals:
     ) -> Signals:
         """Of an answer, its passages, what was looked at and its tokens' log probabilities."""
         cited = "\n".join(citation.text for citation in citations)
+        held = max((book.amount(evidence.answered, one) for one in citations), default=0.0)
         return cls(
-            question=overlap(book.rare(question), cited),
-            answer=overlap(book.rare(answer), cited),
-            best=book.share(evidence.weight, citations[0]) if citations else 0.0,
-            asked=evidence.looked[0] if evidence.looked else 0.0,
-            looked=fmean(evidence.looked[1:]) if evidence.looked[1:] else 0.0,
+            words=overlap(book.rare(answer), cited),
+            held=math.log(held + LITTLE),
             likely=fmean(likely) if likely else 0.0,
         )
 
@@ -89,9 +85,9 @@ class Calibration:
         return 1 / (1 + math.exp(-max(-50.0, min(50.0, score))))
 
 
-CALIBRATED = Calibration(bias=0.0, slopes=(0.0, 1.0, 0.0, 0.0, 1.0, 0.0), least=0.3)
+CALIBRATED = Calibration(bias=0.0, slopes=(1.0, 1.0, 0.0), least=0.3)
 
-WORDS_ALONE = Calibration(bias=-2.0, slopes=(2.0, 3.0, 0.0, 0.0, 0.0, 0.0), least=0.0)
+WORDS_ALONE = Calibration(bias=-1.0, slopes=(3.0, 0.0, 0.0), least=0.0)
 """For models whose heads nobody measured: words say too little to deny an answer, so none is."""
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.attention.residency import Traffic
+from engine.compression.ranges import gather_ranges
 
 if TYPE_CHECKING:
     from engine.attention.layer import Step
@@ -32,36 +33,51 @@ class Evidence:
     and a little in any case. After the retrieval score of CompressKV (arXiv 2606.24467): sum over
     steps of the attention to tokens equal to the one produced.
 
-    heads: float [L, H] or None. weight: float [N]. looked: one number for the question and one for
-    each token but the last, how much of the attention of these heads lay on the document and not
-    on the prompt or the answer itself, 0 to 1; empty without weights of heads.
+    heads: float [L, H] or None. bounds: int64 [S + 1] tokens of the document's spans; with them the
+    attention to a span that stands as a summary counts for all its tokens alike. weight: float [N].
+    asked: what of it is the question's. rows: tokens said so far.
     """
 
     ids: Tensor  # int64 [N] document tokens
     heads: Tensor | None = None
+    bounds: Tensor | None = None
     weight: Tensor = field(init=False)
-    looked: list[float] = field(default_factory=list)
+    asked: Tensor = field(init=False)
+    rows: int = 0
     _pending: list[tuple[int, int, Tensor, Tensor]] = field(default_factory=list)
     _copied: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     _looked: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-    _mass: float = 0.0
 
     def __post_init__(self) -> None:
         self.weight = torch.zeros(len(self.ids))
+        self.asked = torch.zeros(len(self.ids))
 
     def see(self, step: Step) -> None:
-        groups = len(step.tokens)
-        worth = None if self.heads is None else self.heads[step.layer].view(groups, -1)
-        for head, tokens in enumerate(step.tokens):
-            if worth is not None and not worth[head].any():
-                continue
+        if self.heads is not None:
+            self._see_measured(step, self.heads[step.layer].view(len(step.tokens), -1))
+            return
+        for head, (tokens, weight) in enumerate(zip(step.tokens, step.weight, strict=True)):
             inside = tokens >= 0
-            weight = step.weight[head] if worth is None else step.total[head]
-            weight = weight[..., inside].float().cpu()
-            if worth is not None:
-                self._mass += float((step.mass[head].float().cpu() * worth[head]).sum())
+            tokens, weight = tokens[inside].cpu(), weight[..., inside].float().cpu()
+            self._pending.append((step.layer, head, tokens, weight))
+
+    def _see_measured(self, step: Step, worth: Tensor) -> None:
+        """worth: [Hkv, G]."""
+        if not worth.any():
+            return
+        for head, tokens in enumerate(step.tokens):
+            if worth[head].any():
+                inside = tokens >= 0
+                weight = step.total[head][..., inside].float().cpu()
                 weight = (weight * worth[head][:, None]).sum(0, keepdim=True)
-            self._pending.append((step.layer, head, tokens[inside].cpu(), weight))
+                self._pending.append((step.layer, head, tokens[inside].cpu(), weight))
+        if self.bounds is not None and len(step.spans):
+            spread = (step.summary.float().cpu() * worth[..., None]).sum((0, 1))
+            starts, spans = self.bounds, step.spans.cpu()
+            lengths = starts[spans + 1] - starts[spans]
+            tokens = gather_ranges(starts[spans], lengths)
+            each = torch.repeat_interleave(spread / lengths.clamp_min(1), lengths)
+            self._pending.append((step.layer, -1, tokens, each[None]))
 
     def said(self, token: int) -> None:
         """The newest rows of the newest forward led to this token."""
@@ -69,9 +85,18 @@ class Evidence:
             if self.heads is None:
                 weight = weight * self._worth(layer, head, tokens, weight, token)
             self.weight.index_add_(0, tokens, weight.sum(0))
-        if self.heads is not None:
-            self.looked.append(self._mass / float(self.heads.sum()))
-        self.forget()
+        self._pending.clear()
+        if not self.rows:
+            self.asked.copy_(self.weight)
+        self.rows += 1
+
+    @property
+    def answered(self) -> Tensor:
+        """[N]: how much of the attention of the heads that look at evidence each token had while
+        the answer was said, on average over its rows; 0 where nobody measured heads."""
+        if self.heads is None or self.rows < 2:
+            return torch.zeros_like(self.weight)
+        return (self.weight - self.asked) / (self.heads.sum().clamp_min(1e-9) * (self.rows - 1))
 
     def _worth(self, layer: int, head: int, tokens: Tensor, weight: Tensor, said: int) -> Tensor:
         """What attention [G, n] on document tokens [n] counts that led to a token."""
@@ -86,7 +111,6 @@ class Evidence:
     def forget(self) -> None:
         """Drop what was seen since the last token."""
         self._pending.clear()
-        self._mass = 0.0
 
 
 @dataclass

@@ -41,8 +41,7 @@ class Step:
     tokens. summary: [Hkv, G, F] weight of
     each summary row for the newest query. tokens: per KV head the document tokens of decoded
     and pinned rows, -1 for none. weight: per KV head [G, n] of those rows for the newest query.
-    total: the same, added up over the newest `Shared.asked` queries of the forward. mass: [Hkv, G]
-    all their weight on the document at any resolution, on average.
+    total: the same, added up over the newest `Shared.asked` queries of the forward.
     traffic: what moved for this layer since the question began.
     """
 
@@ -55,7 +54,6 @@ class Step:
     tokens: list[Tensor]
     weight: list[Tensor]
     total: list[Tensor]
-    mass: Tensor
     traffic: Traffic = field(default_factory=Traffic)
 
 
@@ -575,7 +573,6 @@ class LayerMemory:
         zoomed = [s[s < len(self.shared.bounds) - 1] for s in self.zoomed.spans]
         tokens = tokens.masked_fill(tokens >= self.shared.tokens, -1)
         first = max(0, rows - self.shared.asked)
-        parts = (zoom, pinned[..., self.pinned_token >= 0], summary[..., : len(spans)])
         step = Step(
             layer=self.layer,
             spans=spans,
@@ -589,7 +586,6 @@ class LayerMemory:
                 torch.cat([zoom[h, :, first:].sum(1), pinned[h, :, first:].sum(1)], -1)
                 for h in range(self.heads)
             ],
-            mass=torch.stack([part[:, :, first:].sum(-1).mean(-1) for part in parts]).sum(0),
             traffic=replace(self.zoomed.traffic),
         )
         for watcher in self.shared.watchers:

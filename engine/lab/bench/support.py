@@ -95,7 +95,6 @@ class _Looks:
                 tokens=[torch.arange(count)] * heads,
                 weight=list(seen[:, :, -1]),
                 total=list(seen.sum(2)),
-                mass=seen.sum(3).mean(2),
             )
         )
 
@@ -185,7 +184,7 @@ def _answers(
         said, likely, read = _say(reader, question.text, len(ids), cache, looks, setting.answer)
         cache.crop(-read)
         cited = book.citations(evidence.weight, book.rare(f"{question.text} {said}"))
-        signals = Signals.of(book, question.text, said, cited, evidence, likely)
+        signals = Signals.of(book, said, cited, evidence, likely)
         place = find(text, question.evidence) if question.answerable else None
         ranks = [
             number
