@@ -120,6 +120,7 @@ def test_fitting_finds_the_signal_that_tells() -> None:
     made = support.fit(rows)
     slopes = dict(zip(vars(NOTHING), made.slopes, strict=True))
     assert slopes["held"] > 1
+    assert slopes["likely"] == 0
     scores = [made.support(one.signals) for one in rows if not one.answerable]
     assert sum(score < made.least for score in scores) == round(support.CAUGHT * len(scores))
     assert all(made.support(one.signals) >= made.least for one in rows if one.answerable)

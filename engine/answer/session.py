@@ -353,7 +353,7 @@ class Session:
         answer, evidence = speaker.answer, speaker.evidence
         words = self.book.rare(f"{question} {answer}")
         citations = self.book.citations(evidence.weight, words)
-        signals = Signals.of(self.book, answer, citations, evidence, speaker.likely)
+        signals = Signals.of(self.book, question, answer, citations, evidence, speaker.likely)
         calibration = WORDS_ALONE if self._heads is None else CALIBRATED
         said = bool(answer) and not refuses(answer)
         support = calibration.support(signals) if said else 0.0

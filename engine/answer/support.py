@@ -1,8 +1,10 @@
 """How far a document carries an answer, from 0 to 1, and from where on it counts as stated.
 
 A logistic regression over a few signals that every model gives: how much of the attention lay on a
-cited passage while the answer was said, which of the answer's words stand in the passages, and how
-likely the model found its own words. Fitted by `sekv bench --suite support` (`lab.bench.support`).
+cited passage while the answer was said, and which of the words that the answer adds to the question
+stand in the passages. How likely the model found its own words is measured beside them and has no
+weight: a small model is as sure of what it makes up. Fitted by `sekv bench --suite support`
+(`lab.bench.support`).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from dataclasses import astuple, dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from engine.answer.overlap import overlap
+from engine.answer.overlap import overlap, stems
 
 if TYPE_CHECKING:
     from engine.answer.citations import DocumentText
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 LITTLE = 0.01
 """Share of attention that is as good as none."""
+
+TALK = stems("according answer document mentions passage says specifically states text")
+"""Words that answers have whatever they say."""
 
 REFUSAL = re.compile(
     r"\W*(?:"
@@ -40,7 +45,8 @@ REFUSAL = re.compile(
 class Signals:
     """What speaks for an answer.
 
-    words: share of the rarity of the answer's words that stands in the cited passages. held:
+    words: share of the rarity of the answer's words that stands in the cited passages, words of the
+    question left out; 0 of an answer that only says these again. held:
     logarithm of the share of the attention of heads that look at evidence which lay on one cited
     passage while the answer was said, of the passage with most: where such heads find nothing they
     rest on the first token of the prompt. likely: mean log probability of the answer's tokens.
@@ -54,6 +60,7 @@ class Signals:
     def of(
         cls,
         book: DocumentText,
+        question: str,
         answer: str,
         citations: Sequence[Citation],
         evidence: Evidence,
@@ -61,9 +68,11 @@ class Signals:
     ) -> Signals:
         """Of an answer, its passages, what was looked at and its tokens' log probabilities."""
         cited = "\n".join(citation.text for citation in citations)
+        asked = stems(question) | TALK
+        new = {stem: told for stem, told in book.rare(answer).items() if stem not in asked}
         held = max((book.amount(evidence.answered, one) for one in citations), default=0.0)
         return cls(
-            words=overlap(book.rare(answer), cited),
+            words=overlap(new, cited),
             held=math.log(held + LITTLE),
             likely=fmean(likely) if likely else 0.0,
         )
@@ -85,7 +94,7 @@ class Calibration:
         return 1 / (1 + math.exp(-max(-50.0, min(50.0, score))))
 
 
-CALIBRATED = Calibration(bias=0.0, slopes=(1.0, 1.0, 0.0), least=0.3)
+CALIBRATED = Calibration(bias=3.6, slopes=(3.2, 2.0, 0.0), least=0.33)
 
 WORDS_ALONE = Calibration(bias=-1.0, slopes=(3.0, 0.0, 0.0), least=0.0)
 """For models whose heads nobody measured: words say too little to deny an answer, so none is."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 CHUNK = 512
 """Tokens read at a time."""
+
+FITTED = ("words", "held")
+"""Signals that support is made of; others are reported."""
 
 CAUGHT = 0.8
 """Share of the unanswerable questions that the bar is set to catch."""
@@ -184,7 +187,7 @@ def _answers(
         said, likely, read = _say(reader, question.text, len(ids), cache, looks, setting.answer)
         cache.crop(-read)
         cited = book.citations(evidence.weight, book.rare(f"{question.text} {said}"))
-        signals = Signals.of(book, said, cited, evidence, likely)
+        signals = Signals.of(book, question.text, said, cited, evidence, likely)
         place = find(text, question.evidence) if question.answerable else None
         ranks = [
             number
@@ -246,15 +249,19 @@ def _forward(
 
 
 def fit(rows: Sequence[SupportRow], penalty: float = 1.0) -> Calibration:
-    """Logistic regression of answerable against unanswerable, both sides of equal weight.
+    """Logistic regression of right answers against answers to unanswerable questions.
 
-    The bar is the support below which `CAUGHT` of the unanswerable ones lie. Signals are scaled to
-    unit spread while they are fitted; `penalty` times the squared slopes is added to the loss.
+    Both sides have equal weight. Wrong answers to answerable questions are left out: nobody misses
+    them. The bar is the support below which `CAUGHT` of the unanswerable ones lie. Signals are
+    scaled to unit spread while they are fitted; `penalty` times the squared slopes is added to the
+    loss. Signals that are not in `FITTED` get slope 0.
     """
-    x = torch.tensor([astuple(row.signals) for row in rows], dtype=torch.float64)
-    y = torch.tensor([row.answerable for row in rows], dtype=torch.float64)
+    told = [row for row in rows if row.right or not row.answerable]
+    x = torch.tensor([astuple(row.signals) for row in told], dtype=torch.float64)
+    y = torch.tensor([row.answerable for row in told], dtype=torch.float64)
     mean, spread = x.mean(0), x.std(0).clamp_min(1e-6)
-    z = torch.cat([(x - mean) / spread, torch.ones(len(x), 1, dtype=x.dtype)], 1)
+    used = torch.tensor([field.name in FITTED for field in fields(Signals)], dtype=x.dtype)
+    z = torch.cat([(x - mean) / spread * used, torch.ones(len(x), 1, dtype=x.dtype)], 1)
     weight = torch.where(y > 0, 1 / y.sum().clamp_min(1), 1 / (1 - y).sum().clamp_min(1))
     weight = weight * len(x) / 2
     ridge = torch.diag(torch.tensor([penalty] * x.shape[1] + [1e-9], dtype=x.dtype))
@@ -264,12 +271,20 @@ def fit(rows: Sequence[SupportRow], penalty: float = 1.0) -> Calibration:
         gradient = z.T @ (weight * (p - y)) + ridge @ slopes
         hessian = (z * (weight * p * (1 - p))[:, None]).T @ z + ridge
         slopes = slopes - torch.linalg.solve(hessian, gradient)
-    own = slopes[:-1] / spread
+    own = slopes[:-1] / spread * used
     bias = float(slopes[-1] - (own * mean).sum())
     free = Calibration(round(bias, 4), tuple(round(float(s), 4) for s in own), 0.0)
-    scores = sorted(free.support(row.signals) for row in rows if not row.answerable)
-    bar = scores[min(len(scores) - 1, round(CAUGHT * len(scores)))] if scores else 0.0
-    return Calibration(free.bias, free.slopes, round(bar, 4))
+    return replace(free, least=round(_bar(sorted(_none(rows, free))), 4))
+
+
+def _none(rows: Sequence[SupportRow], calibration: Calibration) -> list[float]:
+    """Support of the answers to unanswerable questions."""
+    return [calibration.support(row.signals) for row in rows if not row.answerable]
+
+
+def _bar(scores: Sequence[float], caught: float = CAUGHT) -> float:
+    """The least support that leaves this share of some scores, in order, below it."""
+    return scores[min(len(scores) - 1, round(caught * len(scores)))] if scores else 0.0
 
 
 def held_out(rows: Sequence[SupportRow], folds: int) -> list[tuple[SupportRow, float]]:
@@ -279,10 +294,15 @@ def held_out(rows: Sequence[SupportRow], folds: int) -> list[tuple[SupportRow, f
     for fold in range(folds):
         out = set(names[fold::folds])
         kept = [row for row in rows if row.document not in out]
-        if out and kept:
+        if out and fittable(kept):
             model = fit(kept)
             told += [(r, model.support(r.signals)) for r in rows if r.document in out]
     return told
+
+
+def fittable(rows: Sequence[SupportRow]) -> bool:
+    """Whether there are right answers and unanswerable questions."""
+    return any(row.right for row in rows) and any(not row.answerable for row in rows)
 
 
 def report(rows: Sequence[SupportRow], setting: SupportSetting) -> dict[str, Any]:
@@ -293,7 +313,7 @@ def report(rows: Sequence[SupportRow], setting: SupportSetting) -> dict[str, Any
     none = sorted(score for row, score in told if not row.answerable)
     curve = []
     for caught in (0.5, 0.6, 0.7, 0.8, 0.9):
-        bar = none[min(len(none) - 1, round(caught * len(none)))] if none else 0.0
+        bar = _bar(none, caught)
         curve.append(
             {
                 "caught": caught,
@@ -321,7 +341,14 @@ def report(rows: Sequence[SupportRow], setting: SupportSetting) -> dict[str, Any
         "area": area(
             [s for row, s in told if row.right], [s for row, s in told if not row.answerable]
         ),
-        "calibration": asdict(fit(rows)) if none and answerable else None,
+        "alone": {
+            field.name: area(
+                [getattr(row.signals, field.name) for row in right],
+                [getattr(row.signals, field.name) for row in rows if not row.answerable],
+            )
+            for field in fields(Signals)
+        },
+        "calibration": asdict(fit(rows)) if fittable(rows) else None,
     }
 
 
@@ -348,8 +375,10 @@ def markdown(made: dict[str, Any]) -> str:
             for name, found in made["evidence"].items()
         ),
         "",
-        f"Support tells right answers from unanswerable questions with an area of {made['area']}; "
-        "coefficients fitted on other documents.",
+        f"Support tells right answers from unanswerable questions with an area of {made['area']}, "
+        "its coefficients fitted on other documents; each signal alone: "
+        + ", ".join(f"{name} {told}" for name, told in made["alone"].items())
+        + ".",
         "",
         "| unanswerable caught | right answers lost | wrong answers lost |",
         "|---:|---:|---:|",
