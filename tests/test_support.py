@@ -29,6 +29,7 @@ NOTHING = Signals(0, math.log(0.01), 0)
 def test_forms_of_a_word_are_one_and_stop_words_are_none() -> None:
     assert stems("Who warned them?") == {"warn"} == stems("He WARNS.") == stems("warning")
     assert stems("What is it?") == set()
+    assert stems("thirteen mules") == stems("13 mules") == {"13", "mule"}
     assert stems("Zoë's 13,000 whales") == {"zoë", "13", "000", "whale"}
 
 

@@ -16,90 +16,31 @@ SENTENCE = 100
 """Characters of a sentence, about; the rarity of a word hardly depends on it."""
 
 STOP = frozenset(
-    [
-        "a",
-        "about",
-        "an",
-        "and",
-        "are",
-        "as",
-        "at",
-        "be",
-        "been",
-        "being",
-        "but",
-        "by",
-        "can",
-        "could",
-        "did",
-        "do",
-        "does",
-        "doing",
-        "for",
-        "from",
-        "had",
-        "has",
-        "have",
-        "he",
-        "her",
-        "him",
-        "his",
-        "how",
-        "i",
-        "if",
-        "in",
-        "into",
-        "is",
-        "it",
-        "its",
-        "many",
-        "me",
-        "much",
-        "my",
-        "no",
-        "not",
-        "of",
-        "on",
-        "or",
-        "our",
-        "she",
-        "so",
-        "than",
-        "that",
-        "the",
-        "their",
-        "them",
-        "there",
-        "these",
-        "they",
-        "this",
-        "those",
-        "to",
-        "was",
-        "we",
-        "were",
-        "what",
-        "when",
-        "where",
-        "which",
-        "who",
-        "whom",
-        "whose",
-        "why",
-        "will",
-        "with",
-        "would",
-        "you",
-        "your",
-    ]
+    WORD.findall(
+        "a about an and are as at be been being but by can could did do does doing for from had "
+        "has have he her him his how i if in into is it its many me much my no not of on or our "
+        "she so than that the their them there these they this those to was we were what when "
+        "where which who whom whose why will with would you your"
+    )
 )
 """Words that a question has whatever it asks."""
 
+NUMBERS = {
+    word: str(number)
+    for number, word in enumerate(
+        WORD.findall(
+            "zero one two three four five six seven eight nine ten eleven twelve thirteen "
+            "fourteen fifteen sixteen seventeen eighteen nineteen twenty"
+        )
+    )
+}
+"""Numbers that books write as words and models as figures."""
+
 
 def stems(text: str) -> set[str]:
-    """The stems of a text's words but for stop words."""
+    """The stems of a text's words but for stop words; small numbers as figures."""
     return {
-        ENDING.sub("", word) if len(word) > 4 else word
+        NUMBERS.get(word) or (ENDING.sub("", word) if len(word) > 4 else word)
         for word in WORD.findall(text.lower())
         if word not in STOP
     }
@@ -112,7 +53,11 @@ def rarities(wanted: Iterable[str], lowered: str) -> dict[str, float]:
         lowered: the document's text in lower case.
     """
     sentences = len(lowered) / SENTENCE + 1
-    counts = {stem: len(re.findall(rf"\b{re.escape(stem)}", lowered)) for stem in wanted}
+    words = {figure: word for word, figure in NUMBERS.items()}
+    counts = {
+        stem: len(re.findall(rf"\b(?:{re.escape(stem)}|{words.get(stem, stem)})", lowered))
+        for stem in wanted
+    }
     return {
         stem: math.log(1 + (sentences - min(n, sentences) + 0.5) / (n + 0.5))
         for stem, n in counts.items()
