@@ -14,10 +14,11 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from engine.answer import support
 from engine.answer.generate import LOOP_TIMES
 from engine.answer.session import MOST_WINDOWS, TURNS_SHARE, Session
 from engine.errors import BudgetError, ReaderError, SekvError, StoppedError
-from engine.models import hf
+from engine.models import evidence_heads, hf
 from engine.models.prompt import PLAIN_CUE
 from engine.types import Answer, AskOptions, Turn
 from fake_model import scripted
@@ -250,6 +251,79 @@ def test_an_answer_that_only_repeats_itself_is_over(say: Script) -> None:
     assert not told.cut_short
     counted, _ = say("aaa bbb ababab 1000")
     assert counted.answer == "aaa bbb ababab 1000"
+
+
+# ---------------------------------------------------------------------------- support
+
+
+@pytest.fixture
+def ended(store: Path, reader: hf.Reader) -> hf.Reader:
+    """The reader, with a token that ends its answers."""
+    ends = (reader.tokenizer.eos_token_id,)
+    return hf.Reader(
+        reader.model, reader.tokenizer, reader.identity, replace(reader.prompt, ends=ends)
+    )
+
+
+def test_a_model_that_says_itself_that_nothing_is_stated_is_believed(
+    store: Path, ended: hf.Reader
+) -> None:
+    said = ended.tokenizer.encode("The document does not say.", add_special_tokens=False)
+    with session(store, ended, max_new_tokens=60) as opened, scripted(ended) as queue:
+        queue.extend([*said, ended.prompt.ends[0]])
+        told = opened.ask(QUESTION)
+        assert (told.supported, told.support) == (False, 0.0)
+        assert told.answer == "The document does not say."
+        assert told.shown == told.stated == "not stated in the document"
+        queue.extend([ended.prompt.ends[0]])
+        assert opened.ask(QUESTION).shown == "not stated in the document"
+
+
+@pytest.mark.parametrize("most", [1, 5, 25])
+def test_a_cut_answer_claims_nothing_of_the_document(
+    most: int, store: Path, ended: hf.Reader
+) -> None:
+    said = ended.tokenizer.encode("The document does not say.", add_special_tokens=False)
+    with session(store, ended, max_new_tokens=most) as opened, scripted(ended) as queue:
+        queue.extend(said)
+        told = opened.ask(QUESTION)
+    assert told.cut_short
+    assert told.supported
+    assert told.shown == f"{told.answer} (cut short)"
+    assert "not stated" not in told.shown
+
+
+def test_without_measured_heads_an_answer_is_not_denied(store: Path, ended: hf.Reader) -> None:
+    said = ended.tokenizer.encode("Nine zebras.", add_special_tokens=False)
+    with session(store, ended, max_new_tokens=60) as opened, scripted(ended) as queue:
+        queue.extend([*said, ended.prompt.ends[0]])
+        told = opened.ask(QUESTION)
+    assert told.supported
+    assert told.support < 0.5
+
+
+def test_with_measured_heads_an_answer_that_nothing_carries_is_denied(
+    store: Path, ended: hf.Reader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The same heads and attention: words that stand in the passages make the difference."""
+    monkeypatch.setenv("SEKV_CACHE", str(tmp_path))
+    identity = ended.identity
+    table = [[0.5] * identity.heads for _ in range(identity.layers)]
+    path = evidence_heads.cached(identity)
+    path.parent.mkdir(parents=True)
+    evidence_heads.EvidenceHeads("tiny", [identity.weights], table).save(path)
+    with session(store, ended, max_new_tokens=90, full=True) as opened, scripted(ended) as queue:
+
+        def told(said: str) -> Answer:
+            ids = ended.tokenizer.encode(said, add_special_tokens=False)
+            queue.extend([*ids, ended.prompt.ends[0]])
+            return opened.ask(QUESTION)
+
+        made_up = told("Nine zebras of Zanzibar.")
+        stated = told("The crew of a ship saw them on a day, and it rained.")
+    assert 0 < made_up.support < support.CALIBRATED.least < stated.support < 1
+    assert (made_up.supported, stated.supported) == (False, True)
+    assert made_up.to_json()["answer"] == "Nine zebras of Zanzibar."
 
 
 # ---------------------------------------------------------------------------- options

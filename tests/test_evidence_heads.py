@@ -43,7 +43,13 @@ def test_worth_rises_with_the_share_and_leaves_out_heads_near_chance(reader: hf.
 
 
 def test_a_model_whose_heads_all_look_everywhere_has_none(reader: hf.Reader) -> None:
-    assert not replace(heads(reader.identity), share=[[0.02, 0.04]]).worth().any()
+    shape = [[0.02] * reader.identity.heads] * reader.identity.layers
+    flat = replace(heads(reader.identity), share=shape)
+    path = evidence_heads.cached(reader.identity)
+    path.parent.mkdir(parents=True)
+    flat.save(path)
+    assert evidence_heads.find(reader.identity) == flat
+    assert evidence_heads.worth_of(reader.identity) is None
 
 
 def test_measuring_gives_every_head_a_share_and_spares_the_cache(reader: hf.Reader) -> None:

@@ -29,18 +29,19 @@ NOTHING = Signals(0, math.log(0.01), 0)
 def test_forms_of_a_word_are_one_and_stop_words_are_none() -> None:
     assert stems("Who warned them?") == {"warn"} == stems("He WARNS.") == stems("warning")
     assert stems("What is it?") == set()
-    assert stems("thirteen mules") == stems("13 mules") == {"13", "mule"}
-    assert stems("Zoë's 13,000 whales") == {"zoë", "13", "000", "whale"}
+    assert stems("thirteen mules") == stems("13 mule") == {"13", "mul"}
+    assert stems("Zoë's 13,000 whales") == {"zoë", "13", "000", "whal"}
+    assert stems("king, ring, need") == {"king", "ring", "need"}
 
 
 def test_rare_words_tell_more() -> None:
     text = ("the ship sailed. " * 50 + "a whale came. ").lower()
-    told = rarities({"ship", "whale", "zebra"}, text)
-    assert told["zebra"] > told["whale"] > told["ship"] > 0
+    told = rarities({"ship", "whal", "zebra"}, text)
+    assert told["zebra"] > told["whal"] > told["ship"] > 0
 
 
 def test_overlap_is_the_share_of_rarity_found() -> None:
-    wanted = {"whale": 3.0, "ship": 1.0}
+    wanted = {"whal": 3.0, "ship": 1.0}
     assert overlap(wanted, "A whale!") == 0.75
     assert overlap(wanted, "Whales and ships") == 1.0
     assert overlap(wanted, "Rain") == 0.0
@@ -163,4 +164,4 @@ def test_the_suite_asks_everything_once_and_goes_on_where_it_stopped(
     assert "| unanswerable caught |" in support.markdown(made)
     for one in support._kept(tmp_path / "out" / "support.jsonl"):
         assert all(math.isfinite(value) for value in astuple(one.signals))
-        assert math.log(0.01) < one.signals.held <= math.log(1.01)
+        assert math.log(0.01) <= one.signals.held <= math.log(1.01)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 WORD = re.compile(r"[^\W_]+")
-ENDING = re.compile(r"(?:'s|ing|ed|es|s|ly)$")
+ENDING = re.compile(r"(?<=\w{3})(?:ing|ed|es|s|ly|e)$")
 SENTENCE = 100
 """Characters of a sentence, about; the rarity of a word hardly depends on it."""
 
@@ -40,7 +40,7 @@ NUMBERS = {
 def stems(text: str) -> set[str]:
     """The stems of a text's words but for stop words; small numbers as figures."""
     return {
-        NUMBERS.get(word) or (ENDING.sub("", word) if len(word) > 4 else word)
+        NUMBERS.get(word) or ENDING.sub("", word)
         for word in WORD.findall(text.lower())
         if word not in STOP
     }

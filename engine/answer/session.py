@@ -82,8 +82,7 @@ class Session:
         self.ids = _known_ids(document["ids"], self.reader, store)
         self.book = DocumentText.of(self.store, document)
         self._store_s += time.perf_counter() - at
-        known = evidence_heads.find(self.reader.identity)
-        self._heads = None if known is None else known.worth()
+        self._heads = evidence_heads.worth_of(self.reader.identity)
         self._trace = Trace()
         self._answer: Answer | None = None
         self._widening: Retry | None = None

@@ -177,6 +177,14 @@ def find(identity: ModelIdentity) -> EvidenceHeads | None:
     return None
 
 
+def worth_of(identity: ModelIdentity) -> Tensor | None:
+    """How much each head's attention counts, float32 [L, H]; None of a model that nobody measured,
+    or in which no head looks at evidence more than at anything else."""
+    found = find(identity)
+    worth = None if found is None else found.worth()
+    return worth if worth is not None and worth.any() else None
+
+
 def ensure(reader: Reader) -> EvidenceHeads:
     """What is known of a loaded model, measured and kept for next time if it is nothing yet."""
     found = find(reader.identity)
