@@ -74,7 +74,7 @@ def test_without_a_template_the_prompt_is_plain() -> None:
     assert prompt.prefix == (made.bos_token_id,)
     asked = prompt.question(made, "Who?")
     assert made.decode(asked) == f"\n\nQuestion: Who?{PLAIN_CUE}"
-    assert prompt.stops == ("\n\nQuestion:",)
+    assert prompt.stops == ("\nQuestion:",)
 
 
 def test_without_a_first_token_a_line_break_is_the_first() -> None:

@@ -29,6 +29,9 @@ LEAD = "According to the document,"
 """How a chat model's answer begins; it is read with the question and no part of what is shown.
 A small model that goes on from here keeps to the document more often (docs/results.md)."""
 
+STOP = "\nQuestion:"
+"""What small models go on with once they have answered."""
+
 PLAIN_CUE = "\nAnswer (a few words copied from the document):"
 """Behind the question, for models without a template."""
 
@@ -45,7 +48,7 @@ class Prompt:
     hold one question only. reply: what stands between an earlier question and its answer; a
     reasoning model's `after` may hold marks that earlier answers do not have.
     ends: token ids that end an answer by the template, beside the model's own. stops: texts that
-    end one, for prompts without such tokens; they are no part of it.
+    end one and are no part of it.
     """
 
     prefix: tuple[int, ...]
@@ -69,14 +72,15 @@ class Prompt:
             start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
             if not start:
                 start = tokenizer.encode("\n", add_special_tokens=False)
-            return cls(tuple(start), ASK, PLAIN_CUE, "plain", ASK, PLAIN_CUE, (), (ASK.rstrip(),))
+            return cls(tuple(start), ASK, PLAIN_CUE, "plain", ASK, PLAIN_CUE, (), (STOP,))
         kind, pieces = _render(tokenizer, str(template))
         prefix = tuple(tokenizer.encode(pieces[0], add_special_tokens=False))
         reply, between = _turns(tokenizer)
         after, reply = _led(pieces[2]), _led(reply or pieces[2])
         between = between if kind == "chat" else ""
         ends = _ends(tokenizer, between)
-        return cls(prefix, pieces[1], after, kind, between, reply, ends)
+        stops = (STOP,) if kind == "chat" else ()
+        return cls(prefix, pieces[1], after, kind, between, reply, ends, stops)
 
     @property
     def thinks(self) -> bool:

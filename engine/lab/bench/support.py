@@ -227,6 +227,8 @@ def _say(
         likely.append(float(chances[token]))
         piece = [token]
     text = reader.tokenizer.decode([token for token in said if token not in ends])
+    for mark in reader.prompt.stops:
+        text = text.partition(mark)[0]
     return text.strip(), likely, read
 
 
