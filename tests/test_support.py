@@ -137,6 +137,11 @@ def test_held_out_rows_come_from_documents_that_were_not_fitted_on() -> None:
     assert len(again) == 36 + len(odd)
 
 
+def test_questions_of_one_document_are_held_out_one_by_one() -> None:
+    rows = [replace(row(i, i % 2 == 0, held=float(i % 2 == 0)), document="a") for i in range(20)]
+    assert len(support.held_out(rows, 5)) == 20
+
+
 def test_the_area_is_the_chance_to_be_in_order() -> None:
     assert support.area([3, 2], [1, 0]) == 1.0
     assert support.area([1], [1]) == 0.5

@@ -290,15 +290,18 @@ def _bar(scores: Sequence[float], caught: float = CAUGHT) -> float:
 
 
 def held_out(rows: Sequence[SupportRow], folds: int) -> list[tuple[SupportRow, float]]:
-    """Every row with the support that coefficients give it which were fitted on other documents."""
-    names = sorted({row.document for row in rows})
+    """Every row with the support that coefficients give it which were fitted on other documents; on
+    other questions where all are of one document."""
+    several = len({row.document for row in rows}) > 1
+    names = sorted({row.document if several else row.id for row in rows})
     told = []
     for fold in range(folds):
         out = set(names[fold::folds])
-        kept = [row for row in rows if row.document not in out]
-        if out and fittable(kept):
+        inside = [row for row in rows if (row.document if several else row.id) in out]
+        kept = [row for row in rows if row not in inside]
+        if inside and fittable(kept):
             model = fit(kept)
-            told += [(r, model.support(r.signals)) for r in rows if r.document in out]
+            told += [(row, model.support(row.signals)) for row in inside]
     return told
 
 
@@ -378,7 +381,7 @@ def markdown(made: dict[str, Any]) -> str:
         ),
         "",
         f"Support tells right answers from unanswerable questions with an area of {made['area']}, "
-        "its coefficients fitted on other documents; each signal alone: "
+        "its coefficients fitted on other questions; each signal alone: "
         + ", ".join(f"{name} {told}" for name, told in made["alone"].items())
         + ".",
         "",
