@@ -220,12 +220,24 @@ class Turn:
     answer: str
 
 
+NOT_STATED = "not stated in the document"
+"""What people read in place of an answer that the document does not support."""
+
+UNSUPPORTED = "(not stated in the document: no passage supports this answer)"
+"""Below an answer that was shown while it was made and turned out to have no support."""
+
+CUT_SHORT = "(cut short)"
+"""Behind an answer that ended for want of tokens."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """One answered question.
 
-    supported: whether a passage supports the answer. support: how much one does, 0 to 1.
-    `stats` holds what `--stats` prints beyond the contract's keys.
+    support: 0 to 1, how far the document carries the answer. supported: False where it does not;
+    never of an answer that was cut short. thinking: what a reasoning model said to itself first.
+    `stats` holds what `--stats` prints beyond the contract's keys; its "cut_short" is True of an
+    answer that ended for want of tokens.
     """
 
     question: str
@@ -237,6 +249,22 @@ class Answer:
     stats: dict[str, Any] = field(default_factory=dict)
     supported: bool = True
     support: float = 1.0
+    thinking: str = ""
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether the answer ended for want of tokens."""
+        return bool(self.stats.get("cut_short"))
+
+    @property
+    def stated(self) -> str:
+        """What is said in its place: the answer, or that the document does not state one."""
+        return self.answer if self.supported else NOT_STATED
+
+    @property
+    def shown(self) -> str:
+        """The same for people, who see of an answer that it was cut."""
+        return f"{self.stated} {CUT_SHORT}".lstrip() if self.cut_short else self.stated
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -44,6 +44,10 @@ def bench(
     qa: natural questions, each on an excerpt around its evidence or (--scope
     book) on its whole document: are answers, citations and refusals right,
     beside plain transformers with the same prompt?
+    support: where the evidence stands among the cited passages of what plain
+    transformers answers on excerpts, and what support tells of questions
+    without an answer.
+
 
     fidelity: natural questions on excerpts, of the full cache and of every
     method at every budget: answers, next tokens, divergence; then what routers
@@ -107,6 +111,10 @@ def bench(
             measured = _fidelity(
                 model, asked, compared, samples or 100, dissect, window, device, output, shown
             )
+        elif suites[0] is chosen.SuiteName.support:
+            source = natural(questions, documents, "support")
+            support_asked = (*source, _numbers(length or "1100")[0], seed)
+            measured = _support(model, support_asked, samples or 200, device, output, shown)
         else:
             if text is None:
                 raise SekvError("the efficiency suite reads books; name their folder: --text")
@@ -206,6 +214,27 @@ def _fidelity(
     drawn = Excerpts(questions, documents, tokenize, lengths, seed)
     report = laboratory.measure(reader, name, drawn, setting, output, shown)
     return report, shape.markdown(report), shape.charts(report)
+
+
+def _support(
+    model: str,
+    asked: tuple[Path, Path, int, int],
+    samples: int,
+    device: str,
+    output: Path,
+    shown: Progress,
+) -> _Measured:
+    from engine.lab.bench import support
+    from engine.lab.bench.questions import load_questions
+    from engine.models import hf
+    from engine.models.locate import locate
+
+    path, documents, tokens, seed = asked
+    setting = support.SupportSetting(tokens=tokens, samples=samples, seed=seed)
+    reader = hf.load(locate(model, progress=shown), device=device)
+    files = [(load_questions(path), documents)]
+    report = support.measure(reader, files, setting, output, shown)
+    return report, support.markdown(report), {}
 
 
 def _efficiency(

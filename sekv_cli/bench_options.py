@@ -15,6 +15,7 @@ class SuiteName(StrEnum):
     qa = "qa"
     fidelity = "fidelity"
     efficiency = "efficiency"
+    support = "support"
     niah = "niah"
     ruler = "ruler"
     multi = "multi"
@@ -23,7 +24,9 @@ class SuiteName(StrEnum):
 
 
 COMPARED = tuple(
-    name for name in SuiteName if name not in (SuiteName.fidelity, SuiteName.efficiency)
+    name
+    for name in SuiteName
+    if name not in (SuiteName.fidelity, SuiteName.efficiency, SuiteName.support)
 )
 """Suites that compare methods: they can be one run with one report."""
 
@@ -47,7 +50,7 @@ Questions = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Natural questions, JSON lines (qa, fidelity); see docs/questions/README.md.",
+        help="Natural questions, JSON lines (qa, fidelity, support); see docs/questions/README.md.",
         show_default=False,
     ),
 ]

@@ -135,7 +135,7 @@ class Talk:
         answer = self._asker.ask(question, stream.text, turns=tuple(self._turns))
         stream.finish(answer, stats=False)
         print(flush=True)
-        self._turns.append(Turn(question, answer.answer))
+        self._turns.append(Turn(question, answer.stated))
         self._answers.append(answer)
 
     # -- commands; each docstring is its line of /help -----------------------------

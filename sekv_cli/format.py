@@ -316,7 +316,7 @@ def conversation(store: str, answers: Sequence[Answer]) -> str:
     """Questions, answers and their passages as Markdown."""
     parts = [f"# {PurePath(store).name}\n"]
     for answer in answers:
-        parts.append(f"## {clean(answer.question)}\n\n{clean(answer.answer)}\n")
+        parts.append(f"## {clean(answer.question)}\n\n{clean(answer.shown)}\n")
         for number, citation in enumerate(answer.citations, 1):
             words = " ".join(clean(citation.text).split())
             name = clean(f"{PurePath(citation.source).name}{_where(citation)}")

@@ -27,15 +27,22 @@ class Stream:
 
     def finish(self, answer: Answer, *, stats: bool) -> None:
         """The end: the answer if it was not streamed, its citations, its figures."""
+        from engine.types import CUT_SHORT, UNSUPPORTED
         from sekv_cli import format
 
         if not self._begun:
             self._begin()
-            self._write(answer.answer)
+            self._write(answer.shown)
+        elif answer.cut_short:
+            self._write(f" {CUT_SHORT}")
+        elif not answer.supported:
+            self._write(f"\n{UNSUPPORTED}")
         self._write("\n")
         out = format.console()
         if answer.citations:
             out.print()
+            if not answer.supported:
+                out.print("closest passages:", style="dim")
             format.print_citations(out, answer.citations)
         if stats:
             out.print()

@@ -14,10 +14,14 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from engine.answer import support
+from engine.answer.generate import LOOP_TIMES
 from engine.answer.session import MOST_WINDOWS, TURNS_SHARE, Session
 from engine.errors import BudgetError, ReaderError, SekvError, StoppedError
-from engine.models import hf
-from engine.types import AskOptions, Turn
+from engine.models import evidence_heads, hf
+from engine.models.prompt import PLAIN_CUE
+from engine.types import Answer, AskOptions, Turn
+from fake_model import scripted
 from tiny_books import QUESTION, TEXT, log, read, session
 from tiny_models import checkpoint
 
@@ -59,12 +63,14 @@ CONTRACT = {
     },
 }
 
+ADDED = {"supported", "support", "thinking"}
+
 
 def test_the_json_of_an_answer_has_the_keys_of_the_contract(store: Path, reader: hf.Reader) -> None:
     with session(store, reader) as opened:
         answer = opened.ask(QUESTION)
     told = json.loads(json.dumps(answer.to_json()))
-    assert set(told) == {"question", "answer", *CONTRACT, "stats"}
+    assert set(told) == {"question", "answer", *CONTRACT, *ADDED, "stats"}
     assert told["citations"]
     for citation in told["citations"]:
         assert set(citation) == CONTRACT["citations"] | {"sheet"}
@@ -72,7 +78,7 @@ def test_the_json_of_an_answer_has_the_keys_of_the_contract(store: Path, reader:
         assert set(told[part]) == CONTRACT[part]
     assert told["question"] == QUESTION
     assert told["usage"]["document_tokens"] == len(TEXT)
-    assert told["usage"]["question_tokens"] == len("\n\nQuestion: \nAnswer:") + len(QUESTION)
+    assert told["usage"]["question_tokens"] == len(f"\n\nQuestion: {PLAIN_CUE}") + len(QUESTION)
     assert told["usage"]["answer_tokens"] == 8
     assert told["memory"]["full_kv_bytes"] == 2 * 3 * 2 * 16 * 4 * len(TEXT)
     assert 0 < told["memory"]["zoomed_spans"] <= told["memory"]["total_spans"]
@@ -135,40 +141,32 @@ def test_the_pieces_join_to_the_answer(store: Path, reader: hf.Reader) -> None:
     assert all(pieces)
 
 
-Script = Callable[[str | list[int]], tuple[str, list[str]]]
+Script = Callable[[str | list[int]], tuple[Answer, list[str]]]
 
 
 @pytest.fixture(scope="module")
 def say(store: Path, reader: hf.Reader) -> Iterator[Script]:
-    """A session whose model says what it is told: text, or bytes, one token each."""
-    patch = pytest.MonkeyPatch()
-    with session(store, reader) as opened:
+    """A session whose model says what it is told: text, or bytes, one token each; then its end."""
+    with session(store, reader, max_new_tokens=400) as opened, scripted(reader) as queue:
 
-        def told(script: str | list[int]) -> tuple[str, list[str]]:
+        def told(script: str | list[int]) -> tuple[Answer, list[str]]:
             tokens = script
             if isinstance(script, str):
                 tokens = reader.tokenizer.encode(script, add_special_tokens=False)
-
-            def generate(ids: torch.Tensor, *, streamer: Any, **_: Any) -> None:
-                streamer.put(ids)
-                for token in tokens:
-                    streamer.put(torch.tensor([token]))
-                streamer.end()
-
-            patch.setattr(reader.model, "generate", generate)
+            queue.extend(tokens)
             pieces: list[str] = []
+            opened.retune(replace(opened.options, max_new_tokens=len(tokens)))
             answer = opened.ask(QUESTION, pieces.append)
-            patch.undo()
-            return answer.answer, pieces
+            queue.clear()
+            return answer, pieces
 
         yield told
-    patch.undo()
 
 
 def test_a_character_of_several_bytes_is_shown_whole(say: Script) -> None:
     """Each byte is a token here; nobody sees half a whale."""
     answer, pieces = say("Zoë: 🐋雨 ok")
-    assert answer == "Zoë: 🐋雨 ok"
+    assert answer.answer == "Zoë: 🐋雨 ok"
     assert pieces == ["Z", "o", "ë", ":", " 🐋", "雨", " o", "k"]
 
 
@@ -177,16 +175,155 @@ def test_a_character_of_several_bytes_is_shown_whole(say: Script) -> None:
 @example("a \u3000")  # a space, then a character that begins like any other and is one too
 def test_any_text_streams_as_it_is_told(say: Script, text: str) -> None:
     answer, pieces = say(text or "x")
-    assert "".join(pieces) == answer
-    assert answer == (text or "x").strip()
-    assert "\ufffd" not in answer or "\ufffd" in text
+    assert "".join(pieces) == answer.answer
+    assert answer.answer == (text or "x").strip()
+    assert "\ufffd" not in answer.answer or "\ufffd" in text
 
 
 @settings(max_examples=40, deadline=None)
 @given(tokens=st.lists(st.integers(0, 255), min_size=1, max_size=12))
 def test_any_bytes_stream_as_they_are_told(say: Script, tokens: list[int]) -> None:
     answer, pieces = say(tokens)
+    assert "".join(pieces) == answer.answer
+
+
+@pytest.mark.parametrize(
+    ("said", "answer", "thinking"),
+    [
+        ("<think>\nDay 4, I see.\n</think>\n\nSixteen whales.", "Sixteen whales.", "Day 4, I see."),
+        ("<think>\n\n</think>\n\nSixteen", "Sixteen", ""),
+        ("<think>It says", "", "It says"),
+        ("[THINK]Hm.[/THINK]Sixteen", "Sixteen", "Hm."),
+        ("<think>a</think><think>b</think> c", "c", "a\n\nb"),
+        ("They saw <think>x</think> whales", "They saw <think>x</think> whales", ""),
+        ("<3 of them", "<3 of them", ""),
+        ("<", "<", ""),
+    ],
+)
+def test_thinking_is_kept_apart_and_never_shown(
+    said: str, answer: str, thinking: str, say: Script
+) -> None:
+    told, pieces = say(said)
+    assert (told.answer, told.thinking) == (answer, thinking)
     assert "".join(pieces) == answer
+    assert told.to_json()["thinking"] == thinking
+
+
+def test_a_prompt_that_opens_the_thinking_is_closed_by_the_model(
+    store: Path, reader: hf.Reader
+) -> None:
+    prompt = replace(reader.prompt, after=f"{reader.prompt.after}<think>\n")
+    thinker = hf.Reader(reader.model, reader.tokenizer, reader.identity, prompt)
+    pieces: list[str] = []
+    said = "Hm.</think>Two"
+    with session(store, thinker, max_new_tokens=len(said)) as opened, scripted(reader) as queue:
+        queue.extend(reader.tokenizer.encode(said, add_special_tokens=False))
+        told = opened.ask(QUESTION, pieces.append)
+    assert (told.answer, told.thinking, "".join(pieces)) == ("Two", "Hm.", "Two")
+
+
+def test_a_plain_answer_ends_where_another_question_begins(say: Script) -> None:
+    """What a model without a template goes on with is no part of its answer."""
+    told, pieces = say("Sixteen.\n\nQuestion: Which ship?\nAnswer: 7")
+    assert told.answer == "".join(pieces) == "Sixteen."
+    assert told.usage.answer_tokens == len("Sixteen.\n\nQuestion:")
+    assert not told.cut_short
+
+
+def test_an_answer_ends_with_the_mark_of_its_template(store: Path, reader: hf.Reader) -> None:
+    """Also where the model's own settings know no such token."""
+    end = reader.tokenizer.eos_token_id
+    assert reader.model.generation_config.eos_token_id is None
+    ended = hf.Reader(
+        reader.model, reader.tokenizer, reader.identity, replace(reader.prompt, ends=(end,))
+    )
+    with session(store, ended, max_new_tokens=9) as opened, scripted(reader) as queue:
+        queue.extend([*reader.tokenizer.encode("16", add_special_tokens=False), end])
+        told = opened.ask(QUESTION)
+    assert (told.answer, told.usage.answer_tokens, told.cut_short) == ("16", 3, False)
+
+
+def test_an_answer_that_only_repeats_itself_is_over(say: Script) -> None:
+    """And says what it repeats once."""
+    told, _ = say("I see it," + " and a day" * 9)
+    assert told.answer == "I see it, and a day"
+    assert told.usage.answer_tokens == len("I see it," + " and a day" * LOOP_TIMES)
+    assert not told.cut_short
+    counted, _ = say("aaa bbb ababab 1000")
+    assert counted.answer == "aaa bbb ababab 1000"
+
+
+# ---------------------------------------------------------------------------- support
+
+
+@pytest.fixture
+def ended(store: Path, reader: hf.Reader) -> hf.Reader:
+    """The reader, with a token that ends its answers."""
+    ends = (reader.tokenizer.eos_token_id,)
+    return hf.Reader(
+        reader.model, reader.tokenizer, reader.identity, replace(reader.prompt, ends=ends)
+    )
+
+
+def test_a_model_that_says_itself_that_nothing_is_stated_is_believed(
+    store: Path, ended: hf.Reader
+) -> None:
+    said = ended.tokenizer.encode("The document does not say.", add_special_tokens=False)
+    with session(store, ended, max_new_tokens=60) as opened, scripted(ended) as queue:
+        queue.extend([*said, ended.prompt.ends[0]])
+        told = opened.ask(QUESTION)
+        assert (told.supported, told.support) == (False, 0.0)
+        assert told.answer == "The document does not say."
+        assert told.shown == told.stated == "not stated in the document"
+        queue.extend([ended.prompt.ends[0]])
+        assert opened.ask(QUESTION).shown == "not stated in the document"
+
+
+@pytest.mark.parametrize("most", [1, 5, 25])
+def test_a_cut_answer_claims_nothing_of_the_document(
+    most: int, store: Path, ended: hf.Reader
+) -> None:
+    said = ended.tokenizer.encode("The document does not say.", add_special_tokens=False)
+    with session(store, ended, max_new_tokens=most) as opened, scripted(ended) as queue:
+        queue.extend(said)
+        told = opened.ask(QUESTION)
+    assert told.cut_short
+    assert told.supported
+    assert told.shown == f"{told.answer} (cut short)"
+    assert "not stated" not in told.shown
+
+
+def test_without_measured_heads_an_answer_is_not_denied(store: Path, ended: hf.Reader) -> None:
+    said = ended.tokenizer.encode("Nine zebras.", add_special_tokens=False)
+    with session(store, ended, max_new_tokens=60) as opened, scripted(ended) as queue:
+        queue.extend([*said, ended.prompt.ends[0]])
+        told = opened.ask(QUESTION)
+    assert told.supported
+    assert told.support < 0.5
+
+
+def test_with_measured_heads_an_answer_that_nothing_carries_is_denied(
+    store: Path, ended: hf.Reader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The same heads and attention: words that stand in the passages make the difference."""
+    monkeypatch.setenv("SEKV_CACHE", str(tmp_path))
+    identity = ended.identity
+    table = [[0.5] * identity.heads for _ in range(identity.layers)]
+    path = evidence_heads.cached(identity)
+    path.parent.mkdir(parents=True)
+    evidence_heads.EvidenceHeads("tiny", [identity.weights], table).save(path)
+    with session(store, ended, max_new_tokens=90, full=True) as opened, scripted(ended) as queue:
+
+        def told(said: str) -> Answer:
+            ids = ended.tokenizer.encode(said, add_special_tokens=False)
+            queue.extend([*ids, ended.prompt.ends[0]])
+            return opened.ask(QUESTION)
+
+        made_up = told("Nine zebras of Zanzibar.")
+        stated = told("The crew of a ship saw them on a day, and it rained.")
+    assert 0 < made_up.support < support.CALIBRATED.least < stated.support < 1
+    assert (made_up.supported, stated.supported) == (False, True)
+    assert made_up.to_json()["answer"] == "Nine zebras of Zanzibar."
 
 
 # ---------------------------------------------------------------------------- options
@@ -259,7 +396,7 @@ def test_a_question_longer_than_the_positions_is_one_line(tmp_path: Path) -> Non
     made = read(tmp_path / "store", model, reader=reader)
     with session(made, reader, max_new_tokens=50) as opened:
         assert len(opened.store.manifest.windows) == 1
-        left = 720 - opened.memory.length - len("\n\nQuestion: \nAnswer:")
+        left = 720 - opened.memory.length - len(f"\n\nQuestion: {PLAIN_CUE}")
         with pytest.raises(BudgetError, match=f"only {720 - opened.memory.length - 1} positions"):
             opened.ask("w" * left)
         assert opened.ask("w" * (left - 3)).usage.answer_tokens == 3
@@ -268,7 +405,7 @@ def test_a_question_longer_than_the_positions_is_one_line(tmp_path: Path) -> Non
 def test_marks_of_the_prompt_in_a_question_stay_text(store: Path, reader: hf.Reader) -> None:
     with session(store, reader, max_new_tokens=2) as opened:
         told = opened.ask("<|end|><|assistant|>")
-        assert told.usage.question_tokens == len("\n\nQuestion: \nAnswer:<|end|><|assistant|>")
+        assert told.usage.question_tokens == len(f"\n\nQuestion: {PLAIN_CUE}<|end|><|assistant|>")
 
 
 def test_a_model_that_moved_is_named(
@@ -314,14 +451,14 @@ def test_turns_are_read_before_the_question_and_pay_from_the_budget(
 ) -> None:
     """The rows of a conversation and the memory together stay within the bytes of the budget."""
     turns = [Turn("a?", "b"), Turn("c?", "d")]
-    with session(store, reader, budget="180%") as opened:
+    with session(store, reader, budget="400%") as opened:
         alone = opened.ask(QUESTION)
         told = opened.ask(QUESTION, turns=turns)
         shared = opened.memory.shared
         asked = told.usage.question_tokens - alone.usage.question_tokens
         assert told.stats["turns_read"] == 2
         assert asked == sum(
-            len(f"\n\nQuestion: {turn.question}\nAnswer: {turn.answer}") for turn in turns
+            len(f"\n\nQuestion: {turn.question}{PLAIN_CUE} {turn.answer}") for turn in turns
         )
         assert shared.reserved == asked * 2 * 2 * 16 * 4
         cap = sum(layer.limits.cap for layer in opened.memory.layers)
@@ -336,7 +473,7 @@ def test_of_a_long_conversation_the_latest_turns_that_fit_are_read_as_they_are(
 ) -> None:
     """The others come before them, and fold where there is something to fold them with."""
     turns = [Turn(f"{i}?", f"{i}.") for i in range(10, 50)]
-    with session(store, reader, budget="200%") as opened:
+    with session(store, reader, budget="400%") as opened:
         told = opened.ask(QUESTION, turns=turns)
         read = told.stats["turns_read"]
         assert 0 < read < 40

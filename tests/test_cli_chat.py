@@ -31,6 +31,7 @@ class Fake:
         self.options = AskOptions()
         self.asked: list[tuple[str, tuple[Turn, ...], AskOptions]] = []
         self.failure: BaseException | None = None
+        self.ending: dict[str, Any] = {}
 
     def __enter__(self) -> Fake:
         return self
@@ -52,7 +53,13 @@ class Fake:
         if on_text:
             on_text(question[::-1][2:])
         return Answer(
-            question, question[::-1], CITATIONS, Usage(9, 0, 3, 2), MemoryUse(1, 9, 1, 2, 0), {}
+            question,
+            question[::-1],
+            CITATIONS,
+            Usage(9, 0, 3, 2),
+            MemoryUse(1, 9, 1, 2, 0),
+            {},
+            **self.ending,
         )
 
 
@@ -210,3 +217,32 @@ def test_on_a_terminal_lines_are_edited_and_kept(tmp_path: Path) -> None:
     kept = tmp_path / "sekv" / "history"
     assert "Who?" in kept.read_text(encoding="utf-8")
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+
+
+# ---------------------------------------------------------------- what becomes of an answer
+
+
+@pytest.mark.parametrize(
+    ("ending", "told"),
+    [
+        ({}, "?ohW\n\n  [1]"),
+        ({"stats": {"cut_short": True}}, "?ohW (cut short)\n\n  [1]"),
+        (
+            {"supported": False, "support": 0.1},
+            "?ohW\n(not stated in the document: no passage supports this answer)\n\nclosest",
+        ),
+    ],
+)
+def test_what_an_answer_is_worth_is_said_behind_it(
+    ending: dict[str, Any], told: str, talk: Any, fake: Fake
+) -> None:
+    fake.ending = ending
+    out, _ = talk("Who?")
+    assert told in out
+
+
+def test_an_answer_without_support_is_remembered_as_none(talk: Any, fake: Fake) -> None:
+    """What the model made up is not read to it again with the next question."""
+    fake.ending = {"supported": False, "support": 0.1}
+    talk("Who?", "When?")
+    assert fake.asked[-1][1] == (Turn("Who?", "not stated in the document"),)

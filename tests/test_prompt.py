@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import ReaderError
-from engine.models.prompt import DOCUMENT, QUESTION, TASK, Prompt
+from engine.models.prompt import DOCUMENT, LEAD, PLAIN_CUE, QUESTION, TASK, Prompt
 from engine.types import Turn
 from tiny_models import CHAT, tokenizer
 
@@ -42,10 +42,11 @@ def test_a_chat_prompt_is_what_the_template_makes_of_the_whole(
     made = tokenizer(chat=True)
     prompt = Prompt.of(made)
     assert prompt.kind == "chat"
-    content = f"{TASK}\n\n{document}\n\nQuestion: {question}"
-    text = made.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
+    messages = [
+        {"role": "system", "content": TASK},
+        {"role": "user", "content": f"{document}\n\nQuestion: {question}"},
+    ]
+    text = made.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + LEAD
     assert whole(made, prompt, document, question) == made.encode(text, add_special_tokens=False)
     assert prompt.prefix[0] == made.bos_token_id
 
@@ -61,7 +62,8 @@ def test_a_document_prompt_gives_the_document_its_own_role(document: str, questi
         tokenize=False,
         add_generation_prompt=True,
     )
-    assert whole(made, prompt, document, question) == made.encode(text, add_special_tokens=False)
+    ids = made.encode(text + LEAD, add_special_tokens=False)
+    assert whole(made, prompt, document, question) == ids
     assert len(prompt.prefix) == 2
 
 
@@ -71,7 +73,8 @@ def test_without_a_template_the_prompt_is_plain() -> None:
     assert prompt.kind == "plain"
     assert prompt.prefix == (made.bos_token_id,)
     asked = prompt.question(made, "Who?")
-    assert made.decode(asked) == "\n\nQuestion: Who?\nAnswer:"
+    assert made.decode(asked) == f"\n\nQuestion: Who?{PLAIN_CUE}"
+    assert prompt.stops == ("\nQuestion:",)
 
 
 def test_without_a_first_token_a_line_break_is_the_first() -> None:
@@ -141,7 +144,7 @@ def test_a_manifest_records_how_the_question_follows() -> None:
     assert prompt.to_json() == {
         "prefix": list(prompt.prefix),
         "before": "\n\nQuestion: ",
-        "after": "<|assistant|>",
+        "after": f"<|assistant|>{LEAD}",
         "kind": "chat",
     }
     assert CHAT
@@ -152,12 +155,11 @@ def test_a_conversation_is_what_the_template_makes_of_it() -> None:
     made = tokenizer(chat=True)
     prompt = Prompt.of(made)
     turns = [Turn("a?", "b"), Turn("c?", "d")]
-    first = f"{TASK}\n\ntext\n\nQuestion: a?"
-    said = [first, "b", "c?", "d", "e?"]
-    messages = [
+    said = ["text\n\nQuestion: a?", f"{LEAD} b", "c?", f"{LEAD} d", "e?"]
+    messages = [{"role": "system", "content": TASK}] + [
         {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)
     ]
-    text = made.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text = made.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + LEAD
     plain = made.encode("text", add_special_tokens=False)
     found = [*prompt.prefix, *plain, *prompt.question(made, "e?", turns)]
     assert found == made.encode(text, add_special_tokens=False)
@@ -167,10 +169,89 @@ def test_without_a_template_a_conversation_is_questions_and_answers() -> None:
     made = tokenizer()
     prompt = Prompt.of(made)
     ids = prompt.question(made, "c?", [Turn("a?", "b")])
-    assert made.decode(ids) == "\n\nQuestion: a?\nAnswer: b\n\nQuestion: c?\nAnswer:"
+    assert made.decode(ids) == (f"\n\nQuestion: a?{PLAIN_CUE} b\n\nQuestion: c?{PLAIN_CUE}")
 
 
 def test_a_prompt_for_one_question_has_nothing_between_answers() -> None:
     assert Prompt.of(templated(ROLES)).between == ""
     once = "{{ messages[0]['content'] }}{% if messages|length > 1 %}{{ raise() }}{% endif %}"
     assert Prompt.of(templated(once)).between == ""
+
+
+# ---------------------------------------------------------------------------- templates as they are
+
+MISTRAL = (
+    "<|begin|>{% for m in messages %}{% if m['role'] == 'system' %}"
+    "{{ raise_exception('Only user and assistant roles are supported!') }}"
+    "{% elif m['role'] == 'user' %}<|user|> {{ m['content'] }} <|system|>"
+    "{% else %} {{ m['content'] }}<|end|>{% endif %}{% endfor %}"
+)
+"""No system role and no generation prompt; an answer ends with a special token."""
+
+SILENT = (
+    "{% for m in messages if m['role'] != 'system' %}<|{{ m['role'] }}|>{{ m['content'] }}"
+    "{% endfor %}<|assistant|>"
+)
+"""System messages are left out without a word."""
+
+QWEN3 = (
+    "{% for m in messages %}<|begin|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|begin|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n"
+    "{% endif %}{% endif %}"
+)
+
+ALWAYS = (
+    "{% for m in messages %}<|begin|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|begin|>assistant\n<think>\n{% endif %}"
+)
+"""A reasoning model that cannot be asked not to think."""
+
+DEFAULT_SYSTEM = (
+    "{% if messages[0]['role'] != 'system' %}<|begin|>system\nYou are Max.<|end|>\n{% endif %}"
+    + QWEN3
+)
+
+
+@pytest.mark.parametrize("template", [MISTRAL, SILENT])
+def test_without_a_system_role_the_task_stands_before_the_document(template: str) -> None:
+    made = templated(template)
+    prompt = Prompt.of(made)
+    assert made.decode(list(prompt.prefix)).endswith(f"{TASK}\n\n")
+    assert prompt.before == "\n\nQuestion: "
+
+
+def test_our_system_message_takes_the_place_of_the_template_s_own() -> None:
+    made = templated(DEFAULT_SYSTEM)
+    told = made.decode(list(Prompt.of(made).prefix))
+    assert told == f"<|begin|>system\n{TASK}<|end|>\n<|begin|>user\n"
+
+
+def test_a_model_that_can_answer_without_thinking_does() -> None:
+    prompt = Prompt.of(templated(QWEN3))
+    assert prompt.after == f"<|end|>\n<|begin|>assistant\n<think>\n\n</think>\n\n{LEAD}"
+    assert prompt.reply == f"<|end|>\n<|begin|>assistant\n{LEAD}"
+    assert not prompt.thinks
+
+
+def test_a_model_that_thinks_first_is_given_no_lead() -> None:
+    made = templated(ALWAYS)
+    prompt = Prompt.of(made)
+    assert prompt.thinks
+    assert prompt.after.endswith("<think>\n")
+    earlier = prompt.question(made, "c?", [Turn("a?", "b")])
+    assert "<think>\nb" not in made.decode(earlier)
+
+
+@pytest.mark.parametrize(
+    ("template", "end"), [(CHAT, "<|user|>"), (MISTRAL, "<|end|>"), (QWEN3, "<|end|>")]
+)
+def test_an_answer_ends_with_what_the_template_puts_behind_it(template: str, end: str) -> None:
+    made = templated(template)
+    assert Prompt.of(made).ends == (made.convert_tokens_to_ids(end),)
+
+
+def test_text_behind_an_answer_is_no_end() -> None:
+    """Only a special token is one: the letters of a text also stand in answers."""
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    assert Prompt.of(templated(template)).ends == ()

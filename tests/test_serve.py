@@ -144,7 +144,7 @@ def test_earlier_messages_are_read(running: Running) -> None:
     told = running.openai.chat.completions.create(
         model="log",
         messages=messages,  # type: ignore[arg-type]
-        extra_body={"sekv": {"budget": "900"}},
+        extra_body={"sekv": {"budget": "2000"}},
     )
     assert told.sekv["stats"]["turns_read"] == 1  # type: ignore[attr-defined]
 

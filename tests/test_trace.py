@@ -34,6 +34,7 @@ def step(
         summary=torch.zeros(heads, 2, 3),
         tokens=[torch.tensor(t, dtype=torch.int64) for t in tokens],
         weight=[torch.tensor(w) for w in weight],
+        total=[torch.tensor(w) * 2 for w in weight],
     )
 
 
@@ -79,6 +80,37 @@ def test_rows_that_are_no_document_tokens_are_no_evidence() -> None:
     evidence.see(step([[-1, 2, -1]], [[[0.9, 0.1, 0.5]]]))
     evidence.said(7)
     assert evidence.weight.tolist() == pytest.approx([0, 0, 0.1, 0, 0, 0])
+
+
+def test_measured_heads_count_by_their_weight_and_with_all_rows_of_the_question() -> None:
+    """Two KV heads of two query heads each; the second layer has no head that counts."""
+    heads = torch.tensor([[0.5, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    evidence = Evidence(IDS, heads)
+    for layer in (0, 1):
+        seen = [[[0.2, 0.4], [0.9, 0.9]], [[0.7, 0.7], [0.1, 0.3]]]
+        evidence.see(step([[0, 3], [3, -1]], seen, layer=layer))
+    evidence.said(7)  # a token that stands at 0 counts no more than another
+    expected = torch.zeros(6)
+    expected[[0, 3]] = torch.tensor([2 * 0.5 * 0.2, 2 * 0.5 * 0.4 + 2 * 0.1])
+    torch.testing.assert_close(evidence.weight, expected)
+    evidence.see(step([[5], [5]], [[[0.5], [0.5]], [[0.5], [0.5]]]))
+    evidence.said(7)
+    torch.testing.assert_close(evidence.asked, expected)  # the question's part stays
+    assert float(evidence.weight[5]) == pytest.approx(2 * 0.5 * 0.5 + 2 * 0.5)
+    assert float(evidence.answered[5]) == pytest.approx((2 * 0.5 * 0.5 + 2 * 0.5) / 1.5)
+
+
+def test_attention_to_a_summary_counts_for_all_tokens_of_its_span() -> None:
+    heads = torch.tensor([[0.5, 1.0]])
+    evidence = Evidence(IDS, heads, bounds=torch.tensor([0, 1, 3, 6]))
+    seen = replace(
+        step([[-1]], [[[0.3], [0.3]]]),
+        spans=torch.tensor([1, 2]),
+        summary=torch.tensor([[[0.2, 0.0], [0.4, 0.3]]]),
+    )
+    evidence.see(seen)
+    evidence.said(7)
+    assert evidence.weight.tolist() == pytest.approx([0, 0.25, 0.25, 0.1, 0.1, 0.1])
 
 
 def test_what_led_to_no_token_is_forgotten() -> None:

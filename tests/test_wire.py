@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -151,3 +152,26 @@ def test_an_answer_s_document_is_cached_prompt_and_its_citations_stand_beside() 
     own = made["sekv"]
     own.pop("ignored")
     assert Answer.from_json(own) == ANSWER
+
+
+def test_an_answer_without_support_is_told_as_none_and_kept_beside() -> None:
+    answer = replace(ANSWER, supported=False, support=0.2)
+    told = wire.completion("n", 1, parsed(), answer, {})
+    assert told["choices"][0]["message"]["content"] == "not stated in the document"
+    assert told["choices"][0]["finish_reason"] == "stop"
+    own = told["sekv"]
+    assert (own["answer"], own["supported"], own["support"]) == ("Ana", False, 0.2)
+
+
+def test_a_cut_answer_says_so_and_nothing_of_the_document() -> None:
+    answer = replace(ANSWER, stats={"cut_short": True})
+    told = wire.completion("n", 1, parsed(), answer, {})
+    assert told["choices"][0]["finish_reason"] == "length"
+    assert told["choices"][0]["message"]["content"] == "Ana"
+    assert answer.shown == "Ana (cut short)"
+    assert replace(answer, answer="").shown == "(cut short)"
+
+
+def test_an_answer_survives_the_wire_with_all_it_has() -> None:
+    answer = replace(ANSWER, supported=False, support=0.2, thinking="Hm.")
+    assert Answer.from_json(json.loads(json.dumps(answer.to_json()))) == answer

@@ -1,19 +1,23 @@
 """From attention weights on tokens to passages a person can check.
 
-A citation is an exact slice of a source's text: the sentences that hold most of the evidence.
+A citation is an exact slice of a source's text: the sentences that hold most of the evidence. What
+a sentence shares with the words of question and answer is a second vote.
 """
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from engine.answer.overlap import overlap, rarities, stems
 from engine.types import Citation
 
 if TYPE_CHECKING:
@@ -23,6 +27,13 @@ if TYPE_CHECKING:
 MOST = 3
 LEAST = 0.05
 LONGEST = 400
+WORDS = 0.5
+"""What all words of question and answer count in a sentence, beside all attention, which counts 1;
+chosen on the natural questions (docs/results.md)."""
+
+CANDIDATES = 64
+"""Tokens with the most attention, whose sentences may be cited."""
+
 JOINED = 0.5
 """Least share of its neighbour's evidence that a sentence needs to stand in one passage with it."""
 
@@ -83,26 +94,34 @@ class DocumentText:
         """Which page a character stands on; -1 without pages."""
         return bisect_right(self.sources[source].pages, offset, key=lambda page: page[1]) - 1
 
-    def citations(self, weight: Tensor) -> tuple[Citation, ...]:
+    def rare(self, text: str) -> dict[str, float]:
+        """How much each word of a question or answer tells in these texts, by stem."""
+        return rarities(stems(text), self._lowered)
+
+    def citations(
+        self, weight: Tensor, words: Mapping[str, float] | None = None
+    ) -> tuple[Citation, ...]:
         """The passages that hold most of the evidence, best first.
 
         A passage is a sentence, or several side by side that hold about as much.
 
         Args:
-            weight: float [N], evidence of every document token.
+            weight: float [N], attention to every document token as evidence has it.
+            words: stems of question and answer and what each tells, see `rare`; {} and None leave
+                attention to decide.
         """
         total = max(float(weight.sum()), 1e-30)
         found: set[Place] = set()
-        for token in weight.topk(min(64, len(weight))).indices.tolist():
+        for token in weight.topk(min(CANDIDATES, len(weight))).indices.tolist():
             if weight[token] > 0:
                 start, end = int(self.starts[token]), int(self.ends[token])
                 found.add(self._sentence(int(self.source[token]), start, end))
-        masses = {place: self._mass(weight, *place) / total for place in found}
-        kept = [place for place in found if masses[place] >= LEAST]
-        passages = self._join(sorted(kept), masses)
+        scores = {place: self._score(weight, total, words, place) for place in found}
+        kept = [place for place in found if scores[place] >= LEAST]
+        passages = self._join(sorted(kept), scores)
         for place in passages:
-            masses[place] = self._mass(weight, *place) / total
-        passages.sort(key=lambda place: -masses[place])
+            scores[place] = self._score(weight, total, words, place)
+        passages.sort(key=lambda place: -scores[place])
         return tuple(
             Citation(
                 source=self.sources[source].path,
@@ -110,11 +129,30 @@ class DocumentText:
                 start=start,
                 end=end,
                 text=self.texts[source][start:end],
-                weight=round(masses[source, start, end], 4),
+                weight=round(scores[source, start, end], 4),
                 sheet=self.sheets(source, start, end),
             )
             for source, start, end in passages[:MOST]
         )
+
+    def amount(self, weight: Tensor, citation: Citation) -> float:
+        """How much of the weight [N] of tokens lies on a passage."""
+        source = next(i for i, entry in enumerate(self.sources) if entry.path == citation.source)
+        return self._mass(weight, source, citation.start, citation.end)
+
+    @cached_property
+    def _lowered(self) -> str:
+        return "\n".join(self.texts).lower()
+
+    def _score(
+        self, weight: Tensor, total: float, words: Mapping[str, float] | None, place: Place
+    ) -> float:
+        """Share of the evidence that a passage holds, 0 to 1: attention, and words where given."""
+        source, start, end = place
+        mass = self._mass(weight, *place) / total
+        if not words:
+            return mass
+        return (mass + WORDS * overlap(words, self.texts[source][start:end])) / (1 + WORDS)
 
     def _join(self, places: list[Place], masses: dict[Place, float]) -> list[Place]:
         """Sentences side by side become one passage where both matter and it stays readable.

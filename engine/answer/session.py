@@ -1,7 +1,7 @@
 """Use case: one loaded model and store, many questions.
 
-Decoding is transformers' own `generate`; this file prepares the memory, streams the text and
-turns what was looked at into citations.
+Decoding is transformers' own `generate`; this file prepares the memory and turns what was said and
+looked at into an answer. What happens token by token is `generate.Speaker`'s business.
 """
 
 from __future__ import annotations
@@ -9,24 +9,25 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import torch
-from transformers.generation.streamers import BaseStreamer
 
-from engine.answer import citations
+from engine.answer.citations import DocumentText
+from engine.answer.generate import Speaker
+from engine.answer.support import CALIBRATED, WORDS_ALONE, Signals, refuses
 from engine.answer.trace import Evidence, Trace
 from engine.attention import seam
-from engine.attention.layer import Coverage
+from engine.attention.layer import Coverage, Watcher
 from engine.attention.residency import Traffic
 from engine.attention.retry import Retry, can_retry
-from engine.errors import BudgetError, StoppedError, StoreError
+from engine.errors import BudgetError, StoreError
 from engine.memory.conversation import Conversation
 from engine.memory.open import Memory, open_memory
-from engine.models import hf
+from engine.models import evidence_heads, hf
 from engine.models.locate import of_store
 from engine.store.manifest import Manifest
 from engine.store.reader import Store
@@ -80,9 +81,10 @@ class Session:
         self._take(options)
         self._check_widening(options)
         self.ids = _known_ids(document["ids"], self.reader, store)
-        self.book = citations.DocumentText.of(self.store, document)
+        self.book = DocumentText.of(self.store, document)
         self._store_s += time.perf_counter() - at
-        self._trace, self._evidence = Trace(), Evidence(self.ids)
+        self._heads = evidence_heads.worth_of(self.reader.identity)
+        self._trace = Trace()
         self._answer: Answer | None = None
         self._widening: Retry | None = None
 
@@ -111,10 +113,6 @@ class Session:
             "moves": self._trace.moves,
             "zoom": self._trace.zoom,
         }
-
-    def evidence(self) -> tuple[Citation, ...]:
-        """The passages that the last question's attention weighed most."""
-        return self.book.citations(self._evidence.weight)
 
     def retune(self, options: AskOptions) -> None:
         """Take other options; only another budget, coverage or `full` opens the memory anew.
@@ -151,9 +149,60 @@ class Session:
             BudgetError: an empty question, or one that is longer than the model's positions.
             StoppedError: `stop` said so.
         """
+        started = time.perf_counter()
+        asked = self._prepare(question, turns, stop)
+        bounds = self.memory.shared.bounds.cpu()
+        trace, evidence = Trace(), Evidence(self.ids, self._heads, bounds)
+        self._trace, self._answer = trace, None
+        speaker = Speaker(self.reader, evidence, trace, on_text, stop)
+        windows = self._scout(asked.prompt)
+        if self.options.widen > 1:
+            self._widening = Retry(self.memory.shared, self.options.widen, self.options.coverage)
+        cache = self._cache()
+        try:
+            self._generate(cache, asked, speaker)
+        finally:
+            self.memory.shared.watchers.clear()
+        speaker.finish()
+        done = time.perf_counter()
+        citations, support, supported = self._judge(question, speaker, asked.most)
+        self._answer = Answer(
+            question=question,
+            answer=speaker.answer,
+            supported=supported,
+            support=support,
+            thinking=speaker.thinking,
+            citations=citations,
+            usage=Usage(
+                self.store.manifest.tokens,
+                self.memory.shared.recomputed_tokens,
+                len(asked.prompt),
+                len(speaker.tokens),
+            ),
+            memory=self._memory_use(),
+            timing=self._timing(speaker, started, done),
+            stats=self._stats(windows, cache)
+            | {
+                "turns_read": asked.turns,
+                "turns_folded": self.past.shown,
+                "cut_short": speaker.cut_short(asked.most),
+                "first_text_s": (speaker.shown or done) - started,
+            },
+        )
+        return self._answer
+
+    # -- steps ---------------------------------------------------------------------
+
+    def _prepare(
+        self, question: str, turns: Sequence[Turn], stop: Callable[[], bool] | None
+    ) -> _Asked:
+        """Bring back the turns before a question and reset what is counted per question.
+
+        Raises:
+            BudgetError: an empty question, or one that is longer than the model's positions.
+        """
         if not question.strip():
             raise BudgetError("the question is empty")
-        started = time.perf_counter()
         old, latest = self._split(turns)
         shared = self.memory.shared
         shared.reserved = 0
@@ -172,60 +221,7 @@ class Session:
         shared.coverage = Coverage()
         shared.estimates = self.options.trace
         most = min(self.options.max_new_tokens, left - len(prompt))
-        self._trace, self._evidence, self._answer = Trace(), Evidence(self.ids), None
-        speaker = _Streamer(self, on_text, started, stop)
-        self._trace, self._evidence = speaker.trace, speaker.evidence
-        windows = self._scout(prompt)
-        if self.options.widen > 1:
-            self._widening = Retry(shared, self.options.widen, self.options.coverage)
-        cache = self._cache()
-        try:
-            self._generate(cache, prompt, most, speaker)
-        finally:
-            shared.watchers.clear()
-        speaker.finish()
-        done = time.perf_counter()
-        manifest = self.store.manifest
-        zoomed = {int(s) for layer in self.memory.layers for z in layer.zoomed.spans for s in z}
-        zoomed &= set(range(manifest.spans))  # without those of old turns
-        row = 2 * manifest.model.layers * manifest.model.kv_heads * manifest.model.head_dim
-        # The first token came before the clock of the others started.
-        speed = (len(speaker.tokens) - 1) / max(1e-9, done - speaker.first)
-        self._answer = Answer(
-            question=question,
-            answer=speaker.answer,
-            citations=self.book.citations(speaker.evidence.weight),
-            usage=Usage(
-                manifest.tokens,
-                shared.recomputed_tokens,
-                len(prompt),
-                len(speaker.tokens),
-            ),
-            memory=MemoryUse(
-                device_kv_bytes=shared.peak_bytes + shared.reserved * manifest.model.layers,
-                full_kv_bytes=row * manifest.tokens * self.reader.dtype.itemsize,
-                zoomed_spans=len(zoomed),
-                total_spans=manifest.spans,
-                peak_device_bytes=_peak(self.reader.devices),
-            ),
-            timing={
-                "model_load_s": self._model_s,
-                "store_open_s": self._store_s,
-                "first_token_s": speaker.first - started,
-                "total_s": done - started,
-                "tokens_per_s": speed,
-            },
-            stats=self._stats(windows, cache)
-            | {
-                "turns_read": len(latest),
-                "turns_folded": self.past.shown,
-                "cut_short": speaker.cut_short(most),
-                "first_text_s": (speaker.shown or done) - started,
-            },
-        )
-        return self._answer
-
-    # -- steps ---------------------------------------------------------------------
+        return _Asked(prompt, most, len(latest))
 
     def _take(self, options: AskOptions) -> None:
         """Open the memory under these options; what was folded under others is forgotten."""
@@ -280,6 +276,7 @@ class Session:
         ids = prompt.question(tokenizer, question, latest, first=first)
         alone = prompt.question(tokenizer, question, first=first and not latest)
         self.memory.shared.reserved = (len(ids) - len(alone)) * self._row_bytes
+        self.memory.shared.asked = len(alone)
         return ids
 
     @property
@@ -318,12 +315,12 @@ class Session:
         for layer in self.memory.layers:
             layer.focus(windows)
 
-    def _generate(
-        self, cache: seam.MemoryCache, prompt: list[int], most: int, speaker: _Streamer
-    ) -> None:
+    def _generate(self, cache: seam.MemoryCache, asked: _Asked, speaker: Speaker) -> None:
         """Read the prompt and say up to `most` tokens."""
+        speaker.check()
         options = self.options
-        self.memory.shared.watchers[:] = speaker.watchers
+        watchers: list[Watcher] = [speaker.evidence]
+        self.memory.shared.watchers[:] = [*watchers, speaker.trace] if options.trace else watchers
         sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None}
         if options.temperature > 0:
             sampling = {
@@ -331,20 +328,60 @@ class Session:
                 "temperature": options.temperature,
                 "top_p": options.top_p,
             }
-        ids = torch.tensor([prompt], device=self.reader.devices[0])
+        ids = torch.tensor([asked.prompt], device=self.reader.devices[0])
         gpus = {device for device in self.reader.devices if device.type == "cuda"}
         with torch.random.fork_rng(devices=gpus):  # the caller's random numbers stay the caller's
             torch.manual_seed(options.seed)
             self.reader.model.generate(
                 ids,
-                attention_mask=torch.ones(1, cache.get_seq_length() + len(prompt)).to(ids),
+                attention_mask=torch.ones(1, cache.get_seq_length() + len(asked.prompt)).to(ids),
                 past_key_values=cache,
-                max_new_tokens=most,
-                streamer=speaker,
+                max_new_tokens=asked.most,
                 top_k=None,
                 pad_token_id=self.reader.tokenizer.pad_token_id or 0,
+                **speaker.controls(),
                 **sampling,
             )
+
+    def _judge(
+        self, question: str, speaker: Speaker, most: int
+    ) -> tuple[tuple[Citation, ...], float, bool]:
+        """The passages of an answer, its support, and whether the document states it.
+
+        Of an answer that was cut short nothing is claimed.
+        """
+        answer, evidence = speaker.answer, speaker.evidence
+        words = self.book.rare(f"{question} {answer}")
+        citations = self.book.citations(evidence.weight, words)
+        signals = Signals.of(self.book, question, answer, citations, evidence, speaker.likely)
+        calibration = WORDS_ALONE if self._heads is None else CALIBRATED
+        said = bool(answer) and not refuses(answer)
+        support = calibration.support(signals) if said else 0.0
+        stated = said and support >= calibration.least
+        return citations, round(support, 4), stated or speaker.cut_short(most)
+
+    def _memory_use(self) -> MemoryUse:
+        manifest, shared = self.store.manifest, self.memory.shared
+        zoomed = {int(s) for layer in self.memory.layers for z in layer.zoomed.spans for s in z}
+        zoomed &= set(range(manifest.spans))  # without those of old turns
+        row = 2 * manifest.model.layers * manifest.model.kv_heads * manifest.model.head_dim
+        return MemoryUse(
+            device_kv_bytes=shared.peak_bytes + shared.reserved * manifest.model.layers,
+            full_kv_bytes=row * manifest.tokens * self.reader.dtype.itemsize,
+            zoomed_spans=len(zoomed),
+            total_spans=manifest.spans,
+            peak_device_bytes=_peak(self.reader.devices),
+        )
+
+    def _timing(self, speaker: Speaker, started: float, done: float) -> dict[str, float]:
+        return {
+            "model_load_s": self._model_s,
+            "store_open_s": self._store_s,
+            "first_token_s": speaker.first - started,
+            "total_s": done - started,
+            # The first token came before the clock of the others started.
+            "tokens_per_s": (len(speaker.tokens) - 1) / max(1e-9, done - speaker.first),
+        }
 
     def _stats(self, windows: torch.Tensor | None, cache: seam.MemoryCache) -> dict[str, Any]:
         traffic = [layer.zoomed.traffic for layer in self.memory.layers]
@@ -370,71 +407,14 @@ class Session:
         }
 
 
-class _Streamer(BaseStreamer):
-    """Takes tokens as they are generated; shows text, feeds evidence and trace."""
+@dataclass(frozen=True)
+class _Asked:
+    """A question ready to be read. prompt: its token ids. most: tokens that its answer may have.
+    turns: earlier ones that are read with it."""
 
-    def __init__(
-        self,
-        session: Session,
-        on_text: Callable[[str], None] | None,
-        started: float,
-        stop: Callable[[], bool] | None,
-    ):
-        self.stop = stop
-        self.evidence, self.trace = Evidence(session.ids), Trace()
-        self.watchers: list[Any] = [self.evidence]
-        if session.options.trace:
-            self.watchers.append(self.trace)
-        ends = session.reader.model.generation_config.eos_token_id
-        self.ends = ends if isinstance(ends, list) else [ends]
-        self.tokenizer = session.reader.tokenizer
-        self.on_text = on_text
-        self.first = started
-        self.shown: float | None = None
-        self.tokens: list[int] = []
-        self._shown = ""
-        self._prompted = False
-
-    def put(self, value: torch.Tensor) -> None:
-        if self.stop is not None and self.stop():
-            raise StoppedError("the answer was stopped")
-        if not self._prompted:  # generate hands over its prompt first
-            self._prompted = True
-            return
-        if not self.tokens:
-            self.first = time.perf_counter()
-        for token in value.reshape(-1).tolist():
-            self.evidence.said(token)
-            self.tokens.append(token)
-            self.trace.tell(self.tokenizer.decode([token]))
-        # An unfinished character decodes to U+FFFD; wait for its last byte. It may yet be white
-        # space, so that the space before it may yet be the end.
-        self._show(self.answer.rstrip("\ufffd").rstrip())
-
-    def end(self) -> None:
-        self._prompted = False
-        self.evidence.forget()
-
-    def finish(self) -> None:
-        """The answer is complete."""
-        self._show(self.answer)
-
-    @property
-    def answer(self) -> str:
-        """The answer so far."""
-        text: str = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
-        return text.strip()
-
-    def cut_short(self, most: int) -> bool:
-        """Whether the answer ended for want of tokens."""
-        return len(self.tokens) >= most and self.tokens[-1] not in self.ends
-
-    def _show(self, text: str) -> None:
-        if len(text) > len(self._shown):
-            self.shown = self.shown or time.perf_counter()
-            if self.on_text:
-                self.on_text(text[len(self._shown) :])
-            self._shown = text
+    prompt: list[int]
+    most: int
+    turns: int
 
 
 def _known_ids(ids: Any, reader: hf.Reader, store: Path) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.attention.residency import Traffic
+from engine.compression.ranges import gather_ranges
 
 if TYPE_CHECKING:
     from engine.attention.layer import Step
@@ -22,46 +23,90 @@ COPY, GLANCE = 1.0, 0.02
 
 @dataclass
 class Evidence:
-    """Which document tokens the answer's tokens were read from.
+    """Which document tokens a question and its answer's tokens were read from.
 
-    A head that looks at a token which is then generated reads from the document: that attention
-    counts in full. Its other attention counts by how retrieval-like the head has been in this
-    answer, the share of its attention that was copied; heads that never copy count a little.
-    After the retrieval score of CompressKV (arXiv 2606.24467): sum over steps of the attention
-    to tokens equal to the one produced.
+    With weights of the model's heads (`models.evidence_heads`) it is their attention, each head's
+    as far as it looks at evidence, of the question's rows and of the answer's.
+
+    Without, heads are believed by what they do in this answer: attention to a token that is then
+    generated counts in full, a head's other attention by the share of it that was copied so far,
+    and a little in any case. After the retrieval score of CompressKV (arXiv 2606.24467): sum over
+    steps of the attention to tokens equal to the one produced.
+
+    heads: float [L, H] or None. bounds: int64 [S + 1] tokens of the document's spans; with them the
+    attention to a span that stands as a summary counts for all its tokens alike. weight: float [N].
+    asked: what of it is the question's. rows: tokens said so far.
     """
 
     ids: Tensor  # int64 [N] document tokens
+    heads: Tensor | None = None
+    bounds: Tensor | None = None
     weight: Tensor = field(init=False)
+    asked: Tensor = field(init=False)
+    rows: int = 0
     _pending: list[tuple[int, int, Tensor, Tensor]] = field(default_factory=list)
     _copied: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     _looked: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.weight = torch.zeros(len(self.ids))
+        self.asked = torch.zeros(len(self.ids))
 
     def see(self, step: Step) -> None:
+        if self.heads is not None:
+            self._see_measured(step, self.heads[step.layer].view(len(step.tokens), -1))
+            return
         for head, (tokens, weight) in enumerate(zip(step.tokens, step.weight, strict=True)):
             inside = tokens >= 0
             tokens, weight = tokens[inside].cpu(), weight[..., inside].float().cpu()
             self._pending.append((step.layer, head, tokens, weight))
 
-    def said(self, token: int) -> None:
-        """The newest row of the newest forward led to this token."""
-        for seen in self._pending:
-            self._count(*seen, token)
-        self._pending.clear()
+    def _see_measured(self, step: Step, worth: Tensor) -> None:
+        """worth: [Hkv, G]."""
+        if not worth.any():
+            return
+        for head, tokens in enumerate(step.tokens):
+            if worth[head].any():
+                inside = tokens >= 0
+                weight = step.total[head][..., inside].float().cpu()
+                weight = (weight * worth[head][:, None]).sum(0, keepdim=True)
+                self._pending.append((step.layer, head, tokens[inside].cpu(), weight))
+        if self.bounds is not None and len(step.spans):
+            spread = (step.summary.float().cpu() * worth[..., None]).sum((0, 1))
+            starts, spans = self.bounds, step.spans.cpu()
+            lengths = starts[spans + 1] - starts[spans]
+            tokens = gather_ranges(starts[spans], lengths)
+            each = torch.repeat_interleave(spread / lengths.clamp_min(1), lengths)
+            self._pending.append((step.layer, -1, tokens, each[None]))
 
-    def _count(self, layer: int, head: int, tokens: Tensor, weight: Tensor, said: int) -> None:
-        """weight: [G, n] of one row on document tokens [n], which led to a token."""
+    def said(self, token: int) -> None:
+        """The newest rows of the newest forward led to this token."""
+        for layer, head, tokens, weight in self._pending:
+            if self.heads is None:
+                weight = weight * self._worth(layer, head, tokens, weight, token)
+            self.weight.index_add_(0, tokens, weight.sum(0))
+        self._pending.clear()
+        if not self.rows:
+            self.asked.copy_(self.weight)
+        self.rows += 1
+
+    @property
+    def answered(self) -> Tensor:
+        """[N]: how much of the attention of the heads that look at evidence each token had while
+        the answer was said, on average over its rows; 0 where nobody measured heads."""
+        if self.heads is None or self.rows < 2:
+            return torch.zeros_like(self.weight)
+        return (self.weight - self.asked) / (self.heads.sum().clamp_min(1e-9) * (self.rows - 1))
+
+    def _worth(self, layer: int, head: int, tokens: Tensor, weight: Tensor, said: int) -> Tensor:
+        """What attention [G, n] on document tokens [n] counts that led to a token."""
         copies = self.ids[tokens] == said
         place = (layer, head)
         none = torch.zeros(len(weight))
         self._copied[place] = self._copied.get(place, none) + weight[:, copies].sum(1)
         self._looked[place] = self._looked.get(place, none) + weight.sum(1)
         retrieval = self._copied[place] / self._looked[place].clamp_min(1e-12)
-        worth = torch.where(copies, COPY, retrieval.clamp_min(GLANCE)[:, None])
-        self.weight.index_add_(0, tokens, (weight * worth).sum(0))
+        return torch.where(copies, COPY, retrieval.clamp_min(GLANCE)[:, None])
 
     def forget(self) -> None:
         """Drop what was seen since the last token."""

@@ -41,6 +41,7 @@ class Step:
     tokens. summary: [Hkv, G, F] weight of
     each summary row for the newest query. tokens: per KV head the document tokens of decoded
     and pinned rows, -1 for none. weight: per KV head [G, n] of those rows for the newest query.
+    total: the same, added up over the newest `Shared.asked` queries of the forward.
     traffic: what moved for this layer since the question began.
     """
 
@@ -52,6 +53,7 @@ class Step:
     summary: Tensor
     tokens: list[Tensor]
     weight: list[Tensor]
+    total: list[Tensor]
     traffic: Traffic = field(default_factory=Traffic)
 
 
@@ -174,6 +176,7 @@ class Shared:
     coverage: since the question was asked.
     heard: the question that is being answered, and the answer so far.
     estimates: whether watchers want what the router estimates even where nothing is to be chosen.
+    asked: tokens of the question that is being answered; the turns before it are none of them.
     """
 
     bounds: Tensor
@@ -188,6 +191,7 @@ class Shared:
     coverage: Coverage = field(default_factory=Coverage)
     heard: Transcript = field(default_factory=Transcript)
     estimates: bool = True
+    asked: int = 1
 
     @property
     def tokens(self) -> int:
@@ -568,6 +572,7 @@ class LayerMemory:
         spans = self.view.spans[self.view.spans < len(self.shared.bounds) - 1]
         zoomed = [s[s < len(self.shared.bounds) - 1] for s in self.zoomed.spans]
         tokens = tokens.masked_fill(tokens >= self.shared.tokens, -1)
+        first = max(0, rows - self.shared.asked)
         step = Step(
             layer=self.layer,
             spans=spans,
@@ -577,6 +582,10 @@ class LayerMemory:
             summary=summary[:, :, -1, : len(spans)],
             tokens=[torch.cat([t, self.pinned_token]) for t in tokens],
             weight=[torch.cat([zoom[h, :, -1], pinned[h, :, -1]], -1) for h in range(self.heads)],
+            total=[
+                torch.cat([zoom[h, :, first:].sum(1), pinned[h, :, first:].sum(1)], -1)
+                for h in range(self.heads)
+            ],
             traffic=replace(self.zoomed.traffic),
         )
         for watcher in self.shared.watchers:

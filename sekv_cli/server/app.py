@@ -31,7 +31,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine.errors import BudgetError, SekvError, ServeError, StoppedError
-from engine.types import AskOptions
+from engine.types import UNSUPPORTED, AskOptions
 from sekv_cli.server import wire
 from sekv_cli.server.warm import Told, Warm
 
@@ -221,10 +221,12 @@ class _Answering:
                 piece = await self._pieces.get()
             told = await self._told
             answer = told.answer
-            if not shown and answer.answer:  # said as a whole, such as that nothing is stated
-                yield event({"content": answer.answer})
+            if not shown and answer.stated:  # said as a whole, such as that nothing is stated
+                yield event({"content": answer.stated})
             own = wire.own_part(self.asked, answer, told.trace)
-            yield event({}, wire.finish(answer), sekv=own)
+            # What was shown while it was made may turn out to have no support.
+            late = {} if answer.supported or not shown else {"content": f"\n{UNSUPPORTED}"}
+            yield event(late, wire.finish(answer), sekv=own)
             if self.asked.with_usage:
                 yield event(None, usage=wire.usage(answer))
             yield b"data: [DONE]\n\n"

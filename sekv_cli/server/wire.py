@@ -202,14 +202,15 @@ def own_part(asked: Request, answer: Answer, trace: Mapping[str, Any]) -> dict[s
 
 
 def finish(answer: Answer) -> str:
-    return "length" if answer.stats.get("cut_short") else "stop"
+    """Why an answer ended, in the words of the API."""
+    return "length" if answer.cut_short else "stop"
 
 
 def completion(
     number: str, created: int, asked: Request, answer: Answer, trace: Mapping[str, Any]
 ) -> dict[str, Any]:
     """A whole answer at once."""
-    message = {"role": "assistant", "content": answer.answer, "refusal": None}
+    message = {"role": "assistant", "content": answer.stated, "refusal": None}
     return {
         "id": number,
         "object": "chat.completion",

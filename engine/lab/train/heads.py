@@ -9,7 +9,6 @@ errors are taken before the output projection, which not every architecture name
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
@@ -18,8 +17,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from engine.compression.scores import NEG_INF, group_queries
 from engine.errors import TrainError
+from engine.models.evidence_heads import attention_rows
 from engine.models.retrieval_heads import Heads
 
 if TYPE_CHECKING:
@@ -93,15 +92,6 @@ class Errors:
         lost = (whole - out).permute(1, 0, 2).flatten(1).norm(dim=-1)
         size = whole.permute(1, 0, 2).flatten(1).norm(dim=-1)
         self.error[layer] += float((lost / (size + EPSILON)).sum())
-
-
-def attention_rows(q: Tensor, k: Tensor) -> Tensor:
-    """Causal attention [H, w, N] of the last w rows; q [H, w, D] scaled, k [Hkv, N, D]."""
-    rows, total = q.shape[1], k.shape[1]
-    scores = torch.bmm(group_queries(q, len(k)), k.float().mT) / math.sqrt(q.shape[-1])
-    seen = torch.ones(rows, total, dtype=torch.bool, device=q.device).tril(total - rows)
-    scores = scores.masked_fill(~seen.repeat(len(q) // len(k), 1), NEG_INF)
-    return scores.softmax(-1).reshape(len(q), rows, total)
 
 
 @torch.inference_mode()

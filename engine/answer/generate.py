@@ -1,0 +1,224 @@
+"""What is made of an answer's tokens while they are generated: text to show, thinking, its end.
+
+Decoding is transformers' own `generate`, which calls a `Speaker` twice a token: with the logits,
+and as a stopping criterion with the token that was chosen. Its streamers are told too late for
+that: after the criteria were asked, and on some devices after the next forward.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria
+from transformers import StoppingCriteriaList as Criteria
+
+from engine.answer.trace import Evidence, Trace
+from engine.errors import StoppedError
+from engine.models.prompt import THINKING
+
+if TYPE_CHECKING:
+    from engine.models.hf import Reader
+
+_BLOCK = re.compile(
+    "|".join(rf"\s*{re.escape(o)}(.*?)(?:{re.escape(c)}|\Z)" for o, c in THINKING), re.DOTALL
+)
+_REST_OF_BLOCK = re.compile(
+    rf"(.*?)(?:{'|'.join(re.escape(c) for _, c in THINKING)}|\Z)", re.DOTALL
+)
+
+LOOP_SIZE, LOOP_TIMES, LOOP_TOKENS = 24, 4, 16
+"""An answer is over that ends with the same stretch of tokens, at most LOOP_SIZE long, LOOP_TIMES
+in a row and over at least LOOP_TOKENS tokens: the noughts of a number are no loop."""
+
+
+def split_thinking(text: str, *, inside: bool = False) -> tuple[str, str]:
+    """An answer and the thinking before it, both without white space at their ends.
+
+    Blocks count at the beginning of a text and nowhere else, so that a quoted mark stays text. A
+    block that never ends is thinking to its end.
+
+    Args:
+        inside: whether the prompt has opened the first block.
+    """
+    thoughts: list[str] = []
+    at = 0
+    found = _REST_OF_BLOCK.match(text) if inside else _BLOCK.match(text)
+    while found is not None:
+        thoughts.append(next((part for part in found.groups() if part), "").strip())
+        at = found.end()
+        found = _BLOCK.match(text, at)
+    return text[at:].strip(), "\n\n".join(thought for thought in thoughts if thought)
+
+
+def loops(tokens: list[int]) -> int:
+    """How many tokens at the end only repeat those before them; 0 if that is no loop."""
+    for size in range(1, LOOP_SIZE + 1):
+        times = max(LOOP_TIMES, -(-LOOP_TOKENS // size))
+        if size * times > len(tokens):
+            continue
+        tail = tokens[-size * times :]
+        if tail == tail[:size] * times:
+            return size * (times - 1)
+    return 0
+
+
+class Speaker:
+    """Takes tokens as they are generated; shows the answer, feeds evidence and trace.
+
+    first, shown: times of the first token and of the first text that was shown. likely: log
+    probability of each token in nats, before any temperature.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        evidence: Evidence,
+        trace: Trace,
+        on_text: Callable[[str], None] | None,
+        stop: Callable[[], bool] | None,
+    ):
+        self.evidence, self.trace = evidence, trace
+        self._on_text, self._stop = on_text, stop
+        self._tokenizer, self._prompt = reader.tokenizer, reader.prompt
+        own = reader.model.generation_config.eos_token_id
+        own = [] if own is None else own if isinstance(own, list) else [own]
+        self.ends: list[int] = sorted({*own, *reader.prompt.ends})
+        self._hidden = _unshown(reader.tokenizer)
+        self.first = time.perf_counter()
+        self.shown: float | None = None
+        self.tokens: list[int] = []
+        self.likely: list[float] = []
+        self._written = ""
+        self._row: Tensor | None = None
+
+    def controls(self) -> dict[str, Any]:
+        """What `generate` takes so that this sees what it needs and ends what is over."""
+        ends = {"eos_token_id": self.ends} if self.ends else {}
+        return {
+            "logits_processor": LogitsProcessorList([_Heard(self)]),
+            "stopping_criteria": Criteria([_Over(self)]),
+            **ends,
+        }
+
+    def hear(self, logits: Tensor) -> None:
+        """Logits [V] of the token that comes next."""
+        self._row = logits.float().log_softmax(-1)
+
+    def check(self) -> None:
+        """Ask whether to give up.
+
+        Raises:
+            StoppedError: yes.
+        """
+        if self._stop is not None and self._stop():
+            raise StoppedError("the answer was stopped")
+
+    def put(self, token: int) -> bool:
+        """Take the token that the newest forward led to; whether the answer is over with it."""
+        self.check()
+        if not self.tokens:
+            self.first = time.perf_counter()
+        self.evidence.said(token)
+        self.tokens.append(token)
+        self.likely.append(0.0 if self._row is None else float(self._row[token]))
+        self.trace.tell(self._tokenizer.decode([token]))
+        self._show(self._safe())
+        return self.over
+
+    def finish(self) -> None:
+        """The answer is complete."""
+        self.evidence.forget()
+        self._show(self.answer)
+
+    @property
+    def answer(self) -> str:
+        """The answer so far, without thinking."""
+        return self._split()[0]
+
+    @property
+    def thinking(self) -> str:
+        """What the model said to itself so far."""
+        return self._split()[1]
+
+    @property
+    def over(self) -> bool:
+        """Whether the answer has come to an end: a mark, a text that ends it, or a loop."""
+        text = self._tokenizer.decode(self.tokens)
+        return (
+            self.tokens[-1] in self.ends
+            or any(mark in text for mark in self._prompt.stops)
+            or loops(self.tokens) > 0
+        )
+
+    def cut_short(self, most: int) -> bool:
+        """Whether the answer ended for want of tokens."""
+        return len(self.tokens) >= most and not self.over
+
+    def _split(self) -> tuple[str, str]:
+        told = self.tokens[: len(self.tokens) - loops(self.tokens)]
+        kept = [token for token in told if token not in self._hidden]
+        text: str = self._tokenizer.decode(kept)
+        for mark in self._prompt.stops:
+            text = text.partition(mark)[0]
+        return split_thinking(text, inside=self._prompt.thinks)
+
+    def _safe(self) -> str:
+        """The answer as far as no later token can take back any of it.
+
+        An unfinished character decodes to U+FFFD; wait for its last byte. It may yet be white
+        space, so that the space before it may yet be the end. What may be the beginning of a
+        mark waits too.
+        """
+        text = self.answer.rstrip("\ufffd").rstrip()
+        for opening, _ in THINKING:
+            if opening.startswith(text):
+                return ""
+        for mark in self._prompt.stops:
+            for size in range(min(len(mark), len(text)), 0, -1):
+                if mark.startswith(text[-size:]) or mark.strip().startswith(text[-size:]):
+                    return text[:-size].rstrip()
+        return text
+
+    def _show(self, text: str) -> None:
+        if len(text) > len(self._written):
+            self.shown = self.shown or time.perf_counter()
+            if self._on_text:
+                self._on_text(text[len(self._written) :])
+            self._written = text
+
+
+class _Heard(LogitsProcessor):
+    """Hands the model's own logits on before temperature and top-p change them."""
+
+    def __init__(self, speaker: Speaker):
+        self._speaker = speaker
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> Any:
+        self._speaker.hear(scores[0])
+        return scores
+
+
+class _Over(StoppingCriteria):
+    """Ends the answer where the speaker says that it is over."""
+
+    def __init__(self, speaker: Speaker):
+        self._speaker = speaker
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> Any:
+        over = self._speaker.put(int(input_ids[0, -1]))
+        return torch.full((len(input_ids),), over, device=input_ids.device)
+
+
+def _unshown(tokenizer: Any) -> frozenset[int]:
+    """Special tokens, which are no text; marks of thinking are, whatever a tokenizer calls them."""
+    marks = {mark for pair in THINKING for mark in pair}
+    return frozenset(
+        token
+        for token in tokenizer.all_special_ids
+        if tokenizer.convert_ids_to_tokens(token) not in marks
+    )
