@@ -188,7 +188,7 @@ def _refusals(entries: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
 
     right_lost: share of the right answers that were refused. at: for a share of the unanswerable
     ones caught, the support below or at which an answer has to be refused, and that cost.
-    None where nobody judged support, or where there is nothing to catch or to lose.
+    None where nobody judged support or all got the same, or there is nothing to catch or to lose.
     """
     each = [
         (kind, right, refused, support)
@@ -201,7 +201,7 @@ def _refusals(entries: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
     ]  # fmt: skip
     without = [(refused, support) for kind, _, refused, support in each if kind == UNANSWERABLE]
     right = [(refused, support) for _, hit, refused, support in each if hit]
-    if not without or not right:
+    if not without or not right or len({support for *_, support in each}) == 1:
         return None
     lowest = sorted(support for _, support in without)
     at = {}
