@@ -213,7 +213,7 @@ def test_a_prompt_that_opens_the_thinking_is_closed_by_the_model(
     store: Path, reader: hf.Reader
 ) -> None:
     prompt = replace(reader.prompt, after=f"{reader.prompt.after}<think>\n")
-    thinker = hf.Reader(reader.model, reader.tokenizer, reader.identity, prompt)
+    thinker = hf.Reader(reader.model, reader.tokenizer, reader.identity, prompt, reader.located)
     pieces: list[str] = []
     said = "Hm.</think>Two"
     with session(store, thinker, max_new_tokens=len(said)) as opened, scripted(reader) as queue:
@@ -235,7 +235,11 @@ def test_an_answer_ends_with_the_mark_of_its_template(store: Path, reader: hf.Re
     end = reader.tokenizer.eos_token_id
     assert reader.model.generation_config.eos_token_id is None
     ended = hf.Reader(
-        reader.model, reader.tokenizer, reader.identity, replace(reader.prompt, ends=(end,))
+        reader.model,
+        reader.tokenizer,
+        reader.identity,
+        replace(reader.prompt, ends=(end,)),
+        reader.located,
     )
     with session(store, ended, max_new_tokens=9) as opened, scripted(reader) as queue:
         queue.extend([*reader.tokenizer.encode("16", add_special_tokens=False), end])
@@ -261,7 +265,11 @@ def ended(store: Path, reader: hf.Reader) -> hf.Reader:
     """The reader, with a token that ends its answers."""
     ends = (reader.tokenizer.eos_token_id,)
     return hf.Reader(
-        reader.model, reader.tokenizer, reader.identity, replace(reader.prompt, ends=ends)
+        reader.model,
+        reader.tokenizer,
+        reader.identity,
+        replace(reader.prompt, ends=ends),
+        reader.located,
     )
 
 

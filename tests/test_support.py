@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.answer.overlap import overlap, rarities, stems
+from engine.answer.overlap import overlap, rarities, stem_list, stems
 from engine.answer.support import CALIBRATED, WORDS_ALONE, Calibration, Signals, refuses
 from engine.lab.bench import support
 from engine.lab.bench.questions import Question
@@ -29,6 +29,7 @@ NOTHING = Signals(0, math.log(0.01), 0)
 def test_forms_of_a_word_are_one_and_stop_words_are_none() -> None:
     assert stems("Who warned them?") == {"warn"} == stems("He WARNS.") == stems("warning")
     assert stems("What is it?") == set()
+    assert stem_list("Rain, then whales and rain") == ["rain", "then", "whal"]
     assert stems("thirteen mules") == stems("13 mule") == {"13", "mul"}
     assert stems("Zoë's 13,000 whales") == {"zoë", "13", "000", "whal"}
     assert stems("king, ring, need") == {"king", "ring", "need"}

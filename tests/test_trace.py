@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.answer.trace import COPY, GLANCE, Evidence, Trace
+from engine.answer.trace import COPY, EARLY, GLANCE, Evidence, Trace
 from engine.attention.layer import Step
 from engine.attention.residency import Traffic
 
@@ -98,6 +98,16 @@ def test_measured_heads_count_by_their_weight_and_with_all_rows_of_the_question(
     torch.testing.assert_close(evidence.asked, expected)  # the question's part stays
     assert float(evidence.weight[5]) == pytest.approx(2 * 0.5 * 0.5 + 2 * 0.5)
     assert float(evidence.answered[5]) == pytest.approx((2 * 0.5 * 0.5 + 2 * 0.5) / 1.5)
+
+
+def test_support_is_judged_by_the_first_tokens_of_an_answer() -> None:
+    """However long it goes on, looking elsewhere."""
+    evidence = Evidence(IDS, torch.tensor([[1.0]]))
+    for row in range(3 * EARLY):
+        evidence.see(step([[1 if row < EARLY else 4]], [[[0.3]]]))
+        evidence.said(8)
+    assert evidence.answered.tolist() == pytest.approx([0, 0.6, 0, 0, 0, 0])
+    assert float(evidence.weight[4]) == pytest.approx(2 * EARLY * 0.6)
 
 
 def test_attention_to_a_summary_counts_for_all_tokens_of_its_span() -> None:

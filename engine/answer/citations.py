@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.answer.overlap import overlap, rarities, stems
+from engine.answer.overlap import overlap, rarities
 from engine.types import Citation
 
 if TYPE_CHECKING:
@@ -94,9 +94,9 @@ class DocumentText:
         """Which page a character stands on; -1 without pages."""
         return bisect_right(self.sources[source].pages, offset, key=lambda page: page[1]) - 1
 
-    def rare(self, text: str) -> dict[str, float]:
-        """How much each word of a question or answer tells in these texts, by stem."""
-        return rarities(stems(text), self._lowered)
+    def rare(self, wanted: Iterable[str]) -> dict[str, float]:
+        """How much each stem of a question or answer tells in these texts."""
+        return rarities(wanted, self._lowered)
 
     def citations(
         self, weight: Tensor, words: Mapping[str, float] | None = None

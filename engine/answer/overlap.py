@@ -37,13 +37,16 @@ NUMBERS = {
 """Numbers that books write as words and models as figures."""
 
 
+def stem_list(text: str) -> list[str]:
+    """The stems of a text's words but for stop words, in order, each once; small numbers as
+    figures."""
+    words = (word for word in WORD.findall(text.lower()) if word not in STOP)
+    return list(dict.fromkeys(NUMBERS.get(word) or ENDING.sub("", word) for word in words))
+
+
 def stems(text: str) -> set[str]:
-    """The stems of a text's words but for stop words; small numbers as figures."""
-    return {
-        NUMBERS.get(word) or ENDING.sub("", word)
-        for word in WORD.findall(text.lower())
-        if word not in STOP
-    }
+    """The stems of a text, without order."""
+    return set(stem_list(text))
 
 
 def rarities(wanted: Iterable[str], lowered: str) -> dict[str, float]:

@@ -18,6 +18,7 @@ import torch
 
 from engine.answer.citations import DocumentText
 from engine.answer.generate import Speaker
+from engine.answer.overlap import stems
 from engine.answer.support import CALIBRATED, WORDS_ALONE, Signals, refuses
 from engine.answer.trace import Evidence, Trace
 from engine.attention import seam
@@ -351,7 +352,7 @@ class Session:
         Of an answer that was cut short nothing is claimed.
         """
         answer, evidence = speaker.answer, speaker.evidence
-        words = self.book.rare(f"{question} {answer}")
+        words = self.book.rare(stems(f"{question} {answer}"))
         citations = self.book.citations(evidence.weight, words)
         signals = Signals.of(self.book, question, answer, citations, evidence, speaker.likely)
         calibration = WORDS_ALONE if self._heads is None else CALIBRATED

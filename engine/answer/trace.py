@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 COPY, GLANCE = 1.0, 0.02
 """Worth of attention to a token that is then said, and the least worth of any other attention."""
 
+EARLY = 24
+"""Tokens of an answer that its support is judged by, so that how long it rambles on counts for
+nothing."""
+
 
 @dataclass
 class Evidence:
@@ -35,7 +39,8 @@ class Evidence:
 
     heads: float [L, H] or None. bounds: int64 [S + 1] tokens of the document's spans; with them the
     attention to a span that stands as a summary counts for all its tokens alike. weight: float [N].
-    asked: what of it is the question's. rows: tokens said so far.
+    asked: what of it is the question's. early: what of it lay before the answer had EARLY tokens.
+    rows: tokens said so far.
     """
 
     ids: Tensor  # int64 [N] document tokens
@@ -43,6 +48,7 @@ class Evidence:
     bounds: Tensor | None = None
     weight: Tensor = field(init=False)
     asked: Tensor = field(init=False)
+    early: Tensor = field(init=False)
     rows: int = 0
     _pending: list[tuple[int, int, Tensor, Tensor]] = field(default_factory=list)
     _copied: dict[tuple[int, int], Tensor] = field(default_factory=dict)
@@ -51,6 +57,7 @@ class Evidence:
     def __post_init__(self) -> None:
         self.weight = torch.zeros(len(self.ids))
         self.asked = torch.zeros(len(self.ids))
+        self.early = torch.zeros(len(self.ids))
 
     def see(self, step: Step) -> None:
         if self.heads is not None:
@@ -89,14 +96,19 @@ class Evidence:
         if not self.rows:
             self.asked.copy_(self.weight)
         self.rows += 1
+        if self.rows == EARLY:
+            self.early.copy_(self.weight)
 
     @property
     def answered(self) -> Tensor:
         """[N]: how much of the attention of the heads that look at evidence each token had while
-        the answer was said, on average over its rows; 0 where nobody measured heads."""
+        the first words of the answer were said, on average over their rows; 0 where nobody
+        measured heads."""
         if self.heads is None or self.rows < 2:
             return torch.zeros_like(self.weight)
-        return (self.weight - self.asked) / (self.heads.sum().clamp_min(1e-9) * (self.rows - 1))
+        told = self.early if self.rows > EARLY else self.weight
+        rows = min(self.rows, EARLY) - 1
+        return (told - self.asked) / (self.heads.sum().clamp_min(1e-9) * rows)
 
     def _worth(self, layer: int, head: int, tokens: Tensor, weight: Tensor, said: int) -> Tensor:
         """What attention [G, n] on document tokens [n] counts that led to a token."""

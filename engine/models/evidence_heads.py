@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from bisect import bisect_right
 from dataclasses import asdict, dataclass, field
@@ -26,6 +25,7 @@ from transformers import DynamicCache
 
 from engine.compression.scores import NEG_INF, group_queries
 from engine.errors import ReaderError
+from engine.models import cache
 from engine.store import disk
 
 if TYPE_CHECKING:
@@ -204,16 +204,7 @@ def ensure(reader: Reader) -> EvidenceHeads:
 
 def cached(identity: ModelIdentity) -> Path:
     """Where the measurement of a model is kept between runs."""
-    return _cache_folder() / "evidence-heads" / f"{identity.weights}.json"
-
-
-def _cache_folder() -> Path:
-    named = os.environ.get("SEKV_CACHE", "")
-    if named:
-        return Path(named).expanduser().absolute()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("sekv"))
+    return cache.root() / "evidence-heads" / f"{identity.weights}.json"
 
 
 def _load(path: Path) -> EvidenceHeads | None:

@@ -186,7 +186,7 @@ def _answers(
         looks = _Looks(evidence, len(reader.prompt.prefix))
         said, likely, read = _say(reader, question.text, len(ids), cache, looks, setting.answer)
         cache.crop(-read)
-        cited = book.citations(evidence.weight, book.rare(f"{question.text} {said}"))
+        cited = book.citations(evidence.weight, book.rare(stems(f"{question.text} {said}")))
         signals = Signals.of(book, question.text, said, cited, evidence, likely)
         place = find(text, question.evidence) if question.answerable else None
         ranks = [

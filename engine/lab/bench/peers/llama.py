@@ -62,8 +62,8 @@ class Greedy:
         *,
         past_key_values: Any,
         max_new_tokens: int,
-        streamer: Any,
         logits_processor: Any = None,
+        eos_token_id: Any = None,
         stopping_criteria: Any = None,
         **_: Any,
     ) -> Tensor:
@@ -71,9 +71,8 @@ class Greedy:
 
         past_key_values: which answer this is; what was read of it before is read again.
         """
-        ends = self.generation_config.eos_token_id
+        ends = eos_token_id or self.generation_config.eos_token_id
         ends = set(ends) if isinstance(ends, list) else {ends}
-        streamer.put(ids)
         unread, before = ids[0].tolist(), self._read.get(past_key_values, [])
         self.engine.n_tokens = self.start
         self.engine.eval([*before, *unread])
@@ -82,14 +81,12 @@ class Greedy:
             if logits_processor is not None:
                 scores = logits_processor(ids, scores)
             token = scores.argmax(-1)
-            streamer.put(token)
             ids = torch.cat([ids, token[None]], 1)
             stopped = stopping_criteria is not None and stopping_criteria(ids, scores).all()
             if not left or stopped or int(token) in ends:
                 break
             self.engine.eval([int(token)])
         self._read[past_key_values] = [*before, *ids[0, :-1].tolist()]
-        streamer.end()
         return ids
 
 
