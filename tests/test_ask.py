@@ -313,8 +313,10 @@ def test_without_measured_heads_an_answer_is_not_denied(store: Path, ended: hf.R
 def test_with_measured_heads_an_answer_that_nothing_carries_is_denied(
     store: Path, ended: hf.Reader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The same heads and attention: words that stand in the passages make the difference."""
+    """With a bar for words alone: a random model's heads find everything everywhere."""
     monkeypatch.setenv("SEKV_CACHE", str(tmp_path))
+    bar = support.Calibration(bias=-2.0, slopes=(4.0, 0.0, 0.0), least=0.5)
+    monkeypatch.setattr("engine.answer.session.CALIBRATED", bar)
     identity = ended.identity
     table = [[0.5] * identity.heads for _ in range(identity.layers)]
     path = evidence_heads.cached(identity)
@@ -329,7 +331,7 @@ def test_with_measured_heads_an_answer_that_nothing_carries_is_denied(
 
         made_up = told("Nine zebras of Zanzibar.")
         stated = told("The crew of a ship saw them on a day, and it rained.")
-    assert 0 < made_up.support < support.CALIBRATED.least < stated.support < 1
+    assert 0 < made_up.support < 0.5 < stated.support < 1
     assert (made_up.supported, stated.supported) == (False, True)
     assert made_up.to_json()["answer"] == "Nine zebras of Zanzibar."
 
