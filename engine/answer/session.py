@@ -6,7 +6,6 @@ turns what was looked at into citations.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -17,13 +16,13 @@ from typing import Any, Self
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-from engine.answer import citations
+from engine.answer import citations, limits
 from engine.answer.trace import Evidence, Trace
 from engine.attention import seam
 from engine.attention.layer import Coverage
 from engine.attention.residency import Traffic
 from engine.attention.retry import Retry, can_retry
-from engine.errors import BudgetError, StoppedError, StoreError
+from engine.errors import OptionError, QuestionError, StoppedError, StoreError
 from engine.memory.conversation import Conversation
 from engine.memory.open import Memory, open_memory
 from engine.models import hf
@@ -65,7 +64,7 @@ class Session:
         Raises:
             SekvError: a bad option, a damaged store, another model than the store's.
         """
-        _check(options)
+        limits.check_options(options, measuring=True)
         self.options = options
         at = time.perf_counter()
         self.store = Store.open(store)
@@ -123,7 +122,7 @@ class Session:
         Raises:
             BudgetError: a bad option; everything stays as it was.
         """
-        _check(options)
+        limits.check_options(options, measuring=True)
         self._check_widening(options)
         now = self.options
         if (options.budget, options.coverage, options.full) != (now.budget, now.coverage, now.full):
@@ -147,11 +146,10 @@ class Session:
                 they are, older ones once and then folded.
             stop: asked before every token, and every turn that is read, whether to give up.
         Raises:
-            BudgetError: an empty question, or one that is longer than the model's positions.
+            QuestionError: an empty question, or one that is longer than the model's positions.
             StoppedError: `stop` said so.
         """
-        if not question.strip():
-            raise BudgetError("the question is empty")
+        limits.check_question(question, turns)
         started = time.perf_counter()
         old, latest = self._split(turns)
         shared = self.memory.shared
@@ -161,7 +159,7 @@ class Session:
         prompt = self._prompt(question, latest)
         left = self.reader.max_positions - self.past.length
         if len(prompt) >= left:
-            raise BudgetError(
+            raise QuestionError(
                 f"the question has {len(prompt)} tokens; only {max(0, left - 1)} positions are left"
             )
         for layer in self.memory.layers:
@@ -248,8 +246,9 @@ class Session:
         """Refuse to do steps again where a method keeps what a step did."""
         recipe = self.memory.layers[0].recipe
         if options.widen > 1 and (recipe.output is not None or not can_retry(recipe.selector)):
-            raise BudgetError(
-                f"method {recipe.name} cannot do a step again with more room: leave out --widen"
+            raise OptionError(
+                "widen",
+                f"method {recipe.name} cannot do a step again with more room: leave it out",
             )
 
     def _split(self, turns: Sequence[Turn]) -> tuple[Sequence[Turn], Sequence[Turn]]:
@@ -459,17 +458,6 @@ def _load_reader(
         device=options.device,
         dtype=dtype if options.dtype == "auto" else options.dtype,
     )
-
-
-def _check(options: AskOptions) -> None:
-    if options.max_new_tokens < 1:
-        raise BudgetError("--max-new-tokens must be at least 1")
-    if options.temperature < 0:
-        raise BudgetError("--temperature must not be negative")
-    if not 0 < options.top_p <= 1:
-        raise BudgetError("--top-p must be in (0, 1]")
-    if not 1 <= options.widen < math.inf:
-        raise BudgetError("--widen must be 1 or more")
 
 
 def _peak(devices: list[torch.device]) -> int:

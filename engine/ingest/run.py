@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from engine.compression.methods import Method, named, with_router
-from engine.errors import BudgetError, DocumentError, ReaderError, RouterError, StoreError
+from engine.errors import (
+    BudgetError,
+    DocumentError,
+    ReaderError,
+    RouterError,
+    StoreError,
+    StoreMismatchError,
+)
 from engine.types import IngestOptions, IngestReport, Plan, Progress, SourceReport
 
 if TYPE_CHECKING:
@@ -195,12 +202,12 @@ def append(
     )
     different = compare_identity(base.model, reader.identity, (base.dtype, reader.dtype_name))
     if different:
-        raise StoreError(f"{target}: {different}")
+        raise StoreMismatchError(f"{target}: {different}")
     try:
         recipe = recipe_of(base)
         Schema.of(base, recipe).check_shared(lent(shared, recipe, reader, options.router))
     except StoreError as error:
-        raise StoreError(f"{target}: {error}") from None
+        raise type(error)(f"{target}: {error}") from None
     clock.lap("load_s")
     added = tokenize(new, reader.tokenizer)
     clock.lap("tokenize_s")

@@ -14,7 +14,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from engine.errors import FormatError, StoreError
+from engine.errors import FormatError, StoreDamagedError, StoreError
 from engine.store.container import checksum
 from engine.types import ModelIdentity
 
@@ -145,16 +145,16 @@ def from_bytes(data: bytes) -> Manifest:
     try:
         plain = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError):
-        raise StoreError("the manifest is damaged (not JSON)") from None
+        raise StoreDamagedError("the manifest is damaged (not JSON)") from None
     if not isinstance(plain, dict):
-        raise StoreError("the manifest is damaged (not a table)")
+        raise StoreDamagedError("the manifest is damaged (not a table)")
     _check_format(plain)
     stated = plain.pop("checksum", None)
     if not isinstance(stated, str) or not _CHECKSUM.fullmatch(stated):
-        raise StoreError("the manifest is damaged (no checksum)")
+        raise StoreDamagedError("the manifest is damaged (no checksum)")
     member = _member(stated)
     if data.count(member) != 1 or checksum(data.replace(member, _member(_ZEROS))) != stated:
-        raise StoreError("the manifest is damaged (its checksum differs)")
+        raise StoreDamagedError("the manifest is damaged (its checksum differs)")
     return from_json(plain)
 
 
@@ -190,7 +190,7 @@ def from_json(plain: object) -> Manifest:
 def _check_format(plain: dict[str, Any]) -> None:
     version = plain.get("format")
     if type(version) is not int or version < 1:
-        raise StoreError("the manifest is damaged (no format version)")
+        raise StoreDamagedError("the manifest is damaged (no format version)")
     if version > FORMAT:
         raise FormatError(
             f"the store has format {version}, this sekv reads format {FORMAT}: "
@@ -349,8 +349,8 @@ def _is_plain(value: object, levels: int = DEEPEST) -> bool:
     return value is None or isinstance(value, str | int)
 
 
-def _damaged(place: str) -> StoreError:
-    return StoreError(f"the manifest is damaged (wrong or missing: {place[:120]})")
+def _damaged(place: str) -> StoreDamagedError:
+    return StoreDamagedError(f"the manifest is damaged (wrong or missing: {place[:120]})")
 
 
 def _member(value: str) -> bytes:
