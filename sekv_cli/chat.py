@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from engine.answer import limits
 from engine.errors import SekvError
-from sekv_cli import options
+from engine.store import glance
+from sekv_cli import options, outputs, streams
+from sekv_cli.endings import explain
 
 if TYPE_CHECKING:
     from engine.types import Answer, Turn
@@ -59,6 +62,11 @@ def chat(
       sekv chat book.sekv
       sekv chat book.sekv --budget 10% --temperature 0.7
     """
+    glance.check_store(store)
+    options.check_model(model)
+    streams.binary()
+    outputs.check_history(history)
+
     from engine.types import AskOptions
     from sekv_cli import progress
     from sekv_cli.asker import open_asker
@@ -120,7 +128,7 @@ class Talk:
             print("\n(stopped)", flush=True)
         except (SekvError, OSError) as error:
             self._shown.clear()
-            print(f"sekv: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            print(f"sekv: {explain(error).line}", file=sys.stderr, flush=True)
         return True
 
     # -- questions -----------------------------------------------------------------
@@ -129,6 +137,7 @@ class Talk:
         from engine.types import Turn
         from sekv_cli.stream import Stream
 
+        limits.check_question(question)
         stream = Stream(self._shown, "", live=True)
         answer = self._asker.ask(question, stream.text, turns=tuple(self._turns))
         stream.finish(answer, stats=False)
@@ -189,12 +198,10 @@ class Talk:
         if not rest:
             raise SekvError("name a file: /save talk.md")
         path = Path(rest).expanduser()
-        options.check_writable(path)
-        if path.exists():
-            raise SekvError(f"{path} is there already; name another file")
+        outputs.check_new(path)
         from sekv_cli import format
 
-        path.write_text(format.conversation(str(self._store), self._answers), encoding="utf-8")
+        outputs.write(path, format.conversation(str(self._store), self._answers))
         print(f"saved to {path}", flush=True)
 
     def _forget(self, rest: str) -> None:
@@ -224,7 +231,8 @@ class Talk:
 def _lines(history: Path | None) -> Iterator[str]:
     """What is typed, with a line editor on a terminal; else the lines of stdin."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        yield from sys.stdin
+        for line in streams.binary():  # what is not UTF-8 is refused as a question
+            yield line.decode("utf-8", "surrogateescape")
         return
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import FileHistory

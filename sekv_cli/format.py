@@ -35,8 +35,11 @@ if TYPE_CHECKING:
         ZoomView,
     )
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-"""Characters that act on a terminal instead of showing; a document must not drive it."""
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Characters that act on a terminal instead of showing, for a document must not drive it; and what
+is no character: bytes of a file's name that are not UTF-8."""
 
 SECTIONED = (".epub", ".docx", ".md", ".markdown", ".html", ".htm", ".xhtml")
 """Endings of sources that are cited by heading and not by page."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from engine.errors import DocumentError, SekvError
-from sekv_cli import options
+from engine.store import glance
+from sekv_cli import options, streams
 
 
 def ingest(
@@ -114,6 +114,11 @@ def ingest(
 
     if append is not None and (output is not None or overwrite or dry_run):
         raise SekvError("--append goes with none of -o, --overwrite and --dry-run")
+    if append is not None:
+        glance.check_store(append)
+    options.check_model(model)
+    password = _password() if password_stdin else ""
+    stdin = streams.binary() if "-" in sources else None
 
     from engine.types import IngestOptions
     from sekv_cli import format, progress
@@ -127,12 +132,11 @@ def ingest(
         chunk_tokens=chunk_tokens,
         window=window,
         pages=pages,
-        password=sys.stdin.readline().rstrip("\r\n") if password_stdin else "",
+        password=password,
         overwrite=overwrite,
         router=str(router) if router else "",
         heads=str(heads) if heads else "",
     )
-    stdin = sys.stdin.buffer if "-" in sources else None
     with progress.on_stderr() as shown:
         from engine.ingest import run as use_case
 
@@ -148,3 +152,8 @@ def ingest(
         format.print_plan(format.console(), plan)
     else:
         format.print_ingest(format.console(), report)
+
+
+def _password() -> str:
+    """The first line of stdin; spaces belong to the password."""
+    return streams.decoded(streams.binary().readline(), 1)

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from engine.answer import limits
 from engine.errors import SekvError
-from sekv_cli import options
+from engine.store import glance
+from sekv_cli import options, outputs
 
 if TYPE_CHECKING:
     from engine.types import InspectReport
@@ -106,9 +108,13 @@ def inspect(
         raise SekvError("--question and --trace exclude each other; give one of them")
     if html is not None and text:
         raise SekvError("--html shows the whole text; leave --text out")
-    options.check_writable(html)
     if trace is not None and not trace.is_file():
         raise SekvError(f"there is no trace {trace}; `sekv ask --trace FILE` writes one")
+    if question:
+        limits.check_question(question)
+    glance.check_store(store)
+    options.check_model(model)
+    outputs.check_page(html)
 
     from engine.types import AskOptions
     from sekv_cli import format, progress
@@ -167,4 +173,4 @@ def _write_page(store: Path, report: InspectReport, html: Path) -> None:
     with Store.open(store) as opened:
         sources = range(len(report.manifest["sources"]))
         texts = [inspect.source_text(opened, source) for source in sources]
-    html.write_text(page.render(str(store), report, texts), encoding="utf-8")
+    outputs.write(html, page.render(str(store), report, texts))

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engine.errors import SekvError
+from engine.errors import OptionError, SekvError
+from engine.store import glance
 from sekv_cli import options
 
 if TYPE_CHECKING:
@@ -78,6 +79,11 @@ def serve(
       sekv serve book.sekv law.sekv --port 9000
       SEKV_TOKEN=... sekv serve book.sekv --host 0.0.0.0
     """
+    if not timeout < float("inf"):
+        raise OptionError("timeout", f"{timeout:g} is not a number of seconds")
+    for store in stores:
+        glance.check_store(store)
+    options.check_model(model)
     token = _token(token_file)
     if any(find_spec(name) is None for name in ("starlette", "uvicorn")):
         raise SekvError("sekv serve needs two more packages: pip install 'sekv[serve]'")

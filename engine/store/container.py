@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import xxhash
 
-from engine.errors import StoreDamagedError, StoreError
+from engine.errors import StoreDamagedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -181,7 +181,9 @@ def parse(header: Bytes, file_bytes: int) -> Header:
     try:
         entries = json.loads(bytes(header[PREFIX:start]), object_pairs_hook=_unique)
     except (ValueError, RecursionError):
-        raise StoreDamagedError("has a damaged header (not the JSON of a safetensors file)") from None
+        raise StoreDamagedError(
+            "has a damaged header (not the JSON of a safetensors file)"
+        ) from None
     if not isinstance(entries, dict):
         raise StoreDamagedError("has a damaged header (not a table of tensors)")
     entries.pop("__metadata__", None)
@@ -192,7 +194,9 @@ def parse(header: Bytes, file_bytes: int) -> Header:
         if info.start != position:
             raise StoreDamagedError(f"has a damaged header (hole or overlap before {name[:80]!r})")
         if (info.start - start) % ITEM_BYTES[info.dtype]:
-            raise StoreDamagedError(f"has a header of another program ({name[:80]!r} is not aligned)")
+            raise StoreDamagedError(
+                f"has a header of another program ({name[:80]!r} is not aligned)"
+            )
         position = info.end
     if position != file_bytes:
         raise StoreDamagedError(f"holds {file_bytes} bytes where its header says {position}")

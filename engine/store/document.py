@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.errors import StoreDamagedError, StoreError
+from engine.errors import StoreDamagedError
 from engine.store.tensors import to_numpy
 
 if TYPE_CHECKING:

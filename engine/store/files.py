@@ -174,5 +174,7 @@ class StoreFile:
         except StoreError as error:
             raise StoreDamagedError(f"{self.name} {error}: {ADVICE}") from None
         if set(header.tensors) != set(self.entry.tensors):
-            raise StoreDamagedError(f"{self.name} holds other tensors than the manifest says: {ADVICE}")
+            raise StoreDamagedError(
+                f"{self.name} holds other tensors than the manifest says: {ADVICE}"
+            )
         return header

@@ -123,7 +123,9 @@ def open_below(folder: int, name: str) -> int:
         raise StoreDamagedError(f"{name} is missing: {ADVICE}") from None
     except OSError as error:
         if _is_link(folder, name):
-            raise StoreDamagedError(f"{name} is a symbolic link, which a store never holds") from None
+            raise StoreDamagedError(
+                f"{name} is a symbolic link, which a store never holds"
+            ) from None
         raise StoreError(f"{name} cannot be read: {error.strerror}") from None
     finally:
         for place in opened:

@@ -25,7 +25,7 @@ def check_store(path: Path) -> None:
             return
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else "no file has such a name"
-        raise StoreMissingError(f"there is no store at {ascii(str(path))}: {reason}") from None
+        raise StoreMissingError(f"there is no store at {str(path)!a}: {reason}") from None
     raise not_a_store(path)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.errors import StoreDamagedError, StoreError
+from engine.errors import StoreDamagedError
 from engine.store.container import span_checksum
 from engine.store.files import StoreFile
 from engine.store.folder import ADVICE
@@ -204,7 +204,9 @@ class HostSection:
         sums = self._table(f"{layer}.check")
         fault = table_fault(offsets, sums, codes.bytes, self.spans)
         if fault or codes.dtype != "U8":
-            raise StoreDamagedError(f"{self._file.name}: layer {layer} has {fault or 'codes of no bytes'}")
+            raise StoreDamagedError(
+                f"{self._file.name}: layer {layer} has {fault or 'codes of no bytes'}"
+            )
         bounds = span_bounds(offsets, self.spans) + codes.start
         return _Layer(offsets, bounds, sums.view(np.uint64))
 

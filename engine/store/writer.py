@@ -472,4 +472,6 @@ def _refuse_existing(target: Path) -> None:
 def _refuse_foreign(target: Path) -> None:
     """Only a store, even a damaged one, is ever overwritten."""
     if not (target / NAME).is_file():
-        raise StoreExistsError(f"{target} is no store, so it is not overwritten: choose another name")
+        raise StoreExistsError(
+            f"{target} is no store, so it is not overwritten: choose another name"
+        )
