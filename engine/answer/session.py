@@ -22,10 +22,10 @@ from engine.attention import seam
 from engine.attention.layer import Coverage
 from engine.attention.residency import Traffic
 from engine.attention.retry import Retry, can_retry
-from engine.errors import OptionError, QuestionError, StoppedError, StoreError
+from engine.errors import OptionError, QuestionError, StoreError
 from engine.memory.conversation import Conversation
 from engine.memory.open import Memory, open_memory
-from engine.models import hf
+from engine.models import chunked, hf
 from engine.store.reader import Store
 from engine.types import (
     Answer,
@@ -144,7 +144,7 @@ class Session:
             on_text: gets the visible answer as it is made.
             turns: the conversation so far; the latest turns that fit `TURNS_SHARE` are read as
                 they are, older ones once and then folded.
-            stop: asked before every token, and every turn that is read, whether to give up.
+            stop: asked whether to give up, before every token and every chunk of what is read.
         Raises:
             QuestionError: an empty question, or one that is longer than the model's positions.
             StoppedError: `stop` said so.
@@ -172,7 +172,7 @@ class Session:
         self._trace, self._evidence, self._answer = Trace(), Evidence(self.ids), None
         speaker = _Streamer(self, on_text, started, stop)
         self._trace, self._evidence = speaker.trace, speaker.evidence
-        windows = self._scout(prompt)
+        windows = self._scout(prompt, stop)
         if self.options.widen > 1:
             self._widening = Retry(shared, self.options.widen, self.options.coverage)
         cache = self._cache()
@@ -291,21 +291,18 @@ class Session:
         cache.widening = self._widening
         return cache
 
-    def _scout(self, prompt: list[int]) -> torch.Tensor | None:
+    def _scout(
+        self, prompt: list[int], stop: Callable[[], bool] | None = None
+    ) -> torch.Tensor | None:
         """For a document of many windows: look over all of them once, keep those that matter."""
         shared = self.memory.shared
         if shared.windows <= MOST_WINDOWS or not len(self.memory.layers[0].view.spans):
             return None
+        score = torch.zeros(shared.windows)
         shared.scout = torch.zeros(len(self.memory.layers), shared.windows)
         try:
-            ids = torch.tensor([prompt], device=self.reader.devices[0])
-            self.reader.model(
-                input_ids=ids,
-                attention_mask=torch.ones(1, self.past.length + len(prompt)).to(ids),
-                past_key_values=self._cache(),
-                logits_to_keep=1,
-            )
-            score = shared.scout.sum(0)
+            for _ in chunked.read(self.reader.model, prompt, self._cache(), stop):
+                score += shared.scout.sum(0)
         finally:
             shared.scout = None
         windows = score.topk(MOST_WINDOWS).indices.sort().values
@@ -321,6 +318,7 @@ class Session:
     ) -> None:
         """Read the prompt and say up to `most` tokens."""
         options = self.options
+        rest = chunked.read_ahead(self.reader.model, prompt, cache, speaker.stop)
         self.memory.shared.watchers[:] = speaker.watchers
         sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None}
         if options.temperature > 0:
@@ -329,13 +327,13 @@ class Session:
                 "temperature": options.temperature,
                 "top_p": options.top_p,
             }
-        ids = torch.tensor([prompt], device=self.reader.devices[0])
+        ids = torch.tensor([rest], device=self.reader.devices[0])
         gpus = {device for device in self.reader.devices if device.type == "cuda"}
         with torch.random.fork_rng(devices=gpus):  # the caller's random numbers stay the caller's
             torch.manual_seed(options.seed)
             self.reader.model.generate(
                 ids,
-                attention_mask=torch.ones(1, cache.get_seq_length() + len(prompt)).to(ids),
+                attention_mask=torch.ones(1, cache.get_seq_length() + len(rest)).to(ids),
                 past_key_values=cache,
                 max_new_tokens=most,
                 streamer=speaker,
@@ -394,8 +392,7 @@ class _Streamer(BaseStreamer):
         self._prompted = False
 
     def put(self, value: torch.Tensor) -> None:
-        if self.stop is not None and self.stop():
-            raise StoppedError("the answer was stopped")
+        chunked.check(self.stop)
         if not self._prompted:  # generate hands over its prompt first
             self._prompted = True
             return
