@@ -268,9 +268,9 @@ def test_a_turn_is_read_once(
     read: list[int] = []
     own = hf.Reader.read_behind
 
-    def counted(self: hf.Reader, ids: list[int], cache: Any) -> Any:
+    def counted(self: hf.Reader, ids: list[int], cache: Any, stop: Any) -> Any:
         read.append(len(ids))
-        return own(self, ids, cache)
+        return own(self, ids, cache, stop)
 
     monkeypatch.setattr(hf.Reader, "read_behind", counted)
     with session(store, reader, max_new_tokens=1) as opened:

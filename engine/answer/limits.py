@@ -24,6 +24,9 @@ TEMPERATURES = (1e-06, 1000.0)
 """Lowest and highest temperature but 0, which is greedy. Scores are divided by it in float32: far
 below the lowest they overflow, far above the highest nothing of them is left."""
 
+MOST_MARKS, MOST_MARK_CHARS = 4, 256
+"""Texts that may end an answer, and characters of each."""
+
 MOST_WIDEN = 1000.0
 MOST_TOKENS = 10**9
 """Most tokens that a budget or an answer may name."""
@@ -116,6 +119,13 @@ def _seed(value: int) -> str:
     return "" if 0 <= value <= MOST_SEED else "it is not a number from 0 to 2^64 - 1"
 
 
+def _stop(marks: Sequence[str]) -> str:
+    fit = len(marks) <= MOST_MARKS and all(
+        0 < len(mark) <= MOST_MARK_CHARS and is_text(mark) for mark in marks
+    )
+    return "" if fit else f"it takes up to {MOST_MARKS} texts of 1 to {MOST_MARK_CHARS} characters"
+
+
 def _tokens(value: int) -> str:
     fits = 1 <= value <= MOST_TOKENS
     return "" if fits else f"it is not a number from 1 to {MOST_TOKENS:,}"
@@ -129,5 +139,6 @@ RULES: dict[str, Callable[[Any], str]] = {
     "temperature": _temperature,
     "top_p": _share,
     "seed": _seed,
+    "stop": _stop,
 }
 """By option what is wrong with a value of it, "" for nothing."""

@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-from engine.answer import citations, limits
+from engine.answer import citations, limits, stop_marks
 from engine.answer.trace import Evidence, Trace
 from engine.attention import seam
 from engine.attention.layer import Coverage
@@ -337,6 +337,7 @@ class Session:
                 past_key_values=cache,
                 max_new_tokens=most,
                 streamer=speaker,
+                stopping_criteria=[speaker.ended],
                 top_k=None,
                 pad_token_id=self.reader.tokenizer.pad_token_id or 0,
                 **sampling,
@@ -384,6 +385,7 @@ class _Streamer(BaseStreamer):
         ends = session.reader.model.generation_config.eos_token_id
         self.ends = ends if isinstance(ends, list) else [ends]
         self.tokenizer = session.reader.tokenizer
+        self.marks = session.options.stop
         self.on_text = on_text
         self.first = started
         self.shown: float | None = None
@@ -404,7 +406,7 @@ class _Streamer(BaseStreamer):
             self.trace.tell(self.tokenizer.decode([token]))
         # An unfinished character decodes to U+FFFD; wait for its last byte. It may yet be white
         # space, so that the space before it may yet be the end.
-        self._show(self.answer.rstrip("\ufffd").rstrip())
+        self._show(stop_marks.safe(self.answer.rstrip("\ufffd"), self.marks).rstrip())
 
     def end(self) -> None:
         self._prompted = False
@@ -418,11 +420,20 @@ class _Streamer(BaseStreamer):
     def answer(self) -> str:
         """The answer so far."""
         text: str = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
-        return text.strip()
+        return stop_marks.cut(text, self.marks)[0].strip()
+
+    def ended(self, ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        """Whether a text that ends the answer was said: bool [1], as `generate` asks for it."""
+        return torch.full((1,), self._marked(), device=ids.device)
+
+    def _marked(self) -> bool:
+        text: str = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
+        return stop_marks.cut(text, self.marks)[1]
 
     def cut_short(self, most: int) -> bool:
         """Whether the answer ended for want of tokens."""
-        return len(self.tokens) >= most and self.tokens[-1] not in self.ends
+        ended = self.tokens[-1] in self.ends or self._marked()
+        return len(self.tokens) >= most and not ended
 
     def _show(self, text: str) -> None:
         if len(text) > len(self._shown):
