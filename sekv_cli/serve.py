@@ -14,6 +14,7 @@ import typer
 from engine.errors import OptionError, SekvError
 from engine.store import glance
 from sekv_cli import options
+from sekv_cli.server import unix_socket
 
 if TYPE_CHECKING:
     import socket
@@ -81,6 +82,7 @@ def serve(
     """
     if not timeout < float("inf"):
         raise OptionError("timeout", f"{timeout:g} is not a number of seconds")
+    names = unix_socket.name_stores(stores)
     for store in stores:
         glance.check_store(store)
     options.check_model(model)
@@ -101,15 +103,13 @@ def serve(
         dtype=dtype.value,
         model=model,
     )
-    from sekv_cli.server import unix_socket
-
-    names = unix_socket.name_stores(stores)
     listening = unix_socket.listen(host, port)
     if not token and not _is_loopback(listening):
         listening.close()
         raise SekvError(f"{host} can be reached by others; set {TOKEN} or name a --token-file")
     with progress.on_stderr() as shown:
-        from sekv_cli.server import app
+        from sekv_cli.server import app, process
+        from sekv_cli.server.answering import ServerLimits, Underway
         from sekv_cli.server.warm import Warm
 
         with closing(Warm(names, chosen, shown, queue)) as warm:
@@ -125,8 +125,10 @@ def serve(
                     format.print_serving(format.console(), url, list(names))
 
             try:
-                made = app.build(warm, chosen, app.ServerLimits(timeout, most_tokens), token)
-                app.run(made, [listening, local], 2 * queue + 64, ready)
+                underway = Underway()
+                limits = ServerLimits(timeout, most_tokens)
+                made = app.build(warm, chosen, limits, token, underway)
+                process.run(made, [listening, local], 2 * queue + 64, ready, underway)
             finally:
                 path.unlink(missing_ok=True)
 
