@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from engine.errors import DocumentError, SekvError
+from engine.ingest.sources import check_named_once
 from engine.store import glance
 from sekv_cli import options, streams
 
@@ -112,6 +113,7 @@ def ingest(
     if "" in sources:
         raise DocumentError("a source has an empty name")
 
+    check_named_once(sources)
     if append is not None and (output is not None or overwrite or dry_run):
         raise SekvError("--append goes with none of -o, --overwrite and --dry-run")
     if append is not None:

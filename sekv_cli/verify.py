@@ -34,7 +34,7 @@ def verify(store: options.Store, as_json: options.Json = False) -> None:
             with Store.open(store) as opened:
                 size = opened.size()
                 damaged = opened.verify(shown)
-                changed = check_sources(opened.manifest)
+                changed = check_sources(opened.manifest, store)
         except StoreError as error:
             if isinstance(error, FormatError) or not (store / NAME).is_file():
                 raise

@@ -237,7 +237,9 @@ def fake_store(monkeypatch: pytest.MonkeyPatch) -> type[FakeStore]:
     class Fresh(FakeStore): ...
 
     monkeypatch.setattr(reader, "Store", Fresh)
-    monkeypatch.setattr(library, "check_sources", lambda manifest: ["book.pdf changed since"])
+    monkeypatch.setattr(
+        library, "check_sources", lambda manifest, store: ["book.pdf changed since"]
+    )
     return Fresh
 
 

@@ -22,13 +22,15 @@ from engine.errors import (
     StoreError,
     StoreMismatchError,
 )
+from engine.ingest.sources import check_named_once, check_new, entries, remarks
 from engine.types import IngestOptions, IngestReport, Plan, Progress, SourceReport
 
 if TYPE_CHECKING:
     from engine.compression.routers.router_file import TrainedRouter
-    from engine.documents import Document
+    from engine.documents import Document, Source
     from engine.documents.tokens import Tokens
     from engine.models.hf import Chunk, Reader
+    from engine.store.manifest import SourceEntry
     from engine.store.writer import StoreWriter
 
 ROOM = 1024
@@ -148,6 +150,7 @@ def ingest(
         work = _Work(recipe, reader, document, tokens, windows, writer, options.chunk_tokens)
         work.given = calibrated.sides() if calibrated else None
         work.trained, work.copied = trained, bool(options.router)
+        work.entries = entries(document.sources, target)
         return work.make(target, progress, clock)
 
 
@@ -191,7 +194,7 @@ def append(
             )
             for index, entry in enumerate(base.sources)
         )
-    new = _load(paths, options, progress, stdin)
+    new = _load(paths, options, progress, stdin, old)
     clock.lap("read_s")
     name = options.model or base.model.id
     reader = reader or hf.load(
@@ -230,6 +233,7 @@ def append(
         work = _Work(recipe, reader, document, tokens, windows, writer, options.chunk_tokens)
         work.trained = trained
         work.kept = len(base.windows)
+        work.entries = (*base.sources, *entries(new.sources, target))
         return work.make(target, progress, clock)
 
 
@@ -266,6 +270,7 @@ class _Work:
         self.given: list[Any] | None = None  # what was calibrated for each layer
         self.trained: list[Any] = []  # per layer what a trained router knows, if there is one
         self.copied = False  # whether the store keeps bases that it borrows: their file may move
+        self.entries: tuple[SourceEntry, ...] = ()  # what the manifest says of the sources
         self.kept = 0  # windows that were there before this command: an append's
 
     def make(self, target: Path, progress: Progress, clock: _Clock) -> IngestReport:
@@ -282,7 +287,7 @@ class _Work:
             tokens=len(self.tokens.ids),
             tokenizer_engine=self.tokens.engine,
             window_tokens=self.windows.most,
-            sources=_source_entries(self.document),
+            sources=self.entries,
         )
         identity = reader.identity
         row = 2 * identity.layers * identity.kv_heads * identity.head_dim
@@ -613,16 +618,24 @@ def _joined(first: Any, second: Any) -> Any:
 
 
 def _load(
-    paths: Sequence[str], options: IngestOptions, progress: Progress, stdin: BinaryIO | None
+    paths: Sequence[str],
+    options: IngestOptions,
+    progress: Progress,
+    stdin: BinaryIO | None,
+    old: Sequence[Source] = (),
 ) -> Document:
     from engine.documents import load
 
+    check_named_once(paths)
     document = load(
         paths, pages=options.pages or None, password=options.password or None, stdin=stdin
     )
+    check_new(document.sources, old)
     for source in document.sources:
         for note in source.notes:
             progress.note(f"{source.path}: {note}")
+    for remark in remarks(document.sources, old):
+        progress.note(remark)
     return document
 
 
@@ -695,22 +708,6 @@ def _pack_shared(sides: list[Any], prefix: Any) -> dict[str, Any]:
         tensors[f"{layer}.prefix_k"] = k.cpu().contiguous()
         tensors[f"{layer}.prefix_v"] = v.cpu().contiguous()
     return tensors
-
-
-def _source_entries(document: Document) -> tuple[Any, ...]:
-    from engine.store.manifest import SourceEntry
-
-    return tuple(
-        SourceEntry(
-            path=s.path,
-            kind=s.kind,
-            sha256=s.sha256,
-            chars=len(s.text),
-            pages=tuple((page.label, page.start) for page in s.pages),
-            notes=tuple(s.notes),
-        )
-        for s in document.sources
-    )
 
 
 def _source_reports(document: Document) -> tuple[SourceReport, ...]:

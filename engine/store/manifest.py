@@ -52,7 +52,9 @@ def host_file(window: int) -> str:
 
 @dataclass(frozen=True)
 class SourceEntry:
-    """One source. pages: (label, first character) in order; chars: length of its text."""
+    """One source. pages: (label, first character) in order; chars: length of its text. near: where
+    it lay, seen from the folder that holds the store; "" where `path` is whole, or was all that
+    was known."""
 
     path: str
     kind: str
@@ -60,6 +62,7 @@ class SourceEntry:
     chars: int
     pages: tuple[tuple[str, int], ...] = ()
     notes: tuple[str, ...] = ()
+    near: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,9 @@ class Manifest:
         plain: dict[str, Any] = json.loads(_dump(asdict(self), indent=None))
         if not self.model.behaviour:
             del plain["model"]["behaviour"]
+        for source in plain["sources"]:
+            if not source["near"]:
+                del source["near"]
         return plain
 
     def to_bytes(self) -> bytes:
@@ -264,6 +270,7 @@ def _source(table: _Table) -> SourceEntry:
         chars=chars,
         pages=tuple(pages),
         notes=tuple(notes),
+        near=table.text("near") if "near" in table.values else "",
     )
 
 
