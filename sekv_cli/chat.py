@@ -168,7 +168,7 @@ class Talk:
     def _zoom(self, rest: str) -> None:
         """What the last question zoomed into; it is asked once more to see."""
         from engine.answer import inspect
-        from sekv_cli import format
+        from sekv_cli import format, inspection
 
         question, asker = self._last().question, self._asker
         before = asker.options
@@ -180,8 +180,8 @@ class Talk:
         report = inspect.inspect(
             self._store, trace=asker.trace(), options=before, progress=self._shown
         )
-        words = inspect.excerpts(self._store, format.heaviest(report.zoom))
-        format.print_zoom(format.console(), report, words)
+        words = inspect.excerpts(self._store, inspection.heaviest(report.zoom))
+        inspection.print_zoom(format.console(), report, words)
 
     def _budget(self, rest: str) -> None:
         """How much may be resident; with a share or a number of tokens it is that from now on."""

@@ -123,7 +123,7 @@ def ingest(
     stdin = streams.binary() if "-" in sources else None
 
     from engine.types import IngestOptions
-    from sekv_cli import format, progress
+    from sekv_cli import format, progress, reports
 
     chosen = IngestOptions(
         model=model,
@@ -151,9 +151,9 @@ def ingest(
     if as_json:
         format.emit_json((plan if dry_run else report).to_json())
     elif dry_run:
-        format.print_plan(format.console(), plan)
+        reports.print_plan(format.console(), plan)
     else:
-        format.print_ingest(format.console(), report)
+        reports.print_ingest(format.console(), report)
 
 
 def _password() -> str:

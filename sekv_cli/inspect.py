@@ -117,7 +117,7 @@ def inspect(
     outputs.check_page(html)
 
     from engine.types import AskOptions
-    from sekv_cli import format, progress
+    from sekv_cli import format, inspection, progress
 
     chosen = AskOptions(
         budget=budget,
@@ -152,17 +152,17 @@ def inspect(
         return
     out = format.console()
     if html is not None:
-        format.print_written(out, str(html), html.stat().st_size)
+        inspection.print_written(out, str(html), html.stat().st_size)
         return
     if stretch:
-        format.print_text(out, inspect.text(store, source - 1, *stretch))
+        inspection.print_text(out, inspect.text(store, source - 1, *stretch))
     else:
-        format.print_summary(out, str(store), report)
-        format.print_map(out, report)
+        inspection.print_summary(out, str(store), report)
+        inspection.print_map(out, report)
     if question or trace is not None:
-        format.print_asked(out, report)
-        words = inspect.excerpts(store, format.heaviest(report.zoom))
-        format.print_zoom(out, report, words)
+        inspection.print_asked(out, report)
+        words = inspect.excerpts(store, inspection.heaviest(report.zoom))
+        inspection.print_zoom(out, report, words)
 
 
 def _write_page(store: Path, report: InspectReport, html: Path) -> None:

@@ -91,7 +91,7 @@ def serve(
         raise SekvError("sekv serve needs two more packages: pip install 'sekv[serve]'")
 
     from engine.types import AskOptions
-    from sekv_cli import format, progress
+    from sekv_cli import format, progress, reports
 
     chosen = AskOptions(
         budget=budget,
@@ -122,7 +122,7 @@ def serve(
                 if as_json:
                     format.emit_json(told)
                 else:
-                    format.print_serving(format.console(), url, list(names))
+                    reports.print_serving(format.console(), url, list(names))
 
             try:
                 underway = Underway()

@@ -21,7 +21,7 @@ def verify(store: options.Store, as_json: options.Json = False) -> None:
     Example:
       sekv verify book.sekv
     """
-    from sekv_cli import format, progress
+    from sekv_cli import format, progress, reports
 
     changed: list[str] = []
     size = 0
@@ -50,6 +50,6 @@ def verify(store: options.Store, as_json: options.Json = False) -> None:
             }
         )
     else:
-        format.print_check(format.console(), str(store), damaged, changed)
+        reports.print_check(format.console(), str(store), damaged, changed)
     if damaged:
         raise typer.Exit(CHECK_FAILED)

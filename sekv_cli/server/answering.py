@@ -31,7 +31,7 @@ from engine.errors import (
 )
 from sekv_cli.server import wire
 from sekv_cli.server.guard import is_own_socket
-from sekv_cli.server.replies import Reply, event, refusal
+from sekv_cli.server.replies import JsonReply, event, refusal
 from sekv_cli.server.warm import Told, Warm
 
 
@@ -118,7 +118,7 @@ class Answering:
             if streaming:
                 return _Stream(self, self._events(item))
             told = self._told.result()
-            return Reply(
+            return JsonReply(
                 wire.completion(self._number, self._created, self.asked, told.answer, told.trace)
             )
         finally:

@@ -20,7 +20,7 @@ from engine.types import AskOptions
 from sekv_cli.server import replies, wire
 from sekv_cli.server.answering import Answering, ServerLimits, Underway
 from sekv_cli.server.guard import Guard, is_own_socket
-from sekv_cli.server.replies import Reply, refusal
+from sekv_cli.server.replies import JsonReply, refusal
 from sekv_cli.server.warm import Warm
 
 
@@ -64,17 +64,17 @@ class _Routes:
 
     async def health(self, _: Request) -> Response:
         status = "ending" if self._underway.ending else "ok"
-        return Reply({"status": status, "waiting": self._warm.waiting})
+        return JsonReply({"status": status, "waiting": self._warm.waiting})
 
     async def models(self, _: Request) -> Response:
         data = [self._model(name) for name in self._warm.stores]
-        return Reply({"object": "list", "data": data})
+        return JsonReply({"object": "list", "data": data})
 
     async def one_model(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name not in self._warm.stores:
             return refusal(404, f"there is no model {name!r} here", "model", "model_not_found")
-        return Reply(self._model(name))
+        return JsonReply(self._model(name))
 
     async def stores(self, request: Request) -> Response:
         """For the user's own commands alone: which files are served."""
@@ -84,7 +84,7 @@ class _Routes:
             {"name": name, "path": str(path), "fingerprint": self._warm.fingerprint(name)}
             for name, path in self._warm.stores.items()
         ]
-        return Reply([entry for entry in held if entry["fingerprint"]])
+        return JsonReply([entry for entry in held if entry["fingerprint"]])
 
     async def complete(self, request: Request) -> Response:
         try:

@@ -18,19 +18,19 @@ READ_SECONDS = 10
 """In which a request's body must have arrived."""
 
 
-class Reply(JSONResponse):
+class JsonReply(JSONResponse):
     """JSON in ASCII, so that whatever a request held can be said back, half a character too."""
 
     def render(self, content: Any) -> bytes:
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
-def refusal(status: int, message: str, param: str = "", code: str = "") -> Reply:
+def refusal(status: int, message: str, param: str = "", code: str = "") -> JsonReply:
     """An error as a whole reply."""
     headers = {"Retry-After": "1"} if status == 503 else {}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return Reply(wire.failure(status, message, param, code), status, headers)
+    return JsonReply(wire.failure(status, message, param, code), status, headers)
 
 
 def event(value: dict[str, Any]) -> bytes:
