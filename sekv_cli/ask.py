@@ -111,7 +111,12 @@ def ask(
                 shown.clear()
                 format.emit_json(answer.to_json())
             else:
-                stream = Stream(shown, question if several else "", live=not no_stream)
+                stream = Stream(
+                    shown,
+                    question if several else "",
+                    live=not no_stream,
+                    sources=glance.source_paths(store),
+                )
                 answer = session.ask(question, stream.text)
                 stream.finish(answer, stats=stats)
             if trace is not None:

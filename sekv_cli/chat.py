@@ -138,7 +138,7 @@ class Talk:
         from sekv_cli.stream import Stream
 
         limits.check_question(question)
-        stream = Stream(self._shown, "", live=True)
+        stream = Stream(self._shown, "", live=True, sources=glance.source_paths(self._store))
         answer = self._asker.ask(question, stream.text, turns=tuple(self._turns))
         stream.finish(answer, stats=False)
         print(flush=True)
@@ -155,7 +155,7 @@ class Talk:
         if not citations:
             raise SekvError("the last answer cites nothing")
         if not rest:
-            format.print_citations(format.console(), citations)
+            format.print_citations(format.console(), citations, glance.source_paths(self._store))
             return
         if not rest.isdecimal() or not 1 <= int(rest) <= len(citations):
             raise SekvError(f"there is no passage {rest}; there are 1 to {len(citations)}")
@@ -201,7 +201,8 @@ class Talk:
         outputs.check_new(path)
         from sekv_cli import format
 
-        outputs.write(path, format.conversation(str(self._store), self._answers))
+        sources = glance.source_paths(self._store)
+        outputs.write(path, format.conversation(str(self._store), self._answers, sources))
         print(f"saved to {path}", flush=True)
 
     def _forget(self, rest: str) -> None:

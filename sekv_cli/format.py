@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from sekv_cli import names
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -181,15 +183,21 @@ def print_question(out: Console, question: str) -> None:
     out.print(clean(question), style="bold")
 
 
-def print_citations(out: Console, citations: Sequence[Citation]) -> None:
-    """Where the answer was read: source, page, and the words themselves."""
+def print_citations(
+    out: Console, citations: Sequence[Citation], sources: Sequence[str] = ()
+) -> None:
+    """Where the answer was read: source, page, and the words themselves.
+
+    sources: the paths of all sources of the store, which are told apart by name.
+    """
     from rich.padding import Padding
     from rich.text import Text
 
+    called = names.shortest([*sources, *(citation.source for citation in citations)])
     for number, citation in enumerate(citations, 1):
         head = Text("  ")
         head.append(f"[{number}] ", style="cyan")
-        head.append(clean(f"{PurePath(citation.source).name}{_where(citation.page)}"))
+        head.append(clean(f"{called[citation.source]}{_where(citation.page)}"))
         out.print(head)
         words = " ".join(clean(citation.text).split())
         out.print(
@@ -213,14 +221,16 @@ def print_commands(out: Console, commands: Iterable[tuple[str, str]]) -> None:
     out.print(facts(commands))
 
 
-def conversation(store: str, answers: Sequence[Answer]) -> str:
-    """Questions, answers and their passages as Markdown."""
+def conversation(store: str, answers: Sequence[Answer], sources: Sequence[str] = ()) -> str:
+    """Questions, answers and their passages as Markdown; sources as in `print_citations`."""
+    cited = (citation.source for answer in answers for citation in answer.citations)
+    called = names.shortest([*sources, *cited])
     parts = [f"# {PurePath(store).name}\n"]
     for answer in answers:
         parts.append(f"## {clean(answer.question)}\n\n{clean(answer.answer)}\n")
         for number, citation in enumerate(answer.citations, 1):
             words = " ".join(clean(citation.text).split())
-            name = clean(f"{PurePath(citation.source).name}{_where(citation.page)}")
+            name = clean(f"{called[citation.source]}{_where(citation.page)}")
             parts.append(f"{number}. {name}:\n   > {words}\n")
     return "\n".join(parts)
 

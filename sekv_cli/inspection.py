@@ -190,7 +190,8 @@ def print_asked(out: Console, report: InspectReport) -> None:
     out.print()
     print_question(out, report.question)
     out.print(clean(report.answer))
-    print_citations(out, report.citations)
+    sources = [str(source["path"]) for source in report.manifest["sources"]]
+    print_citations(out, report.citations, sources)
 
 
 def print_zoom(out: Console, report: InspectReport, excerpts: Mapping[int, str]) -> None:

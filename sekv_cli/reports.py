@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from sekv_cli import names
 from sekv_cli.format import (
     bytes_text,
     clean,
@@ -124,7 +125,7 @@ def print_stores(out: Console, folder: str, stores: Sequence[StoreSummary]) -> N
                 store.model,
                 count_text(store.tokens),
                 bytes_text(store.bytes),
-                ", ".join(PurePath(source).name for source in store.sources),
+                names.listed(store.sources),
             )
             for store in readable
         )

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine.models import hf
 from engine.store.reader import read_manifest
+from sekv_cli import names
 from sekv_cli.main import run
 from tiny_books import log
 from tiny_models import checkpoint
@@ -175,3 +178,68 @@ def test_a_changed_source_may_be_added_and_is_remarked(
     code, told, err = sekv(here, "ingest minutes.md --append minutes.sekv")
     assert (code, len(told["sources"])) == (0, 2)
     assert "minutes.md changed since it was added; both contents are kept" in err
+
+
+# ---------------------------------------------------------------------------- told apart
+
+
+@pytest.mark.parametrize(
+    ("paths", "called"),
+    [
+        (["y2023/minutes.md", "y2024/minutes.md"], ["y2023/minutes.md", "y2024/minutes.md"]),
+        (["a/b/c.md", "/x/b/c.md", "d.md"], ["a/b/c.md", "x/b/c.md", "d.md"]),
+        (["minutes.md", "old/minutes.md"], ["minutes.md", "old/minutes.md"]),
+        (["a/b.md", "./a/c.md"], ["b.md", "c.md"]),
+        (["-"], ["-"]),
+        (["/a.md", "b/a.md"], ["/a.md", "b/a.md"]),
+        (["/home/u/docs/book.pdf"], ["book.pdf"]),
+    ],
+)
+def test_names_are_as_short_as_tells_sources_apart(paths: list[str], called: list[str]) -> None:
+    assert list(names.shortest(paths).values()) == called
+
+
+@given(st.lists(st.lists(st.sampled_from("ab"), min_size=1, max_size=4), min_size=1, max_size=6))
+def test_two_paths_never_have_one_name(parts: list[list[str]]) -> None:
+    paths = {"/".join(each) for each in parts}
+    called = names.shortest(paths)
+    assert len(set(called.values())) == len(paths)
+    assert all(path.endswith(name) for path, name in called.items())
+
+
+def test_citations_and_lists_tell_namesakes_apart(
+    tmp_path: Path,
+    sekv: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As the report's two minutes; by `ask`, `inspect`, `list` and the page alike."""
+    for year in ("y2023", "y2024"):
+        (tmp_path / year).mkdir()
+        (tmp_path / year / "minutes.md").write_text(f"{MINUTES}\nOf {year}.\n")
+    line = "ingest y2023/minutes.md y2024/minutes.md -o both.sekv"
+    assert sekv(tmp_path, line)[0] == 0
+    assert run(["list"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "y2023/minutes.md, y2024/minutes.md" in shown
+    answer = ["ask", "both.sekv", "Who brings the keys?", "--max-new-tokens", "4", "--no-server"]
+    assert run([*answer, "--json"]) == 0
+    cited = [c["source"] for c in json.loads(capsys.readouterr().out)["citations"]]
+    assert cited
+    assert run(answer) == 0
+    heads = [row for row in capsys.readouterr().out.splitlines() if row.startswith("  [")]
+    assert [head.split()[1].rstrip(",") for head in heads] == cited
+    assert run(["inspect", "both.sekv", "--html", "page.html"]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert '"name":"y2023/minutes.md"' in page
+    assert '"name":"y2024/minutes.md"' in page
+
+
+def test_a_source_that_is_there_twice_is_listed_once_with_a_count(
+    places: tuple[Path, Path], sekv: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here, _ = places
+    (here / "minutes.md").write_text(log(2))
+    assert sekv(here, "ingest minutes.md --append minutes.sekv")[0] == 0
+    assert run(["list"]) == 0
+    assert "minutes.md (2 times)" in " ".join(capsys.readouterr().out.split())
