@@ -68,16 +68,15 @@ def write(file: Path, text: str) -> None:
 def _check(file: Path | None, kind: str, is_own: Callable[[BinaryIO], bool]) -> None:
     if file is None:
         return
-    try:
-        if file.is_dir() or not file.absolute().parent.is_dir():
-            raise OutputError(f"{file} cannot be written; name a file in an existing folder")
-        if not file.is_file() or not file.stat().st_size:
-            return  # nothing there, or nothing in it; or a device, which keeps nothing
-        with file.open("rb") as old:
-            if kind and is_own(old):
-                return
-    except ValueError:  # a NUL in the name
-        raise OutputError(f"{str(file)!a} is no name of a file; name another") from None
+    if "\0" in str(file):
+        raise OutputError(f"{str(file)!a} is no name of a file; name another")
+    if file.is_dir() or not file.absolute().parent.is_dir():
+        raise OutputError(f"{file} cannot be written; name a file in an existing folder")
+    if not file.is_file() or not file.stat().st_size:
+        return  # nothing there, or nothing in it; or a device, which keeps nothing
+    with file.open("rb") as old:
+        if kind and is_own(old):
+            return
     if not kind:
         raise OutputError(f"{file} is there already; name another file")
     raise OutputError(
