@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from engine.errors import DocumentError, SekvError
-from engine.ingest.sources import check_named_once
+from engine.ingest.sources import check_named_once, check_there
 from engine.store import glance
 from sekv_cli import options, streams
 
@@ -116,6 +116,7 @@ def ingest(
     check_named_once(sources)
     if append is not None and (output is not None or overwrite or dry_run):
         raise SekvError("--append goes with none of -o, --overwrite and --dry-run")
+    check_there(sources)
     if append is not None:
         glance.check_store(append)
     options.check_model(model)

@@ -251,6 +251,8 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeEngine:
     for name in ("b.sekv", "book.sekv"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "manifest.json").touch()
+    for name in ("book.pdf", "locked.pdf", "a.txt", "b.pdf"):
+        (tmp_path / name).touch()
     fake_store(monkeypatch)
     for name, members in {
         "ingest.run": {"plan": fake.plan, "ingest": fake.ingest},

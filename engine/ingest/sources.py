@@ -28,10 +28,22 @@ def check_named_once(paths: Sequence[str]) -> None:
             found = Path(path).stat()
         except (OSError, ValueError):
             continue  # whoever reads it says what is wrong; "-" is no file
-        first = seen.setdefault((found.st_dev, found.st_ino), path)
-        if first is not path:
-            also = "" if first == path else f" (as {first})"
+        file = found.st_dev, found.st_ino
+        if file in seen:
+            also = "" if seen[file] == path else f" (as {seen[file]})"
             raise DocumentError(f"{path} is named twice{also}; name every source once")
+        seen[file] = path
+
+
+def check_there(paths: Sequence[str]) -> None:
+    """Whether there is a file of every name; whether it can be read shows when it is.
+
+    Raises:
+        DocumentError: the first that is not there.
+    """
+    for path in paths:
+        if path != STDIN and "://" not in path and not os.path.lexists(path):
+            raise DocumentError(f"{path} does not exist; check the name")
 
 
 def check_new(sources: Iterable[Source], old: Sequence[Source]) -> None:
