@@ -157,7 +157,8 @@ class AskOptions:
     everything at stored rank. widen: budgets that a step may take when it is done again, because it
     was unsure or had less of its attention exact than `coverage`; 1 keeps to the budget always.
     temperature 0 is greedy. model: path to the weights when they moved since ingest.
-    trace: record every zoom decision. offline: fetch no model.
+    trace: record every zoom decision. offline: fetch no model. stop: texts that end the answer when
+    the model says them; they are no part of it.
     """
 
     budget: str = "20%"
@@ -174,6 +175,7 @@ class AskOptions:
     router: str = ""
     trace: bool = False
     offline: bool = False
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import typer
 
+from engine.answer import limits
 from engine.errors import SekvError
+from engine.store import glance
 from engine.store.manifest import NAME
-from sekv_cli import options
+from sekv_cli import options, outputs, streams
 
 
 def ask(
@@ -75,7 +76,9 @@ def ask(
     first = next(waiting, None)
     if first is None:
         raise SekvError("there is no question; give one after the store, with -f FILE or with -")
-    options.check_writable(trace)
+    glance.check_store(store)
+    options.check_model(model)
+    outputs.check_trace(trace)
 
     from engine.types import AskOptions
     from sekv_cli import format, progress
@@ -110,42 +113,50 @@ def ask(
                 shown.clear()
                 format.emit_json(answer.to_json())
             else:
-                stream = Stream(shown, question if several else "", live=not no_stream)
+                stream = Stream(
+                    shown,
+                    question if several else "",
+                    live=not no_stream,
+                    sources=glance.source_paths(store),
+                )
                 answer = session.ask(question, stream.text)
                 stream.finish(answer, stats=stats)
             if trace is not None:
                 traces.append(json.dumps(session.trace()))
-                trace.write_text("\n".join(traces) + "\n", encoding="utf-8")
+                outputs.write(trace, "\n".join(traces) + "\n")
 
 
 def _questions(named: list[str], file: Path | None) -> Iterator[str]:
     """The questions of the command line, then those of the file; stdin line by line as it comes.
 
-    The file is read before the first question is given, so that a wrong one costs no answer.
+    All that is there already is checked before the first question is given, so that a wrong one
+    costs no answer.
     """
-    if any(not question.strip() for question in named):
-        raise SekvError("the question is empty")
     for question in named:
         if _is_store(question):  # as `sekv ask *.sekv "Who?"` names them
             raise SekvError(
                 f"{question} is a store, and one is asked at a time; ask each by itself, or ingest "
                 "their sources into one"
             )
+        if question != "-":
+            limits.check_question(question)
+    if "-" in named or str(file) == "-":
+        streams.binary()
     from_file = _read(file) if file is not None and str(file) != "-" else []
     for question in named:
         if question == "-":
-            yield from _lines(sys.stdin)
+            yield from _typed()
         else:
             yield question.strip()
     if file is not None and str(file) == "-":
-        yield from _lines(sys.stdin)
+        yield from _typed()
     yield from from_file
 
 
 def _is_store(question: str) -> bool:
     try:
         return (Path(question) / NAME).is_file()
-    except OSError:  # too long for a name
+    except (OSError, ValueError):  # too long for a name, or with a NUL
         return False
 
 
@@ -154,10 +165,14 @@ def _read(file: Path) -> list[str]:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise SekvError(f"{file} is not UTF-8 text; save the questions as UTF-8") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    found = [line.strip() for line in text.splitlines() if line.strip()]
+    for question in found:
+        limits.check_question(question)
+    return found
 
 
-def _lines(stream: TextIO) -> Iterator[str]:
-    for line in stream:
+def _typed() -> Iterator[str]:
+    """The questions that come through stdin, one a line."""
+    for line in streams.lines():
         if line.strip():
             yield line.strip()

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from engine.answer import limits
 from engine.errors import SekvError
-from sekv_cli import options
+from engine.store import glance
+from sekv_cli import options, outputs, streams
+from sekv_cli.endings import explain
 
 if TYPE_CHECKING:
     from engine.types import Answer, Turn
@@ -60,6 +63,11 @@ def chat(
       sekv chat book.sekv
       sekv chat book.sekv --budget 10% --temperature 0.7
     """
+    glance.check_store(store)
+    options.check_model(model)
+    streams.binary()
+    outputs.check_history(history)
+
     from engine.types import AskOptions
     from sekv_cli import progress
     from sekv_cli.asker import open_asker
@@ -122,7 +130,7 @@ class Talk:
             print("\n(stopped)", flush=True)
         except (SekvError, OSError) as error:
             self._shown.clear()
-            print(f"sekv: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            print(f"sekv: {explain(error).line}", file=sys.stderr, flush=True)
         return True
 
     # -- questions -----------------------------------------------------------------
@@ -131,7 +139,8 @@ class Talk:
         from engine.types import Turn
         from sekv_cli.stream import Stream
 
-        stream = Stream(self._shown, "", live=True)
+        limits.check_question(question)
+        stream = Stream(self._shown, "", live=True, sources=glance.source_paths(self._store))
         answer = self._asker.ask(question, stream.text, turns=tuple(self._turns))
         stream.finish(answer, stats=False)
         print(flush=True)
@@ -148,7 +157,7 @@ class Talk:
         if not citations:
             raise SekvError("the last answer cites nothing")
         if not rest:
-            format.print_citations(format.console(), citations)
+            format.print_citations(format.console(), citations, glance.source_paths(self._store))
             return
         if not rest.isdecimal() or not 1 <= int(rest) <= len(citations):
             raise SekvError(f"there is no passage {rest}; there are 1 to {len(citations)}")
@@ -161,7 +170,7 @@ class Talk:
     def _zoom(self, rest: str) -> None:
         """What the last question zoomed into; it is asked once more to see."""
         from engine.answer import inspect
-        from sekv_cli import format
+        from sekv_cli import format, inspection
 
         question, asker = self._last().question, self._asker
         before = asker.options
@@ -173,8 +182,8 @@ class Talk:
         report = inspect.inspect(
             self._store, trace=asker.trace(), options=before, progress=self._shown
         )
-        words = inspect.excerpts(self._store, format.heaviest(report.zoom))
-        format.print_zoom(format.console(), report, words)
+        words = inspect.excerpts(self._store, inspection.heaviest(report.zoom))
+        inspection.print_zoom(format.console(), report, words)
 
     def _budget(self, rest: str) -> None:
         """How much may be resident; with a share or a number of tokens it is that from now on."""
@@ -191,12 +200,11 @@ class Talk:
         if not rest:
             raise SekvError("name a file: /save talk.md")
         path = Path(rest).expanduser()
-        options.check_writable(path)
-        if path.exists():
-            raise SekvError(f"{path} is there already; name another file")
+        outputs.check_new(path)
         from sekv_cli import format
 
-        path.write_text(format.conversation(str(self._store), self._answers), encoding="utf-8")
+        sources = glance.source_paths(self._store)
+        outputs.write(path, format.conversation(str(self._store), self._answers, sources))
         print(f"saved to {path}", flush=True)
 
     def _forget(self, rest: str) -> None:
@@ -226,7 +234,8 @@ class Talk:
 def _lines(history: Path | None) -> Iterator[str]:
     """What is typed, with a line editor on a terminal; else the lines of stdin."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        yield from sys.stdin
+        for line in streams.binary():  # what is not UTF-8 is refused as a question
+            yield line.decode("utf-8", "surrogateescape")
         return
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import FileHistory

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from engine.errors import DocumentError, SekvError
-from sekv_cli import options
+from engine.ingest.sources import check_named_once, check_there
+from engine.store import glance
+from sekv_cli import options, streams
 
 
 def ingest(
@@ -113,11 +114,18 @@ def ingest(
     if "" in sources:
         raise DocumentError("a source has an empty name")
 
+    check_named_once(sources)
     if append is not None and (output is not None or overwrite or dry_run):
         raise SekvError("--append goes with none of -o, --overwrite and --dry-run")
+    check_there(sources)
+    if append is not None:
+        glance.check_store(append)
+    options.check_model(model)
+    password = _password() if password_stdin else ""
+    stdin = streams.binary() if "-" in sources else None
 
     from engine.types import IngestOptions
-    from sekv_cli import format, progress
+    from sekv_cli import format, progress, reports
 
     chosen = IngestOptions(
         model=model,
@@ -129,13 +137,12 @@ def ingest(
         window=window,
         pages=pages,
         keep_headers=keep_headers,
-        password=sys.stdin.readline().rstrip("\r\n") if password_stdin else "",
+        password=password,
         overwrite=overwrite,
         router=str(router) if router else "",
         heads=str(heads) if heads else "",
         offline=offline,
     )
-    stdin = sys.stdin.buffer if "-" in sources else None
     with progress.on_stderr() as shown:
         from engine.ingest import run as use_case
 
@@ -148,6 +155,11 @@ def ingest(
     if as_json:
         format.emit_json((plan if dry_run else report).to_json())
     elif dry_run:
-        format.print_plan(format.console(), plan)
+        reports.print_plan(format.console(), plan)
     else:
-        format.print_ingest(format.console(), report)
+        reports.print_ingest(format.console(), report)
+
+
+def _password() -> str:
+    """The first line of stdin; spaces belong to the password."""
+    return streams.decoded(streams.binary().readline(), 1)

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from engine.answer import limits
 from engine.errors import SekvError
-from sekv_cli import options
+from engine.store import glance
+from sekv_cli import options, outputs
 
 if TYPE_CHECKING:
     from engine.types import InspectReport
@@ -107,12 +109,16 @@ def inspect(
         raise SekvError("--question and --trace exclude each other; give one of them")
     if html is not None and text:
         raise SekvError("--html shows the whole text; leave --text out")
-    options.check_writable(html)
     if trace is not None and not trace.is_file():
         raise SekvError(f"there is no trace {trace}; `sekv ask --trace FILE` writes one")
+    if question:
+        limits.check_question(question)
+    glance.check_store(store)
+    options.check_model(model)
+    outputs.check_page(html)
 
     from engine.types import AskOptions
-    from sekv_cli import format, progress
+    from sekv_cli import format, inspection, progress
 
     chosen = AskOptions(
         budget=budget,
@@ -148,17 +154,17 @@ def inspect(
         return
     out = format.console()
     if html is not None:
-        format.print_written(out, str(html), html.stat().st_size)
+        inspection.print_written(out, str(html), html.stat().st_size)
         return
     if stretch:
-        format.print_text(out, inspect.text(store, source - 1, *stretch))
+        inspection.print_text(out, inspect.text(store, source - 1, *stretch))
     else:
-        format.print_summary(out, str(store), report)
-        format.print_map(out, report)
+        inspection.print_summary(out, str(store), report)
+        inspection.print_map(out, report)
     if question or trace is not None:
-        format.print_asked(out, report)
-        words = inspect.excerpts(store, format.heaviest(report.zoom))
-        format.print_zoom(out, report, words)
+        inspection.print_asked(out, report)
+        words = inspect.excerpts(store, inspection.heaviest(report.zoom))
+        inspection.print_zoom(out, report, words)
 
 
 def _write_page(store: Path, report: InspectReport, html: Path) -> None:
@@ -169,4 +175,4 @@ def _write_page(store: Path, report: InspectReport, html: Path) -> None:
     with Store.open(store) as opened:
         sources = range(len(report.manifest["sources"]))
         texts = [inspect.source_text(opened, source) for source in sources]
-    html.write_text(page.render(str(store), report, texts), encoding="utf-8")
+    outputs.write(html, page.render(str(store), report, texts))

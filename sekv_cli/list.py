@@ -26,10 +26,10 @@ def list_stores(
       sekv list ~/library --json
     """
     from engine.store import library
-    from sekv_cli import format
+    from sekv_cli import format, reports
 
     found = library.list_stores(folder)
     if as_json:
         format.emit_json({"stores": [summary.to_json() for summary in found]})
     else:
-        format.print_stores(format.console(), str(folder), found)
+        reports.print_stores(format.console(), str(folder), found)

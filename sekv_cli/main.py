@@ -6,6 +6,8 @@ engine's heavy parts, so that `sekv --help` costs what typer costs.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import sys
 import traceback
@@ -15,16 +17,9 @@ from typing import Annotated
 
 import typer
 
-from engine.errors import SekvError
-from sekv_cli import ask, bench, chat, ingest, inspect, models, serve, train, verify
+from sekv_cli import ask, bench, chat, ingest, inspect, models, serve, streams, train, verify
 from sekv_cli import list as listing
-
-DONE, DEFECT, INTERRUPTED, PIPE_CLOSED = 0, 70, 130, 141
-BAD_USAGE = 2
-
-# The base of everything typer says about a wrong command line. Typer does not export it, and
-# depending on its version it lives in click or in typer's own copy of click.
-UsageError = typer.BadParameter.__mro__[1]
+from sekv_cli.endings import BAD_USAGE, DONE, PIPE_CLOSED, explain
 
 app = typer.Typer(
     name="sekv",
@@ -68,52 +63,16 @@ def root(
         raise typer.Exit(BAD_USAGE)
 
 
-def explain(error: BaseException) -> tuple[int, str]:
-    """What an ending means: the exit code, and the one line to say ("" for nothing)."""
-    if isinstance(error, typer.Exit):
-        return error.exit_code, ""
-    if isinstance(error, SekvError):
-        return error.exit_code, _one_line(str(error))
-    if isinstance(error, UsageError):
-        return BAD_USAGE, _usage_line(error)
-    if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED, "interrupted; run the same command to continue"
-    if isinstance(error, BrokenPipeError):
-        return PIPE_CLOSED, ""
-    if isinstance(error, OSError):  # A full disk or a closed door is not our defect.
-        where = f"{error.filename}: " if error.filename else ""
-        return BAD_USAGE, _one_line(f"{where}{error.strerror or error}")
-    if _out_of_memory(error):
-        return BAD_USAGE, "out of memory; a smaller --chunk-tokens or --window needs less"
-    what = _one_line(f"{type(error).__name__}: {error}")
-    return DEFECT, f"defect in sekv: {what} (please report it with the output under SEKV_DEBUG=1)"
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """True for Python's own error and for torch's two, which cannot be named without torch."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "DefaultCPUAllocator: can't allocate memory" in str(error)
-    )
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _usage_line(error: BaseException) -> str:
-    """The wrong option and the command whose help explains it."""
-    message = _one_line(getattr(error, "format_message", error.__str__)()).rstrip(".") + "."
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context is not None else "sekv"
-    return f"{message} Try: {command} --help"
-
-
 class Boundary:
-    """Around a command: whatever leaves it becomes `code` and at most one line on stderr."""
+    """Around a command: whatever leaves it becomes `code` and at most one line on stderr.
+
+    as_json: whether that line is a JSON object with the error's code, for scripts.
+    """
 
     code = DONE
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self._as_json = as_json
 
     def __enter__(self) -> Boundary:
         return self
@@ -128,21 +87,40 @@ class Boundary:
             return True
         if isinstance(error, SystemExit | GeneratorExit):
             return False
-        self.code, line = explain(error)
-        if isinstance(error, BrokenPipeError):
-            # What is still buffered has no reader; without this the interpreter complains at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        ending = explain(error)
+        self.code = ending.exit_code
+        if isinstance(error, OSError):
+            _drop_output()
         if os.environ.get("SEKV_DEBUG") == "1" and self.code not in (DONE, PIPE_CLOSED):
             traceback.print_exception(error)
-        if line:
-            print(f"sekv: {line}", file=sys.stderr)
+        if ending.line:
+            told = {"error": {"code": ending.code, "message": ending.line}}
+            line = json.dumps(told) if self._as_json else f"sekv: {ending.line}"
+            with contextlib.suppress(OSError):  # a full stderr: the code says it all the same
+                print(line, file=sys.stderr)
         return True
+
+
+def _drop_output() -> None:
+    """Forget what is buffered for a stdout that takes nothing any more.
+
+    Without this the interpreter tries once more at its end, complains and ends with a code of its
+    own. A stdout that works has nothing buffered that matters: an error follows no result.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):  # it may have no number of its own
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, sys.stdout.fileno())
+            os.close(null)
 
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code. Never raises, never exits."""
     command = typer.main.get_command(app)
-    with Boundary() as boundary:
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    with Boundary(as_json="--json" in options) as boundary:
         with command.make_context("sekv", arguments) as context:
             command.invoke(context)
         sys.stdout.flush()
@@ -157,8 +135,5 @@ def main() -> None:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="replace")
+    streams.secure()
     raise SystemExit(run(sys.argv[1:]))

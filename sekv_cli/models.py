@@ -27,13 +27,13 @@ def models(context: typer.Context, as_json: options.Json = False) -> None:
     if context.invoked_subcommand is not None:
         return
     from engine.models import shelf
-    from sekv_cli import format
+    from sekv_cli import format, reports
 
     found = shelf.listing()
     if as_json:
         format.emit_json(found.to_json())
     else:
-        format.print_models(format.console(), found)
+        reports.print_models(format.console(), found)
 
 
 @app.command("pull")
@@ -55,14 +55,14 @@ def pull(
       sekv models pull Qwen/Qwen3-4B --revision main
     """
     from engine.models import shelf
-    from sekv_cli import format, progress
+    from sekv_cli import format, progress, reports
 
     with progress.on_stderr() as shown:
         report = shelf.pull(model, revision, shown)
     if as_json:
         format.emit_json(report.to_json())
     else:
-        format.print_pulled(format.console(), report)
+        reports.print_pulled(format.console(), report)
 
 
 @app.command("rm")
@@ -85,11 +85,11 @@ def remove(
       sekv models rm smollm2
     """
     from engine.models import shelf
-    from sekv_cli import format, progress
+    from sekv_cli import format, progress, reports
 
     with progress.on_stderr() as shown:
         report = shelf.remove(model, shown)
     if as_json:
         format.emit_json(report.to_json())
     else:
-        format.print_removed(format.console(), report)
+        reports.print_removed(format.console(), report)

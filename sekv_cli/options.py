@@ -1,19 +1,22 @@
 """Options that several commands share, and what a text must look like before the engine loads.
 
 Not the meaning of an option: the engine decides that. A check here only spares
-the user the wait for torch when a glance at the text already shows the mistake.
+the user the wait for torch when a glance at the text already shows the mistake,
+and asks the engine's own light modules what is a mistake.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from engine.errors import SekvError
+from engine.answer import limits
+from engine.errors import OptionError, ReaderError
 
 
 class DType(StrEnum):
@@ -30,42 +33,34 @@ def _device(text: str) -> str:
 
 
 def budget(text: str) -> str:
-    """Accept "10%" or "4096": a share of the document's tokens, or a number of them."""
-    number = text.removesuffix("%").strip()
-    share = text.endswith("%")
-    well_formed = re.fullmatch(r"\d+(\.\d+)?" if share else r"\d+", number)
-    if not well_formed or float(number) == 0 or (share and float(number) > 100):
-        raise typer.BadParameter(
-            f"{text!r} is neither a share of the document such as 10% nor a number of tokens "
-            "such as 4096."
-        )
-    return number + "%" * share
+    """A budget as the engine takes it: "10%" or "4096"."""
+    return "".join(str(_in_range("budget")(text)).split())
 
 
-def _share(value: float) -> float:
-    """A number in (0, 1]: nothing cannot be covered, and no more than all can."""
-    if not 0.0 < value <= 1.0:
-        raise typer.BadParameter(f"{value:g} is not above 0 and at most 1.")
-    return value
+def _in_range(name: str) -> Callable[[Any], Any]:
+    """A callback that holds a value to the engine's own bounds of this option."""
+
+    def checked(value: Any) -> Any:
+        try:
+            limits.check(name, value)
+        except OptionError as error:
+            raise typer.BadParameter(f"{error.reason}.") from None
+        return value
+
+    return checked
 
 
-def _factor(value: float) -> float:
-    """A number of times that is no less than once."""
-    if not 1.0 <= value < float("inf"):
-        raise typer.BadParameter(f"{value:g} is not 1 or more.")
-    return value
+def check_model(model: str) -> None:
+    """Whether a model that is named as a path is there, before anything is imported to load it.
 
-
-def _temperature(value: float) -> float:
-    if not 0.0 <= value < float("inf"):
-        raise typer.BadParameter(f"{value:g} is not a number from 0 up.")
-    return value
-
-
-def check_writable(file: Path | None) -> None:
-    """Raises SekvError when there can be no such file."""
-    if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
-        raise SekvError(f"{file} cannot be written; name a file in an existing folder")
+    Raises:
+        ReaderError: no such folder or file.
+    """
+    path = Path(model).expanduser()
+    named_as_path = model.startswith(("~", ".", "/")) or path.is_absolute() or "\\" in model
+    if model and (named_as_path or model.endswith(".gguf")) and not path.exists():
+        kind = "file" if model.endswith(".gguf") else "folder"
+        raise ReaderError(f"there is no {kind} {model}; name a model by its folder, file or id")
 
 
 Store = Annotated[Path, typer.Argument(metavar="STORE", help="A store made by `sekv ingest`.")]
@@ -126,7 +121,7 @@ Coverage = Annotated[
     float,
     typer.Option(
         metavar="SHARE",
-        callback=_share,
+        callback=_in_range("coverage"),
         help="Share of the estimated attention that the zoom must cover; 1 fills the budget.",
     ),
 ]
@@ -134,21 +129,34 @@ Widen = Annotated[
     float,
     typer.Option(
         metavar="FACTOR",
-        callback=_factor,
+        callback=_in_range("widen"),
         help="How many times the budget a step may take that is done again because its next token "
         "is nearly as likely as another, or its attention was covered less than asked; 1: never.",
     ),
 ]
 Full = Annotated[bool, typer.Option("--full", help="Zoom everything at its stored rank.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, metavar="N", help="Longest answer, in tokens.")]
+MaxNewTokens = Annotated[
+    int,
+    typer.Option(
+        metavar="N", callback=_in_range("max_new_tokens"), help="Longest answer, in tokens."
+    ),
+]
 Temperature = Annotated[
-    float, typer.Option(metavar="T", callback=_temperature, help="0 takes the likeliest token.")
+    float,
+    typer.Option(
+        metavar="T", callback=_in_range("temperature"), help="0 takes the likeliest token."
+    ),
 ]
 TopP = Annotated[
-    float, typer.Option(metavar="P", callback=_share, help="Sample from this share of the mass.")
+    float,
+    typer.Option(
+        metavar="P", callback=_in_range("top_p"), help="Sample from this share of the mass."
+    ),
 ]
 NoServer = Annotated[
     bool,
     typer.Option("--no-server", help="Load model and store here, even if a server has them."),
 ]
-Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the sampling.")]
+Seed = Annotated[
+    int, typer.Option(metavar="N", callback=_in_range("seed"), help="Seed of the sampling.")
+]

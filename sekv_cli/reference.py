@@ -11,6 +11,7 @@ from typing import Any
 
 import typer
 
+from engine.errors import SekvError
 from sekv_cli.main import app
 
 PREFACE = """\
@@ -19,7 +20,10 @@ PREFACE = """\
 Written from the commands' own help by `make docs`; edit the commands, not this page.
 
 Results go to stdout; progress, notes and errors go to stderr. With `--json` a command prints
-exactly one JSON object on one line (`ask`: one per question). An error is one line.
+exactly one JSON object on one line (`ask`: one per question). An error is one line; with `--json`
+it is `{"error": {"code", "message"}}` on stderr, and these codes stay when words change:
+
+CODES
 
 | exit code | meaning |
 |---:|---|
@@ -42,7 +46,27 @@ exactly one JSON object on one line (`ask`: one per question). An error is one l
 
 def reference() -> str:
     """The whole page."""
-    return "\n".join([PREFACE, *_group(typer.main.get_command(app), "sekv")]).rstrip() + "\n"
+    preface = PREFACE.replace("CODES\n", "\n".join(_codes()) + "\n")
+    return "\n".join([preface, *_group(typer.main.get_command(app), "sekv")]).rstrip() + "\n"
+
+
+def _codes() -> Iterator[str]:
+    """The codes of errors, each with what its class says of it."""
+    yield "| code | meaning |"
+    yield "|---|---|"
+    for kind in _kinds(SekvError):
+        yield f"| `{kind.code}` | {_cell((kind.__doc__ or '').partition('.')[0])} |"
+    yield "| `usage` | A command line that cannot be understood |"
+    yield "| `system` | The operating system refuses: a full disk, a closed door |"
+    yield "| `out_of_memory`, `interrupted`, `defect` | As they say |"
+
+
+def _kinds(of: type[SekvError]) -> Iterator[type[SekvError]]:
+    """The kinds of error that there are of one, those of the engine's own list."""
+    for kind in of.__subclasses__():
+        if kind.__module__ == SekvError.__module__:
+            yield kind
+            yield from _kinds(kind)
 
 
 def _group(group: Any, path: str) -> Iterator[str]:

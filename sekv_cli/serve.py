@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engine.errors import SekvError
+from engine.errors import OptionError, SekvError
+from engine.store import glance
 from sekv_cli import options
+from sekv_cli.server import unix_socket
 
 if TYPE_CHECKING:
     import socket
@@ -79,12 +81,18 @@ def serve(
       sekv serve book.sekv law.sekv --port 9000
       SEKV_TOKEN=... sekv serve book.sekv --host 0.0.0.0
     """
+    if not timeout < float("inf"):
+        raise OptionError("timeout", f"{timeout:g} is not a number of seconds")
+    names = unix_socket.name_stores(stores)
+    for store in stores:
+        glance.check_store(store)
+    options.check_model(model)
     token = _token(token_file)
     if any(find_spec(name) is None for name in ("starlette", "uvicorn")):
         raise SekvError("sekv serve needs two more packages: pip install 'sekv[serve]'")
 
     from engine.types import AskOptions
-    from sekv_cli import format, progress
+    from sekv_cli import format, progress, reports
 
     chosen = AskOptions(
         budget=budget,
@@ -97,15 +105,13 @@ def serve(
         model=model,
         offline=offline,
     )
-    from sekv_cli.server import unix_socket
-
-    names = unix_socket.name_stores(stores)
     listening = unix_socket.listen(host, port)
     if not token and not _is_loopback(listening):
         listening.close()
         raise SekvError(f"{host} can be reached by others; set {TOKEN} or name a --token-file")
     with progress.on_stderr() as shown:
-        from sekv_cli.server import app
+        from sekv_cli.server import app, process
+        from sekv_cli.server.answering import ServerLimits, Underway
         from sekv_cli.server.warm import Warm
 
         with closing(Warm(names, chosen, shown, queue)) as warm:
@@ -118,11 +124,13 @@ def serve(
                 if as_json:
                     format.emit_json(told)
                 else:
-                    format.print_serving(format.console(), url, list(names))
+                    reports.print_serving(format.console(), url, list(names))
 
             try:
-                made = app.build(warm, chosen, app.ServerLimits(timeout, most_tokens), token)
-                app.run(made, [listening, local], 2 * queue + 64, ready)
+                underway = Underway()
+                limits = ServerLimits(timeout, most_tokens)
+                made = app.build(warm, chosen, limits, token, underway)
+                process.run(made, [listening, local], 2 * queue + 64, ready, underway)
             finally:
                 path.unlink(missing_ok=True)
 

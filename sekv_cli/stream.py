@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,10 +12,15 @@ if TYPE_CHECKING:
 
 
 class Stream:
-    """Writes an answer while it is made, and what belongs below it when it is complete."""
+    """Writes an answer while it is made, and what belongs below it when it is complete.
 
-    def __init__(self, shown: Shown, question: str, *, live: bool) -> None:
-        self._shown = shown
+    sources: the paths of all sources of the store, which citations tell apart.
+    """
+
+    def __init__(
+        self, shown: Shown, question: str, *, live: bool, sources: Sequence[str] = ()
+    ) -> None:
+        self._shown, self._sources = shown, sources
         self._question = question
         self._live = live
         self._begun = False
@@ -43,7 +49,7 @@ class Stream:
             out.print()
             if not answer.supported:
                 out.print("closest passages:", style="dim")
-            format.print_citations(out, answer.citations)
+            format.print_citations(out, answer.citations, self._sources)
         if stats:
             out.print()
             format.print_stats(out, answer)

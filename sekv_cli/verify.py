@@ -21,7 +21,7 @@ def verify(store: options.Store, as_json: options.Json = False) -> None:
     Example:
       sekv verify book.sekv
     """
-    from sekv_cli import format, progress
+    from sekv_cli import format, progress, reports
 
     changed: list[str] = []
     size = 0
@@ -34,7 +34,7 @@ def verify(store: options.Store, as_json: options.Json = False) -> None:
             with Store.open(store) as opened:
                 size = opened.size()
                 damaged = opened.verify(shown)
-                changed = check_sources(opened.manifest)
+                changed = check_sources(opened.manifest, store)
         except StoreError as error:
             if isinstance(error, FormatError) or not (store / NAME).is_file():
                 raise
@@ -50,6 +50,6 @@ def verify(store: options.Store, as_json: options.Json = False) -> None:
             }
         )
     else:
-        format.print_check(format.console(), str(store), damaged, changed)
+        reports.print_check(format.console(), str(store), damaged, changed)
     if damaged:
         raise typer.Exit(CHECK_FAILED)

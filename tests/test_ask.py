@@ -378,10 +378,10 @@ def test_the_pace_is_that_of_the_tokens_after_the_first(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"max_new_tokens": 0}, "--max-new-tokens"),
-        ({"temperature": -0.1}, "--temperature"),
-        ({"top_p": 0.0}, "--top-p"),
-        ({"top_p": 1.1}, "--top-p"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.1}, "top_p"),
         ({"budget": "much"}, "budget"),
     ],
 )

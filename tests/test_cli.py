@@ -15,7 +15,14 @@ from typing import Any
 
 import pytest
 
-from engine.errors import DocumentError, FormatError, StoreError
+from engine.errors import (
+    DocumentError,
+    FormatError,
+    OptionError,
+    SekvError,
+    StoreDamagedError,
+    StoreError,
+)
 from engine.types import (
     Answer,
     AskOptions,
@@ -31,6 +38,7 @@ from engine.types import (
     Usage,
     ZoomView,
 )
+from sekv_cli.endings import explain
 from sekv_cli.main import run
 
 SOURCE = SourceReport("book.pdf", 318, 900_000, "ab" * 32)
@@ -190,7 +198,7 @@ class FakeSession:
         )
 
     def trace(self) -> dict[str, Any]:
-        return {"question": self.question, "zoom": []}
+        return {"store": "book.sekv", "question": self.question, "zoom": []}
 
 
 class FakeStore:
@@ -229,13 +237,22 @@ def fake_store(monkeypatch: pytest.MonkeyPatch) -> type[FakeStore]:
     class Fresh(FakeStore): ...
 
     monkeypatch.setattr(reader, "Store", Fresh)
-    monkeypatch.setattr(library, "check_sources", lambda manifest: ["book.pdf changed since"])
+    monkeypatch.setattr(
+        library, "check_sources", lambda manifest, store: ["book.pdf changed since"]
+    )
     return Fresh
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeEngine:
+    """In a folder with stores of the names that the tests use; nobody reads what is in them."""
     fake = FakeEngine()
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.sekv", "book.sekv"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").touch()
+    for name in ("book.pdf", "locked.pdf", "a.txt", "b.pdf"):
+        (tmp_path / name).touch()
     fake_store(monkeypatch)
     for name, members in {
         "ingest.run": {"plan": fake.plan, "ingest": fake.ingest},
@@ -507,7 +524,8 @@ def test_a_trace_is_one_object_per_question(fake: FakeEngine, tmp_path: Path) ->
     """One question makes a plain JSON file, which `inspect --trace` reads."""
     trace = tmp_path / "trace.json"
     assert run(["ask", "book.sekv", "One?", "--trace", str(trace)]) == 0
-    assert json.loads(trace.read_text()) == {"question": "One?", "zoom": []}
+    told = {"store": "book.sekv", "question": "One?", "zoom": []}
+    assert json.loads(trace.read_text()) == told
     assert run(["ask", "book.sekv", "One?", "Two?", "--trace", str(trace)]) == 0
     lines = trace.read_text().splitlines()
     assert [json.loads(line)["question"] for line in lines] == ["One?", "Two?"]
@@ -665,8 +683,9 @@ def test_everything_fits_40_columns(
         ("ask b.sekv Q --coverage 0", "not above 0 and at most 1"),
         ("ask b.sekv Q --coverage nan", "not above 0 and at most 1"),
         ("ask b.sekv Q --top-p 1.5", "not above 0 and at most 1"),
-        ("ask b.sekv Q --temperature -1", "not a number from 0 up"),
-        ("ask b.sekv Q --temperature inf", "not a number from 0 up"),
+        ("ask b.sekv Q --temperature -1", "-1 is neither 0 nor a number from"),
+        ("ask b.sekv Q --temperature inf", "inf is neither 0 nor a number from"),
+        ("ask b.sekv Q --temperature 1e-42", "1e-42 is neither 0 nor a number from"),
         ("ask b.sekv Q --max-new-tokens 0", "--max-new-tokens"),
         ("ask b.sekv Q --seed -1", "--seed"),
         ("ask b.sekv Q --device gpu", "'gpu' is not auto, cpu, cuda or cuda:N"),
@@ -681,7 +700,8 @@ def test_everything_fits_40_columns(
         ("ingest - --password-stdin", "both a document and a password"),
         ("ingest - -", "named twice"),
         ("ask b.sekv Who? -f missing.txt", "missing.txt: No such file"),
-        ("ask b.sekv Who? --seed -1", "0. Try: sekv ask --help"),
+        ("ask b.sekv Who? --seed -1", "2^64 - 1. Try: sekv ask --help"),
+        ("ask b.sekv Who? --seed 18446744073709551616", "not a number from 0 to 2^64 - 1"),
         ("inspect b.sekv --text 5", "not START:END"),
         ("inspect b.sekv --text 9:3", "START below END"),
         ("inspect b.sekv --layer -1", "--layer"),
@@ -733,12 +753,57 @@ def test_every_ending_is_one_line_and_its_code(
 ) -> None:
     """No traceback reaches a user, and stdout stays clean for a script."""
     fake.failure = failure
-    for line in (["ingest", "a.txt"], ["ask", "b.sekv", "Q?", "--json"], ["inspect", "b.sekv"]):
+    for line in (["ingest", "a.txt"], ["ask", "b.sekv", "Q?"], ["inspect", "b.sekv"]):
         assert run(line) == code
         captured = capsys.readouterr()
         assert captured.out == ""
         assert captured.err.startswith(f"sekv: {said}")
         assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        (StoreError("b.sekv cannot be measured"), "store"),
+        (StoreDamagedError("b.sekv is damaged"), "store_damaged"),
+        (FormatError("a newer one"), "store_format"),
+        (DocumentError("two\nlines"), "document"),
+        (OptionError("top_p", "2 is too much"), "option"),
+        (KeyboardInterrupt(), "interrupted"),
+        (OSError(28, "No space left on device", "b.sekv"), "system"),
+        (MemoryError(), "out_of_memory"),
+        (ValueError("no such thing"), "defect"),
+    ],
+)
+def test_scripts_are_told_what_went_wrong_by_a_code(
+    fake: FakeEngine, capsys: pytest.CaptureFixture[str], failure: BaseException, code: str
+) -> None:
+    """With --json an error is one JSON object on stderr; its code stays when its words change."""
+    fake.failure = failure
+    assert run(["ask", "b.sekv", "Q?", "--json"]) != 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    told = json.loads(captured.err)["error"]
+    assert told.keys() == {"code", "message"}
+    assert told["code"] == code
+    assert told["message"] == explain(failure).line
+
+
+def test_a_question_that_looks_like_an_option_makes_no_json(
+    fake: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.failure = StoreError("no")
+    assert run(["ask", "b.sekv", "--", "--json"]) == 2
+    assert capsys.readouterr().err == "sekv: no\n"
+
+
+def test_every_error_has_a_code_of_its_own() -> None:
+    def kinds(of: type[SekvError]) -> list[type[SekvError]]:
+        return [of, *(kind for below in of.__subclasses__() for kind in kinds(below))]
+
+    codes = [kind.code for kind in kinds(SekvError) if kind.__module__ == "engine.errors"]
+    assert len(codes) == len(set(codes))
+    assert all(re.fullmatch(r"[a-z]+(_[a-z]+)*", code) for code in codes)
 
 
 def test_debug_shows_the_traceback(

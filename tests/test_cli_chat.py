@@ -64,8 +64,11 @@ class Fake:
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fake:
     made = Fake()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "book.sekv").mkdir()
+    (tmp_path / "book.sekv" / "manifest.json").touch()
 
     def opened(store: Path, options: AskOptions, shown: Any, *, no_server: bool) -> Fake:
         made.options = options
@@ -82,7 +85,8 @@ def talk(
     """Say some lines; what is on stdout and stderr then."""
 
     def said(*lines: str) -> tuple[str, str]:
-        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        typed = "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed), encoding="utf-8"))
         assert run(["chat", "book.sekv"]) == 0
         captured = capsys.readouterr()
         return captured.out, captured.err
@@ -127,6 +131,35 @@ def test_what_fails_is_one_line_and_the_talk_goes_on(talk: Any, fake: Fake) -> N
         "sekv: name a file: /save talk.md",
     ]
     assert "/cite [N]" in out
+
+
+def test_a_line_that_is_no_text_is_told_and_the_talk_goes_on(talk: Any, fake: Fake) -> None:
+    """A byte of no UTF-8 or half a character, in a question or in a command."""
+    _, err = talk("Who?", "Who \udcff?", "/cite \udcff", "/save no\udcff/talk.md", "When?")
+    assert [question for question, _, _ in fake.asked] == ["Who?", "When?"]
+    assert [line.partition(":")[2].strip()[:20] for line in err.splitlines()] == [
+        "the question is not ",
+        "there is no passage ",
+        "no\\udcff/talk.md can",
+    ]
+
+
+def test_a_history_is_never_somebody_else_s_file(
+    fake: Fake,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Typed lines are added to a history of before, never to a document."""
+    notes = tmp_path / "notes.md"
+    notes.write_text("# Notes\n")
+    assert run(["chat", "book.sekv", "--history", str(notes)]) == 2
+    assert "is no history of sekv's" in capsys.readouterr().err
+    assert notes.read_text() == "# Notes\n"
+    old = tmp_path / "old"
+    old.write_text("\n# 2026-01-31 12:00:00.000000\n+Who?\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    assert run(["chat", "book.sekv", "--history", str(old)]) == 0
 
 
 def test_the_budget_changes_for_what_follows(talk: Any, fake: Fake) -> None:
@@ -186,9 +219,16 @@ def test_on_a_terminal_lines_are_edited_and_kept(tmp_path: Path) -> None:
     env = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "TERM": "xterm"}
     env["PROMPT_TOOLKIT_NO_CPR"] = "1"
     env["PYTHONPATH"] = os.pathsep.join(folders)
+    (tmp_path / "book.sekv").mkdir()
+    (tmp_path / "book.sekv" / "manifest.json").touch()
     main, other = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", program], stdin=other, stdout=other, stderr=other, env=env
+        [sys.executable, "-c", program],
+        stdin=other,
+        stdout=other,
+        stderr=other,
+        env=env,
+        cwd=tmp_path,
     )
     os.close(other)
     seen = ""

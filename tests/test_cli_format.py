@@ -13,7 +13,8 @@ from rich.console import Console
 
 from engine.types import Citation, InspectReport
 from sekv_cli import progress, strips
-from sekv_cli.format import bytes_text, clean, print_citations, print_summary, seconds_text
+from sekv_cli.format import bytes_text, clean, print_citations, seconds_text
+from sekv_cli.inspection import print_summary
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ from engine.errors import ServeError, StoppedError
 from engine.models import hf
 from engine.types import AskOptions, Silent, Turn
 from sekv_cli.main import run
-from sekv_cli.server import app, client, unix_socket, wire
+from sekv_cli.server import app, client, replies, unix_socket, wire
+from sekv_cli.server.answering import ServerLimits
 from sekv_cli.server.warm import Warm
 from tiny_books import QUESTION, TEXT, log, read, session
 from tiny_models import checkpoint
@@ -208,7 +209,7 @@ def test_the_client_s_errors_are_errors_of_the_client(running: Running) -> None:
         (b"{}", {}, 415),
         (b"{", {"Content_Type": "application/json"}, 400),
         (b"[" * 99999, {"Content_Type": "application/json"}, 400),
-        (b" " * (app.MOST_BYTES + 1), {"Content_Type": "application/json"}, 413),
+        (b" " * (replies.MOST_BYTES + 1), {"Content_Type": "application/json"}, 413),
         (b"{}", {"Content_Type": "application/json", "Host": "evil.example"}, 403),
     ],
 )
@@ -288,7 +289,7 @@ def test_who_may_ask(
     token: str, headers: dict[str, str], server: tuple[str, int | None], status: int
 ) -> None:
     """The token where there is one, loopback names where there is none, the door always."""
-    made = app.build(NoStores(), AskOptions(), app.ServerLimits(1, 1), token)  # type: ignore[arg-type]
+    made = app.build(NoStores(), AskOptions(), ServerLimits(1, 1), token)  # type: ignore[arg-type]
     assert through(made, headers, server) == status
 
 
@@ -493,6 +494,8 @@ def test_two_stores_of_one_name_are_refused(
 ) -> None:
     assert run(["serve", str(tmp_path / "a" / "b.sekv"), str(tmp_path / "c" / "b")]) == 2
     assert "both called b" in capsys.readouterr().err
+    assert run(["serve", str(tmp_path / "b.sekv"), str(tmp_path / "." / "b.sekv")]) == 2
+    assert "is named twice" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_one_line(

@@ -271,7 +271,7 @@ def test_list_inspect_and_verify_need_no_torch(store: Store) -> None:
         "from engine.store.library import check_sources, list_stores\n"
         "path = Path(sys.argv[1]); s = Store.open(path); s.text(0); s.document()\n"
         "assert s.verify() == [] and list_stores(path.parent) and s.host(0).sizes(0).size\n"
-        "assert check_sources(s.manifest)\n"
+        "assert check_sources(s.manifest, s.path)\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run(
@@ -327,15 +327,25 @@ def test_sources_that_changed_are_named(tmp_path: Path, store: Store) -> None:
     same.write_text("as it was")
     other.write_text("no longer")
     digest = sha256(b"as it was").hexdigest()
-    sources = tuple(
-        SourceEntry(name, "text", digest, 9) for name in ("same.txt", "other.txt", "gone.txt", "-")
-    )
-    manifest = dataclasses.replace(store.manifest, sources=sources)
-    changed, gone = check_sources(manifest, tmp_path)
-    assert changed.startswith("other.txt changed")
-    assert gone.startswith("gone.txt is no longer there")
-    absolute = dataclasses.replace(sources[0], path=str(same))
-    assert check_sources(dataclasses.replace(store.manifest, sources=(absolute,))) == []
+
+    def told(sources: list[SourceEntry]) -> list[str]:
+        manifest = dataclasses.replace(store.manifest, sources=tuple(sources))
+        return check_sources(manifest, store.path)
+
+    names = ("same.txt", "other.txt", "gone.txt", "-")
+    known = [SourceEntry(name, "text", digest, 9, near=name) for name in names]
+    changed, gone = told(known)
+    assert changed.startswith(f"other.txt ({other}) is not what was read: it changed since, or")
+    assert gone.startswith(f"gone.txt is no longer there ({tmp_path / 'gone.txt'})")
+    whole = [SourceEntry(str(tmp_path / name), "text", digest, 9) for name in names[:3]]
+    changed, gone = told(whole)
+    assert changed.startswith(f"{other} changed since it was read")
+    assert gone.startswith(f"{tmp_path / 'gone.txt'} is no longer there")
+    old = [SourceEntry(name, "text", digest, 9) for name in names]
+    assert told(old) == [
+        f"{name} is not found beside the store; the store still holds its text"
+        for name in ("other.txt", "gone.txt")
+    ]
 
 
 @pytest.mark.parametrize(

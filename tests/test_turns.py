@@ -268,9 +268,9 @@ def test_a_turn_is_read_once(
     read: list[int] = []
     own = hf.Reader.read_behind
 
-    def counted(self: hf.Reader, ids: list[int], cache: Any) -> Any:
+    def counted(self: hf.Reader, ids: list[int], cache: Any, stop: Any) -> Any:
         read.append(len(ids))
-        return own(self, ids, cache)
+        return own(self, ids, cache, stop)
 
     monkeypatch.setattr(hf.Reader, "read_behind", counted)
     with session(store, reader, max_new_tokens=1) as opened:
@@ -345,8 +345,8 @@ def test_citations_and_traces_are_of_the_document_alone(
         assert max(entry["span"] for entry in trace["zoom"]) < spans
         newest = {int(s) for la in opened.memory.layers for z in la.zoomed.spans for s in z}
         assert max(newest) >= spans
-        assert float(opened._evidence.weight.sum()) > 0
         text = opened.store.text(0)
+    assert answer.citations
     for citation in answer.citations:
         assert citation.text == text[citation.start : citation.end]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,8 +17,10 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria
 from transformers import StoppingCriteriaList as Criteria
 
+from engine.answer import stop_marks
 from engine.answer.trace import Evidence, Trace
-from engine.errors import StoppedError
+from engine.models import chunked
+from engine.models.chunked import Stop
 from engine.models.prompt import THINKING
 
 if TYPE_CHECKING:
@@ -70,8 +72,9 @@ def loops(tokens: list[int]) -> int:
 class Speaker:
     """Takes tokens as they are generated; shows the answer, feeds evidence and trace.
 
-    first, shown: times of the first token and of the first text that was shown. likely: log
-    probability of each token in nats, before any temperature.
+    stop: asked before every token whether to give up. marks: texts that end the answer, beside
+    those of the prompt. first, shown: times of the first token and of the first text that was
+    shown. likely: log probability of each token in nats, before any temperature.
     """
 
     def __init__(
@@ -80,11 +83,13 @@ class Speaker:
         evidence: Evidence,
         trace: Trace,
         on_text: Callable[[str], None] | None,
-        stop: Callable[[], bool] | None,
+        stop: Stop | None,
+        marks: Sequence[str] = (),
     ):
-        self.evidence, self.trace = evidence, trace
-        self._on_text, self._stop = on_text, stop
-        self._tokenizer, self._prompt = reader.tokenizer, reader.prompt
+        self.evidence, self.trace, self.stop = evidence, trace, stop
+        self._on_text = on_text
+        self._tokenizer, self._thinks = reader.tokenizer, reader.prompt.thinks
+        self._marks = (*reader.prompt.stops, *marks)
         own = reader.model.generation_config.eos_token_id
         own = [] if own is None else own if isinstance(own, list) else [own]
         self.ends: list[int] = sorted({*own, *reader.prompt.ends})
@@ -109,25 +114,20 @@ class Speaker:
         """Logits [V] of the token that comes next."""
         self._row = logits.float().log_softmax(-1)
 
-    def check(self) -> None:
-        """Ask whether to give up.
+    def put(self, token: int) -> bool:
+        """Take the token that the newest forward led to; whether the answer is over with it.
 
         Raises:
-            StoppedError: yes.
+            StoppedError: `stop` said so.
         """
-        if self._stop is not None and self._stop():
-            raise StoppedError("the answer was stopped")
-
-    def put(self, token: int) -> bool:
-        """Take the token that the newest forward led to; whether the answer is over with it."""
-        self.check()
+        chunked.check(self.stop)
         if not self.tokens:
             self.first = time.perf_counter()
         self.evidence.said(token)
         self.tokens.append(token)
         self.likely.append(0.0 if self._row is None else float(self._row[token]))
         self.trace.tell(self._tokenizer.decode([token]))
-        self._show(self._safe())
+        self._show(self._settled())
         return self.over
 
     def finish(self) -> None:
@@ -148,41 +148,38 @@ class Speaker:
     @property
     def over(self) -> bool:
         """Whether the answer has come to an end: a mark, a text that ends it, or a loop."""
-        text = self._tokenizer.decode(self.tokens)
         return (
             self.tokens[-1] in self.ends
-            or any(mark in text for mark in self._prompt.stops)
             or loops(self.tokens) > 0
+            or stop_marks.cut(self._text(), self._marks)[1]
         )
 
     def cut_short(self, most: int) -> bool:
         """Whether the answer ended for want of tokens."""
         return len(self.tokens) >= most and not self.over
 
-    def _split(self) -> tuple[str, str]:
+    def _text(self) -> str:
+        """All that was said, without the repetition at its end."""
         told = self.tokens[: len(self.tokens) - loops(self.tokens)]
         kept = [token for token in told if token not in self._hidden]
         text: str = self._tokenizer.decode(kept)
-        for mark in self._prompt.stops:
-            text = text.partition(mark)[0]
-        return split_thinking(text, inside=self._prompt.thinks)
+        return text
 
-    def _safe(self) -> str:
+    def _split(self) -> tuple[str, str]:
+        text, _ = stop_marks.cut(self._text(), self._marks)
+        return split_thinking(text, inside=self._thinks)
+
+    def _settled(self) -> str:
         """The answer as far as no later token can take back any of it.
 
         An unfinished character decodes to U+FFFD; wait for its last byte. It may yet be white
         space, so that the space before it may yet be the end. What may be the beginning of a
         mark waits too.
         """
-        text = self.answer.rstrip("\ufffd").rstrip()
-        for opening, _ in THINKING:
-            if opening.startswith(text):
-                return ""
-        for mark in self._prompt.stops:
-            for size in range(min(len(mark), len(text)), 0, -1):
-                if mark.startswith(text[-size:]) or mark.strip().startswith(text[-size:]):
-                    return text[:-size].rstrip()
-        return text
+        text, _ = stop_marks.cut(self._text(), self._marks)
+        text = stop_marks.safe(text.rstrip("\ufffd"), self._marks)
+        text, _ = split_thinking(text, inside=self._thinks)
+        return "" if any(opening.startswith(text) for opening, _ in THINKING) else text
 
     def _show(self, text: str) -> None:
         if len(text) > len(self._written):

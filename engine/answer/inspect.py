@@ -78,7 +78,7 @@ def inspect(
         recorded.answer,
         recorded.said,
         recorded.citations,
-        tuple(check_sources(manifest)),
+        tuple(check_sources(manifest, store)),
     )
 
 

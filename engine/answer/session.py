@@ -6,7 +6,6 @@ looked at into an answer. What happens token by token is `generate.Speaker`'s bu
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from typing import Any, Self
 
 import torch
 
+from engine.answer import limits
 from engine.answer.citations import DocumentText
 from engine.answer.generate import Speaker
 from engine.answer.overlap import stems
@@ -25,10 +25,11 @@ from engine.attention import seam
 from engine.attention.layer import Coverage, Watcher
 from engine.attention.residency import Traffic
 from engine.attention.retry import Retry, can_retry
-from engine.errors import BudgetError, StoreError
+from engine.errors import OptionError, QuestionError, StoreError
 from engine.memory.conversation import Conversation
 from engine.memory.open import Memory, open_memory
-from engine.models import evidence_heads, hf
+from engine.models import chunked, evidence_heads, hf
+from engine.models.chunked import Stop
 from engine.models.locate import of_store
 from engine.store.manifest import Manifest
 from engine.store.reader import Store
@@ -68,7 +69,7 @@ class Session:
         Raises:
             SekvError: a bad option, a damaged store, another model than the store's.
         """
-        _check(options)
+        limits.check_options(options, measuring=True)
         self.options = options
         at = time.perf_counter()
         self.store = Store.open(store)
@@ -123,7 +124,7 @@ class Session:
         Raises:
             BudgetError: a bad option; everything stays as it was.
         """
-        _check(options)
+        limits.check_options(options, measuring=True)
         self._check_widening(options)
         now = self.options
         if (options.budget, options.coverage, options.full) != (now.budget, now.coverage, now.full):
@@ -137,7 +138,7 @@ class Session:
         on_text: Callable[[str], None] | None = None,
         *,
         turns: Sequence[Turn] = (),
-        stop: Callable[[], bool] | None = None,
+        stop: Stop | None = None,
     ) -> Answer:
         """Answer one question.
 
@@ -145,18 +146,19 @@ class Session:
             on_text: gets the visible answer as it is made.
             turns: the conversation so far; the latest turns that fit `TURNS_SHARE` are read as
                 they are, older ones once and then folded.
-            stop: asked before every token, and every turn that is read, whether to give up.
+            stop: asked whether to give up, before every token and every chunk of what is read.
         Raises:
-            BudgetError: an empty question, or one that is longer than the model's positions.
+            QuestionError: an empty question, or one that is longer than the model's positions.
             StoppedError: `stop` said so.
         """
+        limits.check_question(question, turns)
         started = time.perf_counter()
         asked = self._prepare(question, turns, stop)
         bounds = self.memory.shared.bounds.cpu()
         trace, evidence = Trace(), Evidence(self.ids, self._heads, bounds)
         self._trace, self._answer = trace, None
-        speaker = Speaker(self.reader, evidence, trace, on_text, stop)
-        windows = self._scout(asked.prompt)
+        speaker = Speaker(self.reader, evidence, trace, on_text, stop, self.options.stop)
+        windows = self._scout(asked.prompt, stop)
         if self.options.widen > 1:
             self._widening = Retry(self.memory.shared, self.options.widen, self.options.coverage)
         cache = self._cache()
@@ -194,16 +196,13 @@ class Session:
 
     # -- steps ---------------------------------------------------------------------
 
-    def _prepare(
-        self, question: str, turns: Sequence[Turn], stop: Callable[[], bool] | None
-    ) -> _Asked:
+    def _prepare(self, question: str, turns: Sequence[Turn], stop: Stop | None) -> _Asked:
         """Bring back the turns before a question and reset what is counted per question.
 
         Raises:
-            BudgetError: an empty question, or one that is longer than the model's positions.
+            QuestionError: it is longer than the model's positions.
+            StoppedError: `stop` said so.
         """
-        if not question.strip():
-            raise BudgetError("the question is empty")
         old, latest = self._split(turns)
         shared = self.memory.shared
         shared.reserved = 0
@@ -212,7 +211,7 @@ class Session:
         prompt = self._prompt(question, latest)
         left = self.reader.max_positions - self.past.length
         if len(prompt) >= left:
-            raise BudgetError(
+            raise QuestionError(
                 f"the question has {len(prompt)} tokens; only {max(0, left - 1)} positions are left"
             )
         for layer in self.memory.layers:
@@ -246,8 +245,9 @@ class Session:
         """Refuse to do steps again where a method keeps what a step did."""
         recipe = self.memory.layers[0].recipe
         if options.widen > 1 and (recipe.output is not None or not can_retry(recipe.selector)):
-            raise BudgetError(
-                f"method {recipe.name} cannot do a step again with more room: leave out --widen"
+            raise OptionError(
+                "widen",
+                f"method {recipe.name} cannot do a step again with more room: leave it out",
             )
 
     def _split(self, turns: Sequence[Turn]) -> tuple[Sequence[Turn], Sequence[Turn]]:
@@ -291,21 +291,16 @@ class Session:
         cache.widening = self._widening
         return cache
 
-    def _scout(self, prompt: list[int]) -> torch.Tensor | None:
+    def _scout(self, prompt: list[int], stop: Stop | None = None) -> torch.Tensor | None:
         """For a document of many windows: look over all of them once, keep those that matter."""
         shared = self.memory.shared
         if shared.windows <= MOST_WINDOWS or not len(self.memory.layers[0].view.spans):
             return None
+        score = torch.zeros(shared.windows)
         shared.scout = torch.zeros(len(self.memory.layers), shared.windows)
         try:
-            ids = torch.tensor([prompt], device=self.reader.devices[0])
-            self.reader.model(
-                input_ids=ids,
-                attention_mask=torch.ones(1, self.past.length + len(prompt)).to(ids),
-                past_key_values=self._cache(),
-                logits_to_keep=1,
-            )
-            score = shared.scout.sum(0)
+            for _ in chunked.read(self.reader.model, prompt, self._cache(), stop):
+                score += shared.scout.sum(0)
         finally:
             shared.scout = None
         windows = score.topk(MOST_WINDOWS).indices.sort().values
@@ -318,8 +313,9 @@ class Session:
 
     def _generate(self, cache: seam.MemoryCache, asked: _Asked, speaker: Speaker) -> None:
         """Read the prompt and say up to `most` tokens."""
-        speaker.check()
         options = self.options
+        # Evidence and trace are of the last chunk, which holds all of a question that fits in one.
+        rest = chunked.read_ahead(self.reader.model, asked.prompt, cache, speaker.stop)
         watchers: list[Watcher] = [speaker.evidence]
         self.memory.shared.watchers[:] = [*watchers, speaker.trace] if options.trace else watchers
         sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None}
@@ -329,13 +325,13 @@ class Session:
                 "temperature": options.temperature,
                 "top_p": options.top_p,
             }
-        ids = torch.tensor([asked.prompt], device=self.reader.devices[0])
+        ids = torch.tensor([rest], device=self.reader.devices[0])
         gpus = {device for device in self.reader.devices if device.type == "cuda"}
         with torch.random.fork_rng(devices=gpus):  # the caller's random numbers stay the caller's
             torch.manual_seed(options.seed)
             self.reader.model.generate(
                 ids,
-                attention_mask=torch.ones(1, cache.get_seq_length() + len(asked.prompt)).to(ids),
+                attention_mask=torch.ones(1, cache.get_seq_length() + len(rest)).to(ids),
                 past_key_values=cache,
                 max_new_tokens=asked.most,
                 top_k=None,
@@ -441,17 +437,6 @@ def _load_reader(
         dtype=manifest.dtype if options.dtype == "auto" else options.dtype,
         progress=progress,
     )
-
-
-def _check(options: AskOptions) -> None:
-    if options.max_new_tokens < 1:
-        raise BudgetError("--max-new-tokens must be at least 1")
-    if options.temperature < 0:
-        raise BudgetError("--temperature must not be negative")
-    if not 0 < options.top_p <= 1:
-        raise BudgetError("--top-p must be in (0, 1]")
-    if not 1 <= options.widen < math.inf:
-        raise BudgetError("--widen must be 1 or more")
 
 
 def _peak(devices: list[torch.device]) -> int:

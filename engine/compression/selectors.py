@@ -22,22 +22,25 @@ from engine.compression.text_spans import ends_sentence
 class Transcript:
     """The question and the answer so far, as text: where sentences of the answer end.
 
-    text: decodes token ids. question: live rows of the question. sentences: finished ones of the
-    answer, as ranges of live rows. began: where the newest token's sentence begins.
-    ended: whether the newest token ends a sentence.
+    text: decodes token ids. question: live rows of the question. expected: tokens that belong to
+    it, where it takes several forwards. sentences: finished ones of the answer, as ranges of live
+    rows. began: where the newest token's sentence begins. ended: whether the newest token ends a
+    sentence.
     """
 
     text: Callable[[list[int]], str] = field(default=lambda ids: "")
     ids: list[int] = field(default_factory=list)
     question: int = 0
+    expected: int = 1
     sentences: list[tuple[int, int]] = field(default_factory=list)
     began: int = 0
     ended: bool = False
 
     def hear(self, ids: list[int]) -> None:
-        """Take the tokens of one forward; the first forward is the question."""
-        if not self.ids:
-            self.ids, self.question = list(ids), len(ids)
+        """Take the tokens of one forward; the first forwards are the question."""
+        if len(self.ids) < self.expected:
+            self.ids += ids
+            self.question = len(self.ids)
             self.ended = True
             return
         for token in ids:

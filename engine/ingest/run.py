@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from engine.compression.methods import Method, named, with_router
-from engine.errors import BudgetError, DocumentError, ReaderError, RouterError, StoreError
+from engine.errors import (
+    BudgetError,
+    DocumentError,
+    ReaderError,
+    RouterError,
+    StoreError,
+    StoreMismatchError,
+)
+from engine.ingest.sources import check_named_once, check_new, entries, remarks
 from engine.types import IngestOptions, IngestReport, Plan, Progress, SourceReport
 
 if TYPE_CHECKING:
@@ -22,6 +30,7 @@ if TYPE_CHECKING:
     from engine.documents import Document, Source
     from engine.documents.tokens import Tokens
     from engine.models.hf import Chunk, Reader
+    from engine.store.manifest import SourceEntry
     from engine.store.writer import StoreWriter
 
 ROOM = 1024
@@ -151,6 +160,7 @@ def ingest(
         work = _Work(recipe, reader, document, tokens, windows, writer, options.chunk_tokens)
         work.given = calibrated.sides() if calibrated else None
         work.trained, work.copied = trained, bool(options.router)
+        work.entries = entries(document.sources, target)
         return work.make(target, progress, clock)
 
 
@@ -202,7 +212,7 @@ def append(
         )
     if any(HEADERS_KEPT in entry.notes for entry in base.sources):
         options = replace(options, keep_headers=True)
-    new = _load(paths, options, progress, stdin)
+    new = _load(paths, options, progress, stdin, old)
     clock.lap("read_s")
     located = of_store(
         target, base.model, options.model, offline=options.offline, progress=progress
@@ -210,12 +220,12 @@ def append(
     reader = reader or hf.load(located, device=options.device, dtype=base.dtype, progress=progress)
     different = compare_identity(base.model, reader.identity, (base.dtype, reader.dtype_name))
     if different:
-        raise StoreError(f"{target}: {different}")
+        raise StoreMismatchError(f"{target}: {different}")
     try:
         recipe = recipe_of(base)
         Schema.of(base, recipe).check_shared(lent(shared, recipe, reader, options.router))
     except StoreError as error:
-        raise StoreError(f"{target}: {error}") from None
+        raise type(error)(f"{target}: {error}") from None
     clock.lap("load_s")
     added = tokenize(new, reader.tokenizer)
     clock.lap("tokenize_s")
@@ -238,6 +248,7 @@ def append(
         work = _Work(recipe, reader, document, tokens, windows, writer, options.chunk_tokens)
         work.trained = trained
         work.kept = len(base.windows)
+        work.entries = (*base.sources, *entries(new.sources, target))
         return work.make(target, progress, clock)
 
 
@@ -274,6 +285,7 @@ class _Work:
         self.given: list[Any] | None = None  # what was calibrated for each layer
         self.trained: list[Any] = []  # per layer what a trained router knows, if there is one
         self.copied = False  # whether the store keeps bases that it borrows: their file may move
+        self.entries: tuple[SourceEntry, ...] = ()  # what the manifest says of the sources
         self.kept = 0  # windows that were there before this command: an append's
 
     def make(self, target: Path, progress: Progress, clock: _Clock) -> IngestReport:
@@ -290,7 +302,7 @@ class _Work:
             tokens=len(self.tokens.ids),
             tokenizer_engine=self.tokens.engine,
             window_tokens=self.windows.most,
-            sources=_source_entries(self.document),
+            sources=self.entries,
         )
         identity = reader.identity
         row = 2 * identity.layers * identity.kv_heads * identity.head_dim
@@ -621,10 +633,15 @@ def _joined(first: Any, second: Any) -> Any:
 
 
 def _load(
-    paths: Sequence[str], options: IngestOptions, progress: Progress, stdin: BinaryIO | None
+    paths: Sequence[str],
+    options: IngestOptions,
+    progress: Progress,
+    stdin: BinaryIO | None,
+    old: Sequence[Source] = (),
 ) -> Document:
     from engine.documents import load
 
+    check_named_once(paths)
     document = load(
         paths,
         pages=options.pages or None,
@@ -632,9 +649,12 @@ def _load(
         keep_headers=options.keep_headers,
         stdin=stdin,
     )
+    check_new(document.sources, old)
     for source in document.sources:
         for note in source.notes:
             progress.note(f"{source.path}: {note}")
+    for remark in remarks(document.sources, old):
+        progress.note(remark)
     return document
 
 
@@ -710,31 +730,7 @@ def _pack_shared(sides: list[Any], prefix: Any) -> dict[str, Any]:
     return tensors
 
 
-def _source_entries(document: Document) -> tuple[Any, ...]:
-    from engine.store.manifest import SourceEntry
-
-    return tuple(
-        SourceEntry(
-            path=s.path,
-            kind=s.kind,
-            sha256=s.sha256,
-            chars=len(s.text),
-            pages=tuple((page.label, page.start) for page in s.pages),
-            notes=tuple(s.notes),
-            sheets=_sheets(s),
-        )
-        for s in document.sources
-    )
-
-
 def _source_reports(document: Document) -> tuple[SourceReport, ...]:
     return tuple(
         SourceReport(s.path, len(s.pages), len(s.text), s.sha256, s.notes) for s in document.sources
     )
-
-
-def _sheets(source: Source) -> tuple[int, ...]:
-    """Sheets of a PDF's pages, where the labels do not say them."""
-    if all(not page.sheet or page.label == str(page.sheet) for page in source.pages):
-        return ()
-    return tuple(page.sheet for page in source.pages)

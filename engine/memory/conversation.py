@@ -20,8 +20,9 @@ from engine.compression.encode import compress_layer, segment
 from engine.compression.observation import Observe
 from engine.compression.routers import two_level
 from engine.compression.spans import COMPRESSED
-from engine.errors import StoppedError
 from engine.memory.open import Memory
+from engine.models import chunked
+from engine.models.chunked import Stop
 from engine.models.hf import Reader
 from engine.types import Turn
 
@@ -34,6 +35,10 @@ POSITIONS = 0.25
 
 MOST_HELD = 1 << 28
 """Bytes of folded turns that are kept of other conversations than the newest."""
+
+
+Scout = Callable[[list[int], Stop | None], object]
+"""Looks for the windows of a long document that matter to some tokens."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Conversation:
     document that matter to some tokens, and no others.
     """
 
-    def __init__(self, reader: Reader, memory: Memory, scout: Callable[[list[int]], object]):
+    def __init__(self, reader: Reader, memory: Memory, scout: Scout):
         self._reader, self._memory, self._scout = reader, memory, scout
         self._held: OrderedDict[tuple[Turn, ...], CompressedTurn] = OrderedDict()
         self.length, self.shown = memory.length, 0
@@ -80,7 +85,7 @@ class Conversation:
         memory = self._memory
         return MemoryCache(memory.layers, self.length, memory.shared, self._reader.tokenizer.decode)
 
-    def recall(self, turns: Sequence[Turn], stop: Callable[[], bool] | None = None) -> None:
+    def recall(self, turns: Sequence[Turn], stop: Stop | None = None) -> None:
         """Have the memory hold these turns, and no others; reads those that are new.
 
         Of turns that take more than `SHARE` of the budget the newest stay; where positions run
@@ -96,11 +101,10 @@ class Conversation:
         chain: list[CompressedTurn] = []
         for count in range(1, len(told) + 1):
             if told[:count] not in self._held:
-                if stop is not None and stop():
-                    raise StoppedError("the answer was stopped")
+                chunked.check(stop)
                 self._show(chain)
                 ids = prompt.turn(tokenizer, told[count - 1], first=count == 1)
-                self._held[told[:count]] = self._read(ids)
+                self._held[told[:count]] = self._read(ids, stop)
             self._held.move_to_end(told[:count])
             chain.append(self._held[told[:count]])
         self._show(chain)
@@ -122,11 +126,11 @@ class Conversation:
         for index, layer in enumerate(layers):
             layer.follow([folded.layers[index] for folded in chain[first:]])
 
-    def _read(self, ids: list[int]) -> CompressedTurn:
+    def _read(self, ids: list[int], stop: Stop | None) -> CompressedTurn:
         """Read a turn behind what is shown, and fold it layer by layer."""
-        self._scout(ids)
+        self._scout(ids, stop)
         cache = self.cache()
-        surprisal = self._reader.read_behind(ids, cache)
+        surprisal = self._reader.read_behind(ids, cache, stop)
         pieces = [self._reader.tokenizer.decode([token]) for token in ids]
         recipe = replace(self._memory.layers[0].recipe, sinks=0)
         spans = segment(recipe, surprisal, pieces, last=False)

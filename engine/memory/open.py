@@ -35,7 +35,13 @@ from engine.compression.routers import router_file, two_level
 from engine.compression.routers.span_zoom import Learnt, SpanZoom
 from engine.compression.routers.static import layer_budgets
 from engine.compression.spans import COMPRESSED
-from engine.errors import BudgetError, RouterError, StoreError
+from engine.errors import (
+    BudgetError,
+    OptionError,
+    RouterError,
+    StoreError,
+    StoreMismatchError,
+)
 from engine.store.library import compare_identity
 from engine.store.reader import Store
 from engine.store.schema import Schema, recipe_of
@@ -81,15 +87,15 @@ def open_memory(
     Raises:
         StoreError: the store belongs to another reader, or is damaged.
         RouterError: the router is another model's, or the store's sketch is not of its making.
-        BudgetError: a budget or coverage that cannot be understood.
+        BudgetError: a budget or coverage that cannot be understood, or `full` of what is gone.
     """
     manifest = store.manifest
     dtypes = manifest.dtype, reader.dtype_name
     different = compare_identity(manifest.model, reader.identity, dtypes)
     if different:
-        raise StoreError(f"{store.path}: {different}")
+        raise StoreMismatchError(f"{store.path}: {different}")
     if not 0 < coverage <= 1:
-        raise BudgetError(f"coverage {coverage} is not in (0, 1]")
+        raise OptionError("coverage", f"{coverage} is not in (0, 1]")
     row = 4.0 * manifest.model.head_dim
     cap = row * parse_budget(budget, manifest.tokens)
     stored = store.shared()
@@ -102,11 +108,12 @@ def open_memory(
         schema.check_windows(stored, sections)
         _check_prompt(manifest, reader)
     except StoreError as error:
-        raise StoreError(f"{store.path}: {error}") from None
+        raise type(error)(f"{store.path}: {error}") from None
     if full and recipe.keep < 1:
-        raise BudgetError(
-            f"{store.path}: method {manifest.method} has dropped all but "
-            f"{recipe.keep:.0%} of the tokens for good; there is no --full"
+        raise OptionError(
+            "full",
+            f"method {manifest.method} of {store.path} has dropped all but {recipe.keep:.0%} of "
+            "the tokens for good; leave it out",
         )
     tables = _Tables.of(manifest, sections)
     shared = Shared(tables.bounds, len(manifest.windows))

@@ -16,6 +16,7 @@ import math
 import re
 from bisect import bisect_right
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,7 +170,7 @@ def find(identity: ModelIdentity) -> EvidenceHeads | None:
     """What was measured of a model: what ships with this tool, else what lies in the cache folder;
     None of a model that nobody measured. A file that cannot be read counts as none."""
     for path in (*sorted(SHIPPED.glob("*.json")), cached(identity)):
-        found = _load(path)
+        found = _stored(path)
         if found is not None and identity.weights in found.weights:
             shape = (len(found.share), {len(layer) for layer in found.share})
             if shape == (identity.layers, {identity.heads}):
@@ -207,7 +208,18 @@ def cached(identity: ModelIdentity) -> Path:
     return cache.root() / "evidence-heads" / f"{identity.weights}.json"
 
 
-def _load(path: Path) -> EvidenceHeads | None:
+def _stored(path: Path) -> EvidenceHeads | None:
+    """The measurement in a file, which is read again only when it has changed."""
+    try:
+        now = path.stat()
+    except OSError:
+        return None
+    return _load(path, now.st_mtime_ns, now.st_size, now.st_ino)
+
+
+@lru_cache(maxsize=32)
+def _load(path: Path, *version: int) -> EvidenceHeads | None:
+    """version: tells apart what the path held at different times."""
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
         if body.pop("format") != FORMAT:

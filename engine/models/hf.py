@@ -6,7 +6,7 @@ It knows prompts and positions, not spans: what happens with the keys and values
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from engine.compression.observation import Observe, ObservingProbe
 from engine.compression.query_statistics import Probe, QueryStatistics, pieces
 from engine.compression.rope import apply_rope, invert_rope
 from engine.errors import ReaderError
+from engine.models import chunked
 from engine.models.identity import identify
 from engine.models.load import (
     check_supported,
@@ -233,21 +234,21 @@ class Reader:
         self._forward([self.prompt.prefix[0]], position, cache)
         return _rows(cache)[0][0][0].float().cpu()
 
-    def read_behind(self, ids: list[int], cache: seam.MemoryCache) -> Tensor:
+    def read_behind(
+        self, ids: list[int], cache: seam.MemoryCache, stop: Callable[[], bool] | None = None
+    ) -> Tensor:
         """Read tokens behind a memory; their keys and values are in `cache` then.
 
+        Args:
+            stop: asked between chunks of them whether to give up.
         Returns:
             their surprisal in nats, float32 [n]; 0 for the first, which nothing here foretells.
+        Raises:
+            StoppedError: `stop` said so.
         """
-        tokens = torch.tensor([ids], device=self.devices[0])
-        out = self.model(
-            input_ids=tokens,
-            attention_mask=torch.ones(1, cache.length + len(ids)).to(tokens),
-            past_key_values=cache,
-            logits_to_keep=1,
-            output_hidden_states=True,
-        )
-        foretold = [self._surprisal(out.hidden_states[-1][0, :-1], ids[1:])] if ids[1:] else []
+        outputs = chunked.read(self.model, ids, cache, stop, output_hidden_states=True)
+        hidden = torch.cat([out.hidden_states[-1][0] for out in outputs])
+        foretold = [self._surprisal(hidden[:-1], ids[1:])] if ids[1:] else []
         return torch.cat([torch.zeros(1), *foretold])
 
     def _forward(

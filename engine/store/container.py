@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import xxhash
 
-from engine.errors import StoreError
+from engine.errors import StoreDamagedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -162,10 +162,10 @@ def header_length(prefix: Bytes, file_bytes: int) -> int:
         StoreError: the file is too short to hold it, or it is over the limit.
     """
     if len(prefix) < PREFIX:
-        raise StoreError("is too short to be a safetensors file")
+        raise StoreDamagedError("is too short to be a safetensors file")
     (length,) = struct.unpack("<Q", prefix[:PREFIX])
     if length > min(MAX_HEADER, file_bytes - PREFIX):
-        raise StoreError("has a damaged header (its length runs past the file)")
+        raise StoreDamagedError("has a damaged header (its length runs past the file)")
     return PREFIX + int(length)
 
 
@@ -181,26 +181,30 @@ def parse(header: Bytes, file_bytes: int) -> Header:
     try:
         entries = json.loads(bytes(header[PREFIX:start]), object_pairs_hook=_unique)
     except (ValueError, RecursionError):
-        raise StoreError("has a damaged header (not the JSON of a safetensors file)") from None
+        raise StoreDamagedError(
+            "has a damaged header (not the JSON of a safetensors file)"
+        ) from None
     if not isinstance(entries, dict):
-        raise StoreError("has a damaged header (not a table of tensors)")
+        raise StoreDamagedError("has a damaged header (not a table of tensors)")
     entries.pop("__metadata__", None)
     found = {name: _tensor(name, entry, start) for name, entry in entries.items()}
     ordered = dict(sorted(found.items(), key=lambda item: (item[1].start, item[1].end)))
     position = start
     for name, info in ordered.items():
         if info.start != position:
-            raise StoreError(f"has a damaged header (hole or overlap before {name[:80]!r})")
+            raise StoreDamagedError(f"has a damaged header (hole or overlap before {name[:80]!r})")
         if (info.start - start) % ITEM_BYTES[info.dtype]:
-            raise StoreError(f"has a header of another program ({name[:80]!r} is not aligned)")
+            raise StoreDamagedError(
+                f"has a header of another program ({name[:80]!r} is not aligned)"
+            )
         position = info.end
     if position != file_bytes:
-        raise StoreError(f"holds {file_bytes} bytes where its header says {position}")
+        raise StoreDamagedError(f"holds {file_bytes} bytes where its header says {position}")
     return Header(ordered, start, position)
 
 
 def _tensor(name: str, entry: object, data_start: int) -> TensorInfo:
-    wrong = StoreError(f"has a damaged header (entry of {name[:80]!r})")
+    wrong = StoreDamagedError(f"has a damaged header (entry of {name[:80]!r})")
     if not isinstance(entry, dict):
         raise wrong
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))

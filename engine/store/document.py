@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.errors import StoreError
+from engine.errors import StoreDamagedError
 from engine.store.tensors import to_numpy
 
 if TYPE_CHECKING:
@@ -33,18 +33,18 @@ def read_tables(file: StoreFile, manifest: Manifest) -> dict[str, npt.NDArray[An
     for name in TABLES:
         info = file.info(name)
         if info.shape != (manifest.tokens,) or info.dtype not in ("I32", "I64"):
-            raise StoreError(
+            raise StoreDamagedError(
                 f"{file.name}: {name} is {info.dtype} {info.shape} for {manifest.tokens} tokens"
             )
         tables[name] = to_numpy(file.tensor_bytes(name), info)
     source, starts, ends = tables["source"], tables["starts"], tables["ends"]
     if ((source < 0) | (source >= len(manifest.sources))).any():
-        raise StoreError(f"{file.name}: tokens of a source that does not exist")
+        raise StoreDamagedError(f"{file.name}: tokens of a source that does not exist")
     chars = np.array([entry.chars for entry in manifest.sources], dtype=np.int64)
     if ((starts < 0) | (ends < starts) | (ends > chars[source])).any():
-        raise StoreError(f"{file.name}: tokens that leave their text")
+        raise StoreDamagedError(f"{file.name}: tokens that leave their text")
     if (tables["ids"] < 0).any():
-        raise StoreError(f"{file.name}: negative token ids")
+        raise StoreDamagedError(f"{file.name}: negative token ids")
     return tables
 
 
@@ -58,10 +58,10 @@ def read_text(file: StoreFile, manifest: Manifest, source: int) -> str:
     try:
         text = data.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:
-        raise StoreError(f"{file.name}: text.{source} is not UTF-8") from None
+        raise StoreDamagedError(f"{file.name}: text.{source} is not UTF-8") from None
     chars = manifest.sources[source].chars
     if len(text) != chars:
-        raise StoreError(
+        raise StoreDamagedError(
             f"{file.name}: text.{source} has {len(text)} characters where the manifest says {chars}"
         )
     return text

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
-from engine.errors import StoreError
+from engine.errors import StoreDamagedError, StoreError
 from engine.store import container
 from engine.store.folder import ADVICE, Folder
 
@@ -101,7 +101,7 @@ class StoreFile:
             except OSError as error:
                 raise StoreError(f"{self.name} cannot be read: {error.strerror}") from None
             if done == 0:
-                raise StoreError(f"{self.name} is cut short: {ADVICE}")
+                raise StoreDamagedError(f"{self.name} is cut short: {ADVICE}")
             position += done
             self.meter.add(done)
             while batch and done >= len(batch[0]):
@@ -134,7 +134,7 @@ class StoreFile:
             StoreError: there is none of that name.
         """
         if name not in self.header.tensors:
-            raise StoreError(f"{self.name} holds no tensor {name!r}")
+            raise StoreDamagedError(f"{self.name} holds no tensor {name!r}")
         return self.header.tensors[name]
 
     def check(self, name: str, data: container.Bytes) -> None:
@@ -144,7 +144,7 @@ class StoreFile:
             StoreError: they differ.
         """
         if container.checksum(data) != self.entry.tensors[name]:
-            raise StoreError(f"{self.name} is damaged in tensor {name!r}: {ADVICE}")
+            raise StoreDamagedError(f"{self.name} is damaged in tensor {name!r}: {ADVICE}")
 
     def is_damaged(self, name: str, advance: Callable[[int], None]) -> bool:
         """Whether the bytes of a tensor differ from the manifest, holding little memory."""
@@ -161,7 +161,7 @@ class StoreFile:
         size = os.fstat(descriptor).st_size
         self._folder.give_back(self.name)
         if size != self.entry.bytes:
-            raise StoreError(
+            raise StoreDamagedError(
                 f"{self.name} has {size} bytes where the manifest says {self.entry.bytes}: {ADVICE}"
             )
         try:
@@ -169,10 +169,12 @@ class StoreFile:
             length = container.header_length(prefix, size)
             data = self.read(0, length).tobytes()
             if container.checksum(data) != self.entry.header:
-                raise StoreError("has a header that is not the manifest's")
+                raise StoreDamagedError("has a header that is not the manifest's")
             header = container.parse(data, size)
         except StoreError as error:
-            raise StoreError(f"{self.name} {error}: {ADVICE}") from None
+            raise StoreDamagedError(f"{self.name} {error}: {ADVICE}") from None
         if set(header.tensors) != set(self.entry.tensors):
-            raise StoreError(f"{self.name} holds other tensors than the manifest says: {ADVICE}")
+            raise StoreDamagedError(
+                f"{self.name} holds other tensors than the manifest says: {ADVICE}"
+            )
         return header

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.errors import StoreError
+from engine.errors import StoreDamagedError, StoreError
 
 ADVICE = "ingest again or restore it from a copy"
 
@@ -101,7 +101,7 @@ class Folder:
         identity = (found.st_dev, found.st_ino, found.st_size)
         if self._seen.setdefault(name, identity) != identity:
             os.close(descriptor)
-            raise StoreError(f"{name} changed while the store was open: {ADVICE}")
+            raise StoreDamagedError(f"{name} changed while the store was open: {ADVICE}")
         return descriptor
 
 
@@ -120,17 +120,19 @@ def open_below(folder: int, name: str) -> int:
             opened.append(place)
         descriptor = os.open(last, _FILE, dir_fd=place)
     except FileNotFoundError:
-        raise StoreError(f"{name} is missing: {ADVICE}") from None
+        raise StoreDamagedError(f"{name} is missing: {ADVICE}") from None
     except OSError as error:
         if _is_link(folder, name):
-            raise StoreError(f"{name} is a symbolic link, which a store never holds") from None
+            raise StoreDamagedError(
+                f"{name} is a symbolic link, which a store never holds"
+            ) from None
         raise StoreError(f"{name} cannot be read: {error.strerror}") from None
     finally:
         for place in opened:
             os.close(place)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise StoreError(f"{name} is no plain file")
+        raise StoreDamagedError(f"{name} is no plain file")
     return descriptor
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.errors import StoreError
+from engine.errors import StoreDamagedError
 from engine.store.container import span_checksum
 from engine.store.files import StoreFile
 from engine.store.folder import ADVICE
@@ -29,12 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Layer:
-    """Tables of one layer. bounds: [S+1] positions in the file; sums: [S]; touched: [S]."""
+    """Tables of one layer. bounds: [S+1] positions in the file; sums: [S]."""
 
     offsets: npt.NDArray[np.int64]
     bounds: npt.NDArray[np.int64]
     sums: npt.NDArray[np.uint64]
-    touched: npt.NDArray[np.bool_]
 
 
 class HostSection:
@@ -54,9 +53,9 @@ class HostSection:
         try:
             layers = layers_of(file.header.tensors)
         except ValueError as error:
-            raise StoreError(f"{file.name}: {error}") from None
+            raise StoreDamagedError(f"{file.name}: {error}") from None
         if any(len(parts) != len(PARTS) for parts in layers.values()):
-            raise StoreError(f"{file.name}: a layer lacks one of {', '.join(PARTS)}")
+            raise StoreDamagedError(f"{file.name}: a layer lacks one of {', '.join(PARTS)}")
         self._names = tuple(layers)
         self._layers: dict[int, _Layer] = {}
         self._lock = threading.Lock()
@@ -176,14 +175,13 @@ class HostSection:
         data: memoryview,
         places: npt.NDArray[np.int64],
     ) -> None:
-        for index in np.flatnonzero(~table.touched[wanted]).tolist():
-            span = int(wanted[index])
-            record = data[int(places[index]) : int(places[index + 1])]
-            if span_checksum(record) != int(table.sums[span]):
-                raise StoreError(
+        """Every record, each time it is read: what was sound an hour ago need not be now."""
+        cuts, sums = places.tolist(), table.sums[wanted].tolist()
+        for index, span in enumerate(wanted.tolist()):
+            if span_checksum(data[cuts[index] : cuts[index + 1]]) != sums[index]:
+                raise StoreDamagedError(
                     f"{self._file.name} is damaged in layer {layer}, span {span}: {ADVICE}"
                 )
-            table.touched[span] = True
 
     def _layer(self, layer: int) -> _Layer:
         with self._lock:
@@ -206,13 +204,14 @@ class HostSection:
         sums = self._table(f"{layer}.check")
         fault = table_fault(offsets, sums, codes.bytes, self.spans)
         if fault or codes.dtype != "U8":
-            raise StoreError(f"{self._file.name}: layer {layer} has {fault or 'codes of no bytes'}")
+            raise StoreDamagedError(
+                f"{self._file.name}: layer {layer} has {fault or 'codes of no bytes'}"
+            )
         bounds = span_bounds(offsets, self.spans) + codes.start
-        touched = np.zeros(self.spans, dtype=np.bool_)
-        return _Layer(offsets, bounds, sums.view(np.uint64), touched)
+        return _Layer(offsets, bounds, sums.view(np.uint64))
 
     def _table(self, name: str) -> npt.NDArray[np.int64]:
         info = self._file.info(name)
         if info.dtype != "I64" or len(info.shape) != 1:
-            raise StoreError(f"{self._file.name}: {name!r} is no table of integers")
+            raise StoreDamagedError(f"{self._file.name}: {name!r} is no table of integers")
         return to_numpy(self._file.tensor_bytes(name), info)

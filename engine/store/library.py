@@ -7,6 +7,7 @@ tensor.
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,19 +56,42 @@ def list_stores(folder: Path) -> list[StoreSummary]:
     return [_summary(path) for path in candidates if _looks_like_a_store(path)]
 
 
-def check_sources(manifest: Manifest, base: Path | None = None) -> list[str]:
-    """One line per source that changed or is missing since; relative paths start at `base`."""
+def check_sources(manifest: Manifest, store: Path) -> list[str]:
+    """One line per source that is not what was read, or is not found.
+
+    A source is looked for where it was read, wherever this is asked from. A file that merely has
+    its name elsewhere is never taken for it: there only the right content counts.
+
+    Args:
+        store: the store's own path.
+    """
     found = []
     for source in manifest.sources:
         if source.path == "-" or source.kind == "stdin" or not source.sha256:
             continue
-        try:
-            digest = _sha256((base or Path()) / source.path)
-        except OSError:
-            found.append(f"{source.path} is no longer there; the store still holds its text")
+        path, near = Path(source.path), source.near
+        beside = Path(os.path.realpath(store)).parent
+        places = [beside / (near or path)]
+        if not path.is_absolute():
+            places.append(beside / path.name)
+            if not near:  # a store made before it was told where its sources lie
+                places.append(path)
+        digests = [_sha256(place) for place in places]
+        if source.sha256 in digests:
             continue
-        if digest != source.sha256:
-            found.append(f"{source.path} changed since it was read: ingest again to read it anew")
+        kept = "the store still holds its text"
+        where = os.path.normpath(places[0])
+        if not near and not path.is_absolute():
+            found.append(f"{path} is not found beside the store; {kept}")
+        elif not digests[0]:
+            found.append(f"{path} is no longer there ({where}); {kept}")
+        elif near:
+            found.append(
+                f"{path} ({where}) is not what was read: it changed since, or the store was moved "
+                "away from it; ingest again to read it anew"
+            )
+        else:
+            found.append(f"{path} changed since it was read: ingest again to read it anew")
     return found
 
 
@@ -132,8 +156,14 @@ def _looks_like_a_store(path: Path) -> bool:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Of a file's bytes, "" where there is no such file."""
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            return ""
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        return ""
 
 
 def _shape(model: ModelIdentity) -> str:

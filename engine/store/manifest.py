@@ -14,7 +14,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from engine.errors import FormatError, StoreError
+from engine.errors import FormatError, StoreDamagedError, StoreError
 from engine.store.container import checksum
 from engine.types import ModelIdentity
 
@@ -54,7 +54,9 @@ def host_file(window: int) -> str:
 class SourceEntry:
     """One source. pages: (label, first character) in order; chars: length of its text.
 
-    sheets: of a PDF whose page labels are not just 1, 2, ..., the sheet of each page.
+    sheets: of a PDF whose page labels are not just 1, 2, ..., the sheet of each page. near: where
+    it lay, seen from the folder that holds the store; "" where `path` is whole, or was all that
+    was known.
     """
 
     path: str
@@ -64,6 +66,7 @@ class SourceEntry:
     pages: tuple[tuple[str, int], ...] = ()
     notes: tuple[str, ...] = ()
     sheets: tuple[int, ...] = ()
+    near: str = ""
 
     def sheet(self, page: int) -> int:
         """The sheet of a page of a PDF, counted from 1; 0 where there is none."""
@@ -134,8 +137,9 @@ class Manifest:
         if not self.model.behaviour:
             del plain["model"]["behaviour"]
         for source in plain["sources"]:
-            if not source["sheets"]:
-                del source["sheets"]
+            for name in ("sheets", "near"):
+                if not source[name]:
+                    del source[name]
         return plain
 
     def to_bytes(self) -> bytes:
@@ -159,16 +163,16 @@ def from_bytes(data: bytes) -> Manifest:
     try:
         plain = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError):
-        raise StoreError("the manifest is damaged (not JSON)") from None
+        raise StoreDamagedError("the manifest is damaged (not JSON)") from None
     if not isinstance(plain, dict):
-        raise StoreError("the manifest is damaged (not a table)")
+        raise StoreDamagedError("the manifest is damaged (not a table)")
     _check_format(plain)
     stated = plain.pop("checksum", None)
     if not isinstance(stated, str) or not _CHECKSUM.fullmatch(stated):
-        raise StoreError("the manifest is damaged (no checksum)")
+        raise StoreDamagedError("the manifest is damaged (no checksum)")
     member = _member(stated)
     if data.count(member) != 1 or checksum(data.replace(member, _member(_ZEROS))) != stated:
-        raise StoreError("the manifest is damaged (its checksum differs)")
+        raise StoreDamagedError("the manifest is damaged (its checksum differs)")
     return from_json(plain)
 
 
@@ -204,7 +208,7 @@ def from_json(plain: object) -> Manifest:
 def _check_format(plain: dict[str, Any]) -> None:
     version = plain.get("format")
     if type(version) is not int or version < 1:
-        raise StoreError("the manifest is damaged (no format version)")
+        raise StoreDamagedError("the manifest is damaged (no format version)")
     if version > FORMAT:
         raise FormatError(
             f"the store has format {version}, this sekv reads format {FORMAT}: "
@@ -284,6 +288,7 @@ def _source(table: _Table) -> SourceEntry:
         pages=tuple(pages),
         notes=tuple(notes),
         sheets=sheets,
+        near=table.text("near") if "near" in table.values else "",
     )
 
 
@@ -369,8 +374,8 @@ def _is_plain(value: object, levels: int = DEEPEST) -> bool:
     return value is None or isinstance(value, str | int)
 
 
-def _damaged(place: str) -> StoreError:
-    return StoreError(f"the manifest is damaged (wrong or missing: {place[:120]})")
+def _damaged(place: str) -> StoreDamagedError:
+    return StoreDamagedError(f"the manifest is damaged (wrong or missing: {place[:120]})")
 
 
 def _member(value: str) -> bytes:

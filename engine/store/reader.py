@@ -16,12 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from engine.errors import StoreError
+from engine.errors import StoreDamagedError, StoreError
 from engine.store import manifest as names
 from engine.store.disk import Disk
 from engine.store.document import read_tables, read_text
 from engine.store.files import Meter, StoreFile
 from engine.store.folder import Folder, open_below
+from engine.store.glance import not_a_store
 from engine.store.host import HostSection
 from engine.store.lock import Lock
 from engine.store.manifest import Manifest, from_bytes
@@ -68,12 +69,12 @@ class Store:
         try:
             folder = Folder(path)
         except OSError:
-            raise _not_a_store(path) from None
+            raise not_a_store(path) from None
         try:
             return cls(path, folder)
         except StoreError as error:
             if not os.path.lexists(path / names.NAME):
-                raise _not_a_store(path) from None
+                raise not_a_store(path) from None
             raise type(error)(f"{path}: {error}") from None
 
     def close(self) -> None:
@@ -210,7 +211,7 @@ class Store:
                 raise StoreError(
                     f"{self.path} was replaced while it was open: open it again"
                 ) from None
-            raise StoreError(f"{self.path}: {error}") from None
+            raise type(error)(f"{self.path}: {error}") from None
 
     def _was_replaced(self) -> bool:
         """Whether the name belongs to another store now, and this one's files are going."""
@@ -230,7 +231,7 @@ class Store:
         try:
             yield file
         except StoreError as error:
-            raise StoreError(f"{self.path}: {error}") from None
+            raise type(error)(f"{self.path}: {error}") from None
         finally:
             file.close()
 
@@ -244,7 +245,7 @@ class Store:
         with os.fdopen(descriptor, "rb") as file:
             data = file.read(names.MAX_BYTES + 1)
         if len(data) > names.MAX_BYTES:
-            raise StoreError("the manifest is damaged (it is far too long)")
+            raise StoreDamagedError("the manifest is damaged (it is far too long)")
         self._device_meter.add(len(data))
         self.manifest_bytes = len(data)
         return from_bytes(data)
@@ -317,12 +318,3 @@ def _load_torch(file: StoreFile) -> dict[str, torch.Tensor]:
 
 def _is_folder(found: os.stat_result) -> bool:
     return stat.S_ISDIR(found.st_mode)
-
-
-def _not_a_store(path: Path) -> StoreError:
-    places = Places(Path(os.path.realpath(path)))
-    if not path.exists() and places.work.exists():
-        return StoreError(f"{path}: its ingest was interrupted; run the same command to finish it")
-    if not path.exists():
-        return StoreError(f"there is no store at {path}: make one with sekv ingest")
-    return StoreError(f"{path} is not a store (it has no {names.NAME})")

@@ -21,7 +21,7 @@ from engine.compression.quantize import is_allocation
 from engine.compression.routers.span_zoom import Learnt
 from engine.compression.routers.static import CALIBRATED, RetrievalHeads
 from engine.compression.spans import COMPRESSED, Spans, pin_ends
-from engine.errors import StoreError
+from engine.errors import StoreDamagedError, StoreError
 from engine.store.manifest import SHARED, Manifest, device_file
 from engine.store.records import SPAN_TABLE, span_table_fault
 from engine.types import DTYPES
@@ -97,7 +97,7 @@ class Schema:
             tables = {name: section[name].numpy() for name in SPAN_TABLE if name in section}
             fault = span_table_fault(tables, entry.end - entry.start, entry.spans)
             if fault:
-                raise StoreError(f"{place} has {fault}: ingest again")
+                raise StoreDamagedError(f"{place} has {fault}: ingest again")
             pinned = len(pinned_tokens(section["bounds"].long(), section["kind"]))
             rest = {name: t for name, t in section.items() if name not in SPAN_TABLE}
             count = {".t": entry.end - entry.start, ".s": entry.spans}
@@ -195,4 +195,4 @@ def _looks(tensor: Tensor) -> str:
 
 
 def _fault(place: str, name: str, what: str) -> StoreError:
-    return StoreError(f"{place}: tensor {name[:80]!r} is {what}: ingest again")
+    return StoreDamagedError(f"{place}: tensor {name[:80]!r} is {what}: ingest again")

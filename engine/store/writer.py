@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Self
 
-from engine.errors import StoreError
+from engine.errors import StoreError, StoreExistsError
 from engine.store import container
 from engine.store.disk import Disk
 from engine.store.document import TABLES
@@ -466,10 +466,12 @@ class StoreWriter:
 
 def _refuse_existing(target: Path) -> None:
     if os.path.lexists(target):
-        raise StoreError(f"{target} exists: choose another name with -o, or pass --overwrite")
+        raise StoreExistsError(f"{target} exists: choose another name with -o, or pass --overwrite")
 
 
 def _refuse_foreign(target: Path) -> None:
     """Only a store, even a damaged one, is ever overwritten."""
     if not (target / NAME).is_file():
-        raise StoreError(f"{target} is no store, so it is not overwritten: choose another name")
+        raise StoreExistsError(
+            f"{target} is no store, so it is not overwritten: choose another name"
+        )

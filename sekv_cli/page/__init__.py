@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sekv_cli import format
+from sekv_cli import format, names
 
 if TYPE_CHECKING:
     from engine.types import InspectReport, SpanView
@@ -94,6 +94,7 @@ def _book(
             source, reached = source + 1, 0
         by_source[source].append(span)
         reached = span.start
+    called = names.shortest(str(entry["path"]) for entry in entries)
     sources: list[dict[str, Any]] = []
     columns: dict[str, list[Any]] = {
         name: [] for name in ("source", "start", "end", "anchor", "surprisal")
@@ -111,7 +112,7 @@ def _book(
         columns["surprisal"] += [round(100 * span.surprisal) for span in spans]
         sources.append(
             {
-                "name": PurePath(entry["path"]).name,
+                "name": format.clean(called[entry["path"]]),
                 "text": text.encode("utf-8", "replace").decode("utf-8"),
                 "pages": [[label, units(at)] for label, at in pages],
             }

@@ -103,10 +103,10 @@ class Remote:
             connection.request("POST", "/v1/chat/completions", body, kind)
             response = connection.getresponse()
             if response.status != 200:
-                raise ServeError(_reason(json.loads(response.read())))
+                raise _refusal(response.status, response.read(LONGEST))
             for event in _events(response):
                 if "error" in event:
-                    raise ServeError(_reason(event))
+                    raise _said(event)
                 if "sekv" in event:
                     return self._take(event["sekv"])
                 piece = event["choices"][0]["delta"].get("content", "")
@@ -130,8 +130,19 @@ def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
             yield json.loads(line.removeprefix(b"data: "))
 
 
-def _reason(failure: dict[str, Any]) -> str:
-    return f"{failure['error']['message']} (a running server said so; --no-server asks without it)"
+def _refusal(status: int, body: bytes) -> ServeError:
+    try:
+        return _said(json.loads(body))
+    except (ValueError, LookupError, TypeError, RecursionError):  # nothing that this server says
+        return ServeError(f"the running server failed (HTTP {status}); --no-server asks without it")
+
+
+def _said(failure: dict[str, Any]) -> ServeError:
+    """What a server refused with: its words and its code."""
+    told = failure["error"]
+    error = ServeError(f"{told['message']} (a running server said so; --no-server asks without it)")
+    error.code = str(told["code"])
+    return error
 
 
 def _gone(why: str) -> str:

@@ -56,12 +56,14 @@ def name_stores(paths: list[Path]) -> dict[str, Path]:
     """What each store is called as a model: its file name without the ending.
 
     Raises:
-        ServeError: two of them have the same.
+        ServeError: two of them have the same, or one store is named twice.
     """
     names: dict[str, Path] = {}
     for path in paths:
         resolved = path.resolve()
         name = resolved.name.removesuffix(".sekv")
+        if names.get(name) == resolved:
+            raise ServeError(f"{path} is named twice; name every store once")
         if name in names:
             raise ServeError(f"{names[name]} and {resolved} are both called {name}; rename one")
         names[name] = resolved

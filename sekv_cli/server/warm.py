@@ -30,6 +30,17 @@ class Told:
     trace: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class StoreFacts:
+    """A store that is open. question_tokens: most tokens of a question, its turns and its answer
+    together, for which the model has positions behind a window of the document."""
+
+    model: str
+    method: str
+    document_tokens: int
+    question_tokens: int
+
+
 class Warm:
     """Sessions by name of their store."""
 
@@ -60,8 +71,18 @@ class Warm:
             raise
 
     def fingerprint(self, name: str) -> str:
-        """Which store the name's answers come from."""
-        return self._held[name][0]
+        """Which store the name's answers come from; "" while it cannot be opened."""
+        held = self._held.get(name)
+        return "" if held is None else held[0]
+
+    def facts(self, name: str) -> StoreFacts | None:
+        """What a client may want to know of a store, None while it cannot be opened."""
+        held = self._held.get(name)
+        if held is None:
+            return None
+        session, manifest = held[1], held[1].store.manifest
+        left = session.reader.max_positions - session.memory.length - 1
+        return StoreFacts(manifest.model.id, manifest.method, manifest.tokens, max(0, left))
 
     def submit(
         self, asked: Request, on_text: Callable[[str], None], stop: Callable[[], bool]
@@ -109,7 +130,7 @@ class Warm:
         return Told(replace(answer, timing=timing), session.trace() if asked.options.trace else {})
 
     def _session(self, name: str) -> Session:
-        """The open store of that name as it is on disk now."""
+        """The open store of that name as it is on disk now; while that cannot be opened, none."""
         path = self.stores[name]
         now = unix_socket.fingerprint(path)
         held = self._held.get(name)

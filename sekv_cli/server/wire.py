@@ -2,7 +2,8 @@
 
 Pure: JSON values to records and back, as the OpenAI API has them. What the API has no word for
 stands under the key "sekv": budget, coverage, full, widen and trace of a request, citations, memory
-and timing of an answer. Torch-free.
+and timing of an answer. An error names the field of the request that is wrong, never an option of
+the command line. Torch-free.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from engine.answer import limits
+from engine.errors import OptionError, QuestionError
 from engine.types import Answer, AskOptions, Turn
 
-UNSUPPORTED = {
+UNSUPPORTED: dict[str, Any] = {
     "tools": [],
     "functions": [],
-    "stop": [],
     "logprobs": False,
+    "top_logprobs": 0,
     "n": 1,
     "logit_bias": {},
     "modalities": ["text"],
@@ -28,18 +31,41 @@ UNSUPPORTED = {
 }
 """Fields that change an answer in ways sekv does not, with the values that change nothing."""
 
+OWN = ("budget", "coverage", "full", "widen", "trace")
+"""What a request may say under "sekv"."""
+
+CODES = {
+    400: "invalid_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "body_timeout",
+    413: "too_long",
+    415: "media_type",
+    500: "defect",
+    503: "unavailable",
+    504: "timeout",
+}
+"""By status the code of an error that has none of its own."""
+
 
 class RefusedError(Exception):
-    """A request that is not answered. status: HTTP. Caught by the server, never by a user."""
+    """A request that is not answered. Caught by the server, never by a user.
 
-    def __init__(self, status: int, message: str) -> None:
+    status: HTTP. param: the field of the request that is wrong, "" where none is. code: for
+    scripts, "" for the status' own.
+    """
+
+    def __init__(self, status: int, message: str, param: str = "", code: str = "") -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.param, self.code = status, param, code
 
 
 @dataclass(frozen=True)
 class Request:
-    """A question to one store. ignored: roles of messages that were not read."""
+    """A question to one store. ignored: roles of messages that were not read. limit: what the
+    request calls the most tokens of its answer."""
 
     store: str
     question: str
@@ -48,6 +74,13 @@ class Request:
     stream: bool
     with_usage: bool
     ignored: tuple[str, ...]
+    limit: str = "max_completion_tokens"
+
+    def param(self, option: str) -> str:
+        """What the request calls an option of the engine."""
+        if option == "max_new_tokens":
+            return self.limit
+        return f"sekv.{option}" if option in OWN else option
 
 
 def parse(body: Any, names: Sequence[str], defaults: AskOptions, most_tokens: int) -> Request:
@@ -64,39 +97,61 @@ def parse(body: Any, names: Sequence[str], defaults: AskOptions, most_tokens: in
         raise RefusedError(400, "the body is not a JSON object")
     name = _typed(body, "model", str, names[0] if len(names) == 1 else "")
     if name not in names:
-        raise RefusedError(404, f"there is no model {name!r} here; there are {', '.join(names)}")
+        there = f"there is no model {name!r} here; there are {', '.join(names)}"
+        raise RefusedError(404, there, "model", "model_not_found")
     for field, harmless in UNSUPPORTED.items():
         if body.get(field) not in (None, harmless):
-            raise RefusedError(400, f"{field} is not supported")
+            raise RefusedError(400, f"{field} is not supported", field, "unsupported")
     question, turns, ignored = _conversation(body.get("messages"))
+    _check_question(question, turns)
+    stream_options = _typed(body, "stream_options", dict, {})
+    asked = Request(
+        name,
+        question,
+        turns,
+        _options(body, defaults, most_tokens),
+        _typed(body, "stream", bool, False),
+        _typed(stream_options, "include_usage", bool, False, within="stream_options."),
+        ignored,
+        "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens",
+    )
+    try:
+        limits.check_options(asked.options)
+    except OptionError as error:
+        param = asked.param(error.option)
+        raise RefusedError(400, f"{param}: {error.reason}", param, error.code) from None
+    return asked
+
+
+def _options(body: Mapping[str, Any], defaults: AskOptions, most_tokens: int) -> AskOptions:
+    """What a request says of how it is to be answered; types are checked, ranges are not."""
     own = _typed(body, "sekv", dict, {})
-    unknown = set(own) - {"budget", "coverage", "full", "widen", "trace"}
+    unknown = sorted(set(map(str, own)) - set(OWN))
     if unknown:
-        raise RefusedError(400, f"sekv knows no {', '.join(sorted(map(str, unknown)))}")
+        raise RefusedError(400, f"sekv knows no {', '.join(unknown)}", f"sekv.{unknown[0]}")
     tokens = _typed(body, "max_tokens", int, defaults.max_new_tokens)
     tokens = _typed(body, "max_completion_tokens", int, tokens)
-    options = replace(
+    return replace(
         defaults,
         max_new_tokens=min(tokens, most_tokens),
         temperature=_number(body, "temperature", defaults.temperature),
         top_p=_number(body, "top_p", defaults.top_p),
         seed=_typed(body, "seed", int, defaults.seed),
-        budget=_typed(own, "budget", str, defaults.budget),
-        coverage=_number(own, "coverage", defaults.coverage),
-        full=_typed(own, "full", bool, defaults.full),
-        widen=_number(own, "widen", defaults.widen),
-        trace=_typed(own, "trace", bool, False),
+        stop=_marks(body.get("stop")),
+        budget=_typed(own, "budget", str, defaults.budget, within="sekv."),
+        coverage=_number(own, "coverage", defaults.coverage, within="sekv."),
+        full=_typed(own, "full", bool, defaults.full, within="sekv."),
+        widen=_number(own, "widen", defaults.widen, within="sekv."),
+        trace=_typed(own, "trace", bool, False, within="sekv."),
     )
-    stream_options = _typed(body, "stream_options", dict, {})
-    return Request(
-        name,
-        question,
-        turns,
-        options,
-        _typed(body, "stream", bool, False),
-        _typed(stream_options, "include_usage", bool, False),
-        ignored,
-    )
+
+
+def _check_question(question: str, turns: Sequence[Turn]) -> None:
+    try:
+        limits.check_question(question, turns)
+    except QuestionError as error:
+        status = 413 if len(question) > limits.MOST_CHARS else 400
+        raise RefusedError(status, str(error), "messages", error.code) from None
 
 
 def request(model: str, question: str, turns: Sequence[Turn], options: AskOptions) -> Any:
@@ -113,6 +168,7 @@ def request(model: str, question: str, turns: Sequence[Turn], options: AskOption
         "temperature": options.temperature,
         "top_p": options.top_p,
         "seed": options.seed,
+        "stop": list(options.stop),
         "sekv": {
             "budget": options.budget,
             "coverage": options.coverage,
@@ -126,13 +182,14 @@ def request(model: str, question: str, turns: Sequence[Turn], options: AskOption
 def _conversation(messages: Any) -> tuple[str, tuple[Turn, ...], tuple[str, ...]]:
     """The last question, the turns before it, and the roles that were left out."""
     if not isinstance(messages, list) or not messages:
-        raise RefusedError(400, "messages must be a list that is not empty")
+        raise RefusedError(400, "messages must be a list that is not empty", "messages")
     said: list[tuple[str, str]] = []
     ignored: set[str] = set()
     for message in messages:
         role = message.get("role") if isinstance(message, dict) else None
         if role not in ("user", "assistant", "system", "developer"):
-            raise RefusedError(400, "a message needs a role: user, assistant, system or developer")
+            roles = "user, assistant, system or developer"
+            raise RefusedError(400, f"a message needs a role: {roles}", "messages")
         text = _text(message.get("content"))
         if role in ("system", "developer"):
             ignored.add(role)  # the document is the context; its prompt was read at ingest
@@ -141,7 +198,7 @@ def _conversation(messages: Any) -> tuple[str, tuple[Turn, ...], tuple[str, ...]
         else:
             said.append((role, text))
     if not said or said[-1][0] != "user" or not said[-1][1].strip():
-        raise RefusedError(400, "the last message must be a question of the user")
+        raise RefusedError(400, "the last message must be a question of the user", "messages")
     if said[0][0] == "assistant":
         said.insert(0, ("user", ""))
     earlier = [text for _, text in said[:-1]]
@@ -157,25 +214,43 @@ def _text(content: Any) -> str:
         for part in content
     ):
         return "".join(part["text"] for part in content)
-    raise RefusedError(400, "the content of a message must be text")
+    raise RefusedError(400, "the content of a message must be text", "messages")
 
 
-def _typed(body: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
+def _marks(value: Any) -> tuple[str, ...]:
+    """Texts that end the answer: one, a list of them, or none."""
+    if value is None:
+        return ()
+    marks = [value] if isinstance(value, str) else value
+    if not isinstance(marks, list) or not all(isinstance(mark, str) for mark in marks):
+        raise RefusedError(400, "stop must be a text or a list of texts", "stop")
+    return tuple(marks)
+
+
+def _typed(body: Mapping[str, Any], name: str, kind: type, default: Any, within: str = "") -> Any:
     value = body.get(name)
     if value is None:
         return default
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise RefusedError(400, f"{name} must be of type {kind.__name__}")
+        param = f"{within}{name}"
+        raise RefusedError(400, f"{param} must be of type {kind.__name__}", param)
     return value
 
 
-def _number(body: Mapping[str, Any], name: str, default: float) -> float:
+def _number(body: Mapping[str, Any], name: str, default: float, within: str = "") -> float:
     value = body.get(name)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise RefusedError(400, f"{name} must be a number")
-    return float(value)
+    param = f"{within}{name}"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RefusedError(400, f"{param} must be a number", param)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise RefusedError(400, f"{param} must be a finite number", param)
+    return number
 
 
 # ---------------------------------------------------------------------------- answers
@@ -244,7 +319,14 @@ def chunk(
     }
 
 
-def failure(status: int, message: str) -> dict[str, Any]:
+def failure(status: int, message: str, param: str = "", code: str = "") -> dict[str, Any]:
     """An error as clients of the API expect it."""
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": message, "type": kind, "param": None, "code": status}}
+    return {
+        "error": {
+            "message": message,
+            "type": kind,
+            "param": param or None,
+            "code": code or CODES.get(status, "error"),
+        }
+    }

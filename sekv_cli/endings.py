@@ -1,0 +1,77 @@
+"""What the ending of a command means: a code for the shell, a code for scripts, a line for people.
+
+The only place where errors become exit codes. Free of the engine's heavy parts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import typer
+
+from engine.errors import OptionError, SekvError
+
+DONE, DEFECT, INTERRUPTED, PIPE_CLOSED = 0, 70, 130, 141
+BAD_USAGE = 2
+
+# The base of everything typer says about a wrong command line. Typer does not export it, and
+# depending on its version it lives in click or in typer's own copy of click.
+UsageError = typer.BadParameter.__mro__[1]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run ends. exit_code: of the process. code: for scripts, stable. line: for people."""
+
+    exit_code: int
+    code: str = ""
+    line: str = ""
+
+
+def explain(error: BaseException) -> Ending:
+    """What an ending means; no line where there is nothing to say."""
+    if isinstance(error, typer.Exit):
+        return Ending(error.exit_code)
+    if isinstance(error, OptionError):
+        flag = f"--{error.option.replace('_', '-')}"
+        return Ending(error.exit_code, error.code, _one_line(f"{flag}: {error.reason}"))
+    if isinstance(error, SekvError):
+        return Ending(error.exit_code, error.code, _one_line(str(error)))
+    if isinstance(error, UsageError):
+        return Ending(BAD_USAGE, "usage", _usage_line(error))
+    if isinstance(error, KeyboardInterrupt):
+        line = "interrupted; run the same command to continue"
+        return Ending(INTERRUPTED, "interrupted", line)
+    if isinstance(error, BrokenPipeError):
+        return Ending(PIPE_CLOSED)
+    if isinstance(error, OSError):  # A full disk or a closed door is not our defect.
+        where = f"{error.filename}: " if error.filename else ""
+        return Ending(BAD_USAGE, "system", _one_line(f"{where}{error.strerror or error}"))
+    if _out_of_memory(error):
+        line = "out of memory; a smaller --chunk-tokens or --window needs less"
+        return Ending(BAD_USAGE, "out_of_memory", line)
+    what = _one_line(f"{type(error).__name__}: {error}")
+    line = f"defect in sekv: {what} (please report it with the output under SEKV_DEBUG=1)"
+    return Ending(DEFECT, "defect", line)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """True for Python's own error and for torch's two, which cannot be named without torch."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    )
+
+
+def _one_line(text: str) -> str:
+    """On one line; bytes of a name that are not UTF-8 are shown by their numbers."""
+    return " ".join(text.encode("utf-8", "backslashreplace").decode("utf-8").split())
+
+
+def _usage_line(error: BaseException) -> str:
+    """The wrong option and the command whose help explains it."""
+    message = _one_line(getattr(error, "format_message", error.__str__)()).rstrip(".") + "."
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "sekv"
+    return f"{message} Try: {command} --help"

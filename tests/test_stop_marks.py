@@ -1,0 +1,74 @@
+"""Texts that end an answer: nothing of them is said, and nothing that may become one is shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.answer import generate, stop_marks
+from engine.errors import OptionError
+from engine.models import hf
+from tiny_books import QUESTION, read, session
+
+SHORT_TEXTS = st.text("abc", max_size=12)
+MARKS = st.lists(st.text("abc", min_size=1, max_size=4), max_size=3)
+
+
+@given(SHORT_TEXTS, MARKS)
+def test_what_is_before_the_first_mark_holds_none(text: str, marks: list[str]) -> None:
+    kept, ended = stop_marks.cut(text, marks)
+    assert ended == any(mark in text for mark in marks)
+    assert text.startswith(kept)
+    assert ended or kept == text
+    assert not any(mark in kept for mark in marks)
+
+
+@given(st.lists(st.text("abc", min_size=1, max_size=4), max_size=6), MARKS)
+def test_what_was_shown_is_never_taken_back(pieces: list[str], marks: list[str]) -> None:
+    """Token by token until one ends it: what is shown begins what is answered at last."""
+    text, shown, ended = "", "", False
+    for piece in pieces:
+        text += piece
+        kept, ended = stop_marks.cut(text, marks)
+        if ended:
+            break
+        now = stop_marks.safe(kept, marks)
+        assert now.startswith(shown)
+        shown = now
+    assert stop_marks.cut(text, marks)[0].startswith(shown)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, model: Path, reader: hf.Reader) -> Path:
+    return read(tmp_path_factory.mktemp("store"), model, reader=reader)
+
+
+def test_an_answer_ends_before_a_mark_and_nothing_is_cut_short(
+    store: Path, reader: hf.Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A tiny random model repeats itself, which ends an answer too; here it goes on.
+    monkeypatch.setattr(generate, "loops", lambda tokens: 0)
+    with session(store, reader, max_new_tokens=24) as opened:
+        whole = opened.ask(QUESTION)
+    assert whole.stats["cut_short"]
+    mark = whole.answer[3:5]
+    shown: list[str] = []
+    with session(store, reader, max_new_tokens=24, stop=("never said", mark)) as opened:
+        ended = opened.ask(QUESTION, shown.append)
+    assert ended.answer == whole.answer[: whole.answer.index(mark)].strip()
+    assert "".join(shown) == ended.answer
+    assert ended.usage.answer_tokens < whole.usage.answer_tokens
+    assert not ended.stats["cut_short"]
+    with session(store, reader, max_new_tokens=24, stop=("never said",)) as opened:
+        assert opened.ask(QUESTION).answer == whole.answer
+
+
+@pytest.mark.parametrize("marks", [("",), ("x",) * 5, ("x" * 257,), ("\ud800",)])
+def test_marks_are_a_few_short_texts(
+    marks: tuple[str, ...], store: Path, reader: hf.Reader
+) -> None:
+    with pytest.raises(OptionError, match="stop: it takes up to 4 texts"):
+        session(store, reader, stop=marks)
