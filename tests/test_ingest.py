@@ -476,9 +476,11 @@ def test_a_plan_refuses_what_a_run_would(tmp_path: Path, model: Path) -> None:
 # ---------------------------------------------------------------------------- what is left out
 
 
-def headed(folder: Path, name: str) -> str:
-    pages = [said(72, 760, "The Harbour") + said(72, 690, "It lay still.", f"Ship {at} came.") for
-             at in range(4)]  # fmt: skip
+def headed(folder: Path, name: str, thing: str = "Ship") -> str:
+    pages = [
+        said(72, 760, "The Harbour") + said(72, 690, "It lay still.", f"{thing} {at} came.")
+        for at in range(4)
+    ]
     (folder / name).write_bytes(
         painted(pages, catalog="/PageLabels << /Nums [0 << /S /r >> 2 << /S /D >>] >>")
     )
@@ -492,7 +494,7 @@ def test_what_is_left_out_is_told_and_an_append_does_the_same(
     store = tmp_path / "a.sekv"
     options = IngestOptions(model=str(model), keep_headers=keep)
     made = ingest([headed(tmp_path, "a.pdf")], store, options, Silent(), None, reader)
-    append([headed(tmp_path, "b.pdf")], store, IngestOptions(), Silent(), None, reader)
+    append([headed(tmp_path, "b.pdf", "Boat")], store, IngestOptions(), Silent(), None, reader)
     with Store.open(store) as opened:
         assert opened.verify() == []
         for entry, text in zip(opened.manifest.sources, opened.texts(), strict=True):
