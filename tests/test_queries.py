@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from engine.compression import encode
 from engine.compression.codecs.shared_basis import SharedBasis
 from engine.compression.methods import METHODS
-from engine.compression.query_statistics import FIRST, PIECE_TOKENS, PIECES, QueryStatistics, pieces
+from engine.compression.query_statistics import (
+    FIRST,
+    PIECE_TOKENS,
+    PIECES,
+    QueryMoments,
+    QueryStatistics,
+    pieces,
+)
 from engine.models import hf
 from tiny_books import TEXT
 from tiny_memory import rows
@@ -58,9 +65,9 @@ def test_what_a_head_s_errors_are_worth_by_the_book() -> None:
                     wanted[0] += p[token] ** 2 * (v[head, token] - out).square().sum()
                     wanted[1] += p[token] ** 2 * spread
                 wanted[2] += out.square().sum()
-        torch.testing.assert_close(learnt["queries"][head], moment, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(learnt["score_worth"][head], wanted[0] / wanted[2])
-        torch.testing.assert_close(learnt["value_worth"][head], wanted[1] / wanted[2])
+        torch.testing.assert_close(learnt.moment[head], moment, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(learnt.score_worth[head], wanted[0] / wanted[2])
+        torch.testing.assert_close(learnt.value_worth[head], wanted[1] / wanted[2])
 
 
 def test_a_window_that_asks_itself_changes_nothing(reader: hf.Reader) -> None:
@@ -72,10 +79,11 @@ def test_a_window_that_asks_itself_changes_nothing(reader: hf.Reader) -> None:
     first, second = (reader.query_statistics(ids, prefix, chunks) for _ in range(2))
     assert len(first) == reader.layers
     for one, other, k, was in zip(first, second, chunks[-1].k, before, strict=True):
-        assert all(torch.equal(one[name], other[name]) for name in one)
+        for name in ("moment", "score_worth", "value_worth"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
         assert torch.equal(k, was)
-        assert one["queries"].shape == (2, 16, 16)
-        assert bool((torch.linalg.eigvalsh(one["queries"]) > -1e-3).all())
+        assert one.moment.shape == (2, 16, 16)
+        assert bool((torch.linalg.eigvalsh(one.moment) > -1e-3).all())
 
 
 def test_only_methods_that_weigh_keys_ask(
@@ -103,18 +111,21 @@ def test_layers_share_their_bits_by_what_they_are_worth() -> None:
     recipe = METHODS["sekv"]
     layers = [rows(seed, 2, 200, 16) for seed in (2, 3)]
     learnt = [
-        {
-            "queries": torch.eye(16).expand(2, -1, -1) * scale,
-            "score_worth": torch.full((2,), worth),
-            "value_worth": torch.full((2,), worth),
-        }
+        QueryMoments(
+            torch.eye(16).expand(2, -1, -1) * scale,
+            torch.full((2,), worth),
+            torch.full((2,), worth),
+        )
         for scale, worth in ((1.0, 1.0), (1e-4, 1e-3))
     ]
     given_ = encode.prepare(recipe, layers, learnt)
-    assert given_[0]["code_price"] == given_[1]["code_price"]
+    found = [each.statistics for each in given_]
+    assert found[0] is not None
+    assert found[1] is not None
+    assert found[0].code_price == found[1].code_price is not None
     assert isinstance(recipe.codec, SharedBasis)
-    sides = [recipe.codec.fit(k, v, one) for (k, v), one in zip(layers, given_, strict=True)]
+    sides = [recipe.codec.fit(k, v, one) for (k, v), one in zip(layers, found, strict=True)]
     bits = [torch.cat([s["k_bits"], s["v_bits"]]).float().mean() for s in sides]
     assert bits[0] > bits[1] + 1
     assert float(sum(bits)) / 2 == pytest.approx(recipe.codec.bits, abs=0.3)
-    assert encode.prepare(METHODS["full"], layers, []) == [{}, {}]
+    assert encode.prepare(METHODS["full"], layers, []) == [encode.NOT_GIVEN] * 2

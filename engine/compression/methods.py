@@ -95,6 +95,11 @@ class Method:
         """Whether keys are coded by what queries see of them; see `queries`."""
         return isinstance(self.codec, SharedBasis) and self.codec.bits < 32
 
+    @property
+    def fits_bases(self) -> bool:
+        """Whether anything is kept in a basis that is fitted to the document's rows."""
+        return self.weighs_keys or isinstance(self.router, Sketch)
+
     def expected_shares(self, size: int) -> tuple[float, float]:
         """About what a store and its device section take of the 16-bit keys and values of a
         model with heads of `size`, for `--dry-run`: (store, device)."""

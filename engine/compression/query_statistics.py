@@ -9,6 +9,7 @@ all alike.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -30,6 +31,23 @@ class Probe(Protocol):
         """One layer's call: q [H, n, D] scaled so that scores are q.k / sqrt(D), of the newest n
         tokens; k, v [Hkv, N, D] of all tokens so far."""
         ...
+
+
+@dataclass(frozen=True)
+class QueryMoments:
+    """What queries make of a layer's keys and values.
+
+    moment: E[q qT], float32 [Hkv, D, D].
+    score_worth, value_worth: [Hkv] squared relative error of the head's output for one squared nat
+        of error in every compressed token's score, and for errors of their values as large as
+        their spread: to first order the output moves by sum p (v - o) ds + sum p dv.
+    outputs: [Hkv, D, D] the same as `moment` for values, where heads do not count alike.
+    """
+
+    moment: Tensor
+    score_worth: Tensor
+    value_worth: Tensor
+    outputs: Tensor | None = None
 
 
 class QueryStatistics:
@@ -67,25 +85,19 @@ class QueryStatistics:
         self._seen[layer] = [x + y for x, y in zip(before, sums, strict=True)]
         self._rows[layer] += q.shape[1]
 
-    def learnt(self) -> list[dict[str, Tensor]]:
-        """What `policies.codec` and `policies.select` are given, per layer.
-
-        queries: E[q qT], float32 [Hkv, D, D]. score_worth, value_worth: [Hkv] squared relative
-        error of the head's output for one squared nat of error in every folded token's score, and
-        for errors of their values as large as their spread: to first order the output moves by
-        sum p (v - o) ds + sum p dv. Empty if nothing was asked.
-        """
+    def learnt(self) -> list[QueryMoments]:
+        """What was learnt, per layer. Empty if nothing was asked."""
         if not all(self._rows):
             return []
         out = []
         for (moment, apart, spread, whole), rows in zip(self._seen, self._rows, strict=True):
             whole = whole.clamp_min(1e-30)
             out.append(
-                {
-                    "queries": (moment / rows).cpu(),
-                    "score_worth": (apart / whole).clamp_min(1e-6).cpu(),
-                    "value_worth": (spread / whole).clamp_min(1e-6).cpu(),
-                }
+                QueryMoments(
+                    (moment / rows).cpu(),
+                    (apart / whole).clamp_min(1e-6).cpu(),
+                    (spread / whole).clamp_min(1e-6).cpu(),
+                )
             )
         return out
 

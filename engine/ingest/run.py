@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -393,7 +393,9 @@ class _Work:
                 queries = queries[:, -observe.rows :]
             trained = of_document(self.trained[layer]) if self.trained else {}
             if sides is None:
-                known = given[layer] | (self.given[layer] if self.given else {})
+                known = given[layer]
+                if self.given:
+                    known = replace(known, calibrated=self.given[layer])
                 side = encode.fit(self.recipe, k, v, surprisal, spans, known)
                 new_sides.append(side)
             else:

@@ -26,7 +26,7 @@ from transformers.utils.hub import cached_file
 
 from engine.attention import seam
 from engine.compression.observation import Observe, ObservingProbe
-from engine.compression.query_statistics import Probe, QueryStatistics, pieces
+from engine.compression.query_statistics import Probe, QueryMoments, QueryStatistics, pieces
 from engine.compression.rope import apply_rope, invert_rope
 from engine.compression.routers import router_file
 from engine.errors import ReaderError
@@ -184,7 +184,7 @@ class Reader:
 
     def query_statistics(
         self, ids: list[int], prefix: list[tuple[Tensor, Tensor]], chunks: list[Chunk]
-    ) -> list[dict[str, Tensor]]:
+    ) -> list[QueryMoments]:
         """What is learnt when a window that was read is asked about itself; see `queries`."""
         probe = QueryStatistics(self.layers, len(self.prompt.prefix))
         asked = (

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from engine.compression.codecs.base import Side
+from engine.compression.query_statistics import QueryMoments
 from engine.compression.scores import NEG_INF, group_queries
 from engine.documents import load
 from engine.documents.tokens import tokenize
@@ -63,7 +63,7 @@ class Subject:
     prefix: Rows
     surprisal: Tensor
     pieces: list[str]
-    learnt: list[Side]
+    learnt: list[QueryMoments]
     asked: list[AskedQuestion]
     rotation: tuple[Tensor, Tensor] | None = None
     unturned: str = ""

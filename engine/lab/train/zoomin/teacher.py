@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engine.attention.layer import Shared
 from engine.attention.seam import Attends, MemoryCache
-from engine.compression.codecs.base import Side
+from engine.compression.query_statistics import QueryMoments
 from engine.compression.ranges import blocks_of_spans
 from engine.compression.scores import NEG_INF, group_queries, span_logsumexp
 
@@ -45,7 +45,7 @@ class TeacherReading:
     prefix: list[tuple[Tensor, Tensor]]
     surprisal: Tensor
     pieces: list[str]
-    asked: list[Side]
+    asked: list[QueryMoments]
 
     @property
     def tokens(self) -> int:
