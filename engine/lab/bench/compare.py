@@ -19,7 +19,9 @@ from engine.compression import methods as recipes
 from engine.compression.methods import Method
 from engine.compression.observation import Observe
 from engine.errors import ReaderError, SekvError
-from engine.ingest.run import creator, ingest, routed
+from engine.ingest.build import creator
+from engine.ingest.routers import routed
+from engine.ingest.run import ingest
 from engine.lab.bench import peers
 from engine.lab.bench.bootstrap import interval
 from engine.lab.bench.peers.held import PeerError
@@ -72,7 +74,8 @@ class ReadOnce(hf.Reader):
         """One that observes what any of these methods asks for."""
         rows = max((recipe.observe.rows for recipe in recipes), default=0)
         reach = max((recipe.observe.reach for recipe in recipes), default=0)
-        return cls(reader, Observe(rows, reach))
+        spread = max((recipe.observe.spread for recipe in recipes), default=0)
+        return cls(reader, Observe(rows, reach, spread))
 
     def forget(self) -> None:
         """Let go of the document; the next one is another."""
