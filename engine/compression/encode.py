@@ -213,7 +213,9 @@ def compress_layer(
         return CompressedLayer({}, recipe.codec.encode(k, v, spans.bounds, side))
     axes = LayerAxes.of(side)
     records = recipe.codec.encode(k, v, spans.bounds, side, axes)
-    keys = recipe.summariser.summarise(k, surprisal, spans.bounds)
+    keys = k[:, :0]
+    if recipe.router.reads_summaries:
+        keys = recipe.summariser.summarise(k, surprisal, spans.bounds)
     rows = RoutedRows(span_ids(spans.bounds), axes=axes.keys if axes else None)
     if queries is not None:
         rows = replace(rows, observed=queries)

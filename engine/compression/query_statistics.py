@@ -80,6 +80,8 @@ def query_moments(
     grouped = group_queries(q, len(rows[0]))
     moment = torch.bmm(grouped.mT, grouped) / grouped.shape[1]
     k, v = (x.float() for x in rows)
+    power = v.square().sum(-1, keepdim=True)
+    spread = power.mean((1, 2)) - v.mean(1).square().sum(-1)
     some = range(0, len(places), max(1, len(places) // WEIGHED))
     near = min(NEAR, k.shape[1] // 4)
     sums = torch.zeros(3, len(k))
@@ -87,39 +89,41 @@ def query_moments(
         picked = list(some[start : start + BLOCK])
         own = torch.tensor([places[i] for i in picked])
         end = int(own[-1]) + 1
-        sums += _attended(q[:, picked], own, (k[:, :end], v[:, :end]), before, near)
-    spread = (v - v.mean(1, keepdim=True)).square().sum((1, 2)) / v.shape[1]
+        seen = k[:, :end], v[:, :end], power[:, :end]
+        sums += _attended(q[:, picked], own, seen, before, near)
     whole = sums[2].clamp_min(1e-30)
     return QueryMoments(
         moment,
         (sums[0] / whole).clamp_min(1e-6),
-        (sums[1] * spread / whole).clamp_min(1e-6),
+        (sums[1] * spread.clamp_min(0) / whole).clamp_min(1e-6),
     )
 
 
 def _attended(
     q: Tensor,
     own: Tensor,
-    rows: tuple[Tensor, Tensor],
+    rows: tuple[Tensor, Tensor, Tensor],
     before: tuple[Tensor, Tensor],
     near: int,
 ) -> Tensor:
     """Sums over some queries, [3, Hkv]: of p^2 |v - o|^2 and of p^2 over the compressed tokens that
     each sees, and of |o|^2.
 
-    q: [H, m, D].  own: [m] their positions.  rows: k, v up to the last of them.
+    q: [H, m, D].  own: [m] their positions.  rows: k, v and |v|^2 [Hkv, n, 1] up to the last of
+    them.
     """
-    (k, v), (k_before, v_before) = rows, before
-    grouped = group_queries(q, len(k))
+    (k, v, power), (k_before, v_before) = rows, before
+    grouped = group_queries(q, len(k)) / math.sqrt(q.shape[-1])
     scores = torch.cat([torch.bmm(grouped, x.float().mT) for x in (k_before, k)], -1)
     columns = torch.arange(-k_before.shape[1], k.shape[1])
     group = len(q) // len(k)
     later = (columns > own[:, None]).repeat(group, 1)
-    p = (scores / math.sqrt(q.shape[-1])).masked_fill_(later, NEG_INF).softmax(-1)
-    out = torch.bmm(p, torch.cat([v_before.float(), v], 1))
+    p = scores.masked_fill_(later, NEG_INF).softmax(-1)
+    far = k_before.shape[1]
+    out = torch.bmm(p[..., :far], v_before.float()).baddbmm_(p[..., far:], v)
     apart = (columns >= FIRST) & (columns <= own[:, None] - near)
-    p = p.square_().masked_fill_(~apart.repeat(group, 1), 0.0)[..., k_before.shape[1] :]
+    p = p.square_().masked_fill_(~apart.repeat(group, 1), 0.0)[..., far:]
     # sum p^2 |v - o|^2, multiplied out
-    moved = torch.bmm(p, v.square().sum(-1, keepdim=True))[..., 0]
+    moved = torch.bmm(p, power)[..., 0]
     moved = moved - 2 * (out * torch.bmm(p, v)).sum(-1) + p.sum(-1) * out.square().sum(-1)
     return torch.stack([moved.sum(-1), p.sum((1, 2)), out.square().sum((1, 2))])

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -49,6 +49,9 @@ NOT_TOLD = RoutedRows()
 
 
 class Router(Protocol):
+    reads_summaries: ClassVar[bool]
+    """Whether `build` reads the span keys; they are not made for a router that does not."""
+
     def fit(self, k: Tensor, side: Side, statistics: LayerStatistics | None = None) -> Side:
         """Side information of a layer from the first window's keys [Hkv, n, D].
 
@@ -58,7 +61,8 @@ class Router(Protocol):
         ...
 
     def build(self, k: Tensor, summary: Tensor, side: Side, rows: RoutedRows = NOT_TOLD) -> Side:
-        """Device tensors of a window from keys [Hkv, n, D] and span keys [Hkv, S, D].
+        """Device tensors of a window from keys [Hkv, n, D] and span keys [Hkv, S, D], which are
+        [Hkv, 0, D] for a router that reads none.
 
         side: the layer's.
         A name ending in ".t" holds a row per token, ".s" a row per span, along dimension 1.
@@ -83,6 +87,8 @@ class Router(Protocol):
 
 class Unfitted:
     """A router that learns nothing of the document and cannot shrink."""
+
+    reads_summaries: ClassVar[bool] = True
 
     def fit(self, k: Tensor, side: Side, statistics: LayerStatistics | None = None) -> Side:
         return {}
@@ -126,6 +132,7 @@ class Sketch:
     """
 
     bits: float = 1.0
+    reads_summaries: ClassVar[bool] = False
 
     def fit(self, k: Tensor, side: Side, statistics: LayerStatistics | None = None) -> Side:
         found = statistics or LayerStatistics.of(k, k)
