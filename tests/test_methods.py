@@ -327,7 +327,7 @@ def test_a_resumed_reading_has_observed_the_same(
     model: Path, reader: hf.Reader, tmp_path: Path
 ) -> None:
     """Queries and nearness of finished chunks are kept with them, byte for byte."""
-    from engine.ingest import run as use
+    from engine.ingest import build as use
 
     chunks = list(
         reader.read_window(

@@ -161,11 +161,13 @@ def answered(
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(recipes.METHODS, name, recipe)
         store = read(tmp_path / name, model, reader=reader, method=name, device="cpu")
-    with session(store, reader, max_new_tokens=tokens, budget="50%", model=str(model)) as asked:
-        with pytest.MonkeyPatch.context() as patch:
-            # A tiny random model repeats itself, which ends an answer; here it goes on.
-            patch.setattr(generate, "loops", lambda tokens: 0)
-            return asked.ask(QUESTION)
+    with (
+        session(store, reader, max_new_tokens=tokens, budget="50%", model=str(model)) as asked,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        # A tiny random model repeats itself, which ends an answer; here it goes on.
+        patch.setattr(generate, "loops", lambda tokens: 0)
+        return asked.ask(QUESTION)
 
 
 def test_thoughts_that_are_all_shown_in_full_change_nothing(

@@ -18,7 +18,7 @@ from engine.compression.codecs.raw import Raw
 from engine.compression.packing import Packing, split_heads
 from engine.compression.ranges import blocks_of_spans, span_ids, span_mean
 from engine.compression.routers.baselines import Box, Representatives, SecondOrder
-from engine.compression.routers.sketch import MeanKey, Router, Sketch, choose
+from engine.compression.routers.sketch import MeanKey, RoutedRows, Router, Sketch, choose
 from tiny_memory import rows
 from tiny_sketches import SIZE, evenly, queries
 from tiny_sketches import sketched as built
@@ -314,7 +314,7 @@ def test_routers_are_told_apart_by_their_fields() -> None:
 
 def kept_by(router: Router, k: torch.Tensor, bounds: torch.Tensor) -> Side:
     keys = span_mean(k, torch.ones(k.shape[1]), bounds)
-    return router.build(k, keys, {"owner": span_ids(bounds)})
+    return router.build(k, keys, {}, RoutedRows(span_ids(bounds)))
 
 
 @pytest.mark.parametrize("router", [Box(), Representatives(2), SecondOrder(1)], ids=repr)

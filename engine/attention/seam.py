@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from engine.attention.causal_chunk import attend_chunk
 from engine.attention.layer import LayerMemory, Shared
 from engine.attention.output_folding import LongAnswer, LongAnswerLayer
 from engine.attention.retry import Retry
@@ -199,14 +200,20 @@ def attention(
     dropout: float = 0.0,
     sekv: MemoryCache | None = None,
     probe: Probe | None = None,
+    causal: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """query [1, H, Q, D], key and value [1, Hkv, n, D] of the live rows -> [1, Q, H, D]."""
+    """query [1, H, Q, D], key and value [1, Hkv, n, D] of the live rows -> [1, Q, H, D].
+
+    causal: a plain prefill on a CPU: no padding, every row sees all before it.
+    """
     size = query.shape[-1]
     factor = (scaling if scaling is not None else size**-0.5) * math.sqrt(size)
     if sekv is None:
         if probe is not None:
             probe.see(int(module.layer_idx), query[0] * factor, key[0], value[0])  # type: ignore[arg-type]
+        if causal and not _bounded(kwargs):
+            return attend_chunk(query, key, value, factor / math.sqrt(size)), None
         return _plain(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
     layer = sekv.layers[int(module.layer_idx)]  # type: ignore[arg-type]
     assert isinstance(layer, LiveLayer)
@@ -228,6 +235,11 @@ def attention(
         seen = seen if seen.dtype == torch.bool else seen >= 0
     out = layer.memory.attend(query[0] * factor, key[0], value[0], seen)
     return out.to(query.dtype).transpose(0, 1)[None].contiguous(), None
+
+
+def _bounded(kwargs: dict[str, Any]) -> bool:
+    """Whether a layer's attention is more than a softmax over all rows so far."""
+    return any(kwargs.get(name) is not None for name in ("sliding_window", "softcap", "s_aux"))
 
 
 def _plain(

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from engine.compression import encode
-from engine.compression.codecs.base import NOTHING, Side
+from engine.compression.codecs.base import Side
 from engine.compression.methods import METHODS, Method
 from engine.compression.ranges import span_ids
 from engine.compression.routers import two_level
 from engine.compression.routers.baselines import Box, Representatives, SecondOrder
-from engine.compression.routers.sketch import MeanKey, Sketch, choose
+from engine.compression.routers.sketch import MeanKey, RoutedRows, Sketch, choose
 from engine.compression.routers.two_level import Levels, Sketched
 from engine.compression.scores import NEG_INF, span_logsumexp
 from engine.compression.spans import COMPRESSED, Fixed, Spans
@@ -118,11 +118,11 @@ class Routing:
         given = encode.prepare(recipe, subject.rows, subject.learnt) if contender.weighted else []
         built, kept = [], 0
         for layer, (k, v) in enumerate(subject.rows):
-            known = given[layer] if given else NOTHING
+            known = given[layer] if given else encode.NOT_GIVEN
             side = encode.fit(recipe, k, v, subject.surprisal, spans, known)
             keys = recipe.summariser.summarise(k, subject.surprisal, spans.bounds)
             owner = span_ids(spans.bounds)
-            device = recipe.router.build(k, keys, {**side, "owner": owner})
+            device = recipe.router.build(k, keys, side, RoutedRows(owner))
             if contender.spans_first:
                 more = two_level.fit(device, side, spans.bounds)
                 side |= more

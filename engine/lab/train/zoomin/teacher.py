@@ -18,7 +18,8 @@ from torch import Tensor
 
 from engine.attention.layer import Shared
 from engine.attention.seam import Attends, MemoryCache
-from engine.compression.codecs.base import Side
+from engine.compression.observation import Observe
+from engine.compression.query_statistics import SPREAD, QueryMoments
 from engine.compression.ranges import blocks_of_spans
 from engine.compression.scores import NEG_INF, group_queries, span_logsumexp
 
@@ -45,7 +46,7 @@ class TeacherReading:
     prefix: list[tuple[Tensor, Tensor]]
     surprisal: Tensor
     pieces: list[str]
-    asked: list[Side]
+    asked: list[QueryMoments]
 
     @property
     def tokens(self) -> int:
@@ -134,7 +135,8 @@ def read(
 ) -> TeacherReading:
     """Read a document as ingest does; `ask` lets it ask itself too."""
     prefix = reader.prefix()
-    chunks = list(reader.read_window(document, prefix, chunk, []))
+    observe = Observe(spread=SPREAD if ask else 0)
+    chunks = list(reader.read_window(document, prefix, chunk, [], observe))
     # Copies: what inference mode made cannot take part in a gradient.
     rows = [
         (
@@ -145,7 +147,7 @@ def read(
     ]
     surprisal = torch.cat([c.surprisal for c in chunks]).clone()
     pieces = [reader.tokenizer.decode([token]) for token in document]
-    asked = reader.query_statistics(document, prefix, chunks) if ask else []
+    asked = reader.query_statistics(prefix, chunks)
     kept = [(k.clone(), v.clone()) for k, v in prefix]
     return TeacherReading(rows, kept, surprisal, pieces, asked)
 
