@@ -20,7 +20,7 @@ from transformers.generation.streamers import BaseStreamer
 from engine.answer import citations
 from engine.answer.trace import Evidence, Trace
 from engine.attention import seam
-from engine.attention.layer import Coverage
+from engine.attention.budget import Coverage
 from engine.attention.residency import Traffic
 from engine.attention.retry import Retry, can_retry
 from engine.errors import BudgetError, StoppedError, StoreError
@@ -166,7 +166,7 @@ class Session:
             )
         for layer in self.memory.layers:
             layer.zoomed.traffic = Traffic()
-        shared.peak_bytes = shared.device_bytes
+        shared.peak_bytes, shared.working_bytes = shared.device_bytes, 0
         shared.recomputed_tokens = 0
         shared.coverage = Coverage()
         shared.estimates = self.options.trace
@@ -185,8 +185,8 @@ class Session:
         speaker.finish()
         done = time.perf_counter()
         manifest = self.store.manifest
-        zoomed = {int(s) for layer in self.memory.layers for z in layer.zoomed.spans for s in z}
-        zoomed &= set(range(manifest.spans))  # without those of old turns
+        zoomed = torch.cat([z.cpu() for layer in self.memory.layers for z in layer.zoomed.spans])
+        zoomed = torch.bincount(zoomed)[: manifest.spans] > 0  # without those of old turns
         row = 2 * manifest.model.layers * manifest.model.kv_heads * manifest.model.head_dim
         # The first token came before the clock of the others started.
         speed = (len(speaker.tokens) - 1) / max(1e-9, done - speaker.first)
@@ -203,9 +203,10 @@ class Session:
             memory=MemoryUse(
                 device_kv_bytes=shared.peak_bytes + shared.reserved * manifest.model.layers,
                 full_kv_bytes=row * manifest.tokens * self.reader.dtype.itemsize,
-                zoomed_spans=len(zoomed),
+                zoomed_spans=int(zoomed.sum()),
                 total_spans=manifest.spans,
                 peak_device_bytes=_peak(self.reader.devices),
+                working_bytes=shared.working_bytes,
             ),
             timing={
                 "model_load_s": self._model_s,
@@ -295,7 +296,8 @@ class Session:
     def _scout(self, prompt: list[int]) -> torch.Tensor | None:
         """For a document of many windows: look over all of them once, keep those that matter."""
         shared = self.memory.shared
-        if shared.windows <= MOST_WINDOWS or not len(self.memory.layers[0].view.spans):
+        first = self.memory.layers[0]
+        if shared.windows <= MOST_WINDOWS or first.full or not len(first.view.spans):
             return None
         shared.scout = torch.zeros(len(self.memory.layers), shared.windows)
         try:

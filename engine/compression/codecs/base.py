@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from engine.compression.columns import CodeLayout
 from engine.compression.ranges import gather_ranges
 
 
@@ -36,6 +37,36 @@ Side = dict[str, Tensor]
 
 
 NOTHING: Side = {}
+
+
+@dataclass(frozen=True)
+class ExactRows:
+    """Rows as attention takes them: k, v float32 [n, D]."""
+
+    k: Tensor
+    v: Tensor
+
+
+@dataclass(frozen=True)
+class CodedRows:
+    """Rows as their codes in the bases of a layer.
+
+    packed: uint8 [n, bytes], those of the key and then of the value. residuals: int64 [4, M], what
+    single coefficients have beside their codes: the row, 0 for its key or 1 for its value, the
+    component, and sixteenths of its step.
+    """
+
+    packed: Tensor
+    residuals: Tensor
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What records hold, told by their sizes. exact: bool [Hkv, S], rows and no codes; residuals:
+    int64 [Hkv, S], how many coefficients of coded rows have one. Empty records hold neither."""
+
+    exact: Tensor
+    residuals: Tensor
 
 
 class Codec(Protocol):
@@ -72,6 +103,24 @@ class Codec(Protocol):
         """
         ...
 
+    def expand(
+        self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, side: Side
+    ) -> CodedRows | ExactRows:
+        """What is resident of some spans of one head, which all hold codes or all hold rows.
+
+        Args: as `decode` has them.
+        """
+        ...
+
+    def layout(self, side: Side) -> CodeLayout | None:
+        """How the codes of `CodedRows` lie, keys and values as two parts; None where every record
+        holds rows."""
+        ...
+
+    def contents(self, sizes: Tensor, lengths: Tensor, side: Side) -> Contents:
+        """What records of these sizes in bytes [Hkv, S] hold for spans of lengths [S]."""
+        ...
+
     def fits(self, sizes: Tensor, lengths: Tensor, side: Side) -> bool:
         """Whether records of these sizes in bytes [Hkv, S] can hold spans of lengths [S]."""
         ...
@@ -81,8 +130,30 @@ class Codec(Protocol):
         ...
 
 
+def all_exact(sizes: Tensor) -> Contents:
+    """Of records that hold rows wherever they hold anything."""
+    return Contents(sizes > 0, torch.zeros_like(sizes, dtype=torch.int64))
+
+
 class Unallocated:
-    """A codec that has no bits to share out among components, heads or layers."""
+    """A codec that has no bits to share out among components, heads or layers, and whose rows
+    attention takes as rows."""
+
+    def decode(
+        self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, side: Side
+    ) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def expand(
+        self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, side: Side
+    ) -> CodedRows | ExactRows:
+        return ExactRows(*self.decode(head, payload, offsets, lengths, side))
+
+    def layout(self, side: Side) -> CodeLayout | None:
+        return None
+
+    def contents(self, sizes: Tensor, lengths: Tensor, side: Side) -> Contents:
+        return all_exact(sizes)
 
     def spectrum(self, k: Tensor, v: Tensor, given: Side) -> Tensor:
         return k.new_zeros(0, k.shape[-1])

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from engine.compression.basis import covariance_basis
-from engine.compression.codecs.base import NOTHING, Records, Side, interleave, join
+from engine.compression.codecs.base import (
+    NOTHING,
+    CodedRows,
+    Contents,
+    ExactRows,
+    Records,
+    Side,
+    all_exact,
+    interleave,
+    join,
+)
 from engine.compression.codecs.eight_bits import from_eight_bits, to_eight_bits
 from engine.compression.codecs.layer_basis import (
     OWN,
@@ -19,6 +29,7 @@ from engine.compression.codecs.layer_basis import (
     spread_of,
     to_basis,
 )
+from engine.compression.columns import CodeLayout
 from engine.compression.packing import Packing
 from engine.compression.quantize import bit_price, bits_at, dequantize, fit_steps, quantize
 from engine.compression.ranges import gather_ranges, span_ids, span_mean
@@ -160,29 +171,73 @@ class SharedBasis:
         self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, side: Side
     ) -> tuple[Tensor, Tensor]:
         size = side["k_mean"].shape[-1]
-        widths = [
-            4 * size if self.bits >= 32 else Packing.of(side[f"{name}_bits"][head]).row_bytes
-            for name in ("k", "v")
-        ]
-        sizes = offsets.diff()
-        codes = lengths * sum(widths)
-        if bool((sizes == codes).all()):
-            rows = payload.reshape(int(lengths.sum()), sum(widths))
-            return self._restore(head, rows, widths, side)
-        plain = (sizes != codes) & (sizes == 2 * (size + 2) * lengths)
         k, v = (torch.empty(int(lengths.sum()), size, device=payload.device) for _ in range(2))
-        places = lengths.cumsum(0) - lengths
-        starts = offsets[:-1]
-        rows = payload[gather_ranges(starts[plain], sizes[plain])]
-        into = gather_ranges(places[plain], lengths[plain])
-        k[into], v[into] = from_eight_bits(rows.reshape(len(into), 2, size + 2))
-        starts, sizes, lengths, codes = (x[~plain] for x in (starts, sizes, lengths, codes))
-        into = gather_ranges(places[~plain], lengths)
-        rows = payload[gather_ranges(starts, codes)].reshape(len(into), sum(widths))
-        entries = payload[gather_ranges(starts + codes, sizes - codes)]
-        mended = self._mended(entries, (sizes - codes) // ENTRY_BYTES, lengths, size)
-        k[into], v[into] = self._restore(head, rows, widths, side, mended)
+        exact = self.contents(offsets.diff()[None], lengths, _of_head(head, side)).exact[0]
+        for kind in (exact, ~exact):
+            if not bool(kind.any()):
+                continue
+            sizes = offsets.diff()[kind]
+            part = payload[gather_ranges(offsets[:-1][kind], sizes)]
+            places = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+            found = self.expand(head, part, places, lengths[kind], side)
+            into = gather_ranges((lengths.cumsum(0) - lengths)[kind], lengths[kind])
+            if isinstance(found, CodedRows):
+                found = self._restore(head, found, side)
+            k[into], v[into] = found.k, found.v
         return k, v
+
+    def expand(
+        self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, side: Side
+    ) -> CodedRows | ExactRows:
+        size = side["k_mean"].shape[-1]
+        if self.bits >= 32:
+            coefs = payload.view(torch.float32).reshape(-1, 2, size)
+            out = []
+            for part, name in enumerate("kv"):
+                mean, basis = basis_of(name, side, head)
+                out.append(torch.addmm(mean, coefs[:, part], basis.T))
+            return ExactRows(*out)
+        width = self._row_bytes(side)[head]
+        sizes, codes = offsets.diff(), lengths * width
+        if bool((sizes == 2 * (size + 2) * lengths).all()) and not bool((sizes == codes).all()):
+            return ExactRows(*from_eight_bits(payload.reshape(-1, 2, size + 2)))
+        starts = offsets[:-1]
+        if bool((sizes == codes).all()):
+            return CodedRows(payload.reshape(int(lengths.sum()), width), sizes.new_empty(4, 0))
+        rows = payload[gather_ranges(starts, codes)].reshape(int(lengths.sum()), width)
+        entries = payload[gather_ranges(starts + codes, sizes - codes)]
+        residuals = self._mended(entries, (sizes - codes) // ENTRY_BYTES, lengths, size)
+        for part, name in enumerate("kv"):
+            used = int((side[f"{name}_bits"][head] > 0).sum())
+            if bool((residuals[2, residuals[1] == part] >= used).any()):
+                raise StoreError(
+                    "a span's record corrects a coefficient that has no code: ingest again"
+                )
+        return CodedRows(rows, residuals)
+
+    def layout(self, side: Side) -> CodeLayout | None:
+        if self.bits >= 32:
+            return None
+        bits = [side["k_bits"], side["v_bits"]]
+        most = max(each.shape[-1] for each in bits)
+        padded = [torch.nn.functional.pad(each, (0, most - each.shape[-1])) for each in bits]
+        return CodeLayout.of(torch.stack(padded))
+
+    def contents(self, sizes: Tensor, lengths: Tensor, side: Side) -> Contents:
+        if self.bits >= 32:
+            return all_exact(sizes)
+        codes = sizes.new_tensor(self._row_bytes(side))[:, None] * lengths
+        exact = (sizes != codes) & (sizes == 2 * (side["k_mean"].shape[-1] + 2) * lengths)
+        entries = torch.where(exact, 0, (sizes - codes) // ENTRY_BYTES)
+        return Contents(exact, entries.long())
+
+    @staticmethod
+    def _row_bytes(side: Side) -> list[int]:
+        """Bytes of a token's codes in each head."""
+        return [
+            sum(Packing.of(side[f"{name}_bits"][head]).row_bytes for name in "kv")
+            for head in range(len(side["k_bits"]))
+        ]
 
     @staticmethod
     def _mended(entries: Tensor, counts: Tensor, lengths: Tensor, size: int) -> Tensor:
@@ -201,50 +256,27 @@ class SharedBasis:
         steps = value - 256 * (value > 127)
         return torch.stack([row, place // size % 2, place % size, steps])
 
-    def _restore(
-        self,
-        head: int,
-        rows: Tensor,
-        widths: list[int],
-        side: Side,
-        mended: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Coded rows uint8 [n, bytes] -> k, v [n, D]; rows of no bytes are the mean. mended: see
-        `_mended`."""
+    @staticmethod
+    def _restore(head: int, coded: CodedRows, side: Side) -> ExactRows:
+        """The rows that codes stand for; rows of no bytes are the mean."""
+        packings = [Packing.of(side[f"{name}_bits"][head]) for name in "kv"]
+        parts = torch.split(coded.packed, [packing.row_bytes for packing in packings], -1)
         out = []
         for part, name in enumerate("kv"):
-            packed = torch.split(rows, widths, -1)[part]
             mean, basis = basis_of(name, side, head)
-            if self.bits >= 32:
-                coefs = packed.contiguous().view(torch.float32)
-            else:
-                bits, step = side[f"{name}_bits"][head], side[f"{name}_step"][head]
-                packing = Packing.of(bits)
-                used = packing.components
-                coefs = dequantize(packing.unpack(packed), bits[:used], step[:used])
-                if mended is not None:
-                    row, _, component, value = mended[:, mended[1] == part]
-                    if bool((component >= used).any()):
-                        raise StoreError(
-                            "a span's record corrects a coefficient that has no code: ingest again"
-                        )
-                    coefs[row, component] += value * step[component] / FINER
-                basis = basis[:, :used]
-            out.append(torch.addmm(mean, coefs, basis.T))
-        return out[0], out[1]
+            bits, step = side[f"{name}_bits"][head], side[f"{name}_step"][head]
+            used = packings[part].components
+            coefs = dequantize(packings[part].unpack(parts[part]), bits[:used], step[:used])
+            row, _, component, value = coded.residuals[:, coded.residuals[1] == part]
+            coefs[row, component] += value * step[component] / FINER
+            out.append(torch.addmm(mean, coefs, basis[:, :used].T))
+        return ExactRows(*out)
 
     def fits(self, sizes: Tensor, lengths: Tensor, side: Side) -> bool:
         plain = 2 * (side["k_mean"].shape[-1] + 2) * lengths
         if self.bits >= 32:
-            row = torch.full((len(sizes),), 8 * side["k_mean"].shape[-1])
-        else:
-            row = torch.tensor(
-                [
-                    sum(Packing.of(side[f"{name}_bits"][head]).row_bytes for name in ("k", "v"))
-                    for head in range(len(sizes))
-                ]
-            )
-        beside = sizes - row[:, None] * lengths
+            return bool((sizes == 8 * side["k_mean"].shape[-1] * lengths).all())
+        beside = sizes - torch.tensor(self._row_bytes(side))[:, None] * lengths
         known = beside == 0
         if self.outlier or self.residual:
             known |= sizes == plain
@@ -263,3 +295,11 @@ class SharedBasis:
         scale = torch.full((heads, size), 1 / 127).half()
         parts = (("basis", basis), ("scale", scale))
         return {f"{OWN}{name}_{part}": t for name in "kv" for part, t in parts}
+
+
+def _of_head(head: int, side: Side) -> Side:
+    """The same for one head alone, as `contents` needs it."""
+    return {
+        name: tensor[head : head + 1] if name in ("k_bits", "v_bits") else tensor
+        for name, tensor in side.items()
+    }

@@ -21,7 +21,7 @@ from engine.lab.bench.fidelity import answers
 from engine.lab.bench.fidelity.distortion import Distortion
 from engine.lab.bench.fidelity.routing import Routing, levels
 from engine.lab.bench.fidelity.subjects import Subject, side_by_side, take
-from engine.memory.open import parse_budget
+from engine.memory.budget import parse_budget
 from engine.types import Progress
 
 if TYPE_CHECKING:
