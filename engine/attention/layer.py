@@ -257,7 +257,7 @@ class LayerMemory:
             return
         room = self.needs.most if self.full else self.needs.fit(self.room)
         if room != self.zoomed.room:
-            self.zoomed.allocate(room)
+            self.zoomed.allocate(room, self.needs.cost)
         self._caps = room.caps(self.device)
         self._planned, self._next_choice = now, 0
         self.shared.note_bytes()

@@ -17,7 +17,7 @@ from torch import Tensor
 from engine.attention.residency import Host, Traffic
 from engine.attention.view import View
 from engine.compression.code_space import CodeSpace
-from engine.compression.codecs.base import Codec, CodedRows, ExactRows, Side
+from engine.compression.codecs.base import Codec, CodedRows, ExactRows, Placed, Side
 from engine.compression.codecs.shared_basis import FINER
 from engine.compression.ranges import gather_ranges
 from engine.compression.scores import NEG_INF
@@ -120,7 +120,8 @@ class ResidentSpans:
 
     tokens: int32 [Hkv, n] the document token of each slot: of slots for coded rows, of the rows
     that stay, of slots for exact rows. k, v: [Hkv, P + exact slots, D]. room: the slots there are.
-    view: the spans that may come. held: bool [Hkv, F]. traffic: what came and what was there.
+    view: the spans that may come. cost: what they take, see `Needs`. held: bool [Hkv, F]. traffic:
+    what came and what was there.
     """
 
     def __init__(self, codec: Codec, side: Side, rows: tuple[Tensor, Tensor, Tensor], view: View):
@@ -138,10 +139,13 @@ class ResidentSpans:
     def begin(self, view: View) -> None:
         """Hold nothing and have no slots; spans of this view may come."""
         self.view = view
-        self.allocate(Room(0, 0, (0,) * self.heads))
+        nothing = torch.zeros(3, self.heads, len(view.spans), dtype=torch.int32)
+        self.allocate(Room(0, 0, (0,) * self.heads), nothing)
 
-    def allocate(self, room: Room) -> None:
-        """Free slots of that room, in place of all there were."""
+    def allocate(self, room: Room, cost: Tensor) -> None:
+        """Free slots of that room, in place of all there were, for spans that take of it what
+        `cost` says; see `Needs`."""
+        self.cost = cost
         width = 0 if self.space is None else self.space.layout.width
         k, v = self.pinned_k, self.pinned_v
         with torch.inference_mode(False):  # what is written to later must belong to no mode
@@ -159,6 +163,7 @@ class ResidentSpans:
                 self.heads, len(self.view.spans), dtype=torch.bool, device=self.device
             )
         self.room, self._count, self._some_free = room, 0, bool(room.coded + room.exact)
+        self._slots = room.caps(self.device)[:2]
 
     # -- what is there -------------------------------------------------------------
 
@@ -227,7 +232,8 @@ class ResidentSpans:
             else:
                 self._put_exact(head, tokens, rows)
         self.held, self._count = wanted.clone(), count
-        self._some_free = bool((self.tokens == FREE).any())
+        filled = (self.cost[:2] * wanted).sum(-1)  # of each kind and head
+        self._some_free = bool((filled < self._slots).any())
         self.traffic.fetched_bytes += payload.nbytes
         self.traffic.fetched_spans += new
         self.traffic.reused_spans += count - new
@@ -241,21 +247,22 @@ class ResidentSpans:
         coming: bool [Hkv, len(some)].
         """
         payload, starts = payload.to(self.device, non_blocking=True), starts.to(self.device)
-        spans, lengths = self.view.spans[some], self.view.lengths[some]
-        sizes = host.sizes[:, spans.cpu()].to(self.device).long()
-        exact = self.codec.contents(sizes, lengths, self.side).exact
-        coded = ~exact if self.space is not None else torch.zeros_like(exact)
-        out = []
+        first, lengths = self.view.starts[some], self.view.lengths[some]
+        sizes = host.sizes[:, self.view.spans[some].cpu()].to(self.device).long()
+        coded, exact = (coming & (self.cost[kind][:, some] > 0) for kind in (0, 1))
+        out: list[tuple[int, Tensor, CodedRows | ExactRows]] = []
         for head in range(self.heads):
-            for kind in (coming[head] & exact[head], coming[head] & coded[head]):
-                mine = sizes[head, kind]
-                if not len(mine):
-                    continue
-                records = payload[gather_ranges(starts[kind, head], mine)]
-                offsets = torch.cat([mine.new_zeros(1), mine.cumsum(0)])
-                rows = self.codec.expand(head, records, offsets, lengths[kind], self.side)
-                tokens = gather_ranges(self.view.starts[some][kind], lengths[kind])
-                out.append((head, tokens, rows))
+            records = Placed(starts[:, head], sizes[head], lengths)
+            if self.space is not None:
+                mine, tokens = _of(records, coded[head], first)
+                if len(tokens):
+                    layout = self.space.layout
+                    rows = self.codec.unpack(head, payload, mine, self.side, layout)
+                    out.append((head, tokens, rows))
+            if self.room.exact:
+                mine, tokens = _of(records, exact[head], first)
+                if len(tokens):
+                    out.append((head, tokens, self.codec.expand(head, payload, mine, self.side)))
         return out
 
     def _drop(self, leaving: Tensor) -> None:
@@ -349,6 +356,12 @@ class ResidentSpans:
             return rows, None, total
         assert self.space is not None
         return rows, self.space.value(torch.bmm(coded, codes.mT), total), total
+
+
+def _of(records: Placed, some: Tensor, first: Tensor) -> tuple[Placed, Tensor]:
+    """The records where bool [M] holds, and the document tokens they are of; first: [M] of each."""
+    mine = records.where(some)
+    return mine, gather_ranges(first[some], mine.lengths)
 
 
 def row_scores(q: Tensor, k: Tensor) -> Tensor:

@@ -61,6 +61,29 @@ class CodedRows:
 
 
 @dataclass(frozen=True)
+class Placed:
+    """Where records lie: starts, sizes in bytes and lengths in tokens, int64 [M]."""
+
+    starts: Tensor
+    sizes: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def after_another(cls, offsets: Tensor, lengths: Tensor) -> Placed:
+        """offsets: [M + 1]."""
+        return cls(offsets[:-1], offsets.diff(), lengths)
+
+    def where(self, some: Tensor) -> Placed:
+        """Those where bool [M] holds."""
+        return Placed(self.starts[some], self.sizes[some], self.lengths[some])
+
+    def joined(self, payload: Tensor) -> tuple[Tensor, Tensor]:
+        """The records one after another, and their offsets [M + 1]."""
+        offsets = torch.cat([self.sizes.new_zeros(1), self.sizes.cumsum(0)])
+        return payload[gather_ranges(self.starts, self.sizes)], offsets
+
+
+@dataclass(frozen=True)
 class Contents:
     """What records hold, told by their sizes. exact: bool [Hkv, S], rows and no codes; residuals:
     int64 [Hkv, S], how many coefficients of coded rows have one. Empty records hold neither."""
@@ -103,12 +126,23 @@ class Codec(Protocol):
         """
         ...
 
-    def expand(
-        self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, side: Side
-    ) -> CodedRows | ExactRows:
-        """What is resident of some spans of one head, which all hold codes or all hold rows.
+    def expand(self, head: int, payload: Tensor, records: Placed, side: Side) -> ExactRows:
+        """The rows of some spans of one head that all hold rows.
 
-        Args: as `decode` has them.
+        Args:
+            payload: uint8 with these records anywhere in it.
+        """
+        ...
+
+    def unpack(
+        self, head: int, payload: Tensor, records: Placed, side: Side, layout: CodeLayout
+    ) -> CodedRows:
+        """The codes of some spans of one head that all hold codes.
+
+        Args:
+            payload: uint8 with these records anywhere in it.  layout: of this codec.
+        Raises:
+            StoreError: a residual is of no code.
         """
         ...
 
@@ -144,10 +178,13 @@ class Unallocated:
     ) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
-    def expand(
-        self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, side: Side
-    ) -> CodedRows | ExactRows:
-        return ExactRows(*self.decode(head, payload, offsets, lengths, side))
+    def expand(self, head: int, payload: Tensor, records: Placed, side: Side) -> ExactRows:
+        return ExactRows(*self.decode(head, *records.joined(payload), records.lengths, side))
+
+    def unpack(
+        self, head: int, payload: Tensor, records: Placed, side: Side, layout: CodeLayout
+    ) -> CodedRows:
+        raise NotImplementedError
 
     def layout(self, side: Side) -> CodeLayout | None:
         return None

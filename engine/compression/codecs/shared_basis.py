@@ -14,6 +14,7 @@ from engine.compression.codecs.base import (
     CodedRows,
     Contents,
     ExactRows,
+    Placed,
     Records,
     Side,
     all_exact,
@@ -172,48 +173,55 @@ class SharedBasis:
     ) -> tuple[Tensor, Tensor]:
         size = side["k_mean"].shape[-1]
         k, v = (torch.empty(int(lengths.sum()), size, device=payload.device) for _ in range(2))
+        records = Placed.after_another(offsets, lengths)
+        layout = self.layout(side)
         exact = self.contents(offsets.diff()[None], lengths, _of_head(head, side)).exact[0]
+        into = lengths.cumsum(0) - lengths
         for kind in (exact, ~exact):
             if not bool(kind.any()):
                 continue
-            sizes = offsets.diff()[kind]
-            part = payload[gather_ranges(offsets[:-1][kind], sizes)]
-            places = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-            found = self.expand(head, part, places, lengths[kind], side)
-            into = gather_ranges((lengths.cumsum(0) - lengths)[kind], lengths[kind])
-            if isinstance(found, CodedRows):
-                found = self._restore(head, found, side)
-            k[into], v[into] = found.k, found.v
+            some = records.where(kind)
+            if layout is None or kind is exact:
+                rows = self.expand(head, payload, some, side)
+            else:
+                rows = self._restore(head, self.unpack(head, payload, some, side, layout), side)
+            places = gather_ranges(into[kind], some.lengths)
+            k[places], v[places] = rows.k, rows.v
         return k, v
 
-    def expand(
-        self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, side: Side
-    ) -> CodedRows | ExactRows:
+    def expand(self, head: int, payload: Tensor, records: Placed, side: Side) -> ExactRows:
         size = side["k_mean"].shape[-1]
-        if self.bits >= 32:
-            coefs = payload.view(torch.float32).reshape(-1, 2, size)
-            out = []
-            for part, name in enumerate("kv"):
-                mean, basis = basis_of(name, side, head)
-                out.append(torch.addmm(mean, coefs[:, part], basis.T))
-            return ExactRows(*out)
-        width = self._row_bytes(side)[head]
-        sizes, codes = offsets.diff(), lengths * width
-        if bool((sizes == 2 * (size + 2) * lengths).all()) and not bool((sizes == codes).all()):
-            return ExactRows(*from_eight_bits(payload.reshape(-1, 2, size + 2)))
-        starts = offsets[:-1]
-        if bool((sizes == codes).all()):
-            return CodedRows(payload.reshape(int(lengths.sum()), width), sizes.new_empty(4, 0))
-        rows = payload[gather_ranges(starts, codes)].reshape(int(lengths.sum()), width)
-        entries = payload[gather_ranges(starts + codes, sizes - codes)]
-        residuals = self._mended(entries, (sizes - codes) // ENTRY_BYTES, lengths, size)
+        joined, _ = records.joined(payload)
+        if self.bits < 32:
+            return ExactRows(*from_eight_bits(joined.reshape(-1, 2, size + 2)))
+        coefs = joined.view(torch.float32).reshape(-1, 2, size)
+        out = []
         for part, name in enumerate("kv"):
-            used = int((side[f"{name}_bits"][head] > 0).sum())
-            if bool((residuals[2, residuals[1] == part] >= used).any()):
-                raise StoreError(
-                    "a span's record corrects a coefficient that has no code: ingest again"
-                )
-        return CodedRows(rows, residuals)
+            mean, basis = basis_of(name, side, head)
+            out.append(torch.addmm(mean, coefs[:, part], basis.T))
+        return ExactRows(*out)
+
+    def unpack(
+        self, head: int, payload: Tensor, records: Placed, side: Side, layout: CodeLayout
+    ) -> CodedRows:
+        starts, lengths = records.starts, records.lengths
+        width = layout.first[head + 1] - layout.first[head]
+        codes = lengths * width
+        first = torch.repeat_interleave(starts - (codes.cumsum(0) - codes), lengths)
+        first += torch.arange(len(first), device=payload.device) * width
+        packed = payload[first[:, None] + torch.arange(width, device=payload.device)]
+        places = gather_ranges(starts + codes, records.sizes - codes)
+        if not len(places):
+            return CodedRows(packed, starts.new_empty(4, 0))
+        counts = (records.sizes - codes) // ENTRY_BYTES
+        residuals = self._mended(payload[places], counts, lengths, side["k_mean"].shape[-1])
+        _, part, component, _ = residuals
+        known = component < layout.components
+        if not bool(known.all()) or not bool(layout.lower[part, head, component].all()):
+            raise StoreError(
+                "a span's record corrects a coefficient that has no code: ingest again"
+            )
+        return CodedRows(packed, residuals)
 
     def layout(self, side: Side) -> CodeLayout | None:
         if self.bits >= 32:
