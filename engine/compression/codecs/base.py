@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from engine.compression.ranges import span_ids
+from engine.compression.columns import CodeLayout
+from engine.compression.ranges import gather_ranges, span_ids
 
 if TYPE_CHECKING:
     from engine.compression.codecs.layer_basis import LayerAxes
@@ -35,6 +36,59 @@ class Records:
 
 
 Side = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class ExactRows:
+    """Rows as attention takes them: k, v float32 [n, D]."""
+
+    k: Tensor
+    v: Tensor
+
+
+@dataclass(frozen=True)
+class CodedRows:
+    """Rows as their codes in the bases of a layer.
+
+    packed: uint8 [n, bytes], those of the key and then of the value. residuals: int64 [4, M], what
+    single coefficients have beside their codes: the row, 0 for its key or 1 for its value, the
+    component, and sixteenths of its step.
+    """
+
+    packed: Tensor
+    residuals: Tensor
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where records lie: starts, sizes in bytes and lengths in tokens, int64 [M]."""
+
+    starts: Tensor
+    sizes: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def after_another(cls, offsets: Tensor, lengths: Tensor) -> Placed:
+        """offsets: [M + 1]."""
+        return cls(offsets[:-1], offsets.diff(), lengths)
+
+    def where(self, some: Tensor) -> Placed:
+        """Those where bool [M] holds."""
+        return Placed(self.starts[some], self.sizes[some], self.lengths[some])
+
+    def joined(self, payload: Tensor) -> tuple[Tensor, Tensor]:
+        """The records one after another, and their offsets [M + 1]."""
+        offsets = torch.cat([self.sizes.new_zeros(1), self.sizes.cumsum(0)])
+        return payload[gather_ranges(self.starts, self.sizes)], offsets
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What records hold, told by their sizes. exact: bool [Hkv, S], rows and no codes; residuals:
+    int64 [Hkv, S], how many coefficients of coded rows have one. Empty records hold neither."""
+
+    exact: Tensor
+    residuals: Tensor
 
 
 class Codec(Protocol):
@@ -67,6 +121,35 @@ class Codec(Protocol):
         """
         ...
 
+    def expand(self, head: int, payload: Tensor, records: Placed, side: Side) -> ExactRows:
+        """The rows of some spans of one head that all hold rows.
+
+        Args:
+            payload: uint8 with these records anywhere in it.
+        """
+        ...
+
+    def unpack(
+        self, head: int, payload: Tensor, records: Placed, side: Side, layout: CodeLayout
+    ) -> CodedRows:
+        """The codes of some spans of one head that all hold codes.
+
+        Args:
+            payload: uint8 with these records anywhere in it.  layout: of this codec.
+        Raises:
+            StoreError: a residual is of no code.
+        """
+        ...
+
+    def layout(self, side: Side) -> CodeLayout | None:
+        """How the codes of `CodedRows` lie, keys and values as two parts; None where every record
+        holds rows."""
+        ...
+
+    def contents(self, sizes: Tensor, lengths: Tensor, side: Side) -> Contents:
+        """What records of these sizes in bytes [Hkv, S] hold for spans of lengths [S]."""
+        ...
+
     def fits(self, sizes: Tensor, lengths: Tensor, side: Side) -> bool:
         """Whether records of these sizes in bytes [Hkv, S] can hold spans of lengths [S]."""
         ...
@@ -74,6 +157,29 @@ class Codec(Protocol):
     def host_share(self, size: int, span: float) -> float:
         """Expected bytes over those of 16-bit rows, for spans of about `span` tokens."""
         ...
+
+
+def all_exact(sizes: Tensor) -> Contents:
+    """Of records that hold rows wherever they hold anything."""
+    return Contents(sizes > 0, torch.zeros_like(sizes, dtype=torch.int64))
+
+
+class RowCodec:
+    """What codecs share whose records attention takes as rows and not as codes."""
+
+    def expand(self: Codec, head: int, payload: Tensor, records: Placed, side: Side) -> ExactRows:
+        return ExactRows(*self.decode(head, *records.joined(payload), records.lengths, side))
+
+    def unpack(
+        self, head: int, payload: Tensor, records: Placed, side: Side, layout: CodeLayout
+    ) -> CodedRows:
+        raise TypeError(f"{type(self).__name__} keeps rows and no codes")
+
+    def layout(self, side: Side) -> CodeLayout | None:
+        return None
+
+    def contents(self, sizes: Tensor, lengths: Tensor, side: Side) -> Contents:
+        return all_exact(sizes)
 
 
 def interleave(rows: Tensor, bounds: Tensor) -> Records:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.compression.codecs.base import Records, Side, interleave
+from engine.compression.codecs.base import Records, RowCodec, Side, interleave
 from engine.compression.codecs.layer_basis import LayerAxes
 from engine.compression.statistics import LayerStatistics
 
 
 @dataclass(frozen=True)
-class Raw:
+class Raw(RowCodec):
     """Rows as they are, in the model's own dtype. The reference every codec is held against."""
 
     def fit(self, k: Tensor, v: Tensor, statistics: LayerStatistics | None = None) -> Side:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.compression.codecs.base import Records, Side, interleave
+from engine.compression.codecs.base import Records, RowCodec, Side, interleave
 from engine.compression.codecs.layer_basis import LayerAxes
 from engine.compression.statistics import LayerStatistics
 
 
 @dataclass(frozen=True)
-class Rows:
+class Rows(RowCodec):
     """Each row as a float16 scale and its values in `bits` (8, 4 or 2), symmetric about zero."""
 
     bits: int = 8

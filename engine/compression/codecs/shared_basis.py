@@ -9,9 +9,19 @@ import torch
 from torch import Tensor
 
 from engine.compression.basis import covariance_basis
-from engine.compression.codecs.base import Records, Side, interleave
+from engine.compression.codecs.base import (
+    CodedRows,
+    Contents,
+    ExactRows,
+    Placed,
+    Records,
+    Side,
+    all_exact,
+    interleave,
+)
 from engine.compression.codecs.eight_bits import from_eight_bits, to_eight_bits
 from engine.compression.codecs.layer_basis import OWN, Axes, LayerAxes, basis_of, sample
+from engine.compression.columns import CodeLayout
 from engine.compression.packing import Packing, packing_products, row_widths
 from engine.compression.quantize import (
     bit_price,
@@ -247,29 +257,80 @@ class SharedBasis:
         self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, side: Side
     ) -> tuple[Tensor, Tensor]:
         size = side["k_mean"].shape[-1]
-        widths = [
-            4 * size if self.bits >= 32 else Packing.of(side[f"{name}_bits"][head]).row_bytes
-            for name in ("k", "v")
-        ]
-        sizes = offsets.diff()
-        codes = lengths * sum(widths)
-        if bool((sizes == codes).all()):
-            rows = payload.reshape(int(lengths.sum()), sum(widths))
-            return self._restore(head, rows, widths, side)
-        plain = (sizes != codes) & (sizes == 2 * (size + 2) * lengths)
         k, v = (torch.empty(int(lengths.sum()), size, device=payload.device) for _ in range(2))
-        places = lengths.cumsum(0) - lengths
-        starts = offsets[:-1]
-        rows = payload[gather_ranges(starts[plain], sizes[plain])]
-        into = gather_ranges(places[plain], lengths[plain])
-        k[into], v[into] = from_eight_bits(rows.reshape(len(into), 2, size + 2))
-        starts, sizes, lengths, codes = (x[~plain] for x in (starts, sizes, lengths, codes))
-        into = gather_ranges(places[~plain], lengths)
-        rows = payload[gather_ranges(starts, codes)].reshape(len(into), sum(widths))
-        entries = payload[gather_ranges(starts + codes, sizes - codes)]
-        mended = self._mended(entries, (sizes - codes) // ENTRY_BYTES, lengths, size)
-        k[into], v[into] = self._restore(head, rows, widths, side, mended)
+        records = Placed.after_another(offsets, lengths)
+        layout = self.layout(side)
+        exact = self.contents(offsets.diff()[None], lengths, _of_head(head, side)).exact[0]
+        into = lengths.cumsum(0) - lengths
+        for kind in (exact, ~exact):
+            if not bool(kind.any()):
+                continue
+            some = records.where(kind)
+            if layout is None or kind is exact:
+                rows = self.expand(head, payload, some, side)
+            else:
+                rows = self._restore(head, self.unpack(head, payload, some, side, layout), side)
+            places = gather_ranges(into[kind], some.lengths)
+            k[places], v[places] = rows.k, rows.v
         return k, v
+
+    def expand(self, head: int, payload: Tensor, records: Placed, side: Side) -> ExactRows:
+        size = side["k_mean"].shape[-1]
+        joined, _ = records.joined(payload)
+        if self.bits < 32:
+            return ExactRows(*from_eight_bits(joined.reshape(-1, 2, size + 2)))
+        coefs = joined.view(torch.float32).reshape(-1, 2, size)
+        out = []
+        for part, name in enumerate("kv"):
+            mean, basis = basis_of(name, side, head)
+            out.append(torch.addmm(mean, coefs[:, part], basis.T))
+        return ExactRows(*out)
+
+    def unpack(
+        self, head: int, payload: Tensor, records: Placed, side: Side, layout: CodeLayout
+    ) -> CodedRows:
+        starts, lengths = records.starts, records.lengths
+        width = layout.first[head + 1] - layout.first[head]
+        codes = lengths * width
+        first = torch.repeat_interleave(starts - (codes.cumsum(0) - codes), lengths)
+        first += torch.arange(len(first), device=payload.device) * width
+        packed = payload[first[:, None] + torch.arange(width, device=payload.device)]
+        places = gather_ranges(starts + codes, records.sizes - codes)
+        if not len(places):
+            return CodedRows(packed, starts.new_empty(4, 0))
+        counts = (records.sizes - codes) // ENTRY_BYTES
+        residuals = self._mended(payload[places], counts, lengths, side["k_mean"].shape[-1])
+        _, part, component, _ = residuals
+        known = component < layout.components
+        if not bool(known.all()) or not bool(layout.lower[part, head, component].all()):
+            raise StoreError(
+                "a span's record corrects a coefficient that has no code: ingest again"
+            )
+        return CodedRows(packed, residuals)
+
+    def layout(self, side: Side) -> CodeLayout | None:
+        if self.bits >= 32:
+            return None
+        bits = [side["k_bits"], side["v_bits"]]
+        most = max(each.shape[-1] for each in bits)
+        padded = [torch.nn.functional.pad(each, (0, most - each.shape[-1])) for each in bits]
+        return CodeLayout.of(torch.stack(padded))
+
+    def contents(self, sizes: Tensor, lengths: Tensor, side: Side) -> Contents:
+        if self.bits >= 32:
+            return all_exact(sizes)
+        codes = sizes.new_tensor(self._row_bytes(side))[:, None] * lengths
+        exact = (sizes != codes) & (sizes == 2 * (side["k_mean"].shape[-1] + 2) * lengths)
+        entries = torch.where(exact, 0, (sizes - codes) // ENTRY_BYTES)
+        return Contents(exact, entries.long())
+
+    @staticmethod
+    def _row_bytes(side: Side) -> list[int]:
+        """Bytes of a token's codes in each head."""
+        return [
+            sum(Packing.of(side[f"{name}_bits"][head]).row_bytes for name in "kv")
+            for head in range(len(side["k_bits"]))
+        ]
 
     @staticmethod
     def _mended(entries: Tensor, counts: Tensor, lengths: Tensor, size: int) -> Tensor:
@@ -288,50 +349,27 @@ class SharedBasis:
         steps = value - 256 * (value > 127)
         return torch.stack([row, place // size % 2, place % size, steps])
 
-    def _restore(
-        self,
-        head: int,
-        rows: Tensor,
-        widths: list[int],
-        side: Side,
-        mended: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Coded rows uint8 [n, bytes] -> k, v [n, D]; rows of no bytes are the mean. mended: see
-        `_mended`."""
+    @staticmethod
+    def _restore(head: int, coded: CodedRows, side: Side) -> ExactRows:
+        """The rows that codes stand for; rows of no bytes are the mean."""
+        packings = [Packing.of(side[f"{name}_bits"][head]) for name in "kv"]
+        parts = torch.split(coded.packed, [packing.row_bytes for packing in packings], -1)
         out = []
         for part, name in enumerate("kv"):
-            packed = torch.split(rows, widths, -1)[part]
             mean, basis = basis_of(name, side, head)
-            if self.bits >= 32:
-                coefs = packed.contiguous().view(torch.float32)
-            else:
-                bits, step = side[f"{name}_bits"][head], side[f"{name}_step"][head]
-                packing = Packing.of(bits)
-                used = packing.components
-                coefs = dequantize(packing.unpack(packed), bits[:used], step[:used])
-                if mended is not None:
-                    row, _, component, value = mended[:, mended[1] == part]
-                    if bool((component >= used).any()):
-                        raise StoreError(
-                            "a span's record corrects a coefficient that has no code: ingest again"
-                        )
-                    coefs[row, component] += value * step[component] / FINER
-                basis = basis[:, :used]
-            out.append(torch.addmm(mean, coefs, basis.T))
-        return out[0], out[1]
+            bits, step = side[f"{name}_bits"][head], side[f"{name}_step"][head]
+            used = packings[part].components
+            coefs = dequantize(packings[part].unpack(parts[part]), bits[:used], step[:used])
+            row, _, component, value = coded.residuals[:, coded.residuals[1] == part]
+            coefs[row, component] += value * step[component] / FINER
+            out.append(torch.addmm(mean, coefs, basis[:, :used].T))
+        return ExactRows(*out)
 
     def fits(self, sizes: Tensor, lengths: Tensor, side: Side) -> bool:
         plain = 2 * (side["k_mean"].shape[-1] + 2) * lengths
         if self.bits >= 32:
-            row = torch.full((len(sizes),), 8 * side["k_mean"].shape[-1])
-        else:
-            row = torch.tensor(
-                [
-                    sum(Packing.of(side[f"{name}_bits"][head]).row_bytes for name in ("k", "v"))
-                    for head in range(len(sizes))
-                ]
-            )
-        beside = sizes - row[:, None] * lengths
+            return bool((sizes == 8 * side["k_mean"].shape[-1] * lengths).all())
+        beside = sizes - torch.tensor(self._row_bytes(side))[:, None] * lengths
         known = beside == 0
         if self.outlier or self.residual:
             known |= sizes == plain
@@ -350,3 +388,11 @@ class SharedBasis:
         scale = torch.full((heads, size), 1 / 127).half()
         parts = (("basis", basis), ("scale", scale))
         return {f"{OWN}{name}_{part}": t for name in "kv" for part, t in parts}
+
+
+def _of_head(head: int, side: Side) -> Side:
+    """The same for one head alone, as `contents` needs it."""
+    return {
+        name: tensor[head : head + 1] if name in ("k_bits", "v_bits") else tensor
+        for name, tensor in side.items()
+    }

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.compression.basis import span_svd
-from engine.compression.codecs.base import Records, Side
+from engine.compression.codecs.base import Records, RowCodec, Side
 from engine.compression.codecs.eight_bits import _floats, _scaled, to_eight_bits
 from engine.compression.codecs.layer_basis import LayerAxes
 from engine.compression.codecs.rank_gates import kept_rank, rank_gates
@@ -21,7 +21,7 @@ from engine.errors import StoreError
 
 
 @dataclass(frozen=True)
-class SpanSVD:
+class SpanSVD(RowCodec):
     """The published codec: a truncated SVD per span and KV head, made never larger than raw.
 
     The smallest rank, at most `rank`, whose residual is at most 1 - `energy` of the span's

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from engine.compression.codecs.base import Side
 from engine.compression.codecs.layer_basis import Axes, basis_of, sample, stores_basis
+from engine.compression.columns import CodeColumns, centre
 from engine.compression.packing import Packing, pack_heads, split_heads
 from engine.compression.quantize import (
     GAUSS_MSE,
@@ -28,7 +29,7 @@ from engine.compression.quantize import (
     float_codes,
     rounding_error,
 )
-from engine.compression.scores import packed_span_masses
+from engine.compression.scores import column_span_masses, packed_span_masses
 from engine.compression.statistics import LayerStatistics
 
 
@@ -162,6 +163,18 @@ class Sketch:
         packed, bits = device["sketch.t"], side["sketch_bits"]
         return span_masses(packed, bits, *self.turned(q, side), bounds)
 
+    def column_masses(
+        self, q: Tensor, codes: CodeColumns, side: Side, bounds: Tensor, owner: Tensor
+    ) -> Tensor:
+        """As `logmass`, of a sketch that is held as columns."""
+        steps, shift = self.turned(q, side)
+        used = codes.layout.components
+        middle = centre(side["sketch_bits"])[..., None]
+        shift = shift + torch.bmm(steps, middle[:, : steps.shape[-1]])
+        return column_span_masses(
+            codes, steps[..., :used] * codes.layout.lower[0].float()[:, None], shift, bounds, owner
+        )
+
     def turned(self, q: Tensor, side: Side) -> tuple[Tensor, Tensor]:
         """See `two_level.Sketched`."""
         mean, basis = basis_of("k", side)
@@ -205,10 +218,15 @@ def _has_triton() -> bool:
     return find_spec("triton") is not None
 
 
+def has_kernel(device: torch.device) -> bool:
+    """Whether packed rows are scored by a kernel of their own on this device."""
+    return device.type == "cuda" and _has_triton()
+
+
 def span_masses(packed: Tensor, bits: Tensor, q: Tensor, shift: Tensor, bounds: Tensor) -> Tensor:
     """`packed_span_masses`; on a CUDA device in one kernel where Triton is installed, as torch does
     on Linux. An error of the kernel is an error: there is no second way once it is chosen."""
-    if packed.is_cuda and _has_triton():
+    if has_kernel(packed.device):
         from engine.compression import kernels
 
         return kernels.span_masses(packed, bits, q, shift, bounds)
@@ -216,26 +234,26 @@ def span_masses(packed: Tensor, bits: Tensor, q: Tensor, shift: Tensor, bounds: 
 
 
 def choose(
-    share: Tensor, cost: Tensor, room: float, uncovered: float, rows: Tensor | None = None
+    share: Tensor, cost: Tensor, room: Tensor, uncovered: float, rows: Tensor | None = None
 ) -> Tensor:
-    """The spans to zoom: by falling share until what is left is small or the room is full.
+    """The spans that each KV head zooms: by falling share until what is left is small or no room is
+    left of what a span takes.
 
     Args:
         share: [Hkv, F] estimated share of attention that a span draws.
-        cost: [Hkv, F] bytes of a span on the device.  room: bytes to spend, heads together.
+        cost: [C, Hkv, F] what a span takes of each of C kinds of room.  room: [C, Hkv].
         uncovered: what of any row's attention may stay unzoomed; 0 zooms all that fits.
         rows: [Hkv, R, F] the shares of each row, of which `share` is the largest; without, `share`
             is the only row.
     Returns:
         bool [Hkv, F].
     """
-    wanted = torch.ones_like(share, dtype=torch.bool)
+    order = share.argsort(dim=-1, descending=True, stable=True)
+    taken = cost.gather(-1, order.expand_as(cost))
+    fits = ((taken.cumsum(-1) <= room[..., None]) | (taken == 0)).all(0)
     if uncovered > 0:
-        rising = share.argsort(dim=-1)[:, None]
         drawn = share[:, None] if rows is None else rows
-        left = drawn.gather(-1, rising.expand_as(drawn)).cumsum(-1).amax(1)
-        wanted = torch.zeros_like(wanted).scatter_(-1, rising[:, 0], left > uncovered)
-    order = torch.where(wanted, share, -1.0).flatten().argsort(descending=True, stable=True)
-    fits = cost.flatten()[order].cumsum(0) <= room
-    chosen = torch.zeros_like(fits).scatter_(0, order, fits)
-    return chosen.reshape(share.shape) & wanted
+        rising = order.flip(-1)[:, None]
+        left = drawn.gather(-1, rising.expand_as(drawn)).cumsum(-1).amax(1).flip(-1)
+        fits &= left > uncovered
+    return torch.zeros_like(fits).scatter_(-1, order, fits)

@@ -258,8 +258,8 @@ class _Look:
         """What is exact when `percent` of every row's attention is asked for and nothing limits it:
         estimated, true, true of the row that has least, and the share of tokens zoomed, [4]."""
         share = self.estimate.amax(1)
-        free = torch.zeros_like(share)
-        zoomed = choose(share, free, 0.0, 1 - percent / 100, self.estimate)
+        free = torch.zeros(1, *share.shape)
+        zoomed = choose(share, free, free[..., 0], 1 - percent / 100, self.estimate)
         guess, true = (1 - (x * ~zoomed[:, None]).sum(-1) for x in (self.estimate, self.truth))
         tokens = (zoomed * self.bounds.diff()).sum(-1) / self.bounds[-1]
         least = true.amin(1)

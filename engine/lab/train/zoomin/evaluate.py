@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from engine.attention.layer import View
+from engine.attention.view import View
 from engine.compression import encode
 from engine.compression.codecs.base import Side
 from engine.compression.codecs.layer_basis import document_bytes

@@ -93,14 +93,15 @@ class _Witness:
     beyond: int
     look: list[TeacherQueries] = field(default_factory=list)
 
-    def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor) -> Tensor:
+    def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor | None) -> Tensor:
         k, v = self.rows
         heads, tokens, size = k.shape
         rows = q.shape[1]
         grouped = group_queries(q, heads)
         scale = 1 / math.sqrt(size)
         near = torch.bmm(grouped, live_k.float().mT) * scale
-        near = near.masked_fill(~seen.repeat(grouped.shape[1] // rows, 1), NEG_INF)
+        if seen is not None:
+            near = near.masked_fill(~seen.repeat(grouped.shape[1] // rows, 1), NEG_INF)
         before = torch.bmm(grouped, self.prefix[0].float().mT) * scale
         total = torch.logaddexp(near.logsumexp(-1), before.logsumexp(-1))
         far = torch.full_like(total, NEG_INF)
