@@ -47,6 +47,7 @@ CONTRACT = {
         "device_kv_bytes",
         "full_kv_bytes",
         "zoomed_spans",
+        "working_bytes",
         "total_spans",
         "peak_device_bytes",
     },
