@@ -205,13 +205,18 @@ class Usage:
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Bytes of the device tier, everything counted, at its largest during the answer."""
+    """Bytes of the device tier, everything counted, at its largest during the answer.
+
+    device_kv_bytes: what is held for the document, which a budget bounds. working_bytes: the most
+    that one layer took beside it for one forward: unpacked codes, rows widened to 32 bits, scores.
+    """
 
     device_kv_bytes: int
     full_kv_bytes: int
     zoomed_spans: int
     total_spans: int
     peak_device_bytes: int
+    working_bytes: int = 0
 
 
 @dataclass(frozen=True)

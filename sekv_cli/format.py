@@ -280,7 +280,8 @@ def print_stats(out: Console, answer: Answer) -> None:
                     "memory",
                     f"{bytes_text(memory.device_kv_bytes)} resident, "
                     f"{share_text(memory.device_kv_bytes, memory.full_kv_bytes)} of the full "
-                    f"cache's {bytes_text(memory.full_kv_bytes)}{peak}",
+                    f"cache's {bytes_text(memory.full_kv_bytes)}, "
+                    f"{bytes_text(memory.working_bytes)} working{peak}",
                 ),
                 (
                     "zoom",

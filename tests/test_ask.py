@@ -51,6 +51,7 @@ CONTRACT = {
         "device_kv_bytes",
         "full_kv_bytes",
         "zoomed_spans",
+        "working_bytes",
         "total_spans",
         "peak_device_bytes",
     },

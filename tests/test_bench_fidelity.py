@@ -366,7 +366,7 @@ def test_queries_and_rows_are_those_of_the_models_own_attention(
         scores[..., -rows:] = scores[..., -rows:].masked_fill(late, NEG_INF)
         torch.testing.assert_close(out, scores.softmax(-1) @ values, atol=1e-4, rtol=1e-4)
     # The subject's moments are of other rows than its questions, but of the same keys' space.
-    assert all(one["queries"].shape == (2, 16, 16) for one in subject.learnt)
+    assert all(one.moment.shape == (2, 16, 16) for one in subject.learnt)
 
 
 def test_a_router_that_knows_every_key_finds_what_the_oracle_finds(subject: Subject) -> None:

@@ -19,8 +19,10 @@ from engine.compression.codecs.rows import Rows
 from engine.compression.codecs.shared_basis import SharedBasis
 from engine.compression.codecs.span_svd import SpanSVD
 from engine.compression.packing import Packing
+from engine.compression.query_statistics import QueryMoments
 from engine.compression.ranges import gather_ranges, span_mean
 from engine.compression.routers.sketch import Sketch
+from engine.compression.statistics import LayerStatistics
 from engine.errors import StoreError
 from tiny_memory import rows
 
@@ -551,15 +553,11 @@ def test_queries_decide_which_error_of_a_key_counts() -> None:
     k, v = rows(19, 1, 600, 32)
     made = torch.Generator().manual_seed(4)
     looks = torch.randn(200, 32, generator=made) * (torch.arange(32) >= 24)
-    known = {
-        "queries": (looks.T @ looks / 200)[None],
-        "score_worth": torch.ones(1),
-        "value_worth": torch.full((1,), 0.01),
-    }
+    known = QueryMoments((looks.T @ looks / 200)[None], torch.ones(1), torch.full((1,), 0.01))
     bounds, codec = torch.arange(0, 601, 10), SharedBasis(2.0)
     wrong = []
-    for given_ in ({}, known):
-        side = codec.fit(k, v, given_)
+    for queries in (None, known):
+        side = codec.fit(k, v, LayerStatistics.of(k, v, queries))
         records = codec.encode(k, v, bounds, side)
         got, _ = decoded(codec, records, side, bounds, 1, 0, list(range(60)))
         wrong.append(float(((got - k[0]) @ looks.T).square().mean()))
@@ -569,18 +567,13 @@ def test_queries_decide_which_error_of_a_key_counts() -> None:
 def test_layers_and_heads_share_the_bits_they_are_worth() -> None:
     """A head whose errors do not show gives its bits to the others; the mean is kept."""
     k, v = rows(20, 2, 400, 32)
-    known = {
-        "queries": torch.eye(32).expand(2, -1, -1),
-        "score_worth": torch.tensor([1.0, 1e-4]),
-        "value_worth": torch.tensor([1.0, 1e-4]),
-    }
+    worth = torch.tensor([1.0, 1e-4])
+    known = LayerStatistics.of(k, v, QueryMoments(torch.eye(32).expand(2, -1, -1), worth, worth))
     side = SharedBasis(3.0).fit(k, v, known)
     mean = torch.stack([side["k_bits"], side["v_bits"]]).float().mean((0, 2))
     assert mean[0] > mean[1] + 1
     assert float(mean.mean()) == pytest.approx(3.0, abs=0.15)
-    price = torch.tensor([0.5], dtype=torch.float64)
-    given_ = {**known, "code_price": price}
-    fewer = SharedBasis(3.0).fit(k, v, given_)
+    fewer = SharedBasis(3.0).fit(k, v, replace(known, code_price=0.5))
     assert int(fewer["k_bits"].sum()) < int(side["k_bits"].sum())
 
 

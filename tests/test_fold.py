@@ -11,6 +11,7 @@ from engine.compression.codecs.base import Side
 from engine.compression.codecs.span_svd import SpanSVD
 from engine.compression.encode import (
     CompressedLayer,
+    Given,
     compress_layer,
     fit,
     pinned_tokens,
@@ -23,7 +24,8 @@ from engine.compression.spans import COMPRESSED, PINNED, Spans
 from tiny_memory import EXACT, fixed_spans, rows
 
 TOKENS = 120
-GIVEN: Side = {"retrieval_heads": torch.tensor([1, 2]), "layer_share": torch.ones(1)}
+CALIBRATED: Side = {"retrieval_heads": torch.tensor([1, 2]), "layer_share": torch.ones(1)}
+GIVEN = Given(calibrated=CALIBRATED)
 QUERIES = torch.randn(4, 8, 16, generator=torch.Generator().manual_seed(5))
 """Calibrated heads and observed queries, for the methods that need them."""
 

@@ -29,7 +29,8 @@ from engine.errors import (
     StoreError,
 )
 from engine.ingest import run as use
-from engine.ingest.run import append, cut_windows, default_target, ingest, longest_window, plan
+from engine.ingest.run import append, default_target, ingest, plan
+from engine.ingest.windows import cut_windows, longest_window
 from engine.models import hf
 from engine.store.manifest import NAME
 from engine.store.reader import Store

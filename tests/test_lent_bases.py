@@ -13,9 +13,9 @@ from engine.compression.basis import covariance_basis
 from engine.compression.codecs.base import Side
 from engine.compression.codecs.layer_basis import (
     OWN,
+    LentBases,
     borrow,
     document_bytes,
-    fit_basis,
     of_document,
     pack_basis,
 )
@@ -25,6 +25,7 @@ from engine.compression.ranges import gather_ranges
 from engine.compression.routers.sketch import Sketch
 from engine.compression.scores import span_logsumexp
 from engine.compression.spans import COMPRESSED, Spans
+from engine.compression.statistics import LayerStatistics
 from engine.errors import StoreError
 
 SIZE, HEADS, TOKENS = 32, 2, 240
@@ -53,11 +54,20 @@ def model_bases(seed: int = 100) -> Side:
     return made
 
 
+def lent_to(k: Tensor, v: Tensor, bases: Side) -> LayerStatistics:
+    return LayerStatistics.of(k, v, lent=LentBases.of(bases))
+
+
+def statistics_of(given: encode.Given) -> LayerStatistics:
+    assert given.statistics is not None
+    return given.statistics
+
+
 def test_rows_come_back_from_the_models_bases_as_from_their_own() -> None:
     k, v = rows(1)
     codec, bounds = SharedBasis(6.0, model="x"), torch.arange(0, TOKENS + 1, 8)
     errors = []
-    for given in (model_bases(), {}):
+    for given in (lent_to(k, v, model_bases()), None):
         side = codec.fit(k, v, given)
         records = codec.encode(k, v, bounds, side)
         lengths = bounds.diff()
@@ -74,14 +84,14 @@ def test_rows_come_back_from_the_models_bases_as_from_their_own() -> None:
 def test_a_document_keeps_the_order_of_the_columns_and_not_these() -> None:
     k, v = rows(2)
     codec, own = SharedBasis(3.0, model="x"), model_bases()
-    side, plain = codec.fit(k, v, own), codec.fit(k, v)
+    side, plain = codec.fit(k, v, lent_to(k, v, own)), codec.fit(k, v)
     stored = of_document(side)
     assert not {"k_basis", "v_basis"} & side.keys()
     assert document_bytes(side) == document_bytes(stored) < 0.5 * document_bytes(plain)
     again = borrow(stored, own)
     assert again.keys() == side.keys()
     assert all(torch.equal(again[name], side[name]) for name in side)
-    _, variance = fit_basis("k", k, own)
+    variance = lent_to(k, v, own).keys.variance
     assert bool((variance.diff(dim=-1) <= 0).all())
     assert borrow(plain, {}) is plain
 
@@ -89,7 +99,7 @@ def test_a_document_keeps_the_order_of_the_columns_and_not_these() -> None:
 @pytest.mark.parametrize("order", [[0] * SIZE, list(range(1, SIZE + 1)), [0]])
 def test_what_is_no_order_of_columns_is_refused(order: list[int]) -> None:
     own = model_bases()
-    side = of_document(SharedBasis(3.0, model="x").fit(*rows(2), own))
+    side = of_document(SharedBasis(3.0, model="x").fit(*rows(2), lent_to(*rows(2), own)))
     side["k_order"] = torch.tensor([order] * HEADS, dtype=torch.int16)
     with pytest.raises(StoreError, match="no order of a basis' columns"):
         borrow(side, own)
@@ -102,8 +112,9 @@ def test_short_documents_borrow_and_long_ones_do_not() -> None:
 
     def borrows(tokens: int, bases: list[Side]) -> bool:
         given = encode.prepare(RECIPE, layers, [], bases, tokens)
-        assert len({f"{OWN}k_basis" in side for side in given}) == 1
-        return f"{OWN}k_basis" in given[0]
+        lent = [f"{OWN}k_basis" in statistics_of(each).keys.stored for each in given]
+        assert len(set(lent)) == 1
+        return lent[0]
 
     assert borrows(TOKENS, trained)
     assert not borrows(10**7, trained)

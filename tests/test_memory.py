@@ -12,15 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.attention.layer import (
-    LayerMemory,
-    Limits,
-    View,
-    WholeLayer,
-    allot,
-    no_spans,
-    whole_rows,
-)
+from engine.attention.budget import Limits, allot
+from engine.attention.index import SpanIndex
+from engine.attention.layer import LayerMemory, Shared, whole_rows
+from engine.attention.view import View, no_spans
 from engine.compression.codecs.raw import Raw
 from engine.compression.codecs.span_svd import SpanSVD
 from engine.compression.methods import Method
@@ -133,16 +128,14 @@ def test_a_zoomed_span_is_not_counted_twice() -> None:
     q, live_k, live_v, seen = asked(4, queries=1, live=1)
     memory.attend(q, torch.full_like(live_k, -1e4) * q.sum(), live_v, ~seen)
     (step,) = keeper.steps
-    assert 0 < len(step.zoomed[0]) < len(step.spans)
+    assert 0 < int(step.zoomed[0].sum()) < len(step.spans)
     for head in range(KV_HEADS):
-        zoomed = torch.isin(step.spans, step.zoomed[head])
+        zoomed = step.zoomed[head]
         assert torch.equal(step.summary[head] == 0, zoomed.expand(2, -1))
         total = step.summary[head].sum(-1) + step.weight[head].sum(-1)
         torch.testing.assert_close(total, torch.ones(2))
         tokens = step.tokens[head]
-        wanted = gather_ranges(
-            memory.bounds[step.zoomed[head]], memory.bounds.diff()[step.zoomed[head]]
-        )
+        wanted = gather_ranges(step.starts[zoomed], step.lengths[zoomed])
         assert sorted(tokens[tokens >= 0].tolist()) == sorted([*wanted.tolist(), 0])
 
 
@@ -190,14 +183,14 @@ def test_what_a_layer_cannot_use_another_may() -> None:
     """And nothing else: a layer that holds less than it may today keeps its share for tomorrow."""
     parts = [[rows(i, KV_HEADS, TOKENS, SIZE)] for i in range(2)]
     one, other = layers(parts, [fixed_spans(TOKENS, 5)])
-    all_of_it = one.most_bytes - one.least_bytes
-    one.limits = Limits(one.least_bytes + 1.25 * all_of_it, 1.0)
-    other.limits = Limits(other.least_bytes + 0.5 * all_of_it, 1.0)
+    all_of_it = one.most_bytes - one.fixed_bytes
+    one.limits = Limits(one.fixed_bytes + 1.25 * all_of_it, 1.0)
+    other.limits = Limits(other.fixed_bytes + 0.5 * all_of_it, 1.0)
     assert one.room == pytest.approx(all_of_it)
     assert other.room == pytest.approx(0.75 * all_of_it)
     one.limits = replace(one.limits, coverage=0.05)
     one.attend(*asked(0))
-    assert one.device_bytes < one.most_bytes
+    assert int(one.zoomed.held.sum()) < one.zoomed.held.numel()
     assert other.room == pytest.approx(0.75 * all_of_it)
     other.attend(*asked(0))
     assert other.device_bytes > other.limits.cap
@@ -229,15 +222,23 @@ def test_where_everything_fits_nothing_is_estimated(monkeypatch: pytest.MonkeyPa
     memory.release()
     memory.limits = Limits(everything, 1.0)
     memory.shared.estimates = False
-    with monkeypatch.context() as patched:
-        patched.delattr(LayerMemory, "_estimate")
-        torch.testing.assert_close(memory.attend(*asked(11)), out, atol=1e-6, rtol=1e-6)
-        assert memory.device_bytes == everything
-        for limits in (Limits(everything - 1, 1.0), Limits(everything, 0.99)):
-            memory.release()
-            memory.limits = limits
-            with pytest.raises(AttributeError, match="_estimate"):
-                memory.attend(*asked(11))
+    routed: list[int] = []
+    mass = SpanIndex.mass
+
+    def counted(index: SpanIndex, *args: Any) -> Any:
+        routed.append(1)
+        return mass(index, *args)
+
+    monkeypatch.setattr(SpanIndex, "mass", counted)
+    torch.testing.assert_close(memory.attend(*asked(11)), out, atol=1e-6, rtol=1e-6)
+    assert memory.device_bytes == everything
+    assert not routed
+    for limits in (Limits(everything - 1, 1.0), Limits(everything, 0.99)):
+        memory.release()
+        memory.limits = limits
+        memory.attend(*asked(11))
+        assert routed
+        routed.clear()
 
 
 def test_release_gives_everything_back() -> None:
@@ -344,10 +345,10 @@ def test_a_whole_layer_is_plain_attention_and_reports_its_rows() -> None:
     assert torch.equal(got_k, k)
     assert torch.equal(got_v, v)
     keeper = Keeper()
-    folded.shared.watchers.append(keeper)
+    shared = Shared(folded.shared.bounds, 1, watchers=[keeper])
     nothing = no_spans(k.device)
     place = (k, v, torch.arange(TOKENS))
-    memory = WholeLayer(0, EXACT, folded.shared, NO_LIMIT, {}, place, nothing, {}, folded.host)
+    memory = LayerMemory(0, EXACT, shared, NO_LIMIT, {}, place, nothing, {}, folded.host)
     question = asked(14)
     torch.testing.assert_close(
         memory.attend(*question), truth(k, v, question), atol=1e-5, rtol=1e-5
@@ -355,9 +356,8 @@ def test_a_whole_layer_is_plain_attention_and_reports_its_rows() -> None:
     (step,) = keeper.steps
     assert step.tokens[0].tolist() == list(range(TOKENS))
     assert all(w.shape == (2, TOKENS) for w in step.weight)
-    memory.focus(torch.tensor([0]))
     memory.release()
-    assert memory.device_bytes == memory.fixed_bytes + memory.zoomed.nbytes
+    assert memory.device_bytes == memory.fixed_bytes == 2 * k.nbytes + 4 * KV_HEADS * TOKENS
 
 
 def test_a_step_reports_the_newest_query() -> None:

@@ -19,7 +19,7 @@ from engine.compression.codecs.half_rows import HalfRows
 from engine.compression.methods import METHODS, named
 from engine.compression.routers.static import Observed, RetrievalHeads, layer_budgets
 from engine.compression.routers.text import PartMeans
-from engine.compression.selectors import Blocks, Once, SentenceQuery
+from engine.compression.selectors import Blocks, SentenceQuery
 from engine.compression.spans import Fixed
 from engine.compression.text_spans import Delimiters, Punctuated, Sentences
 from engine.compression.thoughts import Thoughts
@@ -148,7 +148,6 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "sinks": ("sentencekv", {"sinks": 4}),
     "heads' window": ("compresskv", {"router": RetrievalHeads(rows=3)}),
     "pooling": ("compresskv", {"router": RetrievalHeads(kernel=15)}),
-    "heads alike": ("compresskv", {"selector": Once()}),
     "kept": ("compresskv-strict", {"keep": 0.1}),
     "target length": ("sentkvcompress", {"segmenter": Punctuated(target=20, slack=8)}),
     "weight of marks": ("sentkvcompress", {"segmenter": Punctuated(mark=0.0)}),
@@ -327,7 +326,7 @@ def test_a_resumed_reading_has_observed_the_same(
     model: Path, reader: hf.Reader, tmp_path: Path
 ) -> None:
     """Queries and nearness of finished chunks are kept with them, byte for byte."""
-    from engine.ingest import run as use
+    from engine.ingest import build as use
 
     chunks = list(
         reader.read_window(

@@ -185,8 +185,8 @@ def test_folding_changes_what_is_said_and_what_is_resident(
     tmp_path: Path, model: Path, reader: hf.Reader
 ) -> None:
     rule = Thoughts(full=1, top=1, recent=16, shortest=8, longest=16, summary=4, shown=2)
-    folding = answered(tmp_path, model, reader, rule, 160)
-    plain = answered(tmp_path, model, reader, None, 160)
+    folding = answered(tmp_path, model, reader, rule, 400)
+    plain = answered(tmp_path, model, reader, None, 400)
     assert folding.answer != plain.answer
     assert folding.stats["answer_kv_bytes"] < plain.stats["answer_kv_bytes"] * 0.6
 

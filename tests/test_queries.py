@@ -1,8 +1,9 @@
-"""A document asks itself: what is learnt is what the model's own attention would say."""
+"""What a document's own queries tell is what the model's own attention would say."""
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,89 +14,107 @@ from hypothesis import strategies as st
 from engine.compression import encode
 from engine.compression.codecs.shared_basis import SharedBasis
 from engine.compression.methods import METHODS
-from engine.compression.query_statistics import FIRST, PIECE_TOKENS, PIECES, QueryStatistics, pieces
+from engine.compression.observation import Observe
+from engine.compression.query_statistics import (
+    FIRST,
+    SPREAD,
+    QueryMoments,
+    query_moments,
+    spread_places,
+)
 from engine.models import hf
 from tiny_books import TEXT
 from tiny_memory import rows
 
 
-@given(st.integers(1, 3000))
-def test_pieces_are_spread_over_the_window(tokens: int) -> None:
-    ids = list(range(tokens))
-    found = pieces(ids)
-    assert 1 <= len(found) <= PIECES
-    assert all(piece == ids[piece[0] : piece[0] + len(piece)] for piece in found)
-    assert all(0 < len(piece) <= PIECE_TOKENS for piece in found)
-    starts = [piece[0] for piece in found]
-    assert starts == sorted(set(starts))
-    if tokens >= PIECES * PIECE_TOKENS:
-        assert len(found) == PIECES
-        assert starts[0] < tokens / PIECES
-        assert starts[-1] + PIECE_TOKENS > tokens * (PIECES - 1) / PIECES
+@given(st.integers(1, 3000), st.integers(1, 300))
+def test_places_are_spread_over_the_window(tokens: int, count: int) -> None:
+    found = spread_places(tokens, count)
+    assert len(found) == min(tokens, count)
+    assert found == sorted(set(found))
+    assert found[0] >= 0
+    assert found[-1] < tokens
+    steps = {b - a for a, b in pairwise([-1, *found, tokens])}
+    assert max(steps) <= tokens / len(found) + 1
 
 
 def test_what_a_head_s_errors_are_worth_by_the_book() -> None:
-    """Against the sums written out: first tokens and the asked ones are exact and do not count."""
-    before, asked = 3, 2
-    k, v = rows(1, 2, 40, 8)
-    q = torch.randn(4, asked, 8, generator=torch.Generator().manual_seed(1))
-    probe = QueryStatistics(1, before)
-    probe.see(0, q, k, v)
-    [learnt] = probe.learnt()
+    """Against the sums written out: first tokens and near ones are exact and do not count."""
+    before, tokens, places = 3, 40, [0, 7, 20, 39]
+    k, v = rows(1, 2, before + tokens, 8)
+    q = torch.randn(4, len(places), 8, generator=torch.Generator().manual_seed(1))
+    prompt, window = (k[:, :before], v[:, :before]), (k[:, before:], v[:, before:])
+    learnt = query_moments(q, places, window, prompt)
+    spread = v[:, before:].var(1, correction=0).sum(-1)
     for head in range(2):
-        scores, wanted = [], torch.zeros(3)
-        moment = torch.zeros(8, 8)
-        inside = range(before + FIRST, 40 - asked)
-        spread = v[head, list(inside)].var(0, correction=0).sum()
+        wanted, moment = torch.zeros(3), torch.zeros(8, 8)
         for query in (2 * head, 2 * head + 1):
-            for row in range(asked):
+            for row, place in enumerate(places):
                 one = q[query, row]
-                scores = k[head, : 40 - asked + row + 1] @ one / math.sqrt(8)
-                p = scores.softmax(0)
+                p = (k[head, : before + place + 1] @ one / math.sqrt(8)).softmax(0)
                 out = p @ v[head, : len(p)]
-                moment += torch.outer(one, one) / (2 * asked)
-                for token in inside:
-                    wanted[0] += p[token] ** 2 * (v[head, token] - out).square().sum()
-                    wanted[1] += p[token] ** 2 * spread
+                moment += torch.outer(one, one) / (2 * len(places))
+                for token in range(FIRST, place - tokens // 4 + 1):
+                    share = p[before + token] ** 2
+                    wanted[0] += share * (v[head, before + token] - out).square().sum()
+                    wanted[1] += share * spread[head]
                 wanted[2] += out.square().sum()
-        torch.testing.assert_close(learnt["queries"][head], moment, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(learnt["score_worth"][head], wanted[0] / wanted[2])
-        torch.testing.assert_close(learnt["value_worth"][head], wanted[1] / wanted[2])
+        torch.testing.assert_close(learnt.moment[head], moment, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(learnt.score_worth[head], wanted[0] / wanted[2])
+        torch.testing.assert_close(learnt.value_worth[head], wanted[1] / wanted[2])
 
 
-def test_a_window_that_asks_itself_changes_nothing(reader: hf.Reader) -> None:
-    """Twice the same, and the rows are those they were."""
+@pytest.mark.parametrize("tokens", [1, 2, 5, 100])
+def test_windows_of_a_few_tokens_have_finite_moments(tokens: int) -> None:
+    k, v = rows(3, 2, tokens + 1, 16)
+    q = torch.randn(4, min(tokens, 7), 16, generator=torch.Generator().manual_seed(2))
+    prompt, window = (k[:, :1], v[:, :1]), (k[:, 1:], v[:, 1:])
+    learnt = query_moments(q, spread_places(tokens, 7), window, prompt)
+    for tensor in (learnt.moment, learnt.score_worth, learnt.value_worth):
+        assert bool(tensor.isfinite().all())
+    assert bool((learnt.score_worth > 0).all())
+
+
+def test_what_is_learnt_does_not_depend_on_the_chunks(reader: hf.Reader) -> None:
+    """The queries are those of the same tokens, and reading is as it is without."""
     ids = reader.tokenizer.encode(TEXT, add_special_tokens=False)
-    prefix = reader.prefix()
-    chunks = list(reader.read_window(ids, prefix, 128, []))
-    before = [k.clone() for k in chunks[-1].k]
-    first, second = (reader.query_statistics(ids, prefix, chunks) for _ in range(2))
-    assert len(first) == reader.layers
-    for one, other, k, was in zip(first, second, chunks[-1].k, before, strict=True):
-        assert all(torch.equal(one[name], other[name]) for name in one)
-        assert torch.equal(k, was)
-        assert one["queries"].shape == (2, 16, 16)
-        assert bool((torch.linalg.eigvalsh(one["queries"]) > -1e-3).all())
+    prefix, found = reader.prefix(), []
+    for chunk in (33, 128, 1000):
+        chunks = list(reader.read_window(ids, prefix, chunk, [], Observe(spread=20)))
+        assert [place for c in chunks for place in c.places] == spread_places(len(ids), 20)
+        found.append(reader.query_statistics(prefix, chunks))
+    plain = list(reader.read_window(ids, prefix, 1000, []))
+    assert reader.query_statistics(prefix, plain) == []
+    assert all(torch.equal(a, b) for a, b in zip(plain[0].k, chunks[0].k, strict=True))
+    assert len(found[0]) == reader.layers
+    for one, other in (found[:2], found[1:]):
+        for mine, theirs in zip(one, other, strict=True):
+            for name in ("moment", "score_worth", "value_worth"):
+                a, b = getattr(mine, name), getattr(theirs, name)
+                torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+        assert mine.moment.shape == (2, 16, 16)
+        assert bool((torch.linalg.eigvalsh(mine.moment) > -1e-3).all())
 
 
-def test_only_methods_that_weigh_keys_ask(
+def test_only_methods_that_weigh_keys_keep_queries(
     reader: hf.Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tiny_books import report
 
-    asked: list[int] = []
-    whole = hf.Reader.query_statistics
+    kept: list[int] = []
+    whole = hf.Reader.read_window
 
-    def counted(self: hf.Reader, ids: list[int], *rest: object) -> object:
-        asked.append(len(ids))
-        return whole(self, ids, *rest)  # type: ignore[arg-type]
+    def counted(self: hf.Reader, *rest: object) -> object:
+        kept.append(rest[-1].spread)  # type: ignore[attr-defined]
+        return whole(self, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(hf.Reader, "query_statistics", counted)
+    monkeypatch.setattr(hf.Reader, "read_window", counted)
     path = Path(reader.identity.id)
-    for method, times in (("full", 0), ("sekv-paper", 0), ("sekv", 1)):
-        asked.clear()
+    for method, first in (("full", 0), ("sekv-paper", 0), ("sekv", SPREAD)):
+        kept.clear()
         report(tmp_path / method, path, reader=reader, method=method, window=200)
-        assert len(asked) == times  # of several windows the first one tells
+        assert len(kept) > 1
+        assert kept == [first, *[0] * (len(kept) - 1)]  # of several windows the first one tells
 
 
 def test_layers_share_their_bits_by_what_they_are_worth() -> None:
@@ -103,18 +122,21 @@ def test_layers_share_their_bits_by_what_they_are_worth() -> None:
     recipe = METHODS["sekv"]
     layers = [rows(seed, 2, 200, 16) for seed in (2, 3)]
     learnt = [
-        {
-            "queries": torch.eye(16).expand(2, -1, -1) * scale,
-            "score_worth": torch.full((2,), worth),
-            "value_worth": torch.full((2,), worth),
-        }
+        QueryMoments(
+            torch.eye(16).expand(2, -1, -1) * scale,
+            torch.full((2,), worth),
+            torch.full((2,), worth),
+        )
         for scale, worth in ((1.0, 1.0), (1e-4, 1e-3))
     ]
     given_ = encode.prepare(recipe, layers, learnt)
-    assert given_[0]["code_price"] == given_[1]["code_price"]
+    found = [each.statistics for each in given_]
+    assert found[0] is not None
+    assert found[1] is not None
+    assert found[0].code_price == found[1].code_price is not None
     assert isinstance(recipe.codec, SharedBasis)
-    sides = [recipe.codec.fit(k, v, one) for (k, v), one in zip(layers, given_, strict=True)]
+    sides = [recipe.codec.fit(k, v, one) for (k, v), one in zip(layers, found, strict=True)]
     bits = [torch.cat([s["k_bits"], s["v_bits"]]).float().mean() for s in sides]
     assert bits[0] > bits[1] + 1
     assert float(sum(bits)) / 2 == pytest.approx(recipe.codec.bits, abs=0.3)
-    assert encode.prepare(METHODS["full"], layers, []) == [{}, {}]
+    assert encode.prepare(METHODS["full"], layers, []) == [encode.NOT_GIVEN] * 2

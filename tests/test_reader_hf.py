@@ -23,8 +23,10 @@ from transformers import (
     Qwen2Config,
 )
 
+from engine.attention.causal_chunk import attend_chunk
 from engine.errors import ReaderError, SekvError
-from engine.models import hf, load
+from engine.ingest import build
+from engine.models import hf, load, surprisal
 from engine.models.identity import tokenizer_fingerprint
 from engine.models.prompt import Prompt
 from engine.store.library import compare_identity
@@ -83,7 +85,7 @@ def test_surprisal_is_taken_in_pieces_and_that_changes_nothing(
     reader: hf.Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     *_, whole, _ = prefilled(reader, 150)
-    monkeypatch.setattr(hf, "HEAD_ROWS", 11)
+    monkeypatch.setattr(surprisal, "COLUMNS", 11)
     *_, pieces, _ = prefilled(reader, 150)
     torch.testing.assert_close(pieces, whole, atol=1e-6, rtol=1e-6)
 
@@ -95,6 +97,49 @@ def test_chunks_that_were_read_before_are_put_back(done: int, reader: hf.Reader)
     for a, b in zip(whole[0] + whole[1], resumed[0] + resumed[1], strict=True):
         assert torch.equal(a, b)
     assert torch.equal(whole[2], resumed[2])
+
+
+def test_a_window_is_held_once_and_freed_layer_by_layer(reader: hf.Reader) -> None:
+    """After m chunks the bytes of m chunks are held, not of m (m + 1) / 2; who lets go of a
+    layer's rows gets its bytes back."""
+    *_, chunks = prefilled(reader, 10)
+    assert len(chunks) == 15
+
+    def held(layers: range) -> int:
+        rows = [x for c in chunks for i in layers for x in (c.k[i], c.v[i])]
+        storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in rows}
+        return sum(storages.values())
+
+    identity = reader.identity
+    row = 2 * identity.kv_heads * identity.head_dim * 4
+    once = (len(reader.prompt.prefix) + len(IDS)) * row
+    assert held(range(reader.layers)) == once * reader.layers
+    rows = build._take_rows(chunks, 1)
+    assert rows[0][0].shape[1] == len(IDS)
+    assert held(range(1)) == 0
+    assert held(range(1, reader.layers)) == once * (reader.layers - 1)
+    hidden = sum(c.hidden.untyped_storage().nbytes() for c in chunks)
+    assert hidden == sum(c.hidden.nbytes for c in chunks)
+
+
+@pytest.mark.parametrize("past", [0, 1, 17, 300])
+@pytest.mark.parametrize("rows", [1, 2, 65])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_chunk_attends_as_with_a_mask(past: int, rows: int, dtype: torch.dtype) -> None:
+    made = torch.Generator().manual_seed(past + rows)
+    q = torch.randn(1, 6, rows, 16, generator=made).to(dtype)
+    k, v = (torch.randn(1, 2, past + rows, 16, generator=made).to(dtype) for _ in range(2))
+    seen = torch.ones(rows, past + rows, dtype=torch.bool).tril(past)
+    wanted = torch.nn.functional.scaled_dot_product_attention(
+        q.double(),
+        k.double().repeat_interleave(3, 1),
+        v.double().repeat_interleave(3, 1),
+        attn_mask=seen,
+        scale=0.3,
+    )
+    found = attend_chunk(q, k, v, 0.3)
+    close = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(found.double(), wanted.transpose(1, 2), atol=close, rtol=close)
 
 
 def test_no_token_sees_a_later_one(reader: hf.Reader) -> None:

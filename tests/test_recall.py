@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.answer.session import Session
-from engine.attention.layer import LayerMemory, WholeLayer
+from engine.attention.layer import LayerMemory
 from engine.compression import methods as recipes
 from engine.compression.routers.two_level import Levels
 from engine.compression.spans import Entropy
 from engine.errors import BudgetError, StoreError
 from engine.ingest.run import ingest
-from engine.memory.open import ZOOM_RESERVE, parse_budget
+from engine.memory.budget import ZOOM_RESERVE, parse_budget
 from engine.models import hf
 from engine.store.manifest import NAME, Manifest, from_bytes
 from engine.store.schema import recipe_of
@@ -158,7 +158,7 @@ def test_resident_bytes_keep_to_the_budget(
         cap = allowed(opened, parse_budget(budget, opened.store.manifest.tokens))
         assert 0 < most <= answer.memory.device_kv_bytes <= max(cap, prefix)
         if cap < prefix:
-            assert all(isinstance(layer, WholeLayer) for layer in layers)
+            assert all(not len(layer.view.spans) for layer in layers)
             assert all(layer.pinned_token.tolist() == [-1] for layer in layers)
 
 
@@ -186,17 +186,17 @@ def test_a_span_level_keeps_to_the_budget_too(
     test_resident_bytes_keep_to_the_budget(kind, budget, stores, reader, monkeypatch)
     with session(stores[kind], reader, budget=budget) as opened:
         for layer in opened.memory.layers:
-            if isinstance(layer, WholeLayer):
+            if not len(layer.view.spans):
                 continue
-            assert layer.tensors["ball.s"].shape[1] == len(layer.view.spans)
-            assert layer.tensors["radius.s"].shape[1] == len(layer.view.spans)
+            assert layer.index.tensors["ball.s"].shape[1] == len(layer.view.spans)
+            assert layer.index.tensors["radius.s"].shape[1] == len(layer.view.spans)
             assert layer.limits.cap - layer.fixed_bytes > 0
 
 
 def test_a_short_document_has_no_span_level(stores: dict[str, Path], reader: hf.Reader) -> None:
     with session(stores["many"], reader, budget="60%") as opened:
         for layer in opened.memory.layers:
-            assert "ball.s" not in layer.tensors
+            assert "ball.s" not in layer.index.tensors
             assert "ball_bits" not in layer.side
 
 
@@ -230,11 +230,11 @@ def test_old_turns_of_a_talk_have_a_span_level_too(
     turns = [Turn(f"What of day {i}?", f"It rained on day {i}.") for i in range(2)]
     with session(stores["sekv"], reader, budget="60%", max_new_tokens=2) as opened:
         [first, *_] = opened.memory.layers
-        own = first.tensors["ball.s"].shape[1]
+        own = first.index.tensors["ball.s"].shape[1]
         assert opened.ask(QUESTION, turns=turns).stats["turns_folded"] == 2
-        assert first.tensors["ball.s"].shape[1] == len(first.view.spans) > own
+        assert first.index.tensors["ball.s"].shape[1] == len(first.view.spans) > own
         opened.ask(QUESTION)
-        assert first.tensors["ball.s"].shape[1] == len(first.view.spans) == own
+        assert first.index.tensors["ball.s"].shape[1] == len(first.view.spans) == own
 
 
 def test_more_budget_never_pins_or_shows_less(stores: dict[str, Path], reader: hf.Reader) -> None:
@@ -258,7 +258,7 @@ def test_some_room_is_always_kept_to_zoom(
     for budget in ("1%", "2%", "3%", "5%", "8%", "12%", "20%", "40%"):
         with session(stores[kind], reader, budget=budget) as opened:
             for layer in opened.memory.layers:
-                if isinstance(layer, WholeLayer):
+                if not len(layer.view.spans):
                     continue
                 zoomable += 1
                 caps = [each.limits.cap for each in opened.memory.layers]
@@ -487,12 +487,17 @@ def test_unknown_settings_are_one_line(
         session(damaged(stores["sekv"], tmp_path, change), reader)
 
 
-def test_full_keeps_everything_and_zooms_nothing(
+def test_full_zooms_everything_at_the_bits_it_has(
     stores: dict[str, Path], reader: hf.Reader
 ) -> None:
-    """With --full every token is a row, whatever the budget says."""
-    with session(stores["sekv"], reader, full=True, budget="1%") as opened:
+    """Whatever the budget says; nothing is routed, and codes take less than rows would."""
+    with session(stores["sekv"], reader, full=True, budget="1%", trace=True) as opened:
         answer = opened.ask(QUESTION)
-        assert all(isinstance(layer, WholeLayer) for layer in opened.memory.layers)
+        for layer in opened.memory.layers:
+            assert bool(layer.zoomed.held.all())
+            assert int((layer.zoomed.tokens[0] >= 0).sum()) == len(TEXT)
+            assert not layer.index.names
+        assert opened.trace()["zoom"] == []
         rows = 2 * 3 * 2 * 16 * (len(TEXT) + 1) * 4
-        assert rows <= answer.memory.device_kv_bytes <= rows + 100
+        assert 0 < answer.memory.device_kv_bytes < rows / 2
+        assert answer.stats["estimated_coverage"] == 1.0

@@ -10,10 +10,11 @@ import torch
 from transformers import CohereConfig, PhiConfig
 
 import tiny_models
-from engine.compression.codecs.base import Side
 from engine.compression.codecs.shared_basis import SharedBasis
+from engine.compression.query_statistics import QueryMoments
 from engine.compression.ranges import gather_ranges
 from engine.compression.rope import apply_rope, invert_rope
+from engine.compression.statistics import LayerStatistics
 from engine.errors import ReaderError
 from engine.lab.bench.fidelity.spaces import BeforeRope, Space, Together
 from engine.models import hf
@@ -29,14 +30,11 @@ def tables(tokens: int, size: int, theta: float = 100.0) -> tuple[torch.Tensor, 
     return angle.cos(), angle.sin()
 
 
-def learnt(seed: int) -> Side:
+def learnt(seed: int) -> QueryMoments:
     made = torch.Generator().manual_seed(seed)
     q = torch.randn(HEADS, 50, SIZE, generator=made)
-    return {
-        "queries": q.mT @ q / 50,
-        "score_worth": torch.tensor([0.1, 2.0, 0.5]),
-        "value_worth": torch.tensor([1.0, 0.2, 0.03]),
-    }
+    worth = torch.tensor([0.1, 2.0, 0.5]), torch.tensor([1.0, 0.2, 0.03])
+    return QueryMoments(q.mT @ q / 50, *worth)
 
 
 SPACES: dict[str, tuple[Space, ...]] = {
@@ -47,14 +45,14 @@ SPACES: dict[str, tuple[Space, ...]] = {
 
 
 @pytest.mark.parametrize("name", sorted(SPACES))
-@pytest.mark.parametrize("given", [{}, learnt(0)], ids=["plain", "asked"])
-def test_at_full_rank_nothing_is_lost_in_any_space(name: str, given: Side) -> None:
+@pytest.mark.parametrize("given", [None, learnt(0)], ids=["plain", "asked"])
+def test_at_full_rank_nothing_is_lost_in_any_space(name: str, given: QueryMoments | None) -> None:
     k, v = rows(1, HEADS, TOKENS, SIZE)
     inside: Any = (k, v, given)
     for space in SPACES[name]:
         inside = space.enter(*inside)
     codec, bounds = SharedBasis(bits=32), torch.tensor([0, 40, TOKENS])
-    side = codec.fit(*inside)
+    side = codec.fit(*inside[:2])
     records = codec.encode(*inside[:2], bounds, side)
     back = []
     for head, heads in ((h, len(inside[0])) for h in range(len(inside[0]))):
@@ -72,7 +70,7 @@ def test_keys_that_only_their_position_tells_apart_are_one_key_before_rope() -> 
     cos, sin = tables(TOKENS, SIZE)
     one, v = rows(2, HEADS, 1, SIZE)
     k = apply_rope(one.expand(-1, TOKENS, -1), cos, sin)
-    inside, _, _ = BeforeRope(cos, sin).enter(k, v, {})
+    inside, _, _ = BeforeRope(cos, sin).enter(k, v, None)
     assert float(k.var(1).sum()) > 0.1
     torch.testing.assert_close(inside, one.expand_as(inside), atol=1e-5, rtol=1e-5)
 
@@ -82,7 +80,9 @@ def test_scaled_tables_are_undone_too() -> None:
     cos, sin = (1.3 * t for t in tables(TOKENS, SIZE))
     k, v = rows(3, HEADS, TOKENS, SIZE)
     space = BeforeRope(cos, sin)
-    torch.testing.assert_close(space.leave(*space.enter(k, v, {})[:2])[0], k, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        space.leave(*space.enter(k, v, None)[:2])[0], k, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_an_error_before_rope_counts_by_the_scores_it_moves() -> None:
@@ -90,20 +90,21 @@ def test_an_error_before_rope_counts_by_the_scores_it_moves() -> None:
     given, (cos, sin) = learnt(4), tables(64, SIZE)
     k, v = rows(4, HEADS, 64, SIZE)
     _, _, inside = BeforeRope(cos, sin).enter(k, v, given)
+    assert inside is not None
     error = torch.randn(SIZE, generator=torch.Generator().manual_seed(4))
     for head in range(HEADS):
         moved = apply_rope(error.expand(64, -1), cos, sin)
-        wanted = torch.einsum("nd,de,ne->n", moved, given["queries"][head], moved).mean()
-        found = error @ inside["queries"][head] @ error
+        wanted = torch.einsum("nd,de,ne->n", moved, given.moment[head], moved).mean()
+        found = error @ inside.moment[head] @ error
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_heads_together_spend_as_much_error_as_heads_apart() -> None:
     """The spectrum counts in one unit: leaving all out costs a layer the same in either space."""
     k, v = rows(5, HEADS, 400, SIZE)
-    given, codec = learnt(5), SharedBasis(bits=3.0)
-    apart = codec.spectrum(k, v, given)
-    together = codec.spectrum(*Together(HEADS).enter(k, v, given))
+    given = learnt(5)
+    apart = LayerStatistics.of(k, v, given).code_cost
+    together = LayerStatistics.of(*Together(HEADS).enter(k, v, given)).code_cost
     assert together.shape == (2, HEADS * SIZE)
     # A hundredth of the mean is added to every direction of a metric.
     scores = apart[:HEADS].sum(), together[0].sum()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -9,9 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.attention.residency import Host, ResidentSpans
-from engine.compression.codecs.base import Records
-from tiny_memory import Section
+from engine.attention.residency import Host
+from engine.attention.resident import Needs, ResidentSpans, Room, row_scores
+from engine.attention.view import View
+from engine.compression.code_space import from_basis
+from engine.compression.codecs.base import Codec, Records
+from engine.compression.codecs.raw import Raw
+from engine.compression.codecs.shared_basis import SharedBasis
+from engine.compression.codecs.span_svd import SpanSVD
+from engine.compression.ranges import gather_ranges
+from engine.compression.routers.sketch import choose
+from tiny_memory import Section, rows
 
 HEADS = 3
 WINDOWS = (4, 1, 5)
@@ -35,30 +45,6 @@ def host() -> tuple[Host, list[Section]]:
         first += spans
     given_sections: list[Any] = list(sections)
     return Host(0, given_sections, list(WINDOWS), HEADS), sections
-
-
-def held(zoomed: ResidentSpans) -> list[dict[int, list[int]]]:
-    """Per head what is on the device: span -> bytes of its record."""
-    return [
-        {
-            int(span): payload[a:b].tolist()
-            for span, a, b in zip(spans, offsets[:-1], offsets[1:], strict=True)
-        }
-        for spans, offsets, payload in zip(
-            zoomed.spans, zoomed.offsets, zoomed.payload, strict=True
-        )
-    ]
-
-
-def wanted(*heads: set[int]) -> list[torch.Tensor]:
-    return [torch.tensor(sorted(ids), dtype=torch.int64) for ids in heads]
-
-
-def bytes_of(*heads: set[int]) -> int:
-    """What these records and their tables take: an id and an offset each, one offset more."""
-    return sum(
-        8 + sum(len(record(span, head)) + 16 for span in ids) for head, ids in enumerate(heads)
-    )
 
 
 def test_sizes_are_those_of_the_records_of_all_windows() -> None:
@@ -86,72 +72,167 @@ def test_fetch_reads_the_records_asked_for_and_no_other(spans: list[int]) -> Non
     assert read == spans
 
 
-def test_only_what_is_new_is_fetched() -> None:
-    made, sections = host()
-    zoomed = ResidentSpans(HEADS, CPU)
-    zoomed.sync(wanted({0, 2, 5}, {2}, set()), made)
-    assert [sorted(section.reads) for section in sections] == [[0, 2], [], [0]]
-    for section in sections:
-        section.reads.clear()
-    zoomed.sync(wanted({0, 5, 6}, {2, 5}, {0}), made)
-    # Head 0 needs 6, head 1 needs 5, head 2 needs 0; 0, 2 and 5 of the others are there.
-    assert [sorted(section.reads) for section in sections] == [[0], [], [0, 1]]
-    assert zoomed.traffic.fetched_spans == 4 + 3
-    assert zoomed.traffic.reused_spans == 3
-    for section in sections:
-        section.reads.clear()
-    zoomed.sync(wanted({0}, set(), {0}), made)
-    zoomed.sync(wanted({0}, set(), {0}), made)
-    assert not any(section.reads for section in sections)
-    assert zoomed.traffic.fetched_spans == 4 + 3
-    assert zoomed.traffic.reused_spans == 3 + 2 + 2
+# ---------------------------------------------------------------------------- slots
 
 
-def test_a_span_that_leaves_gives_its_bytes_back_at_once() -> None:
-    """To the byte, and down to nothing."""
-    made, _ = host()
-    zoomed = ResidentSpans(HEADS, CPU)
-    empty = zoomed.nbytes
-    assert empty == bytes_of(set(), set(), set())
-    steps: list[tuple[set[int], set[int], set[int]]] = [
-        ({0, 1, 2}, {3, 4}, {9}),
-        ({1, 2}, {3, 4}, {9}),
-        ({1, 2, 7}, set(), {9, 0}),
-        (set(), set(), {0}),
-    ]
+SIZE, LENGTHS = 16, (3, 1, 6, 2, 5, 4, 1, 7, 2, 3)
+CODECS = {
+    "rows": Raw(),
+    "codes": SharedBasis(bits=3.0),
+    "codes, residuals and rows": SharedBasis(bits=3.0, outlier=1.2, residual=12.0),
+    "factors": SpanSVD(),
+}
+
+
+@dataclass
+class Layer:
+    """Ten spans of three heads in one window, as a codec has them, and slots for them."""
+
+    codec: Codec
+    resident: ResidentSpans
+    needs: Needs
+    host: Host
+    section: Section
+    true: list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def slots(name: str, room: float = math.inf) -> Layer:
+    codec = CODECS[name]
+    k, v = rows(3, HEADS, sum(LENGTHS), SIZE)
+    k[:, 4:9] *= 4  # what steps do not reach
+    bounds = torch.tensor([0, *LENGTHS]).cumsum(0)
+    side = codec.fit(k, v)
+    records = codec.encode(k, v, bounds, side)
+    section = Section(records, HEADS)
+    given_section: Any = section
+    made = Host(0, [given_section], [SPANS], HEADS)
+    view = View.of(torch.arange(SPANS), bounds, torch.zeros(SPANS, dtype=torch.int64))
+    pinned = torch.full((HEADS, 2, SIZE), 0.5), torch.zeros(HEADS, 2, SIZE), torch.tensor([-1, -1])
+    resident = ResidentSpans(codec, side, pinned, view)
+    needs = Needs.of(codec, made.sizes.long(), view, side, pinned[0])
+    resident.allocate(needs.most if room == math.inf else needs.fit(room), needs.cost)
+    true = []
+    for head in range(HEADS):
+        size = made.sizes[head].long()
+        places = gather_ranges(records.offsets[:-1][head::HEADS], size)
+        offsets = torch.cat([size.new_zeros(1), size.cumsum(0)])
+        true.append(codec.decode(head, records.payload[places], offsets, bounds.diff(), side))
+    return Layer(codec, resident, needs, made, section, true)
+
+
+def mask(*heads: set[int]) -> torch.Tensor:
+    return torch.stack([torch.isin(torch.arange(SPANS), torch.tensor(sorted(h))) for h in heads])
+
+
+def check(layer: Layer, *heads: set[int]) -> None:
+    """Slots hold these spans and nothing else: attention over them is that over their rows."""
+    resident = layer.resident
+    assert [spans.tolist() for spans in resident.spans] == [sorted(ids) for ids in heads]
+    bounds = resident.view.bounds
+    q = torch.randn(HEADS, 4, SIZE, generator=torch.Generator().manual_seed(5))
+    codes = resident.unpack()
+    pinned = row_scores(q, resident.pinned_k)
+    scores = resident.scores(q, pinned, None if codes is None else codes[0])
+    weight = scores.softmax(-1)
+    out, coefs, total = resident.outputs(weight, None if codes is None else codes[1])
+    if coefs is not None:
+        out = out + from_basis(coefs, total, resident.side)
+    for head, ids in enumerate(heads):
+        k, v = layer.true[head]
+        tokens = [t for s in sorted(ids) for t in range(int(bounds[s]), int(bounds[s + 1]))]
+        assert sorted(resident.tokens[head][resident.tokens[head] >= 0].tolist()) == tokens
+        whole_k = torch.cat([k[tokens], resident.pinned_k[head]])
+        whole_v = torch.cat([v[tokens], resident.pinned_v[head]])
+        share = (q[head] @ whole_k.T / math.sqrt(SIZE)).softmax(-1)
+        torch.testing.assert_close(out[head], share @ whole_v, atol=2e-5, rtol=2e-4)
+
+
+@pytest.mark.parametrize("name", sorted(CODECS))
+def test_what_is_coded_how(name: str) -> None:
+    """The codecs here do what their names say: else the tests below would show less."""
+    cost = slots(name).needs.cost
+    assert bool(cost[0].any()) == name.startswith("codes")
+    assert bool(cost[1].any()) == (name != "codes")
+    assert bool(cost[2].any()) == ("residuals" in name)
+    assert torch.equal(cost[:2].sum(0)[0].long(), torch.tensor(LENGTHS))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(sorted(CODECS)),
+    steps=st.lists(
+        st.tuples(*[st.sets(st.integers(0, SPANS - 1))] * HEADS), min_size=1, max_size=5
+    ),
+)
+def test_any_sequence_leaves_exactly_the_last_wish(
+    name: str, steps: list[tuple[set[int], set[int], set[int]]]
+) -> None:
+    """Rows, reads and traffic held against plain sets; bytes never change."""
+    layer = slots(name)
+    resident, before = layer.resident, [set(), set(), set()]
+    size = resident.nbytes
     for step in steps:
-        zoomed.sync(wanted(*step), made)
-        assert zoomed.nbytes == bytes_of(*step)
-        real = [*zoomed.spans, *zoomed.offsets, *zoomed.payload]
-        assert sum(t.untyped_storage().nbytes() for t in real) == zoomed.nbytes
-    zoomed.sync(wanted(set(), set(), set()), made)
-    assert zoomed.nbytes == empty
+        moved = replace(resident.traffic)
+        layer.section.reads.clear()
+        resident.sync(mask(*step), layer.host)
+        check(layer, *step)
+        new = [ids - old for ids, old in zip(step, before, strict=True)]
+        assert sorted(layer.section.reads) == sorted(set().union(*new))
+        assert resident.traffic.fetched_spans - moved.fetched_spans == sum(map(len, new))
+        reused = sum(len(ids & old) for ids, old in zip(step, before, strict=True))
+        assert resident.traffic.reused_spans - moved.reused_spans == reused
+        assert resident.nbytes == size
+        before = list(step)
+
+
+@pytest.mark.parametrize("name", sorted(CODECS))
+def test_a_set_that_stays_costs_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is fetched, unpacked into slots or moved."""
+    layer = slots(name)
+    resident = layer.resident
+    resident.sync(mask({1, 2}, {2}, {5, 7}), layer.host)
+    before = (resident.tokens, resident.codes, resident.k)
+    monkeypatch.delattr(ResidentSpans, "_expand")
+    monkeypatch.delattr(ResidentSpans, "_drop")
+    layer.section.reads.clear()
+    resident.sync(mask({1, 2}, {2}, {5, 7}), layer.host)
+    assert not layer.section.reads
+    assert resident.traffic.reused_spans == 5
+    after = (resident.tokens, resident.codes, resident.k)
+    assert all(a is b for a, b in zip(before, after, strict=True))
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    steps=st.lists(st.tuples(*[st.sets(st.integers(0, SPANS - 1))] * HEADS), min_size=1, max_size=6)
-)
-def test_any_sequence_leaves_exactly_the_last_wish(
-    steps: list[tuple[set[int], set[int], set[int]]],
-) -> None:
-    """Held against a plain dictionary: records, bytes, and traffic that adds up."""
-    made, _ = host()
-    zoomed = ResidentSpans(HEADS, CPU)
-    before: tuple[set[int], ...] = (set(), set(), set())
-    for step in steps:
-        traffic = (zoomed.traffic.fetched_bytes, zoomed.traffic.fetched_spans)
-        zoomed.sync(wanted(*step), made)
-        assert held(zoomed) == [
-            {span: record(span, head) for span in sorted(ids)} for head, ids in enumerate(step)
-        ]
-        new = [ids - old for ids, old in zip(step, before, strict=True)]
-        read = set().union(*new)
-        moved = sum(len(record(span, head)) for span in read for head in range(HEADS))
-        assert zoomed.traffic.fetched_bytes - traffic[0] == moved
-        assert zoomed.traffic.fetched_spans - traffic[1] == sum(map(len, new))
-        assert zoomed.nbytes == bytes_of(*step)
-        before = step
+@given(name=st.sampled_from(sorted(CODECS)), room=st.integers(0, 40_000))
+def test_slots_never_take_more_than_their_room(name: str, room: int) -> None:
+    """What is allocated is what is promised, and the wish that fits is held."""
+    layer = slots(name, room)
+    needs, resident = layer.needs, layer.resident
+    assert resident.nbytes == needs.nbytes(resident.room) <= max(room, 0)
+    tensors = (resident.codes, resident.tokens, resident.k, resident.v)
+    pinned = 2 * resident.pinned_k.nbytes + 4 * HEADS * resident.pinned
+    residuals = 6 * sum(resident.room.residuals)
+    allocated = sum(t.untyped_storage().nbytes() for t in tensors)
+    assert allocated + residuals - pinned == resident.nbytes
+    if room >= needs.nbytes(needs.most):
+        assert resident.room == needs.most
+    worth = torch.rand(HEADS, SPANS, generator=torch.Generator().manual_seed(room))
+    wanted = choose(worth, needs.cost, resident.room.caps(CPU), 0.0)
+    resident.sync(wanted, layer.host)
+    check(layer, *({int(s) for s in spans} for spans in resident.spans))
+    assert len(resident._place) <= sum(resident.room.residuals)
+
+
+@pytest.mark.parametrize("name", sorted(CODECS))
+def test_room_is_used(name: str) -> None:
+    """From none to all of it: what is left is less than a slot of each kind, and residuals."""
+    needs = slots(name).needs
+    whole = needs.nbytes(needs.most)
+    assert needs.fit(0.0) == needs.fit(-1e9) == Room(0, 0, (0,) * HEADS)
+    assert needs.fit(whole) == needs.fit(1e9) == needs.most
+    for room in range(whole // 4, whole, 97):
+        left = room - needs.nbytes(needs.fit(room))
+        assert 0 <= left <= 0.1 * whole + needs.coded_bytes + needs.exact_bytes
 
 
 def test_damage_is_told_and_nothing_changes() -> None:
@@ -162,11 +243,9 @@ def test_damage_is_told_and_nothing_changes() -> None:
         def read(self, layer: int, spans: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
             raise StoreError("damaged")
 
-    made, sections = host()
-    zoomed = ResidentSpans(HEADS, CPU)
-    zoomed.sync(wanted({0}, {1}, set()), made)
-    before = held(zoomed)
-    made._windows[2] = Broken(sections[2].records, HEADS)  # type: ignore[call-overload]
+    layer = slots("codes")
+    layer.resident.sync(mask({0}, {1}, set()), layer.host)
+    layer.host._windows[0] = Broken(layer.section.records, HEADS)  # type: ignore[call-overload]
     with pytest.raises(StoreError, match="damaged"):
-        zoomed.sync(wanted({0, 9}, {1}, set()), made)
-    assert held(zoomed) == before
+        layer.resident.sync(mask({0, 9}, {1}, set()), layer.host)
+    check(layer, {0}, {1}, set())

@@ -19,22 +19,24 @@ def step(
     tokens: list[list[int]],
     weight: list[list[list[float]]],
     zoomed: list[list[int]] | None = None,
-    lengths: list[list[int]] | None = None,
     layer: int = 0,
 ) -> Step:
-    """A step of `len(tokens)` KV heads and one row; spans 10, 20 and 30 could zoom."""
-    heads = len(tokens)
+    """A step of `len(tokens)` KV heads and one row; spans 10, 20 and 30 could zoom, which begin at
+    tokens 100, 200 and 300 and have ten each."""
+    heads, spans = len(tokens), torch.tensor([10, 20, 30])
     share = torch.tensor([[0.5, 0.3, 0.2]]).expand(heads, -1)
+    held = [torch.isin(spans, torch.tensor(z, dtype=torch.int64)) for z in zoomed or [[]] * heads]
     return Step(
         layer=layer,
-        spans=torch.tensor([10, 20, 30]),
+        spans=spans,
+        starts=10 * spans,
+        lengths=torch.full((3,), 10),
         share=share,
-        zoomed=[torch.tensor(z, dtype=torch.int64) for z in zoomed or [[]] * heads],
-        lengths=[torch.tensor(n, dtype=torch.int64) for n in lengths or [[]] * heads],
+        zoomed=torch.stack(held),
         summary=torch.zeros(heads, 2, 3),
-        tokens=[torch.tensor(t, dtype=torch.int64) for t in tokens],
-        weight=[torch.tensor(w) for w in weight],
-        total=[torch.tensor(w) * 2 for w in weight],
+        tokens=torch.tensor(tokens, dtype=torch.int32),
+        weight=torch.tensor(weight),
+        total=torch.tensor(weight) * 2,
     )
 
 
@@ -112,10 +114,12 @@ def test_support_is_judged_by_the_first_tokens_of_an_answer() -> None:
 
 def test_attention_to_a_summary_counts_for_all_tokens_of_its_span() -> None:
     heads = torch.tensor([[0.5, 1.0]])
-    evidence = Evidence(IDS, heads, bounds=torch.tensor([0, 1, 3, 6]))
+    evidence = Evidence(IDS, heads)
     seen = replace(
         step([[-1]], [[[0.3], [0.3]]]),
         spans=torch.tensor([1, 2]),
+        starts=torch.tensor([1, 3]),
+        lengths=torch.tensor([2, 3]),
         summary=torch.tensor([[[0.2, 0.0], [0.4, 0.3]]]),
     )
     evidence.see(seen)
@@ -136,10 +140,9 @@ def test_a_trace_tells_estimate_and_real_weight_of_every_zoomed_span() -> None:
     not of zoomed spans are none of them."""
     trace = Trace()
     seen = step(
-        [[100, 101, 102, -1, 0], [0, -1, -1, -1, -1]],
+        [[100, 101, 300, -1, 0], [0, -1, -1, -1, -1]],
         [[[0.1, 0.2, 0.3, 0.0, 0.4], [0.0, 0.05, 0.5, 0.0, 0.4]], [[0.7] * 5, [0.7] * 5]],
         zoomed=[[10, 30], []],
-        lengths=[[2, 1], []],
         layer=4,
     )
     trace.see(seen)

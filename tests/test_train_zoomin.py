@@ -567,8 +567,8 @@ def test_a_store_keeps_the_bases_of_a_router_that_lies_elsewhere(
         layer: Any = opened.memory.layers[0]
         assert "own_k_basis" in layer.side
         counted = [t for n, t in layer.side.items() if not n.startswith("own_")]
-        parts = [*counted, *layer.tensors.values(), layer.pinned_k, layer.pinned_v]
-        assert layer.fixed_bytes == sum(t.nbytes for t in parts)
+        parts = layer.index.nbytes + layer.zoomed.fixed_bytes
+        assert layer.fixed_bytes == parts + sum(t.nbytes for t in counted)
         opened.ask("How many whales?")
     more = tmp_path / "more.txt"
     more.write_text(log(3), encoding="utf-8")

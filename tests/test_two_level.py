@@ -157,14 +157,13 @@ def test_a_memory_says_the_same_below_the_length_and_nearly_so_above() -> None:
         "all": Levels(0, 1.0),
         "part": Levels(0, 0.3),
     }.items():
-        [memory] = layers([[(k, v)]], [spans], recipe=replace(recipe, levels=levels))
-        memory.side |= two_level.fit(memory.tensors, memory.side, memory.view.bounds)
-        memory.tensors |= two_level.build(memory.tensors, memory.side, memory.view.bounds)
+        made_so = replace(recipe, levels=levels)
+        [memory] = layers([[(k, v)]], [spans], recipe=made_so, balls=True)
         memory.limits = replace(NO_LIMIT, cap=memory.fixed_bytes + 40_000)
         said[name] = memory.attend(q, live, live, seen)
         assert memory.device_bytes <= memory.limits.cap
         if name == "part":
-            _, refined = memory._mass(group_queries(q, 2), memory.tensors)
+            _, refined = memory.index.mass(group_queries(q, 2), memory.view)
             assert refined is not None
             for head, ids in enumerate(memory.zoomed.spans):
                 where = torch.isin(memory.view.spans, ids)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from engine.attention import retry
-from engine.attention.layer import Coverage, Shared
+from engine.attention.budget import Coverage
+from engine.attention.layer import Shared
 from engine.attention.retry import Retry, can_retry
 from engine.compression.selectors import ByShare, Once
 from engine.errors import BudgetError

@@ -96,16 +96,18 @@ def test_only_the_published_form_decides_by_a_score_of_its_own() -> None:
 
 def test_attention_runs_on_what_was_learnt() -> None:
     """Within a layer's memory: everything is zoomed where there is room, nothing where not."""
-    from engine.attention.layer import LayerMemory, Limits, Shared, View
+    from engine.attention.budget import Limits
+    from engine.attention.layer import LayerMemory, Shared
     from engine.attention.residency import Host
-    from engine.compression.encode import compress_layer, fit
+    from engine.attention.view import View
+    from engine.compression.encode import Given, compress_layer, fit
     from tiny_memory import EXACT, Section, fixed_spans
 
     recipe = replace(EXACT, router=SpanZoom("x"))
     k, v = rows(7, HEADS, 96, SIZE)
     spans, weight, given = fixed_spans(96, 8), torch.ones(96), learnt()
     given["zoom_tau"] = torch.full((HEADS, GROUP), -1.0)  # everything wants to be zoomed
-    side = fit(recipe, k, v, weight, spans, given)
+    side = fit(recipe, k, v, weight, spans, Given(trained=given))
     folded = compress_layer(recipe, k, v, weight, spans, side | given)
     device = dict(folded.device)
     pinned = (device.pop("pinned_k"), device.pop("pinned_v"), torch.tensor([0]))

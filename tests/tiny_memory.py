@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.attention.layer import LayerMemory, Limits, Shared, Step, View
+from engine.attention.budget import Limits
+from engine.attention.layer import LayerMemory, Shared, Step
 from engine.attention.residency import Host
+from engine.attention.view import View
 from engine.compression.codecs.base import Records
 from engine.compression.codecs.shared_basis import SharedBasis
 from engine.compression.encode import compress_layer, fit, pinned_tokens
 from engine.compression.methods import METHODS, Method
 from engine.compression.ranges import gather_ranges
+from engine.compression.routers import two_level
 from engine.compression.spans import COMPRESSED, Spans
 
 EXACT = replace(METHODS["sekv"], codec=SharedBasis(bits=32), half_rows=False)
@@ -74,12 +77,13 @@ def layers(
     recipe: Method = EXACT,
     limits: Limits = NO_LIMIT,
     surprisal: Tensor | None = None,
+    balls: bool = False,
 ) -> list[LayerMemory]:
     """The layers of a memory.
 
     Args:
         windows: per layer and window k, v [Hkv, n, D].  spans: per window.
-        surprisal: [N], ones when not given.
+        surprisal: [N], ones when not given.  balls: with a span level of the sketch.
     """
     starts = [0]
     for cut in spans:
@@ -113,6 +117,9 @@ def layers(
         sections: list[Any] = [Section(part.records, heads) for part in folded]
         host = Host(index, sections, [len(c.kind) for c in spans], heads)
         tensors = everything.slice(device, keep, everything.pick(keep)[1])
+        if balls:
+            side = {**side, **two_level.fit(tensors, side, view.bounds)}
+            tensors |= two_level.build(tensors, side, view.bounds)
         shared.layers.append(
             LayerMemory(index, recipe, shared, limits, side, (k, v, pinned), view, tensors, host)
         )

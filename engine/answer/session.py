@@ -22,7 +22,8 @@ from engine.answer.overlap import stems
 from engine.answer.support import CALIBRATED, WORDS_ALONE, Signals, refuses
 from engine.answer.trace import Evidence, Trace
 from engine.attention import seam
-from engine.attention.layer import Coverage, Watcher
+from engine.attention.budget import Coverage
+from engine.attention.layer import Watcher
 from engine.attention.residency import Traffic
 from engine.attention.retry import Retry, can_retry
 from engine.errors import OptionError, QuestionError, StoreError
@@ -154,8 +155,7 @@ class Session:
         limits.check_question(question, turns)
         started = time.perf_counter()
         asked = self._prepare(question, turns, stop)
-        bounds = self.memory.shared.bounds.cpu()
-        trace, evidence = Trace(), Evidence(self.ids, self._heads, bounds)
+        trace, evidence = Trace(), Evidence(self.ids, self._heads)
         self._trace, self._answer = trace, None
         speaker = Speaker(self.reader, evidence, trace, on_text, stop, self.options.stop)
         windows = self._scout(asked.prompt, stop)
@@ -216,7 +216,7 @@ class Session:
             )
         for layer in self.memory.layers:
             layer.zoomed.traffic = Traffic()
-        shared.peak_bytes = shared.device_bytes
+        shared.peak_bytes, shared.working_bytes = shared.device_bytes, 0
         shared.recomputed_tokens = 0
         shared.coverage = Coverage()
         shared.estimates = self.options.trace
@@ -294,7 +294,8 @@ class Session:
     def _scout(self, prompt: list[int], stop: Stop | None = None) -> torch.Tensor | None:
         """For a document of many windows: look over all of them once, keep those that matter."""
         shared = self.memory.shared
-        if shared.windows <= MOST_WINDOWS or not len(self.memory.layers[0].view.spans):
+        first = self.memory.layers[0]
+        if shared.windows <= MOST_WINDOWS or first.full or not len(first.view.spans):
             return None
         score = torch.zeros(shared.windows)
         shared.scout = torch.zeros(len(self.memory.layers), shared.windows)
@@ -359,15 +360,16 @@ class Session:
 
     def _memory_use(self) -> MemoryUse:
         manifest, shared = self.store.manifest, self.memory.shared
-        zoomed = {int(s) for layer in self.memory.layers for z in layer.zoomed.spans for s in z}
-        zoomed &= set(range(manifest.spans))  # without those of old turns
+        zoomed = torch.cat([z.cpu() for layer in self.memory.layers for z in layer.zoomed.spans])
+        zoomed = torch.bincount(zoomed)[: manifest.spans] > 0  # without those of old turns
         row = 2 * manifest.model.layers * manifest.model.kv_heads * manifest.model.head_dim
         return MemoryUse(
             device_kv_bytes=shared.peak_bytes + shared.reserved * manifest.model.layers,
             full_kv_bytes=row * manifest.tokens * self.reader.dtype.itemsize,
-            zoomed_spans=len(zoomed),
+            zoomed_spans=int(zoomed.sum()),
             total_spans=manifest.spans,
             peak_device_bytes=_peak(self.reader.devices),
+            working_bytes=shared.working_bytes,
         )
 
     def _timing(self, speaker: Speaker, started: float, done: float) -> dict[str, float]:

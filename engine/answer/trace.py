@@ -37,22 +37,22 @@ class Evidence:
     and a little in any case. After the retrieval score of CompressKV (arXiv 2606.24467): sum over
     steps of the attention to tokens equal to the one produced.
 
-    heads: float [L, H] or None. bounds: int64 [S + 1] tokens of the document's spans; with them the
-    attention to a span that stands as a summary counts for all its tokens alike. weight: float [N].
+    The attention to a span that stands as a summary counts for all its tokens alike.
+
+    heads: float [L, H] or None. weight: float [N].
     asked: what of it is the question's. early: what of it lay before the answer had EARLY tokens.
     rows: tokens said so far.
     """
 
     ids: Tensor  # int64 [N] document tokens
     heads: Tensor | None = None
-    bounds: Tensor | None = None
     weight: Tensor = field(init=False)
     asked: Tensor = field(init=False)
     early: Tensor = field(init=False)
     rows: int = 0
-    _pending: list[tuple[int, int, Tensor, Tensor]] = field(default_factory=list)
-    _copied: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-    _looked: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    _pending: list[Step] = field(default_factory=list)
+    _copied: dict[int, Tensor] = field(default_factory=dict)
+    _looked: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.weight = torch.zeros(len(self.ids))
@@ -60,38 +60,16 @@ class Evidence:
         self.early = torch.zeros(len(self.ids))
 
     def see(self, step: Step) -> None:
-        if self.heads is not None:
-            self._see_measured(step, self.heads[step.layer].view(len(step.tokens), -1))
-            return
-        for head, (tokens, weight) in enumerate(zip(step.tokens, step.weight, strict=True)):
-            inside = tokens >= 0
-            tokens, weight = tokens[inside].cpu(), weight[..., inside].float().cpu()
-            self._pending.append((step.layer, head, tokens, weight))
-
-    def _see_measured(self, step: Step, worth: Tensor) -> None:
-        """worth: [Hkv, G]."""
-        if not worth.any():
-            return
-        for head, tokens in enumerate(step.tokens):
-            if worth[head].any():
-                inside = tokens >= 0
-                weight = step.total[head][..., inside].float().cpu()
-                weight = (weight * worth[head][:, None]).sum(0, keepdim=True)
-                self._pending.append((step.layer, head, tokens[inside].cpu(), weight))
-        if self.bounds is not None and len(step.spans):
-            spread = (step.summary.float().cpu() * worth[..., None]).sum((0, 1))
-            starts, spans = self.bounds, step.spans.cpu()
-            lengths = starts[spans + 1] - starts[spans]
-            tokens = gather_ranges(starts[spans], lengths)
-            each = torch.repeat_interleave(spread / lengths.clamp_min(1), lengths)
-            self._pending.append((step.layer, -1, tokens, each[None]))
+        if self.heads is None or self.heads[step.layer].any():
+            self._pending.append(step)
 
     def said(self, token: int) -> None:
         """The newest rows of the newest forward led to this token."""
-        for layer, head, tokens, weight in self._pending:
+        for step in self._pending:
             if self.heads is None:
-                weight = weight * self._worth(layer, head, tokens, weight, token)
-            self.weight.index_add_(0, tokens, weight.sum(0))
+                self._count_copied(step, token)
+            else:
+                self._count_measured(step, self.heads[step.layer])
         self._pending.clear()
         if not self.rows:
             self.asked.copy_(self.weight)
@@ -110,15 +88,34 @@ class Evidence:
         rows = min(self.rows, EARLY) - 1
         return (told - self.asked) / (self.heads.sum().clamp_min(1e-9) * rows)
 
-    def _worth(self, layer: int, head: int, tokens: Tensor, weight: Tensor, said: int) -> Tensor:
-        """What attention [G, n] on document tokens [n] counts that led to a token."""
-        copies = self.ids[tokens] == said
-        place = (layer, head)
-        none = torch.zeros(len(weight))
-        self._copied[place] = self._copied.get(place, none) + weight[:, copies].sum(1)
-        self._looked[place] = self._looked.get(place, none) + weight.sum(1)
-        retrieval = self._copied[place] / self._looked[place].clamp_min(1e-12)
-        return torch.where(copies, COPY, retrieval.clamp_min(GLANCE)[:, None])
+    def _count_measured(self, step: Step, worth: Tensor) -> None:
+        """Add what a layer's heads of this worth [H] looked at, rows and summaries."""
+        tokens, weight = step.tokens.cpu().long(), step.total.float().cpu()
+        worth = worth.view(len(tokens), -1)
+        drawn = (weight * worth[..., None]).sum(1) * (tokens >= 0)
+        self.weight.index_add_(0, tokens.clamp_min(0).flatten(), drawn.flatten())
+        spread = (step.summary.float().cpu() * worth[..., None]).sum((0, 1))
+        if spread.any():
+            starts, lengths = step.starts.cpu().long(), step.lengths.cpu().long()
+            each = torch.repeat_interleave(spread / lengths.clamp_min(1), lengths)
+            self.weight.index_add_(0, gather_ranges(starts, lengths), each)
+
+    def _count_copied(self, step: Step, said: int) -> None:
+        """Add what the heads of one layer looked at before a token was said."""
+        layer, tokens = step.layer, step.tokens.cpu().long()
+        inside = tokens >= 0
+        weight = step.weight.cpu() * inside[:, None]  # [Hkv, G, n]
+        tokens = tokens.clamp_min(0)
+        copies = inside & (self.ids[tokens] == said)
+        copied = torch.bmm(weight, copies[..., None].to(weight))  # [Hkv, G, 1]
+        self._copied[layer] = self._copied.get(layer, 0.0) + copied
+        self._looked[layer] = self._looked.get(layer, 0.0) + weight.sum(-1, keepdim=True)
+        retrieval = self._copied[layer] / self._looked[layer].clamp_min(1e-12)
+        worth = retrieval.clamp_min(GLANCE)
+        drawn = torch.bmm(worth.mT, weight)[:, 0]  # of all heads of a group, [Hkv, n]
+        told = torch.bmm((COPY - worth).mT, weight)[:, 0]
+        drawn += torch.where(copies, told, 0.0)
+        self.weight.index_add_(0, tokens.flatten(), drawn.flatten())
 
     def forget(self) -> None:
         """Drop what was seen since the last token."""
@@ -136,16 +133,14 @@ class Trace:
     step: int = 0
     said: list[str] = field(default_factory=list)
     moves: list[dict[str, int]] = field(default_factory=list)
-    _seen: list[tuple[int, int, int, Tensor, Tensor, Tensor]] = field(default_factory=list)
+    _seen: list[tuple[int, int, Tensor, Tensor, Tensor, Tensor]] = field(default_factory=list)
     _traffic: dict[int, Traffic] = field(default_factory=dict)
 
     def see(self, step: Step) -> None:
-        for head, spans in enumerate(step.zoomed):
-            if not len(spans):
-                continue
-            score = step.share[head][torch.searchsorted(step.spans, spans)].cpu()
-            weight = _span_weights(step, head, spans).cpu()
-            self._seen.append((self.step, step.layer, head, spans.cpu(), score, weight))
+        head, place = (index.cpu() for index in step.zoomed.nonzero().T)
+        if len(head):
+            score, weight = step.share.cpu()[head, place], _span_weights(step).cpu()[head, place]
+            self._seen.append((self.step, step.layer, head, step.spans.cpu()[place], score, weight))
         before, now = self._traffic.get(step.layer, Traffic()), step.traffic
         self._traffic[step.layer] = now
         self.moves.append(
@@ -175,19 +170,18 @@ class Trace:
                 "score": round(known, 6),
                 "weight": round(real, 6),
             }
-            for step, layer, head, spans, score, weight in self._seen
-            for span, known, real in zip(
-                spans.tolist(), score.tolist(), weight.tolist(), strict=True
-            )
+            for step, layer, *found in self._seen
+            for head, span, known, real in zip(*(part.tolist() for part in found), strict=True)
         ]
 
 
-def _span_weights(step: Step, head: int, spans: Tensor) -> Tensor:
-    """[spans]: the weight that the newest query gave to a zoomed span's tokens, largest over the
+def _span_weights(step: Step) -> Tensor:
+    """[Hkv, F]: the weight that the newest query gave to the tokens of each span, largest over the
     group."""
-    owner = torch.repeat_interleave(
-        torch.arange(len(spans), device=spans.device), step.lengths[head]
-    )
-    weights = step.weight[head][..., : len(owner)]
-    out = weights.new_zeros(*weights.shape[:-1], len(spans))
-    return out.index_add_(-1, owner, weights).amax(0)
+    place = torch.searchsorted(step.starts, step.tokens.long(), right=True) - 1
+    known = place.clamp_min(0)
+    inside = (step.tokens >= 0) & (place >= 0)
+    inside &= step.tokens < step.starts[known] + step.lengths[known]
+    weight = step.weight * inside[:, None]
+    out = weight.new_zeros(*weight.shape[:-1], len(step.spans))
+    return out.scatter_add_(-1, known[:, None].expand_as(weight), weight).amax(1)

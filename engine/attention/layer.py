@@ -1,14 +1,13 @@
 """The memory of a document as attention sees it: three resolutions per KV head and span.
 
-Pinned rows are exact and always there; folded spans are summary rows until a query needs them,
-then decoded rows; hidden windows are not there at all. One softmax over everything. What was read
-behind the document and folded, as the old turns of a talk are, stands after its last span.
+Pinned rows are exact and always there; compressed spans are summary rows until a query needs them,
+then their coded rows; hidden windows are not there at all. One softmax over everything. What was
+read behind the document and compressed, as the old turns of a talk are, stands after its last span.
 Positions never change: keys are stored after RoPE, at the positions they were read at.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,43 +16,49 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from engine.attention.residency import Host, ResidentSpans, Traffic
-from engine.attention.softmax import merge_resolutions
-from engine.compression import summaries
-from engine.compression.codecs.base import Records, Side
-from engine.compression.codecs.layer_basis import of_document
+from engine.attention.budget import Coverage, Limits, allot
+from engine.attention.index import SpanIndex
+from engine.attention.residency import Host, Traffic
+from engine.attention.resident import NOWHERE, Needs, ResidentSpans, row_scores
+from engine.attention.view import Segment, View
+from engine.compression.code_space import from_basis, widened
+from engine.compression.codecs.base import Side
+from engine.compression.codecs.layer_basis import document_bytes
 from engine.compression.methods import Method
 from engine.compression.ranges import gather_ranges
 from engine.compression.routers import two_level
 from engine.compression.routers.sketch import choose
 from engine.compression.routers.span_zoom import Gated
-from engine.compression.routers.two_level import Sketched
 from engine.compression.scores import NEG_INF, group_queries
 from engine.compression.selectors import ByShare, Choice, RoutingInput, Transcript
+
+MOST_SCORES = 1 << 22
+"""Scores of query rows that are held at once; more rows are attended to one part after another."""
 
 
 @dataclass(frozen=True)
 class Step:
     """What one layer did in one forward, for traces and citations.
 
-    spans: [F] document spans that could zoom. share: [Hkv, F] the router's estimate of their
-    share of attention. zoomed, lengths: per KV head the spans decoded and their
-    tokens. summary: [Hkv, G, F] weight of
-    each summary row for the newest query. tokens: per KV head the document tokens of decoded
-    and pinned rows, -1 for none. weight: per KV head [G, n] of those rows for the newest query.
-    total: the same, added up over the newest `Shared.asked` queries of the forward.
-    traffic: what moved for this layer since the question began.
+    spans: [F] document spans that could zoom, with the document token that each begins at and its
+    lengths. share: [Hkv, F] the router's estimate of their share of attention, zeros where it was
+    not asked. zoomed: bool [Hkv, F]. summary: [Hkv, G, F] weight of each summary row for the newest
+    query. tokens: int32 [Hkv, n] the document tokens of the rows that are there, negative for
+    none. weight: [Hkv, G, n] of those rows for the newest query; total: the same, added up over the
+    newest `Shared.asked` queries of the forward. traffic: what moved for this layer since the
+    question began.
     """
 
     layer: int
     spans: Tensor
+    starts: Tensor
+    lengths: Tensor
     share: Tensor
-    zoomed: list[Tensor]
-    lengths: list[Tensor]
+    zoomed: Tensor
     summary: Tensor
-    tokens: list[Tensor]
-    weight: list[Tensor]
-    total: list[Tensor]
+    tokens: Tensor
+    weight: Tensor
+    total: Tensor
     traffic: Traffic = field(default_factory=Traffic)
 
 
@@ -61,115 +66,13 @@ class Watcher(Protocol):
     def see(self, step: Step) -> None: ...
 
 
-@dataclass(frozen=True)
-class View:
-    """Spans that stand as summaries and may zoom, in document order.
-
-    spans: int64 [F] document spans. lengths: [F] tokens. bounds: [F + 1] their places in tensors
-    that hold these spans alone. window: [F].
-    """
-
-    spans: Tensor
-    lengths: Tensor
-    bounds: Tensor
-    window: Tensor
-
-    @classmethod
-    def of(cls, spans: Tensor, bounds: Tensor, window: Tensor) -> View:
-        """From document spans and the document's bounds [S + 1] and windows [S]."""
-        lengths = (bounds[spans + 1] - bounds[spans]).long()
-        return cls(
-            spans, lengths, torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]), window[spans]
-        )
-
-    def pick(self, keep: Tensor) -> tuple[View, Tensor]:
-        """The part where `keep` bool [F] holds, and the token rows it has in this view."""
-        rows = gather_ranges(self.bounds[:-1][keep], self.lengths[keep])
-        lengths = self.lengths[keep]
-        bounds = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        return View(self.spans[keep], lengths, bounds, self.window[keep]), rows
-
-    def slice(self, tensors: Side, keep: Tensor, rows: Tensor) -> Side:
-        """Device tensors of the picked part: rows per token (".t") or per span (".s")."""
-        return {
-            name: t[:, rows if name.endswith(".t") else keep].contiguous()
-            for name, t in tensors.items()
-        }
-
-
-@dataclass(frozen=True, eq=False)
-class Segment:
-    """One layer of what was read behind the document and folded as it is: a turn of a talk.
-
-    bounds: int64 [S + 1] tokens, from 0. folded: bool [S] spans that may zoom; the others are
-    exact. rows: k, v [Hkv, P, D] of the exact ones. tensors: router and summaries of the folded.
-    records: of all S.
-    """
-
-    bounds: Tensor
-    folded: Tensor
-    rows: tuple[Tensor, Tensor]
-    tensors: Side
-    records: Records
-
-    @property
-    def device_bytes(self) -> int:
-        """Bytes that are resident while nothing of it is zoomed."""
-        return sum(t.nbytes for t in (*self.rows, *self.tensors.values()))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of everything, wherever it is."""
-        return self.device_bytes + self.records.payload.nbytes + self.records.offsets.nbytes
-
-
-@dataclass
-class Coverage:
-    """How much of the attention was exact: pinned, live or zoomed rows, and not summaries.
-
-    What a summary row weighs is the router's estimate, so this is one too. Means are over the
-    rows and query heads of all steps; least: of the KV head that had most in summaries.
-    """
-
-    summaries: dict[int, Tensor] = field(default_factory=dict)
-    rows: dict[int, int] = field(default_factory=dict)
-
-    def note(self, layer: int, weight: Tensor) -> None:
-        """weight: [Hkv, R, F] of a layer's summary rows."""
-        self.summaries[layer] = self.summaries.get(layer, 0.0) + weight.sum((1, 2)).cpu()
-        self.rows[layer] = self.rows.get(layer, 0) + weight.shape[1]
-
-    def copy(self) -> Coverage:
-        return Coverage(dict(self.summaries), dict(self.rows))
-
-    def since(self, before: Coverage) -> Coverage:
-        """What was noted after `before` was copied."""
-        new = [layer for layer in self.rows if self.rows[layer] > before.rows.get(layer, 0)]
-        return Coverage(
-            {layer: self.summaries[layer] - before.summaries.get(layer, 0.0) for layer in new},
-            {layer: self.rows[layer] - before.rows.get(layer, 0) for layer in new},
-        )
-
-    @property
-    def _heads(self) -> Tensor:
-        means = [self.summaries[layer] / self.rows[layer] for layer in self.summaries]
-        return torch.cat(means) if means else torch.zeros(1)
-
-    @property
-    def mean(self) -> float:
-        return 1 - float(self._heads.mean())
-
-    @property
-    def least(self) -> float:
-        return 1 - float(self._heads.max())
-
-
 @dataclass
 class Shared:
     """What all layers know of the document. bounds: int64 [S + 1] tokens. windows: how many.
 
     scout: float [L, windows] while a question looks for its windows, else None.
-    layers: all of them, in order. peak_bytes: the most that was resident at once.
+    layers: all of them, in order. peak_bytes: the most that was resident at once. working_bytes:
+    the most that one layer took beside it for one forward.
     recomputed_tokens: of the document, that the model read once more while it answered.
     reserved: bytes per layer that the turns of a conversation take from the room to zoom.
     width: budgets that may be resident now; more than one while an unsure step is done again.
@@ -185,6 +88,7 @@ class Shared:
     scout: Tensor | None = None
     layers: list[LayerMemory] = field(default_factory=list)
     peak_bytes: int = 0
+    working_bytes: int = 0
     recomputed_tokens: int = 0
     reserved: int = 0
     width: float = 1.0
@@ -193,9 +97,8 @@ class Shared:
     estimates: bool = True
     asked: int = 1
 
-    @property
-    def tokens(self) -> int:
-        return int(self.bounds[-1])
+    def __post_init__(self) -> None:
+        self.tokens, self.spans = int(self.bounds[-1]), len(self.bounds) - 1
 
     @property
     def device_bytes(self) -> int:
@@ -207,47 +110,69 @@ class Shared:
         self.peak_bytes = max(self.peak_bytes, self.device_bytes)
 
 
-def allot(caps: Sequence[float], least: Sequence[float], most: Sequence[float]) -> list[float]:
-    """What each layer may hold when those that need less than their share leave the rest to others.
+@dataclass(frozen=True, eq=False)
+class Routed:
+    """What a router said of the spans in view. share: [Hkv, F], its estimate of their share of
+    attention. mass: [Hkv, R, F] nats of the rows that stand for spans. Either is None where nobody
+    asked."""
 
-    Every layer keeps the smaller of its share and its need, whatever the others hold; the rest goes
-    to those that need more, in proportion to what they lack. It follows from shares and needs
-    alone, so that no layer can lose at one step what it was given at another.
+    share: Tensor | None = None
+    mass: Tensor | None = None
 
-    Args:
-        caps: bytes, the share of each layer.  least: bytes that a layer takes whatever happens;
-        where that is more than its share, all others give in proportion to what they have.
-        most: bytes with which a layer has all it can use.
-    Returns:
-        bytes for each layer, their sum at most that of `caps` where what all take at least is.
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """Query rows and what is known of their scores. q: [Hkv, R, D] float32. pinned: [Hkv, R, P].
+    live: [Hkv, R, n]. mass: [Hkv, R, F] of the rows that stand for spans, None where none do."""
+
+    q: Tensor
+    pinned: Tensor
+    live: Tensor
+    mass: Tensor | None
+
+    def __len__(self) -> int:
+        return int(self.q.shape[1])
+
+    @property
+    def columns(self) -> int:
+        """Of live rows and summaries."""
+        return int(self.live.shape[-1]) + (0 if self.mass is None else int(self.mass.shape[-1]))
+
+    def of(self, rows: Tensor) -> Asked:
+        """Some of the rows."""
+        mass = None if self.mass is None else self.mass[:, rows]
+        return Asked(self.q[:, rows], self.pinned[:, rows], self.live[:, rows], mass)
+
+
+@dataclass(frozen=True, eq=False)
+class Values:
+    """What weights are multiplied with: of live rows [Hkv, n, D], codes of the slots as they unpack
+    (of keys, too), and of summaries; see `SpanIndex.value_rows`."""
+
+    live: Tensor
+    codes: tuple[Tensor, Tensor] | None
+    summaries: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """What a softmax weighed, for every query head of a group.
+
+    newest: [Hkv, G, n] of all slots for the newest query; total: the same, added up over the newest
+    few. summary: [Hkv, G, F] of the summary rows for the newest query, None where there are none.
     """
-    own = [max(low, min(cap, high)) for cap, low, high in zip(caps, least, most, strict=True)]
-    left = sum(caps) - sum(own)
-    ends = most if left >= 0 else least
-    ways = [abs(end - mine) for end, mine in zip(ends, own, strict=True)]
-    total = sum(ways)
-    part = min(1.0, abs(left) / total) if total > 0 else 0.0
-    return [
-        mine + part * (end - mine) if way > 0 else mine
-        for mine, end, way in zip(own, ends, ways, strict=True)
-    ]
 
+    newest: Tensor
+    total: Tensor
+    summary: Tensor | None
 
-@dataclass(frozen=True)
-class Limits:
-    """cap: device bytes per layer, everything counted; see `allot` for what others leave of theirs.
-    coverage: share of the estimated attention to have exact. momentum: how much of a span's
-    importance stays for the next step, so that spans in use are not fetched again."""
-
-    cap: float
-    coverage: float
-    momentum: float = 0.25
-
-
-OFFSET_BYTES = 8
-TABLE_BYTES = 2 * OFFSET_BYTES
-"""What a zoomed span costs beside its record: an id and an offset. Each KV head has one offset
-more than spans."""
+    @classmethod
+    def of(cls, weight: Tensor, summary: Tensor | None, rows: int, first: int) -> Weights:
+        """From weights [Hkv, G * rows, n or F]; added up are the queries from `first` on."""
+        each = weight.view(len(weight), -1, rows, weight.shape[-1])
+        newest = slice(rows - 1, None, rows)
+        total = each[:, :, first:].sum(2) if rows - first > 1 else each[:, :, -1]
+        return cls(each[:, :, -1], total, None if summary is None else summary[:, newest])
 
 
 class LayerMemory:
@@ -270,57 +195,99 @@ class LayerMemory:
         self.layer, self.recipe, self.shared, self.limits = layer, recipe, shared, limits
         self.side, self.host = side, host
         self.bounds = shared.bounds.to(rows[0].device)
-        self.pinned_k, self.pinned_v, self.pinned_token = rows
-        self.heads, _, self.size = self.pinned_k.shape
-        self.device = self.pinned_k.device
-        self._all, self.view, self.tensors = view, view, tensors
-        self._document, self._exact = view, self.pinned_k.shape[1]
+        self.heads, _, self.size = rows[0].shape
+        self.device = rows[0].device
+        self._rows, self._document = rows, view
+        self.index = SpanIndex.of(recipe.router, recipe.levels, side, tensors)
         self._behind: list[Segment] | None = []  # None while it changes
-        self._runs: dict[str, list[tuple[int, int]]] | None = None
-        self._most: int | None = None  # of the records in view
-        self._fixed = self._weigh()
-        self.zoomed = ResidentSpans(self.heads, self.device)
-        self.choice: Choice = recipe.selector.begin()
+        self._see_all(view, rows)
+
+    def _see_all(self, view: View, rows: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Have these spans and these rows that stay."""
+        self._all = view
+        self.zoomed = ResidentSpans(self.recipe.codec, self.side, rows, view)
+        self._see(view)
+
+    def _see(self, view: View) -> None:
+        """Look at these spans; nothing is zoomed, and what the last steps wanted is forgotten."""
+        self.view = view
+        self.zoomed.begin(view)
+        self.choice: Choice = self.recipe.selector.begin()
+        self._needs: Needs | None = None
+        self._planned: tuple[float, int, Limits] | None = None
+        self._next_choice = 0  # tokens until then
+        self._told = int((view.spans < self.shared.spans).sum())  # of the document itself
 
     # -- bytes ---------------------------------------------------------------------
 
     @property
-    def fixed_bytes(self) -> int:
-        """Bytes that are on the device whatever is zoomed."""
-        return self._fixed
+    def full(self) -> bool:
+        """Whether everything is zoomed whatever is asked, without a budget."""
+        return self.limits.full
 
-    def _weigh(self) -> int:
-        tensors = [self.pinned_k, self.pinned_v]
-        if not self.recipe.selector.static:  # a static ranking stays on the host
-            tensors += [*of_document(self.side).values(), *self.tensors.values()]
-        return sum(t.nbytes for t in tensors)
+    @property
+    def pinned_k(self) -> Tensor:
+        """Rows that stay, [Hkv, P, D]; so `pinned_v`, and `pinned_token` [P]."""
+        return self.zoomed.pinned_k
+
+    @property
+    def pinned_v(self) -> Tensor:
+        return self.zoomed.pinned_v
+
+    @property
+    def pinned_token(self) -> Tensor:
+        return self.zoomed.pinned_token
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Bytes that are on the device whatever is zoomed: rows that stay, the index, and what
+        either is read with. A static ranking stays on the host."""
+        taken = self.zoomed.fixed_bytes
+        if self.recipe.selector.static or not len(self._all.spans):
+            return taken
+        return taken + self.index.nbytes + document_bytes(self.side)
 
     @property
     def device_bytes(self) -> int:
+        """Bytes on the device now: slots count as they are allocated, filled or not."""
         return self.fixed_bytes + self.zoomed.nbytes
 
     @property
+    def needs(self) -> Needs:
+        """What the spans in view take when they are zoomed."""
+        if self._needs is None:
+            sizes = self.host.sizes[:, self.view.spans.cpu()].long()
+            self._needs = Needs.of(self.recipe.codec, sizes, self.view, self.side, self.pinned_k)
+        return self._needs
+
+    @property
     def room(self) -> float:
-        """Bytes left for zoomed records and their tables."""
+        """Bytes for slots."""
         shared = self.shared
         layers = shared.layers or [self]
         caps = [shared.width * layer.limits.cap - shared.reserved for layer in layers]
-        least = [layer.least_bytes for layer in layers]
+        least = [layer.fixed_bytes for layer in layers]
         given = allot(caps, least, [layer.most_bytes for layer in layers])
-        return given[layers.index(self)] - self.least_bytes
-
-    @property
-    def least_bytes(self) -> int:
-        """Bytes of this layer when nothing is zoomed."""
-        return self.fixed_bytes + OFFSET_BYTES * self.heads
+        return given[layers.index(self)] - self.fixed_bytes
 
     @property
     def most_bytes(self) -> int:
         """Bytes of this layer when every span in view is zoomed."""
-        if self._most is None:
-            sizes = self.host.sizes[:, self.view.spans.cpu()]
-            self._most = int(sizes.sum()) + TABLE_BYTES * sizes.numel()
-        return self.least_bytes + self._most
+        return self.fixed_bytes + self.needs.nbytes(self.needs.most)
+
+    def _plan(self) -> None:
+        """Have slots for what the budget leaves now."""
+        now = (self.shared.width, self.shared.reserved, self.limits)
+        if now == self._planned:
+            return
+        room = self.needs.most if self.full else self.needs.fit(self.room)
+        if room != self.zoomed.room:
+            self.zoomed.allocate(room, self.needs.cost)
+        self._caps = room.caps(self.device)
+        self._planned, self._next_choice = now, 0
+        self.shared.note_bytes()
+
+    # -- what is seen --------------------------------------------------------------
 
     def follow(self, behind: Sequence[Segment]) -> None:
         """Have these stretches behind the document, in place of any there before.
@@ -332,7 +299,7 @@ class LayerMemory:
         if list(behind) == self._behind:
             return
         self._behind = None
-        own, exact = self._document, self._exact
+        own = self._document
         bounds, spans, last = [self.shared.bounds], [own.spans], self.shared.bounds[-1:]
         for stretch in behind:
             first = sum(len(part) for part in bounds) - 1
@@ -341,170 +308,138 @@ class LayerMemory:
             last = bounds[-1][-1:]
         self.bounds = torch.cat(bounds).to(self.device)
         ids = torch.cat(spans)
-        window = own.window.new_full((len(ids),), self.shared.windows)
-        window[: len(own.spans)] = own.window
-        lengths = self.bounds[ids + 1] - self.bounds[ids]
-        places = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        self._all = self.view = View(ids, lengths, places, window)
-        for name, t in self.tensors.items():
-            kept = t[:, : own.bounds[-1] if name.endswith(".t") else len(own.spans)]
-            parts = [stretch.tensors[name].to(t.device) for stretch in behind]
-            self.tensors[name] = torch.cat([kept, *parts], 1)
-        more = [[x.to(self.pinned_k) for x in stretch.rows] for stretch in behind]
-        self.pinned_k = torch.cat([self.pinned_k[:, :exact], *(k for k, _ in more)], 1)
-        self.pinned_v = torch.cat([self.pinned_v[:, :exact], *(v for _, v in more)], 1)
-        unknown = self.pinned_token.new_full((self.pinned_k.shape[1] - exact,), -1)
-        self.pinned_token = torch.cat([self.pinned_token[:exact], unknown])
+        window = own.window.new_full((len(self.bounds) - 1,), self.shared.windows)
+        window[own.spans] = own.window
+        tensors = [stretch.tensors for stretch in behind]
+        self.index = self.index.followed_by(len(own.spans), own.tokens, tensors)
+        k, v, token = self._rows
+        more = [[x.to(k) for x in stretch.rows] for stretch in behind]
+        k, v = (
+            torch.cat([k, *(each[0] for each in more)], 1),
+            torch.cat([v, *(x[1] for x in more)], 1),
+        )
+        token = torch.cat([token, token.new_full((k.shape[1] - len(token),), -1)])
         self.host.follow([stretch.records for stretch in behind])
+        self._see_all(View.of(ids, self.bounds, window), (k, v, token))
         self._behind = list(behind)
-        self._fixed, self._most = self._weigh(), None
 
     def focus(self, windows: Tensor | None) -> None:
         """See only these windows' spans (int64 ids), or all; forget what the last steps wanted."""
-        self.view, self._runs, self.choice = self._all, None, self.recipe.selector.begin()
-        self._most = None
-        if windows is not None:
-            behind = windows.new_full((1,), self.shared.windows)
-            ids = torch.cat([windows, behind]).to(self.device).sort().values
-            self.view, _ = self._all.pick(torch.isin(self._all.window, ids))
-            first = torch.searchsorted(self._all.window, ids)
-            last = torch.searchsorted(self._all.window, ids, right=True)
-            self._runs = {
-                kind: list(zip(places[first].tolist(), places[last].tolist(), strict=True))
-                for kind, places in (
-                    (".t", self._all.bounds),
-                    (".s", torch.arange(len(self._all.bounds), device=self.device)),
-                )
-            }
+        if windows is None:
+            self.index = self.index.pick(None, None)
+            self._see(self._all)
+            return
+        behind = windows.new_full((1,), self.shared.windows)
+        ids = torch.cat([windows, behind]).to(self.device).sort().values
+        self.index = self.index.pick(*self._all.runs(ids))
+        self._see(self._all.pick(torch.isin(self._all.window, ids))[0])
 
     def release(self) -> None:
         """Give back everything a question brought to the device."""
-        self.zoomed.sync([self.view.spans[:0]] * self.heads, self.host)
         self.focus(None)
-
-    def _visible(self) -> Side:
-        """Device tensors of the view; under a focus a passing copy, so that none stays twice."""
-        runs = self._runs
-        if runs is None:
-            return self.tensors
-        return {
-            name: torch.cat([t[:, :0], *(t[:, a:b] for a, b in runs[name[-2:]])], 1)
-            for name, t in self.tensors.items()
-        }
 
     # -- attention -----------------------------------------------------------------
 
-    def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor) -> Tensor:
+    def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor | None) -> Tensor:
         """One softmax over pinned rows, summaries, zoomed tokens and the live rows.
 
         Args:
             q: [H, Q, D], scaled so that scores are q.k / sqrt(D).
             live_k, live_v: [Hkv, n, D] question and answer so far.
-            seen: bool [Q, n] which live rows a query sees.
+            seen: bool [Q, n] which live rows a query sees; None for all.
         Returns:
             [H, Q, D] float32.
         """
         rows = q.shape[1]
         q = group_queries(q, self.heads)
-        scale = 1 / math.sqrt(self.size)
-        pinned = torch.bmm(q, self.pinned_k.float().mT) * scale
-        live = torch.bmm(q, live_k.float().mT) * scale
-        live = live.masked_fill(~seen.repeat(q.shape[1] // rows, 1), NEG_INF)
-        if self._everything_fits():
-            wanted = self.view.spans.new_ones(self.heads, len(self.view.spans), dtype=torch.bool)
-            share, mass = q.new_empty(self.heads, 0), q.new_empty(self.heads, q.shape[1], 0)
-            values = self.pinned_v.new_empty(self.heads, 0, self.size)
-        else:
-            share, mass, wanted, values = self._estimate(q, rows, pinned, live, live_k)
+        pinned = row_scores(q, self.pinned_k)
+        live = row_scores(q, live_k)
+        if seen is not None:
+            live = live.masked_fill(~seen.repeat(q.shape[1] // rows, 1), NEG_INF)
+        routed = self._route(q, rows, pinned, live, live_k)
         if self.choice.hidden is not None:
             live = live.masked_fill(self.choice.hidden[:, None], NEG_INF)
-        self.zoomed.sync([self.view.spans[w] for w in wanted], self.host)
-        self.shared.note_bytes()
-        zoom_k, zoom_v, tokens = self._decode()
-        zoom = torch.bmm(q, zoom_k.mT) * scale
-        zoom = zoom.masked_fill((tokens < 0)[:, None], NEG_INF)
-        out, weights = merge_resolutions(
-            [pinned, live, mass, zoom], [self.pinned_v, live_v, values, zoom_v]
-        )
-        if self.shared.scout is None:
-            self.shared.coverage.note(self.layer, weights[2])
+        out, told = self._merge(Asked(q, pinned, live, routed.mass), rows, live_v)
         if self.shared.watchers:
-            self._report(share, weights, tokens, rows)
+            self._report(routed, told)
         return out.reshape(-1, rows, self.size)
+
+    def _route(self, q: Tensor, rows: int, pinned: Tensor, live: Tensor, live_k: Tensor) -> Routed:
+        """Ask the router, and have in slots what the selector makes of its answer.
+
+        Args:
+            q: [Hkv, R, D].  pinned, live: their scores on the rows that are exact.
+        """
+        shared, hides = self.shared, self.recipe.selector.hides
+        looking = shared.scout is not None and not hides
+        if not looking:
+            self._plan()
+        if self._everything_fits():
+            self.zoomed.sync(torch.ones_like(self.zoomed.held), self.host)
+            return Routed()
+        mass, refined = self.index.mass(q, self.view)
+        if shared.scout is not None:
+            self._scout(mass if refined is None else mass.masked_fill(~refined[:, None], NEG_INF))
+        if looking:
+            return Routed(mass=mass)
+        share, wanted = None, self.zoomed.held
+        choosing = self._time_to_choose(rows)
+        if choosing or shared.estimates:
+            share, worth, drawn = self._worth(q, mass, refined, pinned, live)
+            if choosing:
+                wanted = self._choose(q, rows, worth, drawn, live_k)
+        self.zoomed.sync(wanted, self.host)
+        if hides:
+            return Routed(share)
+        return Routed(share, mass.masked_fill(wanted[:, None], NEG_INF))
 
     def _everything_fits(self) -> bool:
         """Whether every span in view is zoomed whatever is asked, so that nothing is to be
         estimated: what a method that fills its room has room for."""
-        shared = self.shared
-        if shared.estimates or shared.scout is not None or self.limits.coverage < 1:
+        if self.full or not len(self.view.spans):
+            return True
+        if self.shared.estimates or self.shared.scout is not None or self.limits.coverage < 1:
             return False
         if not isinstance(self.recipe.selector, ByShare) or isinstance(self.recipe.router, Gated):
             return False
-        sizes = self.host.sizes[:, self.view.spans.cpu()]
-        return int(sizes.sum()) + TABLE_BYTES * sizes.numel() <= self.room
+        return self.zoomed.room == self.needs.most
 
-    def _estimate(
-        self, q: Tensor, rows: int, pinned: Tensor, live: Tensor, live_k: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What the router says of the spans in view, and what the selector makes of it.
+    def _time_to_choose(self, rows: int) -> bool:
+        """Whether this forward chooses anew: a rule that follows every query always does; the
+        others at a question, at the first token behind it and then every few tokens."""
+        if not isinstance(self.recipe.selector, ByShare) or rows > 1:
+            self._next_choice = 0
+            return True
+        due = self._next_choice <= 0
+        self._next_choice = self.limits.every - 1 if due else self._next_choice - 1
+        return due
 
-        Args:
-            q: [Hkv, R, D].  pinned, live: their scores on the rows that are exact.
-        Returns:
-            share [Hkv, F], largest over rows; the scores [Hkv, R, F] and values [Hkv, F, D] of the
-            summary rows; and bool [Hkv, F], what is zoomed instead.
-        """
-        tensors = self._visible()
-        router, hides = self.recipe.router, self.recipe.selector.hides
-        mass, refined = self._mass(q, tensors)
-        drawn = None
-        if isinstance(router, Gated):
-            share = worth = router.wish(q, tensors, self.side, self.view.bounds)
-        else:
-            drawn = _shares(pinned, live, mass)
-            share = worth = drawn.amax(1)
-            if refined is not None:
-                worth = two_level.ranked(worth, refined)
-        wanted = torch.zeros_like(share, dtype=torch.bool)
-        if self.shared.scout is not None:
-            self._scout(mass if refined is None else mass.masked_fill(~refined[:, None], NEG_INF))
-        if self.shared.scout is None or hides:
-            wanted = self._choose(q, rows, worth, drawn, live_k, tensors)
-        if hides:
-            values = self.pinned_v.new_zeros(1).expand(self.heads, mass.shape[-1], self.size)
-            return share, torch.full_like(mass, NEG_INF), wanted, values
-        values = summaries.unpack_values(tensors, self.side)
-        return share, mass.masked_fill(wanted[:, None], NEG_INF), wanted, values
-
-    def _mass(self, q: Tensor, tensors: Side) -> tuple[Tensor, Tensor | None]:
-        """The router's log-mass [Hkv, R, F]; where the view is long, by tokens of the best spans
-        alone, and which these are, bool [Hkv, F]."""
-        router, levels, bounds = self.recipe.router, self.recipe.levels, self.view.bounds
-        if "ball.s" in tensors and isinstance(router, Sketched) and bounds[-1] >= levels.beyond:
-            return two_level.logmass(router, levels, q, tensors, self.side, bounds)
-        return router.logmass(q, tensors, self.side, bounds), None
+    def _worth(
+        self, q: Tensor, mass: Tensor, refined: Tensor | None, pinned: Tensor, live: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Per KV head and span [Hkv, F] the estimated share of attention, largest over rows, and
+        what spans are ranked by; and the shares of all rows [Hkv, R, F], where they say so."""
+        wish = self.index.wish(q, self.view)
+        if wish is not None:
+            return wish, wish, None
+        drawn = _shares(pinned, live, mass)
+        share = drawn.amax(1)
+        return share, share if refined is None else two_level.ranked(share, refined), drawn
 
     def _choose(
-        self,
-        q: Tensor,
-        rows: int,
-        share: Tensor,
-        drawn: Tensor | None,
-        live_k: Tensor,
-        tensors: Side,
+        self, q: Tensor, rows: int, worth: Tensor, drawn: Tensor | None, live_k: Tensor
     ) -> Tensor:
         """bool [Hkv, F]: what to zoom now, as the method's selector has it; drawn: see `choose`."""
-        current = [torch.isin(self.view.spans, spans) for spans in self.zoomed.spans]
         look = RoutingInput(
             q=q,
             rows=rows,
-            share=share,
-            current=torch.stack(current),
+            share=worth,
+            current=self.zoomed.held,
             live_k=live_k,
             heard=self.shared.heard,
             momentum=self.limits.momentum,
             uncovered=1 - self.limits.coverage,
-            estimate=lambda q: self._mass(q, tensors)[0],
+            estimate=lambda q: self.index.mass(q, self.view)[0],
             fit=partial(self._fit, drawn=drawn),
         )
         return self.choice.choose(look)
@@ -516,22 +451,22 @@ class LayerMemory:
         live: Sequence[int] = (),
         drawn: Tensor | None = None,
     ) -> Tensor:
-        """What fits the room by falling worth; see `RoutingInput.fit`.
+        """What fits the slots by falling worth; see `RoutingInput.fit`.
 
         live: tokens of each live range.
         """
-        sizes = self.host.sizes[:, self.view.spans.cpu()].to(self.device)
-        cost = sizes + TABLE_BYTES
-        kept = sizes > 0  # a strict method has dropped the others for good
+        cost, caps = self.needs.cost, self._caps
         if live:
-            row = self.pinned_k.element_size() * 2 * self.size
-            more = cost.new_tensor([row * tokens for tokens in live]).expand(self.heads, -1)
-            cost, kept = torch.cat([cost, more], 1), torch.cat([kept, more > 0], 1)
+            more = cost.new_zeros(3, self.heads, len(live))
+            more[0 if self.zoomed.space is not None else 1] = cost.new_tensor(list(live))
+            cost = torch.cat([cost, more], -1)
+        kept = cost[:2].sum(0) > 0  # a strict method has dropped the others for good
         if len(worth) < self.heads:
-            kept, cost = kept.all(0, keepdim=True), cost.sum(0, keepdim=True)
+            kept, cost = kept.all(0, keepdim=True), cost.amax(1, keepdim=True)
+            caps = caps.amin(1, keepdim=True)
         if isinstance(self.recipe.router, Gated):
             kept = kept & (worth > 0)  # where its gate is closed nothing is zoomed
-        chosen = choose(worth.masked_fill(~kept, -1.0), cost, self.room, uncovered, drawn) & kept
+        chosen = choose(worth.masked_fill(~kept, -1.0), cost, caps, uncovered, drawn) & kept
         return chosen.expand(self.heads, -1)
 
     def _scout(self, mass: Tensor) -> None:
@@ -546,46 +481,97 @@ class LayerMemory:
         votes = torch.softmax(best[..., :-1], -1).sum((0, 1))  # what stands behind has no window
         self.shared.scout[self.layer] = votes.to(self.shared.scout.device)
 
-    def _decode(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows of the zoomed spans, padded over heads: k, v [Hkv, M, D], tokens [Hkv, M] or -1."""
-        ks, vs, tokens = [], [], []
-        bounds = self.bounds
-        for head, spans in enumerate(self.zoomed.spans):
-            lengths = bounds[spans + 1] - bounds[spans]
-            k, v = self.recipe.codec.decode(
-                head, self.zoomed.payload[head], self.zoomed.offsets[head], lengths, self.side
-            )
-            ks.append(k)
-            vs.append(v)
-            tokens.append(gather_ranges(bounds[spans], lengths))
-        pad = torch.nn.utils.rnn.pad_sequence
-        return (
-            pad(ks, batch_first=True),
-            pad(vs, batch_first=True),
-            pad(tokens, batch_first=True, padding_value=-1),
-        )
-
-    def _report(self, share: Tensor, weights: list[Tensor], tokens: Tensor, rows: int) -> None:
-        pinned, _, summary, zoom = (
-            w.reshape(self.heads, w.shape[1] // rows, rows, w.shape[2]) for w in weights
-        )
-        spans = self.view.spans[self.view.spans < len(self.shared.bounds) - 1]
-        zoomed = [s[s < len(self.shared.bounds) - 1] for s in self.zoomed.spans]
-        tokens = tokens.masked_fill(tokens >= self.shared.tokens, -1)
+    def _merge(self, asked: Asked, rows: int, live_v: Tensor) -> tuple[Tensor, Weights]:
+        """One softmax over slots, live rows and summaries: [Hkv, R, D], and what it weighed."""
+        values = Values(live_v, self.zoomed.unpack(), None)
+        if asked.mass is not None:
+            values = replace(values, summaries=self.index.value_rows())
+        columns = self.zoomed.tokens.shape[1] + asked.columns
+        at_once = max(1, MOST_SCORES // (self.heads * columns))
+        self._note_working(min(at_once, len(asked)), len(asked), columns)
         first = max(0, rows - self.shared.asked)
+        if len(asked) <= at_once:
+            out, weight, summary = self._softmax(asked, values)
+            return out, Weights.of(weight, summary, rows, first)
+        places = torch.arange(len(asked), device=self.device)
+        parts = [places[at : at + at_once] for at in range(0, len(asked), at_once)]
+        out = torch.cat([self._softmax(asked.of(some), values)[0] for some in parts], 1)
+        return out, self._weights_in_parts(asked, values, places.view(-1, rows)[:, first:], at_once)
+
+    def _weights_in_parts(
+        self, asked: Asked, values: Values, places: Tensor, at_once: int
+    ) -> Weights:
+        """Weights of the newest rows of many. places: int64 [G, n] of those rows."""
+        before = self.shared.coverage.copy()
+        step = max(1, at_once // len(places)) if self.shared.watchers else 1
+        first = 0 if self.shared.watchers else places.shape[1] - 1
+        found = []
+        for at in range(first, places.shape[1], step):
+            some = places[:, at : at + step]
+            _, weight, summary = self._softmax(asked.of(some.reshape(-1)), values)
+            found.append(Weights.of(weight, summary, some.shape[1], 0))
+        self.shared.coverage = before  # these rows were counted already
+        return replace(found[-1], total=torch.stack([each.total for each in found]).sum(0))
+
+    def _softmax(self, asked: Asked, values: Values) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Output [Hkv, R, D], weights of slots [Hkv, R, n] and of summaries [Hkv, R, F]."""
+        slots, codes = self.zoomed, values.codes
+        found = slots.scores(asked.q, asked.pinned, None if codes is None else codes[0])
+        parts = [found, asked.live] + ([] if asked.mass is None else [asked.mass])
+        weights = torch.cat(parts, -1).softmax(-1)
+        before, behind = found.shape[-1], found.shape[-1] + asked.live.shape[-1]
+        weight, live, summary = (
+            weights[..., :before],
+            weights[..., before:behind],
+            None if asked.mass is None else weights[..., behind:],
+        )
+        out, coefs, total = slots.outputs(weight, None if codes is None else codes[1])
+        out = torch.baddbmm(out, live, values.live.float())
+        if summary is not None and values.summaries is not None:
+            sums, space = torch.bmm(summary, values.summaries.mT), self.index.space
+            if space is None:
+                out += sums
+            else:
+                more = summary.sum(-1, keepdim=True)
+                sums = space.value(sums, more)
+                coefs, total = (sums, more) if coefs is None else _added(coefs, sums, total, more)
+        if coefs is not None:
+            out += from_basis(coefs, total, self.side)
+        if self.shared.scout is None:
+            self.shared.coverage.note(self.layer, weight[..., :0] if summary is None else summary)
+        return out, weight, summary
+
+    def _note_working(self, rows: int, all_rows: int, columns: int) -> None:
+        """Bytes that this forward takes beside what is resident: codes as they are unpacked, what a
+        router works out, and scores and weights of the rows that are attended to at once."""
+        scores = 4 * self.heads * (2 * rows * columns + all_rows * columns)
+        taken = scores + self.zoomed.working_bytes
+        if self.index.names and not self._everything_fits():
+            taken += self.index.working_bytes(all_rows, self.view)
+        self.shared.working_bytes = max(self.shared.working_bytes, taken)
+
+    def _report(self, routed: Routed, told: Weights) -> None:
+        """Tell the watchers of the document's own spans and tokens."""
+        view, own = self.view, self._told
+        none = told.newest.new_zeros(self.heads, own)
+        held = self.zoomed.held[:, :own]
+        tokens = self.zoomed.tokens
+        if self._behind:
+            tokens = tokens.masked_fill(tokens >= self.shared.tokens, NOWHERE)
+        summary = none[:, None].expand(-1, told.newest.shape[1], -1)
+        if told.summary is not None:
+            summary = told.summary[..., :own]
         step = Step(
             layer=self.layer,
-            spans=spans,
-            share=share[:, : len(spans)],
-            zoomed=zoomed,
-            lengths=[self.bounds[s + 1] - self.bounds[s] for s in zoomed],
-            summary=summary[:, :, -1, : len(spans)],
-            tokens=[torch.cat([t, self.pinned_token]) for t in tokens],
-            weight=[torch.cat([zoom[h, :, -1], pinned[h, :, -1]], -1) for h in range(self.heads)],
-            total=[
-                torch.cat([zoom[h, :, first:].sum(1), pinned[h, :, first:].sum(1)], -1)
-                for h in range(self.heads)
-            ],
+            spans=view.spans[:own],
+            starts=view.starts[:own],
+            lengths=view.lengths[:own],
+            share=none if routed.share is None else routed.share[:, :own],
+            zoomed=torch.zeros_like(held) if self.full else held,
+            summary=summary,
+            tokens=tokens.clone(),
+            weight=told.newest,
+            total=told.total,
             traffic=replace(self.zoomed.traffic),
         )
         for watcher in self.shared.watchers:
@@ -599,38 +585,10 @@ def _shares(pinned: Tensor, live: Tensor, mass: Tensor) -> Tensor:
     return torch.exp(mass - total[..., None])
 
 
-def no_spans(device: torch.device) -> View:
-    """A view of nothing."""
-    none = torch.empty(0, dtype=torch.int64, device=device)
-    return View(none, none, none.new_zeros(1), none)
-
-
-class WholeLayer(LayerMemory):
-    """A layer whose every token is on the device as a row: method `full`, and `--full`."""
-
-    def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor) -> Tensor:
-        rows = q.shape[1]
-        q = group_queries(q, self.heads)
-        scale = 1 / math.sqrt(self.size)
-        pinned = torch.bmm(q, self.pinned_k.float().mT) * scale
-        live = torch.bmm(q, live_k.float().mT) * scale
-        live = live.masked_fill(~seen.repeat(q.shape[1] // rows, 1), NEG_INF)
-        out, weights = merge_resolutions([pinned, live], [self.pinned_v, live_v])
-        if self.shared.watchers:
-            nothing = torch.zeros(self.heads, 0, device=self.device)
-            none = torch.empty(self.heads, 0, dtype=torch.int64, device=self.device)
-            self._report(
-                nothing,
-                [
-                    weights[0],
-                    weights[1],
-                    nothing[:, None].expand(-1, q.shape[1], -1),
-                    nothing[:, None].expand(-1, q.shape[1], -1),
-                ],
-                none,
-                rows,
-            )
-        return out.reshape(-1, rows, self.size)
+def _added(a: Tensor, b: Tensor, total: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
+    """Coefficients of two kinds in one basis, and their weights, together."""
+    size = max(a.shape[-1], b.shape[-1])
+    return widened(a, size) + widened(b, size), total + more
 
 
 def whole_rows(recipe: Method, host: Host, bounds: Tensor, side: Side) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,6 @@
-"""Who lives on disk, host and device, in bytes. The only place that moves span records.
+"""Span records of one layer as they come from the store, and what moved of them.
 
-`Host` reads records of wanted spans from the store; `ResidentSpans` holds, per KV head, the records
-that are on the device now. A span that leaves the zoom set gives its bytes back at once. It
-decides nothing: see `memory` and `policies.select`.
+It decides nothing and keeps nothing on a device: see `layer` and `resident`.
 """
 
 from __future__ import annotations
@@ -130,44 +128,3 @@ class Traffic:
     fetched_bytes: int = 0
     fetched_spans: int = 0
     reused_spans: int = 0
-
-
-class ResidentSpans:
-    """The records on the device: per KV head ascending span ids, payload and offsets."""
-
-    def __init__(self, heads: int, device: torch.device):
-        self.device = device
-        none = torch.empty(0, dtype=torch.int64, device=device)
-        self.spans: list[Tensor] = [none] * heads
-        self.offsets: list[Tensor] = [none.new_zeros(1)] * heads
-        self.payload: list[Tensor] = [none.to(torch.uint8)] * heads
-        self.traffic = Traffic()
-
-    @property
-    def nbytes(self) -> int:
-        return sum(t.nbytes for group in (self.spans, self.offsets, self.payload) for t in group)
-
-    def sync(self, wanted: list[Tensor], host: Host) -> None:
-        """Hold exactly the spans wanted (per KV head ascending ids); fetch only what is new."""
-        new = [~torch.isin(ids, old) for ids, old in zip(wanted, self.spans, strict=True)]
-        missing = torch.cat([ids[n] for ids, n in zip(wanted, new, strict=True)]).cpu()
-        missing = torch.unique(missing, sorted=True)
-        fetched, starts = host.fetch(missing)
-        fetched = fetched.to(self.device, non_blocking=True)
-        self.traffic.fetched_bytes += fetched.nbytes
-        for head, (ids, fresh) in enumerate(zip(wanted, new, strict=True)):
-            old = self.spans[head]
-            if torch.equal(ids, old):
-                self.traffic.reused_spans += len(ids)
-                continue
-            begin = torch.empty_like(ids)
-            begin[~fresh] = self.offsets[head][torch.searchsorted(old, ids[~fresh])]
-            place = torch.searchsorted(missing, ids[fresh].cpu())
-            begin[fresh] = starts[place, head].to(self.device) + len(self.payload[head])
-            length = host.sizes[head][ids.cpu()].long().to(self.device)
-            source = torch.cat([self.payload[head], fetched])
-            self.payload[head] = source[gather_ranges(begin, length)]
-            self.offsets[head] = torch.cat([length.new_zeros(1), length.cumsum(0)])
-            self.spans[head] = ids
-            self.traffic.reused_spans += int((~fresh).sum())
-            self.traffic.fetched_spans += int(fresh.sum())

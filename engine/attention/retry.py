@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from engine.attention.layer import Coverage, Shared, Step, Watcher
+from engine.attention.budget import Coverage
+from engine.attention.layer import Shared, Step, Watcher
 from engine.compression.selectors import ByShare, Choice, Selector
 
 MARGIN = 1.0

@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from engine.attention.causal_chunk import attend_chunk
 from engine.attention.layer import LayerMemory, Shared
 from engine.attention.output_folding import LongAnswer, LongAnswerLayer
 from engine.attention.retry import Retry
@@ -30,29 +31,81 @@ NAME = "sekv"
 
 
 class Attends(Protocol):
-    """What stands for the document in one layer: `memory.LayerMemory`, or a stand-in of it."""
+    """What stands for the document in one layer: `layer.LayerMemory`, or a stand-in of it."""
 
-    def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor) -> Tensor: ...
+    def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor | None) -> Tensor: ...
+
+
+BLOCK = 64
+"""Rows by which the buffers of live keys and values grow."""
 
 
 class LiveLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Live keys and values of one layer beside its read-only document memory.
 
-    length: tokens the positions of prefix and document take before the question.
+    length: tokens the positions of prefix and document take before the question. keys, values:
+    [1, Hkv, n, D], the rows so far of buffers that grow by blocks.
     """
 
     def __init__(self, memory: Attends, length: int):
         super().__init__()  # type: ignore[no-untyped-call]
         self.memory, self.length, self.pending = memory, length, False
+        self._buffers: tuple[Tensor, Tensor] | None = None
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         self.pending = True
-        return super().update(key_states, value_states, *args, **kwargs)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        have, new = self.rows, int(key_states.shape[-2])
+        if self._buffers is None or self._buffers[0].shape[-2] < have + new:
+            self._grow(key_states, value_states, have + new)
+        assert self._buffers is not None
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[..., have : have + new, :] = states
+        self.keys, self.values = (buffer[..., : have + new, :] for buffer in self._buffers)
+        return self.keys, self.values
+
+    def _grow(self, k: Tensor, v: Tensor, rows: int) -> None:
+        """Buffers for at least so many rows, with what there was."""
+        rows = -(-rows // BLOCK) * BLOCK
+        old = (self.keys, self.values) if self.rows else (None, None)
+        made = []
+        for states, before in zip((k, v), old, strict=True):
+            with torch.inference_mode(False):  # written to in whatever mode a forward runs
+                shape = (*states.shape[:2], rows, states.shape[3])
+                made.append(torch.zeros(shape, dtype=states.dtype, device=states.device))
+            if before is not None:
+                made[-1][..., : before.shape[-2], :] = before
+        self._buffers = (made[0], made[1])
+
+    def keep(self, k: Tensor, v: Tensor) -> None:
+        """Have these rows in place of all there were."""
+        if k is not self.keys:
+            self.keys, self.values, self._buffers = k, v, None
+
+    def cut(self, rows: int) -> None:
+        """Keep only the first rows."""
+        assert self.keys is not None
+        assert self.values is not None
+        self.keys, self.values = self.keys[..., :rows, :], self.values[..., :rows, :]
+
+    @property
+    def rows(self) -> int:
+        """Live rows that are resident."""
+        return 0 if self.keys is None or not self.keys.numel() else int(self.keys.shape[-2])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the live rows, as they are allocated."""
+        held = self._buffers or (self.keys, self.values)
+        return sum(part.nbytes for part in held if part is not None)
 
     @property
     def live(self) -> int:
         """Live tokens so far; a folded answer holds fewer rows than that."""
-        return 0 if self.keys is None or not self.keys.numel() else int(self.keys.shape[-2])
+        return self.rows
 
     def get_seq_length(self) -> int:
         return self.length + self.live
@@ -123,10 +176,7 @@ class MemoryCache(Cache):
         """Forget the live rows of the step."""
         for layer in self.layers:
             assert isinstance(layer, LiveLayer)
-            assert layer.keys is not None
-            assert layer.values is not None
-            layer.keys = layer.keys[..., : self._begun, :]
-            layer.values = layer.values[..., : self._begun, :]
+            layer.cut(self._begun)
 
     def commit(self) -> None:
         """A forward is over: fold what is finished, and remember the most that was resident."""
@@ -138,8 +188,8 @@ class MemoryCache(Cache):
             assert layer.keys is not None
             assert layer.values is not None
             if isinstance(layer, FoldingLayer):
-                layer.keys, layer.values = layer.folded.rows(layer.keys, layer.values)
-            resident += layer.keys.nbytes + layer.values.nbytes
+                layer.keep(*layer.folded.rows(layer.keys, layer.values))
+            resident += layer.nbytes
         self.peak_live_bytes = max(self.peak_live_bytes, resident)
 
 
@@ -199,14 +249,20 @@ def attention(
     dropout: float = 0.0,
     sekv: MemoryCache | None = None,
     probe: Probe | None = None,
+    causal: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """query [1, H, Q, D], key and value [1, Hkv, n, D] of the live rows -> [1, Q, H, D]."""
+    """query [1, H, Q, D], key and value [1, Hkv, n, D] of the live rows -> [1, Q, H, D].
+
+    causal: a plain prefill on a CPU: no padding, every row sees all before it.
+    """
     size = query.shape[-1]
     factor = (scaling if scaling is not None else size**-0.5) * math.sqrt(size)
     if sekv is None:
         if probe is not None:
             probe.see(int(module.layer_idx), query[0] * factor, key[0], value[0])  # type: ignore[arg-type]
+        if causal and not _bounded(kwargs):
+            return attend_chunk(query, key, value, factor / math.sqrt(size)), None
         return _plain(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
     layer = sekv.layers[int(module.layer_idx)]  # type: ignore[arg-type]
     assert isinstance(layer, LiveLayer)
@@ -221,13 +277,19 @@ def attention(
     rows, live = query.shape[2], key.shape[2]
     if sekv.answer is not None:
         sekv.answer.vote(int(module.layer_idx), query[0] * factor)  # type: ignore[arg-type]
-    if attention_mask is None:
-        seen = torch.ones(rows, live, dtype=torch.bool, device=query.device).tril(live - rows)
-    else:
+    seen = None  # a single row sees all before it
+    if attention_mask is not None:
         seen = attention_mask[0, 0, :, -live:]
         seen = seen if seen.dtype == torch.bool else seen >= 0
+    elif rows > 1:
+        seen = torch.ones(rows, live, dtype=torch.bool, device=query.device).tril(live - rows)
     out = layer.memory.attend(query[0] * factor, key[0], value[0], seen)
     return out.to(query.dtype).transpose(0, 1)[None].contiguous(), None
+
+
+def _bounded(kwargs: dict[str, Any]) -> bool:
+    """Whether a layer's attention is more than a softmax over all rows so far."""
+    return any(kwargs.get(name) is not None for name in ("sliding_window", "softcap", "s_aux"))
 
 
 def _plain(

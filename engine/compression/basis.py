@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def covariance_basis(rows: Tensor, metric: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """The basis of greatest variance of each head (PCA by eigh, in float64).
+    """The basis of greatest variance of each head (PCA: float32 products, eigh in float64).
 
     Args:
         rows: [Hkv, N, D].  metric: [Hkv, D, D] second moment of what the rows will be multiplied
@@ -17,11 +17,10 @@ def covariance_basis(rows: Tensor, metric: Tensor | None = None) -> tuple[Tensor
         Coefficients are uncorrelated, and with them the squared error of a row in the metric is
         the sum of their squared errors; without a metric the basis is orthonormal.
     """
-    x = rows.to(torch.float64)
-    mean = x.mean(1)
-    x = x - mean[:, None]
-    basis, variance = moment_basis(torch.bmm(x.mT, x) / max(1, rows.shape[1]), metric)
-    return mean.float(), basis, variance
+    mean = rows.mean(1, dtype=torch.float64).float()
+    x = rows.float() - mean[:, None]
+    basis, variance = moment_basis(torch.bmm(x.mT, x).double() / max(1, rows.shape[1]), metric)
+    return mean, basis, variance
 
 
 def moment_basis(cov: Tensor, metric: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -47,11 +46,11 @@ def _roots(metric: Tensor) -> tuple[Tensor, Tensor]:
     direction.
     """
     size = metric.shape[-1]
-    power, apply_rope = torch.linalg.eigh(metric)
+    power, turn = torch.linalg.eigh(metric)
     floor = power.clamp_min(0).mean(-1, keepdim=True) / 100
     root = (power.clamp_min(0) + floor + 1e-12 * size).sqrt()
-    forward = torch.bmm(apply_rope * root[:, None], apply_rope.mT)
-    return forward, torch.bmm(apply_rope / root[:, None], apply_rope.mT)
+    forward = torch.bmm(turn * root[:, None], turn.mT)
+    return forward, torch.bmm(turn / root[:, None], turn.mT)
 
 
 def span_svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

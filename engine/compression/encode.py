@@ -8,26 +8,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from engine.compression import summaries
-from engine.compression.codecs.base import NOTHING, Records, Side
+from engine.compression.codecs.base import Records, Side
 from engine.compression.codecs.layer_basis import (
-    OWN,
+    LayerAxes,
+    LentBases,
     document_bytes,
-    fit_basis,
     of_document,
-    score_error,
 )
 from engine.compression.codecs.shared_basis import SharedBasis
 from engine.compression.methods import Method
-from engine.compression.quantize import expected_error
+from engine.compression.quantize import bit_price, expected_error
+from engine.compression.query_statistics import QueryMoments
 from engine.compression.ranges import gather_ranges, span_ids
-from engine.compression.routers.static import CALIBRATED
+from engine.compression.routers.sketch import RoutedRows, Sketch
 from engine.compression.spans import COMPRESSED, Spans, pin_ends
+from engine.compression.statistics import LayerStatistics
 from engine.compression.text_spans import Delimiters
 from engine.errors import StoreError
 
@@ -62,66 +63,83 @@ def segment(
     return pin_ends(spans, recipe.sinks, recipe.local if last else 0)
 
 
+@dataclass(frozen=True)
+class Given:
+    """What is known of a layer beside its rows when it is fitted.
+
+    statistics: of the first window's rows, the prices of a bit among them; without, they are
+        computed and the layer spends the bits of all layers on its own.
+    trained: what a trained router knows of it, by name.  calibrated: what was measured of the
+        model beforehand and is kept with the store, by name.
+    """
+
+    statistics: LayerStatistics | None = None
+    trained: Side = field(default_factory=dict)
+    calibrated: Side = field(default_factory=dict)
+
+
+NOT_GIVEN = Given()
+
+
 def prepare(
     recipe: Method,
     layers: Iterable[tuple[Tensor, Tensor]],
-    learnt: Sequence[Side],
+    learnt: Sequence[QueryMoments],
     trained: Sequence[Side] = (),
     tokens: int = 0,
-) -> list[Side]:
+) -> list[Given]:
     """What one layer's `fit` must know of the others: layers share the bits of codes and sketches.
 
     Args:
         layers: k, v [Hkv, n, D] of the first window, layer after layer.
-        learnt: per layer what queries make of it, see `queries.QueryStatistics`; empty for methods
-            that do not ask.
+        learnt: per layer what queries make of it; empty for methods that do not ask.
         trained: per layer what a router brings.  tokens: of the whole document.
     Returns:
-        per layer the same and the prices of a bit, see `ops.bit_price`. The model's own bases are
-        among it where the document loses less by them; see `_Plan.loss`.
+        per layer its statistics with the prices of a bit. The model's own bases are used where the
+        document loses less by them; see `_Plan.loss`.
     """
-    if recipe.whole:
-        return [NOTHING for _ in layers]
+    if not recipe.fits_bases:
+        return [Given(trained=known) for known in trained] or [NOT_GIVEN for _ in layers]
     lends = isinstance(recipe.codec, SharedBasis) and bool(recipe.codec.model and trained)
-    plans = [_Plan(recipe), _Plan(recipe)] if lends else [_Plan(recipe)]
+    own, borrowed = _Plan(recipe), _Plan(recipe)
     for index, (k, v) in enumerate(layers):
-        known: Side = dict(learnt[index]) if learnt else {}
-        known |= trained[index] if trained else {}
-        body = _body(recipe, k)
-        for plan, given in zip(plans, (of_document(known), known), strict=False):
-            plan.add(k[:, body], v[:, body], given)
-    if lends and plans[1].loss(plans[0].bases, tokens) < plans[0].loss(0, tokens):
-        return plans[1].given()
-    return plans[0].given()
+        queries = learnt[index] if learnt else None
+        known = trained[index] if trained else {}
+        rows = k[:, _body(recipe, k)], v[:, _body(recipe, k)]
+        own.add(LayerStatistics.of(*rows, queries), of_document(known))
+        if lends:
+            borrowed.add(LayerStatistics.of(*rows, queries, LentBases.of(known)), known)
+    if lends and borrowed.loss(own.bases, tokens) < own.loss(0, tokens):
+        return borrowed.given()
+    return own.given()
 
 
 class _Plan:
     """The components of all layers under one choice of bases, among which bits are shared out."""
 
     def __init__(self, recipe: Method):
-        self.recipe = recipe
+        codec, router = recipe.codec, recipe.router
+        self.code_bits = codec.bits if isinstance(codec, SharedBasis) and codec.bits < 32 else 0.0
+        self.sketch_bits = router.bits if isinstance(router, Sketch) else 0.0
         self.bases = 0  # bytes that the document pays for bases
-        self._known: list[Side] = []
-        self._codes: list[Tensor] = []
-        self._sketches: list[Tensor] = []
+        self._layers: list[LayerStatistics] = []
+        self._trained: list[Side] = []
 
-    def add(self, k: Tensor, v: Tensor, known: Side) -> None:
-        """The next layer's rows without the sinks, and what is known of them."""
-        keys, variance = fit_basis("k", k, known)
-        self._sketches.append(score_error(variance, known))
-        self._codes.append(self.recipe.codec.spectrum(k, v, known))
-        self._known.append(known)
-        if f"{OWN}k_basis" not in known:
-            # Values' bases have the size of the keys'.
-            self.bases += 2 * (document_bytes(keys) - keys["k_mean"].nbytes)
+    def add(self, statistics: LayerStatistics, trained: Side) -> None:
+        """The next layer's statistics, and what a trained router knows of it."""
+        self._layers.append(statistics)
+        self._trained.append(trained)
+        for fitted in (statistics.keys, statistics.values):
+            self.bases += document_bytes(fitted.stored) - 2 * fitted.axes.mean.numel()
 
-    def given(self) -> list[Side]:
-        prices = {
-            "code_price": self.recipe.codec.price(torch.cat(self._codes)),
-            "sketch_price": self.recipe.router.price(torch.cat(self._sketches)),
-        }
-        tensors = {name: torch.tensor([p], dtype=torch.float64) for name, p in prices.items()}
-        return [known | tensors for known in self._known]
+    def given(self) -> list[Given]:
+        codes, sketches = self._costs()
+        code_price = bit_price(codes, self.code_bits) if self.code_bits else None
+        sketch_price = bit_price(sketches, self.sketch_bits) if self.sketch_bits else None
+        return [
+            Given(replace(each, code_price=code_price, sketch_price=sketch_price), known)
+            for each, known in zip(self._layers, self._trained, strict=True)
+        ]
 
     def loss(self, spare: int, tokens: int) -> float:
         """What the code and the sketch of a document lose, multiplied, at equal bytes in all.
@@ -129,14 +147,18 @@ class _Plan:
         spare: bytes that other bases would have cost; the rows of the document have them instead.
         """
         lost = 1.0
-        parts = ((self._codes, self.recipe.codec), (self._sketches, self.recipe.router))
-        for spread, part in parts:
-            bits = getattr(part, "bits", 0.0)
-            rows = torch.cat(spread)
-            if bits and len(rows):
-                bits = min(8.0, bits + 8 * spare / max(1, tokens * rows.numel()))
-                lost *= expected_error(rows, bits)
+        for rows, bits in zip(self._costs(), (self.code_bits, self.sketch_bits), strict=True):
+            if bits:
+                more = min(8.0, bits + 8 * spare / max(1, tokens * rows.numel()))
+                lost *= expected_error(rows, more)
         return lost
+
+    def _costs(self) -> tuple[Tensor, Tensor]:
+        """What leaving out a component of the codes and of the sketch costs, of all layers."""
+        return (
+            torch.cat([each.code_cost for each in self._layers]),
+            torch.cat([each.sketch_cost for each in self._layers]),
+        )
 
 
 def fit(
@@ -145,25 +167,26 @@ def fit(
     v: Tensor,
     surprisal: Tensor,
     spans: Spans,
-    given: Side = NOTHING,
+    given: Given = NOT_GIVEN,
 ) -> Side:
-    """Side information of a layer, shared by all windows.
+    """Side information of a layer, shared by all windows, as tensors by name.
 
     Args:
         k, v: [Hkv, n, D] of the first window.  given: as `prepare` has it, with what was calibrated
-            for this layer and what a trained router knows of it; without, the layer spends the
-            bits of all layers on its own.
+            for this layer.
     """
     if recipe.whole:
         return recipe.codec.fit(k, v)
-    body = _body(recipe, k)
-    side = {name: given[name] for name in CALIBRATED if name in given}
-    side |= recipe.codec.fit(k[:, body], v[:, body], given)
-    side |= recipe.router.fit(k[:, body], {**given, **side})
+    rows = k[:, _body(recipe, k)], v[:, _body(recipe, k)]
+    statistics = given.statistics
+    if statistics is None and recipe.fits_bases:
+        statistics = LayerStatistics.of(*rows, lent=LentBases.of(given.trained))
+    side = {**given.calibrated, **recipe.codec.fit(*rows, statistics)}
+    side |= recipe.router.fit(rows[0], {**given.trained, **side}, statistics)
     if recipe.selector.hides:
         return side
     values = recipe.summariser.summarise(v, surprisal, spans.bounds)
-    return side | summaries.fit_values(values, recipe.summariser.value_bits, side)
+    return side | summaries.fit_values(values, recipe.summariser.value_bits, side, statistics)
 
 
 def _body(recipe: Method, k: Tensor) -> slice:
@@ -186,17 +209,21 @@ def compress_layer(
     k, v: [Hkv, n, D]. side: the layer's, and what a trained router knows of it. queries:
     [H, w, D] of its last tokens, for routers that observe them.
     """
-    records = recipe.codec.encode(k, v, spans.bounds, side)
     if recipe.whole:
-        return CompressedLayer({}, records)
-    keys = recipe.summariser.summarise(k, surprisal, spans.bounds)
-    seen = {**side, "owner": span_ids(spans.bounds)}
+        return CompressedLayer({}, recipe.codec.encode(k, v, spans.bounds, side))
+    axes = LayerAxes.of(side)
+    records = recipe.codec.encode(k, v, spans.bounds, side, axes)
+    keys = k[:, :0]
+    if recipe.router.reads_summaries:
+        keys = recipe.summariser.summarise(k, surprisal, spans.bounds)
+    rows = RoutedRows(span_ids(spans.bounds), axes=axes.keys if axes else None)
     if queries is not None:
-        seen["observed"] = queries
-    device = recipe.router.build(k, keys, seen)
+        rows = replace(rows, observed=queries)
+    device = recipe.router.build(k, keys, side, rows)
     if not recipe.selector.hides:
         values = recipe.summariser.summarise(v, surprisal, spans.bounds)
-        device |= summaries.pack_values(values, recipe.summariser.value_bits, side)
+        bits = recipe.summariser.value_bits
+        device |= summaries.pack_values(values, bits, side, axes.values if axes else None)
     kept = pinned_tokens(spans.bounds, spans.kind)
     dtype = row_dtype(recipe, k.dtype)
     device["pinned_k"] = k[:, kept].to(dtype).contiguous()

@@ -15,6 +15,7 @@ from engine.compression.codecs.rows import Rows
 from engine.compression.codecs.shared_basis import SharedBasis
 from engine.compression.codecs.span_svd import SpanSVD
 from engine.compression.observation import Observe
+from engine.compression.query_statistics import SPREAD
 from engine.compression.routers.baselines import Box, Representatives, SecondOrder
 from engine.compression.routers.router_file import TrainedRouter
 from engine.compression.routers.sketch import MeanKey, Router, Sketch
@@ -65,7 +66,7 @@ class Method:
         """What has to be looked at while the model reads."""
         rows = self.router.rows if isinstance(self.router, Observed) else 0
         reach = self.segmenter.reach if isinstance(self.segmenter, Delimiters) else 0
-        return Observe(rows, reach)
+        return Observe(rows, reach, SPREAD if self.weighs_keys else 0)
 
     def settings(self) -> dict[str, Any]:
         """The choices with their fields, as the manifest records them."""
@@ -92,8 +93,13 @@ class Method:
 
     @property
     def weighs_keys(self) -> bool:
-        """Whether keys are coded by what queries see of them; see `queries`."""
+        """Whether keys are coded by what queries see of them; see `query_statistics`."""
         return isinstance(self.codec, SharedBasis) and self.codec.bits < 32
+
+    @property
+    def fits_bases(self) -> bool:
+        """Whether anything is kept in a basis that is fitted to the document's rows."""
+        return self.weighs_keys or isinstance(self.router, Sketch)
 
     def expected_shares(self, size: int) -> tuple[float, float]:
         """About what a store and its device section take of the 16-bit keys and values of a
@@ -159,7 +165,8 @@ METHODS: dict[str, Method] = {
             router=Sketch(bits=1.0),
             local=8,
             source="ours, after SeKV (arXiv 2606.31145)",
-            differs="rare anchors, a sketch of every key as router, bases that ask the document",
+            differs="rare anchors, a sketch of every key as router, bases weighted by the "
+            "document's own queries",
         ),
         Method(
             name="sekv-paper",

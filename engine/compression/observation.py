@@ -22,28 +22,36 @@ class Observe:
     """What a method wants to know.
 
     rows: queries of so many last tokens of a window, in every layer. reach: how much attention
-    each token gives to itself and the so many tokens before it, less one.
+    each token gives to itself and the so many tokens before it, less one. spread: queries of so
+    many tokens, evenly spread over a window, in every layer; see `query_statistics`.
     """
 
     rows: int = 0
     reach: int = 0
+    spread: int = 0
 
     def covers(self, other: Observe) -> bool:
-        return self.rows >= other.rows and self.reach >= other.reach
+        """Whether what the other asks for can be had from what this one does."""
+        spread = other.spread in (0, self.spread)
+        return self.rows >= other.rows and self.reach >= other.reach and spread
 
 
 @dataclass
 class ObservingProbe:
-    """The probe of one chunk. before: tokens of the prompt before the document.
+    """The probe of one chunk. before: tokens of the prompt before the document. picked: rows of the
+    chunk whose queries are kept beside its last ones.
 
-    queries: per layer [H, min(rows, n), D]. near: float32 [n, reach], averaged over heads and over
-    two layers of the middle third, the layers that look at meaning rather than form.
+    queries: per layer [H, min(rows, n), D]. spread: per layer [H, len(picked), D]. near: float32
+    [n, reach], averaged over heads and over two layers of the middle third, the layers that look
+    at meaning rather than form.
     """
 
     observe: Observe
     layers: int
     before: int
+    picked: list[int] = field(default_factory=list)
     queries: list[Tensor] = field(default_factory=list)
+    spread: list[Tensor] = field(default_factory=list)
     near: Tensor | None = None
 
     @property
@@ -53,7 +61,10 @@ class ObservingProbe:
 
     def see(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         if self.observe.rows:
-            self.queries.append(q[:, -self.observe.rows :].detach().cpu())
+            # A copy: a view would keep the queries of the whole chunk.
+            self.queries.append(q[:, -self.observe.rows :].detach().clone().cpu())
+        if self.observe.spread:
+            self.spread.append(q[:, self.picked].detach().cpu())
         if self.observe.reach and layer in self.sampled:
             near = nearness(q, k[:, self.before :], self.observe.reach).cpu() / len(self.sampled)
             self.near = near if self.near is None else self.near + near

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -14,6 +12,15 @@ WIDTHS = (8, 4, 2, 1)
 GAUSS_MSE = {0: 1.0, 1: 0.3634, 2: 0.1188, 4: 0.01154, 8: 1.2e-4}
 
 
+SAVINGS = tuple(
+    (GAUSS_MSE[fewer] - GAUSS_MSE[more]) / (more - fewer)
+    for more, fewer in ((8, 4), (4, 2), (2, 1), (1, 0))
+)
+"""Squared error of a unit Gaussian that each bit saves between a width of WIDTHS and the next
+narrower one; it falls with the width, so that a component takes a width where its variance times
+this is more than a bit costs."""
+
+
 def bit_price(variance: Tensor, mean_bits: float) -> float:
     """The squared error that a bit must save to be spent, so that `mean_bits` are spent.
 
@@ -22,15 +29,24 @@ def bit_price(variance: Tensor, mean_bits: float) -> float:
         mean_bits: bits per component to spend on average over all rows, 0..8.
     Source: reverse water-filling over the widths 0, 1, 2, 4 and 8.
     """
+    return float(bit_prices(variance[None], mean_bits)[0])
+
+
+def bit_prices(variance: Tensor, mean_bits: float) -> Tensor:
+    """`bit_price` of many groups of rows at once, each with bits of its own.
+
+    variance: [G, R, D], each row falling -> float64 [G].
+    """
     var = variance.double().clamp_min(1e-30)
-    low, high = math.log(float(var.min())) - 40.0, math.log(float(var.max())) + 10.0
+    low, high = var.amin((1, 2)).log() - 40.0, var.amax((1, 2)).log() + 10.0
+    saved = _saved(var)
+    widths = torch.tensor(WIDTHS, dtype=torch.float64, device=var.device)
     for _ in range(32):  # the logarithm to a part in a hundred million
         middle = (low + high) / 2
-        if float(bits_at(variance, math.exp(middle)).double().mean()) > mean_bits:
-            low = middle
-        else:
-            high = middle
-    return math.exp(high)
+        counts = _counts(saved, middle.exp())
+        over = (counts.sum(1) * widths).sum(-1) > mean_bits * var[0].numel()
+        low, high = torch.where(over, middle, low), torch.where(over, high, middle)
+    return high.exp()
 
 
 def expected_error(variance: Tensor, mean_bits: float) -> float:
@@ -41,29 +57,41 @@ def expected_error(variance: Tensor, mean_bits: float) -> float:
     return float((variance.double() * lost[bits]).sum())
 
 
-def bits_at(variance: Tensor, price: float) -> Tensor:
+def bits_at(variance: Tensor, price: float | Tensor) -> Tensor:
     """Bits per component at a price as `bit_price` gives it.
 
     Args:
-        variance: [R, D], each row falling.
+        variance: [R, D], each row falling.  price: of all rows, or of each [R].
     Returns:
         uint8 [R, D], falling; runs of 4, 2 and 1 bits fill whole bytes, so a row is byte aligned.
     """
-    choices = torch.tensor(sorted(GAUSS_MSE))
-    mse = torch.tensor([GAUSS_MSE[int(b)] for b in choices], dtype=torch.float64)
-    cost = variance.double().clamp_min(1e-30)[..., None] * mse + price * choices
-    wanted = choices[cost.argmin(-1)]
-    out = torch.zeros(variance.shape, dtype=torch.uint8)
-    place = torch.arange(variance.shape[-1])
-    start = torch.zeros(len(variance), 1, dtype=torch.int64)
-    for width in WIDTHS:
+    rows, size = variance.shape
+    prices = torch.as_tensor(price, dtype=torch.float64, device=variance.device).expand(rows)
+    counts = _counts(_saved(variance.double().clamp_min(1e-30))[:, None], prices)[:, 0]
+    ends = counts.cumsum(-1)
+    kind = (torch.arange(size, device=ends.device)[:, None] >= ends[:, None]).sum(-1)
+    widths = torch.tensor([*WIDTHS, 0], dtype=torch.uint8, device=ends.device)
+    return widths[kind]
+
+
+def _saved(variance: Tensor) -> Tensor:
+    """What a bit saves of each component: [..., D] -> [..., D, widths], widths falling."""
+    return variance[..., None] * variance.new_tensor(SAVINGS)
+
+
+def _counts(saved: Tensor, price: Tensor) -> Tensor:
+    """Components of each width, int64 [G, R, widths], where a bit saves so much [G, R, D, widths]
+    and costs `price` [G]; narrow ones in whole bytes."""
+    size = saved.shape[-2]
+    ends = (saved > price[:, None, None, None]).sum(-2).unbind(-1)
+    start = torch.zeros_like(ends[0])
+    counts = []
+    for width, end in zip(WIDTHS, ends, strict=True):
         run = 8 // width
-        end = (wanted >= width).sum(-1, keepdim=True)
         count = ((end - start + run // 2) // run).clamp_min(0)
-        count = count.minimum((variance.shape[-1] - start) // run) * run
-        out[(place >= start) & (place < start + count)] = width
-        start = start + count
-    return out
+        counts.append(count.minimum((size - start) // run) * run)
+        start = start + counts[-1]
+    return torch.stack(counts, -1)
 
 
 def is_allocation(bits: Tensor) -> bool:
@@ -74,41 +102,67 @@ def is_allocation(bits: Tensor) -> bool:
 
 
 def allocate_bits(variance: Tensor, mean_bits: float) -> Tensor:
-    """Bits per component of one row [D] of falling variances, `mean_bits` on average."""
-    return bits_at(variance[None], bit_price(variance[None], mean_bits))[0]
+    """Bits per component; every row of falling variances [..., D] has `mean_bits` of its own."""
+    rows = variance.reshape(-1, variance.shape[-1])
+    return bits_at(rows, bit_prices(rows[:, None], mean_bits)).reshape(variance.shape)
+
+
+REACH = {0: 1.0, 1: 1.596, 2: 1.991, 4: 2.682, 8: 3.942}
+"""How far the levels of the best uniform quantizer of a unit Gaussian reach, by bits."""
+
+TRIALS = (0.5, 0.65, 0.8, 0.9, 1.0, 1.12, 1.3, 1.6, 2.2)
+"""Reaches that are tried, in those of a Gaussian: less for heavy tails of which most is small,
+more where nothing lies between the levels."""
 
 
 def fit_steps(coefs: Tensor, bits: Tensor) -> Tensor:
     """The step of a uniform mid-rise quantizer per component with the least squared error.
 
     Args:
-        coefs: [Hkv, N, D] sample.  bits: [Hkv, D] uint8.
+        coefs: [Hkv, N, D] sample; some hundred rows are enough.  bits: [Hkv, D] uint8.
     Returns:
-        [Hkv, D] float32; the levels are (i + 0.5 - 2**(b-1)) * step, i = 0 .. 2**b - 1.
+        [Hkv, D] float32; the levels are (i + 0.5 - 2**(b-1)) * step, i = 0 .. 2**b - 1. 1 where a
+        component has no bits.
     """
-    half = torch.pow(2.0, bits.float() - 1)[:, None]
-    sigma = coefs.std(1, correction=0).clamp_min(1e-12)
-    peak = coefs.abs().amax(1).clamp_min(1e-12)
-    best = torch.full_like(sigma, torch.inf)
-    step = torch.ones_like(sigma)
-    # From where one bit is best (0.8 sigma) to where eight bits of a Gaussian are (4 sigma),
-    # and up to the peak for what has heavier tails.
-    for reach in [*(m * sigma for m in torch.linspace(0.8, 4.0, 9)), 6 * sigma, peak]:
-        trial = reach / half[:, 0]
-        scaled = coefs / trial[:, None]
-        level = (scaled.floor() + 0.5).maximum(0.5 - half).minimum(half - 0.5)
-        error = (level - scaled).square_().mean(1) * trial.square()
+    step = torch.ones(bits.shape, dtype=torch.float32, device=coefs.device)
+    used = int((bits > 0).sum(-1).max())
+    if not used:
+        return step
+    coefs, widths = coefs[..., :used].float().contiguous(), bits[:, :used].long()
+    half = torch.pow(2.0, widths.float() - 1)[:, None]
+    size = coefs.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12)
+    gauss = torch.zeros(max(REACH) + 1, device=coefs.device)
+    gauss[list(REACH)] = gauss.new_tensor(list(REACH.values()))
+    usual, peak = gauss[widths][:, None] * size, coefs.abs().amax(1, keepdim=True)
+    best = torch.full_like(size, torch.inf)
+    found = torch.ones_like(size)
+    for reach in [*(trial * usual for trial in TRIALS), peak.clamp_min(1e-12)]:
+        trial = reach / half
+        scaled = coefs / trial
+        level = scaled.floor().add_(0.5).maximum(0.5 - half).minimum(half - 0.5)
+        error = level.sub_(scaled).square_().mean(1, keepdim=True) * trial.square()
         better = error < best
-        best = torch.where(better, error, best)
-        step = torch.where(better, trial, step)
+        best, found = torch.where(better, error, best), torch.where(better, trial, found)
+    step[:, :used] = torch.where(widths > 0, found[:, 0], 1.0)
     return step
 
 
 def quantize(coefs: Tensor, bits: Tensor, step: Tensor) -> Tensor:
     """Codes uint8 [..., D] of coefficients; `step` as `fit_steps` gives it, bits [D] or a number
     of bits that all components share."""
+    return float_codes(coefs, bits, step).to(torch.uint8)
+
+
+def float_codes(coefs: Tensor, bits: Tensor, step: Tensor) -> Tensor:
+    """`quantize`, the codes as whole float32 numbers."""
     half = torch.pow(2.0, bits.float() - 1)
-    return (coefs / step).add_(half).floor_().clamp_min_(0).minimum(2 * half - 1).to(torch.uint8)
+    return (coefs / step).add_(half).floor_().clamp_min_(0).clamp_max_(2 * half - 1)
+
+
+def rounding_error(coefs: Tensor, codes: Tensor, bits: Tensor, step: Tensor) -> Tensor:
+    """What codes as `float_codes` gives them leave of the coefficients, float32 [..., D]."""
+    half = torch.pow(2.0, bits.float() - 1)
+    return (codes + (0.5 - half)).mul_(step).neg_().add_(coefs)
 
 
 def dequantize(codes: Tensor, bits: Tensor, step: Tensor) -> Tensor:

@@ -1,14 +1,14 @@
-"""What questions will look for, before there is one: what queries make of keys and values.
+"""What queries make of a layer's keys and values, learnt from the document's own queries.
 
-The document asks itself. Pieces of it are put as questions and answered by themselves behind the
-window that holds them; the queries of these rows tell in which directions the error of a key
-shows, and how much the errors of a head matter. No real question is seen, so that a store serves
-all alike.
+Queries of tokens spread over the first window are kept while it is read. They tell in which
+directions the error of a key shows, and how much the errors of a head matter; see
+`codecs.shared_basis`. No question is seen, so that a store serves all alike.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -16,11 +16,21 @@ from torch import Tensor
 
 from engine.compression.scores import NEG_INF, group_queries
 
-PIECES, PIECE_TOKENS = 6, 16
-"""How many pieces of a window are asked, and how long they are."""
+SPREAD = 256
+"""Tokens of a window whose queries are kept: all of them give the moment of the queries."""
+
+WEIGHED = 64
+"""Of how many of these the attention is looked at, for what an error is worth to a head."""
 
 FIRST = 4
 """First tokens that do not count: they draw attention whatever they say, and stay exact."""
+
+NEAR = 32
+"""Tokens before a query that do not count: a question stands behind the document, so that what it
+looks at next to itself is its own words."""
+
+BLOCK = 16
+"""Tokens whose attention is computed at once."""
 
 
 class Probe(Protocol):
@@ -32,67 +42,88 @@ class Probe(Protocol):
         ...
 
 
-class QueryStatistics:
-    """The probe that learns from a document which asks itself.
+@dataclass(frozen=True)
+class QueryMoments:
+    """What queries make of a layer's keys and values.
 
-    before: tokens of the prompt before the document.
+    moment: E[q qT], float32 [Hkv, D, D].
+    score_worth, value_worth: [Hkv] squared relative error of the head's output for one squared nat
+        of error in every compressed token's score, and for errors of their values as large as
+        their spread: to first order the output moves by sum p (v - o) ds + sum p dv.
+    outputs: [Hkv, D, D] the same as `moment` for values, where heads do not count alike.
     """
 
-    def __init__(self, layers: int, before: int):
-        self._exact = before + FIRST
-        self._seen: list[list[Tensor]] = [[] for _ in range(layers)]
-        self._rows = [0] * layers
-
-    def see(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        asked = q.shape[1]
-        q, k, v = group_queries(q, len(k)), k.float(), v.float()
-        scores = torch.bmm(q, k.mT) / math.sqrt(q.shape[-1])
-        own = torch.ones(asked, asked, dtype=torch.bool, device=q.device).triu(1)
-        scores[..., -asked:].masked_fill_(own.repeat(q.shape[1] // asked, 1), NEG_INF)
-        p = scores.softmax(-1)
-        out = torch.bmm(p, v)
-        folded = slice(self._exact, k.shape[1] - asked)
-        p, v = p[..., folded].square(), v[:, folded]
-        # sum p^2 |v - o|^2, multiplied out
-        apart = (torch.bmm(p, v.square().sum(-1, keepdim=True)))[..., 0]
-        apart = apart - 2 * (out * torch.bmm(p, v)).sum(-1) + p.sum(-1) * out.square().sum(-1)
-        spread = (v - v.mean(1, keepdim=True)).square().sum((1, 2)) / max(1, v.shape[1])
-        sums = [
-            torch.bmm(q.mT, q),
-            apart.sum(-1),
-            p.sum((1, 2)) * spread,
-            out.square().sum((1, 2)),
-        ]
-        before = self._seen[layer] or [torch.zeros_like(x) for x in sums]
-        self._seen[layer] = [x + y for x, y in zip(before, sums, strict=True)]
-        self._rows[layer] += q.shape[1]
-
-    def learnt(self) -> list[dict[str, Tensor]]:
-        """What `policies.codec` and `policies.select` are given, per layer.
-
-        queries: E[q qT], float32 [Hkv, D, D]. score_worth, value_worth: [Hkv] squared relative
-        error of the head's output for one squared nat of error in every folded token's score, and
-        for errors of their values as large as their spread: to first order the output moves by
-        sum p (v - o) ds + sum p dv. Empty if nothing was asked.
-        """
-        if not all(self._rows):
-            return []
-        out = []
-        for (moment, apart, spread, whole), rows in zip(self._seen, self._rows, strict=True):
-            whole = whole.clamp_min(1e-30)
-            out.append(
-                {
-                    "queries": (moment / rows).cpu(),
-                    "score_worth": (apart / whole).clamp_min(1e-6).cpu(),
-                    "value_worth": (spread / whole).clamp_min(1e-6).cpu(),
-                }
-            )
-        return out
+    moment: Tensor
+    score_worth: Tensor
+    value_worth: Tensor
+    outputs: Tensor | None = None
 
 
-def pieces(ids: list[int]) -> list[list[int]]:
-    """Stretches of a window's tokens, evenly spread."""
-    count = max(1, min(PIECES, len(ids) // PIECE_TOKENS))
-    step = len(ids) / count
-    starts = [int((i + 0.5) * step - min(PIECE_TOKENS, step) / 2) for i in range(count)]
-    return [ids[start : start + PIECE_TOKENS] for start in starts]
+def spread_places(tokens: int, count: int = SPREAD) -> list[int]:
+    """Positions of at most `count` of a window's tokens, evenly spread, ascending."""
+    count = min(tokens, count)
+    return [(2 * i + 1) * tokens // (2 * count) for i in range(count)]
+
+
+def query_moments(
+    q: Tensor,
+    places: list[int],
+    rows: tuple[Tensor, Tensor],
+    before: tuple[Tensor, Tensor],
+) -> QueryMoments:
+    """The moments of one layer.
+
+    Args:
+        q: [H, m, D] scaled queries of the tokens at `places`, ascending positions of the window.
+        rows: k, v [Hkv, n, D] of the window.  before: of the prompt in front of it.
+    """
+    grouped = group_queries(q, len(rows[0]))
+    moment = torch.bmm(grouped.mT, grouped) / grouped.shape[1]
+    k, v = (x.float() for x in rows)
+    power = v.square().sum(-1, keepdim=True)
+    spread = power.mean((1, 2)) - v.mean(1).square().sum(-1)
+    some = range(0, len(places), max(1, len(places) // WEIGHED))
+    near = min(NEAR, k.shape[1] // 4)
+    sums = torch.zeros(3, len(k))
+    for start in range(0, len(some), BLOCK):
+        picked = list(some[start : start + BLOCK])
+        own = torch.tensor([places[i] for i in picked])
+        end = int(own[-1]) + 1
+        seen = k[:, :end], v[:, :end], power[:, :end]
+        sums += _attended(q[:, picked], own, seen, before, near)
+    whole = sums[2].clamp_min(1e-30)
+    return QueryMoments(
+        moment,
+        (sums[0] / whole).clamp_min(1e-6),
+        (sums[1] * spread.clamp_min(0) / whole).clamp_min(1e-6),
+    )
+
+
+def _attended(
+    q: Tensor,
+    own: Tensor,
+    rows: tuple[Tensor, Tensor, Tensor],
+    before: tuple[Tensor, Tensor],
+    near: int,
+) -> Tensor:
+    """Sums over some queries, [3, Hkv]: of p^2 |v - o|^2 and of p^2 over the compressed tokens that
+    each sees, and of |o|^2.
+
+    q: [H, m, D].  own: [m] their positions.  rows: k, v and |v|^2 [Hkv, n, 1] up to the last of
+    them.
+    """
+    (k, v, power), (k_before, v_before) = rows, before
+    grouped = group_queries(q, len(k)) / math.sqrt(q.shape[-1])
+    scores = torch.cat([torch.bmm(grouped, x.float().mT) for x in (k_before, k)], -1)
+    columns = torch.arange(-k_before.shape[1], k.shape[1])
+    group = len(q) // len(k)
+    later = (columns > own[:, None]).repeat(group, 1)
+    p = scores.masked_fill_(later, NEG_INF).softmax(-1)
+    far = k_before.shape[1]
+    out = torch.bmm(p[..., :far], v_before.float()).baddbmm_(p[..., far:], v)
+    apart = (columns >= FIRST) & (columns <= own[:, None] - near)
+    p = p.square_().masked_fill_(~apart.repeat(group, 1), 0.0)[..., far:]
+    # sum p^2 |v - o|^2, multiplied out
+    moved = torch.bmm(p, power)[..., 0]
+    moved = moved - 2 * (out * torch.bmm(p, v)).sum(-1) + p.sum(-1) * out.square().sum(-1)
+    return torch.stack([moved.sum(-1), p.sum((1, 2)), out.square().sum((1, 2))])

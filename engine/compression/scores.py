@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from engine.compression.columns import CodeColumns
 from engine.compression.packing import Packing, split_heads
 from engine.compression.ranges import blocks_of_spans, span_ids
 
@@ -20,24 +21,47 @@ def group_queries(q: Tensor, kv_heads: int) -> Tensor:
     return q.to(torch.float32).reshape(kv_heads, -1, q.shape[-1])
 
 
-def span_logsumexp(scores: Tensor, bounds: Tensor) -> Tensor:
+def span_logsumexp(scores: Tensor, bounds: Tensor, owner: Tensor | None = None) -> Tensor:
     """Log-mass of each span: log of the sum of exp(score) over its tokens.
 
     Args:
-        scores: [Hkv, Q, N] nats.  bounds: [S + 1], no empty span.
+        scores: [Hkv, Q, N] nats.  bounds: [S + 1], no empty span.  owner: `span_ids` of it, where
+            they are known.
     Returns:
         [Hkv, Q, S]. Spans more than about 87 nats under the row's best come out as -inf: their
         share of the softmax is below what float32 can add.
     """
-    heads, rows, _ = scores.shape
+    owner = span_ids(bounds) if owner is None else owner
     top = scores.amax(-1, keepdim=True)
-    out = torch.zeros(len(bounds) - 1, heads * rows, device=scores.device)
-    for first, last in blocks_of_spans(bounds, max(256, CACHED // max(1, heads * rows))):
-        here = bounds[first : last + 1]
-        mass = torch.exp(scores[..., here[0] : here[-1]] - top)
-        mass = mass.permute(2, 0, 1).reshape(-1, heads * rows)
-        out[first:last].index_add_(0, span_ids(here), mass)
-    return out.log().reshape(-1, heads, rows).permute(1, 2, 0) + top
+    mass = torch.zeros(*scores.shape[:2], len(bounds) - 1, device=scores.device)
+    mass.scatter_add_(-1, owner.expand_as(scores), torch.exp(scores - top))
+    return mass.log_().add_(top)
+
+
+AT_ONCE = 1 << 15, 1 << 22
+"""Tokens of a sketch that are unpacked at once, and scores that are held at once."""
+
+
+def column_span_masses(
+    codes: CodeColumns, q: Tensor, shift: Tensor, bounds: Tensor, owner: Tensor | None = None
+) -> Tensor:
+    """Log-mass of each span of rows that are held as columns of few bits.
+
+    Args:
+        codes: of N rows.  q: float32 [Hkv, Q, R] nats per unpacked code.  shift: [Hkv, Q, 1] nats
+        that every token of a head has beside.  bounds: [S + 1] from 0 to N.  owner: `span_ids`.
+    Returns:
+        [Hkv, Q, S], see `span_logsumexp`.
+    """
+    tokens, rows = len(codes), max(1, q.shape[0] * q.shape[1])
+    if tokens <= AT_ONCE[0] and tokens * rows <= AT_ONCE[1]:
+        return span_logsumexp(torch.bmm(q, codes.unpack()), bounds, owner).add_(shift)
+    out = [q.new_zeros(*q.shape[:2], 0)]
+    for first, last in blocks_of_spans(bounds, min(AT_ONCE[0], max(256, AT_ONCE[1] // rows))):
+        start, end = int(bounds[first]), int(bounds[last])
+        scores = torch.bmm(q, codes.unpack(start, end))
+        out.append(span_logsumexp(scores, bounds[first : last + 1] - start).add_(shift))
+    return torch.cat(out, -1)
 
 
 def packed_span_masses(

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from engine.compression.codecs.base import Side
-from engine.compression.codecs.layer_basis import basis_of, fit_basis, to_basis
+from engine.compression.codecs.layer_basis import Axes, basis_of, fit_axes, stores_basis
 from engine.compression.packing import Packing, pack_heads, split_heads
 from engine.compression.quantize import allocate_bits, dequantize, fit_steps
 from engine.compression.ranges import span_mean
+from engine.compression.statistics import LayerStatistics
 
 
 class Summariser(Protocol):
@@ -54,27 +55,32 @@ class Mean:
         return span_mean(rows, torch.ones_like(surprisal), bounds)
 
 
-def fit_values(values: Tensor, bits: float, side: Side) -> Side:
-    """Side information for span values [Hkv, S, D] of the first window; `side` holds the codec's,
-    whose basis is shared where it has one."""
+def fit_values(
+    values: Tensor, bits: float, side: Side, statistics: LayerStatistics | None = None
+) -> Side:
+    """Side information for span values [Hkv, S, D] of the first window.
+
+    side: the codec's, whose basis is shared where it has one.  statistics: of the layer's rows.
+    """
     if bits == 16:
         return {}
-    new: Side = {}
-    if "v_mean" not in side:
-        new, _ = fit_basis("v", values, {})
-    coefs = to_basis(values, "v", {**side, **new})
+    new = {} if stores_basis("v", side) else fit_axes("v", values).stored
+    axes = statistics.values.axes if statistics and not new else Axes.of("v", {**side, **new})
+    coefs = axes.coefficients(values)
     # Means vary less than tokens and not in the same order; the basis is the tokens'.
     variance = coefs.var(1, correction=0).cummin(-1).values
-    given = torch.stack([allocate_bits(var, bits) for var in variance])
+    given = allocate_bits(variance, bits)
     return {**new, "value_bits": given, "value_step": fit_steps(coefs, given)}
 
 
-def pack_values(values: Tensor, bits: float, side: Side) -> Side:
-    """Span values [Hkv, S, D] as device tensors."""
+def pack_values(values: Tensor, bits: float, side: Side, axes: Axes | None = None) -> Side:
+    """Span values [Hkv, S, D] as device tensors. axes: of `side`, found again where not given."""
     if bits == 16:
         return {"value.s": values.half()}
-    coefs = to_basis(values, "v", side)
-    return {"value.s": pack_heads(coefs, side["value_bits"], side["value_step"])}
+    given = side["value_bits"]
+    used = int((given > 0).sum(-1).max())
+    coefs = (axes or Axes.of("v", side)).coefficients(values, used)
+    return {"value.s": pack_heads(coefs, given, side["value_step"])}
 
 
 def unpack_values(device: Side, side: Side) -> Tensor:

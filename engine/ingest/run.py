@@ -1,51 +1,23 @@
-"""Use case: sources in, a store out. Reads once, folds window by window, publishes last.
-
-At most one window of uncompressed keys and values is held; every finished chunk and window is
-on disk, so an interrupted run goes on where it stopped.
-"""
+"""Use cases: sources in, a store out; what that would cost; more sources into a store."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from engine.compression.methods import Method, named, with_router
-from engine.errors import (
-    BudgetError,
-    DocumentError,
-    ReaderError,
-    RouterError,
-    StoreError,
-    StoreMismatchError,
-)
+from engine.compression.methods import Method, named
+from engine.errors import BudgetError, DocumentError, StoreError, StoreMismatchError
+from engine.ingest.build import Clock, StoreBuild, creator, source_reports
+from engine.ingest.routers import check_use, learnt_before, routed
 from engine.ingest.sources import check_named_once, check_new, entries, remarks
-from engine.types import IngestOptions, IngestReport, Plan, Progress, SourceReport
+from engine.ingest.windows import Windows, cut_windows, longest_window
+from engine.types import IngestOptions, IngestReport, Plan, Progress
 
 if TYPE_CHECKING:
-    from engine.compression.routers.router_file import TrainedRouter
     from engine.documents import Document, Source
-    from engine.documents.tokens import Tokens
-    from engine.models.hf import Chunk, Reader
-    from engine.store.manifest import SourceEntry
-    from engine.store.writer import StoreWriter
-
-ROOM = 1024
-"""Positions kept free behind the document for question and answer."""
-
-
-@dataclass(frozen=True)
-class Windows:
-    """How a document is read. bounds: token positions, first 0, last N. most: the window asked."""
-
-    bounds: tuple[int, ...]
-    most: int
-
-    def __len__(self) -> int:
-        return len(self.bounds) - 1
+    from engine.models.hf import Reader
 
 
 def plan(
@@ -73,7 +45,7 @@ def plan(
     load.check_supported(config)
     if options.router not in ("", router_file.NONE):
         # Whose it is shows when the weights are read.
-        _check_use(router_file.load(Path(options.router)), recipe, options.router)
+        check_use(router_file.load(Path(options.router)), recipe, options.router)
     tokenizer = load.load_tokenizer(located.folder)
     tokens = tokenize(document, tokenizer)
     shape = config.get_text_config()
@@ -88,7 +60,7 @@ def plan(
     rows = len(tokens.ids) * shape.num_hidden_layers * heads * size * 2
     store, device = recipe.expected_shares(size)
     return Plan(
-        sources=_source_reports(document),
+        sources=source_reports(document),
         model=located.name,
         method=recipe.name,
         tokens=len(tokens.ids),
@@ -119,7 +91,7 @@ def ingest(
     """
     from engine.store.writer import StoreWriter
 
-    clock = _Clock()
+    clock = Clock()
     recipe = named(options.method)
     if options.chunk_tokens < 1:
         raise BudgetError("--chunk-tokens must be at least 1")
@@ -157,7 +129,7 @@ def ingest(
     if calibrated:
         job["heads"] = calibrated.heads
     with StoreWriter.begin(target, job, overwrite=options.overwrite) as writer:
-        work = _Work(recipe, reader, document, tokens, windows, writer, options.chunk_tokens)
+        work = StoreBuild(recipe, reader, document, tokens, windows, writer, options.chunk_tokens)
         work.given = calibrated.sides() if calibrated else None
         work.trained, work.copied = trained, bool(options.router)
         work.entries = entries(document.sources, target)
@@ -180,7 +152,7 @@ def append(
     Raises:
         SekvError: one line that says what is wrong; the store is then as it was.
     """
-    clock = _Clock()
+    clock = Clock()
     from engine.documents import Document, Page, Source
     from engine.documents.tokens import Tokens, tokenize
     from engine.documents.types import HEADERS_KEPT
@@ -242,371 +214,14 @@ def append(
         base.window_tokens,
     )
     document = Document((*old, *new.sources))
-    trained = _learnt_before(target, recipe, shared, options.router, located.folder, reader)
+    trained = learnt_before(target, recipe, shared, options.router, located.folder, reader)
     job = _job(document, windows, reader, recipe, options)
     with StoreWriter.append(target, job) as writer:
-        work = _Work(recipe, reader, document, tokens, windows, writer, options.chunk_tokens)
+        work = StoreBuild(recipe, reader, document, tokens, windows, writer, options.chunk_tokens)
         work.trained = trained
         work.kept = len(base.windows)
         work.entries = (*base.sources, *entries(new.sources, target))
         return work.make(target, progress, clock)
-
-
-class _Clock:
-    """Seconds of named stages, one after another."""
-
-    def __init__(self) -> None:
-        self.started = self._last = time.perf_counter()
-        self.laps: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name], self._last = now - self._last, now
-
-
-class _Work:
-    """The loop over windows: prefill, fold, write."""
-
-    def __init__(
-        self,
-        recipe: Method,
-        reader: Reader,
-        document: Document,
-        tokens: Tokens,
-        windows: Windows,
-        writer: StoreWriter,
-        chunk_tokens: int,
-    ):
-        self.recipe, self.reader, self.writer = recipe, reader, writer
-        self.document, self.tokens, self.windows = document, tokens, windows
-        self.chunk_tokens = chunk_tokens
-        self.prefill_s = self.compress_s = 0.0
-        self.resumed = 0
-        self.given: list[Any] | None = None  # what was calibrated for each layer
-        self.trained: list[Any] = []  # per layer what a trained router knows, if there is one
-        self.copied = False  # whether the store keeps bases that it borrows: their file may move
-        self.entries: tuple[SourceEntry, ...] = ()  # what the manifest says of the sources
-        self.kept = 0  # windows that were there before this command: an append's
-
-    def make(self, target: Path, progress: Progress, clock: _Clock) -> IngestReport:
-        """Read, fold, write and publish."""
-        self._run(progress)
-        reader = self.reader
-        manifest = self.writer.publish(
-            creator=creator(),
-            model=reader.identity,
-            method=self.recipe.name,
-            settings=self.recipe.settings(),
-            dtype=reader.dtype_name,
-            prompt=reader.prompt.to_json(),
-            tokens=len(self.tokens.ids),
-            tokenizer_engine=self.tokens.engine,
-            window_tokens=self.windows.most,
-            sources=self.entries,
-        )
-        identity = reader.identity
-        row = 2 * identity.layers * identity.kv_heads * identity.head_dim
-        return IngestReport(
-            store=str(target),
-            sources=_source_reports(self.document),
-            model=identity.id,
-            method=self.recipe.name,
-            tokens=len(self.tokens.ids),
-            windows=len(self.windows),
-            window_tokens=self.windows.most,
-            spans=manifest.spans,
-            anchors=manifest.anchors,
-            store_bytes=sum(f.stat().st_size for f in target.rglob("*") if f.is_file()),
-            full_kv_bytes=row * len(self.tokens.ids) * reader.dtype.itemsize,
-            timing={
-                "read_s": clock.laps["read_s"],
-                "tokenize_s": clock.laps["tokenize_s"],
-                "prefill_s": self.prefill_s,
-                "compress_s": self.compress_s,
-                "write_s": self.writer.seconds,
-                "total_s": time.perf_counter() - clock.started,
-            },
-            resumed_tokens=self.resumed,
-        )
-
-    def _run(self, progress: Progress) -> None:
-        import torch
-
-        self.writer.put_document(self._document_tensors())
-        known = self.windows.bounds[self.kept]
-        progress.start("reading", len(self.tokens.ids) - known, "tokens")
-        at = time.perf_counter()
-        prefix = self.reader.prefix()
-        self.prefill_s += time.perf_counter() - at
-        sides = self._known_sides()
-        for index in range(self.kept, len(self.windows)):
-            start, end = self.windows.bounds[index], self.windows.bounds[index + 1]
-            if self.writer.window_done(index) and sides is not None:
-                self.resumed += end - start
-                progress.advance(end - start)
-                continue
-            chunks = self._read(index, prefix, progress)
-            at = time.perf_counter()
-            with torch.inference_mode():
-                sides = self._fold(index, chunks, prefix, sides)
-            self.compress_s += time.perf_counter() - at
-
-    def _read(self, index: int, prefix: Any, progress: Progress) -> list[Chunk]:
-        """All chunks of a window, those of an earlier run first; each is on disk when done."""
-        start, end = self.windows.bounds[index], self.windows.bounds[index + 1]
-        chunks = [_unpack_chunk(tensors) for tensors in self.writer.chunks(index)]
-        for chunk in chunks:
-            self.resumed += len(chunk.surprisal)
-            progress.advance(len(chunk.surprisal))
-        at = time.perf_counter()
-        ids = self.tokens.ids[start:end].tolist()
-        for chunk in self.reader.read_window(
-            ids, prefix, self.chunk_tokens, chunks.copy(), self.recipe.observe
-        ):
-            chunks.append(chunk)
-            if chunk.start + len(chunk.surprisal) < len(ids):
-                self.writer.put_chunk(index, len(chunks) - 1, _pack_chunk(chunk))
-            progress.advance(len(chunk.surprisal))
-        self.prefill_s += time.perf_counter() - at
-        return chunks
-
-    def _fold(
-        self, index: int, chunks: list[Chunk], prefix: Any, sides: list[Any] | None
-    ) -> list[Any]:
-        """Fold one window layer by layer and write it; the first one also makes the sides."""
-        import torch
-
-        from engine.compression import encode
-        from engine.compression.codecs.layer_basis import of_document
-        from engine.compression.spans import ANCHOR
-        from engine.store.manifest import WindowEntry
-        from engine.store.schema import is_finite
-
-        start, end = self.windows.bounds[index], self.windows.bounds[index + 1]
-        surprisal = torch.cat([chunk.surprisal for chunk in chunks])
-        pieces = self._pieces(start, end)
-        observe = self.recipe.observe
-        near = (
-            torch.cat([chunk.near for chunk in chunks if chunk.near is not None])[
-                :, : observe.reach
-            ]
-            if observe.reach
-            else None
-        )
-        last = index + 1 == len(self.windows)
-        spans = encode.segment(self.recipe, surprisal, pieces, last=last, near=near)
-        device: dict[str, Any] = {
-            "bounds": spans.bounds.to(torch.int32),
-            "kind": spans.kind,
-            "surprisal": surprisal.half(),
-        }
-        host: dict[str, Any] = {}
-        new_sides = []
-        if sides is None:
-            learnt = []
-            if self.recipe.weighs_keys:
-                ids = self.tokens.ids[start:end].tolist()
-                learnt = self.reader.query_statistics(ids, prefix, chunks)
-            layers = (_rows(chunks, layer) for layer in range(self.reader.layers))
-            total = len(self.tokens.ids)
-            given = encode.prepare(self.recipe, layers, learnt, self.trained, total)
-        for layer in range(self.reader.layers):
-            k, v = _rows(chunks, layer)
-            for chunk in chunks:  # a layer's rows are not needed again
-                chunk.k[layer] = chunk.v[layer] = k[:, :0]
-            queries = None
-            if observe.rows:
-                queries = torch.cat([chunk.queries[layer] for chunk in chunks], 1)
-                queries = queries[:, -observe.rows :]
-            trained = of_document(self.trained[layer]) if self.trained else {}
-            if sides is None:
-                known = given[layer] | (self.given[layer] if self.given else {})
-                side = encode.fit(self.recipe, k, v, surprisal, spans, known)
-                new_sides.append(side)
-            else:
-                side = sides[layer]
-            folded = encode.compress_layer(
-                self.recipe, k, v, surprisal, spans, side | trained, queries
-            )
-            if not is_finite({**side, **folded.device}):
-                raise ReaderError(
-                    f"the keys and values of layer {layer} are no numbers that a store can hold; "
-                    "read with another --dtype, or another model"
-                )
-            device |= {f"{layer}.{name}": t for name, t in folded.device.items()}
-            host[f"{layer}.codes"] = folded.records.payload
-            host[f"{layer}.offsets"] = folded.records.offsets
-        if sides is None:
-            kept = new_sides if self.copied else [of_document(side) for side in new_sides]
-            self.writer.put_shared(_pack_shared(kept, prefix))
-            sides = new_sides
-        anchors = int((spans.kind == ANCHOR).sum())
-        entry = WindowEntry(start, end, len(spans.kind), anchors)
-        self.writer.put_window(index, device, host, entry)
-        return sides
-
-    def _known_sides(self) -> list[Any] | None:
-        from engine.compression.codecs.layer_basis import borrow
-        from engine.compression.encode import sides_of
-
-        shared = self.writer.shared()
-        if shared is None:
-            return None
-        sides = sides_of(shared, self.reader.layers)
-        trained = self.trained or [{} for _ in sides]
-        return [borrow(side, own) for side, own in zip(sides, trained, strict=True)]
-
-    def _pieces(self, start: int, end: int) -> list[str]:
-        tokens = self.tokens
-        return [
-            self.document.sources[s].text[a:b]
-            for s, a, b in zip(
-                tokens.source[start:end].tolist(),
-                tokens.starts[start:end].tolist(),
-                tokens.ends[start:end].tolist(),
-                strict=True,
-            )
-        ]
-
-    def _document_tensors(self) -> dict[str, Any]:
-        import numpy as np
-
-        texts = {
-            f"text.{i}": np.frombuffer(source.text.encode("utf-8", "surrogatepass"), dtype=np.uint8)
-            for i, source in enumerate(self.document.sources)
-        }
-        tokens = self.tokens
-        return {
-            "ids": tokens.ids,
-            "starts": tokens.starts,
-            "ends": tokens.ends,
-            "source": tokens.source,
-            **texts,
-        }
-
-
-# ---------------------------------------------------------------------------- routers
-
-
-def routed(
-    recipe: Method, asked: str, folder: Path, reader: Reader, progress: Progress
-) -> tuple[Method, list[Any]]:
-    """The recipe with its trained router, if there is one, and what that knows of each layer.
-
-    A router that was not asked for is used only where it is known to find more.
-
-    Raises:
-        RouterError: the file asked for is no router, another model's, or of no use to the method.
-    """
-    from engine.compression.routers import router_file
-
-    trained, remark = router_file.find(asked, folder, reader.identity)
-    if remark:
-        progress.note(remark)
-    if trained is None or not (asked or trained.pays(recipe.router)):
-        return recipe, []
-    if asked:
-        _check_use(trained, recipe, asked)
-    found = with_router(recipe, trained)
-    return (recipe, []) if found == recipe else (found, trained.layers)
-
-
-def _check_use(trained: TrainedRouter, recipe: Method, file: str) -> None:
-    """Refuse a router of which a method makes nothing."""
-    if with_router(recipe, trained) == recipe:
-        raise RouterError(f"{file} holds no router for method '{recipe.name}'")
-
-
-def _learnt_before(
-    target: Path, recipe: Method, shared: Any, asked: str, folder: Path, reader: Reader
-) -> list[Any]:
-    """What the router that a store was made with knows of each layer; empty if it had none, or
-    the store keeps what it needs of it.
-
-    Raises:
-        RouterError: the router at hand is not that one.
-    """
-    from engine.compression.codecs.layer_basis import lacks_bases
-    from engine.compression.encode import sides_of
-    from engine.compression.routers import router_file
-    from engine.compression.routers.span_zoom import Learnt
-    from engine.memory.open import router_of
-
-    used = router_of(recipe)
-    if not used and asked not in ("", router_file.NONE):
-        raise RouterError(f"{target} is routed without training; --router cannot change that")
-    acts = isinstance(recipe.router, Learnt)
-    if not used or not (asked or acts or any(map(lacks_bases, sides_of(shared, reader.layers)))):
-        return []
-    trained, _ = router_file.find(asked, folder, reader.identity)
-    if trained is None or trained.fingerprint != used:
-        raise RouterError(
-            f"{target} was made with the router {used[:8]}; name that file with --router"
-        )
-    return trained.layers
-
-
-# ---------------------------------------------------------------------------- windows
-
-
-def longest_window(config: Any, asked: int, reads_well: int) -> int:
-    """Document tokens per context: what was asked, what the reader reads well, or what fits.
-
-    Raises:
-        BudgetError: asked for more than the model's positions hold.
-    """
-    room = min(ROOM, config.max_position_embeddings // 4)
-    most = int(config.max_position_embeddings - room)
-    if asked < 0 or asked > most:
-        raise BudgetError(
-            f"--window {asked}: this model holds at most {most} document tokens beside a question"
-        )
-    return asked or min(most, reads_well or most)
-
-
-def cut_windows(document: Document, tokens: Tokens, most: int) -> Windows:
-    """Cut a document that is longer than one window into windows of nearly equal length.
-
-    A cut moves back, by at most an eighth of a window, to the end of a paragraph, else of a
-    sentence, so that a statement is not read in two halves.
-    """
-    n = len(tokens.ids)
-    bounds = [0]
-    while n - bounds[-1] > most:
-        start = bounds[-1]
-        left = n - start
-        target = start + min(most, -(-left // -(-left // most)) + most // 16)
-        bounds.append(_good_cut(document, tokens, target, max(1, most // 8)))
-    bounds.append(n)
-    return Windows(tuple(bounds), most)
-
-
-def _good_cut(document: Document, tokens: Tokens, target: int, reach: int) -> int:
-    """The last token position in (target - reach, target] that follows an end of text."""
-    best, found = 0, target
-    for position in range(target, target - reach, -1):
-        source = int(tokens.source[position])
-        if int(tokens.source[position - 1]) != source:
-            return position
-        text = document.sources[source].text
-        at = int(tokens.starts[position])
-        before = text[max(0, at - 3) : at].rstrip(" ")
-        here = text[at : at + 2]
-        rank = 0
-        if before.endswith("\n\n") or here.startswith("\n\n"):
-            rank = 3
-        elif before.endswith((".", "!", "?", '."', ".'", ".”")) and here[:1].isspace():
-            rank = 2
-        elif before.endswith("\n"):
-            rank = 1
-        if rank > best:
-            best, found = rank, position
-            if rank == 3:
-                break
-    return found
-
-
-# ---------------------------------------------------------------------------- details
 
 
 def default_target(paths: Sequence[str]) -> Path:
@@ -615,14 +230,6 @@ def default_target(paths: Sequence[str]) -> Path:
         raise DocumentError("no source given; name a file, or - for standard input")
     stem = "stdin" if paths[0] == "-" else Path(paths[0]).stem
     return Path(f"{stem}.sekv")
-
-
-def creator() -> str:
-    """Program and version, as manifests record it."""
-    try:
-        return f"sekv {version('sekv')}"
-    except PackageNotFoundError:
-        return "sekv (not installed)"
 
 
 def _joined(first: Any, second: Any) -> Any:
@@ -679,58 +286,3 @@ def _job(
         "settings": recipe.settings(),
         "router named": bool(options.router),
     }
-
-
-def _rows(chunks: list[Chunk], layer: int) -> tuple[Any, Any]:
-    """k, v [Hkv, n, D] of a layer of all chunks, on the CPU."""
-    import torch
-
-    k = torch.cat([chunk.k[layer] for chunk in chunks], 1)
-    v = torch.cat([chunk.v[layer] for chunk in chunks], 1)
-    return k.cpu(), v.cpu()
-
-
-def _pack_chunk(chunk: Chunk) -> dict[str, Any]:
-    import torch
-
-    tensors: dict[str, Any] = {
-        "start": torch.tensor([chunk.start]),
-        "surprisal": chunk.surprisal,
-        "hidden": chunk.hidden.cpu().contiguous(),
-    }
-    for layer, (k, v) in enumerate(zip(chunk.k, chunk.v, strict=True)):
-        tensors |= {f"{layer}.k": k.cpu().contiguous(), f"{layer}.v": v.cpu().contiguous()}
-    tensors |= {f"{layer}.queries": q.contiguous() for layer, q in enumerate(chunk.queries)}
-    if chunk.near is not None:
-        tensors["near"] = chunk.near
-    return tensors
-
-
-def _unpack_chunk(tensors: dict[str, Any]) -> Chunk:
-    from engine.models.hf import Chunk
-
-    layers = sum(name.endswith(".k") for name in tensors)
-    return Chunk(
-        int(tensors["start"][0]),
-        [tensors[f"{layer}.k"] for layer in range(layers)],
-        [tensors[f"{layer}.v"] for layer in range(layers)],
-        tensors["surprisal"],
-        tensors["hidden"],
-        [tensors[f"{layer}.queries"] for layer in range(layers) if f"{layer}.queries" in tensors],
-        tensors.get("near"),
-    )
-
-
-def _pack_shared(sides: list[Any], prefix: Any) -> dict[str, Any]:
-    tensors: dict[str, Any] = {}
-    for layer, (side, (k, v)) in enumerate(zip(sides, prefix, strict=True)):
-        tensors |= {f"{layer}.{name}": t.contiguous() for name, t in side.items()}
-        tensors[f"{layer}.prefix_k"] = k.cpu().contiguous()
-        tensors[f"{layer}.prefix_v"] = v.cpu().contiguous()
-    return tensors
-
-
-def _source_reports(document: Document) -> tuple[SourceReport, ...]:
-    return tuple(
-        SourceReport(s.path, len(s.pages), len(s.text), s.sha256, s.notes) for s in document.sources
-    )

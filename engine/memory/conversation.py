@@ -14,10 +14,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from engine.attention.layer import LayerMemory, Segment, View
 from engine.attention.seam import LiveLayer, MemoryCache
+from engine.attention.view import Segment, View
 from engine.compression.encode import compress_layer, segment
-from engine.compression.observation import Observe
 from engine.compression.routers import two_level
 from engine.compression.spans import COMPRESSED
 from engine.memory.open import Memory
@@ -75,9 +74,10 @@ class Conversation:
         or where spans are ranked by what a window's own end looked at."""
         recipe = self._memory.layers[0].recipe
         return (
-            all(type(layer) is LayerMemory for layer in self._memory.layers)
+            all(len(layer.view.spans) and not layer.full for layer in self._memory.layers)
             and not recipe.selector.static
-            and recipe.observe == Observe()
+            and not recipe.observe.rows
+            and not recipe.observe.reach
         )
 
     def cache(self) -> MemoryCache:
@@ -149,9 +149,9 @@ class Conversation:
             made = compress_layer(recipe, k, v, surprisal, spans, side)
             exact = made.device["pinned_k"], made.device["pinned_v"]
             device = dict(made.device)
-            if "ball.s" in layer.tensors:
+            if "ball.s" in layer.index.names:
                 device |= two_level.build(device, side, spans.bounds)
-            tensors = {name: device[name] for name in layer.tensors}
+            tensors = {name: device[name] for name in layer.index.names}
             tensors = everything.slice(tensors, folded, rows)
             layers.append(Segment(spans.bounds, folded, exact, tensors, made.records))
         return CompressedTurn(len(ids), layers)

@@ -1,12 +1,7 @@
-"""A store and a reader become a memory under a budget: loads the device tier, moves no codes.
-
-Decides what stays on the device when a budget is too small for everything a recipe keeps there:
-routing and summaries first, then pinned rows, and always some room to zoom.
-"""
+"""A store and a reader become a memory under a budget: loads the device tier, moves no codes."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,33 +10,26 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from engine.attention.layer import (
-    OFFSET_BYTES,
-    LayerMemory,
-    Limits,
-    Shared,
-    View,
-    WholeLayer,
-    no_spans,
-    whole_rows,
-)
+from engine.attention.budget import Limits
+from engine.attention.layer import LayerMemory, Shared, whole_rows
 from engine.attention.residency import Host
-from engine.compression.codecs.layer_basis import borrow, document_bytes, lacks_bases, used_columns
+from engine.attention.view import View, no_spans
+from engine.compression.codecs.layer_basis import borrow, lacks_bases, used_columns
 from engine.compression.codecs.shared_basis import SharedBasis
-from engine.compression.encode import by_layer, pinned_tokens, sides_of
+from engine.compression.encode import by_layer, sides_of
 from engine.compression.methods import Method
-from engine.compression.ranges import span_ids
 from engine.compression.routers import router_file, two_level
 from engine.compression.routers.span_zoom import Learnt, SpanZoom
-from engine.compression.routers.static import layer_budgets
 from engine.compression.spans import COMPRESSED
 from engine.errors import (
-    BudgetError,
     OptionError,
     RouterError,
     StoreError,
     StoreMismatchError,
 )
+from engine.memory import budget as shares
+from engine.memory.budget import ZOOM_RESERVE
+from engine.memory.tables import Tables
 from engine.store.library import compare_identity
 from engine.store.reader import Store
 from engine.store.schema import Schema, recipe_of
@@ -51,10 +39,6 @@ if TYPE_CHECKING:
     from engine.models.hf import Reader
     from engine.store.manifest import Manifest
 
-ZOOM_RESERVE = 0.12
-"""Share of a tight budget that stays free for zoomed spans: coded tokens are small, and what is not
-sketched is not found."""
-
 
 @dataclass(frozen=True)
 class Memory:
@@ -63,18 +47,6 @@ class Memory:
     layers: list[LayerMemory]
     shared: Shared
     length: int
-
-
-def parse_budget(text: str, tokens: int) -> float:
-    """Document tokens that a budget allows: "10%" of them, or a number.
-
-    Raises:
-        BudgetError: neither, or not positive.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text)
-    if not match or float(match[1]) <= 0:
-        raise BudgetError(f"budget '{text}' is neither a share such as 10% nor a number of tokens")
-    return float(match[1]) * tokens / 100 if match[2] else float(match[1])
 
 
 def open_memory(
@@ -96,8 +68,7 @@ def open_memory(
         raise StoreMismatchError(f"{store.path}: {different}")
     if not 0 < coverage <= 1:
         raise OptionError("coverage", f"{coverage} is not in (0, 1]")
-    row = 4.0 * manifest.model.head_dim
-    cap = row * parse_budget(budget, manifest.tokens)
+    tokens = shares.parse_budget(budget, manifest.tokens)
     stored = store.shared()
     sections = [store.device(window) for window in range(len(manifest.windows))]
     try:
@@ -115,110 +86,145 @@ def open_memory(
             f"method {manifest.method} of {store.path} has dropped all but {recipe.keep:.0%} of "
             "the tokens for good; leave it out",
         )
-    tables = _Tables.of(manifest, sections)
-    shared = Shared(tables.bounds, len(manifest.windows))
     recipe, learnt = _rerouted(store, reader, recipe, router)
     sides = [
         {**side, **new} for side, new in zip(sides_of(stored, reader.layers), learnt, strict=True)
     ]
-    lean_sides = [used_columns(side) for side in sides]
-    balls = len(tables.kind) if manifest.tokens >= recipe.levels.beyond else 0
-    caps = _caps(recipe, tables, lean_sides, manifest.model.kv_heads, cap, row, balls)
-    hosts = [store.host(w) for w in range(len(manifest.windows))]
-    counts = [window.spans for window in manifest.windows]
+    tables = Tables.of(manifest, sections)
+    opening = _Opening(store, reader, recipe, tables, stored, sides, coverage)
+    if recipe.whole:
+        opening.hold_rows()
+    elif full:
+        opening.hold_codes()
+    else:
+        opening.hold_budget(tokens)
     longest = max(window.end - window.start for window in manifest.windows)
-    layers: list[LayerMemory] = []
-    pins: Tensor | None = None
-    for index, device in enumerate(reader.devices):
-        prefix = (stored[f"{index}.prefix_k"], stored[f"{index}.prefix_v"])
-        host = Host(
+    return Memory(opening.shared.layers, opening.shared, len(reader.prompt.prefix) + longest)
+
+
+NO_LIMIT = Limits(float("inf"), 1.0, full=True)
+
+
+class _Opening:
+    """A store as it becomes the layers of a memory."""
+
+    def __init__(
+        self,
+        store: Store,
+        reader: Reader,
+        recipe: Method,
+        tables: Tables,
+        stored: Side,
+        sides: list[Side],
+        coverage: float,
+    ):
+        """stored: tensors of all windows; sides: those of each layer."""
+        manifest = store.manifest
+        self.reader, self.recipe, self.tables, self.coverage = reader, recipe, tables, coverage
+        self.stored, self.sides = stored, sides
+        self.heads, self.size = manifest.model.kv_heads, manifest.model.head_dim
+        self.windows = [store.host(window) for window in range(len(manifest.windows))]
+        self.counts = [window.spans for window in manifest.windows]
+        self.shared = Shared(tables.bounds, len(manifest.windows))
+        every = torch.arange(len(tables.kind))
+        self._everything = View.of(every, tables.bounds, tables.window)
+        self._views: dict[tuple[bytes, str], View] = {}
+
+    def _host(self, index: int) -> Host:
+        lengths, side = self.tables.bounds.diff(), self.sides[index]
+        return Host(
             index,
-            hosts,
-            counts,
-            manifest.model.kv_heads,
-            pinned=device.type == "cuda",
-            fits=partial(recipe.codec.fits, lengths=tables.bounds.diff(), side=sides[index]),
+            self.windows,
+            self.counts,
+            self.heads,
+            pinned=self.reader.devices[index].type == "cuda",
+            fits=partial(self.recipe.codec.fits, lengths=lengths, side=side),
         )
-        side = {name: t.to(device) for name, t in lean_sides[index].items()}
-        limits = Limits(caps[index] * manifest.model.kv_heads, coverage)
-        room = caps[index] - ZOOM_RESERVE * min(cap, caps[index])
-        if recipe.whole or full:
-            k, v = whole_rows(recipe, host, tables.bounds, sides[index])
-            rows = _join_rows(prefix, k, v, torch.arange(manifest.tokens), device, reader.dtype)
-            layers.append(
-                WholeLayer(
-                    index,
-                    recipe,
-                    shared,
-                    Limits(float("inf"), 1.0),
-                    {},
-                    rows,
-                    no_spans(device),
-                    {},
-                    host,
-                )
-            )
-            continue
-        tensors = tables.layer(index)
-        pinned_k, pinned_v = tensors.pop("pinned_k"), tensors.pop("pinned_v")
-        ranking: Side = {}
-        lean = lean_sides[index]
-        if recipe.selector.static:  # chosen once, from the host: no routing on the device
-            tensors, ranking, lean = {}, tensors, {}
-        tensors, lean = _fit(recipe, tensors, lean, room * manifest.model.kv_heads, balls)
-        if balls and "sketch.t" in tensors:
-            lean |= two_level.fit(tensors, lean, tables.bounds)
-            tensors |= two_level.build(tensors, lean, tables.bounds)
-        side |= {name: t.to(device) for name, t in lean.items()}
-        if pins is None:
-            least = room if tensors else (1 - ZOOM_RESERVE) * min(caps)
-            pins = _affordable_pins(recipe, tables, tensors, lean, prefix, pinned_k, least)
-        keep = tables.pinned_span_mask(pins)
-        rows = _join_rows(
-            prefix,
-            pinned_k[:, keep],
-            pinned_v[:, keep],
-            tables.pinned[keep],
-            device,
-            pinned_k.dtype,
-        )
-        folded = torch.ones(len(tables.kind), dtype=torch.bool)
-        folded[pins] = False
-        folded &= _affordable_summaries(tables, tensors, lean, rows[0], folded, room)
-        if not bool(folded.any()):  # not even routing fits: the exact rows alone remain
-            layers.append(
-                WholeLayer(
-                    index,
-                    recipe,
-                    shared,
-                    limits,
-                    {},
-                    rows,
-                    no_spans(device),
-                    {},
-                    host,
-                )
-            )
-            continue
-        everything = View.of(torch.arange(len(folded)), tables.bounds, tables.window)
-        view, token_rows = everything.pick(folded)
-        tensors = everything.slice({**tensors, **ranking}, folded, token_rows)
-        where = torch.device("cpu") if recipe.selector.static else device
-        layers.append(
-            LayerMemory(
-                index,
-                recipe,
-                shared,
-                limits,
-                side,
-                rows,
-                _view_to(view, device),
-                {name: t.to(where) for name, t in tensors.items()},
-                host,
-            )
-        )
-    shared.layers = layers
-    return Memory(layers, shared, len(reader.prompt.prefix) + longest)
+
+    def _prefix(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.stored[f"{index}.prefix_k"], self.stored[f"{index}.prefix_v"]
+
+    def _view(self, folded: Tensor, device: torch.device) -> View:
+        """Of the spans where `folded` bool [S] holds; layers that see the same ones share it."""
+        key = (folded.numpy().tobytes(), str(device))
+        if key not in self._views:
+            self._views[key] = self._everything.pick(folded)[0].to(device)
+        return self._views[key]
+
+    def _add(
+        self,
+        index: int,
+        host: Host,
+        limits: Limits,
+        side: Side,
+        rows: tuple[Tensor, Tensor, Tensor],
+        view: View,
+        tensors: Side,
+    ) -> None:
+        made = LayerMemory(index, self.recipe, self.shared, limits, side, rows, view, tensors, host)
+        self.shared.layers.append(made)
+
+    def hold_rows(self) -> None:
+        """Every token as a row of the model."""
+        tokens = torch.arange(self.shared.tokens)
+        for index, device in enumerate(self.reader.devices):
+            host = self._host(index)
+            k, v = whole_rows(self.recipe, host, self.tables.bounds, self.sides[index])
+            rows = _join_rows(self._prefix(index), k, v, tokens, device, self.reader.dtype)
+            self._add(index, host, NO_LIMIT, {}, rows, no_spans(device), {})
+
+    def hold_codes(self) -> None:
+        """Every span zoomed, whatever is asked: neither routing nor summaries are needed."""
+        folded = self.tables.kind == COMPRESSED
+        for index, device in enumerate(self.reader.devices):
+            tensors = self.tables.layer(index)
+            k, v = tensors["pinned_k"], tensors["pinned_v"]
+            rows = _join_rows(self._prefix(index), k, v, self.tables.pinned, device, k.dtype)
+            side = {name: t.to(device) for name, t in used_columns(self.sides[index]).items()}
+            view = self._view(folded, device) if bool(folded.any()) else no_spans(device)
+            self._add(index, self._host(index), NO_LIMIT, side, rows, view, {})
+
+    def hold_budget(self, tokens: float) -> None:
+        """What the 16-bit rows of so many document tokens would take, per layer on average."""
+        recipe, tables, row = self.recipe, self.tables, 4.0 * self.size
+        cap = row * tokens
+        sides = [used_columns(side) for side in self.sides]
+        balls = len(tables.kind) if self.shared.tokens >= recipe.levels.beyond else 0
+        caps = shares.caps(recipe, tables, sides, self.heads, cap, row, balls)
+        pins: Tensor | None = None
+        for index, device in enumerate(self.reader.devices):
+            room = caps[index] - ZOOM_RESERVE * min(cap, caps[index])
+            tensors = tables.layer(index)
+            k, v = tensors.pop("pinned_k"), tensors.pop("pinned_v")
+            ranking: Side = {}
+            lean = sides[index]
+            side = {name: t.to(device) for name, t in lean.items()}
+            if recipe.selector.static:  # chosen once, from the host: no routing on the device
+                tensors, ranking, lean = {}, tensors, {}
+            tensors, lean = shares.fit(recipe, tensors, lean, room * self.heads, balls)
+            if balls and "sketch.t" in tensors:
+                lean |= two_level.fit(tensors, lean, tables.bounds)
+                tensors |= two_level.build(tensors, lean, tables.bounds)
+            side |= {name: t.to(device) for name, t in lean.items()}
+            prefix = self._prefix(index)
+            if pins is None:
+                least = room if tensors else (1 - ZOOM_RESERVE) * min(caps)
+                pins = shares.affordable_pins(recipe, tables, tensors, lean, prefix, k, least)
+            keep = tables.pinned_span_mask(pins)
+            rows = _join_rows(prefix, k[:, keep], v[:, keep], tables.pinned[keep], device, k.dtype)
+            folded = torch.ones(len(tables.kind), dtype=torch.bool)
+            folded[pins] = False
+            folded &= shares.affordable_summaries(tables, tensors, lean, rows[0], folded, room)
+            limits = Limits(caps[index] * self.heads, self.coverage)
+            if not bool(folded.any()):  # not even routing fits: the exact rows alone remain
+                self._add(index, self._host(index), limits, {}, rows, no_spans(device), {})
+                continue
+            token_rows = self._everything.pick(folded)[1]
+            tensors = self._everything.slice({**tensors, **ranking}, folded, token_rows)
+            where = torch.device("cpu") if recipe.selector.static else device
+            tensors = {name: t.to(where) for name, t in tensors.items()}
+            view = self._view(folded, device)
+            self._add(index, self._host(index), limits, side, rows, view, tensors)
 
 
 def _rerouted(
@@ -290,176 +296,6 @@ def _check_prompt(manifest: Manifest, reader: Reader) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Tables:
-    """Span tables of all windows joined, and the device sections they came with.
-
-    bounds [S + 1] document tokens, kind [S], window [S], pinned [P] document tokens of the
-    stored exact rows, pinned_span [P] their spans.
-    """
-
-    bounds: Tensor
-    kind: Tensor
-    window: Tensor
-    surprisal: Tensor
-    pinned: Tensor
-    pinned_span: Tensor
-    sections: list[dict[str, Tensor]]
-
-    @classmethod
-    def of(cls, manifest: Manifest, sections: list[dict[str, Tensor]]) -> _Tables:
-        """From device sections that were checked."""
-        bounds, kinds, windows, surprisal, pinned = (
-            [torch.zeros(1, dtype=torch.int64)],
-            [],
-            [],
-            [],
-            [],
-        )
-        for index, (entry, section) in enumerate(zip(manifest.windows, sections, strict=True)):
-            local = section["bounds"].long()
-            bounds.append(local[1:] + entry.start)
-            kinds.append(section["kind"])
-            windows.append(torch.full((entry.spans,), index))
-            surprisal.append(section["surprisal"].float())
-            pinned.append(pinned_tokens(local, section["kind"]) + entry.start)
-        joined = torch.cat(bounds)
-        tokens = torch.cat(pinned)
-        return cls(
-            joined,
-            torch.cat(kinds),
-            torch.cat(windows),
-            torch.cat(surprisal),
-            tokens,
-            torch.searchsorted(joined, tokens, right=True) - 1,
-            sections,
-        )
-
-    def layer(self, index: int) -> dict[str, Tensor]:
-        """One layer's device tensors, all windows joined along dimension 1."""
-        prefix = f"{index}."
-        return {
-            n.removeprefix(prefix): torch.cat([s[n] for s in self.sections], 1)
-            for n in self.sections[0]
-            if n.startswith(prefix) and not n.endswith(".error.s")  # said to people alone
-        }
-
-    def pinned_span_mask(self, spans: Tensor) -> Tensor:
-        """Which stored exact rows belong to `spans`."""
-        return torch.isin(self.pinned_span, spans)
-
-
-def _caps(
-    recipe: Method,
-    tables: _Tables,
-    sides: list[Side],
-    heads: int,
-    cap: float,
-    row: float,
-    balls: int,
-) -> list[float]:
-    """Bytes per KV head for every layer, `cap` on average: what it needs for routing and summaries
-    (less where all layers together need too much), and an equal share of the rest. Layers that
-    were calibrated have their shares instead; a static choice needs no routing. row: bytes of
-    one token's. balls: spans that will have a span level."""
-    if "layer_share" in sides[0]:
-        shares = [float(side["layer_share"][0]) for side in sides]
-        return [row * rows for rows in layer_budgets(shares, int(cap / row))]
-    if recipe.selector.static:
-        return [cap] * len(sides)
-    needs = []
-    for index, side in enumerate(sides):
-        parts = [
-            t
-            for section in tables.sections
-            for name, t in section.items()
-            if name.startswith(f"{index}.") and name.endswith((".t", ".s"))
-            if not name.endswith(".error.s")
-        ]
-        more = two_level.expected_bytes(side, balls)
-        fixed = more + document_bytes(side) + sum(t.nbytes for t in parts)
-        needs.append(fixed / heads)
-    mean = sum(needs) / len(needs)
-    tight = min(1.0, (1 - ZOOM_RESERVE) * cap / max(1.0, mean))
-    return [cap + tight * (need - mean) for need in needs]
-
-
-def _fit(recipe: Method, tensors: Side, side: Side, room: float, spans: int) -> tuple[Side, Side]:
-    """Let the router shrink until routing and summaries fit `room` bytes, with the span level of
-    that many spans where there will be one."""
-
-    def needed() -> int:
-        more = two_level.expected_bytes(side, spans)
-        return more + document_bytes(side) + sum(t.nbytes for t in tensors.values())
-
-    while tensors and needed() > room:
-        smaller = recipe.router.shrink(tensors, side)
-        if smaller is None:
-            break
-        tensors, side = smaller
-    return tensors, side
-
-
-def _affordable_pins(
-    recipe: Method,
-    tables: _Tables,
-    tensors: Side,
-    side: Side,
-    prefix: tuple[Tensor, Tensor],
-    rows: Tensor,
-    room: float,
-) -> Tensor:
-    """Spans that stay pinned: all when they fit, else the first tokens of every window, then the
-    document's last, then the most surprising.
-
-    Returns:
-        int64 ids of spans, ascending.
-    """
-    heads, _, size = rows.shape
-    pinned = torch.nonzero(tables.kind != COMPRESSED)[:, 0]
-    used = (sum(t.nbytes for t in [*tensors.values(), *prefix]) + document_bytes(side)) / heads
-    lengths = tables.bounds.diff()
-    room -= used
-    cost = lengths[pinned] * 2 * size * rows.element_size()
-    if float(cost.sum()) <= room:
-        return pinned
-    starts = torch.tensor([0, *torch.nonzero(tables.window.diff())[:, 0].add(1).tolist()])
-    totals = torch.zeros(len(lengths)).index_add_(0, span_ids(tables.bounds), tables.surprisal)
-    worth = totals / lengths
-    last = tables.bounds[1:] > tables.bounds[-1] - recipe.local
-    worth[last] = 1e6 + tables.bounds[1:][last]
-    worth[tables.bounds[:-1] < tables.bounds[starts][tables.window] + recipe.sinks] = float("inf")
-    worth = worth[pinned]
-    order = worth.argsort(descending=True, stable=True)
-    fits = cost[order].cumsum(0) <= room
-    return pinned[order[fits]].sort().values
-
-
-def _affordable_summaries(
-    tables: _Tables, tensors: Side, side: Side, rows: Tensor, folded: Tensor, room: float
-) -> Tensor:
-    """bool [S]: spans whose summaries fit beside the exact rows, the most surprising first.
-
-    Those that are not folded need none. What is free for zoomed spans stays free.
-    """
-    heads = rows.shape[0]
-    lengths = tables.bounds.diff()
-    used = (document_bytes(side) + 2 * rows.nbytes) / heads + OFFSET_BYTES
-    room -= used
-    cost = torch.zeros(len(lengths))
-    for name, t in tensors.items():
-        each = t.nbytes / heads / t.shape[1]
-        cost += each * lengths if name.endswith(".t") else each
-    cost[~folded] = 0
-    if float(cost.sum()) <= room:
-        return torch.ones(len(lengths), dtype=torch.bool)
-    totals = torch.zeros(len(lengths)).index_add_(0, span_ids(tables.bounds), tables.surprisal)
-    order = (totals / lengths).argsort(descending=True, stable=True)
-    fits = torch.zeros(len(lengths), dtype=torch.bool)
-    fits[order] = cost[order].cumsum(0) <= room
-    return fits
-
-
 def _join_rows(
     prefix: tuple[Tensor, Tensor],
     k: Tensor,
@@ -474,13 +310,4 @@ def _join_rows(
         torch.cat([prefix[0].to(dtype), k.to(dtype)], 1).to(device),
         torch.cat([prefix[1].to(dtype), v.to(dtype)], 1).to(device),
         torch.cat([none, tokens]).to(device),
-    )
-
-
-def _view_to(view: View, device: torch.device) -> View:
-    return View(
-        view.spans.to(device),
-        view.lengths.to(device),
-        view.bounds.to(device),
-        view.window.to(device),
     )

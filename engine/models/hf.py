@@ -13,10 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import Cache
 
 from engine.attention import seam
 from engine.compression.observation import Observe, ObservingProbe
-from engine.compression.query_statistics import Probe, QueryStatistics, pieces
+from engine.compression.query_statistics import (
+    Probe,
+    QueryMoments,
+    query_moments,
+    spread_places,
+)
 from engine.compression.rope import apply_rope, invert_rope
 from engine.errors import ReaderError
 from engine.models import chunked
@@ -31,10 +37,11 @@ from engine.models.load import (
 )
 from engine.models.locate import SILENT, Located, locate
 from engine.models.prompt import Prompt
+from engine.models.surprisal import surprisal
+from engine.models.window_cache import window_cache
 from engine.types import ModelIdentity, Progress
 
 NOTHING = Observe()
-HEAD_ROWS = 256  # rows of logits alive at once while surprisal is taken
 PROBE_TOKENS = 24  # ids of the probe; read twice, so that attention and positions matter
 
 
@@ -44,7 +51,8 @@ class Chunk:
 
     k, v: per layer [Hkv, n, D], keys after RoPE. surprisal: float32 [n] nats.
     hidden: [1, d] the last row's hidden state, which predicts the next chunk's first token.
-    queries, near: what was asked to be observed, see `observe.Reading`.
+    queries, spread, near: what was asked to be observed, see `observation.ObservingProbe`; `places`
+    are the document tokens whose queries `spread` holds.
     """
 
     start: int
@@ -54,6 +62,8 @@ class Chunk:
     hidden: Tensor
     queries: list[Tensor] = field(default_factory=list)
     near: Tensor | None = None
+    spread: list[Tensor] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
 
 
 class Reader:
@@ -116,12 +126,11 @@ class Reader:
         """Prefill one window in chunks, right after the prefix.
 
         `done` are chunks of this window read earlier (a resumed ingest); they are put back, not
-        read or yielded again.
+        read or yielded again. The rows of chunks are views of one buffer for each layer, which is
+        free when all chunks have let go of that layer.
         """
-        cache = DynamicCache(config=self.model.config)
-        for index, (k, v) in enumerate(prefix):
-            cache.update(k[None], v[None], index)
         before = len(self.prompt.prefix)
+        cache = window_cache(self.layers, before + len(ids), prefix)
         if self._last_hidden is None:
             self.prefix()
         assert self._last_hidden is not None
@@ -133,24 +142,29 @@ class Reader:
                 cache.update(k[None], v[None], index)
             hidden_before = chunk.hidden
             start = chunk.start + len(chunk.surprisal)
+        wanted = spread_places(len(ids), observe.spread) if observe.spread else []
         while start < len(ids):
             piece = ids[start : start + chunk_tokens]
-            reading = ObservingProbe(observe, self.layers, before)
-            hidden = self._forward(piece, before + start, cache, reading)
+            places = [place for place in wanted if start <= place < start + len(piece)]
+            picked = [place - start for place in places]
+            reading = ObservingProbe(observe, self.layers, before, picked)
+            hidden = self._forward(piece, before + start, cache, reading, causal=True)
             rows = torch.cat([hidden_before.to(hidden), hidden[:-1]])
-            surprisal = self._surprisal(rows, piece)
-            n = len(piece)
+            nats = self._surprisal(rows, piece)
+            hidden_before = hidden[-1:].clone()  # no view of all rows
+            here = slice(before + start, before + start + len(piece))
             yield Chunk(
                 start,
-                [k[0, :, -n:] for k, _ in _rows(cache)],
-                [v[0, :, -n:] for _, v in _rows(cache)],
-                surprisal,
-                hidden[-1:],
+                [k[0, :, here] for k, _ in _rows(cache)],
+                [v[0, :, here] for _, v in _rows(cache)],
+                nats,
+                hidden_before,
                 reading.queries,
                 reading.near,
+                reading.spread,
+                places,
             )
-            hidden_before = hidden[-1:]
-            start += n
+            start += len(piece)
 
     @torch.inference_mode()
     def behaviour(self) -> tuple[float, ...]:
@@ -175,30 +189,34 @@ class Reader:
         Args:
             ids, chunks: the window.  asked: token ids, each right behind the window.
         """
-        cache = DynamicCache(config=self.model.config)
-        for index, (k, v) in enumerate(prefix):
-            device = self.devices[index]
-            keys = torch.cat([k, *(chunk.k[index].to(device) for chunk in chunks)], 1)
-            values = torch.cat([v, *(chunk.v[index].to(device) for chunk in chunks)], 1)
-            cache.update(keys[None], values[None], index)
         before = len(self.prompt.prefix) + len(ids)
-        for tokens in asked:
-            fitting = tokens[: max(0, self.max_positions - before)]
-            if fitting:
-                self._forward(fitting, before, cache, probe)
-                cache.crop(-len(fitting))
+        fitting = [tokens[: max(0, self.max_positions - before)] for tokens in asked]
+        cache = window_cache(self.layers, before + max(map(len, fitting), default=0), prefix)
+        for chunk in chunks:
+            for index, device in enumerate(self.devices):
+                k, v = chunk.k[index].to(device), chunk.v[index].to(device)
+                cache.update(k[None], v[None], index)
+        for tokens in filter(None, fitting):
+            self._forward(tokens, before, cache, probe)
+            cache.crop(-len(tokens))
 
     def query_statistics(
-        self, ids: list[int], prefix: list[tuple[Tensor, Tensor]], chunks: list[Chunk]
-    ) -> list[dict[str, Tensor]]:
-        """What is learnt when a window that was read is asked about itself; see `queries`."""
-        probe = QueryStatistics(self.layers, len(self.prompt.prefix))
-        asked = (
-            self.prompt.question(self.tokenizer, self.tokenizer.decode(piece)) + piece
-            for piece in pieces(ids)
-        )
-        self.look_on(ids, prefix, chunks, asked, probe)
-        return probe.learnt()
+        self, prefix: list[tuple[Tensor, Tensor]], chunks: list[Chunk]
+    ) -> list[QueryMoments]:
+        """What the window's own queries make of its keys and values, per layer; empty where none
+        were observed while it was read."""
+        places = [place for chunk in chunks for place in chunk.places]
+        if not places:
+            return []
+        return [
+            query_moments(
+                torch.cat([chunk.spread[layer] for chunk in chunks], 1),
+                places,
+                joined_rows(chunks, layer),
+                (before[0].cpu(), before[1].cpu()),
+            )
+            for layer, before in enumerate(prefix)
+        ]
 
     @torch.inference_mode()
     def rotation(self, start: int, tokens: int) -> tuple[Tensor, Tensor]:
@@ -252,36 +270,46 @@ class Reader:
         return torch.cat([torch.zeros(1), *foretold])
 
     def _forward(
-        self, ids: list[int], position: int, cache: DynamicCache, probe: Probe | None = None
+        self,
+        ids: list[int],
+        position: int,
+        cache: Cache,
+        probe: Probe | None = None,
+        *,
+        causal: bool = False,
     ) -> Tensor:
-        """Hidden states [n, d] of a piece; never any logits."""
+        """Hidden states [n, d] of a piece; never any logits. causal: it follows all that is in the
+        cache, which a CPU attends to without a mask."""
         tokens = torch.tensor([ids], device=self.devices[0])
         places = torch.arange(position, position + len(ids), device=self.devices[0])[None]
+        told: dict[str, Any] = {} if probe is None else {"probe": probe}
+        if causal and all(device.type == "cpu" for device in self.devices):
+            told["causal"] = True
         out = self.model.base_model(
             input_ids=tokens,
             position_ids=places,
             past_key_values=cache,
             use_cache=True,
-            **({} if probe is None else {"probe": probe}),
+            **told,
         )
         hidden: Tensor = out.last_hidden_state[0]
         return hidden
 
     def _surprisal(self, hidden: Tensor, targets: list[int]) -> Tensor:
-        """-log p(target) in nats, float32 [n]; logits of HEAD_ROWS rows live at once."""
-        head = self.model.get_output_embeddings()
+        """-log p(target) in nats, float32 [n]."""
         config = self.model.config.get_text_config()
-        goal = torch.tensor(targets, device=hidden.device)
-        out = []
-        for at in range(0, len(targets), HEAD_ROWS):
-            x = head(hidden[at : at + HEAD_ROWS]).float()
-            x = x * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
-            picked = x.gather(-1, goal[at : at + HEAD_ROWS].to(x.device)[:, None])[:, 0]
-            out.append(x.logsumexp(-1) - picked)
-        return torch.cat(out).cpu()
+        factor = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+        return surprisal(hidden, targets, self.model.get_output_embeddings(), factor)
 
 
-def _rows(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+def joined_rows(chunks: list[Chunk], layer: int) -> tuple[Tensor, Tensor]:
+    """k, v [Hkv, n, D] of a layer of all chunks, on the CPU."""
+    k = torch.cat([chunk.k[layer] for chunk in chunks], 1)
+    v = torch.cat([chunk.v[layer] for chunk in chunks], 1)
+    return k.cpu(), v.cpu()
+
+
+def _rows(cache: Cache) -> list[tuple[Tensor, Tensor]]:
     """Keys and values of every layer, [1, Hkv, n, D]; `check_supported` let only such layers in."""
     return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[misc,union-attr]
 

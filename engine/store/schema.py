@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.compression.codecs.base import Side
 from engine.compression.codecs.shared_basis import SharedBasis
-from engine.compression.encode import by_layer, compress_layer, fit, pinned_tokens
+from engine.compression.encode import Given, by_layer, compress_layer, fit, pinned_tokens
 from engine.compression.methods import Method, from_settings
 from engine.compression.quantize import is_allocation
 from engine.compression.routers.span_zoom import Learnt
@@ -62,8 +62,8 @@ class Schema:
         made = cls(manifest, recipe, {}, {})
         rows, told, learnt = made._rows(), made._spans(), made._learnt()
         own = made._own()
-        lent = fit(recipe, *rows, *told, learnt | own) if own else {}
-        return cls(manifest, recipe, fit(recipe, *rows, *told, learnt), lent)
+        lent = fit(recipe, *rows, *told, Given(trained=learnt | own)) if own else {}
+        return cls(manifest, recipe, fit(recipe, *rows, *told, Given(trained=learnt)), lent)
 
     def check_shared(self, shared: Side) -> None:
         """Raises StoreError, in one line, when the tensors of all windows are not the recipe's.

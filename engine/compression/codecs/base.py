@@ -6,15 +6,18 @@ records back into rows. It knows nothing of files, devices or which spans are wa
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from engine.compression.ranges import gather_ranges
+from engine.compression.columns import CodeLayout
+from engine.compression.ranges import gather_ranges, span_ids
+
+if TYPE_CHECKING:
+    from engine.compression.codecs.layer_basis import LayerAxes
+    from engine.compression.statistics import LayerStatistics
 
 
 @dataclass(frozen=True)
@@ -35,28 +38,74 @@ class Records:
 Side = dict[str, Tensor]
 
 
-NOTHING: Side = {}
+@dataclass(frozen=True)
+class ExactRows:
+    """Rows as attention takes them: k, v float32 [n, D]."""
+
+    k: Tensor
+    v: Tensor
+
+
+@dataclass(frozen=True)
+class CodedRows:
+    """Rows as their codes in the bases of a layer.
+
+    packed: uint8 [n, bytes], those of the key and then of the value. residuals: int64 [4, M], what
+    single coefficients have beside their codes: the row, 0 for its key or 1 for its value, the
+    component, and sixteenths of its step.
+    """
+
+    packed: Tensor
+    residuals: Tensor
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where records lie: starts, sizes in bytes and lengths in tokens, int64 [M]."""
+
+    starts: Tensor
+    sizes: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def after_another(cls, offsets: Tensor, lengths: Tensor) -> Placed:
+        """offsets: [M + 1]."""
+        return cls(offsets[:-1], offsets.diff(), lengths)
+
+    def where(self, some: Tensor) -> Placed:
+        """Those where bool [M] holds."""
+        return Placed(self.starts[some], self.sizes[some], self.lengths[some])
+
+    def joined(self, payload: Tensor) -> tuple[Tensor, Tensor]:
+        """The records one after another, and their offsets [M + 1]."""
+        offsets = torch.cat([self.sizes.new_zeros(1), self.sizes.cumsum(0)])
+        return payload[gather_ranges(self.starts, self.sizes)], offsets
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What records hold, told by their sizes. exact: bool [Hkv, S], rows and no codes; residuals:
+    int64 [Hkv, S], how many coefficients of coded rows have one. Empty records hold neither."""
+
+    exact: Tensor
+    residuals: Tensor
 
 
 class Codec(Protocol):
-    def fit(self, k: Tensor, v: Tensor, given: Side = NOTHING) -> Side:
+    def fit(self, k: Tensor, v: Tensor, statistics: LayerStatistics | None = None) -> Side:
         """Side information of a layer, shared by all windows, from the first one's rows.
 
-        given: what is known beside the rows; see `fold.prepare`.
+        statistics: of these rows; computed where they are needed and not given.
         """
         ...
 
-    def spectrum(self, k: Tensor, v: Tensor, given: Side) -> Tensor:
-        """The variances [R, D] among which the codec spends its bits, comparable between layers;
-        [0, D] where it spends none."""
-        ...
+    def encode(
+        self, k: Tensor, v: Tensor, bounds: Tensor, side: Side, axes: LayerAxes | None = None
+    ) -> Records:
+        """k, v [Hkv, n, D] and bounds [S + 1] -> records.
 
-    def price(self, spread: Tensor) -> float:
-        """What a bit must save, given the spectra [R, D] of all layers; see `ops.bit_price`."""
-        ...
-
-    def encode(self, k: Tensor, v: Tensor, bounds: Tensor, side: Side) -> Records:
-        """k, v [Hkv, n, D] and bounds [S + 1] -> records."""
+        axes: of `side`, for codecs that have a basis; found again where they are not given.
+        """
         ...
 
     def decode(
@@ -72,6 +121,35 @@ class Codec(Protocol):
         """
         ...
 
+    def expand(self, head: int, payload: Tensor, records: Placed, side: Side) -> ExactRows:
+        """The rows of some spans of one head that all hold rows.
+
+        Args:
+            payload: uint8 with these records anywhere in it.
+        """
+        ...
+
+    def unpack(
+        self, head: int, payload: Tensor, records: Placed, side: Side, layout: CodeLayout
+    ) -> CodedRows:
+        """The codes of some spans of one head that all hold codes.
+
+        Args:
+            payload: uint8 with these records anywhere in it.  layout: of this codec.
+        Raises:
+            StoreError: a residual is of no code.
+        """
+        ...
+
+    def layout(self, side: Side) -> CodeLayout | None:
+        """How the codes of `CodedRows` lie, keys and values as two parts; None where every record
+        holds rows."""
+        ...
+
+    def contents(self, sizes: Tensor, lengths: Tensor, side: Side) -> Contents:
+        """What records of these sizes in bytes [Hkv, S] hold for spans of lengths [S]."""
+        ...
+
     def fits(self, sizes: Tensor, lengths: Tensor, side: Side) -> bool:
         """Whether records of these sizes in bytes [Hkv, S] can hold spans of lengths [S]."""
         ...
@@ -81,34 +159,45 @@ class Codec(Protocol):
         ...
 
 
-class Unallocated:
-    """A codec that has no bits to share out among components, heads or layers."""
-
-    def spectrum(self, k: Tensor, v: Tensor, given: Side) -> Tensor:
-        return k.new_zeros(0, k.shape[-1])
-
-    def price(self, spread: Tensor) -> float:
-        return math.inf
+def all_exact(sizes: Tensor) -> Contents:
+    """Of records that hold rows wherever they hold anything."""
+    return Contents(sizes > 0, torch.zeros_like(sizes, dtype=torch.int64))
 
 
-def interleave(rows: list[Tensor], bounds: Tensor) -> Records:
-    """Rows of bytes per head [n, b_h] -> records with the heads of a span side by side."""
+class RowCodec:
+    """What codecs share whose records attention takes as rows and not as codes."""
+
+    def expand(self: Codec, head: int, payload: Tensor, records: Placed, side: Side) -> ExactRows:
+        return ExactRows(*self.decode(head, *records.joined(payload), records.lengths, side))
+
+    def unpack(
+        self, head: int, payload: Tensor, records: Placed, side: Side, layout: CodeLayout
+    ) -> CodedRows:
+        raise TypeError(f"{type(self).__name__} keeps rows and no codes")
+
+    def layout(self, side: Side) -> CodeLayout | None:
+        return None
+
+    def contents(self, sizes: Tensor, lengths: Tensor, side: Side) -> Contents:
+        return all_exact(sizes)
+
+
+def interleave(rows: Tensor, bounds: Tensor) -> Records:
+    """Rows of bytes uint8 [Hkv, n, b] -> records with the heads of a span side by side."""
+    heads, _, width = rows.shape
     lengths = bounds.diff()
-    return join([[(part.reshape(-1), part.shape[1] * lengths)] for part in rows])
+    sizes = (width * lengths).repeat_interleave(heads)
+    offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    return Records(_joined(rows, bounds), offsets)
 
 
-def join(heads: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> Records:
-    """Records with the heads of a span side by side, each made of pieces.
-
-    heads: per head its pieces, in the order in which they follow each other in a record: bytes
-    uint8, span after span, and how many of each span, int64 [S].
-    """
-    sizes = torch.stack([torch.stack([s for _, s in pieces]).sum(0) for pieces in heads], 1)
-    offsets = torch.cat([sizes.new_zeros(1), sizes.reshape(-1).cumsum(0)])
-    payload = torch.empty(int(offsets[-1]), dtype=torch.uint8)
-    for head, pieces in enumerate(heads):
-        place = offsets[head : -1 : len(heads)]
-        for piece, size in pieces:
-            payload[gather_ranges(place, size)] = piece
-            place = place + size
-    return Records(payload, offsets)
+def _joined(rows: Tensor, bounds: Tensor) -> Tensor:
+    """The bytes of all heads' rows [Hkv, n, b], span after span and in each head after head."""
+    heads, n, width = rows.shape
+    owner = span_ids(bounds)
+    first, lengths = bounds[owner], bounds.diff()[owner]
+    place = torch.arange(n) - first
+    row = heads * first + place + torch.arange(heads)[:, None] * lengths
+    out = torch.empty(heads * n, width, dtype=torch.uint8)
+    out[row.reshape(-1)] = rows.reshape(-1, width)
+    return out.reshape(-1)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.compression.codecs.base import NOTHING, Records, Side
+from engine.compression.codecs.base import Records, Side
+from engine.compression.codecs.layer_basis import LayerAxes
 from engine.compression.codecs.raw import Raw
+from engine.compression.statistics import LayerStatistics
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,13 @@ class HalfRows(Raw):
 
     sparse: bool = False
 
-    def fit(self, k: Tensor, v: Tensor, given: Side = NOTHING) -> Side:
-        return super().fit(_half(k), _half(v), given)
+    def fit(self, k: Tensor, v: Tensor, statistics: LayerStatistics | None = None) -> Side:
+        return super().fit(_half(k), _half(v), statistics)
 
-    def encode(self, k: Tensor, v: Tensor, bounds: Tensor, side: Side) -> Records:
-        return super().encode(_half(k), _half(v), bounds, side)
+    def encode(
+        self, k: Tensor, v: Tensor, bounds: Tensor, side: Side, axes: LayerAxes | None = None
+    ) -> Records:
+        return super().encode(_half(k), _half(v), bounds, side, axes)
 
     def fits(self, sizes: Tensor, lengths: Tensor, side: Side) -> bool:
         if not self.sparse:

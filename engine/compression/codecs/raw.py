@@ -7,19 +7,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.compression.codecs.base import NOTHING, Records, Side, Unallocated, interleave
+from engine.compression.codecs.base import Records, RowCodec, Side, interleave
+from engine.compression.codecs.layer_basis import LayerAxes
+from engine.compression.statistics import LayerStatistics
 
 
 @dataclass(frozen=True)
-class Raw(Unallocated):
+class Raw(RowCodec):
     """Rows as they are, in the model's own dtype. The reference every codec is held against."""
 
-    def fit(self, k: Tensor, v: Tensor, given: Side = NOTHING) -> Side:
+    def fit(self, k: Tensor, v: Tensor, statistics: LayerStatistics | None = None) -> Side:
         return {"rows": torch.empty(0, k.shape[-1], dtype=k.dtype)}
 
-    def encode(self, k: Tensor, v: Tensor, bounds: Tensor, side: Side) -> Records:
+    def encode(
+        self, k: Tensor, v: Tensor, bounds: Tensor, side: Side, axes: LayerAxes | None = None
+    ) -> Records:
         rows = torch.cat([k, v], -1).contiguous().view(torch.uint8)
-        return interleave(list(rows), bounds)
+        return interleave(rows, bounds)
 
     def decode(
         self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, side: Side

@@ -7,20 +7,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.compression.codecs.base import NOTHING, Records, Side, Unallocated, interleave
+from engine.compression.codecs.base import Records, RowCodec, Side, interleave
+from engine.compression.codecs.layer_basis import LayerAxes
+from engine.compression.statistics import LayerStatistics
 
 
 @dataclass(frozen=True)
-class Rows(Unallocated):
+class Rows(RowCodec):
     """Each row as a float16 scale and its values in `bits` (8, 4 or 2), symmetric about zero."""
 
     bits: int = 8
 
-    def fit(self, k: Tensor, v: Tensor, given: Side = NOTHING) -> Side:
+    def fit(self, k: Tensor, v: Tensor, statistics: LayerStatistics | None = None) -> Side:
         return {"size": torch.tensor([k.shape[-1]], dtype=torch.int32)}
 
-    def encode(self, k: Tensor, v: Tensor, bounds: Tensor, side: Side) -> Records:
-        return interleave(list(torch.cat([self._pack(k), self._pack(v)], -1)), bounds)
+    def encode(
+        self, k: Tensor, v: Tensor, bounds: Tensor, side: Side, axes: LayerAxes | None = None
+    ) -> Records:
+        return interleave(torch.cat([self._pack(k), self._pack(v)], -1), bounds)
 
     def decode(
         self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, side: Side

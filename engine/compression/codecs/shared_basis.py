@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from engine.compression.basis import covariance_basis
-from engine.compression.codecs.base import NOTHING, Records, Side, interleave, join
-from engine.compression.codecs.eight_bits import from_eight_bits, to_eight_bits
-from engine.compression.codecs.layer_basis import (
-    OWN,
-    basis_of,
-    fit_bases,
-    sample,
-    spread_of,
-    to_basis,
+from engine.compression.codecs.base import (
+    CodedRows,
+    Contents,
+    ExactRows,
+    Placed,
+    Records,
+    Side,
+    all_exact,
+    interleave,
 )
-from engine.compression.packing import Packing
-from engine.compression.quantize import bit_price, bits_at, dequantize, fit_steps, quantize
+from engine.compression.codecs.eight_bits import from_eight_bits, to_eight_bits
+from engine.compression.codecs.layer_basis import OWN, Axes, LayerAxes, basis_of, sample
+from engine.compression.columns import CodeLayout
+from engine.compression.packing import Packing, packing_products, row_widths
+from engine.compression.quantize import (
+    bit_price,
+    bits_at,
+    dequantize,
+    fit_steps,
+    float_codes,
+    rounding_error,
+)
 from engine.compression.ranges import gather_ranges, span_ids, span_mean
+from engine.compression.statistics import LayerStatistics
 from engine.errors import StoreError
 
 ENTRY_BYTES, PLACES = 3, 1 << 16
@@ -30,6 +41,108 @@ ENTRY_BYTES, PLACES = 3, 1 << 16
 
 FINER = 16
 """Steps of a residual in one step of its coefficient."""
+
+
+@dataclass(frozen=True)
+class _Quantizer:
+    """How the coefficients of keys or of values are rounded. bits uint8, step float32: [Hkv, D].
+    spread, usual: [Hkv] squared error of a row that is left out, and of one that is coded."""
+
+    bits: Tensor
+    step: Tensor
+    spread: Tensor
+    usual_error: Tensor
+
+    @classmethod
+    def of(cls, name: str, side: Side) -> _Quantizer:
+        return cls(side[f"{name}_bits"], side[f"{name}_step"], *side[f"{name}_error"])
+
+    @property
+    def usual(self) -> Tensor:
+        """[2, Hkv]"""
+        return torch.stack([self.spread, self.usual_error])
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """Keys or values of a window in codes. codes: whole float32 numbers [Hkv, n, D]. wrong,
+    squares: what they leave of the coefficients, and its squares."""
+
+    quantizer: _Quantizer
+    codes: Tensor
+    wrong: Tensor
+    squares: Tensor
+
+    @classmethod
+    def of(cls, coefs: Tensor, quantizer: _Quantizer) -> _Coded:
+        each = quantizer.bits[:, None], quantizer.step[:, None]
+        codes = float_codes(coefs, *each)
+        wrong = rounding_error(coefs, codes, *each)
+        return cls(quantizer, codes, wrong, wrong.square())
+
+    @property
+    def widths(self) -> Tensor:
+        """Bytes of a row of each head."""
+        return row_widths(self.quantizer.bits)
+
+    def large(self, times: float) -> Tensor:
+        """Where an error is so many times the usual one; not of columns without a bit, of which a
+        device may lack the basis."""
+        bits = self.quantizer.bits
+        usual = self.quantizer.usual_error / (bits > 0).sum(-1).clamp_min(1)
+        limit = (times * usual)[:, None].expand_as(bits).masked_fill(bits == 0, math.inf)
+        return self.squares > limit[:, None]
+
+
+def _packed(keys: _Coded, values: _Coded) -> Tensor:
+    """The codes of a token's key and value side by side, uint8 [Hkv, n, width], each head's row as
+    long as its own bits take."""
+    width = int((keys.widths + values.widths).max())
+    packed = torch.bmm(keys.codes, packing_products(keys.quantizer.bits, width))
+    behind = packing_products(values.quantizer.bits, width, keys.widths)
+    return packed.baddbmm_(values.codes, behind).to(torch.uint8)
+
+
+class _Joint:
+    """Where the bytes of all heads' records lie: in a span head after head, and in a record codes
+    and then entries, or plain rows.
+
+    widths: [Hkv] bytes of a row of codes.  mended: [Hkv, S] entries of each record.  apart: which
+    records are plain rows.  most: [S] the bytes of these.
+    """
+
+    def __init__(self, bounds: Tensor, widths: Tensor, mended: Tensor, apart: Tensor, most: Tensor):
+        self.bounds, self.widths, self.mended, self.apart = bounds, widths, mended, apart
+        self.coded = widths[:, None] * bounds.diff()
+        sizes = torch.where(apart, most, self.coded + ENTRY_BYTES * mended).T.reshape(-1)
+        self.offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+
+    def payload(self, packed: Tensor, entries: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """All bytes. packed: uint8 [Hkv, n, width].  entries: of all records, those that are plain
+        rows too.  k, v: [Hkv, n, D]."""
+        heads, n, width = packed.shape
+        total = int(self.offsets[-1])
+        out = torch.empty(total + 1, dtype=torch.uint8)  # the last byte is for what is not kept
+        owner = span_ids(self.bounds)
+        inside = torch.arange(n) - self.bounds[owner]
+        starts = self.offsets[:-1].reshape(-1, heads).T
+        row = self.widths[:, None]
+        place = starts[:, owner] + inside * row
+        index = place[..., None] + torch.arange(width)
+        if bool((row != width).any()) or bool(self.apart.any()):
+            kept = torch.arange(width) < row[..., None]
+            index = torch.where(kept & ~self.apart[:, owner][..., None], index, total)
+        out.scatter_(0, index.reshape(-1), packed.reshape(-1))
+        counts, apart = self.mended.T.reshape(-1), self.apart.T.reshape(-1)
+        first = (starts + self.coded).T.reshape(-1) - ENTRY_BYTES * (counts.cumsum(0) - counts)
+        at = first.repeat_interleave(counts) + ENTRY_BYTES * torch.arange(len(entries))
+        whole = ~apart.repeat_interleave(counts)
+        out[at[whole, None] + torch.arange(ENTRY_BYTES)] = entries[whole]
+        head, token = self.apart[:, owner].nonzero().unbind(-1)
+        plain = torch.cat([to_eight_bits(x[head, token].float()) for x in (k, v)], -1)
+        at = starts[head, owner[token]] + inside[token] * plain.shape[-1]
+        out[at[:, None] + torch.arange(plain.shape[-1])] = plain
+        return out[:-1]
 
 
 @dataclass(frozen=True)
@@ -49,7 +162,7 @@ class SharedBasis:
     coefficients: of keys in the metric of queries.
 
     model: fingerprint of the router file whose bases may stand in place of the document's, see
-    `fold.prepare`; "" where there is none. A document that uses them stores the order of their
+    `encode.prepare`; "" where there is none. A document that uses them stores the order of their
     columns in place of its own bases.
     """
 
@@ -58,131 +171,166 @@ class SharedBasis:
     residual: float = 0.0
     model: str = ""
 
-    def fit(self, k: Tensor, v: Tensor, given: Side = NOTHING) -> Side:
+    def fit(self, k: Tensor, v: Tensor, statistics: LayerStatistics | None = None) -> Side:
         if self.bits >= 32:
             side: Side = {}
             for name, rows in (("k", k), ("v", v)):
                 mean, basis, _ = covariance_basis(rows)
                 side |= {f"{name}_mean": mean, f"{name}_basis": basis}
             return side
-        bases = fit_bases(k, v, given)
-        spread = spread_of(bases, given)
-        price = given["code_price"].item() if "code_price" in given else self.price(spread)
-        side = {}
-        for name, rows, found, part in zip("kv", (k, v), bases, spread.chunk(2), strict=True):
-            side |= found[0]
-            side[f"{name}_bits"] = bits = bits_at(part, price)
-            coefs = to_basis(sample(rows), name, side)
-            side[f"{name}_step"] = step = fit_steps(coefs, bits)
-            bits, step = bits[:, None], step[:, None]
-            kept = dequantize(quantize(coefs, bits, step), bits, step)
-            usual = torch.stack([x.square().sum(-1).mean(-1) for x in (coefs, kept - coefs)])
-            side[f"{name}_error"] = usual.clamp_min(1e-30)
+        found = statistics or LayerStatistics.of(k, v)
+        price = found.code_price
+        if price is None:
+            price = bit_price(found.code_cost, self.bits)
+        bits = bits_at(found.code_cost, price)
+        parts = zip((k, v), (found.keys, found.values), strict=True)
+        coefs = torch.cat([fitted.axes.coefficients(sample(rows)) for rows, fitted in parts])
+        step = fit_steps(coefs, bits)
+        each = bits[:, None], step[:, None]
+        wrong = rounding_error(coefs, float_codes(coefs, *each), *each)
+        usual = torch.stack([x.square().sum(-1).mean(-1) for x in (coefs, wrong)]).clamp_min(1e-30)
+        side = {**found.keys.stored, **found.values.stored}
+        for part, name in enumerate("kv"):
+            side[f"{name}_bits"] = bits.chunk(2)[part]
+            side[f"{name}_step"] = step.chunk(2)[part]
+            side[f"{name}_error"] = usual.chunk(2, 1)[part]
         return side
 
-    def spectrum(self, k: Tensor, v: Tensor, given: Side) -> Tensor:
+    def encode(
+        self, k: Tensor, v: Tensor, bounds: Tensor, side: Side, axes: LayerAxes | None = None
+    ) -> Records:
+        axes = axes or LayerAxes(Axes.of("k", side), Axes.of("v", side))
+        coefs = axes.keys.coefficients(k), axes.values.coefficients(v)
         if self.bits >= 32:
-            return k.new_zeros(0, k.shape[-1])
-        return spread_of(fit_bases(k, v, given), given)
-
-    def price(self, spread: Tensor) -> float:
-        return bit_price(spread, self.bits) if len(spread) else math.inf
-
-    def encode(self, k: Tensor, v: Tensor, bounds: Tensor, side: Side) -> Records:
-        coefs = {"k": to_basis(k, "k", side), "v": to_basis(v, "v", side)}
-        if self.bits >= 32:
-            both = torch.cat([coefs["k"], coefs["v"]], -1).contiguous()
-            return interleave(list(both.view(torch.uint8)), bounds)
-        lengths, most = bounds.diff(), 2 * (k.shape[-1] + 2) * bounds.diff()
-        heads, errors = [], []
-        for head in range(len(k)):
-            parts, wrong, usual = [], [], []
-            for name in ("k", "v"):
-                mine = coefs[name][head]
-                bits, step = side[f"{name}_bits"][head], side[f"{name}_step"][head]
-                codes = quantize(mine, bits, step)
-                parts.append(Packing.of(bits).pack(codes))
-                wrong.append(mine - dequantize(codes, bits, step))
-                usual.append(side[f"{name}_error"][:, head, None])
-            rows = torch.cat(parts, -1)
-            entries, mended = self._mend(head, wrong, bounds, side)
-            squares = torch.stack([x.square().sum(-1) for x in wrong])[..., None]
-            mean = span_mean(squares, torch.ones(len(rows)), bounds)[..., 0]  # [K or V, S]
-            lost = (mean[:, None] / torch.stack(usual)).amax(0).sqrt()  # over spread, over usual
-            coded = rows.shape[-1] * lengths
-            apart = (mended > 0) & (coded + ENTRY_BYTES * mended >= most)
-            if self.outlier:
-                apart |= lost[1] > self.outlier
-            eight = torch.repeat_interleave(apart, lengths)
-            plain = torch.cat([to_eight_bits(x[head, eight].float()) for x in (k, v)], -1)
-            entries = entries[~torch.repeat_interleave(apart, mended)]
-            heads.append(
-                [
-                    (rows[~eight].reshape(-1), coded * ~apart),
-                    (entries.reshape(-1), ENTRY_BYTES * mended * ~apart),
-                    (plain.reshape(-1), most * apart),
-                ]
-            )
-            errors.append(lost[0].masked_fill(apart, 0.0))
-        return replace(join(heads), errors=torch.stack(errors))
+            return interleave(torch.cat(coefs, -1).view(torch.uint8), bounds)
+        keys = _Coded.of(coefs[0], _Quantizer.of("k", side))
+        values = _Coded.of(coefs[1], _Quantizer.of("v", side))
+        entries, mended = self._mend((keys, values), bounds, k.shape[-1])
+        # Of keys and of values over their spread, and over the usual error: [2, Hkv, S].
+        squares = torch.cat([keys.squares.sum(-1), values.squares.sum(-1)])[..., None]
+        mean = span_mean(squares, squares.new_ones(k.shape[1]), bounds)
+        mean = mean.reshape(2, len(k), -1)
+        usual = torch.stack([keys.quantizer.usual, values.quantizer.usual], 1)[..., None]
+        lost = (mean / usual).amax(1).sqrt()
+        widths = keys.widths + values.widths
+        coded = widths[:, None] * bounds.diff()
+        most = 2 * (k.shape[-1] + 2) * bounds.diff()
+        apart = (mended > 0) & (coded + ENTRY_BYTES * mended >= most)
+        if self.outlier:
+            apart |= lost[1] > self.outlier
+        records = _Joint(bounds, widths, mended, apart, most)
+        payload = records.payload(_packed(keys, values), entries, k, v)
+        return Records(payload, records.offsets, lost[0].masked_fill(apart, 0.0))
 
     def _mend(
-        self, head: int, wrong: list[Tensor], bounds: Tensor, side: Side
+        self, parts: tuple[_Coded, _Coded], bounds: Tensor, size: int
     ) -> tuple[Tensor, Tensor]:
-        """Take the residuals that are kept out of the errors [n, D] of keys and of values.
+        """Take the residuals that are kept out of the squared errors of keys and of values, heads
+        of `size`.
 
         Returns:
-            entries uint8 [M, ENTRY_BYTES], span after span, and how many of each, int64 [S].
+            entries uint8 [M, ENTRY_BYTES], record after record, and how many of each, int64
+            [Hkv, S].
         """
+        heads, spans = len(parts[0].codes), len(bounds) - 1
         if not self.residual:
-            return torch.empty(0, ENTRY_BYTES, dtype=torch.uint8), torch.zeros_like(bounds[1:])
-        size, owner = side["k_mean"].shape[-1], span_ids(bounds)
-        inside = torch.arange(len(owner)) - bounds[owner]
+            return torch.empty(0, ENTRY_BYTES, dtype=torch.uint8), bounds.new_zeros(heads, spans)
+        owner = span_ids(bounds)
         entries, owners = [], []
-        for part, (name, error) in enumerate(zip("kv", wrong, strict=True)):
-            bits, step = side[f"{name}_bits"][head], side[f"{name}_step"][head]
-            usual = side[f"{name}_error"][1, head] / (bits > 0).sum().clamp_min(1)
-            # Of columns without a bit the device may lack the basis.
-            large = (error.square() > self.residual * usual) & (bits > 0)
-            large &= ((inside + 1) * 2 * size <= PLACES)[:, None]
-            token, component = large.nonzero().T
-            fine = step[component] / FINER
-            value = (error[token, component] / fine).round().clamp(-127, 127)
-            error[token, component] -= value * fine
-            place = (inside[token] * 2 + part) * size + component
+        for part, coded in enumerate(parts):
+            head, token, component = coded.large(self.residual).nonzero().unbind(-1)
+            inside = token - bounds[owner[token]]
+            near = (inside + 1) * 2 * size <= PLACES
+            head, token, component, inside = (x[near] for x in (head, token, component, inside))
+            fine = coded.quantizer.step[head, component] / FINER
+            wrong = coded.wrong[head, token, component]
+            value = (wrong / fine).round().clamp(-127, 127)
+            coded.squares[head, token, component] = (wrong - value * fine).square()
+            place = (inside * 2 + part) * size + component
             entries.append(torch.stack([place & 255, place >> 8, value.long() & 255], -1))
-            owners.append(owner[token])
+            owners.append(owner[token] * heads + head)
         of = torch.cat(owners)
         found = torch.cat(entries).to(torch.uint8)[of.argsort(stable=True)]
-        return found, torch.bincount(of, minlength=len(bounds) - 1)
+        return found, torch.bincount(of, minlength=spans * heads).reshape(spans, heads).T
 
     def decode(
         self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, side: Side
     ) -> tuple[Tensor, Tensor]:
         size = side["k_mean"].shape[-1]
-        widths = [
-            4 * size if self.bits >= 32 else Packing.of(side[f"{name}_bits"][head]).row_bytes
-            for name in ("k", "v")
-        ]
-        sizes = offsets.diff()
-        codes = lengths * sum(widths)
-        if bool((sizes == codes).all()):
-            rows = payload.reshape(int(lengths.sum()), sum(widths))
-            return self._restore(head, rows, widths, side)
-        plain = (sizes != codes) & (sizes == 2 * (size + 2) * lengths)
         k, v = (torch.empty(int(lengths.sum()), size, device=payload.device) for _ in range(2))
-        places = lengths.cumsum(0) - lengths
-        starts = offsets[:-1]
-        rows = payload[gather_ranges(starts[plain], sizes[plain])]
-        into = gather_ranges(places[plain], lengths[plain])
-        k[into], v[into] = from_eight_bits(rows.reshape(len(into), 2, size + 2))
-        starts, sizes, lengths, codes = (x[~plain] for x in (starts, sizes, lengths, codes))
-        into = gather_ranges(places[~plain], lengths)
-        rows = payload[gather_ranges(starts, codes)].reshape(len(into), sum(widths))
-        entries = payload[gather_ranges(starts + codes, sizes - codes)]
-        mended = self._mended(entries, (sizes - codes) // ENTRY_BYTES, lengths, size)
-        k[into], v[into] = self._restore(head, rows, widths, side, mended)
+        records = Placed.after_another(offsets, lengths)
+        layout = self.layout(side)
+        exact = self.contents(offsets.diff()[None], lengths, _of_head(head, side)).exact[0]
+        into = lengths.cumsum(0) - lengths
+        for kind in (exact, ~exact):
+            if not bool(kind.any()):
+                continue
+            some = records.where(kind)
+            if layout is None or kind is exact:
+                rows = self.expand(head, payload, some, side)
+            else:
+                rows = self._restore(head, self.unpack(head, payload, some, side, layout), side)
+            places = gather_ranges(into[kind], some.lengths)
+            k[places], v[places] = rows.k, rows.v
         return k, v
+
+    def expand(self, head: int, payload: Tensor, records: Placed, side: Side) -> ExactRows:
+        size = side["k_mean"].shape[-1]
+        joined, _ = records.joined(payload)
+        if self.bits < 32:
+            return ExactRows(*from_eight_bits(joined.reshape(-1, 2, size + 2)))
+        coefs = joined.view(torch.float32).reshape(-1, 2, size)
+        out = []
+        for part, name in enumerate("kv"):
+            mean, basis = basis_of(name, side, head)
+            out.append(torch.addmm(mean, coefs[:, part], basis.T))
+        return ExactRows(*out)
+
+    def unpack(
+        self, head: int, payload: Tensor, records: Placed, side: Side, layout: CodeLayout
+    ) -> CodedRows:
+        starts, lengths = records.starts, records.lengths
+        width = layout.first[head + 1] - layout.first[head]
+        codes = lengths * width
+        first = torch.repeat_interleave(starts - (codes.cumsum(0) - codes), lengths)
+        first += torch.arange(len(first), device=payload.device) * width
+        packed = payload[first[:, None] + torch.arange(width, device=payload.device)]
+        places = gather_ranges(starts + codes, records.sizes - codes)
+        if not len(places):
+            return CodedRows(packed, starts.new_empty(4, 0))
+        counts = (records.sizes - codes) // ENTRY_BYTES
+        residuals = self._mended(payload[places], counts, lengths, side["k_mean"].shape[-1])
+        _, part, component, _ = residuals
+        known = component < layout.components
+        if not bool(known.all()) or not bool(layout.lower[part, head, component].all()):
+            raise StoreError(
+                "a span's record corrects a coefficient that has no code: ingest again"
+            )
+        return CodedRows(packed, residuals)
+
+    def layout(self, side: Side) -> CodeLayout | None:
+        if self.bits >= 32:
+            return None
+        bits = [side["k_bits"], side["v_bits"]]
+        most = max(each.shape[-1] for each in bits)
+        padded = [torch.nn.functional.pad(each, (0, most - each.shape[-1])) for each in bits]
+        return CodeLayout.of(torch.stack(padded))
+
+    def contents(self, sizes: Tensor, lengths: Tensor, side: Side) -> Contents:
+        if self.bits >= 32:
+            return all_exact(sizes)
+        codes = sizes.new_tensor(self._row_bytes(side))[:, None] * lengths
+        exact = (sizes != codes) & (sizes == 2 * (side["k_mean"].shape[-1] + 2) * lengths)
+        entries = torch.where(exact, 0, (sizes - codes) // ENTRY_BYTES)
+        return Contents(exact, entries.long())
+
+    @staticmethod
+    def _row_bytes(side: Side) -> list[int]:
+        """Bytes of a token's codes in each head."""
+        return [
+            sum(Packing.of(side[f"{name}_bits"][head]).row_bytes for name in "kv")
+            for head in range(len(side["k_bits"]))
+        ]
 
     @staticmethod
     def _mended(entries: Tensor, counts: Tensor, lengths: Tensor, size: int) -> Tensor:
@@ -201,50 +349,27 @@ class SharedBasis:
         steps = value - 256 * (value > 127)
         return torch.stack([row, place // size % 2, place % size, steps])
 
-    def _restore(
-        self,
-        head: int,
-        rows: Tensor,
-        widths: list[int],
-        side: Side,
-        mended: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Coded rows uint8 [n, bytes] -> k, v [n, D]; rows of no bytes are the mean. mended: see
-        `_mended`."""
+    @staticmethod
+    def _restore(head: int, coded: CodedRows, side: Side) -> ExactRows:
+        """The rows that codes stand for; rows of no bytes are the mean."""
+        packings = [Packing.of(side[f"{name}_bits"][head]) for name in "kv"]
+        parts = torch.split(coded.packed, [packing.row_bytes for packing in packings], -1)
         out = []
         for part, name in enumerate("kv"):
-            packed = torch.split(rows, widths, -1)[part]
             mean, basis = basis_of(name, side, head)
-            if self.bits >= 32:
-                coefs = packed.contiguous().view(torch.float32)
-            else:
-                bits, step = side[f"{name}_bits"][head], side[f"{name}_step"][head]
-                packing = Packing.of(bits)
-                used = packing.components
-                coefs = dequantize(packing.unpack(packed), bits[:used], step[:used])
-                if mended is not None:
-                    row, _, component, value = mended[:, mended[1] == part]
-                    if bool((component >= used).any()):
-                        raise StoreError(
-                            "a span's record corrects a coefficient that has no code: ingest again"
-                        )
-                    coefs[row, component] += value * step[component] / FINER
-                basis = basis[:, :used]
-            out.append(torch.addmm(mean, coefs, basis.T))
-        return out[0], out[1]
+            bits, step = side[f"{name}_bits"][head], side[f"{name}_step"][head]
+            used = packings[part].components
+            coefs = dequantize(packings[part].unpack(parts[part]), bits[:used], step[:used])
+            row, _, component, value = coded.residuals[:, coded.residuals[1] == part]
+            coefs[row, component] += value * step[component] / FINER
+            out.append(torch.addmm(mean, coefs, basis[:, :used].T))
+        return ExactRows(*out)
 
     def fits(self, sizes: Tensor, lengths: Tensor, side: Side) -> bool:
         plain = 2 * (side["k_mean"].shape[-1] + 2) * lengths
         if self.bits >= 32:
-            row = torch.full((len(sizes),), 8 * side["k_mean"].shape[-1])
-        else:
-            row = torch.tensor(
-                [
-                    sum(Packing.of(side[f"{name}_bits"][head]).row_bytes for name in ("k", "v"))
-                    for head in range(len(sizes))
-                ]
-            )
-        beside = sizes - row[:, None] * lengths
+            return bool((sizes == 8 * side["k_mean"].shape[-1] * lengths).all())
+        beside = sizes - torch.tensor(self._row_bytes(side))[:, None] * lengths
         known = beside == 0
         if self.outlier or self.residual:
             known |= sizes == plain
@@ -263,3 +388,11 @@ class SharedBasis:
         scale = torch.full((heads, size), 1 / 127).half()
         parts = (("basis", basis), ("scale", scale))
         return {f"{OWN}{name}_{part}": t for name in "kv" for part, t in parts}
+
+
+def _of_head(head: int, side: Side) -> Side:
+    """The same for one head alone, as `contents` needs it."""
+    return {
+        name: tensor[head : head + 1] if name in ("k_bits", "v_bits") else tensor
+        for name, tensor in side.items()
+    }

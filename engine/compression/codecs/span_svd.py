@@ -11,15 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.compression.basis import span_svd
-from engine.compression.codecs.base import NOTHING, Records, Side, Unallocated
+from engine.compression.codecs.base import Records, RowCodec, Side
 from engine.compression.codecs.eight_bits import _floats, _scaled, to_eight_bits
+from engine.compression.codecs.layer_basis import LayerAxes
 from engine.compression.codecs.rank_gates import kept_rank, rank_gates
 from engine.compression.ranges import gather_ranges
+from engine.compression.statistics import LayerStatistics
 from engine.errors import StoreError
 
 
 @dataclass(frozen=True)
-class SpanSVD(Unallocated):
+class SpanSVD(RowCodec):
     """The published codec: a truncated SVD per span and KV head, made never larger than raw.
 
     The smallest rank, at most `rank`, whose residual is at most 1 - `energy` of the span's
@@ -36,10 +38,12 @@ class SpanSVD(Unallocated):
     energy: float = 0.9995
     exact: bool = False
 
-    def fit(self, k: Tensor, v: Tensor, given: Side = NOTHING) -> Side:
+    def fit(self, k: Tensor, v: Tensor, statistics: LayerStatistics | None = None) -> Side:
         return {"size": torch.tensor([k.shape[-1]], dtype=torch.int32)}
 
-    def encode(self, k: Tensor, v: Tensor, bounds: Tensor, side: Side) -> Records:
+    def encode(
+        self, k: Tensor, v: Tensor, bounds: Tensor, side: Side, axes: LayerAxes | None = None
+    ) -> Records:
         heads, spans = len(k), len(bounds) - 1
         lengths = bounds.diff()
         groups = []

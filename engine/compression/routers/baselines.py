@@ -14,7 +14,7 @@ from torch import Tensor
 from engine.compression.basis import span_svd
 from engine.compression.codecs.base import Side
 from engine.compression.ranges import padded_spans
-from engine.compression.routers.sketch import Unfitted
+from engine.compression.routers.sketch import NOT_TOLD, RoutedRows, Unfitted
 from engine.compression.routers.text import KeyBox
 
 
@@ -25,8 +25,8 @@ class Box(KeyBox):
     Source: Quest (arXiv 2406.10774), pages of 16; here with log n added, as for any summary.
     """
 
-    def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
-        corners = super().build(k, summary, side)
+    def build(self, k: Tensor, summary: Tensor, side: Side, rows: RoutedRows = NOT_TOLD) -> Side:
+        corners = super().build(k, summary, side, rows)
         return {"box.s": torch.stack([corners["low.s"], corners["high.s"]], 2)}
 
     def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
@@ -45,14 +45,14 @@ class Representatives(Unfitted):
 
     count: int = 2
 
-    def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
-        rows, inside = padded_spans(k, side["owner"])
-        near = (rows - summary[:, :, None]).square().sum(-1).masked_fill(~inside, -1.0)
+    def build(self, k: Tensor, summary: Tensor, side: Side, rows: RoutedRows = NOT_TOLD) -> Side:
+        keys, inside = padded_spans(k, rows.owner)
+        near = (keys - summary[:, :, None]).square().sum(-1).masked_fill(~inside, -1.0)
         chosen = []
         for _ in range(self.count):
-            best = near.argmax(-1)[..., None, None].expand(-1, -1, 1, rows.shape[-1])
-            chosen.append(rows.gather(2, best))
-            distance = (rows - chosen[-1]).square().sum(-1)
+            best = near.argmax(-1)[..., None, None].expand(-1, -1, 1, keys.shape[-1])
+            chosen.append(keys.gather(2, best))
+            distance = (keys - chosen[-1]).square().sum(-1)
             near = near.minimum(distance).masked_fill(~inside, -1.0)
         return {"representatives.s": torch.cat(chosen, 2).half()}
 
@@ -71,13 +71,13 @@ class SecondOrder(Unfitted):
 
     directions: int = 1
 
-    def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
-        rows, inside = padded_spans(k, side["owner"])
+    def build(self, k: Tensor, summary: Tensor, side: Side, rows: RoutedRows = NOT_TOLD) -> Side:
+        keys, inside = padded_spans(k, rows.owner)
         count = inside.sum(-1, keepdim=True)[..., None]
-        centred = (rows - summary[:, :, None]).masked_fill(~inside[..., None], 0.0)
+        centred = (keys - summary[:, :, None]).masked_fill(~inside[..., None], 0.0)
         _, _, w = span_svd(centred.flatten(0, 1))
         w = w[:, : self.directions]
-        w = w.reshape(*rows.shape[:2], w.shape[1], rows.shape[-1]) / count.sqrt()
+        w = w.reshape(*keys.shape[:2], w.shape[1], keys.shape[-1]) / count.sqrt()
         return {"second_order.s": torch.cat([summary[:, :, None], w], 2).half()}
 
     def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:

@@ -9,42 +9,63 @@ nothing: see `tiers`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from engine.compression.codecs.base import Side
-from engine.compression.codecs.layer_basis import basis_of, fit_basis, sample, score_error, to_basis
+from engine.compression.codecs.layer_basis import Axes, basis_of, sample, stores_basis
+from engine.compression.columns import CodeColumns, centre
 from engine.compression.packing import Packing, pack_heads, split_heads
 from engine.compression.quantize import (
     GAUSS_MSE,
     bit_price,
     bits_at,
-    dequantize,
     fit_steps,
-    quantize,
+    float_codes,
+    rounding_error,
 )
-from engine.compression.scores import packed_span_masses
+from engine.compression.scores import column_span_masses, packed_span_masses
+from engine.compression.statistics import LayerStatistics
+
+
+@dataclass(frozen=True)
+class RoutedRows:
+    """What a router is told of a window's rows beside the keys.
+
+    owner: [n] the span of every token.  observed: [H, w, D] queries of the window's last tokens,
+    for routers that look at them.  axes: of the layer's keys, found again where not given.
+    """
+
+    owner: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    observed: Tensor = field(default_factory=lambda: torch.empty(0))
+    axes: Axes | None = None
+
+
+NOT_TOLD = RoutedRows()
 
 
 class Router(Protocol):
-    def fit(self, k: Tensor, side: Side) -> Side:
-        """Side information of a layer from the first window's keys [Hkv, n, D]; `side` holds the
-        codec's, whose basis may be shared, and what `fold.prepare` gives."""
+    reads_summaries: ClassVar[bool]
+    """Whether `build` reads the span keys; they are not made for a router that does not."""
+
+    def fit(self, k: Tensor, side: Side, statistics: LayerStatistics | None = None) -> Side:
+        """Side information of a layer from the first window's keys [Hkv, n, D].
+
+        side: the codec's, whose basis may be shared, and what a trained router knows of the layer.
+        statistics: of the layer's rows; computed where they are needed and not given.
+        """
         ...
 
-    def price(self, spread: Tensor) -> float:
-        """What a bit must save, given the score errors [R, D] of all layers' components."""
-        ...
+    def build(self, k: Tensor, summary: Tensor, side: Side, rows: RoutedRows = NOT_TOLD) -> Side:
+        """Device tensors of a window from keys [Hkv, n, D] and span keys [Hkv, S, D], which are
+        [Hkv, 0, D] for a router that reads none.
 
-    def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
-        """Device tensors of a window from keys [Hkv, n, D] and span keys [Hkv, S, D].
-
-        side: the layer's, and "owner" [n], the span of every token.
+        side: the layer's.
         A name ending in ".t" holds a row per token, ".s" a row per span, along dimension 1.
         """
         ...
@@ -66,13 +87,12 @@ class Router(Protocol):
 
 
 class Unfitted:
-    """A router that learns nothing of the document, has no bits to share out and cannot shrink."""
+    """A router that learns nothing of the document and cannot shrink."""
 
-    def fit(self, k: Tensor, side: Side) -> Side:
+    reads_summaries: ClassVar[bool] = True
+
+    def fit(self, k: Tensor, side: Side, statistics: LayerStatistics | None = None) -> Side:
         return {}
-
-    def price(self, spread: Tensor) -> float:
-        return math.inf
 
     def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
         return None
@@ -85,7 +105,7 @@ class MeanKey(Unfitted):
     Source: SeKV (arXiv 2606.31145), section 3.3 with W = identity.
     """
 
-    def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
+    def build(self, k: Tensor, summary: Tensor, side: Side, rows: RoutedRows = NOT_TOLD) -> Side:
         return {"mean_key.s": summary.half()}
 
     def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
@@ -113,32 +133,47 @@ class Sketch:
     """
 
     bits: float = 1.0
+    reads_summaries: ClassVar[bool] = False
 
-    def fit(self, k: Tensor, side: Side) -> Side:
-        new, variance = fit_basis("k", k, side)
-        if "k_mean" in side:  # the codec's, of the same rows
-            new = {}
-        spread = score_error(variance, side)
-        price = side["sketch_price"].item() if "sketch_price" in side else self.price(spread)
-        coefs = to_basis(sample(k), "k", {**side, **new})
-        bits = bits_at(spread, price)
+    def fit(self, k: Tensor, side: Side, statistics: LayerStatistics | None = None) -> Side:
+        found = statistics or LayerStatistics.of(k, k)
+        price = found.sketch_price
+        if price is None:
+            price = bit_price(found.sketch_cost, self.bits)
+        bits = bits_at(found.sketch_cost, price)
+        new = {} if stores_basis("k", side) else found.keys.stored
+        coefs = found.keys.axes.coefficients(sample(k))
         step = fit_steps(coefs, bits)
-        kept = dequantize(
-            quantize(coefs, bits[:, None], step[:, None]), bits[:, None], step[:, None]
-        )
-        lost = torch.where(bits[:, None] > 0, kept - coefs, coefs).square().mean(1)
-        return {**new, "sketch_bits": bits, "sketch_step": step, "sketch_lost": lost}
+        each = bits[:, None], step[:, None]
+        wrong = rounding_error(coefs, float_codes(coefs, *each), *each)
+        return {
+            **new,
+            "sketch_bits": bits,
+            "sketch_step": step,
+            "sketch_lost": wrong.square().mean(1),
+        }
 
-    def price(self, spread: Tensor) -> float:
-        return bit_price(spread, self.bits)
-
-    def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
-        packed = pack_heads(to_basis(k, "k", side), side["sketch_bits"], side["sketch_step"])
-        return {"sketch.t": packed}
+    def build(self, k: Tensor, summary: Tensor, side: Side, rows: RoutedRows = NOT_TOLD) -> Side:
+        bits = side["sketch_bits"]
+        axes = rows.axes or Axes.of("k", side)
+        coefs = axes.coefficients(k, int((bits > 0).sum(-1).max()))
+        return {"sketch.t": pack_heads(coefs, bits, side["sketch_step"])}
 
     def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
         packed, bits = device["sketch.t"], side["sketch_bits"]
         return span_masses(packed, bits, *self.turned(q, side), bounds)
+
+    def column_masses(
+        self, q: Tensor, codes: CodeColumns, side: Side, bounds: Tensor, owner: Tensor
+    ) -> Tensor:
+        """As `logmass`, of a sketch that is held as columns."""
+        steps, shift = self.turned(q, side)
+        used = codes.layout.components
+        middle = centre(side["sketch_bits"])[..., None]
+        shift = shift + torch.bmm(steps, middle[:, : steps.shape[-1]])
+        return column_span_masses(
+            codes, steps[..., :used] * codes.layout.lower[0].float()[:, None], shift, bounds, owner
+        )
 
     def turned(self, q: Tensor, side: Side) -> tuple[Tensor, Tensor]:
         """See `two_level.Sketched`."""
@@ -183,10 +218,15 @@ def _has_triton() -> bool:
     return find_spec("triton") is not None
 
 
+def has_kernel(device: torch.device) -> bool:
+    """Whether packed rows are scored by a kernel of their own on this device."""
+    return device.type == "cuda" and _has_triton()
+
+
 def span_masses(packed: Tensor, bits: Tensor, q: Tensor, shift: Tensor, bounds: Tensor) -> Tensor:
     """`packed_span_masses`; on a CUDA device in one kernel where Triton is installed, as torch does
     on Linux. An error of the kernel is an error: there is no second way once it is chosen."""
-    if packed.is_cuda and _has_triton():
+    if has_kernel(packed.device):
         from engine.compression import kernels
 
         return kernels.span_masses(packed, bits, q, shift, bounds)
@@ -194,26 +234,26 @@ def span_masses(packed: Tensor, bits: Tensor, q: Tensor, shift: Tensor, bounds: 
 
 
 def choose(
-    share: Tensor, cost: Tensor, room: float, uncovered: float, rows: Tensor | None = None
+    share: Tensor, cost: Tensor, room: Tensor, uncovered: float, rows: Tensor | None = None
 ) -> Tensor:
-    """The spans to zoom: by falling share until what is left is small or the room is full.
+    """The spans that each KV head zooms: by falling share until what is left is small or no room is
+    left of what a span takes.
 
     Args:
         share: [Hkv, F] estimated share of attention that a span draws.
-        cost: [Hkv, F] bytes of a span on the device.  room: bytes to spend, heads together.
+        cost: [C, Hkv, F] what a span takes of each of C kinds of room.  room: [C, Hkv].
         uncovered: what of any row's attention may stay unzoomed; 0 zooms all that fits.
         rows: [Hkv, R, F] the shares of each row, of which `share` is the largest; without, `share`
             is the only row.
     Returns:
         bool [Hkv, F].
     """
-    wanted = torch.ones_like(share, dtype=torch.bool)
+    order = share.argsort(dim=-1, descending=True, stable=True)
+    taken = cost.gather(-1, order.expand_as(cost))
+    fits = ((taken.cumsum(-1) <= room[..., None]) | (taken == 0)).all(0)
     if uncovered > 0:
-        rising = share.argsort(dim=-1)[:, None]
         drawn = share[:, None] if rows is None else rows
-        left = drawn.gather(-1, rising.expand_as(drawn)).cumsum(-1).amax(1)
-        wanted = torch.zeros_like(wanted).scatter_(-1, rising[:, 0], left > uncovered)
-    order = torch.where(wanted, share, -1.0).flatten().argsort(descending=True, stable=True)
-    fits = cost.flatten()[order].cumsum(0) <= room
-    chosen = torch.zeros_like(fits).scatter_(0, order, fits)
-    return chosen.reshape(share.shape) & wanted
+        rising = order.flip(-1)[:, None]
+        left = drawn.gather(-1, rising.expand_as(drawn)).cumsum(-1).amax(1).flip(-1)
+        fits &= left > uncovered
+    return torch.zeros_like(fits).scatter_(-1, order, fits)

@@ -17,6 +17,7 @@ from torch import Tensor
 from engine.compression.codecs.base import Side
 from engine.compression.routers.sketch import MeanKey
 from engine.compression.scores import NEG_INF
+from engine.compression.statistics import LayerStatistics
 from engine.errors import StoreError
 
 LARGEST = 1024
@@ -75,7 +76,7 @@ class SpanZoom(MeanKey):
             "zoom_tau": torch.ones(heads, self.group),
         }
 
-    def fit(self, k: Tensor, side: Side) -> Side:
+    def fit(self, k: Tensor, side: Side, statistics: LayerStatistics | None = None) -> Side:
         return {"zoom_w": side["zoom_w"].half(), "zoom_tau": side["zoom_tau"].float()}
 
     def wish(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:

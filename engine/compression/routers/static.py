@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.compression.codecs.base import Side
-from engine.compression.routers.sketch import Unfitted
+from engine.compression.routers.sketch import NOT_TOLD, RoutedRows, Unfitted
 from engine.compression.scores import NEG_INF, group_queries
 
 CALIBRATED = ("retrieval_heads", "layer_share")
@@ -30,7 +30,7 @@ class Recency(Unfitted):
     Source: StreamingLLM (arXiv 2309.17453): the first tokens, which are pinned, and the last.
     """
 
-    def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
+    def build(self, k: Tensor, summary: Tensor, side: Side, rows: RoutedRows = NOT_TOLD) -> Side:
         return {}
 
     def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
@@ -52,10 +52,10 @@ class Observed(Unfitted):
     rows: int = 32
     kernel: int = 5
 
-    def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
-        share = observed_attention(side["observed"], k)
+    def build(self, k: Tensor, summary: Tensor, side: Side, rows: RoutedRows = NOT_TOLD) -> Side:
+        share = observed_attention(rows.observed, k)
         share = _pooled(share.reshape(len(k), -1, k.shape[1]).mean(1), self.kernel)
-        return {"rank.s": _by_span(share, side["owner"], summary.shape[1])}
+        return {"rank.s": _by_span(share, rows.owner, summary.shape[1])}
 
     def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
         return device["rank.s"].to(q.device)[:, None].expand(-1, q.shape[1], -1)
@@ -74,12 +74,12 @@ class RetrievalHeads(Observed):
 
     rows: int = 8
 
-    def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
+    def build(self, k: Tensor, summary: Tensor, side: Side, rows: RoutedRows = NOT_TOLD) -> Side:
         heads = side["retrieval_heads"].long()
-        group = side["observed"].shape[0] // len(k)
-        share = observed_attention(side["observed"][heads], k[heads // group])
+        group = rows.observed.shape[0] // len(k)
+        share = observed_attention(rows.observed[heads], k[heads // group])
         share = _pooled(share.mean(0, keepdim=True), self.kernel)
-        ranks = _by_span(share, side["owner"], summary.shape[1])
+        ranks = _by_span(share, rows.owner, summary.shape[1])
         return {"rank.s": ranks.expand(len(k), -1).contiguous()}
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.compression.codecs.base import Side
-from engine.compression.routers.sketch import Unfitted
+from engine.compression.routers.sketch import NOT_TOLD, RoutedRows, Unfitted
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class SpanKey(Unfitted):
     Source: SentenceKV (arXiv 2504.00970), section 3.2.
     """
 
-    def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
+    def build(self, k: Tensor, summary: Tensor, side: Side, rows: RoutedRows = NOT_TOLD) -> Side:
         return {"mean_key.s": summary.half()}
 
     def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
@@ -42,13 +42,13 @@ class KeyBox(Unfitted):
     is that of Quest (arXiv 2406.10774), equation 1.
     """
 
-    def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
-        owner = side["owner"]
+    def build(self, k: Tensor, summary: Tensor, side: Side, rows: RoutedRows = NOT_TOLD) -> Side:
+        owner = rows.owner
         index = owner[None, :, None].expand_as(k)
         shape = (k.shape[0], summary.shape[1], k.shape[2])
-        rows = k.float()
-        low = rows.new_full(shape, torch.inf).scatter_reduce_(1, index, rows, "amin")
-        high = rows.new_full(shape, -torch.inf).scatter_reduce_(1, index, rows, "amax")
+        keys = k.float()
+        low = keys.new_full(shape, torch.inf).scatter_reduce_(1, index, keys, "amin")
+        high = keys.new_full(shape, -torch.inf).scatter_reduce_(1, index, keys, "amax")
         return {"low.s": low.half(), "high.s": high.half()}
 
     def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
@@ -72,8 +72,8 @@ class PartMeans(Unfitted):
 
     count: int = 4
 
-    def build(self, k: Tensor, summary: Tensor, side: Side) -> Side:
-        owner = side["owner"]
+    def build(self, k: Tensor, summary: Tensor, side: Side, rows: RoutedRows = NOT_TOLD) -> Side:
+        owner = rows.owner
         lengths = torch.bincount(owner, minlength=summary.shape[1])
         starts = lengths.cumsum(0) - lengths
         part = torch.arange(self.count)

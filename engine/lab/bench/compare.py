@@ -19,7 +19,9 @@ from engine.answer.session import Session
 from engine.compression import methods as recipes
 from engine.compression.methods import Method
 from engine.errors import ReaderError
-from engine.ingest.run import creator, ingest, routed
+from engine.ingest.build import creator
+from engine.ingest.routers import routed
+from engine.ingest.run import ingest
 from engine.lab.bench import peers, qa_report
 from engine.lab.bench.bootstrap import interval
 from engine.lab.bench.budgets import options_of

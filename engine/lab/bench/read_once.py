@@ -35,7 +35,8 @@ class ReadOnce(hf.Reader):
         """One that observes what any of these methods asks for."""
         rows = max((recipe.observe.rows for recipe in recipes), default=0)
         reach = max((recipe.observe.reach for recipe in recipes), default=0)
-        return cls(reader, Observe(rows, reach))
+        spread = max((recipe.observe.spread for recipe in recipes), default=0)
+        return cls(reader, Observe(rows, reach, spread))
 
     def forget(self) -> None:
         """Let go of the document; the next one is another."""

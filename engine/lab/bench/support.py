@@ -91,13 +91,14 @@ class _Looks:
             Step(
                 layer=layer,
                 spans=none,
+                starts=none,
+                lengths=none,
                 share=torch.zeros(heads, 0),
-                zoomed=[none] * heads,
-                lengths=[none] * heads,
+                zoomed=torch.zeros(heads, 0, dtype=torch.bool),
                 summary=torch.zeros(*seen.shape[:2], 0),
-                tokens=[torch.arange(count)] * heads,
-                weight=list(seen[:, :, -1]),
-                total=list(seen.sum(2)),
+                tokens=torch.arange(count, dtype=torch.int32).expand(heads, -1),
+                weight=seen[:, :, -1],
+                total=seen.sum(2),
             )
         )
 

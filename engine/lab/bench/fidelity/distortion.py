@@ -7,7 +7,7 @@ counted; the queries are those of real questions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,13 +17,15 @@ from torch import Tensor
 from engine.attention.softmax import merge_resolutions
 from engine.compression import encode
 from engine.compression.codecs import rows as plain
-from engine.compression.codecs.base import NOTHING, Codec, Side
+from engine.compression.codecs.base import Codec
 from engine.compression.codecs.shared_basis import SharedBasis
 from engine.compression.codecs.span_svd import SpanSVD
 from engine.compression.methods import METHODS
+from engine.compression.quantize import bit_price
 from engine.compression.ranges import gather_ranges
+from engine.compression.statistics import LayerStatistics
 from engine.lab.bench.bootstrap import interval
-from engine.lab.bench.fidelity.spaces import BeforeRope, Space, Together
+from engine.lab.bench.fidelity.spaces import BeforeRope, Known, Space, Together
 from engine.lab.bench.fidelity.subjects import AskedQuestion, Rows, Subject, scores_of
 
 SHARES = (50.0, 25.0, 12.5, 6.0)
@@ -48,7 +50,7 @@ class _Body:
     layers: per layer k, v and what is known of them. bounds: [S + 1].
     """
 
-    layers: list[tuple[Tensor, Tensor, Side]]
+    layers: list[tuple[Tensor, Tensor, Known]]
     bounds: Tensor
 
     @classmethod
@@ -56,7 +58,7 @@ class _Body:
         spans = encode.segment(METHODS["sekv"], subject.surprisal, subject.pieces, last=False)
         layers = []
         for (k, v), learnt in zip(subject.rows, subject.learnt, strict=True):
-            rows = k[:, EXACT:], v[:, EXACT:], learnt if weighted else NOTHING
+            rows = k[:, EXACT:], v[:, EXACT:], learnt if weighted else None
             for space in spaces:
                 rows = space.enter(*rows)
             layers.append(rows)
@@ -77,13 +79,13 @@ def code(codec: Codec, subject: Subject, *, weighted: bool, spaces: Sequence[Spa
 def _code(
     codec: Codec, subject: Subject, body: _Body, spaces: Sequence[Space], *, weighted: bool
 ) -> Coded:
-    price: Side = {}
-    if weighted:
-        spectra = torch.cat([codec.spectrum(*layer) for layer in body.layers])
-        price = {"code_price": torch.tensor([codec.price(spectra)], dtype=torch.float64)}
+    statistics = [LayerStatistics.of(*layer) for layer in body.layers]
+    if weighted and isinstance(codec, SharedBasis):
+        price = bit_price(torch.cat([each.code_cost for each in statistics]), codec.bits)
+        statistics = [replace(each, code_price=price) for each in statistics]
     out, kept, whole = [], 0, 0
-    for (k, v, known), exact in zip(body.layers, subject.rows, strict=True):
-        side = codec.fit(k, v, {**known, **price})
+    for (k, v, _), each, exact in zip(body.layers, statistics, subject.rows, strict=True):
+        side = codec.fit(k, v, each)
         records = codec.encode(k, v, body.bounds, side)
         kept += records.payload.nbytes + sum(t.nbytes for t in side.values())
         whole += 2 * (k.numel() + v.numel())
@@ -134,7 +136,8 @@ def _basis(
     body = _Body.of(subject, spaces, weighted=weighted)
     beside = whole = 0
     for k, v, known in body.layers:
-        beside += sum(t.nbytes for t in SharedBasis(bits=1.0).fit(k, v, known).values())
+        side = SharedBasis(bits=1.0).fit(k, v, LayerStatistics.of(k, v, known))
+        beside += sum(t.nbytes for t in side.values())
         whole += 2 * (k.numel() + v.numel())
     out = {}
     for share in SHARES:

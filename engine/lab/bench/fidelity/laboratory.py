@@ -23,7 +23,7 @@ from engine.lab.bench.fidelity.routing import Routing, levels
 from engine.lab.bench.fidelity.subjects import Subject, side_by_side, take
 from engine.lab.bench.log import Log
 from engine.lab.bench.read_once import ReadOnce
-from engine.memory.open import parse_budget
+from engine.memory.budget import parse_budget
 from engine.types import Progress
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from engine.compression import encode
-from engine.compression.codecs.base import NOTHING, Side
+from engine.compression.codecs.base import Side
 from engine.compression.methods import METHODS, Method
 from engine.compression.ranges import span_ids
 from engine.compression.routers import two_level
 from engine.compression.routers.baselines import Box, Representatives, SecondOrder
-from engine.compression.routers.sketch import MeanKey, Sketch, choose
+from engine.compression.routers.sketch import MeanKey, RoutedRows, Sketch, choose
 from engine.compression.routers.two_level import Levels, Sketched
 from engine.compression.scores import NEG_INF, span_logsumexp
 from engine.compression.spans import COMPRESSED, Fixed, Spans
@@ -118,11 +118,11 @@ class Routing:
         given = encode.prepare(recipe, subject.rows, subject.learnt) if contender.weighted else []
         built, kept = [], 0
         for layer, (k, v) in enumerate(subject.rows):
-            known = given[layer] if given else NOTHING
+            known = given[layer] if given else encode.NOT_GIVEN
             side = encode.fit(recipe, k, v, subject.surprisal, spans, known)
             keys = recipe.summariser.summarise(k, subject.surprisal, spans.bounds)
             owner = span_ids(spans.bounds)
-            device = recipe.router.build(k, keys, {**side, "owner": owner})
+            device = recipe.router.build(k, keys, side, RoutedRows(owner))
             if contender.spans_first:
                 more = two_level.fit(device, side, spans.bounds)
                 side |= more
@@ -258,8 +258,8 @@ class _Look:
         """What is exact when `percent` of every row's attention is asked for and nothing limits it:
         estimated, true, true of the row that has least, and the share of tokens zoomed, [4]."""
         share = self.estimate.amax(1)
-        free = torch.zeros_like(share)
-        zoomed = choose(share, free, 0.0, 1 - percent / 100, self.estimate)
+        free = torch.zeros(1, *share.shape)
+        zoomed = choose(share, free, free[..., 0], 1 - percent / 100, self.estimate)
         guess, true = (1 - (x * ~zoomed[:, None]).sum(-1) for x in (self.estimate, self.truth))
         tokens = (zoomed * self.bounds.diff()).sum(-1) / self.bounds[-1]
         least = true.amin(1)

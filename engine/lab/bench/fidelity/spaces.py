@@ -7,19 +7,22 @@ compares spaces; stores code every head for itself, as attention has it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from engine.compression.codecs.base import Side
+from engine.compression.query_statistics import QueryMoments
 from engine.compression.rope import apply_rope, invert_rope
+
+Known = QueryMoments | None
+"""What is known of the queries that a layer's rows meet."""
 
 
 class Space(Protocol):
-    def enter(self, k: Tensor, v: Tensor, given: Side) -> tuple[Tensor, Tensor, Side]:
-        """Rows [Hkv, n, D] and what is known of them (see `fold.prepare`) -> the same in here."""
+    def enter(self, k: Tensor, v: Tensor, given: Known) -> tuple[Tensor, Tensor, Known]:
+        """Rows [Hkv, n, D] and what is known of them (see `QueryMoments`) -> the same in here."""
         ...
 
     def leave(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,25 +42,25 @@ class BeforeRope:
     cos: Tensor
     sin: Tensor
 
-    def enter(self, k: Tensor, v: Tensor, given: Side) -> tuple[Tensor, Tensor, Side]:
+    def enter(self, k: Tensor, v: Tensor, given: Known) -> tuple[Tensor, Tensor, Known]:
         return invert_rope(k.float(), self.cos, self.sin), v, self._turned(given)
 
     def leave(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         return apply_rope(k, self.cos, self.sin), v
 
-    def _turned(self, given: Side) -> Side:
+    def _turned(self, given: Known) -> Known:
         """The error of a key that was not turned yet meets queries turned back: their second
         moment is the mean of RT M R over positions R."""
-        if "queries" not in given:
-            return given
+        if given is None:
+            return None
         some = slice(None, None, max(1, len(self.cos) // 64))
         cos, sin = self.cos[some], self.sin[some]
         one = torch.eye(cos.shape[-1])
         turns = apply_rope(
             one[:, None].expand(-1, len(cos), -1), cos, sin
         )  # [D, m, D], R's columns
-        moment = torch.einsum("imd,hde,jme->hij", turns, given["queries"], turns) / len(cos)
-        return {**given, "queries": moment}
+        moment = torch.einsum("imd,hde,jme->hij", turns, given.moment, turns) / len(cos)
+        return replace(given, moment=moment)
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Together:
 
     heads: int
 
-    def enter(self, k: Tensor, v: Tensor, given: Side) -> tuple[Tensor, Tensor, Side]:
+    def enter(self, k: Tensor, v: Tensor, given: Known) -> tuple[Tensor, Tensor, Known]:
         return _beside(k), _beside(v), self._weighed(v, given)
 
     def leave(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,23 +82,22 @@ class Together:
     def _apart(self, rows: Tensor) -> Tensor:
         return rows.reshape(rows.shape[1], self.heads, -1).transpose(0, 1)
 
-    def _weighed(self, v: Tensor, given: Side) -> Side:
+    def _weighed(self, v: Tensor, given: Known) -> Known:
         """What an error is worth differs between heads that now share a basis, so it goes into the
         metrics: of keys that of the queries, of values a number per head."""
-        if "queries" not in given:
-            return given
+        if given is None:
+            return None
         heads, _, size = v.shape
         # The errors of a score and of a value are shares: of D components, of a head's spread.
-        queries = given["queries"] * given["score_worth"][:, None, None] * heads
-        worth = given["value_worth"] / v.float().var(1, correction=0).sum(-1).clamp_min(1e-30)
+        queries = given.moment * given.score_worth[:, None, None] * heads
+        worth = given.value_worth / v.float().var(1, correction=0).sum(-1).clamp_min(1e-30)
         blocks = torch.eye(heads)[:, None, :, None] * queries[:, :, None]
-        return {
-            **given,
-            "queries": blocks.reshape(1, heads * size, heads * size),
-            "outputs": worth.repeat_interleave(size).diag()[None],
-            "score_worth": torch.ones(1),
-            "value_worth": given["value_worth"].sum()[None],
-        }
+        return QueryMoments(
+            moment=blocks.reshape(1, heads * size, heads * size),
+            score_worth=torch.ones(1),
+            value_worth=given.value_worth.sum()[None],
+            outputs=worth.repeat_interleave(size).diag()[None],
+        )
 
 
 def _beside(rows: Tensor) -> Tensor:

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from engine.compression.codecs.base import Side
+from engine.compression.observation import Observe
+from engine.compression.query_statistics import SPREAD, QueryMoments
 from engine.compression.scores import NEG_INF, group_queries
 from engine.documents import load
 from engine.documents.tokens import tokenize
 from engine.errors import ReaderError
-from engine.ingest.run import cut_windows, longest_window
+from engine.ingest.windows import cut_windows, longest_window
 from engine.lab.bench.questions import find
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Subject:
     prefix: Rows
     surprisal: Tensor
     pieces: list[str]
-    learnt: list[Side]
+    learnt: list[QueryMoments]
     asked: list[AskedQuestion]
     rotation: tuple[Tensor, Tensor] | None = None
     unturned: str = ""
@@ -105,7 +106,7 @@ def take(
     text = document.sources[0].text
     starts, ends = tokens.starts[:end].tolist(), tokens.ends[:end].tolist()
     prefix = reader.prefix()
-    chunks = list(reader.read_window(ids, prefix, CHUNK, []))
+    chunks = list(reader.read_window(ids, prefix, CHUNK, [], Observe(spread=SPREAD)))
     seen = _Recorder()
     reader.look_on(ids, prefix, chunks, asked, seen)
     rotation, unturned = None, ""
@@ -125,7 +126,7 @@ def take(
         prefix=[(k.float().cpu(), v.float().cpu()) for k, v in prefix],
         surprisal=torch.cat([c.surprisal for c in chunks]),
         pieces=[text[a:b] for a, b in zip(starts, ends, strict=True)],
-        learnt=reader.query_statistics(ids, prefix, chunks),
+        learnt=reader.query_statistics(prefix, chunks),
         asked=[
             AskedQuestion(
                 [seen.queries[layer][index] for layer in range(reader.layers)],

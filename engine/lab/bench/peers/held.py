@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
-from engine.attention.layer import Limits, Shared, WholeLayer, no_spans
+from engine.attention.budget import Limits
+from engine.attention.layer import LayerMemory, Shared
 from engine.attention.softmax import merge_resolutions
+from engine.attention.view import no_spans
 from engine.compression.scores import NEG_INF, group_queries
 from engine.errors import SekvError
-from engine.memory.open import Memory, parse_budget
+from engine.memory.budget import parse_budget
+from engine.memory.open import Memory
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.answer.session import Session
-    from engine.attention.layer import LayerMemory
 
 FAILURES = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError,
@@ -78,7 +80,7 @@ class Held:
         )
 
 
-class HeldLayer(WholeLayer):
+class HeldLayer(LayerMemory):
     """A layer of which only what a peer holds is seen."""
 
     def __init__(self, layer: LayerMemory, shared: Shared, held: Held):
@@ -95,7 +97,7 @@ class HeldLayer(WholeLayer):
     def device_bytes(self) -> int:
         return self.held.nbytes  # no tables of ours
 
-    def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor) -> Tensor:
+    def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor | None) -> Tensor:
         rows = q.shape[1]
         q = group_queries(q, self.heads)
         scale = 1 / math.sqrt(self.size)
@@ -104,7 +106,8 @@ class HeldLayer(WholeLayer):
         if self.held.hidden is not None:
             far = far.masked_fill(self.held.hidden[:, None], NEG_INF)
         live = q @ live_k.float().mT * scale
-        live = live.masked_fill(~seen.repeat(q.shape[1] // rows, 1), NEG_INF)
+        if seen is not None:
+            live = live.masked_fill(~seen.repeat(q.shape[1] // rows, 1), NEG_INF)
         out, _ = merge_resolutions([far, live], [v, live_v])
         return out.reshape(-1, rows, self.size)
 

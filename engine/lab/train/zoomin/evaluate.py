@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from engine.attention.layer import View
+from engine.attention.view import View
 from engine.compression import encode
 from engine.compression.codecs.base import Side
 from engine.compression.codecs.layer_basis import document_bytes
 from engine.compression.codecs.shared_basis import SharedBasis
+from engine.compression.encode import Given
 from engine.compression.methods import METHODS, Method, with_router
 from engine.compression.routers.sketch import Sketch
 from engine.compression.routers.span_zoom import Gated
@@ -115,14 +116,16 @@ class _Ranks:
     def of(
         cls,
         recipe: Method,
-        known: Side,
+        known: Given,
         row: tuple[Tensor, Tensor],
         reading: TeacherReading,
         spans: Spans,
     ) -> _Ranks:
         k, v = row
         side = encode.fit(recipe, k, v, reading.surprisal, spans, known)
-        device = encode.compress_layer(recipe, k, v, reading.surprisal, spans, known | side).device
+        device = encode.compress_layer(
+            recipe, k, v, reading.surprisal, spans, known.trained | side
+        ).device
         one = torch.zeros(len(spans.kind), dtype=torch.int64)
         everything = View.of(torch.arange(len(spans.kind)), spans.bounds, one)
         folded = spans.kind == COMPRESSED

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from engine.attention.layer import View
+from engine.attention.view import View
 from engine.compression.basis import span_svd
 from engine.compression.codecs.rank_gates import RANK, rank_gates
 from engine.compression.encode import pinned_tokens, segment
@@ -107,14 +108,14 @@ class SpanLayer:
         self._spent: Tensor | None = None
         self._factors = [_factors(x, folding) for x in (folding.k, folding.v)]
 
-    def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor) -> Tensor:
+    def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor | None) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):  # a bias of log n needs float32
             made = _lean(self._attend, self.folding, q, live_k, live_v, seen)
         out, self._spent = made
         return out
 
     def _attend(
-        self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor
+        self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         f = self.folding
         heads, _, size = f.k.shape
@@ -132,7 +133,8 @@ class SpanLayer:
         opened = zoom.reshape(heads, -1, len(f.lengths))
         rebuilt_k, rebuilt_v = (self._rebuilt(i) for i in (0, 1))
         near = torch.bmm(grouped, live_k.float().mT) * scale
-        near = near.masked_fill(~seen.repeat(grouped.shape[1] // rows, 1), NEG_INF)
+        if seen is not None:
+            near = near.masked_fill(~seen.repeat(grouped.shape[1] // rows, 1), NEG_INF)
         exact = torch.bmm(grouped, f.exact_k.mT) * scale
         coarse = torch.bmm(grouped, f.summary_k.mT) * scale + f.lengths.to(grouped).log()
         fine = torch.bmm(grouped, rebuilt_k.mT) * scale
@@ -193,10 +195,10 @@ class SpanLayer:
 
 
 def _lean(
-    attend: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+    attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]],
     folding: Folding,
     q: Tensor,
-    *rest: Tensor,
+    *rest: Any,
 ) -> tuple[Tensor, Tensor]:
     """Attend, and where its scores are many compute them again for the gradient, not keep them."""
     if q.shape[0] * q.shape[1] * folding.k.shape[1] < RECOMPUTED:

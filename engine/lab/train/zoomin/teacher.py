@@ -18,7 +18,8 @@ from torch import Tensor
 
 from engine.attention.layer import Shared
 from engine.attention.seam import Attends, MemoryCache
-from engine.compression.codecs.base import Side
+from engine.compression.observation import Observe
+from engine.compression.query_statistics import SPREAD, QueryMoments
 from engine.compression.ranges import blocks_of_spans
 from engine.compression.scores import NEG_INF, group_queries, span_logsumexp
 
@@ -45,7 +46,7 @@ class TeacherReading:
     prefix: list[tuple[Tensor, Tensor]]
     surprisal: Tensor
     pieces: list[str]
-    asked: list[Side]
+    asked: list[QueryMoments]
 
     @property
     def tokens(self) -> int:
@@ -92,14 +93,15 @@ class _Witness:
     beyond: int
     look: list[TeacherQueries] = field(default_factory=list)
 
-    def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor) -> Tensor:
+    def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor | None) -> Tensor:
         k, v = self.rows
         heads, tokens, size = k.shape
         rows = q.shape[1]
         grouped = group_queries(q, heads)
         scale = 1 / math.sqrt(size)
         near = torch.bmm(grouped, live_k.float().mT) * scale
-        near = near.masked_fill(~seen.repeat(grouped.shape[1] // rows, 1), NEG_INF)
+        if seen is not None:
+            near = near.masked_fill(~seen.repeat(grouped.shape[1] // rows, 1), NEG_INF)
         before = torch.bmm(grouped, self.prefix[0].float().mT) * scale
         total = torch.logaddexp(near.logsumexp(-1), before.logsumexp(-1))
         far = torch.full_like(total, NEG_INF)
@@ -134,7 +136,8 @@ def read(
 ) -> TeacherReading:
     """Read a document as ingest does; `ask` lets it ask itself too."""
     prefix = reader.prefix()
-    chunks = list(reader.read_window(document, prefix, chunk, []))
+    observe = Observe(spread=SPREAD if ask else 0)
+    chunks = list(reader.read_window(document, prefix, chunk, [], observe))
     # Copies: what inference mode made cannot take part in a gradient.
     rows = [
         (
@@ -145,7 +148,7 @@ def read(
     ]
     surprisal = torch.cat([c.surprisal for c in chunks]).clone()
     pieces = [reader.tokenizer.decode([token]) for token in document]
-    asked = reader.query_statistics(document, prefix, chunks) if ask else []
+    asked = reader.query_statistics(prefix, chunks)
     kept = [(k.clone(), v.clone()) for k, v in prefix]
     return TeacherReading(rows, kept, surprisal, pieces, asked)
 

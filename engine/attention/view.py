@@ -1,0 +1,118 @@
+"""Which spans a layer sees as summaries, and what was read behind the document."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from engine.compression.codecs.base import Records, Side
+from engine.compression.columns import Runs
+from engine.compression.ranges import gather_ranges, span_ids
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """Spans that stand as summaries and may zoom, in document order.
+
+    spans: int64 [F] document spans. lengths: [F] tokens. bounds: [F + 1] their places in tensors
+    that hold these spans alone. window: [F]. starts: [F] the document token each begins at.
+    """
+
+    spans: Tensor
+    lengths: Tensor
+    bounds: Tensor
+    window: Tensor
+    starts: Tensor
+
+    @classmethod
+    def of(cls, spans: Tensor, bounds: Tensor, window: Tensor) -> View:
+        """From document spans and the document's bounds [S + 1] and windows [S]."""
+        lengths = (bounds[spans + 1] - bounds[spans]).long()
+        return cls(spans, lengths, _sums(lengths), window[spans], bounds[spans].long())
+
+    @cached_property
+    def tokens(self) -> int:
+        """Of all spans together."""
+        return int(self.bounds[-1])
+
+    @cached_property
+    def owner(self) -> Tensor:
+        """int64 [tokens]: the span of every token, as a place in this view."""
+        return span_ids(self.bounds)
+
+    def of_tokens(self, tokens: Tensor) -> Tensor:
+        """The span of document tokens as a place in this view; F where none has them."""
+        count = len(self.spans)
+        if not count:
+            return torch.zeros_like(tokens, dtype=torch.int64)
+        found = torch.searchsorted(self.starts, tokens.long().contiguous(), right=True) - 1
+        place = found.clamp_min(0)
+        inside = (found >= 0) & (tokens < self.starts[place] + self.lengths[place])
+        return torch.where(inside, place, count)
+
+    def pick(self, keep: Tensor) -> tuple[View, Tensor]:
+        """The part where `keep` bool [F] holds, and the token rows it has in this view."""
+        lengths = self.lengths[keep]
+        rows = gather_ranges(self.bounds[:-1][keep], lengths)
+        part = View(self.spans[keep], lengths, _sums(lengths), self.window[keep], self.starts[keep])
+        return part, rows
+
+    def runs(self, windows: Tensor) -> tuple[Runs, Runs]:
+        """The places that the spans of some windows (ascending ids) have, as ranges of spans and
+        of tokens."""
+        first = torch.searchsorted(self.window, windows)
+        last = torch.searchsorted(self.window, windows, right=True)
+        tokens = zip(self.bounds[first].tolist(), self.bounds[last].tolist(), strict=True)
+        return tuple(zip(first.tolist(), last.tolist(), strict=True)), tuple(tokens)
+
+    def slice(self, tensors: Side, keep: Tensor, rows: Tensor) -> Side:
+        """Device tensors of the picked part: rows per token (".t") or per span (".s")."""
+        return {
+            name: t[:, rows if name.endswith(".t") else keep].contiguous()
+            for name, t in tensors.items()
+        }
+
+    def to(self, device: torch.device) -> View:
+        """The same on a device."""
+        parts = (self.spans, self.lengths, self.bounds, self.window, self.starts)
+        return View(*(part.to(device) for part in parts))
+
+
+def _sums(lengths: Tensor) -> Tensor:
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+
+
+def no_spans(device: torch.device) -> View:
+    """A view of nothing."""
+    none = torch.empty(0, dtype=torch.int64, device=device)
+    return View(none, none, none.new_zeros(1), none, none)
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """One layer of what was read behind the document and folded as it is: a turn of a talk.
+
+    bounds: int64 [S + 1] tokens, from 0. folded: bool [S] spans that may zoom; the others are
+    exact. rows: k, v [Hkv, P, D] of the exact ones. tensors: router and summaries of the folded.
+    records: of all S.
+    """
+
+    bounds: Tensor
+    folded: Tensor
+    rows: tuple[Tensor, Tensor]
+    tensors: Side
+    records: Records
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes that are resident while nothing of it is zoomed."""
+        rows = 4 * self.rows[0].shape[1]  # their tokens
+        return rows + sum(t.nbytes for t in (*self.rows, *self.tensors.values()))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything, wherever it is."""
+        return self.device_bytes + self.records.payload.nbytes + self.records.offsets.nbytes

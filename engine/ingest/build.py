@@ -1,0 +1,369 @@
+"""The loop that makes a store: prefill, compress and write, window by window.
+
+At most one window of uncompressed keys and values is held; every finished chunk and window is
+on disk, so an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.compression.methods import Method
+from engine.errors import ReaderError
+from engine.types import IngestReport, Progress, SourceReport
+
+if TYPE_CHECKING:
+    from engine.compression.encode import CompressedLayer
+    from engine.compression.spans import Spans
+    from engine.documents import Document
+    from engine.documents.tokens import Tokens
+    from engine.ingest.windows import Windows
+    from engine.models.hf import Chunk, Reader
+    from engine.store.manifest import SourceEntry
+    from engine.store.writer import StoreWriter
+
+
+class Clock:
+    """Seconds of named stages, one after another."""
+
+    def __init__(self) -> None:
+        self.started = self._last = time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._last = now - self._last, now
+
+
+class StoreBuild:
+    """The loop over windows: prefill, compress, write."""
+
+    def __init__(
+        self,
+        recipe: Method,
+        reader: Reader,
+        document: Document,
+        tokens: Tokens,
+        windows: Windows,
+        writer: StoreWriter,
+        chunk_tokens: int,
+    ):
+        self.recipe, self.reader, self.writer = recipe, reader, writer
+        self.document, self.tokens, self.windows = document, tokens, windows
+        self.chunk_tokens = chunk_tokens
+        self.prefill_s = self.compress_s = 0.0
+        self.resumed = 0
+        self.given: list[Any] | None = None  # what was calibrated for each layer
+        self.trained: list[Any] = []  # per layer what a trained router knows, if there is one
+        self.copied = False  # whether the store keeps bases that it borrows: their file may move
+        self.entries: tuple[SourceEntry, ...] = ()  # what the manifest says of the sources
+        self.kept = 0  # windows that were there before this command: an append's
+
+    def make(self, target: Path, progress: Progress, clock: Clock) -> IngestReport:
+        """Read, compress, write and publish."""
+        self._run(progress)
+        reader = self.reader
+        manifest = self.writer.publish(
+            creator=creator(),
+            model=reader.identity,
+            method=self.recipe.name,
+            settings=self.recipe.settings(),
+            dtype=reader.dtype_name,
+            prompt=reader.prompt.to_json(),
+            tokens=len(self.tokens.ids),
+            tokenizer_engine=self.tokens.engine,
+            window_tokens=self.windows.most,
+            sources=self.entries,
+        )
+        identity = reader.identity
+        row = 2 * identity.layers * identity.kv_heads * identity.head_dim
+        return IngestReport(
+            store=str(target),
+            sources=source_reports(self.document),
+            model=identity.id,
+            method=self.recipe.name,
+            tokens=len(self.tokens.ids),
+            windows=len(self.windows),
+            window_tokens=self.windows.most,
+            spans=manifest.spans,
+            anchors=manifest.anchors,
+            store_bytes=sum(f.stat().st_size for f in target.rglob("*") if f.is_file()),
+            full_kv_bytes=row * len(self.tokens.ids) * reader.dtype.itemsize,
+            timing={
+                "read_s": clock.laps["read_s"],
+                "tokenize_s": clock.laps["tokenize_s"],
+                "prefill_s": self.prefill_s,
+                "compress_s": self.compress_s,
+                "write_s": self.writer.seconds,
+                "total_s": time.perf_counter() - clock.started,
+            },
+            resumed_tokens=self.resumed,
+        )
+
+    def _run(self, progress: Progress) -> None:
+        import torch
+
+        self.writer.put_document(self._document_tensors())
+        known = self.windows.bounds[self.kept]
+        progress.start("reading", len(self.tokens.ids) - known, "tokens")
+        at = time.perf_counter()
+        prefix = self.reader.prefix()
+        self.prefill_s += time.perf_counter() - at
+        sides = self._known_sides()
+        for index in range(self.kept, len(self.windows)):
+            start, end = self.windows.bounds[index], self.windows.bounds[index + 1]
+            if self.writer.window_done(index) and sides is not None:
+                self.resumed += end - start
+                progress.advance(end - start)
+                continue
+            chunks = self._read(index, prefix, progress, first=sides is None)
+            before = time.perf_counter() - self.writer.seconds
+            with torch.inference_mode():
+                sides = self._compress(index, chunks, prefix, sides)
+            self.compress_s += time.perf_counter() - self.writer.seconds - before
+
+    def _read(self, index: int, prefix: Any, progress: Progress, *, first: bool) -> list[Chunk]:
+        """All chunks of a window, those of an earlier run first; each is on disk when done."""
+        start, end = self.windows.bounds[index], self.windows.bounds[index + 1]
+        chunks = [_unpack_chunk(tensors) for tensors in self.writer.chunks(index)]
+        for chunk in chunks:
+            self.resumed += len(chunk.surprisal)
+            progress.advance(len(chunk.surprisal))
+        before = time.perf_counter() - self.writer.seconds
+        ids = self.tokens.ids[start:end].tolist()
+        observe = self.recipe.observe if first else replace(self.recipe.observe, spread=0)
+        for chunk in self.reader.read_window(
+            ids, prefix, self.chunk_tokens, chunks.copy(), observe
+        ):
+            chunks.append(chunk)
+            if chunk.start + len(chunk.surprisal) < len(ids):
+                self.writer.put_chunk(index, len(chunks) - 1, _pack_chunk(chunk))
+            progress.advance(len(chunk.surprisal))
+        self.prefill_s += time.perf_counter() - self.writer.seconds - before
+        return chunks
+
+    def _compress(
+        self, index: int, chunks: list[Chunk], prefix: Any, sides: list[Any] | None
+    ) -> list[Any]:
+        """Compress one window and write it; the first one also makes what all share.
+
+        sides: per layer what all windows share, None for the first.  Returns the same.
+        """
+        import torch
+
+        from engine.compression.codecs.layer_basis import of_document
+        from engine.compression.spans import ANCHOR
+        from engine.store.manifest import WindowEntry
+
+        surprisal = torch.cat([chunk.surprisal for chunk in chunks])
+        spans = self._cut(index, chunks, surprisal)
+        rows = _take_rows(chunks, self.reader.layers)
+        fitted = sides is None
+        if sides is None:
+            sides = self._fit(chunks, prefix, rows, surprisal, spans)
+        device: dict[str, Any] = {
+            "bounds": spans.bounds.to(torch.int32),
+            "kind": spans.kind,
+            "surprisal": surprisal.half(),
+        }
+        host: dict[str, Any] = {}
+        for layer, side in enumerate(sides):
+            made = self._compress_layer(layer, chunks, rows, surprisal, spans, side)
+            device |= {f"{layer}.{name}": t for name, t in made.device.items()}
+            host[f"{layer}.codes"] = made.records.payload
+            host[f"{layer}.offsets"] = made.records.offsets
+        if fitted:
+            kept = sides if self.copied else [of_document(side) for side in sides]
+            self.writer.put_shared(_pack_shared(kept, prefix))
+        start, end = self.windows.bounds[index], self.windows.bounds[index + 1]
+        anchors = int((spans.kind == ANCHOR).sum())
+        entry = WindowEntry(start, end, len(spans.kind), anchors)
+        self.writer.put_window(index, device, host, entry)
+        return sides
+
+    def _cut(self, index: int, chunks: list[Chunk], surprisal: Any) -> Spans:
+        """The spans of a window."""
+        import torch
+
+        from engine.compression import encode
+
+        start, end = self.windows.bounds[index], self.windows.bounds[index + 1]
+        reach = self.recipe.observe.reach
+        near = None
+        if reach:
+            seen = [chunk.near for chunk in chunks if chunk.near is not None]
+            near = torch.cat(seen)[:, :reach]
+        last = index + 1 == len(self.windows)
+        return encode.segment(
+            self.recipe, surprisal, self._pieces(start, end), last=last, near=near
+        )
+
+    def _fit(
+        self, chunks: list[Chunk], prefix: Any, rows: list[Any], surprisal: Any, spans: Spans
+    ) -> list[Any]:
+        """What all windows share, per layer, from the first one's rows."""
+        import torch
+
+        from engine.compression import encode
+        from engine.compression.query_statistics import query_moments
+
+        learnt = []
+        places = [place for chunk in chunks for place in chunk.places]
+        if self.recipe.weighs_keys and places:
+            for layer, (k, v) in enumerate(prefix):
+                queries = torch.cat([chunk.spread[layer] for chunk in chunks], 1)
+                learnt.append(query_moments(queries, places, rows[layer], (k.cpu(), v.cpu())))
+        known = encode.prepare(self.recipe, rows, learnt, self.trained, len(self.tokens.ids))
+        sides = []
+        for layer, given in enumerate(known):
+            if self.given:
+                given = replace(given, calibrated=self.given[layer])
+            k, v = rows[layer]
+            sides.append(encode.fit(self.recipe, k, v, surprisal, spans, given))
+        return sides
+
+    def _compress_layer(
+        self,
+        layer: int,
+        chunks: list[Chunk],
+        rows: list[Any],
+        surprisal: Any,
+        spans: Spans,
+        side: Any,
+    ) -> CompressedLayer:
+        """One layer of a window; its rows are not needed again and are let go of."""
+        import torch
+
+        from engine.compression import encode
+        from engine.compression.codecs.layer_basis import of_document
+        from engine.store.schema import is_finite
+
+        k, v = rows[layer]
+        rows[layer] = None
+        queries = None
+        if self.recipe.observe.rows:
+            queries = torch.cat([chunk.queries[layer] for chunk in chunks], 1)
+            queries = queries[:, -self.recipe.observe.rows :]
+        trained = of_document(self.trained[layer]) if self.trained else {}
+        made = encode.compress_layer(self.recipe, k, v, surprisal, spans, side | trained, queries)
+        if not is_finite({**side, **made.device}):
+            raise ReaderError(
+                f"the keys and values of layer {layer} are no numbers that a store can hold; "
+                "read with another --dtype, or another model"
+            )
+        return made
+
+    def _known_sides(self) -> list[Any] | None:
+        from engine.compression.codecs.layer_basis import borrow
+        from engine.compression.encode import sides_of
+
+        shared = self.writer.shared()
+        if shared is None:
+            return None
+        sides = sides_of(shared, self.reader.layers)
+        trained = self.trained or [{} for _ in sides]
+        return [borrow(side, own) for side, own in zip(sides, trained, strict=True)]
+
+    def _pieces(self, start: int, end: int) -> list[str]:
+        tokens = self.tokens
+        return [
+            self.document.sources[s].text[a:b]
+            for s, a, b in zip(
+                tokens.source[start:end].tolist(),
+                tokens.starts[start:end].tolist(),
+                tokens.ends[start:end].tolist(),
+                strict=True,
+            )
+        ]
+
+    def _document_tensors(self) -> dict[str, Any]:
+        import numpy as np
+
+        texts = {
+            f"text.{i}": np.frombuffer(source.text.encode("utf-8", "surrogatepass"), dtype=np.uint8)
+            for i, source in enumerate(self.document.sources)
+        }
+        tokens = self.tokens
+        return {
+            "ids": tokens.ids,
+            "starts": tokens.starts,
+            "ends": tokens.ends,
+            "source": tokens.source,
+            **texts,
+        }
+
+
+def creator() -> str:
+    """Program and version, as manifests record it."""
+    try:
+        return f"sekv {version('sekv')}"
+    except PackageNotFoundError:
+        return "sekv (not installed)"
+
+
+def _take_rows(chunks: list[Chunk], layers: int) -> list[Any]:
+    """k, v [Hkv, n, D] of each layer of all chunks, on the CPU; the chunks let go of theirs."""
+    from engine.models.hf import joined_rows
+
+    rows = []
+    for layer in range(layers):
+        rows.append(joined_rows(chunks, layer))
+        for chunk in chunks:
+            nothing = chunk.k[layer].new_empty(0)  # of its own: a view would keep all
+            chunk.k[layer] = chunk.v[layer] = nothing
+    return rows
+
+
+def _pack_chunk(chunk: Chunk) -> dict[str, Any]:
+    import torch
+
+    tensors: dict[str, Any] = {
+        "start": torch.tensor([chunk.start]),
+        "surprisal": chunk.surprisal,
+        "hidden": chunk.hidden.cpu().contiguous(),
+    }
+    for layer, (k, v) in enumerate(zip(chunk.k, chunk.v, strict=True)):
+        tensors |= {f"{layer}.k": k.cpu().contiguous(), f"{layer}.v": v.cpu().contiguous()}
+    tensors |= {f"{layer}.queries": q.contiguous() for layer, q in enumerate(chunk.queries)}
+    tensors |= {f"{layer}.spread": q.contiguous() for layer, q in enumerate(chunk.spread)}
+    if chunk.near is not None:
+        tensors["near"] = chunk.near
+    if chunk.places:
+        tensors["places"] = torch.tensor(chunk.places)
+    return tensors
+
+
+def _unpack_chunk(tensors: dict[str, Any]) -> Chunk:
+    from engine.models.hf import Chunk
+
+    layers = sum(name.endswith(".k") for name in tensors)
+    return Chunk(
+        int(tensors["start"][0]),
+        [tensors[f"{layer}.k"] for layer in range(layers)],
+        [tensors[f"{layer}.v"] for layer in range(layers)],
+        tensors["surprisal"],
+        tensors["hidden"],
+        [tensors[f"{layer}.queries"] for layer in range(layers) if f"{layer}.queries" in tensors],
+        tensors.get("near"),
+        [tensors[f"{layer}.spread"] for layer in range(layers) if f"{layer}.spread" in tensors],
+        tensors["places"].tolist() if "places" in tensors else [],
+    )
+
+
+def _pack_shared(sides: list[Any], prefix: Any) -> dict[str, Any]:
+    tensors: dict[str, Any] = {}
+    for layer, (side, (k, v)) in enumerate(zip(sides, prefix, strict=True)):
+        tensors |= {f"{layer}.{name}": t.contiguous() for name, t in side.items()}
+        tensors[f"{layer}.prefix_k"] = k.cpu().contiguous()
+        tensors[f"{layer}.prefix_v"] = v.cpu().contiguous()
+    return tensors
+
+
+def source_reports(document: Document) -> tuple[SourceReport, ...]:
+    return tuple(
+        SourceReport(s.path, len(s.pages), len(s.text), s.sha256, s.notes) for s in document.sources
+    )

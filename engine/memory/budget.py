@@ -1,0 +1,155 @@
+"""What a store keeps on a device when a budget is too small for everything it could: routing and
+summaries first, then pinned rows, and always some room to zoom."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor
+
+from engine.attention.resident import TOKEN_BYTES
+from engine.compression.codecs.base import Side
+from engine.compression.codecs.layer_basis import document_bytes
+from engine.compression.columns import table_bytes
+from engine.compression.methods import Method
+from engine.compression.ranges import span_ids
+from engine.compression.routers import two_level
+from engine.compression.routers.static import layer_budgets
+from engine.compression.spans import COMPRESSED
+from engine.errors import BudgetError
+from engine.memory.tables import Tables
+
+ZOOM_RESERVE = 0.12
+"""Share of a tight budget that stays free for zoomed spans: coded tokens are small, and what is not
+sketched is not found."""
+
+
+def parse_budget(text: str, tokens: int) -> float:
+    """Document tokens that a budget allows: "10%" of them, or a number.
+
+    Raises:
+        BudgetError: neither, or not positive.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text)
+    if not match or float(match[1]) <= 0:
+        raise BudgetError(f"budget '{text}' is neither a share such as 10% nor a number of tokens")
+    return float(match[1]) * tokens / 100 if match[2] else float(match[1])
+
+
+def read_with(side: Side) -> int:
+    """Bytes of what codes, sketches and span values of a layer are read with."""
+    tables = sum(table_bytes(t) for name, t in side.items() if name.endswith("_bits"))
+    return document_bytes(side) + tables
+
+
+def caps(
+    recipe: Method,
+    tables: Tables,
+    sides: list[Side],
+    heads: int,
+    cap: float,
+    row: float,
+    balls: int,
+) -> list[float]:
+    """Bytes per KV head for every layer, `cap` on average: what it needs for routing and summaries
+    (less where all layers together need too much), and an equal share of the rest. Layers that
+    were calibrated have their shares instead; a static choice needs no routing. row: bytes of
+    one token's. balls: spans that will have a span level."""
+    if "layer_share" in sides[0]:
+        shares = [float(side["layer_share"][0]) for side in sides]
+        return [row * rows for rows in layer_budgets(shares, int(cap / row))]
+    if recipe.selector.static:
+        return [cap] * len(sides)
+    needs = []
+    for index, side in enumerate(sides):
+        parts = [
+            t
+            for section in tables.sections
+            for name, t in section.items()
+            if name.startswith(f"{index}.") and name.endswith((".t", ".s"))
+            if not name.endswith(".error.s")
+        ]
+        more = two_level.expected_bytes(side, balls)
+        fixed = more + read_with(side) + sum(t.nbytes for t in parts)
+        needs.append(fixed / heads)
+    mean = sum(needs) / len(needs)
+    tight = min(1.0, (1 - ZOOM_RESERVE) * cap / max(1.0, mean))
+    return [cap + tight * (need - mean) for need in needs]
+
+
+def fit(recipe: Method, tensors: Side, side: Side, room: float, spans: int) -> tuple[Side, Side]:
+    """Let the router shrink until routing and summaries fit `room` bytes, with the span level of
+    that many spans where there will be one."""
+
+    def needed() -> int:
+        more = two_level.expected_bytes(side, spans)
+        return more + read_with(side) + sum(t.nbytes for t in tensors.values())
+
+    while tensors and needed() > room:
+        smaller = recipe.router.shrink(tensors, side)
+        if smaller is None:
+            break
+        tensors, side = smaller
+    return tensors, side
+
+
+def affordable_pins(
+    recipe: Method,
+    tables: Tables,
+    tensors: Side,
+    side: Side,
+    prefix: tuple[Tensor, Tensor],
+    rows: Tensor,
+    room: float,
+) -> Tensor:
+    """Spans that stay pinned: all when they fit, else the first tokens of every window, then the
+    document's last, then the most surprising.
+
+    Returns:
+        int64 ids of spans, ascending.
+    """
+    heads, _, size = rows.shape
+    pinned = torch.nonzero(tables.kind != COMPRESSED)[:, 0]
+    used = (sum(t.nbytes for t in [*tensors.values(), *prefix]) + read_with(side)) / heads
+    used += TOKEN_BYTES * prefix[0].shape[1]
+    lengths = tables.bounds.diff()
+    room -= used
+    cost = lengths[pinned] * (2 * size * rows.element_size() + TOKEN_BYTES)
+    if float(cost.sum()) <= room:
+        return pinned
+    starts = torch.tensor([0, *torch.nonzero(tables.window.diff())[:, 0].add(1).tolist()])
+    totals = torch.zeros(len(lengths)).index_add_(0, span_ids(tables.bounds), tables.surprisal)
+    worth = totals / lengths
+    last = tables.bounds[1:] > tables.bounds[-1] - recipe.local
+    worth[last] = 1e6 + tables.bounds[1:][last]
+    worth[tables.bounds[:-1] < tables.bounds[starts][tables.window] + recipe.sinks] = float("inf")
+    worth = worth[pinned]
+    order = worth.argsort(descending=True, stable=True)
+    fits = cost[order].cumsum(0) <= room
+    return pinned[order[fits]].sort().values
+
+
+def affordable_summaries(
+    tables: Tables, tensors: Side, side: Side, rows: Tensor, folded: Tensor, room: float
+) -> Tensor:
+    """bool [S]: spans whose summaries fit beside the exact rows, the most surprising first.
+
+    Those that are not folded need none. What is free for zoomed spans stays free.
+    """
+    heads = rows.shape[0]
+    lengths = tables.bounds.diff()
+    used = (read_with(side) + 2 * rows.nbytes) / heads + TOKEN_BYTES * rows.shape[1]
+    room -= used
+    cost = torch.zeros(len(lengths))
+    for name, t in tensors.items():
+        each = t.nbytes / heads / t.shape[1]
+        cost += each * lengths if name.endswith(".t") else each
+    cost[~folded] = 0
+    if float(cost.sum()) <= room:
+        return torch.ones(len(lengths), dtype=torch.bool)
+    totals = torch.zeros(len(lengths)).index_add_(0, span_ids(tables.bounds), tables.surprisal)
+    order = (totals / lengths).argsort(descending=True, stable=True)
+    fits = torch.zeros(len(lengths), dtype=torch.bool)
+    fits[order] = cost[order].cumsum(0) <= room
+    return fits

@@ -1,0 +1,55 @@
+"""The keys and values of a window while it is read, in memory that is taken once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+
+class WindowLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """One layer's keys and values in a buffer of `capacity` tokens.
+
+    What `update` gives are views of the buffer: a chunk's rows are no copies, and the layer's
+    memory is free when the last of them is let go of. A cache that grows by concatenation would
+    copy all rows at every chunk, and each chunk's views would keep the whole cache of its time.
+    """
+
+    def __init__(self, capacity: int):
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.capacity = capacity
+        self._rows: tuple[Tensor, Tensor] | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Put rows [1, Hkv, n, D] behind those there are, and give all.
+
+        Raises:
+            ValueError: more than `capacity`.
+        """
+        if self._rows is None:
+            self.lazy_initialization(key_states, value_states)
+            self._rows = (self._empty(key_states), self._empty(value_states))
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        if end > self.capacity:
+            raise ValueError(f"{end} rows do not fit into a window of {self.capacity}")
+        for buffer, new in zip(self._rows, (key_states, value_states), strict=True):
+            buffer[..., start:end, :] = new
+        self.keys, self.values = (buffer[..., :end, :] for buffer in self._rows)
+        return self.keys, self.values
+
+    def _empty(self, rows: Tensor) -> Tensor:
+        shape = (*rows.shape[:-2], self.capacity, rows.shape[-1])
+        return torch.empty(shape, dtype=rows.dtype, device=rows.device)
+
+
+def window_cache(layers: int, capacity: int, before: list[tuple[Tensor, Tensor]]) -> Cache:
+    """A cache for `capacity` tokens of which the first are there: k, v [Hkv, P, D] per layer."""
+    cache = Cache(layers=[WindowLayer(capacity) for _ in range(layers)])
+    for index, (k, v) in enumerate(before):
+        cache.update(k[None], v[None], index)
+    return cache
