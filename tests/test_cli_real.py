@@ -225,7 +225,11 @@ def test_interrupted_leaves_nothing_half_and_goes_on(
     out, err = running.communicate(timeout=120)
     assert running.returncode == 130, err
     assert out == ""
-    assert err.splitlines()[-1] == "sekv: interrupted; run the same command to continue"
+    told = json.loads(err.splitlines()[-1])["error"]
+    assert told == {
+        "code": "interrupted",
+        "message": "interrupted; run the same command to continue",
+    }
     assert "Traceback" not in err
     assert not store.exists()
     capsys.readouterr()

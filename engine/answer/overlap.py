@@ -20,7 +20,7 @@ STOP = frozenset(
         "a about an and are as at be been being but by can could did do does doing for from had "
         "has have he her him his how i if in into is it its many me much my no not of on or our "
         "she so than that the their them there these they this those to was we were what when "
-        "where which who whom whose why will with would you your"
+        "where which who whom whose why will with would you your s t"
     )
 )
 """Words that a question has whatever it asks."""
