@@ -256,7 +256,15 @@ HEADERS = st.dictionaries(
     | st.sampled_from(["application/json", "localhost", "Bearer x"]),
 )
 PATHS = st.just("/v1/chat/completions") | st.sampled_from(
-    ["/", "/v1/models", "/v1/models/log", "/v1/models/%ED%A0%80", "/health", "/sekv/stores", "/v1//"]
+    [
+        "/",
+        "/v1/models",
+        "/v1/models/log",
+        "/v1/models/%ED%A0%80",
+        "/health",
+        "/sekv/stores",
+        "/v1//",
+    ]
 )
 
 
