@@ -106,7 +106,7 @@ def test_a_folder_of_many_stores_is_listed_in_bounded_memory(
     assert run(["list", str(tmp_path), "--json"]) == 0
     assert len(found) == FILES
     assert not any(entry["problem"] for entry in found)
-    assert descriptors() == open_before
+    assert descriptors() <= open_before  # others may have been closed meanwhile
     assert resident_bytes() - before < 30e6
 
 
