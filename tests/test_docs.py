@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from engine.models.locate import Located
+from repository import ROOT
 
-ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 

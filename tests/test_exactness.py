@@ -16,11 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from engine.answer.session import Session
 from engine.compression import methods as recipes
-from engine.compression.codecs.shared_basis import SharedBasis
-from engine.compression.codecs.span_svd import SpanSVD
-from engine.compression.spans import Entropy
 from engine.ingest.run import ingest
 from engine.types import AskOptions, IngestOptions, Silent
+from exact_methods import EXACT
 from tiny_models import checkpoint
 
 TEXT = "".join(
@@ -28,20 +26,6 @@ TEXT = "".join(
     for i in range(9)
 )
 QUESTION = "How many whales?"
-
-EXACT = {
-    "sekv": replace(
-        recipes.METHODS["sekv"], name="exact", codec=SharedBasis(bits=32), half_rows=False
-    ),
-    "sekv-paper": replace(
-        recipes.METHODS["sekv-paper"],
-        name="exact",
-        segmenter=Entropy(shortest=4),
-        codec=SpanSVD(exact=True),
-        half_rows=False,
-        local=16,
-    ),
-}
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3", "mistral"])

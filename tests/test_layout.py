@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from repository import ROOT
 
 ROOMS = (
     "errors",
@@ -92,6 +92,11 @@ def room(module: str) -> str:
 def test_the_engine_has_these_rooms_and_no_others() -> None:
     found = {room(module_name(path)) for path in SOURCES if path.is_relative_to(ROOT / "engine")}
     assert found - {""} == set(ROOMS)
+
+
+def test_tests_lie_in_the_rooms_that_they_test() -> None:
+    found = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
+    assert found == set(ROOMS) - {"errors", "types"} | {"cli", "server"}
 
 
 def test_imports_point_one_way() -> None:

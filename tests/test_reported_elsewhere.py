@@ -22,10 +22,10 @@ import toy_store
 from engine.ingest import run as use_case
 from engine.models import hf
 from engine.types import IngestOptions, Silent
+from repository import environment
 from sekv_cli.main import run
 from tiny_books import QUESTION, TEXT, read, session
 
-ROOT = Path(__file__).parent.parent
 FILES = 500
 
 
@@ -141,7 +141,7 @@ def test_what_is_here_needs_no_network(
     """khoj 458, private-gpt 467: the start failed offline; zvec-grep 74: a proxy hung it. Reading a
     document and asking its store with a model's folder connects to nobody."""
     url, taken = silent_proxy
-    env = {name: value for name, value in os.environ.items() if "OFFLINE" not in name}
+    env = {name: value for name, value in environment().items() if "OFFLINE" not in name}
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         env |= {name: url, name.lower(): url}
     program = (
@@ -156,7 +156,7 @@ def test_what_is_here_needs_no_network(
         text=True,
         check=False,
         cwd=tmp_path,
-        env={**env, "PYTHONPATH": str(ROOT)},
+        env=env,
     )
     assert done.returncode == 0, done.stderr
     assert taken == []

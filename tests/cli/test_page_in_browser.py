@@ -1,7 +1,7 @@
 """The page in a real browser: no errors, the slider, the search and the keys do what they say.
 
 Needs `pip install .[browser]` and Chromium (`apt-get install chromium`, or SEKV_CHROMIUM names
-one): pytest tests/test_page_browser.py -m browser
+one): pytest tests/cli/test_page_in_browser.py -m browser
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import struct
 import subprocess
@@ -24,9 +23,9 @@ from engine.models import aliases, cache, hf, locate
 from engine.models.gguf import check_architecture, read_header
 from engine.models.gguf_worker import convert_file
 from engine.types import Silent
+from repository import ROOT, environment
 from tiny_gguf import Type, write_gguf
 
-ROOT = Path(__file__).parent.parent
 TEXT = "The ship's log, 1897: \u00fc <|user|> th th\n\n  end"
 
 
@@ -165,7 +164,7 @@ def test_a_folder_that_cannot_take_the_weights_is_one_line(
         text=True,
         check=True,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "SEKV_CACHE": str(place)},
+        env=environment(SEKV_CACHE=str(place)),
     )
     assert len(done.stdout.splitlines()) == 1
     assert "the converted weights cannot be written" in done.stdout

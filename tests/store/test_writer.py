@@ -20,11 +20,10 @@ from engine.store.disk import Disk
 from engine.store.manifest import NAME, WindowEntry, host_file
 from engine.store.reader import Store
 from engine.store.writer import StoreWriter
+from repository import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-ROOT = Path(__file__).parent.parent
 
 
 pytestmark = pytest.mark.usefixtures("instant_disk")

@@ -1,6 +1,6 @@
 """A real ingest, model and all, killed at any step: no broken store, the same bytes in the end.
 
-What `test_store_crash` shows of the store with a toy for a model is shown here with a model.
+What tests/store/test_crash.py shows of the store with a toy for a model is shown here with a model.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from engine.errors import StoreError
 from engine.models import hf
 from engine.store.disk import Disk
 from engine.store.reader import Store
+from repository import ROOT, environment
 from tiny_books import log, report
 from tiny_models import checkpoint
 from toy_store import leftovers, tree
 
-ROOT = Path(__file__).parent.parent
 CHUNK = 32
 TEXT = log(4)
 
@@ -100,11 +100,8 @@ def run(folder: Path, kills: int, seed: int) -> dict[str, int]:
     """In a process of its own, which forks what it kills."""
     model = checkpoint("llama", folder / "model")
     command = [sys.executable, __file__, str(model), str(folder), str(kills), str(seed)]
-    paths = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
-    environment = {**os.environ, "PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(
-        command, check=True, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
-    )
+    env = environment(TOKENIZERS_PARALLELISM="false")
+    done = subprocess.run(command, check=True, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
     found: dict[str, int] = json.loads(done.stdout)
     return found
 

@@ -1,7 +1,7 @@
 """Whatever comes as arguments, through stdin or over HTTP: an answer or one line, never a defect.
 
 The engine is the real one with a tiny model, loaded once. The short version is in every run; the
-long one takes ten minutes and is run by name: pytest -m slow tests/test_cli_fuzz.py.
+long one takes ten minutes and is run by name: pytest -m slow tests/cli/test_fuzz.py.
 """
 
 from __future__ import annotations

@@ -5,14 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 
+from repository import ROOT
 from sekv_cli.main import app
 from sekv_cli.reference import reference
 
-ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "transformers", "numpy", "pypdf", "pypdfium2", "tokenizers", "safetensors"}
 
 

@@ -139,7 +139,9 @@ def test_no_two_methods_run_the_same_code(stores: dict[str, Path], reader: hf.Re
         for pair in combinations(NAMES, 2)
         if torch.allclose(found[pair[0]], found[pair[1]], atol=1e-4)
     ]
-    assert alike == [("sekv", "zoomr")]  # they differ in long answers alone: tests/test_output.py
+    assert alike == [
+        ("sekv", "zoomr")
+    ]  # they differ in long answers alone: tests/attention/test_output_folding.py
 
 
 CHANGES: dict[str, tuple[str, dict[str, Any]]] = {

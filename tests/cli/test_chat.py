@@ -18,6 +18,7 @@ import pytest
 
 from engine.errors import BudgetError
 from engine.types import Answer, AskOptions, Citation, MemoryUse, Turn, Usage
+from repository import environment
 from sekv_cli import asker
 from sekv_cli.main import run
 
@@ -211,14 +212,12 @@ def test_on_a_terminal_lines_are_edited_and_kept(tmp_path: Path) -> None:
         "import sys\n"
         "from sekv_cli import asker\n"
         "from sekv_cli.main import run\n"
-        "import test_cli_chat\n"
-        "asker.open_asker = lambda *a, **k: test_cli_chat.Fake()\n"
+        f"import {Path(__file__).stem} as test\n"
+        "asker.open_asker = lambda *a, **k: test.Fake()\n"
         "sys.exit(run(['chat', 'book.sekv']))\n"
     )
-    folders = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
-    env = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "TERM": "xterm"}
-    env["PROMPT_TOOLKIT_NO_CPR"] = "1"
-    env["PYTHONPATH"] = os.pathsep.join(folders)
+    env = environment(XDG_STATE_HOME=str(tmp_path), TERM="xterm", PROMPT_TOOLKIT_NO_CPR="1")
+    env["PYTHONPATH"] += os.pathsep + str(Path(__file__).parent)
     (tmp_path / "book.sekv").mkdir()
     (tmp_path / "book.sekv" / "manifest.json").touch()
     main, other = pty.openpty()

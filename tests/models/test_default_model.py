@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +16,10 @@ from engine.models import aliases, cache, hf
 from engine.models.checkpoint import weights_fingerprint
 from engine.models.locate import Located
 from engine.types import Silent
+from repository import environment
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent
 KNOWN = aliases.default()
 
 
@@ -75,10 +74,10 @@ def test_the_converted_model_says_what_the_file_says(smollm2: Located, gguf: Pat
 
 def test_pulled_by_the_command_line_it_is_the_same(smollm2: Located, tmp_path: Path) -> None:
     """A fresh cache, two processes at once: one model, to the byte."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SEKV_CACHE": str(tmp_path)}
-    environment.pop("HF_HUB_OFFLINE")
+    env = environment(SEKV_CACHE=str(tmp_path))
+    del env["HF_HUB_OFFLINE"]
     command = [sys.executable, "-m", "sekv_cli", "models", "pull", "smollm2", "--json"]
-    running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) for _ in range(2)]
+    running = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE) for _ in range(2)]
     said = [process.communicate()[0] for process in running]
     assert said[0] == said[1]
     assert [process.returncode for process in running] == [0, 0]

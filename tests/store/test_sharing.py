@@ -14,9 +14,9 @@ import pytest
 from engine.answer.session import Session
 from engine.models import hf
 from engine.store.manifest import DOCUMENT, NAME, device_file, host_file
+from repository import ROOT, environment
 from tiny_books import log, read, session
 
-ROOT = Path(__file__).parent.parent
 QUESTIONS = ["How many whales?", "Did it rain on day 7?"]
 MANY = 8
 
@@ -43,9 +43,8 @@ def test_eight_processes_at_once_answer_as_one_after_another(
 ) -> None:
     """Eight processes open the store in the same instant and ask it the same questions."""
     command = [sys.executable, __file__, reader.identity.id, str(store), str(tmp_path)]
-    paths = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
-    environment = {**os.environ, "PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"}
-    subprocess.run(command, check=True, cwd=ROOT, env=environment)
+    env = environment(TOKENIZERS_PARALLELISM="false")
+    subprocess.run(command, check=True, cwd=ROOT, env=env)
     alone = json.loads((tmp_path / "alone").read_text())
     assert [len(answers) for answers in alone] == [5] * len(QUESTIONS)
     for index in range(MANY):

@@ -7,7 +7,6 @@ documents where there are any (SEKV_TEST_DATA, as in `test_documents_data`).
 from __future__ import annotations
 
 import io
-import os
 import random
 import re
 import resource
@@ -24,6 +23,7 @@ import pytest
 import engine.documents.pdf as pdf
 from engine.documents import load
 from engine.errors import DocumentError
+from repository import COLLECTION as DATA
 from tiny_documents import (
     CHAPTERS,
     NAV,
@@ -39,9 +39,6 @@ from tiny_documents import (
     zipped,
 )
 
-DATA = Path(
-    os.environ.get("SEKV_TEST_DATA") or Path(__file__).parent.parent.parent / "shared" / "data"
-)
 LARGEST = 2 * 2**20
 """Bytes of the largest real document that is damaged: what is larger is only slower."""
 

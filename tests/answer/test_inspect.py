@@ -22,6 +22,7 @@ from engine.models import hf
 from engine.store.manifest import DOCUMENT, NAME
 from engine.store.reader import Store
 from engine.types import AskOptions, Citation, IngestOptions, InspectReport, Silent
+from repository import ROOT
 from sekv_cli import page
 from sekv_cli.main import run
 from tiny_books import QUESTION, log, read, session
@@ -367,9 +368,8 @@ def test_looking_without_a_question_needs_no_torch(call: str, stores: dict[str, 
         f"from engine.types import AskOptions, Silent; store = {store!r}; {line};"
         "print([m for m in ('torch', 'transformers') if m in sys.modules])"
     )
-    root = Path(__file__).parent.parent
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert done.stdout.strip() == "[]"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -22,8 +21,7 @@ from engine.models import aliases, cache, fetch, gguf, locate
 from engine.models.aliases import KnownModel
 from engine.models.gguf_worker import convert_file
 from engine.types import Progress, Silent
-
-ROOT = Path(__file__).parent.parent
+from repository import environment
 
 
 class Told(Silent):
@@ -290,20 +288,22 @@ except ReaderError as error:
 """
 
 
-def ask(hub: str, home: Path, **environment: str) -> list[str]:
+def ask(hub: str, home: Path, **changes: str) -> list[str]:
     """What locating a hub model says, in a process: its library reads its settings once."""
     own = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
         "HF_ENDPOINT": hub,
         "HF_HOME": str(home),
         "HF_HUB_OFFLINE": "0",
         "SEKV_CACHE": str(home / "sekv"),
         "NO_PROXY": "*",
-        **environment,
+        **changes,
     }
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, env=own
+        [sys.executable, "-c", PROGRAM],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment(**own),
     )
     assert done.stderr == ""
     return done.stdout.splitlines()

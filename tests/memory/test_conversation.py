@@ -22,7 +22,7 @@ from engine.memory import conversation as folding
 from engine.memory.conversation import beginning
 from engine.models import hf
 from engine.types import Turn
-from test_exactness import EXACT
+from exact_methods import EXACT
 from tiny_books import QUESTION, log, read, session
 from tiny_models import checkpoint
 

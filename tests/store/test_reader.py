@@ -33,11 +33,11 @@ from engine.store.manifest import (
 )
 from engine.store.reader import Store
 from engine.store.writer import StoreWriter
+from repository import ROOT
 
 if TYPE_CHECKING:
     pass
 
-ROOT = Path(__file__).parent.parent
 FLOATS = ("float32", "float32")
 GOLDEN = Path(__file__).parent / "golden" / "format-1"
 """A store of format 1 as bytes. It must open for ever; only a new format may write others."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,9 +18,9 @@ import pytest
 
 import toy_store
 from engine.errors import StreamError
+from repository import environment
 from sekv_cli import streams
 
-ROOT = Path(__file__).parent.parent
 CLOSED = "stdin is closed; there is nothing to read from it"
 
 
@@ -37,7 +36,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shell(place: Path, line: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """What a shell makes of a line in which `sekv` is this sekv."""
     program = f'sekv() {{ "{sys.executable}" -P -m sekv_cli "$@"; }}\n{line}\n'
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
+    env = environment(PYTHONUTF8="1")
     return subprocess.run(
         ["bash", "-c", program], input=given, capture_output=True, check=False, cwd=place, env=env
     )

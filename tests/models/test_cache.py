@@ -16,8 +16,8 @@ from engine.errors import ReaderError
 from engine.models import cache
 from engine.models.checkpoint import weight_files, weights_fingerprint
 from engine.types import Silent
+from repository import ROOT, environment
 
-ROOT = Path(__file__).parent.parent
 SILENT = Silent()
 
 MAKER = """
@@ -63,7 +63,7 @@ class Maker:
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env=environment(),
         )
 
     def line(self) -> str:

@@ -8,21 +8,17 @@ format that hurts another shows.
 from __future__ import annotations
 
 import json
-import os
 import resource
 import time
 from functools import cache
-from pathlib import Path
 
 import pytest
 
 import engine.documents.pdf as pdf
 from engine.documents import Source, load
 from engine.errors import DocumentError
+from repository import COLLECTION as DATA
 
-DATA = Path(
-    os.environ.get("SEKV_TEST_DATA") or Path(__file__).parent.parent.parent / "shared" / "data"
-)
 FILES = sorted(path.relative_to(DATA).as_posix() for path in DATA.rglob("*") if path.is_file())
 
 pytestmark = pytest.mark.skipif(not FILES, reason="no collection of documents (SEKV_TEST_DATA)")

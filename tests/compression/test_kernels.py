@@ -18,17 +18,17 @@ from hypothesis import strategies as st
 from engine.compression.packing import Packing, code_places, split_heads
 from engine.compression.routers import sketch
 from engine.compression.scores import packed_span_masses
+from repository import SUPPORT
 
-HERE = Path(__file__).parent
 needs_triton = pytest.mark.skipif(
     find_spec("triton") is None, reason="Triton is not installed: pip install '.[kernels]'"
 )
 
 
 def run(program: str, cache: Path, **environment: str) -> list[float]:
-    """What a program beside this file prints as JSON; Triton reads its switches when imported."""
+    """What a helper program prints as JSON; Triton reads its switches when imported."""
     done = subprocess.run(
-        [sys.executable, str(HERE / program)],
+        [sys.executable, str(SUPPORT / program)],
         capture_output=True,
         text=True,
         env={**os.environ, "TRITON_CACHE_DIR": str(cache), **environment},

@@ -1,6 +1,6 @@
 """A server under load, and what it saves: minutes long, run by name with their figures shown.
 
-    pytest -m slow -s tests/test_serve_load.py
+    pytest -m slow -s tests/server/test_load.py
 
 SEKV_SECONDS: how long the clients ask (60). SEKV_PAIRS: how often cold and warm take turns (5).
 SEKV_STORE: the store that is asked in turns, else one of the first pages of docs/sample.
@@ -28,13 +28,14 @@ import pytest
 
 from engine.ingest.run import ingest
 from engine.types import IngestOptions, Silent
+from repository import ROOT
 from tiny_books import log, read
 from tiny_models import checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 CLIENTS = 64
-SAMPLE = Path(__file__).parent.parent / "docs" / "sample" / "dracula.pdf"
+SAMPLE = ROOT / "docs" / "sample" / "dracula.pdf"
 
 
 @contextmanager

@@ -29,8 +29,8 @@ from breaking_disks import PowerCut, PowerDisk, SteppedDisk
 from engine.errors import StoreError
 from engine.store.disk import Disk
 from engine.store.reader import Store
+from repository import ROOT, environment
 
-ROOT = Path(__file__).parent.parent
 TARGET = "toy.sekv"
 OLD_SEED, NEW_SEED = 1, 0
 PUBLISHING = 35
@@ -285,7 +285,7 @@ class Kills:
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env=environment(),
         )
         self.ask({"hello": True})
 
