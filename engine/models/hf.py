@@ -26,6 +26,7 @@ from engine.compression.query_statistics import (
 from engine.compression.rope import apply_rope, invert_rope
 from engine.errors import ReaderError
 from engine.models import chunked
+from engine.models.half_weights import can_pack
 from engine.models.identity import identify
 from engine.models.load import (
     check_supported,
@@ -323,11 +324,13 @@ def load(
     revision: str = "",
     device: str = "auto",
     dtype: str = "auto",
+    gradients: bool = False,
     progress: Progress = SILENT,
 ) -> Reader:
     """Load a causal LM and check that the memory cannot be bypassed.
 
-    model: one that was located, or what `locate` takes.  revision: of a hub model.
+    model: one that was located, or what `locate` takes.  revision: of a hub model.  gradients:
+    whether they are to pass through it; else a CPU keeps 16-bit weights as they are.
 
     Raises:
         ReaderError: no such model, unsupported attention, no such device.
@@ -343,7 +346,8 @@ def load(
     if place.type != "cpu":
         placement["device_map"] = "auto" if device == "auto" else str(place)
     identity = identify(model, config, tokenizer, progress)
-    loaded = load_weights(model.folder, kind, placement)
+    pack = kind == torch.float32 and place.type == "cpu" and can_pack() and not gradients
+    loaded = load_weights(model.folder, kind, placement, pack=pack)
     seam.attach(loaded)
     reader = Reader(loaded, tokenizer, identity, Prompt.of(tokenizer), model)
     reader.identity = replace(identity, behaviour=reader.behaviour())
@@ -356,8 +360,9 @@ def _layer_devices(model: Any, layers: int) -> list[torch.device]:
     for module in model.modules():
         index = getattr(module, "layer_idx", None)
         if isinstance(index, int) and index not in devices:
-            parameter = next(module.parameters(), None)
-            if parameter is not None and parameter.device.type != "meta":
+            # Packed weights are no parameters, and on the CPU.
+            parameter = next(module.parameters(), torch.empty(0))
+            if parameter.device.type != "meta":
                 devices[index] = parameter.device
     if sorted(devices) != list(range(layers)):
         raise ReaderError(

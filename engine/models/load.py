@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from engine.errors import ReaderError
+from engine.models.half_weights import pack_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -34,10 +35,13 @@ def load_tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def load_weights(folder: Path, dtype: torch.dtype, placement: dict[str, Any]) -> Any:
+def load_weights(
+    folder: Path, dtype: torch.dtype, placement: dict[str, Any], *, pack: bool = False
+) -> Any:
     """The model itself, ready to answer and not to be trained.
 
-    placement: `attn_implementation` and `device_map` as transformers takes them.
+    placement: `attn_implementation` and `device_map` as transformers takes them. pack: hold 16-bit
+    weights of a CPU model as they are, see `half_weights`; it still computes in float32.
 
     Raises:
         ReaderError: with one line.
@@ -45,10 +49,25 @@ def load_weights(folder: Path, dtype: torch.dtype, placement: dict[str, Any]) ->
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with loading(str(folder)):
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, **placement
+            folder,
+            dtype=stored_dtype(folder) if pack else dtype,
+            local_files_only=True,
+            **placement,
         )
+        if pack:
+            pack_weights(model)
     model.eval()  # type: ignore[no-untyped-call]
     return model
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """float16 or bfloat16 where all weights of a checkpoint are, else float32, which holds any."""
+    found = set()
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as weights:
+            found |= {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
+    kinds = {"F16": torch.float16, "BF16": torch.bfloat16}
+    return kinds.get(found.pop(), torch.float32) if len(found) == 1 else torch.float32
 
 
 def check_supported(config: Any) -> None:

@@ -144,7 +144,7 @@ def train_router(options: Options, progress: Progress, reader: hf.Reader | None 
     """
     located = locate(options.model, revision=options.revision, progress=progress)
     progress.note(f"loading {located.name}")
-    reader = reader or hf.load(located, device=options.device, dtype=options.dtype)
+    reader = reader or hf.load(located, device=options.device, dtype=options.dtype, gradients=True)
     if reader.dtype == torch.float16:
         raise TrainError("gradients vanish in float16; train with --dtype bfloat16 or float32")
     accelerator = Accelerator(
