@@ -14,6 +14,7 @@ from engine.attention.view import View
 from engine.compression.code_space import SpanValues
 from engine.compression.codecs.base import Side
 from engine.compression.columns import CodeColumns, CodeLayout, Runs
+from engine.compression.products import CodeProducts
 from engine.compression.routers import two_level
 from engine.compression.routers.sketch import Router, Sketch, has_kernel
 from engine.compression.routers.span_zoom import Gated
@@ -118,10 +119,10 @@ class SpanIndex:
         heads = len(self.side["sketch_bits"]) if "sketch_bits" in self.side else 1
         taken = 0 if self.spans is None else sum(t.nbytes for t in self.seen.values())
         if self.columns is not None:
-            taken += self.columns.layout.working_bytes(view.tokens)
+            taken += CodeProducts(self.columns).working_bytes(rows)
             taken += 8 * heads * rows * view.tokens
         if self.values is not None:
-            taken += self.values.layout.working_bytes(len(view.spans))
+            taken += CodeProducts(self.values).working_bytes(rows)
         return taken
 
     # -- scores --------------------------------------------------------------------
@@ -150,9 +151,9 @@ class SpanIndex:
         """How values of few bits are turned back; None of those in sixteen."""
         return None if self.values is None else SpanValues(self.side, self.values.layout)
 
-    def value_rows(self) -> Tensor:
-        """What weights [Hkv, Q, F] are multiplied with: codes float32 [Hkv, R, F] as they unpack,
-        for `space`, or the values themselves [Hkv, D, F]."""
+    def value_sums(self, weight: Tensor) -> Tensor:
+        """Values of spans added up by weights [Hkv, Q, F]: codes [Hkv, Q, R] as they unpack, for
+        `space`, or the values themselves [Hkv, Q, D]."""
         if self.values is not None:
-            return self.values.unpack()
-        return self.seen[VALUE].float().mT
+            return CodeProducts(self.values).sums(0, weight)
+        return torch.bmm(weight, self.seen[VALUE].float())

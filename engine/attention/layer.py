@@ -25,6 +25,7 @@ from engine.compression.code_space import from_basis, widened
 from engine.compression.codecs.base import Side
 from engine.compression.codecs.layer_basis import document_bytes
 from engine.compression.methods import Method
+from engine.compression.products import CodeProducts
 from engine.compression.ranges import gather_ranges
 from engine.compression.routers import two_level
 from engine.compression.routers.sketch import choose
@@ -146,12 +147,10 @@ class Asked:
 
 @dataclass(frozen=True, eq=False)
 class Values:
-    """What weights are multiplied with: of live rows [Hkv, n, D], codes of the slots as they unpack
-    (of keys, too), and of summaries; see `SpanIndex.value_rows`."""
+    """What weights are multiplied with: live rows [Hkv, n, D], and the codes of the slots."""
 
     live: Tensor
-    codes: tuple[Tensor, Tensor] | None
-    summaries: Tensor | None
+    codes: CodeProducts | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -483,9 +482,7 @@ class LayerMemory:
 
     def _merge(self, asked: Asked, rows: int, live_v: Tensor) -> tuple[Tensor, Weights]:
         """One softmax over slots, live rows and summaries: [Hkv, R, D], and what it weighed."""
-        values = Values(live_v, self.zoomed.unpack(), None)
-        if asked.mass is not None:
-            values = replace(values, summaries=self.index.value_rows())
+        values = Values(live_v, self.zoomed.products())
         columns = self.zoomed.tokens.shape[1] + asked.columns
         at_once = max(1, MOST_SCORES // (self.heads * columns))
         self._note_working(min(at_once, len(asked)), len(asked), columns)
@@ -516,7 +513,7 @@ class LayerMemory:
     def _softmax(self, asked: Asked, values: Values) -> tuple[Tensor, Tensor, Tensor | None]:
         """Output [Hkv, R, D], weights of slots [Hkv, R, n] and of summaries [Hkv, R, F]."""
         slots, codes = self.zoomed, values.codes
-        found = slots.scores(asked.q, asked.pinned, None if codes is None else codes[0])
+        found = slots.scores(asked.q, asked.pinned, codes)
         parts = [found, asked.live] + ([] if asked.mass is None else [asked.mass])
         weights = torch.cat(parts, -1).softmax(-1)
         before, behind = found.shape[-1], found.shape[-1] + asked.live.shape[-1]
@@ -525,10 +522,10 @@ class LayerMemory:
             weights[..., before:behind],
             None if asked.mass is None else weights[..., behind:],
         )
-        out, coefs, total = slots.outputs(weight, None if codes is None else codes[1])
+        out, coefs, total = slots.outputs(weight, codes)
         out = torch.baddbmm(out, live, values.live.float())
-        if summary is not None and values.summaries is not None:
-            sums, space = torch.bmm(summary, values.summaries.mT), self.index.space
+        if summary is not None:
+            sums, space = self.index.value_sums(summary), self.index.space
             if space is None:
                 out += sums
             else:
@@ -545,7 +542,7 @@ class LayerMemory:
         """Bytes that this forward takes beside what is resident: codes as they are unpacked, what a
         router works out, and scores and weights of the rows that are attended to at once."""
         scores = 4 * self.heads * (2 * rows * columns + all_rows * columns)
-        taken = scores + self.zoomed.working_bytes
+        taken = scores + self.zoomed.working_bytes(rows)
         if self.index.names and not self._everything_fits():
             taken += self.index.working_bytes(all_rows, self.view)
         self.shared.working_bytes = max(self.shared.working_bytes, taken)

@@ -19,6 +19,8 @@ from engine.attention.view import View
 from engine.compression.code_space import CodeSpace
 from engine.compression.codecs.base import Codec, CodedRows, ExactRows, Placed, Side
 from engine.compression.codecs.shared_basis import FINER
+from engine.compression.columns import CodeColumns
+from engine.compression.products import CodeProducts, Residuals
 from engine.compression.ranges import gather_ranges
 from engine.compression.scores import NEG_INF
 
@@ -200,13 +202,12 @@ class ResidentSpans:
         slots = TOKEN_BYTES * self.heads * (self.room.coded + self.room.exact)
         return exact + slots + self.codes.nbytes + RESIDUAL_BYTES * sum(self.room.residuals)
 
-    @property
-    def working_bytes(self) -> int:
-        """Bytes that products with all slots take beside them."""
-        rows = 2 * self.heads * self.k.shape[1] * self.size * 4
-        if self.space is None or not self.room.coded:
-            return rows
-        return rows + self.space.layout.working_bytes(self.room.coded)
+    def working_bytes(self, queries: int) -> int:
+        """Bytes that products of so many query rows of a head with all slots take beside them."""
+        wide = 0 if self.k.dtype == torch.float32 else 4
+        rows = 2 * self.heads * self.k.shape[1] * self.size * wide
+        codes = self.products()
+        return rows if codes is None else rows + codes.working_bytes(queries)
 
     # -- who comes and who goes ----------------------------------------------------
 
@@ -315,26 +316,24 @@ class ResidentSpans:
 
     # -- attention -----------------------------------------------------------------
 
-    def unpack(self) -> tuple[Tensor, Tensor] | None:
-        """Codes of keys and of values float32 [Hkv, R, n] in the slots for coded rows, residuals
-        among them, for `space`; None where there are no such slots."""
+    def products(self) -> CodeProducts | None:
+        """Products with the slots for coded rows, their keys and their values, for one forward; None
+        where there are no such slots."""
         if self.space is None or not self.room.coded:
             return None
-        codes = self.space.layout.unpack(self.codes)
-        if len(self._place):
-            codes.view(-1).index_add_(0, self._place, self._amount.float())
-        return codes[: self.heads], codes[self.heads :]
+        beside = Residuals(self._place, self._amount) if len(self._place) else None
+        return CodeProducts(CodeColumns(self.space.layout, self.codes), beside)
 
-    def scores(self, q: Tensor, pinned: Tensor, codes: Tensor | None) -> Tensor:
+    def scores(self, q: Tensor, pinned: Tensor, codes: CodeProducts | None) -> Tensor:
         """Nats of queries [Hkv, Q, D] with every slot, [Hkv, Q, n]; -inf where one is free.
 
-        pinned: [Hkv, Q, P] those with the rows that stay.  codes: of keys, as `unpack` has them.
+        pinned: [Hkv, Q, P] those with the rows that stay.  codes: see `products`.
         """
         parts = [pinned]
         if codes is not None:
             assert self.space is not None
             turned, beside = self.space.query(q)
-            parts.insert(0, torch.baddbmm(beside, turned, codes))
+            parts.insert(0, codes.scores(0, turned).add_(beside))
         if self.room.exact:
             parts.append(row_scores(q, self.k[:, self.pinned :]))
         found = torch.cat(parts, -1) if len(parts) > 1 else pinned
@@ -342,10 +341,12 @@ class ResidentSpans:
             found.masked_fill((self.tokens == FREE)[:, None], NEG_INF) if self._some_free else found
         )
 
-    def outputs(self, weight: Tensor, codes: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+    def outputs(
+        self, weight: Tensor, codes: CodeProducts | None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Weighted sums over all slots.
 
-        weight: [Hkv, Q, n].  codes: of values.
+        weight: [Hkv, Q, n].  codes: see `products`.
         Returns:
             of exact rows [Hkv, Q, D]; of coded ones as coefficients in the basis of the values, see
             `code_space.from_basis`, and the sums of their weights [Hkv, Q, 1].
@@ -355,7 +356,7 @@ class ResidentSpans:
         if codes is None:
             return rows, None, total
         assert self.space is not None
-        return rows, self.space.value(torch.bmm(coded, codes.mT), total), total
+        return rows, self.space.value(codes.sums(1, coded), total), total
 
 
 def _of(records: Placed, some: Tensor, first: Tensor) -> tuple[Placed, Tensor]:

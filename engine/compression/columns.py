@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,6 +102,26 @@ class CodeLayout:
         """R: the most components that any head has codes of."""
         return int(self.lower.shape[-1])
 
+    def places(self, part: int) -> tuple[Any, Any]:
+        """Numpy arrays int32 and uint8 [Hkv, R']: the column of each component of a part, and the
+        mask of its bits there; R filled up to a multiple of four with components of no bits."""
+        return self._places[0][part], self._places[1][part]
+
+    @cached_property
+    def _places(self) -> tuple[Any, Any]:
+        column, mask = torch.zeros_like(self.source), torch.zeros_like(self.source)
+        for bits, first, columns, row in self.runs:
+            inside = self.source - row
+            mine = (inside >= 0) & (inside < columns * (8 // bits))
+            column = torch.where(mine, first + inside % columns, column)
+            mask = torch.where(mine, ((1 << bits) - 1) << (inside // columns * bits), mask)
+        mask = torch.where(self.lower.flatten() > 0, mask, 0)
+        filled = (0, -self.components % 4)
+        column, mask = (
+            torch.nn.functional.pad(x.view(self.lower.shape), filled).cpu() for x in (column, mask)
+        )
+        return column.int().numpy(), mask.to(torch.uint8).numpy()
+
     def columns(self, rows: Tensor) -> Tensor:
         """Rows uint8 [n, width] as a store has them, all heads side by side -> [width, n]."""
         out = torch.empty(self.width, len(rows), dtype=torch.uint8, device=rows.device)
@@ -168,8 +190,8 @@ def centre(bits: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class CodeColumns:
-    """Codes of some rows. data: uint8 [width, N]. layout: of one part. runs: the ranges of its rows
-    that are looked at, one after another; None for all."""
+    """Codes of some rows. data: uint8 [width, N]. runs: the ranges of its rows that are looked at,
+    one after another; None for all."""
 
     layout: CodeLayout
     data: Tensor
@@ -195,16 +217,21 @@ class CodeColumns:
         more = [self.layout.columns(each[0].to(self.data.device)) for each in rows]
         return CodeColumns(self.layout, torch.cat([self.data[:, :first], *more], 1))
 
-    def unpack(self, first: int = 0, last: int | None = None) -> Tensor:
-        """float32 [Hkv, R, n] of some of these rows; see `CodeLayout.unpack`."""
-        if self.runs is None:
-            return self.layout.unpack(self.data[:, first:last])
-        if first == 0 and last is None:
-            return self.layout.unpack(self.data, self.runs)
+    @property
+    def ranges(self) -> Runs:
+        """The ranges of rows that are looked at."""
+        return ((0, int(self.data.shape[1])),) if self.runs is None else self.runs
+
+    def some(self, first: int, last: int) -> CodeColumns:
+        """The rows from first to last - 1 of those that are looked at."""
         inside, at = [], 0
-        for begin, end in self.runs:
-            low, high = max(begin, begin + first - at), min(end, begin + last - at if last else end)
+        for begin, end in self.ranges:
+            low, high = max(begin, begin + first - at), min(end, begin + last - at)
             if low < high:
                 inside.append((low, high))
             at += end - begin
-        return self.layout.unpack(self.data, tuple(inside))
+        return CodeColumns(self.layout, self.data, tuple(inside))
+
+    def unpack(self) -> Tensor:
+        """float32 [P * Hkv, R, n]; see `CodeLayout.unpack`."""
+        return self.layout.unpack(self.data, self.runs)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from engine.compression.columns import CodeColumns
 from engine.compression.packing import Packing, split_heads
+from engine.compression.products import CodeProducts
 from engine.compression.ranges import blocks_of_spans, span_ids
 
 NEG_INF = float("-inf")
@@ -55,11 +56,11 @@ def column_span_masses(
     """
     tokens, rows = len(codes), max(1, q.shape[0] * q.shape[1])
     if tokens <= AT_ONCE[0] and tokens * rows <= AT_ONCE[1]:
-        return span_logsumexp(torch.bmm(q, codes.unpack()), bounds, owner).add_(shift)
+        return span_logsumexp(CodeProducts(codes).scores(0, q), bounds, owner).add_(shift)
     out = [q.new_zeros(*q.shape[:2], 0)]
     for first, last in blocks_of_spans(bounds, min(AT_ONCE[0], max(256, AT_ONCE[1] // rows))):
         start, end = int(bounds[first]), int(bounds[last])
-        scores = torch.bmm(q, codes.unpack(start, end))
+        scores = CodeProducts(codes.some(start, end)).scores(0, q)
         out.append(span_logsumexp(scores, bounds[first : last + 1] - start).add_(shift))
     return torch.cat(out, -1)
 

@@ -1,0 +1,108 @@
+"""Products with packed codes on a CPU that unpack them in registers and never to memory.
+
+numba compiles them, where it is installed (the extra `cpu`), and keeps what it compiled; without it
+`products` does the same through torch. One thread: a layer takes less than waking another.
+
+Arrays that they share: data uint8 [width, N], columns of packed codes of which `count` rows from
+`first` on are meant; column int32 [Hkv, R], the column of each component, and mask uint8 [Hkv, R],
+its bits in there, taken as they stand and not shifted, R a multiple of four.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+BLOCK = 512
+"""Rows whose codes are unpacked at once, so that they stay in the nearest cache."""
+
+_compiled = numba.njit(nogil=True, fastmath=True, cache=True, boundscheck=False)
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def add_scores(
+    data: Any, first: int, count: int, column: Any, mask: Any, q: Any, out: Any, at: int
+) -> None:
+    """Add q . codes to `out` [Hkv, Q, n] from its column `at` on.  q: float32 [Hkv, Q, R]."""
+    heads, queries, size = q.shape
+    a, b = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    c, d = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    for h in range(heads):
+        for done in range(0, count, BLOCK):
+            rows = min(BLOCK, count - done)
+            low = first + done
+            for r in range(0, size, 4):
+                _unpack(data[column[h, r], low : low + rows], mask[h, r], a)
+                _unpack(data[column[h, r + 1], low : low + rows], mask[h, r + 1], b)
+                _unpack(data[column[h, r + 2], low : low + rows], mask[h, r + 2], c)
+                _unpack(data[column[h, r + 3], low : low + rows], mask[h, r + 3], d)
+                for g in range(queries):
+                    qa, qb, qc, qd = q[h, g, r], q[h, g, r + 1], q[h, g, r + 2], q[h, g, r + 3]
+                    part = out[h, g, at + done : at + done + rows]
+                    for i in range(rows):
+                        part[i] += qa * a[i] + qb * b[i] + qc * c[i] + qd * d[i]
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def add_sums(
+    data: Any, first: int, count: int, column: Any, mask: Any, weight: Any, out: Any, at: int
+) -> None:
+    """Add codes to `out` [Hkv, Q, R], weighed by `weight` float32 [Hkv, Q, n] from its column `at`
+    on."""
+    heads, queries, size = out.shape
+    a = np.empty(BLOCK, np.float32)
+    for h in range(heads):
+        for done in range(0, count, BLOCK):
+            rows = min(BLOCK, count - done)
+            low = first + done
+            for r in range(size):
+                _unpack(data[column[h, r], low : low + rows], mask[h, r], a)
+                for g in range(queries):
+                    each = weight[h, g, at + done : at + done + rows]
+                    total = np.float32(0)
+                    for i in range(rows):
+                        total += each[i] * a[i]
+                    out[h, g, r] += total
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def add_residual_scores(place: Any, amount: Any, first: int, q: Any, out: Any) -> None:
+    """Add q . residuals to `out` [Hkv, Q, n].
+
+    Args:
+        place: int32 [M], first + (head * R + component) * n + row; what lies before or behind is of
+            other parts.  amount: float32 [M].  q: float32 [Hkv, Q, R].
+    """
+    heads, queries, size = q.shape
+    count = out.shape[2]
+    for m in range(len(place)):
+        here = place[m] - first
+        if 0 <= here < heads * size * count:
+            head, component = divmod(here // count, size)
+            for g in range(queries):
+                out[head, g, here % count] += q[head, g, component] * amount[m]
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def add_residual_sums(place: Any, amount: Any, first: int, weight: Any, out: Any) -> None:
+    """Add residuals to `out` [Hkv, Q, R], weighed by `weight` float32 [Hkv, Q, n].
+
+    Args:
+        place, amount, first: as of `add_residual_scores`.
+    """
+    heads, queries, size = out.shape
+    count = weight.shape[2]
+    for m in range(len(place)):
+        here = place[m] - first
+        if 0 <= here < heads * size * count:
+            head, component = divmod(here // count, size)
+            for g in range(queries):
+                out[head, g, component] += weight[head, g, here % count] * amount[m]
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def _unpack(column: Any, mask: Any, out: Any) -> None:
+    for i in range(len(column)):
+        out[i] = np.float32(np.int32(column[i] & mask))
