@@ -121,7 +121,8 @@ class ResidentSpans:
     """The spans of a layer that are zoomed, by KV head, and the exact rows that always stay.
 
     tokens: int32 [Hkv, n] the document token of each slot: of slots for coded rows, of the rows
-    that stay, of slots for exact rows. k, v: [Hkv, P + exact slots, D]. room: the slots there are.
+    that stay, of slots for exact rows. k, v: [Hkv, P + exact slots, D]. residuals: of the codes of
+    keys and of values. room: the slots there are.
     view: the spans that may come. cost: what they take, see `Needs`. held: bool [Hkv, F]. traffic:
     what came and what was there.
     """
@@ -156,8 +157,9 @@ class ResidentSpans:
             pinned = self._pinned_tokens.clone()
             self.tokens = torch.cat([tokens.to(pinned), pinned, free.to(pinned)], 1)
             self.codes = torch.zeros(width, room.coded, dtype=torch.uint8, device=self.device)
-            self._place = torch.zeros(0, dtype=torch.int32, device=self.device)
-            self._amount = torch.zeros(0, dtype=torch.float16, device=self.device)
+            size = 0 if self.space is None else self.space.layout.components
+            none = Residuals.none(self.heads, size, room.coded, self.device)
+            self.residuals = (none, none)
             if room.exact or self.k.shape[1] != self.pinned:
                 none = k.new_zeros(self.heads, room.exact, self.size)
                 self.k, self.v = torch.cat([k, none], 1), torch.cat([v, none], 1)
@@ -275,17 +277,14 @@ class ResidentSpans:
         before, behind = self.room.coded, self.room.coded + self.pinned
         gone[:, before:behind] = False
         self.tokens.masked_fill_(gone, FREE)
-        if len(self._place):
-            size = self._codes_of_head
-            head = torch.div(self._place, size, rounding_mode="floor") % self.heads
-            kept = self.tokens[head.long(), (self._place % self.room.coded).long()] != FREE
-            self._place, self._amount = self._place[kept], self._amount[kept]
+        k, v = (some.where(self._filled(some)) for some in self.residuals)
+        self.residuals = (k, v)
 
-    @property
-    def _codes_of_head(self) -> int:
-        """Unpacked codes that a head has of one part."""
-        assert self.space is not None
-        return self.space.layout.components * self.room.coded
+    def _filled(self, residuals: Residuals) -> Tensor:
+        """bool [M]: which of them are of slots that hold a row."""
+        size = 1 if self.space is None else self.space.layout.components
+        head = torch.div(residuals.index, size, rounding_mode="floor")
+        return self.tokens[head, residuals.row] != FREE
 
     def _free(self, head: int, first: int, last: int, count: int) -> Tensor:
         """The first `count` free slots of a head among first .. last - 1."""
@@ -301,11 +300,13 @@ class ResidentSpans:
         row, part, component, amount = rows.residuals
         if not len(row):
             return
-        place = (part * self.heads + head) * self._codes_of_head
-        place += component * self.room.coded + slots[row]
         value = amount / (FINER * layout.lower[part, head, component].float())
-        self._place = torch.cat([self._place, place.int()])
-        self._amount = torch.cat([self._amount, value.half()])
+        index, slot = head * layout.components + component, slots[row]
+        k, v = (
+            some.and_more(index[mine], slot[mine], value[mine])
+            for some, mine in zip(self.residuals, (part == 0, part == 1), strict=True)
+        )
+        self.residuals = (k, v)
 
     def _put_exact(self, head: int, tokens: Tensor, rows: ExactRows) -> None:
         first = self.room.coded + self.pinned
@@ -317,12 +318,11 @@ class ResidentSpans:
     # -- attention -----------------------------------------------------------------
 
     def products(self) -> CodeProducts | None:
-        """Products with the slots for coded rows, their keys and their values, for one forward; None
+        """Products with the slots for coded rows, keys and values, for one forward; None
         where there are no such slots."""
         if self.space is None or not self.room.coded:
             return None
-        beside = Residuals(self._place, self._amount) if len(self._place) else None
-        return CodeProducts(CodeColumns(self.space.layout, self.codes), beside)
+        return CodeProducts(CodeColumns(self.space.layout, self.codes), self.residuals)
 
     def scores(self, q: Tensor, pinned: Tensor, codes: CodeProducts | None) -> Tensor:
         """Nats of queries [Hkv, Q, D] with every slot, [Hkv, Q, n]; -inf where one is free.

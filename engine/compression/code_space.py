@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -29,19 +30,28 @@ class CodeSpace:
         """Queries float32 [Hkv, Q, D] -> what they are worth per unpacked code [Hkv, Q, R], and the
         nats [Hkv, Q, 1] that every row has beside."""
         mean, basis = basis_of("k", self.side)
-        scale = 1 / math.sqrt(q.shape[-1])
+        q = q / math.sqrt(q.shape[-1])
+        lowered, middle = self._of_keys
+        turned = torch.bmm(q, widened(basis, self.layout.components))
+        return turned * lowered, torch.bmm(q, mean[:, :, None]) + torch.bmm(turned, middle)
+
+    @cached_property
+    def _of_keys(self) -> tuple[Tensor, Tensor]:
+        """The step of each unpacked code [Hkv, 1, R], and its middle in nats [Hkv, R, 1]."""
         used = self.layout.components
-        steps = torch.bmm(q, widened(basis, used)) * scale
-        steps *= widened(self.side["k_step"], used)[:, None]
-        beside = torch.bmm(q, mean[:, :, None]) * scale
-        beside += torch.bmm(steps, widened(centre(self.side["k_bits"]), used)[..., None])
-        return steps * self.layout.lower[0].float()[:, None], beside
+        step = widened(self.side["k_step"].float(), used)
+        middle = widened(centre(self.side["k_bits"]), used) * step
+        return (step * self.layout.lower[0].float())[:, None], middle[..., None]
 
     def value(self, sums: Tensor, weight: Tensor) -> Tensor:
         """Weighted sums of unpacked codes of values [Hkv, Q, R] and the sums of the weights [Hkv,
         Q, 1] -> coefficients [Hkv, Q, D'] in the basis of the values, without the mean."""
-        coefs = sums * self.layout.lower[1].float()[:, None]
-        return _coefficients(coefs, weight, "v", self.side)
+        lowered, middle = self._of_values
+        return torch.addcmul(weight * middle, sums, lowered)
+
+    @cached_property
+    def _of_values(self) -> tuple[Tensor, Tensor]:
+        return _steps("v", self.side, self.layout.lower[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,14 +63,20 @@ class SpanValues:
 
     def value(self, sums: Tensor, weight: Tensor) -> Tensor:
         """As `CodeSpace.value`, of the codes of span values."""
-        coefs = sums * self.layout.lower[0].float()[:, None]
-        return _coefficients(coefs, weight, "value", self.side)
+        lowered, middle = self._steps
+        return torch.addcmul(weight * middle, sums, lowered)
+
+    @cached_property
+    def _steps(self) -> tuple[Tensor, Tensor]:
+        return _steps("value", self.side, self.layout.lower[0])
 
 
-def _coefficients(coefs: Tensor, weight: Tensor, name: str, side: Side) -> Tensor:
-    bits, step = side[f"{name}_bits"], side[f"{name}_step"]
-    middle = centre(bits)[:, None]
-    return (widened(coefs, bits.shape[-1]) + weight * middle) * step[:, None]
+def _steps(name: str, side: Side, lower: Tensor) -> tuple[Tensor, Tensor]:
+    """The step of each unpacked code of values and its middle, [Hkv, 1, R]."""
+    used = lower.shape[-1]
+    step = widened(side[f"{name}_step"].float(), used)
+    middle = widened(centre(side[f"{name}_bits"]), used) * step
+    return (step * lower.float())[:, None], middle[:, None]
 
 
 def from_basis(coefs: Tensor, weight: Tensor, side: Side) -> Tensor:

@@ -68,38 +68,33 @@ def add_sums(
 
 
 @_compiled  # type: ignore[untyped-decorator]
-def add_residual_scores(place: Any, amount: Any, first: int, q: Any, out: Any) -> None:
+def add_residual_scores(place: Any, amount: Any, shift: int, q: Any, out: Any) -> None:
     """Add q . residuals to `out` [Hkv, Q, n].
 
     Args:
-        place: int32 [M], first + (head * R + component) * n + row; what lies before or behind is of
-            other parts.  amount: float32 [M].  q: float32 [Hkv, Q, R].
+        place, amount, shift: see `products.Residuals`.  q: float32 [Hkv, Q, R].
     """
-    heads, queries, size = q.shape
-    count = out.shape[2]
+    queries, size = q.shape[1:]
     for m in range(len(place)):
-        here = place[m] - first
-        if 0 <= here < heads * size * count:
-            head, component = divmod(here // count, size)
-            for g in range(queries):
-                out[head, g, here % count] += q[head, g, component] * amount[m]
+        head, component = divmod(place[m] >> shift, size)
+        row = place[m] & ((1 << shift) - 1)
+        for g in range(queries):
+            out[head, g, row] += q[head, g, component] * amount[m]
 
 
 @_compiled  # type: ignore[untyped-decorator]
-def add_residual_sums(place: Any, amount: Any, first: int, weight: Any, out: Any) -> None:
+def add_residual_sums(place: Any, amount: Any, shift: int, weight: Any, out: Any) -> None:
     """Add residuals to `out` [Hkv, Q, R], weighed by `weight` float32 [Hkv, Q, n].
 
     Args:
-        place, amount, first: as of `add_residual_scores`.
+        place, amount, shift: see `products.Residuals`.
     """
-    heads, queries, size = out.shape
-    count = weight.shape[2]
+    queries, size = out.shape[1:]
     for m in range(len(place)):
-        here = place[m] - first
-        if 0 <= here < heads * size * count:
-            head, component = divmod(here // count, size)
-            for g in range(queries):
-                out[head, g, component] += weight[head, g, here % count] * amount[m]
+        head, component = divmod(place[m] >> shift, size)
+        row = place[m] & ((1 << shift) - 1)
+        for g in range(queries):
+            out[head, g, component] += weight[head, g, row] * amount[m]
 
 
 @_compiled  # type: ignore[untyped-decorator]

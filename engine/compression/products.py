@@ -1,7 +1,7 @@
 """Products of queries and of weights with packed codes.
 
-On a CPU with numba (the extra `cpu`) a few query rows are multiplied with codes that are unpacked in
-registers; many rows, other devices and other installations unpack them once through torch. Both
+On a CPU with numba (the extra `cpu`) a few query rows are multiplied with codes that are unpacked
+in registers; many rows, other devices and other installations unpack them once through torch. Both
 give the same up to the order of sums.
 """
 
@@ -33,22 +33,54 @@ def in_registers(device: torch.device, queries: int) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Residuals:
-    """What some codes have beside them. place: int32 [M], where in codes [P * Hkv, R, n] as they
-    unpack; amount: float16 [M]."""
+    """What some codes of one part have beside them. place: int32 [M], each (head * R + component)
+    << shift | row; amount: float16 [M], in codes as they unpack. shift: bits that a row needs."""
 
     place: Tensor
     amount: Tensor
+    shift: int
+
+    @classmethod
+    def none(cls, heads: int, components: int, rows: int, device: torch.device) -> Residuals:
+        """Of codes [heads, components, rows]."""
+        shift = max(rows - 1, 0).bit_length()
+        fits = (heads * components) << shift < 1 << 31
+        kind = torch.int32 if fits else torch.int64
+        place = torch.zeros(0, dtype=kind, device=device)
+        return cls(place, torch.zeros(0, dtype=torch.float16, device=device), shift)
+
+    @property
+    def index(self) -> Tensor:
+        """int64 [M], head * R + component."""
+        return (self.place >> self.shift).long()
+
+    @property
+    def row(self) -> Tensor:
+        """int64 [M]."""
+        return (self.place & ((1 << self.shift) - 1)).long()
+
+    def and_more(self, index: Tensor, row: Tensor, amount: Tensor) -> Residuals:
+        place = torch.cat([self.place, ((index << self.shift) | row).to(self.place)])
+        return Residuals(place, torch.cat([self.amount, amount.half()]), self.shift)
+
+    def where(self, kept: Tensor) -> Residuals:
+        """Those where bool [M] holds."""
+        return Residuals(self.place[kept], self.amount[kept], self.shift)
+
+    def add_to(self, codes: Tensor) -> None:
+        """Add them to codes [Hkv, R, n]."""
+        codes.view(-1).index_add_(0, self.index * codes.shape[-1] + self.row, self.amount.float())
 
 
 @dataclass(frozen=True, eq=False)
 class CodeProducts:
-    """Products with the codes of n rows, of one forward: codes that many rows need are unpacked once.
+    """Products with the codes of n rows, of one forward: for many query rows they are unpacked once.
 
-    codes: of P parts, such as keys and values.  residuals: of the codes; None for none.
+    codes: of P parts, such as keys and values.  residuals: of each part; none for none.
     """
 
     codes: CodeColumns
-    residuals: Residuals | None = None
+    residuals: tuple[Residuals, ...] = ()
 
     def scores(self, part: int, q: Tensor) -> Tensor:
         """q . codes of every row [Hkv, Q, n].  q: float32 [Hkv, Q, R], per code as it unpacks."""
@@ -63,10 +95,9 @@ class CodeProducts:
         for first, last in self.codes.ranges:
             cpu_kernels.add_scores(data, first, last - first, column, mask, padded, out.numpy(), at)
             at += last - first
-        if self.residuals is not None:
-            place, amount = self.residuals.place.numpy(), self.residuals.amount.float().numpy()
-            before = part * q.shape[0] * q.shape[2] * len(self.codes)
-            cpu_kernels.add_residual_scores(place, amount, before, q.numpy(), out.numpy())
+        for some in self.residuals[part : part + 1]:
+            place, amount = some.place.numpy(), some.amount.float().numpy()
+            cpu_kernels.add_residual_scores(place, amount, some.shift, q.numpy(), out.numpy())
         return out
 
     def sums(self, part: int, weight: Tensor) -> Tensor:
@@ -81,10 +112,9 @@ class CodeProducts:
         for first, last in self.codes.ranges:
             cpu_kernels.add_sums(data, first, last - first, column, mask, weighed, out.numpy(), at)
             at += last - first
-        if self.residuals is not None:
-            place, amount = self.residuals.place.numpy(), self.residuals.amount.float().numpy()
-            before = part * out.shape[0] * out.shape[2] * len(self.codes)
-            cpu_kernels.add_residual_sums(place, amount, before, weighed, out.numpy())
+        for some in self.residuals[part : part + 1]:
+            place, amount = some.place.numpy(), some.amount.float().numpy()
+            cpu_kernels.add_residual_sums(place, amount, some.shift, weighed, out.numpy())
         return out
 
     def working_bytes(self, queries: int) -> int:
@@ -101,6 +131,6 @@ class CodeProducts:
     @cached_property
     def _all_unpacked(self) -> Tensor:
         codes = self.codes.unpack()
-        if self.residuals is not None:
-            codes.view(-1).index_add_(0, self.residuals.place, self.residuals.amount.float())
+        for part, some in enumerate(self.residuals):
+            some.add_to(codes.view(len(self.residuals), -1, *codes.shape[1:])[part])
         return codes

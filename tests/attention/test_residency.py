@@ -130,11 +130,11 @@ def check(layer: Layer, *heads: set[int]) -> None:
     assert [spans.tolist() for spans in resident.spans] == [sorted(ids) for ids in heads]
     bounds = resident.view.bounds
     q = torch.randn(HEADS, 4, SIZE, generator=torch.Generator().manual_seed(5))
-    codes = resident.unpack()
+    codes = resident.products()
     pinned = row_scores(q, resident.pinned_k)
-    scores = resident.scores(q, pinned, None if codes is None else codes[0])
+    scores = resident.scores(q, pinned, codes)
     weight = scores.softmax(-1)
-    out, coefs, total = resident.outputs(weight, None if codes is None else codes[1])
+    out, coefs, total = resident.outputs(weight, codes)
     if coefs is not None:
         out = out + from_basis(coefs, total, resident.side)
     for head, ids in enumerate(heads):
@@ -220,7 +220,7 @@ def test_slots_never_take_more_than_their_room(name: str, room: int) -> None:
     wanted = choose(worth, needs.cost, resident.room.caps(CPU), 0.0)
     resident.sync(wanted, layer.host)
     check(layer, *({int(s) for s in spans} for spans in resident.spans))
-    assert len(resident._place) <= sum(resident.room.residuals)
+    assert sum(len(some.place) for some in resident.residuals) <= sum(resident.room.residuals)
 
 
 @pytest.mark.parametrize("name", sorted(CODECS))
