@@ -126,7 +126,7 @@ def test_every_import_is_a_declared_dependency() -> None:
     extras = project["optional-dependencies"]
     declared = {
         re.split(r"[ <>=!~\[;]", line, maxsplit=1)[0].lower()
-        for line in [*project["dependencies"], *extras["serve"], *extras["kernels"]]
+        for line in [*project["dependencies"], *extras["serve"], *extras["kernels"], *extras["cpu"]]
     }
     owners = packages_distributions()
     found = {other.split(".")[0] for path in SOURCES for _, other in imports(path)}

@@ -12,15 +12,11 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Limits:
     """cap: device bytes per layer, everything counted; see `allot` for what others leave of theirs.
-    coverage: share of the estimated attention to have exact.
-    momentum: how much of a span's importance stays for the next choice, so that spans in use are
-    not fetched again. every: tokens of an answer from one choice to the next. full: everything is
-    zoomed, whatever it takes."""
+    coverage: share of the estimated attention to have exact. full: everything is zoomed, whatever
+    it takes."""
 
     cap: float
     coverage: float
-    momentum: float = 0.25
-    every: int = 1
     full: bool = False
 
 

@@ -214,7 +214,6 @@ class LayerMemory:
         self.choice: Choice = self.recipe.selector.begin()
         self._needs: Needs | None = None
         self._planned: tuple[float, int, Limits] | None = None
-        self._next_choice = 0  # tokens until then
         self._told = int((view.spans < self.shared.spans).sum())  # of the document itself
 
     # -- bytes ---------------------------------------------------------------------
@@ -283,7 +282,7 @@ class LayerMemory:
         if room != self.zoomed.room:
             self.zoomed.allocate(room, self.needs.cost)
         self._caps = room.caps(self.device)
-        self._planned, self._next_choice = now, 0
+        self._planned = now
         self.shared.note_bytes()
 
     # -- what is seen --------------------------------------------------------------
@@ -381,12 +380,8 @@ class LayerMemory:
             self._scout(mass if refined is None else mass.masked_fill(~refined[:, None], NEG_INF))
         if looking:
             return Routed(mass=mass)
-        share, wanted = None, self.zoomed.held
-        choosing = self._time_to_choose(rows)
-        if choosing or shared.estimates:
-            share, worth, drawn = self._worth(q, mass, refined, pinned, live)
-            if choosing:
-                wanted = self._choose(q, rows, worth, drawn, live_k)
+        share, worth, drawn = self._worth(q, mass, refined, pinned, live)
+        wanted = self._choose(q, rows, worth, drawn, live_k)
         self.zoomed.sync(wanted, self.host)
         if hides:
             return Routed(share)
@@ -402,16 +397,6 @@ class LayerMemory:
         if not isinstance(self.recipe.selector, ByShare) or isinstance(self.recipe.router, Gated):
             return False
         return self.zoomed.room == self.needs.most
-
-    def _time_to_choose(self, rows: int) -> bool:
-        """Whether this forward chooses anew: a rule that follows every query always does; the
-        others at a question, at the first token behind it and then every few tokens."""
-        if not isinstance(self.recipe.selector, ByShare) or rows > 1:
-            self._next_choice = 0
-            return True
-        due = self._next_choice <= 0
-        self._next_choice = self.limits.every - 1 if due else self._next_choice - 1
-        return due
 
     def _worth(
         self, q: Tensor, mass: Tensor, refined: Tensor | None, pinned: Tensor, live: Tensor
@@ -436,7 +421,6 @@ class LayerMemory:
             current=self.zoomed.held,
             live_k=live_k,
             heard=self.shared.heard,
-            momentum=self.limits.momentum,
             uncovered=1 - self.limits.coverage,
             estimate=lambda q: self.index.mass(q, self.view)[0],
             fit=partial(self._fit, drawn=drawn),

@@ -158,8 +158,8 @@ class ResidentSpans:
             self.tokens = torch.cat([tokens.to(pinned), pinned, free.to(pinned)], 1)
             self.codes = torch.zeros(width, room.coded, dtype=torch.uint8, device=self.device)
             size = 0 if self.space is None else self.space.layout.components
-            none = Residuals.none(self.heads, size, room.coded, self.device)
-            self.residuals = (none, none)
+            nothing = Residuals.none(self.heads, size, room.coded, self.device)
+            self.residuals = (nothing, nothing)
             if room.exact or self.k.shape[1] != self.pinned:
                 none = k.new_zeros(self.heads, room.exact, self.size)
                 self.k, self.v = torch.cat([k, none], 1), torch.cat([v, none], 1)

@@ -21,7 +21,7 @@ BLOCK = 512
 _compiled = numba.njit(nogil=True, fastmath=True, cache=True, boundscheck=False)
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@_compiled
 def add_scores(
     data: Any, first: int, count: int, column: Any, mask: Any, q: Any, out: Any, at: int
 ) -> None:
@@ -45,7 +45,7 @@ def add_scores(
                         part[i] += qa * a[i] + qb * b[i] + qc * c[i] + qd * d[i]
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@_compiled
 def add_sums(
     data: Any, first: int, count: int, column: Any, mask: Any, weight: Any, out: Any, at: int
 ) -> None:
@@ -67,7 +67,7 @@ def add_sums(
                     out[h, g, r] += total
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@_compiled
 def add_residual_scores(place: Any, amount: Any, shift: int, q: Any, out: Any) -> None:
     """Add q . residuals to `out` [Hkv, Q, n].
 
@@ -82,7 +82,7 @@ def add_residual_scores(place: Any, amount: Any, shift: int, q: Any, out: Any) -
             out[head, g, row] += q[head, g, component] * amount[m]
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@_compiled
 def add_residual_sums(place: Any, amount: Any, shift: int, weight: Any, out: Any) -> None:
     """Add residuals to `out` [Hkv, Q, R], weighed by `weight` float32 [Hkv, Q, n].
 
@@ -97,7 +97,7 @@ def add_residual_sums(place: Any, amount: Any, shift: int, weight: Any, out: Any
             out[head, g, component] += weight[head, g, row] * amount[m]
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@_compiled
 def _unpack(column: Any, mask: Any, out: Any) -> None:
     for i in range(len(column)):
         out[i] = np.float32(np.int32(column[i] & mask))

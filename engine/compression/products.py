@@ -74,7 +74,7 @@ class Residuals:
 
 @dataclass(frozen=True, eq=False)
 class CodeProducts:
-    """Products with the codes of n rows, of one forward: for many query rows they are unpacked once.
+    """Products with the codes of n rows, of one forward: many query rows unpack them once.
 
     codes: of P parts, such as keys and values.  residuals: of each part; none for none.
     """

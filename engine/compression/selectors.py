@@ -76,7 +76,6 @@ class RoutingInput:
     current: Tensor
     live_k: Tensor
     heard: Transcript
-    momentum: float
     uncovered: float
     estimate: Callable[[Tensor], Tensor]
     fit: Callable[..., Tensor]
@@ -112,28 +111,34 @@ class Selector(Protocol):
 class ByShare:
     """Our default: anew for every forward, by the estimated share of attention.
 
-    KV heads compete for the room of their layer. What was important a moment ago stays a little
-    important, so that spans in use are not fetched again.
+    What is zoomed stays until others have much more, so that spans do not come and go with every
+    token. in_use: how often the share of a span that is zoomed counts. worthwhile: what a head's
+    zoomed spans must gain in estimated share for any to be exchanged; without effect where a
+    coverage is asked for.
     """
 
+    in_use: float = 4.0
+    worthwhile: float = 0.03
     hides: ClassVar[bool] = False
     static: ClassVar[bool] = False
 
     def begin(self) -> Choice:
-        return _Shares()
+        return _Shares(self)
 
 
 @dataclass
 class _Shares:
+    rule: ByShare
     hidden: Tensor | None = None
-    importance: Tensor | None = None
 
     def choose(self, look: RoutingInput) -> Tensor:
-        share = look.share
-        if self.importance is not None:
-            share = torch.maximum(share, look.momentum * self.importance)
-        self.importance = share
-        return look.fit(share, uncovered=look.uncovered)
+        held = look.current
+        worth = torch.where(held, self.rule.in_use * look.share, look.share)
+        wanted = look.fit(worth, uncovered=look.uncovered)
+        if look.uncovered > 0 or not held.any():
+            return wanted
+        gain = (look.share * wanted).sum(-1) - (look.share * held).sum(-1)
+        return wanted if bool((gain > self.rule.worthwhile).any()) else held
 
 
 # ---------------------------------------------------------------------------- baselines

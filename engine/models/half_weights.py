@@ -8,8 +8,6 @@ results differ from the float32 model's by the order of sums alone.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -51,22 +49,15 @@ class HalfEmbedding(nn.Module):
         return F.embedding(ids, self.weight).float()
 
 
-def pack_weights(model: nn.Module) -> int:
+def pack_weights(model: nn.Module) -> None:
     """Have the linear layers and embeddings of a CPU model hold float16, where that loses nothing,
-    and all else in float32. Gradients do not pass through what is packed.
-
-    Returns:
-        bytes of float32 weights that are packed now.
-    """
-    packed = 0
+    and all else in float32. Gradients do not pass through what is packed."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             made = _packed(child)
             if made is not None:
-                packed += 4 * child.weight.numel()
                 setattr(module, name, made)
     model.float()
-    return packed
 
 
 def can_pack() -> bool:
@@ -76,12 +67,14 @@ def can_pack() -> bool:
 
 def _packed(module: nn.Module) -> HalfLinear | HalfEmbedding | None:
     """A subclass may compute otherwise, so that only torch's own two are packed."""
-    if type(module) not in (nn.Linear, nn.Embedding) or not _fits_half(module.weight):
-        return None
-    return HalfLinear(module) if type(module) is nn.Linear else HalfEmbedding(module)
+    if type(module) is nn.Linear and _fits_half(module.weight):
+        return HalfLinear(module)
+    if type(module) is nn.Embedding and _fits_half(module.weight):
+        return HalfEmbedding(module)
+    return None
 
 
-def _fits_half(weight: Any) -> bool:
+def _fits_half(weight: Tensor) -> bool:
     if weight.dtype == torch.float16:
         return True
     exact = weight.detach().float()

@@ -21,6 +21,7 @@ from engine.compression.codecs.span_svd import SpanSVD
 from engine.compression.methods import Method
 from engine.compression.ranges import gather_ranges
 from engine.compression.routers.sketch import MeanKey, Sketch
+from engine.compression.selectors import ByShare
 from engine.compression.spans import Spans
 from engine.compression.summaries import Mean, SurprisalMean
 from tiny_memory import EXACT, NO_LIMIT, Keeper, fixed_spans, layer, layers, plain, rows
@@ -263,18 +264,18 @@ def test_questions_leave_no_trace_in_the_memory() -> None:
 
 
 def test_a_span_in_use_is_kept_for_a_while() -> None:
-    """What the last step wanted is not dropped at once; with no momentum it is."""
+    """What the last step wanted is not dropped at once; without a rule for that it is."""
     k, v = rows(9, KV_HEADS, TOKENS, SIZE)
     kept = {}
-    for momentum in (0.0, 0.5):
-        memory = layer(k, v, fixed_spans(TOKENS, 4))
-        memory.limits = Limits(memory.fixed_bytes + 2500, 0.9, momentum)
+    for keeps, rule in ((False, ByShare(1.0, 0.0)), (True, ByShare())):
+        memory = layer(k, v, fixed_spans(TOKENS, 4), recipe=replace(EXACT, selector=rule))
+        memory.limits = Limits(memory.fixed_bytes + 2500, 1.0)
         fetched = []
         for step in range(6):
             memory.attend(*asked(20 + step, queries=1))
             fetched.append(memory.zoomed.traffic.fetched_spans)
-        kept[momentum] = fetched[-1]
-    assert kept[0.5] < kept[0.0]
+        kept[keeps] = fetched[-1]
+    assert kept[True] < kept[False]
 
 
 WINDOWS = [fixed_spans(20, 5), fixed_spans(30, 6), fixed_spans(10, 3)]
