@@ -85,7 +85,7 @@ def test_surprisal_is_taken_in_pieces_and_that_changes_nothing(
     reader: hf.Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     *_, whole, _ = prefilled(reader, 150)
-    monkeypatch.setattr(surprisal, "COLUMNS", 11)
+    monkeypatch.setitem(surprisal.HEAD_ROWS, "cpu", 11)
     *_, pieces, _ = prefilled(reader, 150)
     torch.testing.assert_close(pieces, whole, atol=1e-6, rtol=1e-6)
 
