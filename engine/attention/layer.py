@@ -203,15 +203,18 @@ class LayerMemory:
 
     def _see_all(self, view: View, rows: tuple[Tensor, Tensor, Tensor]) -> None:
         """Have these spans and these rows that stay."""
-        self._all = view
+        self._all = self.view = view
         self.zoomed = ResidentSpans(self.recipe.codec, self.side, rows, view)
         self._see(view)
 
     def _see(self, view: View) -> None:
-        """Look at these spans; nothing is zoomed, and what the last steps wanted is forgotten."""
+        """Look at these spans; what the last steps wanted is forgotten. Nothing is zoomed then, but
+        where all of the same spans were: a question that comes next would zoom them all again."""
+        self.choice: Choice = self.recipe.selector.begin()
+        if self.zoomed.holds_all and torch.equal(view.spans, self.view.spans):
+            return
         self.view = view
         self.zoomed.begin(view)
-        self.choice: Choice = self.recipe.selector.begin()
         self._needs: Needs | None = None
         self._planned: tuple[float, int, Limits] | None = None
         self._told = int((view.spans < self.shared.spans).sum())  # of the document itself
@@ -333,7 +336,8 @@ class LayerMemory:
         self._see(self._all.pick(torch.isin(self._all.window, ids))[0])
 
     def release(self) -> None:
-        """Give back everything a question brought to the device."""
+        """Be as no question had been asked: give back what one brought to the device, unless every
+        question brings all of it."""
         self.focus(None)
 
     # -- attention -----------------------------------------------------------------

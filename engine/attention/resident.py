@@ -191,6 +191,11 @@ class ResidentSpans:
         return [self.view.spans[held] for held in self.held]
 
     @property
+    def holds_all(self) -> bool:
+        """Whether every span of the view is held."""
+        return bool(self.held.numel()) and bool(self.held.all())
+
+    @property
     def fixed_bytes(self) -> int:
         """Bytes of the rows that stay, and of what codes are read with."""
         rows = self.pinned_k.nbytes + self.pinned_v.nbytes

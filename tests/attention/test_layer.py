@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from engine.attention.budget import Limits, allot
 from engine.attention.index import SpanIndex
 from engine.attention.layer import LayerMemory, Shared, whole_rows
+from engine.attention.residency import Traffic
 from engine.attention.view import View, no_spans
 from engine.compression.codecs.raw import Raw
 from engine.compression.codecs.span_svd import SpanSVD
@@ -177,7 +178,8 @@ def test_bytes_never_exceed_the_caps(
     assert shared.peak_bytes <= max(cap, fixed)
     for memory in made:
         memory.release()
-    assert shared.device_bytes == fixed
+        assert memory.zoomed.holds_all or memory.device_bytes == memory.fixed_bytes
+    assert fixed <= shared.device_bytes <= max(cap, fixed)
 
 
 def test_what_a_layer_cannot_use_another_may() -> None:
@@ -242,14 +244,25 @@ def test_where_everything_fits_nothing_is_estimated(monkeypatch: pytest.MonkeyPa
         routed.clear()
 
 
-def test_release_gives_everything_back() -> None:
+def test_release_gives_back_what_a_question_chose() -> None:
     k, v = rows(6, KV_HEADS, TOKENS, SIZE)
-    memory = layer(k, v, fixed_spans(TOKENS, 6))
+    memory = layer(k, v, fixed_spans(TOKENS, 6), limits=Limits(6000.0, 1.0))
     before = memory.device_bytes
     memory.attend(*asked(6))
     assert memory.device_bytes > before
     memory.release()
     assert memory.device_bytes == before
+
+
+def test_what_every_question_brings_stays_for_the_next() -> None:
+    """Where all spans fit none is fetched twice, unless another view was looked at."""
+    k, v = rows(6, KV_HEADS, TOKENS, SIZE)
+    memory = layer(k, v, fixed_spans(TOKENS, 6))
+    first = memory.attend(*asked(6))
+    memory.release()
+    memory.zoomed.traffic = Traffic()
+    assert torch.equal(memory.attend(*asked(6)), first)
+    assert memory.zoomed.traffic.fetched_spans == 0
 
 
 def test_questions_leave_no_trace_in_the_memory() -> None:
