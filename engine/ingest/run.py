@@ -121,7 +121,11 @@ def ingest(
     if len(tokens.ids) < 2:
         raise DocumentError(f"{paths[0]}: hardly any text; nothing to read")
     reader = reader or hf.load(
-        located, device=options.device, dtype=options.dtype, progress=progress
+        located,
+        device=options.device,
+        dtype=options.dtype,
+        tokenizer=tokenizer,
+        progress=progress,
     )
     calibrated = retrieval_heads.needed(recipe, located.folder, options.heads, reader.identity)
     recipe, trained = routed(recipe, options.router, located.folder, reader, progress)

@@ -325,12 +325,14 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     gradients: bool = False,
+    tokenizer: Any = None,
     progress: Progress = SILENT,
 ) -> Reader:
     """Load a causal LM and check that the memory cannot be bypassed.
 
     model: one that was located, or what `locate` takes.  revision: of a hub model.  gradients:
-    whether they are to pass through it; else a CPU keeps 16-bit weights as they are.
+    whether they are to pass through it; else a CPU keeps 16-bit weights as they are.  tokenizer: the
+    model's, where it is loaded already.
 
     Raises:
         ReaderError: no such model, unsupported attention, no such device.
@@ -341,7 +343,7 @@ def load(
     check_supported(config)
     place = pick_device(device)
     kind = pick_dtype(dtype, place, config)
-    tokenizer = load_tokenizer(model.folder)
+    tokenizer = tokenizer or load_tokenizer(model.folder)
     placement: dict[str, Any] = {"attn_implementation": seam.NAME}
     if place.type != "cpu":
         placement["device_map"] = "auto" if device == "auto" else str(place)
