@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,13 +101,13 @@ class CodeLayout:
         """R: the most components that any head has codes of."""
         return int(self.lower.shape[-1])
 
-    def places(self, part: int) -> tuple[Any, Any]:
-        """Numpy arrays int32 and uint8 [Hkv, R']: the column of each component of a part, and the
-        mask of its bits there; R filled up to a multiple of four with components of no bits."""
+    def places(self, part: int) -> tuple[Tensor, Tensor]:
+        """The column of each component of a part, int32 [Hkv, R'], and the mask of its bits there,
+        uint8 [Hkv, R']; R filled up to a multiple of four with components of no bits."""
         return self._places[0][part], self._places[1][part]
 
     @cached_property
-    def _places(self) -> tuple[Any, Any]:
+    def _places(self) -> tuple[Tensor, Tensor]:
         column, mask = torch.zeros_like(self.source), torch.zeros_like(self.source)
         for bits, first, columns, row in self.runs:
             inside = self.source - row
@@ -118,9 +117,9 @@ class CodeLayout:
         mask = torch.where(self.lower.flatten() > 0, mask, 0)
         filled = (0, -self.components % 4)
         column, mask = (
-            torch.nn.functional.pad(x.view(self.lower.shape), filled).cpu() for x in (column, mask)
+            torch.nn.functional.pad(x.view(self.lower.shape), filled) for x in (column, mask)
         )
-        return column.int().numpy(), mask.to(torch.uint8).numpy()
+        return column.int().contiguous(), mask.to(torch.uint8).contiguous()
 
     def columns(self, rows: Tensor) -> Tensor:
         """Rows uint8 [n, width] as a store has them, all heads side by side -> [width, n]."""

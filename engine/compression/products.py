@@ -1,15 +1,17 @@
 """Products of queries and of weights with packed codes.
 
-On a CPU with numba (the extra `cpu`) a few query rows are multiplied with codes that are unpacked
-in registers; many rows, other devices and other installations unpack them once through torch. Both
-give the same up to the order of sums.
+For a few query rows codes are unpacked in registers where a kernel can: on a CPU by numba (the
+extra `cpu`), on a GPU by Triton. Elsewhere, and for many rows, torch unpacks them once to memory.
+All give the same up to the order of sums.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, cached_property
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,15 +22,26 @@ FEW = 24
 """Query rows of a KV head for which unpacking in registers is the quicker way."""
 
 
+COMPILERS = {"cpu": ("cpu_kernels", "numba"), "cuda": ("gpu_kernels", "triton")}
+"""By kind of device: the module of kernels, and what compiles them."""
+
+
 @cache
-def has_kernels() -> bool:
-    """Whether numba is there to compile `cpu_kernels`."""
-    return find_spec("numba") is not None
+def has_kernels(kind: str) -> bool:
+    """Whether codes can be unpacked in registers on a kind of device."""
+    return kind in COMPILERS and find_spec(COMPILERS[kind][1]) is not None
 
 
 def in_registers(device: torch.device, queries: int) -> bool:
     """Whether products with so many query rows of a head never unpack codes to memory."""
-    return device.type == "cpu" and queries <= FEW and has_kernels()
+    return queries <= FEW and has_kernels(device.type)
+
+
+def _kernels(device: torch.device, queries: int) -> Any:
+    """The module to multiply so many query rows with, None for torch alone."""
+    if not in_registers(device, queries):
+        return None
+    return import_module(f"engine.compression.{COMPILERS[device.type][0]}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,37 +97,22 @@ class CodeProducts:
 
     def scores(self, part: int, q: Tensor) -> Tensor:
         """q . codes of every row [Hkv, Q, n].  q: float32 [Hkv, Q, R], per code as it unpacks."""
-        if not in_registers(self.codes.data.device, q.shape[1]):
+        kernels = _kernels(self.codes.data.device, q.shape[1])
+        if kernels is None:
             return torch.bmm(q, self._unpacked(part))
-        from engine.compression import cpu_kernels
-
-        (column, mask), data = self.codes.layout.places(part), self.codes.data.numpy()
-        out = q.new_zeros(*q.shape[:2], len(self.codes))
-        padded = torch.nn.functional.pad(q, (0, column.shape[-1] - q.shape[-1])).numpy()
-        at = 0
-        for first, last in self.codes.ranges:
-            cpu_kernels.add_scores(data, first, last - first, column, mask, padded, out.numpy(), at)
-            at += last - first
+        out: Tensor = kernels.scores(self.codes, part, q)
         for some in self.residuals[part : part + 1]:
-            place, amount = some.place.numpy(), some.amount.float().numpy()
-            cpu_kernels.add_residual_scores(place, amount, some.shift, q.numpy(), out.numpy())
+            kernels.add_residual_scores(some, q, out)
         return out
 
     def sums(self, part: int, weight: Tensor) -> Tensor:
         """Codes of all rows added up by weights float32 [Hkv, Q, n]: [Hkv, Q, R]."""
-        if not in_registers(self.codes.data.device, weight.shape[1]):
+        kernels = _kernels(self.codes.data.device, weight.shape[1])
+        if kernels is None:
             return torch.bmm(weight, self._unpacked(part).mT)
-        from engine.compression import cpu_kernels
-
-        (column, mask), data = self.codes.layout.places(part), self.codes.data.numpy()
-        out = weight.new_zeros(*weight.shape[:2], self.codes.layout.components)
-        weighed, at = weight.contiguous().numpy(), 0
-        for first, last in self.codes.ranges:
-            cpu_kernels.add_sums(data, first, last - first, column, mask, weighed, out.numpy(), at)
-            at += last - first
+        out: Tensor = kernels.sums(self.codes, part, weight)
         for some in self.residuals[part : part + 1]:
-            place, amount = some.place.numpy(), some.amount.float().numpy()
-            cpu_kernels.add_residual_sums(place, amount, some.shift, weighed, out.numpy())
+            kernels.add_residual_sums(some, weight, out)
         return out
 
     def working_bytes(self, queries: int) -> int:

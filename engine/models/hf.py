@@ -331,8 +331,8 @@ def load(
     """Load a causal LM and check that the memory cannot be bypassed.
 
     model: one that was located, or what `locate` takes.  revision: of a hub model.  gradients:
-    whether they are to pass through it; else a CPU keeps 16-bit weights as they are.  tokenizer: the
-    model's, where it is loaded already.
+    whether they are to pass through it; else a CPU keeps 16-bit weights as they are.  tokenizer:
+    the model's, where it is loaded already.
 
     Raises:
         ReaderError: no such model, unsupported attention, no such device.

@@ -46,6 +46,12 @@ def test_the_kernel_says_what_the_reference_says(tmp_path: Path) -> None:
 
 
 @needs_triton
+def test_products_of_the_kernels_are_those_of_torch(tmp_path: Path) -> None:
+    """Both parts, other bits for each head, ranges of rows, residuals."""
+    assert max(run("products_by_interpreter.py", tmp_path, TRITON_INTERPRET="1")) < 1e-3
+
+
+@needs_triton
 def test_the_kernel_compiles_for_real_gpus(tmp_path: Path) -> None:
     assert min(run("kernel_compiles.py", tmp_path, TRITON_INTERPRET="0")) > 0
 

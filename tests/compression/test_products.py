@@ -35,8 +35,8 @@ def made(seed: int, rows: int, size: int) -> tuple[CodeColumns, torch.Tensor]:
 @pytest.fixture(params=["registers", "torch"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "torch":
-        monkeypatch.setattr(products, "has_kernels", lambda: False)
-    elif not products.has_kernels():
+        monkeypatch.setattr(products, "has_kernels", lambda kind: False)
+    elif not products.has_kernels("cpu"):
         pytest.skip("numba is not installed")
     return str(request.param)
 
@@ -107,4 +107,4 @@ def test_many_query_rows_unpack_once_and_say_what_that_takes() -> None:
     close(asked.scores(0, q), q @ codes[0])
     assert asked.working_bytes(products.FEW + 1) == columns.layout.working_bytes(100) > 0
     few = asked.working_bytes(1)
-    assert few == (0 if products.has_kernels() else columns.layout.working_bytes(100))
+    assert few == (0 if products.has_kernels("cpu") else columns.layout.working_bytes(100))
