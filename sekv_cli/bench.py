@@ -261,7 +261,7 @@ def _efficiency(
     setting = efficiency.EfficiencySetting(
         lengths=tuple(lengths),
         method=own[0] if own else "sekv",
-        budget=_names(compared[1] or "20%")[-1],
+        budgets=tuple(_names(compared[1])) or efficiency.EfficiencySetting.budgets,
         window=window,
         peer=others[0] if others else "",
     )

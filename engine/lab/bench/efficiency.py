@@ -3,7 +3,8 @@
 Times are medians of rounds in which all contenders take turns on the same machine; only their
 ratios are meant to be quoted. Bytes are counted, not sampled. The rival is not only reading again
 but the full cache of plain transformers, saved to a file and loaded, and llama.cpp's state where
-a model file of its own is named.
+a model file of its own is named. The full cache is read and continued by the same weights as ours;
+where a CPU holds these in 16 bits, transformers as it comes, in float32, is timed too.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +26,11 @@ from transformers import DynamicCache
 from engine.answer.session import Session
 from engine.ingest.run import ingest
 from engine.lab.bench import llamacpp, peers, processes
+from engine.lab.bench.budgets import ALL, options_of
 from engine.lab.bench.peers import caches
-from engine.types import AskOptions, IngestOptions, Progress, Silent
+from engine.models.half_weights import HalfLinear
+from engine.models.load import load_weights
+from engine.types import IngestOptions, Progress, Silent
 
 if TYPE_CHECKING:
     from engine.models.hf import Reader
@@ -39,12 +44,15 @@ DECODED = 24
 
 @dataclass(frozen=True)
 class EfficiencySetting:
-    """lengths: document tokens. rounds: how often each contender runs. processes: how often each
-    program is started anew, 0 for not at all. peer: `llama.cpp@FILE.gguf` or "" for none."""
+    """lengths: document tokens. budget: of what is opened. budgets: at which the pace of an answer
+    is taken, `budgets.ALL` for everything zoomed. rounds: how often each contender runs. processes:
+    how often each program is started anew, 0 for not at all. peer: `llama.cpp@FILE.gguf` or "" for
+    none."""
 
     lengths: tuple[int, ...] = (2048, 6144)
     method: str = "sekv"
     budget: str = "20%"
+    budgets: tuple[str, ...] = ("10%", "20%", ALL)
     rounds: int = 5
     window: int = 0
     processes: int = 3
@@ -99,10 +107,11 @@ def measure(
     rows, missing = [], peers.named(setting.peer).missing() if setting.peer else ""
     file = "" if missing else setting.peer.partition("@")[2]
     weights = llamacpp.LlamaWeights(file) if file else None
+    plain = _plain(reader)
     progress.start("timing", len(setting.lengths) * setting.rounds, "rounds")
     for length in setting.lengths:
         part = reader.tokenizer.decode(ids[:length])
-        rows.append(_one_length(reader, model, weights, part, length, setting, progress))
+        rows.append(_one_length(reader, model, (weights, plain), part, length, setting, progress))
     return {
         "format": FORMAT,
         "model": reader.identity.id,
@@ -143,26 +152,28 @@ class _Files:
 def _one_length(
     reader: Reader,
     model: str,
-    weights: llamacpp.LlamaWeights | None,
+    peers: tuple[llamacpp.LlamaWeights | None, Any],
     text: str,
     length: int,
     setting: EfficiencySetting,
     progress: Progress,
 ) -> dict[str, Any]:
-    times: dict[str, list[float]] = {
-        name: []
-        for name in (
-            "prefill", "read", "fold", "write", "ingest", "reprefill",
-            "open", "open_cold", "reload", "reload_cold", "token", "reload_token",
-            "llama_reprefill", "llama_save", "llama_open", "llama_open_cold", "llama_token",
-        )
-    }  # fmt: skip
+    """peers: the weights of llama.cpp, and plain transformers' model, where there are."""
+    times: dict[str, list[float]] = defaultdict(list)
+    held: dict[str, Answer] = {}
+    weights, plain = peers
     started: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="sekv-efficiency-") as scratch:
         place = Path(scratch)
         files = _Files.of(place, reader, text, weights, setting)
         for _ in range(setting.rounds):
             report, answer = _round(reader, model, files, text, setting, times)
+            if plain is not None:
+                _time_plain(plain, reader, text, times)
+            for budget in setting.budgets:
+                said = _open(reader, files.store, budget, DECODED)[0]
+                times[f"token@{budget}"] += _pace(said)
+                held[budget] = said
             progress.advance(1)
         rival = files.full.stat().st_size
         if setting.processes:
@@ -178,6 +189,13 @@ def _one_length(
         "windows": report.windows,
         **_timed(times),
         **counted,
+        "budgets": {
+            budget: {
+                "resident_bytes": said.memory.device_kv_bytes,
+                "working_bytes": said.memory.working_bytes,
+            }
+            for budget, said in held.items()
+        },
         "llama_state_bytes": state_bytes,
         "processes": started,
         "process_peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -214,10 +232,9 @@ def _round(
         forget(full)
         times["reload_cold"].append(_reload(reader, full, 0)[0])
     said, spent = _open(reader, store, setting.budget, DECODED)
+    times["token"] += _pace(said)
     more = said.usage.answer_tokens - 1
     if more:
-        late = said.timing["total_s"] - said.timing["first_token_s"]
-        times["token"].append(late / more)
         times["reload_token"].append(_reload(reader, full, more)[1] / more)
     if files.llama:
         files.llama.time(times)
@@ -263,11 +280,38 @@ def _counted(report: IngestReport, answer: Answer, rival: int, half: float) -> d
 def _open(reader: Reader, store: Path, budget: str, tokens: int) -> tuple[Answer, float]:
     """The answer of at most so many tokens from a store opened anew, and all its seconds."""
     at = time.perf_counter()
-    with Session(
-        store, AskOptions(budget=budget, max_new_tokens=tokens), Silent(), reader
-    ) as session:
+    with Session(store, options_of(budget, 1.0, tokens), Silent(), reader) as session:
         answer = session.ask(QUESTION)
     return answer, time.perf_counter() - at
+
+
+def _pace(said: Answer) -> list[float]:
+    """Seconds of a token behind the first, if there is one."""
+    more = said.usage.answer_tokens - 1
+    late = said.timing["total_s"] - said.timing["first_token_s"]
+    return [late / more] if more else []
+
+
+def _plain(reader: Reader) -> Any:
+    """The model as transformers loads it, where ours holds its weights in 16 bits; else None."""
+    if not any(isinstance(module, HalfLinear) for module in reader.model.modules()):
+        return None
+    return load_weights(reader.located.folder, reader.dtype, {"attn_implementation": "sdpa"})
+
+
+@torch.inference_mode()
+def _time_plain(plain: Any, reader: Reader, text: str, times: dict[str, list[float]]) -> None:
+    """Reading the text and its question, and a token of the answer."""
+    ids = reader.tokenizer.encode(text, add_special_tokens=False)
+    prompt = reader.prompt.question(reader.tokenizer, QUESTION)
+    cache = DynamicCache(config=plain.config)
+    at = time.perf_counter()
+    token = _feed(plain, reader, cache, [*reader.prompt.prefix, *ids, *prompt])
+    times["plain_reprefill"].append(time.perf_counter() - at)
+    at = time.perf_counter()
+    for _ in range(DECODED - 1):
+        token = _feed(plain, reader, cache, [token])
+    times["plain_token"].append((time.perf_counter() - at) / (DECODED - 1))
 
 
 @torch.inference_mode()
@@ -278,7 +322,7 @@ def _reprefill(reader: Reader, text: str) -> tuple[float, DynamicCache]:
     ids = reader.tokenizer.encode(text, add_special_tokens=False)
     prompt = reader.prompt.question(reader.tokenizer, QUESTION)
     cache = DynamicCache(config=reader.model.config)
-    _feed(reader, cache, [*reader.prompt.prefix, *ids, *prompt])
+    _feed(reader.model, reader, cache, [*reader.prompt.prefix, *ids, *prompt])
     seconds = time.perf_counter() - at
     cache.crop(-len(prompt))
     return seconds, cache
@@ -290,23 +334,21 @@ def _reload(reader: Reader, file: Path, more: int) -> tuple[float, float]:
     at = time.perf_counter()
     rows = zip(caches.load(file), reader.devices, strict=True)
     cache = DynamicCache([(k.to(device), v.to(device)) for (k, v), device in rows])
-    token = _feed(reader, cache, reader.prompt.question(reader.tokenizer, QUESTION))
+    token = _feed(reader.model, reader, cache, reader.prompt.question(reader.tokenizer, QUESTION))
     first = time.perf_counter() - at
     for _ in range(more):
-        token = _feed(reader, cache, [token])
+        token = _feed(reader.model, reader, cache, [token])
     return first, time.perf_counter() - at - first
 
 
-def _feed(reader: Reader, cache: DynamicCache, ids: list[int]) -> int:
+def _feed(model: Any, reader: Reader, cache: DynamicCache, ids: list[int]) -> int:
     """Put tokens behind what a plain cache holds; the likeliest next one."""
     tokens = torch.tensor([ids], device=reader.devices[0])
     for start in range(0, len(ids), 1024):
         piece = tokens[:, start : start + 1024]
         before = int(cache.get_seq_length())
         places = torch.arange(before, before + piece.shape[1], device=tokens.device)[None]
-        out = reader.model(
-            input_ids=piece, position_ids=places, past_key_values=cache, logits_to_keep=1
-        )
+        out = model(input_ids=piece, position_ids=places, past_key_values=cache, logits_to_keep=1)
     return int(out.logits[0, -1].argmax())
 
 
@@ -367,8 +409,34 @@ def markdown(report: dict[str, Any]) -> str:
     ]
     lines += ["", *(f"`{one['what']}` skipped: {one['why']}" for one in report["skipped"])]
     for row in report["lengths"]:
-        lines += ["", f"{row['tokens']} tokens:", "", *_ratios(row)]
+        lines += ["", f"{row['tokens']} tokens:", "", *_ratios(row), "", *_paces(row)]
     return "\n".join(lines) + "\n"
+
+
+def _paces(row: dict[str, Any]) -> list[str]:
+    """A token of an answer at every budget, beside the rivals that were there."""
+    s = row["median_s"]
+    rivals = {
+        "full cache, same weights": "reload_token",
+        "transformers, float32": "plain_token",
+        "llama.cpp": "llama_token",
+    }
+    there = {name: s[key] for name, key in rivals.items() if key in s}
+    lines = [
+        "| a token of an answer | ms | resident MB | working MB | "
+        + " | ".join(f"/ {name}" for name in there)
+        + " |",
+        "|---|" + "---|" * (3 + len(there)),
+    ]
+    for budget, held in row["budgets"].items():
+        mine = s.get(f"token@{budget}")
+        if mine is not None:
+            taken = (1e3 * mine, held["resident_bytes"] / 1e6, held["working_bytes"] / 1e6)
+            ratios = " | ".join(f"{mine / other:.2f}" for other in there.values())
+            numbers = " | ".join(f"{number:.1f}" for number in taken)
+            lines.append(f"| ours, {budget} | {numbers} | {ratios} |")
+    empty = " |" * (2 + len(there))
+    return lines + [f"| {name} | {1e3 * seconds:.1f} |{empty}" for name, seconds in there.items()]
 
 
 def _ratios(row: dict[str, Any]) -> list[str]:
@@ -403,6 +471,14 @@ def _ratios(row: dict[str, Any]) -> list[str]:
         f"| R7 | ingest / re-prefill | {of('ingest', 'reprefill', s)} |",
         f"| R8 | a token of an answer: ours / full cache | {of('token', 'reload_token', s)} |",
         "| R9 | answers kept at a budget | suites fidelity, niah, ruler, multi |",
+        f"| R7 | ingest / re-prefill of transformers, float32 "
+        f"| {of('ingest', 'plain_reprefill', s)} |",
+        f"| | our prefill alone / re-prefill, same weights | {of('prefill', 'reprefill', s)} |",
+        f"| | our prefill alone / re-prefill of transformers, float32 "
+        f"| {of('prefill', 'plain_reprefill', s)} |",
+        f"| | compressing / our prefill | {of('fold', 'prefill', s)} |",
+        f"| | compressing / re-prefill of transformers, float32 "
+        f"| {of('fold', 'plain_reprefill', s)} |",
         f"| R10 | questions until reading once is cheaper | "
         f"{'never' if even is None else f'{even:.2f}'} |",
         f"| R11 | new process / one that does nothing | {cold if started else 'not measured'} |",
