@@ -43,7 +43,8 @@ class HalfEmbedding(nn.Module):
     def __init__(self, embedding: nn.Embedding):
         super().__init__()
         self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
-        self.weight = embedding.weight.detach().half()
+        # A copy, so that the checkpoint's file need not stay mapped.
+        self.weight = embedding.weight.detach().to(torch.float16, copy=True)
 
     def forward(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.weight).float()
@@ -52,11 +53,16 @@ class HalfEmbedding(nn.Module):
 def pack_weights(model: nn.Module) -> None:
     """Have the linear layers and embeddings of a CPU model hold float16, where that loses nothing,
     and all else in float32. Gradients do not pass through what is packed."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            made = _packed(child)
-            if made is not None:
-                setattr(module, name, made)
+    places = [
+        (module, name)
+        for module in model.modules()
+        for name, child in module.named_children()
+        if type(child) in (nn.Linear, nn.Embedding)
+    ]
+    for module, name in places:  # one after another, so that what is packed is let go of
+        made = _packed(getattr(module, name))
+        if made is not None:
+            setattr(module, name, made)
     model.float()
 
 
