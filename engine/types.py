@@ -147,13 +147,19 @@ class IngestReport:
         return asdict(self)
 
 
+AUTO = "auto"
+AUTO_SHARE, AUTO_TOKENS = 0.2, 1024
+"""The budget where none is named: this share of a document's tokens, but no fewer than so many. A
+fifth of a page is a few sentences, and what a small model says from them is made up."""
+
+
 @dataclass(frozen=True)
 class AskOptions:
     """How questions are answered from one store.
 
-    budget: "10%" of the document's tokens or a number of tokens; the device bytes of that many
-    16-bit K and V rows are the most that may be resident, everything counted. coverage: share of
-    the estimated attention mass that the zoom must cover; 1 fills the budget. full: zoom
+    budget: "10%" of the document's tokens, a number of tokens, or `AUTO`; the device bytes of that
+    many 16-bit K and V rows are the most that may be resident, everything counted. coverage: share
+    of the estimated attention mass that the zoom must cover; 1 fills the budget. full: zoom
     everything at stored rank. widen: budgets that a step may take when it is done again, because it
     was unsure or had less of its attention exact than `coverage`; 1 keeps to the budget always.
     temperature 0 is greedy. model: path to the weights when they moved since ingest.
@@ -161,7 +167,7 @@ class AskOptions:
     the model says them; they are no part of it.
     """
 
-    budget: str = "20%"
+    budget: str = AUTO
     coverage: float = 1.0
     full: bool = False
     widen: float = 1.0
@@ -207,7 +213,8 @@ class Usage:
 class MemoryUse:
     """Bytes of the device tier, everything counted, at its largest during the answer.
 
-    device_kv_bytes: what is held for the document, which a budget bounds. working_bytes: the most
+    device_kv_bytes: what is held for the document, which a budget bounds. budget_tokens: document
+    tokens that the budget was worth, whatever words it was named in. working_bytes: the most
     that one layer took beside it for one forward: unpacked codes, rows widened to 32 bits, scores.
     """
 
@@ -217,6 +224,7 @@ class MemoryUse:
     total_spans: int
     peak_device_bytes: int
     working_bytes: int = 0
+    budget_tokens: int = 0
 
 
 @dataclass(frozen=True)

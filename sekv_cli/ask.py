@@ -14,6 +14,7 @@ from engine.answer import limits
 from engine.errors import SekvError
 from engine.store import glance
 from engine.store.manifest import NAME
+from engine.types import AUTO, AskOptions
 from sekv_cli import options, outputs, streams
 
 
@@ -29,7 +30,7 @@ def ask(
             "--file", "-f", metavar="FILE", help="Questions, one a line.", show_default=False
         ),
     ] = None,
-    budget: options.Budget = "20%",
+    budget: options.Budget = AUTO,
     coverage: options.Coverage = 1.0,
     full: options.Full = False,
     widen: options.Widen = 1.0,
@@ -80,7 +81,6 @@ def ask(
     options.check_model(model)
     outputs.check_trace(trace)
 
-    from engine.types import AskOptions
     from sekv_cli import format, progress
     from sekv_cli.asker import open_asker
     from sekv_cli.stream import Stream

@@ -14,6 +14,7 @@ import typer
 from engine.answer import limits
 from engine.errors import SekvError
 from engine.store import glance
+from engine.types import AUTO, AskOptions
 from sekv_cli import options, outputs, streams
 from sekv_cli.endings import explain
 
@@ -28,7 +29,7 @@ AROUND = 300
 
 def chat(
     store: options.Store,
-    budget: options.Budget = "20%",
+    budget: options.Budget = AUTO,
     coverage: options.Coverage = 1.0,
     full: options.Full = False,
     widen: options.Widen = 1.0,
@@ -68,7 +69,6 @@ def chat(
     streams.binary()
     outputs.check_history(history)
 
-    from engine.types import AskOptions
     from sekv_cli import progress
     from sekv_cli.asker import open_asker
 
@@ -107,7 +107,7 @@ class Talk:
         self._commands: dict[str, tuple[str, Callable[[str], None]]] = {
             "/cite": ("[N]", self._cite),
             "/zoom": ("", self._zoom),
-            "/budget": ("[SHARE|TOKENS]", self._budget),
+            "/budget": ("[SHARE|TOKENS|auto]", self._budget),
             "/save": ("FILE", self._save),
             "/forget": ("", self._forget),
             "/help": ("", self._help),

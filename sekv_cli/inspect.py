@@ -11,6 +11,7 @@ import typer
 from engine.answer import limits
 from engine.errors import SekvError
 from engine.store import glance
+from engine.types import AUTO, AskOptions
 from sekv_cli import options, outputs
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def inspect(
             show_default=False,
         ),
     ] = None,
-    budget: options.Budget = "20%",
+    budget: options.Budget = AUTO,
     coverage: options.Coverage = 1.0,
     full: options.Full = False,
     max_new_tokens: options.MaxNewTokens = 128,
@@ -117,7 +118,6 @@ def inspect(
     options.check_model(model)
     outputs.check_page(html)
 
-    from engine.types import AskOptions
     from sekv_cli import format, inspection, progress
 
     chosen = AskOptions(

@@ -17,6 +17,7 @@ import typer
 
 from engine.answer import limits
 from engine.errors import OptionError, ReaderError
+from engine.types import AUTO, AUTO_SHARE, AUTO_TOKENS
 
 
 class DType(StrEnum):
@@ -33,7 +34,7 @@ def _device(text: str) -> str:
 
 
 def budget(text: str) -> str:
-    """A budget as the engine takes it: "10%" or "4096"."""
+    """A budget as the engine takes it: "10%", "4096" or "auto"."""
     return "".join(str(_in_range("budget")(text)).split())
 
 
@@ -111,10 +112,11 @@ Offline = Annotated[
 Budget = Annotated[
     str,
     typer.Option(
-        metavar="SHARE|TOKENS",
+        metavar="SHARE|TOKENS|auto",
         callback=budget,
         help="How much of the document may be resident at full resolution: 10% or 4096 tokens, "
-        "per layer and KV head, summaries counted in.",
+        "per layer and KV head, summaries counted in; "
+        f"{AUTO} is {AUTO_SHARE:.0%}, and {AUTO_TOKENS:,} tokens where that is more.",
     ),
 ]
 Coverage = Annotated[

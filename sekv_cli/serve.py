@@ -13,6 +13,7 @@ import typer
 
 from engine.errors import OptionError, SekvError
 from engine.store import glance
+from engine.types import AUTO, AskOptions
 from sekv_cli import options
 from sekv_cli.server import unix_socket
 
@@ -53,7 +54,7 @@ def serve(
             "--most-new-tokens", min=1, metavar="N", help="Longest answer a request may ask for."
         ),
     ] = 1024,
-    budget: options.Budget = "20%",
+    budget: options.Budget = AUTO,
     coverage: options.Coverage = 1.0,
     full: options.Full = False,
     widen: options.Widen = 1.0,
@@ -91,7 +92,6 @@ def serve(
     if any(find_spec(name) is None for name in ("starlette", "uvicorn")):
         raise SekvError("sekv serve needs two more packages: pip install 'sekv[serve]'")
 
-    from engine.types import AskOptions
     from sekv_cli import format, progress, reports
 
     chosen = AskOptions(

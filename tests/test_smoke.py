@@ -29,7 +29,7 @@ def test_the_default_model_reads_answers_and_cites(
     assert run(["ingest", str(source), "-o", str(store), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["model"] == "smollm2"
     question = "What was the name of the master of the Petrel?"
-    line = ["ask", str(store), question, "--json", "--no-server", "--budget", "100%"]
+    line = ["ask", str(store), question, "--json", "--no-server"]
     line += ["--max-new-tokens", "16"]
     assert run(line) == 0
     told = json.loads(capsys.readouterr().out)

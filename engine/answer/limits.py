@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from engine.errors import OptionError, QuestionError
-from engine.types import AskOptions, Turn
+from engine.types import AUTO, AskOptions, Turn
 
 MOST_CHARS = 32_768
 """Longest question, in characters. What is longer is a document: ingest it and ask about it."""
@@ -86,7 +86,9 @@ def check(name: str, value: Any) -> None:
 
 
 def _budget(text: str) -> str:
-    """ "10%" or "4096": a share of the document's tokens, or a number of them."""
+    """ "10%", "4096" or "auto": a share of the document's tokens, a number of them, the default."""
+    if text == AUTO:
+        return ""
     parts = re.fullmatch(r"\s*([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*(%?)\s*", text)
     number = float(parts[1]) if parts else 0.0
     share = parts is not None and parts[2] == "%"

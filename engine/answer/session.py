@@ -27,6 +27,7 @@ from engine.attention.layer import Watcher
 from engine.attention.residency import Traffic
 from engine.attention.retry import Retry, can_retry
 from engine.errors import OptionError, QuestionError, StoreError
+from engine.memory.budget import parse_budget
 from engine.memory.conversation import Conversation
 from engine.memory.open import Memory, open_memory
 from engine.models import chunked, evidence_heads, hf
@@ -370,6 +371,7 @@ class Session:
             total_spans=manifest.spans,
             peak_device_bytes=_peak(self.reader.devices),
             working_bytes=shared.working_bytes,
+            budget_tokens=round(parse_budget(self.options.budget, manifest.tokens)),
         )
 
     def _timing(self, speaker: Speaker, started: float, done: float) -> dict[str, float]:

@@ -19,6 +19,7 @@ from engine.compression.routers.static import layer_budgets
 from engine.compression.spans import COMPRESSED
 from engine.errors import BudgetError
 from engine.memory.tables import Tables
+from engine.types import AUTO, AUTO_SHARE, AUTO_TOKENS
 
 ZOOM_RESERVE = 0.12
 """Share of a tight budget that stays free for zoomed spans: coded tokens are small, and what is not
@@ -26,11 +27,13 @@ sketched is not found."""
 
 
 def parse_budget(text: str, tokens: int) -> float:
-    """Document tokens that a budget allows: "10%" of them, or a number.
+    """Document tokens that a budget allows: "10%" of them, a number, or what `AUTO` means.
 
     Raises:
         BudgetError: neither, or not positive.
     """
+    if text == AUTO:
+        return max(AUTO_SHARE * tokens, AUTO_TOKENS)
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text)
     if not match or float(match[1]) <= 0:
         raise BudgetError(f"budget '{text}' is neither a share such as 10% nor a number of tokens")

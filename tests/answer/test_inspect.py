@@ -53,7 +53,9 @@ def stores(
 
 
 def look(store: Path, **options: Any) -> InspectReport:
-    return inspect(store, options=AskOptions(device="cpu"), progress=Silent(), **options)
+    return inspect(
+        store, options=AskOptions(budget="20%", device="cpu"), progress=Silent(), **options
+    )
 
 
 # ---------------------------------------------------------------------------- spans
@@ -218,7 +220,7 @@ def test_a_trace_shows_the_last_question_s_decisions(
 
 
 def test_a_question_shows_what_it_zooms_into(stores: dict[str, Path]) -> None:
-    options = AskOptions(device="cpu", max_new_tokens=2)
+    options = AskOptions(budget="20%", device="cpu", max_new_tokens=2)
     report = inspect(stores["sekv"], question=QUESTION, options=options, progress=Silent())
     assert {z.step for z in report.zoom} == {0, 1}
     assert look(stores["sekv"]).zoom == ()

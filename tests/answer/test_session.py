@@ -52,6 +52,7 @@ CONTRACT = {
         "full_kv_bytes",
         "zoomed_spans",
         "working_bytes",
+        "budget_tokens",
         "total_spans",
         "peak_device_bytes",
     },

@@ -165,7 +165,7 @@ def test_a_history_is_never_somebody_else_s_file(
 
 def test_the_budget_changes_for_what_follows(talk: Any, fake: Fake) -> None:
     out, _ = talk("/budget", "/budget 5%", "Who?", "/quit", "never asked")
-    assert out.startswith("budget 20%\nbudget 5%\n")
+    assert out.startswith("budget auto\nbudget 5%\n")
     assert fake.asked[-1][2].budget == "5%"
     assert len(fake.asked) == 1
 
@@ -248,7 +248,7 @@ def test_on_a_terminal_lines_are_edited_and_kept(tmp_path: Path) -> None:
     os.write(main, b"half a line\x03")
     until(">")
     os.write(main, b"/budget\r")
-    until("budget 20%")
+    until("budget auto")
     until(">")
     os.write(main, b"\x04")
     assert process.wait(60) == 0

@@ -25,7 +25,7 @@ from engine.memory.budget import ZOOM_RESERVE, parse_budget
 from engine.models import hf
 from engine.store.manifest import NAME, Manifest, from_bytes
 from engine.store.schema import recipe_of
-from engine.types import IngestOptions, Silent, Turn
+from engine.types import AUTO, IngestOptions, Silent, Turn
 from tiny_books import QUESTION, TEXT, log, read, session
 
 PAPER = replace(
@@ -286,6 +286,29 @@ def test_tokens_and_per_cent_mean_the_same(stores: dict[str, Path], reader: hf.R
 )
 def test_budgets_are_a_share_or_a_number(text: str, tokens: float) -> None:
     assert parse_budget(text, 1000) == tokens
+
+
+@pytest.mark.parametrize(("document", "tokens"), [(100, 1024), (5120, 1024), (50_000, 10_000)])
+def test_a_budget_that_nobody_named_is_a_fifth_but_never_a_few_sentences(
+    document: int, tokens: float
+) -> None:
+    assert parse_budget(AUTO, document) == tokens
+
+
+def test_the_default_budget_of_a_short_text_holds_all_of_it(
+    stores: dict[str, Path], reader: hf.Reader
+) -> None:
+    """A named share is taken at its word; how many tokens a budget is worth is told."""
+    with session(stores["sekv"], reader, full=True) as opened:
+        everything = opened.ask(QUESTION).memory.zoomed_spans
+    with session(stores["sekv"], reader, budget=AUTO) as opened:
+        memory = opened.ask(QUESTION).memory
+        assert memory.budget_tokens == 1024 > len(opened.ids)
+        assert memory.zoomed_spans == everything
+    with session(stores["sekv"], reader, budget="20%") as opened:
+        memory = opened.ask(QUESTION).memory
+        assert memory.budget_tokens == round(len(opened.ids) / 5)
+        assert memory.zoomed_spans < everything
 
 
 @pytest.mark.parametrize("text", ["", "%", "ten", "-5%", "0", "0%", "1e3", "5%%", "10GB", "nan"])

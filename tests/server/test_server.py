@@ -55,7 +55,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     runtime.mkdir()
     line = ["serve", str(store), "--port", "0", "--device", "cpu", "--json", "--queue", "40"]
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "sekv_cli", *line, "--max-new-tokens", "6"],
+        [sys.executable, "-P", "-m", "sekv_cli", *line, "--max-new-tokens", "6", "--budget", "20%"],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "XDG_RUNTIME_DIR": str(runtime)},

@@ -51,5 +51,6 @@ def shelf(folder: Path) -> Path:
 
 
 def session(store: Path, reader: hf.Reader | None = None, **options: Any) -> Session:
-    """A store open for questions."""
-    return Session(store, AskOptions(**{"max_new_tokens": 8, **options}), Silent(), reader)
+    """A store open for questions, at a budget that makes even a short text choose."""
+    chosen = {"budget": "20%", "max_new_tokens": 8, **options}
+    return Session(store, AskOptions(**chosen), Silent(), reader)
