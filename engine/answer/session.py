@@ -47,7 +47,7 @@ from engine.types import (
 
 TURNS_SHARE = 0.125
 """Share of the budget that the latest turns of a conversation may take as they are: half of what
-always stays free to zoom. Older ones fold; see `turns`."""
+always stays free to zoom. Older ones fold; see `memory.conversation`."""
 
 TURNS_POSITIONS = 0.25
 """Share of the positions behind the document that these turns may take."""

@@ -37,7 +37,7 @@ from engine.errors import StoreError
 class CompressedLayer:
     """One layer of one window. device: tensors by name; records: the spans' codes.
 
-    "error.s" uint8 [Hkv, S] says in 1/255 what the codes lost; it is for people, see `recall`.
+    "error.s" uint8 [Hkv, S] says in 1/255 what the codes lost; it is for people.
     """
 
     device: Side

@@ -30,7 +30,7 @@ def span_masses(packed: Tensor, bits: Tensor, q: Tensor, shift: Tensor, bounds: 
     """The log of the sum of exp(q . codes) over each span, with no score of a token in memory.
 
     Args:
-        packed: uint8 [1, N, width], as `ops.pack_heads` gives it, on a CUDA device.
+        packed: uint8 [1, N, width], as `packing.pack_heads` gives it, on a CUDA device.
         bits: uint8 [Hkv, R].  q: float32 [Hkv, Q, R].
         shift: [Hkv, Q, 1].
         bounds: int64 [S + 1], no empty span.

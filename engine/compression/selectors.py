@@ -1,6 +1,6 @@
 """When a layer chooses anew what it shows of the document, by which query, and what is left out.
 
-A router says how much each span matters to a query (`select`); a selector turns that into what is
+A router says how much each span matters to a query (`routers`); a selector turns that into what is
 zoomed now. A frozen dataclass is the rule and begins one choice per layer and question, which
 remembers what the rule needs. It moves nothing and counts no bytes: `RoutingInput.fit` does.
 """

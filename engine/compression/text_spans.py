@@ -2,7 +2,7 @@
 
 All of them read the decoded text of the tokens and never the vocabulary, so that a merged token
 such as `.\\n` or `."` ends a sentence as the mark alone does. Surprisal plays no part here: see
-`segment`.
+`spans`.
 """
 
 from __future__ import annotations

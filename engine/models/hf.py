@@ -1,7 +1,7 @@
 """A transformers causal LM as a reader: load, refuse what would bypass the memory, prefill.
 
 It knows prompts and positions, not spans: what happens with the keys and values of a window is
-`fold`'s and `ingest`'s business.
+the business of `compression` and `ingest`.
 """
 
 from __future__ import annotations
@@ -221,8 +221,8 @@ class Reader:
 
     @torch.inference_mode()
     def rotation(self, start: int, tokens: int) -> tuple[Tensor, Tensor]:
-        """How keys are turned at positions start .. start + tokens - 1, see `ops.turn`: cos, sin
-        float32 [tokens, D].
+        """How keys are turned at positions start .. start + tokens - 1, see `rope.apply_rope`:
+        cos, sin float32 [tokens, D].
 
         Raises:
             ReaderError: this model does not turn its keys so: it has no RoPE, or turns a part of

@@ -19,7 +19,7 @@ from engine.types import ModelIdentity, Progress, Silent
 SILENT = Silent()
 KINDS = "a model is an alias (sekv models), a hub id such as ORG/NAME, a folder or a .gguf file"
 NAME_ANOTHER = "name a model that is here with --model FOLDER or FILE.gguf"
-OLD_READER = "builtin"
+OLD_MODEL = "builtin"
 """How early versions named the model that came with them, in manifests."""
 
 
@@ -54,9 +54,9 @@ def locate(
     known = aliases.named(name)
     if known is not None:
         return _known(known, offline, progress)
-    if name == OLD_READER:
+    if name == OLD_MODEL:
         raise ReaderError(
-            "the look-up reader of early versions is gone; "
+            "the built-in model of early versions is gone; "
             f"name another model with --model, or none for {aliases.default().alias}"
         )
     if _is_path(name):
@@ -97,12 +97,12 @@ def of_store(
     Args:
         store: its path.  stored: what it says.  model: what the user named, "" for nothing.
     Raises:
-        StoreError: an early version's look-up reader made the store.
+        StoreError: an early version's built-in model made the store.
         ReaderError: no such model, or it is not here.
     """
-    if stored.id == OLD_READER:
+    if stored.id == OLD_MODEL:
         raise StoreError(
-            f"{store} was made by the look-up reader of an early version, which is gone: "
+            f"{store} was made by the built-in model of an early version, which is gone: "
             "ingest its documents again"
         )
     if model:

@@ -84,7 +84,7 @@ def test_any_shape_is_plain_attention(
     memory = layer(k, v, fixed_spans(tokens, length))
     question = asked(seed, queries, live, *heads)
     if not len(memory.view.spans):
-        return  # all pinned: `recall` makes such a layer whole
+        return  # all pinned: `memory.open` makes such a layer whole
     torch.testing.assert_close(
         memory.attend(*question), truth(k, v, question), atol=2e-5, rtol=2e-5
     )

@@ -30,7 +30,7 @@ def randn(seed: int, *shape: int) -> torch.Tensor:
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Attention by one part of `ops.mix`: q [H, Q, D], k and v [Hkv, N, D], bias [H, Q, N]."""
+    """Attention by one resolution alone: q [H, Q, D], k and v [Hkv, N, D], bias [H, Q, N]."""
     logits = group_queries(q, len(k)) @ k.float().mT / math.sqrt(q.shape[-1])
     out, _ = merge_resolutions([logits + bias.reshape(len(k), -1, k.shape[1])], [v])
     return out.reshape(q.shape).to(v.dtype)

@@ -82,7 +82,7 @@ def change(path: tuple[str, ...], value: Any) -> dict[str, Any]:
     ],
 )
 def test_what_no_recipe_is_is_refused(path: tuple[str, ...], value: Any) -> None:
-    """By the errors that `recall` turns into one line."""
+    """By the errors that `recipe_of` turns into one line."""
     with pytest.raises((KeyError, TypeError, ValueError)):
         from_settings("x", change(path, value))
 

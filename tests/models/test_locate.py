@@ -69,7 +69,7 @@ def test_a_file_is_no_model(tmp_path: Path) -> None:
 
 
 def test_the_reader_of_early_versions_is_gone() -> None:
-    with pytest.raises(ReaderError, match=r"look-up reader of early versions is gone.*smollm2"):
+    with pytest.raises(ReaderError, match=r"built-in model of early versions is gone.*smollm2"):
         locate("builtin")
 
 
@@ -187,14 +187,14 @@ def test_opening_a_strangers_store_fetches_nothing(reader: hf.Reader) -> None:
 def test_a_store_of_the_early_reader_is_refused_by_name(reader: hf.Reader, model: Path) -> None:
     identity = replace(reader.identity, id="builtin")
     for named in ("", str(model)):
-        with pytest.raises(StoreError, match=r"^book\.sekv was made by the look-up reader of an"):
+        with pytest.raises(StoreError, match=r"^book\.sekv was made by the built-in model of an"):
             of_store(STORE, identity, named)
 
 
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("builtin", "look-up reader of an early version"), ("stranger/model", "models pull stranger")],
+    [("builtin", "built-in model of an early version"), ("stranger/model", "models pull stranger")],
 )
 def test_the_command_line_refuses_both_in_one_line(
     name: str, said: str, stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

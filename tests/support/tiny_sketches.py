@@ -13,7 +13,7 @@ SIZE = 32
 
 
 def sketched(router: Router, k: torch.Tensor, bounds: torch.Tensor) -> tuple[Side, Side]:
-    """Device tensors and side information, as `fold` makes them."""
+    """Device tensors and side information, as `encode` makes them."""
     side = SharedBasis(6).fit(k, k)
     side |= router.fit(k, side)
     keys = span_mean(k, torch.ones(k.shape[1]), bounds)

@@ -3,7 +3,7 @@ choice of what to zoom under a budget.
 
 A router keeps a little of every key on the device and turns a query into the log-mass of every
 span; the same estimate is the logit of the summary row of a span that is not zoomed. It fetches
-nothing: see `tiers`.
+nothing: see `attention.residency`.
 """
 
 from __future__ import annotations

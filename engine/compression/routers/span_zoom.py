@@ -1,4 +1,4 @@
-"""The published zoom-in: the same choice as in `select`, with what a router has learnt.
+"""The published zoom-in: the same choice as in `sketch`, with what a router has learnt.
 
 A projection of span summaries with a threshold per head. It runs without the training code; how it
 learns is in `train.zoomin`, and the file it comes from is `router`'s.

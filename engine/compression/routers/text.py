@@ -1,6 +1,6 @@
 """Routers of other systems, which score a whole span by a summary of its keys.
 
-All follow the query; those that do not are in `route_static`. None estimates a log-mass: their
+All follow the query; those that do not are in `static`. None estimates a log-mass: their
 scores rank spans, and spans that are not zoomed are hidden.
 """
 

@@ -1,7 +1,8 @@
 """Which heads look at an answer while it is said, and what compression costs each layer.
 
 Needles are hidden in ordinary text, the model reads it with a question behind and is made to say
-the needle; nothing is trained and no evaluation text is read. The result is `calibration.Heads`.
+the needle; nothing is trained and no evaluation text is read. The result is
+`retrieval_heads.Heads`.
 Source: CompressKV (arXiv 2606.24467), section 3.2 (scores) and 3.3 (layer errors). There the model
 must have answered by itself; here the answer is forced, so that a weak model is measured too, and
 errors are taken before the output projection, which not every architecture names alike.

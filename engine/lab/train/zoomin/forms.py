@@ -146,7 +146,7 @@ class SketchForm(nn.Module):
 
     @torch.no_grad()
     def side(self, layer: int) -> Side:
-        """The layer's bases as `codec.fit_basis` is given them."""
+        """The layer's bases as `SharedBasis` is given them."""
         keys, values, queries = (
             (moment[layer] / self.documents[layer]).cpu()
             for moment in (self.keys, self.values, self.queries)
