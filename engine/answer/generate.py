@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria
+from transformers import StoppingCriteria
 from transformers import StoppingCriteriaList as Criteria
 
 from engine.answer import stop_marks
@@ -74,7 +73,7 @@ class Speaker:
 
     stop: asked before every token whether to give up. marks: texts that end the answer, beside
     those of the prompt. first, shown: times of the first token and of the first text that was
-    shown. likely: log probability of each token in nats, before any temperature.
+    shown.
     """
 
     def __init__(
@@ -97,22 +96,15 @@ class Speaker:
         self.first = time.perf_counter()
         self.shown: float | None = None
         self.tokens: list[int] = []
-        self.likely: list[float] = []
         self._written = ""
-        self._row: Tensor | None = None
 
     def controls(self) -> dict[str, Any]:
         """What `generate` takes so that this sees what it needs and ends what is over."""
         ends = {"eos_token_id": self.ends} if self.ends else {}
         return {
-            "logits_processor": LogitsProcessorList([_Heard(self)]),
             "stopping_criteria": Criteria([_Over(self)]),
             **ends,
         }
-
-    def hear(self, logits: Tensor) -> None:
-        """Logits [V] of the token that comes next."""
-        self._row = logits.float().log_softmax(-1)
 
     def put(self, token: int) -> bool:
         """Take the token that the newest forward led to; whether the answer is over with it.
@@ -125,7 +117,6 @@ class Speaker:
             self.first = time.perf_counter()
         self.evidence.said(token)
         self.tokens.append(token)
-        self.likely.append(0.0 if self._row is None else float(self._row[token]))
         self.trace.tell(self._tokenizer.decode([token]))
         self._show(self._settled())
         return self.over
@@ -187,17 +178,6 @@ class Speaker:
             if self._on_text:
                 self._on_text(text[len(self._written) :])
             self._written = text
-
-
-class _Heard(LogitsProcessor):
-    """Hands the model's own logits on before temperature and top-p change them."""
-
-    def __init__(self, speaker: Speaker):
-        self._speaker = speaker
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> Any:
-        self._speaker.hear(scores[0])
-        return scores
 
 
 class _Over(StoppingCriteria):

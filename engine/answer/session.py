@@ -352,7 +352,7 @@ class Session:
         answer, evidence = speaker.answer, speaker.evidence
         words = self.book.rare(stems(f"{question} {answer}"))
         citations = self.book.citations(evidence.weight, words)
-        signals = Signals.of(self.book, question, answer, citations, evidence, speaker.likely)
+        signals = Signals.of(self.book, question, answer, citations, evidence)
         calibration = WORDS_ALONE if self._heads is None else CALIBRATED
         said = bool(answer) and not refuses(answer)
         support = calibration.support(signals) if said else 0.0

@@ -2,8 +2,8 @@
 
 A logistic regression over a few signals that every model gives: how much of the attention lay on a
 cited passage while the answer was said, and which of the words that the answer adds to the question
-stand in the passages. How likely the model found its own words is measured beside them and has no
-weight: a small model is as sure of what it makes up. Fitted by `sekv bench --suite support`
+stand in the passages. How likely the model found its own words is no signal: a small model is as
+sure of what it makes up (docs/results.md). Fitted by `sekv bench --suite support`
 (`lab.bench.support`).
 """
 
@@ -13,7 +13,6 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 from engine.answer.overlap import overlap, stem_list, stems
@@ -52,12 +51,11 @@ class Signals:
     stands in the cited passages; 0 of an answer that adds none. held:
     logarithm of the share of the attention of heads that look at evidence which lay on one cited
     passage while the answer was said, of the passage with most: where such heads find nothing they
-    rest on the first token of the prompt. likely: mean log probability of the answer's tokens.
+    rest on the first token of the prompt.
     """
 
     words: float
     held: float
-    likely: float
 
     @classmethod
     def of(
@@ -67,9 +65,8 @@ class Signals:
         answer: str,
         citations: Sequence[Citation],
         evidence: Evidence,
-        likely: Sequence[float],
     ) -> Signals:
-        """Of an answer, its passages, what was looked at and its tokens' log probabilities."""
+        """Of an answer, its passages and what was looked at."""
         cited = "\n".join(citation.text for citation in citations)
         asked = stems(question) | TALK
         new = [stem for stem in stem_list(answer) if stem not in asked][:FIRST]
@@ -77,7 +74,6 @@ class Signals:
         return cls(
             words=overlap(book.rare(new), cited),
             held=math.log(held + LITTLE),
-            likely=fmean(likely) if likely else 0.0,
         )
 
 
@@ -97,10 +93,10 @@ class Calibration:
         return 1 / (1 + math.exp(-max(-50.0, min(50.0, score))))
 
 
-CALIBRATED = Calibration(bias=3.2099, slopes=(3.658, 1.9865, 0.0), least=0.408)
+CALIBRATED = Calibration(bias=3.2099, slopes=(3.658, 1.9865), least=0.408)
 """Of the default model, on natural questions about excerpts of 1,100 tokens; docs/results.md."""
 
-WORDS_ALONE = Calibration(bias=-1.0, slopes=(3.0, 0.0, 0.0), least=0.0)
+WORDS_ALONE = Calibration(bias=-1.0, slopes=(3.0, 0.0), least=0.0)
 """For models whose heads nobody measured: words say too little to deny an answer, so none is."""
 
 

@@ -317,7 +317,7 @@ def test_with_measured_heads_an_answer_that_nothing_carries_is_denied(
 ) -> None:
     """With a bar for words alone: a random model's heads find everything everywhere."""
     monkeypatch.setenv("SEKV_CACHE", str(tmp_path))
-    bar = support.Calibration(bias=-2.0, slopes=(4.0, 0.0, 0.0), least=0.5)
+    bar = support.Calibration(bias=-2.0, slopes=(4.0, 0.0), least=0.5)
     monkeypatch.setattr("engine.answer.session.CALIBRATED", bar)
     identity = ended.identity
     table = [[0.5] * identity.heads for _ in range(identity.layers)]

@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 CHUNK = 512
 """Tokens read at a time."""
 
-FITTED = ("words", "held")
-"""Signals that support is made of; others are reported."""
-
 CAUGHT = 0.8
 """Share of the unanswerable questions that the bar is set to catch."""
 
@@ -185,10 +182,10 @@ def _answers(
     for question in questions:
         evidence = Evidence(torch.from_numpy(tokens.ids).long(), worth)
         looks = _Looks(evidence, len(reader.prompt.prefix))
-        said, likely, read = _say(reader, question.text, len(ids), cache, looks, setting.answer)
+        said, read = _say(reader, question.text, len(ids), cache, looks, setting.answer)
         cache.crop(-read)
         cited = book.citations(evidence.weight, book.rare(stems(f"{question.text} {said}")))
-        signals = Signals.of(book, question.text, said, cited, evidence, likely)
+        signals = Signals.of(book, question.text, said, cited, evidence)
         place = find(text, question.evidence) if question.answerable else None
         ranks = [
             number
@@ -209,28 +206,25 @@ def _answers(
 
 def _say(
     reader: Reader, question: str, position: int, cache: DynamicCache, looks: _Looks, most: int
-) -> tuple[str, list[float], int]:
-    """The greedy answer, the log probability of each of its tokens, and the tokens now in cache."""
+) -> tuple[str, int]:
+    """The greedy answer, and the tokens that were put into the cache."""
     own = reader.model.generation_config.eos_token_id
     ends = {*(own if isinstance(own, list) else [own]), *reader.prompt.ends}
     piece = reader.prompt.question(reader.tokenizer, question)
     said: list[int] = []
-    likely: list[float] = []
     read = 0
     while len(said) < most and not (said and said[-1] in ends):
         looks.rows = len(piece)
         row = _forward(reader, piece, position + read, cache, looks)
         read += len(piece)
-        chances = reader.model.get_output_embeddings()(row)[0].float().log_softmax(-1)
-        token = int(chances.argmax())
+        token = int(reader.model.get_output_embeddings()(row)[0].argmax())
         said.append(token)
         looks.evidence.said(token)
-        likely.append(float(chances[token]))
         piece = [token]
     text = reader.tokenizer.decode([token for token in said if token not in ends])
     for mark in reader.prompt.stops:
         text = text.partition(mark)[0]
-    return text.strip(), likely, read
+    return text.strip(), read
 
 
 def _forward(
@@ -257,14 +251,13 @@ def fit(rows: Sequence[SupportRow], penalty: float = 1.0) -> Calibration:
     Both sides have equal weight. Wrong answers to answerable questions are left out: nobody misses
     them. The bar is the support below which `CAUGHT` of the unanswerable ones lie. Signals are
     scaled to unit spread while they are fitted; `penalty` times the squared slopes is added to the
-    loss. Signals that are not in `FITTED` get slope 0.
+    loss.
     """
     told = [row for row in rows if row.right or not row.answerable]
     x = torch.tensor([astuple(row.signals) for row in told], dtype=torch.float64)
     y = torch.tensor([row.answerable for row in told], dtype=torch.float64)
     mean, spread = x.mean(0), x.std(0).clamp_min(1e-6)
-    used = torch.tensor([field.name in FITTED for field in fields(Signals)], dtype=x.dtype)
-    z = torch.cat([(x - mean) / spread * used, torch.ones(len(x), 1, dtype=x.dtype)], 1)
+    z = torch.cat([(x - mean) / spread, torch.ones(len(x), 1, dtype=x.dtype)], 1)
     weight = torch.where(y > 0, 1 / y.sum().clamp_min(1), 1 / (1 - y).sum().clamp_min(1))
     weight = weight * len(x) / 2
     ridge = torch.diag(torch.tensor([penalty] * x.shape[1] + [1e-9], dtype=x.dtype))
@@ -274,7 +267,7 @@ def fit(rows: Sequence[SupportRow], penalty: float = 1.0) -> Calibration:
         gradient = z.T @ (weight * (p - y)) + ridge @ slopes
         hessian = (z * (weight * p * (1 - p))[:, None]).T @ z + ridge
         slopes = slopes - torch.linalg.solve(hessian, gradient)
-    own = slopes[:-1] / spread * used
+    own = slopes[:-1] / spread
     bias = float(slopes[-1] - (own * mean).sum())
     free = Calibration(round(bias, 4), tuple(round(float(s), 4) for s in own), 0.0)
     return replace(free, least=round(_bar(sorted(_none(rows, free))), 4))
