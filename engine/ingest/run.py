@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from engine.compression.methods import Method, named
-from engine.errors import BudgetError, DocumentError, StoreError, StoreMismatchError
+from engine.errors import (
+    BudgetError,
+    DocumentError,
+    ReaderError,
+    StoreError,
+    StoreMismatchError,
+)
 from engine.ingest.build import Clock, StoreBuild, creator, source_reports
 from engine.ingest.routers import check_use, learnt_before, routed
 from engine.ingest.sources import check_named_once, check_new, entries, remarks
@@ -127,6 +133,7 @@ def ingest(
         tokenizer=tokenizer,
         progress=progress,
     )
+    _measure_heads(reader, progress)
     calibrated = retrieval_heads.needed(recipe, located.folder, options.heads, reader.identity)
     recipe, trained = routed(recipe, options.router, located.folder, reader, progress)
     job = _job(document, windows, reader, recipe, options)
@@ -138,6 +145,19 @@ def ingest(
         work.trained, work.copied = trained, bool(options.router)
         work.entries = entries(document.sources, target)
         return work.make(target, progress, clock)
+
+
+def _measure_heads(reader: Reader, progress: Progress) -> None:
+    """Learn which heads of a model look at evidence, when it first reads a document; without,
+    citations weigh what all heads copy."""
+    from engine.models import evidence_heads
+
+    if evidence_heads.find(reader.identity) is None:
+        progress.start("finding the heads that look at evidence, once for this model", 0, "")
+        try:
+            evidence_heads.ensure(reader)
+        except ReaderError as error:
+            progress.note(str(error))
 
 
 def append(

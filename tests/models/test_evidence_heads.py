@@ -13,6 +13,7 @@ from engine.errors import ReaderError
 from engine.models import evidence_heads, hf
 from engine.models.evidence_heads import ASKED, FORMAT, LEAST, TEXT, EvidenceHeads
 from engine.types import ModelIdentity
+from tiny_books import read
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +95,23 @@ def test_a_cache_that_cannot_be_written_is_one_line(
     with pytest.raises(ReaderError, match="SEKV_CACHE") as caught:
         evidence_heads.ensure(reader)
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_s_first_document_finds_its_heads_and_no_other_does(
+    reader: hf.Reader, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read(tmp_path / "first", model, reader=reader)
+    assert evidence_heads.find(reader.identity) is not None
+    monkeypatch.setattr(evidence_heads, "measure", None)
+    read(tmp_path / "second", model, reader=reader)
+
+
+def test_a_document_is_read_all_the_same_where_nothing_can_be_kept(
+    reader: hf.Reader, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SEKV_CACHE", str(tmp_path / "file"))
+    assert read(tmp_path / "book", model, reader=reader).is_dir()
 
 
 def test_the_default_model_s_table_ships() -> None:
