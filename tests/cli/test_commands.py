@@ -8,13 +8,14 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+import engine.answer
+from engine import api
 from engine.errors import (
     DocumentError,
     FormatError,
@@ -116,12 +117,12 @@ class FakeEngine:
         if self.failure is not None:
             raise self.failure
 
-    def plan(self, paths: Any, options: IngestOptions, progress: Any, stdin: Any) -> Plan:
+    def plan(self, paths: Any, options: IngestOptions, progress: Any, *, stdin: Any) -> Plan:
         self.happen("plan", (list(paths), options, stdin and stdin.read()))
         return Plan((SOURCE,), "reader", "sekv", 300_000, 147, 2048, 10**9, 2 * 10**8, 10**8)
 
     def ingest(
-        self, paths: Any, target: Path | None, options: IngestOptions, progress: Any, stdin: Any
+        self, paths: Any, target: Path | None, options: IngestOptions, progress: Any, *, stdin: Any
     ) -> IngestReport:
         self.happen("ingest", (list(paths), target, options, stdin and stdin.read()))
         progress.start("prefill", 100, "tokens")
@@ -142,7 +143,7 @@ class FakeEngine:
             timing=TIMING,
         )
 
-    def session(self, store: Path, options: AskOptions, progress: Any) -> FakeSession:
+    def open_store(self, store: Path, options: AskOptions, progress: Any) -> FakeSession:
         self.happen("session", (store, options))
         self.sessions += 1
         return FakeSession(self)
@@ -254,21 +255,17 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeEngine:
     for name in ("book.pdf", "locked.pdf", "a.txt", "b.pdf"):
         (tmp_path / name).touch()
     fake_store(monkeypatch)
-    for name, members in {
-        "ingest.run": {"plan": fake.plan, "ingest": fake.ingest},
-        "answer.session": {"Session": fake.session},
-        "answer.inspect": {
-            "inspect": fake.inspect,
-            "text": fake.text,
-            "source_text": lambda opened, source: opened.text(source),
-            "excerpts": lambda store, spans: dict.fromkeys(spans, EXCERPT),
-        },
-    }.items():
-        module = ModuleType(f"engine.{name}")
-        vars(module).update(members)
-        monkeypatch.setitem(sys.modules, f"engine.{name}", module)
-        package, _, leaf = name.partition(".")
-        monkeypatch.setattr(import_module(f"engine.{package}"), leaf, module, raising=False)
+    for use_case in ("plan", "ingest", "open_store"):
+        monkeypatch.setattr(api, use_case, getattr(fake, use_case))
+    looking = ModuleType("engine.answer.inspect")
+    vars(looking).update(
+        inspect=fake.inspect,
+        text=fake.text,
+        source_text=lambda opened, source: opened.text(source),
+        excerpts=lambda store, spans: dict.fromkeys(spans, EXCERPT),
+    )
+    monkeypatch.setitem(sys.modules, looking.__name__, looking)
+    monkeypatch.setattr(engine.answer, "inspect", looking, raising=False)
     return fake
 
 
