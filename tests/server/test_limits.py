@@ -68,77 +68,77 @@ def test_another_media_type_is_refused(kind: str) -> None:
     assert told(question(), {**JSON, "Content-Type": kind}).status == 415
 
 
-@pytest.mark.parametrize(
-    ("header", "status"),
-    [
-        ("Bearer s", 200),
-        ("bearer s", 200),
-        ("BEARER s", 200),
-        ("Bearer   s  ", 200),
-        ("Basic s", 401),
-        ("s", 401),
-        ("Bearers", 401),
-        ("Bearer", 401),
-        ("", 401),
-    ],
-)
-def test_a_scheme_counts_in_any_case(header: str, status: int) -> None:
-    made = built(Worker(), token="s")
-    got = asyncio.run(exchange(made, question(), {**JSON, "Authorization": header}))
-    assert got.status == status
-    if status == 401:
-        assert got.error["code"] == "unauthorized"
-        assert got.headers["www-authenticate"] == "Bearer"
+SCHEMES = [
+    ("Bearer s", 200),
+    ("bearer s", 200),
+    ("BEARER s", 200),
+    ("Bearer   s  ", 200),
+    ("Basic s", 401),
+    ("s", 401),
+    ("Bearers", 401),
+    ("Bearer", 401),
+    ("", 401),
+]
 
 
-@pytest.mark.parametrize(
-    ("more", "param", "status"),
-    [
-        ({"seed": 2**64}, "seed", 400),
-        ({"seed": -1}, "seed", 400),
-        ({"seed": 10**400}, "seed", 400),
-        ({"seed": 1.5}, "seed", 400),
-        ({"temperature": 1e-42}, "temperature", 400),
-        ({"temperature": 10**400}, "temperature", 400),
-        ({"temperature": -1}, "temperature", 400),
-        ({"top_p": 0}, "top_p", 400),
-        ({"max_tokens": 0}, "max_tokens", 400),
-        ({"max_completion_tokens": -(10**30)}, "max_completion_tokens", 400),
-        ({"max_tokens": 5, "max_completion_tokens": 0}, "max_completion_tokens", 400),
-        ({"sekv": {"budget": "1000%"}}, "sekv.budget", 400),
-        ({"sekv": {"budget": "much"}}, "sekv.budget", 400),
-        ({"sekv": {"budget": 10}}, "sekv.budget", 400),
-        ({"sekv": {"coverage": 2}}, "sekv.coverage", 400),
-        ({"sekv": {"widen": 0.5}}, "sekv.widen", 400),
-        ({"sekv": {"full": "yes"}}, "sekv.full", 400),
-        ({"sekv": {"colour": 1}}, "sekv.colour", 400),
-        ({"stop": ""}, "stop", 400),
-        ({"stop": ["a"] * 5}, "stop", 400),
-        ({"stop": [1]}, "stop", 400),
-        ({"stop": {"a": 1}}, "stop", 400),
-        ({"logprobs": True}, "logprobs", 400),
-        ({"top_logprobs": 3}, "top_logprobs", 400),
-        ({"n": 2}, "n", 400),
-        ({"tools": [{}]}, "tools", 400),
-        ({"response_format": {"type": "json_object"}}, "response_format", 400),
-        ({"stream_options": {"include_usage": "yes"}}, "stream_options.include_usage", 400),
-        ({"stream": "yes"}, "stream", 400),
-        ({"model": "other"}, "model", 404),
-        ({"model": "\ud800"}, "model", 404),
-        ({"messages": []}, "messages", 400),
-        ({"messages": [{"role": "\ud800", "content": "x"}]}, "messages", 400),
-    ],
-)
-def test_an_error_names_the_field_of_the_request(
-    more: dict[str, Any], param: str, status: int
-) -> None:
+def test_a_scheme_counts_in_any_case(subtests: pytest.Subtests) -> None:
+    for header, status in SCHEMES:
+        with subtests.test(header=header):
+            made = built(Worker(), token="s")
+            got = asyncio.run(exchange(made, question(), {**JSON, "Authorization": header}))
+            assert got.status == status
+            if status == 401:
+                assert got.error["code"] == "unauthorized"
+                assert got.headers["www-authenticate"] == "Bearer"
+
+
+WRONG_FIELDS = [
+    ({"seed": 2**64}, "seed", 400),
+    ({"seed": -1}, "seed", 400),
+    ({"seed": 10**400}, "seed", 400),
+    ({"seed": 1.5}, "seed", 400),
+    ({"temperature": 1e-42}, "temperature", 400),
+    ({"temperature": 10**400}, "temperature", 400),
+    ({"temperature": -1}, "temperature", 400),
+    ({"top_p": 0}, "top_p", 400),
+    ({"max_tokens": 0}, "max_tokens", 400),
+    ({"max_completion_tokens": -(10**30)}, "max_completion_tokens", 400),
+    ({"max_tokens": 5, "max_completion_tokens": 0}, "max_completion_tokens", 400),
+    ({"sekv": {"budget": "1000%"}}, "sekv.budget", 400),
+    ({"sekv": {"budget": "much"}}, "sekv.budget", 400),
+    ({"sekv": {"budget": 10}}, "sekv.budget", 400),
+    ({"sekv": {"coverage": 2}}, "sekv.coverage", 400),
+    ({"sekv": {"widen": 0.5}}, "sekv.widen", 400),
+    ({"sekv": {"full": "yes"}}, "sekv.full", 400),
+    ({"sekv": {"colour": 1}}, "sekv.colour", 400),
+    ({"stop": ""}, "stop", 400),
+    ({"stop": ["a"] * 5}, "stop", 400),
+    ({"stop": [1]}, "stop", 400),
+    ({"stop": {"a": 1}}, "stop", 400),
+    ({"logprobs": True}, "logprobs", 400),
+    ({"top_logprobs": 3}, "top_logprobs", 400),
+    ({"n": 2}, "n", 400),
+    ({"tools": [{}]}, "tools", 400),
+    ({"response_format": {"type": "json_object"}}, "response_format", 400),
+    ({"stream_options": {"include_usage": "yes"}}, "stream_options.include_usage", 400),
+    ({"stream": "yes"}, "stream", 400),
+    ({"model": "other"}, "model", 404),
+    ({"model": "\ud800"}, "model", 404),
+    ({"messages": []}, "messages", 400),
+    ({"messages": [{"role": "\ud800", "content": "x"}]}, "messages", 400),
+]
+
+
+def test_an_error_names_the_field_of_the_request(subtests: pytest.Subtests) -> None:
     """And never a flag of the command line; nothing was computed for it."""
-    worker = Worker()
-    got = asyncio.run(exchange(built(worker), question(**more)))
-    assert (got.status, got.error["param"]) == (status, param)
-    assert got.error["type"] == "invalid_request_error"
-    assert "--" not in got.error["message"]
-    assert worker.asked == []
+    for more, param, status in WRONG_FIELDS:
+        with subtests.test(more=more):
+            worker = Worker()
+            got = asyncio.run(exchange(built(worker), question(**more)))
+            assert (got.status, got.error["param"]) == (status, param)
+            assert got.error["type"] == "invalid_request_error"
+            assert "--" not in got.error["message"]
+            assert worker.asked == []
 
 
 @pytest.mark.parametrize(
