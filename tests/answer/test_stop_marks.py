@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from engine.answer import generate, stop_marks
 from engine.errors import OptionError
 from engine.models import hf
-from tiny_books import QUESTION, read, session
+from tiny_books import QUESTION, session
 
 SHORT_TEXTS = st.text("abc", max_size=12)
 MARKS = st.lists(st.text("abc", min_size=1, max_size=4), max_size=3)
@@ -39,11 +39,6 @@ def test_what_was_shown_is_never_taken_back(pieces: list[str], marks: list[str])
         assert now.startswith(shown)
         shown = now
     assert stop_marks.cut(text, marks)[0].startswith(shown)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, model: Path, reader: hf.Reader) -> Path:
-    return read(tmp_path_factory.mktemp("store"), model, reader=reader)
 
 
 def test_an_answer_ends_before_a_mark_and_nothing_is_cut_short(

@@ -32,8 +32,7 @@ from engine.types import NOT_STATED, UNSUPPORTED, AskOptions, Silent
 from sekv_cli.server import app, client, replies, wire
 from sekv_cli.server.answering import ServerLimits, Underway
 from sekv_cli.server.warm import Warm
-from tiny_books import QUESTION, TEXT, log, read
-from tiny_models import checkpoint
+from tiny_books import QUESTION, TEXT, log
 
 HOT = {"temperature": 4.0, "seed": 1}
 """The likeliest tokens of a tiny random model repeat themselves, which ends an answer."""
@@ -332,20 +331,12 @@ def test_a_server_that_ends_tells_everybody_who_waits(stream: bool) -> None:
 # ---------------------------------------------------------------------------- a real one
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("s")
-    checkpoint("llama", place / "model")
-    read(place / "store", place / "model")
-    return place
-
-
 @pytest.mark.parametrize("signals", [[signal.SIGTERM] * 2, [signal.SIGINT, signal.SIGTERM]])
 def test_a_server_told_to_end_while_it_answers_says_so(
-    place: Path, tmp_path: Path, signals: list[signal.Signals]
+    store: Path, tmp_path: Path, signals: list[signal.Signals]
 ) -> None:
     """503 and JSON for who waits, code 0, nothing on stderr. Told twice it waits for nobody."""
-    line = ["serve", str(place / "store" / "log.sekv"), "--port", "0", "--device", "cpu", "--json"]
+    line = ["serve", str(store), "--port", "0", "--device", "cpu", "--json"]
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "sekv_cli", *line, "--most-new-tokens", "100000"],
         stdout=subprocess.PIPE,
@@ -394,12 +385,11 @@ def test_a_server_told_to_end_while_it_answers_says_so(
 
 
 def test_a_store_that_cannot_be_opened_anew_is_told_and_comes_back(
-    place: Path, tmp_path: Path
+    store: Path, tmp_path: Path
 ) -> None:
     """The list of stores is answered meanwhile; the next question tries again."""
-    store = tmp_path / "log.sekv"
-    shutil.copytree(place / "store" / "log.sekv", store)
-    warm = Warm({"log": store}, AskOptions(device="cpu", max_new_tokens=2), Silent(), 4)
+    own = shutil.copytree(store, tmp_path / "log.sekv")
+    warm = Warm({"log": own}, AskOptions(device="cpu", max_new_tokens=2), Silent(), 4)
     try:
         made = app.build(warm, AskOptions(device="cpu", max_new_tokens=2), ServerLimits(60, 9))
 
@@ -411,24 +401,23 @@ def test_a_store_that_cannot_be_opened_anew_is_told_and_comes_back(
 
         assert asyncio.run(ask()).status == 200
         assert [entry["name"] for entry in asyncio.run(stores())] == ["log"]
-        manifest = (store / "manifest.json").read_bytes()
-        (store / "manifest.json").write_bytes(manifest[:-20])
+        manifest = (own / "manifest.json").read_bytes()
+        (own / "manifest.json").write_bytes(manifest[:-20])
         for _ in range(2):
             got = asyncio.run(ask())
             assert (got.status, got.error["code"]) == (503, "store_damaged")
             assert str(tmp_path) not in got.error["message"]
             assert asyncio.run(stores()) == []
             assert asyncio.run(exchange(made, None, path="/v1/models")).status == 200
-        (store / "manifest.json").write_bytes(manifest)
+        (own / "manifest.json").write_bytes(manifest)
         assert asyncio.run(ask()).status == 200
         assert [entry["name"] for entry in asyncio.run(stores())] == ["log"]
     finally:
         warm.close()
 
 
-def test_an_answer_cut_by_its_length_says_so_and_one_that_ended_does_not(place: Path) -> None:
+def test_an_answer_cut_by_its_length_says_so_and_one_that_ended_does_not(store: Path) -> None:
     """finish_reason, at once and streamed: "length" for want of tokens, "stop" at a text."""
-    store = place / "store" / "log.sekv"
     warm = Warm({"book": store}, AskOptions(device="cpu"), Silent(), 4)
     try:
         made = app.build(warm, AskOptions(device="cpu"), ServerLimits(60, 40))
@@ -462,9 +451,8 @@ def test_an_answer_cut_by_its_length_says_so_and_one_that_ended_does_not(place: 
         warm.close()
 
 
-def test_a_document_is_not_read_again_by_the_next_question(place: Path) -> None:
+def test_a_document_is_not_read_again_by_the_next_question(store: Path) -> None:
     """The second question of a conversation reads no more of the store's device sections."""
-    store = place / "store" / "log.sekv"
     options = AskOptions(device="cpu", max_new_tokens=2)
     warm = Warm({"book": store}, options, Silent(), 4)
     try:
@@ -493,7 +481,7 @@ def test_a_server_that_says_no_json_is_no_server_that_went_away(tmp_path: Path) 
 
 
 def test_a_long_question_of_a_real_store_stops_in_the_middle(
-    place: Path, monkeypatch: pytest.MonkeyPatch
+    store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Chunks are small enough that a question whose time is over is not read to its end."""
     monkeypatch.setattr(chunked, "CHUNK_TOKENS", 32)
@@ -506,9 +494,7 @@ def test_a_long_question_of_a_real_store_stops_in_the_middle(
             yield out
 
     monkeypatch.setattr(chunked, "read", counted)
-    warm = Warm(
-        {"book": place / "store" / "log.sekv"}, AskOptions(device="cpu"), Silent(), most_waiting=4
-    )
+    warm = Warm({"book": store}, AskOptions(device="cpu"), Silent(), most_waiting=4)
     try:
         made = app.build(warm, AskOptions(device="cpu"), ServerLimits(0.05, 40))
         got = asyncio.run(exchange(made, question(log(20))))
