@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from engine import api
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -56,6 +58,4 @@ def open_asker(store: Path, options: AskOptions, shown: Shown, *, no_server: boo
         remote = client.find(store, options)
         if remote is not None:
             return remote
-    from engine.answer.session import Session
-
-    return Session(store, options, shown)
+    return api.open_store(store, options, shown)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from engine import api
 from engine.errors import DocumentError, SekvError
 from engine.ingest.sources import check_named_once, check_there
 from engine.store import glance
@@ -144,14 +145,12 @@ def ingest(
         offline=offline,
     )
     with progress.on_stderr() as shown:
-        from engine.ingest import run as use_case
-
         if dry_run:
-            plan = use_case.plan(sources, chosen, shown, stdin)
+            plan = api.plan(sources, chosen, shown, stdin=stdin)
         elif append is not None:
-            report = use_case.append(sources, append, chosen, shown, stdin)
+            report = api.append(sources, append, chosen, shown, stdin=stdin)
         else:
-            report = use_case.ingest(sources, output, chosen, shown, stdin)
+            report = api.ingest(sources, output, chosen, shown, stdin=stdin)
     if as_json:
         format.emit_json((plan if dry_run else report).to_json())
     elif dry_run:

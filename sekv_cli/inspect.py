@@ -106,14 +106,7 @@ def inspect(
       sekv inspect book.sekv --text 12000:13000
       sekv inspect book.sekv -q "Who warned Jonathan Harker?" --html book.html
     """
-    if question and trace is not None:
-        raise SekvError("--question and --trace exclude each other; give one of them")
-    if html is not None and text:
-        raise SekvError("--html shows the whole text; leave --text out")
-    if trace is not None and not trace.is_file():
-        raise SekvError(f"there is no trace {trace}; `sekv ask --trace FILE` writes one")
-    if question:
-        limits.check_question(question)
+    _check(question, trace, text, html)
     glance.check_store(store)
     options.check_model(model)
     outputs.check_page(html)
@@ -151,17 +144,47 @@ def inspect(
         _write_page(store, report, html)
     if as_json:
         format.emit_json(report.to_json())
-        return
+    elif html is not None:
+        inspection.print_written(format.console(), str(html), html.stat().st_size)
+    else:
+        _print(store, report, source - 1, stretch, asked=bool(question or trace))
+
+
+def _check(question: str, trace: Path | None, text: str, html: Path | None) -> None:
+    """Whether these options go together, and what they name is there.
+
+    Raises:
+        SekvError: they do not, or it is not.
+    """
+    if question and trace is not None:
+        raise SekvError("--question and --trace exclude each other; give one of them")
+    if html is not None and text:
+        raise SekvError("--html shows the whole text; leave --text out")
+    if trace is not None and not trace.is_file():
+        raise SekvError(f"there is no trace {trace}; `sekv ask --trace FILE` writes one")
+    if question:
+        limits.check_question(question)
+
+
+def _print(
+    store: Path,
+    report: InspectReport,
+    source: int,
+    stretch: tuple[int, int] | None,
+    *,
+    asked: bool,
+) -> None:
+    """The store's summary or a stretch of a source's text; what was zoomed where it was asked."""
+    from engine.answer import inspect
+    from sekv_cli import format, inspection
+
     out = format.console()
-    if html is not None:
-        inspection.print_written(out, str(html), html.stat().st_size)
-        return
     if stretch:
-        inspection.print_text(out, inspect.text(store, source - 1, *stretch))
+        inspection.print_text(out, inspect.text(store, source, *stretch))
     else:
         inspection.print_summary(out, str(store), report)
         inspection.print_map(out, report)
-    if question or trace is not None:
+    if asked:
         inspection.print_asked(out, report)
         words = inspect.excerpts(store, inspection.heaviest(report.zoom))
         inspection.print_zoom(out, report, words)

@@ -105,10 +105,7 @@ def serve(
         model=model,
         offline=offline,
     )
-    listening = unix_socket.listen(host, port)
-    if not token and not _is_loopback(listening):
-        listening.close()
-        raise SekvError(f"{host} can be reached by others; set {TOKEN} or name a --token-file")
+    listening = _listen(host, port, token)
     with progress.on_stderr() as shown:
         from sekv_cli.server import app, process
         from sekv_cli.server.answering import ServerLimits, Underway
@@ -142,6 +139,19 @@ def _token(file: Path | None) -> str:
     if not lines:
         raise SekvError(f"{file} holds no token")
     return lines[0]
+
+
+def _listen(host: str, port: int, token: str) -> socket.socket:
+    """A socket that takes requests over TCP.
+
+    Raises:
+        SekvError: others could reach it and no token is asked for.
+    """
+    listening = unix_socket.listen(host, port)
+    if not token and not _is_loopback(listening):
+        listening.close()
+        raise SekvError(f"{host} can be reached by others; set {TOKEN} or name a --token-file")
+    return listening
 
 
 def _is_loopback(listening: socket.socket) -> bool:

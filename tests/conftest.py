@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from engine.models import hf
     from engine.models.locate import Located
-    from engine.store.reader import Store
 
 USERS_CACHE = os.environ.get("SEKV_CACHE", "")
 # Before any test imports transformers: a test never asks a hub for anything.
@@ -68,28 +67,37 @@ def instant_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Disk, "sync", lambda *_: None)
 
 
-@pytest.fixture
-def store(tmp_path: Path, instant_disk: None) -> Iterator[Store]:
-    """The toy store of two windows, open."""
-    import toy_store
-    from engine.store.reader import Store
-
-    toy_store.ingest(tmp_path / "toy.sekv")
-    with Store.open(tmp_path / "toy.sekv") as opened:
-        yield opened
+# What follows is made once per process and shared: tests read it and leave it as it was. A module
+# with wishes, or one that writes into a model's folder or a store, has a fixture of its own.
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random llama, as a folder; a module with wishes has a fixture of its own."""
+    """A tiny random llama, as a folder."""
     from tiny_models import checkpoint
 
     return checkpoint("llama", tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def reader(model: Path) -> hf.Reader:
     """The model, loaded."""
     from engine.models import hf
 
     return hf.load(str(model), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def store(model: Path, reader: hf.Reader, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of `tiny_books.TEXT` in one window, by the default method."""
+    from tiny_books import read
+
+    return read(tmp_path_factory.mktemp("store"), model, reader=reader)
+
+
+@pytest.fixture(scope="session")
+def many(model: Path, reader: hf.Reader, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of `tiny_books.log(14)` in more windows than a question keeps."""
+    from tiny_books import log, read
+
+    return read(tmp_path_factory.mktemp("many"), model, log(14), reader=reader, window=80)

@@ -24,7 +24,7 @@ from engine.models import hf
 from engine.types import IngestOptions, Silent
 from repository import environment
 from sekv_cli.main import run
-from tiny_books import QUESTION, TEXT, read, session
+from tiny_books import QUESTION, TEXT, session
 
 FILES = 500
 
@@ -36,11 +36,6 @@ def descriptors() -> int:
 def resident_bytes() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, model: Path, reader: hf.Reader) -> Path:
-    return read(tmp_path_factory.mktemp("store"), model, reader=reader)
 
 
 def test_asking_twice_reads_nothing_of_the_document_again(store: Path, reader: hf.Reader) -> None:

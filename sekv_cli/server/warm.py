@@ -11,15 +11,18 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from engine.answer.session import Session
+from engine import api
 from engine.errors import ServeError, StoppedError
-from engine.models.hf import Reader
 from engine.store.reader import read_manifest
 from engine.types import Answer, AskOptions, Progress
 from sekv_cli.server import unix_socket
 from sekv_cli.server.wire import Request
+
+if TYPE_CHECKING:
+    from engine.answer.session import Session
+    from engine.models.hf import Reader
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,8 @@ class Warm:
             self._held.pop(name)[1].store.close()
         manifest = read_manifest(path)
         identity = (manifest.model.weights, manifest.dtype)
-        session = Session(path, self._options, self._progress, self._readers.get(identity))
+        known = self._readers.get(identity)
+        session = api.open_store(path, self._options, self._progress, reader=known)
         self._readers[identity] = session.reader
         self._held[name] = (now, session)
         return session

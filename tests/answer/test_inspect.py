@@ -235,39 +235,38 @@ def _change(trace: Any, path: list[Any], value: Any) -> str:
     return json.dumps(copy)
 
 
-@pytest.mark.parametrize(
-    ("path", "value", "said"),
-    [
-        (["weights"], "00", "of another store: its sources or model"),
-        (["sources"], ["00"], "of another store: its sources or model"),
-        (["zoom", 0, "span"], 10**6, "of another store: it names spans"),
-        (["zoom", 0, "span"], -1, "of another store: it names spans"),
-        (["zoom", 0, "span"], "one", "is not a trace"),
-        (["zoom", 0, "span"], float("inf"), "is not a trace"),
-        (["zoom", 0], {}, "is not a trace"),
-        (["zoom"], 5, "is not a trace"),
-        (["zoom", 0, "weight"], None, "is not a trace"),
-        (["zoom", 0, "layer"], 3, "of another store: it names layers or heads"),
-        (["zoom", 0, "kv_head"], -1, "of another store: it names layers or heads"),
-        (["zoom", 0, "step"], 99, "is not a trace"),
-        (["said"], None, "is not a trace"),
-        (["moves", 0, "fetched_bytes"], "much", "is not a trace"),
-        (["citations", 0], {}, "is not a trace"),
-    ],
-)
+WRONG_TRACES = [
+    (["weights"], "00", "of another store: its sources or model"),
+    (["sources"], ["00"], "of another store: its sources or model"),
+    (["zoom", 0, "span"], 10**6, "of another store: it names spans"),
+    (["zoom", 0, "span"], -1, "of another store: it names spans"),
+    (["zoom", 0, "span"], "one", "is not a trace"),
+    (["zoom", 0, "span"], float("inf"), "is not a trace"),
+    (["zoom", 0], {}, "is not a trace"),
+    (["zoom"], 5, "is not a trace"),
+    (["zoom", 0, "weight"], None, "is not a trace"),
+    (["zoom", 0, "layer"], 3, "of another store: it names layers or heads"),
+    (["zoom", 0, "kv_head"], -1, "of another store: it names layers or heads"),
+    (["zoom", 0, "step"], 99, "is not a trace"),
+    (["said"], None, "is not a trace"),
+    (["moves", 0, "fetched_bytes"], "much", "is not a trace"),
+    (["citations", 0], {}, "is not a trace"),
+]
+
+
 def test_another_trace_is_one_line(
-    path: list[Any],
-    value: Any,
-    said: str,
     trace: tuple[Path, list[Any]],
     stores: dict[str, Path],
     tmp_path: Path,
+    subtests: pytest.Subtests,
 ) -> None:
     changed = tmp_path / "trace.json"
-    changed.write_text(_change(trace[0], path, value), encoding="utf-8")
-    with pytest.raises(SekvError, match=said) as caught:
-        look(stores["sekv"], trace=changed)
-    assert "\n" not in str(caught.value)
+    for path, value, said in WRONG_TRACES:
+        with subtests.test(path=path, value=value):
+            changed.write_text(_change(trace[0], path, value), encoding="utf-8")
+            with pytest.raises(SekvError, match=said) as caught:
+                look(stores["sekv"], trace=changed)
+            assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

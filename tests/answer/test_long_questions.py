@@ -22,11 +22,6 @@ LONG = " ".join(f"How many whales were seen on day {day}?" for day in range(5))
 TURNS = tuple(Turn(f"What of day {day}? {LONG}", f"Ship {day}.") for day in range(3))
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, model: Path, reader: hf.Reader) -> Path:
-    return read(tmp_path_factory.mktemp("store"), model, reader=reader)
-
-
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunked, "CHUNK_TOKENS", 16)

@@ -22,20 +22,8 @@ from engine.models import evidence_heads, hf
 from engine.models.prompt import PLAIN_CUE
 from engine.types import Answer, AskOptions, Turn
 from fake_model import scripted
-from tiny_books import QUESTION, TEXT, log, read, session
+from tiny_books import QUESTION, TEXT, read, session
 from tiny_models import checkpoint
-
-
-@pytest.fixture(scope="module")
-def store(model: Path, reader: hf.Reader, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return read(tmp_path_factory.mktemp("store"), model, reader=reader)
-
-
-@pytest.fixture(scope="module")
-def many(model: Path, reader: hf.Reader, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of more windows than a question keeps."""
-    return read(tmp_path_factory.mktemp("many"), model, log(14), reader=reader, window=80)
-
 
 # ---------------------------------------------------------------------------- what is told
 

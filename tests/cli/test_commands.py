@@ -8,13 +8,14 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+import engine.answer
+from engine import api
 from engine.errors import (
     DocumentError,
     FormatError,
@@ -116,12 +117,12 @@ class FakeEngine:
         if self.failure is not None:
             raise self.failure
 
-    def plan(self, paths: Any, options: IngestOptions, progress: Any, stdin: Any) -> Plan:
+    def plan(self, paths: Any, options: IngestOptions, progress: Any, *, stdin: Any) -> Plan:
         self.happen("plan", (list(paths), options, stdin and stdin.read()))
         return Plan((SOURCE,), "reader", "sekv", 300_000, 147, 2048, 10**9, 2 * 10**8, 10**8)
 
     def ingest(
-        self, paths: Any, target: Path | None, options: IngestOptions, progress: Any, stdin: Any
+        self, paths: Any, target: Path | None, options: IngestOptions, progress: Any, *, stdin: Any
     ) -> IngestReport:
         self.happen("ingest", (list(paths), target, options, stdin and stdin.read()))
         progress.start("prefill", 100, "tokens")
@@ -142,7 +143,7 @@ class FakeEngine:
             timing=TIMING,
         )
 
-    def session(self, store: Path, options: AskOptions, progress: Any) -> FakeSession:
+    def open_store(self, store: Path, options: AskOptions, progress: Any) -> FakeSession:
         self.happen("session", (store, options))
         self.sessions += 1
         return FakeSession(self)
@@ -254,21 +255,17 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeEngine:
     for name in ("book.pdf", "locked.pdf", "a.txt", "b.pdf"):
         (tmp_path / name).touch()
     fake_store(monkeypatch)
-    for name, members in {
-        "ingest.run": {"plan": fake.plan, "ingest": fake.ingest},
-        "answer.session": {"Session": fake.session},
-        "answer.inspect": {
-            "inspect": fake.inspect,
-            "text": fake.text,
-            "source_text": lambda opened, source: opened.text(source),
-            "excerpts": lambda store, spans: dict.fromkeys(spans, EXCERPT),
-        },
-    }.items():
-        module = ModuleType(f"engine.{name}")
-        vars(module).update(members)
-        monkeypatch.setitem(sys.modules, f"engine.{name}", module)
-        package, _, leaf = name.partition(".")
-        monkeypatch.setattr(import_module(f"engine.{package}"), leaf, module, raising=False)
+    for use_case in ("plan", "ingest", "open_store"):
+        monkeypatch.setattr(api, use_case, getattr(fake, use_case))
+    looking = ModuleType("engine.answer.inspect")
+    vars(looking).update(
+        inspect=fake.inspect,
+        text=fake.text,
+        source_text=lambda opened, source: opened.text(source),
+        excerpts=lambda store, spans: dict.fromkeys(spans, EXCERPT),
+    )
+    monkeypatch.setitem(sys.modules, looking.__name__, looking)
+    monkeypatch.setattr(engine.answer, "inspect", looking, raising=False)
     return fake
 
 
@@ -672,57 +669,58 @@ def test_everything_fits_40_columns(
 # ---------------------------------------------------------------- what goes wrong
 
 
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("ask b.sekv Q --budget ten", "'ten' is neither a share"),
-        ("ask b.sekv Q --budget 0%", "'0%' is neither a share"),
-        ("ask b.sekv Q --budget 101%", "'101%' is neither a share"),
-        ("ask b.sekv Q --budget -5", "'-5' is neither a share"),
-        ("ask b.sekv Q --budget 4.5", "'4.5' is neither a share"),
-        ("ask b.sekv Q --coverage 0", "not above 0 and at most 1"),
-        ("ask b.sekv Q --coverage nan", "not above 0 and at most 1"),
-        ("ask b.sekv Q --top-p 1.5", "not above 0 and at most 1"),
-        ("ask b.sekv Q --temperature -1", "-1 is neither 0 nor a number from"),
-        ("ask b.sekv Q --temperature inf", "inf is neither 0 nor a number from"),
-        ("ask b.sekv Q --temperature 1e-42", "1e-42 is neither 0 nor a number from"),
-        ("ask b.sekv Q --max-new-tokens 0", "--max-new-tokens"),
-        ("ask b.sekv Q --seed -1", "--seed"),
-        ("ask b.sekv Q --device gpu", "'gpu' is not auto, cpu, cuda or cuda:N"),
-        ("ask b.sekv Q --dtype int8", "int8"),
-        ("ask b.sekv", "there is no question"),
-        ("ask b.sekv -f missing.txt", "missing.txt: No such file"),
-        ("ask b.sekv Q --trace nowhere/trace.json", "existing folder"),
-        ("ask", "STORE"),
-        ("ingest", "SOURCE"),
-        ("ingest a.txt --chunk-tokens 0", "--chunk-tokens"),
-        ("ingest a.txt --window -1", "--window"),
-        ("ingest - --password-stdin", "both a document and a password"),
-        ("ingest - -", "named twice"),
-        ("ask b.sekv Who? -f missing.txt", "missing.txt: No such file"),
-        ("ask b.sekv Who? --seed -1", "2^64 - 1. Try: sekv ask --help"),
-        ("ask b.sekv Who? --seed 18446744073709551616", "not a number from 0 to 2^64 - 1"),
-        ("inspect b.sekv --text 5", "not START:END"),
-        ("inspect b.sekv --text 9:3", "START below END"),
-        ("inspect b.sekv --layer -1", "--layer"),
-        ("inspect b.sekv --question Q --trace t.json", "exclude each other"),
-        ("inspect b.sekv --trace missing.json", "there is no trace"),
-        ("inspect b.sekv --html nowhere/page.html", "existing folder"),
-        ("inspect b.sekv --html page.html --text 0:5", "leave --text out"),
-        ("nonsense", "nonsense"),
-        ("--nonsense", "--nonsense"),
-    ],
-)
+BAD_LINES = [
+    ("ask b.sekv Q --budget ten", "'ten' is neither a share"),
+    ("ask b.sekv Q --budget 0%", "'0%' is neither a share"),
+    ("ask b.sekv Q --budget 101%", "'101%' is neither a share"),
+    ("ask b.sekv Q --budget -5", "'-5' is neither a share"),
+    ("ask b.sekv Q --budget 4.5", "'4.5' is neither a share"),
+    ("ask b.sekv Q --coverage 0", "not above 0 and at most 1"),
+    ("ask b.sekv Q --coverage nan", "not above 0 and at most 1"),
+    ("ask b.sekv Q --top-p 1.5", "not above 0 and at most 1"),
+    ("ask b.sekv Q --temperature -1", "-1 is neither 0 nor a number from"),
+    ("ask b.sekv Q --temperature inf", "inf is neither 0 nor a number from"),
+    ("ask b.sekv Q --temperature 1e-42", "1e-42 is neither 0 nor a number from"),
+    ("ask b.sekv Q --max-new-tokens 0", "--max-new-tokens"),
+    ("ask b.sekv Q --seed -1", "--seed"),
+    ("ask b.sekv Q --device gpu", "'gpu' is not auto, cpu, cuda or cuda:N"),
+    ("ask b.sekv Q --dtype int8", "int8"),
+    ("ask b.sekv", "there is no question"),
+    ("ask b.sekv -f missing.txt", "missing.txt: No such file"),
+    ("ask b.sekv Q --trace nowhere/trace.json", "existing folder"),
+    ("ask", "STORE"),
+    ("ingest", "SOURCE"),
+    ("ingest a.txt --chunk-tokens 0", "--chunk-tokens"),
+    ("ingest a.txt --window -1", "--window"),
+    ("ingest - --password-stdin", "both a document and a password"),
+    ("ingest - -", "named twice"),
+    ("ask b.sekv Who? -f missing.txt", "missing.txt: No such file"),
+    ("ask b.sekv Who? --seed -1", "2^64 - 1. Try: sekv ask --help"),
+    ("ask b.sekv Who? --seed 18446744073709551616", "not a number from 0 to 2^64 - 1"),
+    ("inspect b.sekv --text 5", "not START:END"),
+    ("inspect b.sekv --text 9:3", "START below END"),
+    ("inspect b.sekv --layer -1", "--layer"),
+    ("inspect b.sekv --question Q --trace t.json", "exclude each other"),
+    ("inspect b.sekv --trace missing.json", "there is no trace"),
+    ("inspect b.sekv --html nowhere/page.html", "existing folder"),
+    ("inspect b.sekv --html page.html --text 0:5", "leave --text out"),
+    ("nonsense", "nonsense"),
+    ("--nonsense", "--nonsense"),
+]
+
+
 def test_bad_input_is_one_clear_line(
-    fake: FakeEngine, capsys: pytest.CaptureFixture[str], line: str, said: str
+    fake: FakeEngine, capsys: pytest.CaptureFixture[str], subtests: pytest.Subtests
 ) -> None:
     """Code 2, one line on stderr, nothing on stdout, and the engine was not troubled."""
-    assert run(line.split()) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    assert said in captured.err
-    assert fake.calls == []
+    for line, said in BAD_LINES:
+        with subtests.test(line=line):
+            assert run(line.split()) == 2
+            captured = capsys.readouterr()
+            assert captured.out == ""
+            assert captured.err.count("\n") == 1
+            assert said in captured.err
+            assert fake.calls == []
 
 
 def test_an_empty_question_is_refused(fake: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:

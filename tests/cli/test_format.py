@@ -56,28 +56,29 @@ def test_durations_keep_what_matters(seconds: float, text: str) -> None:
     assert seconds_text(seconds) == text
 
 
-@pytest.mark.parametrize(
-    ("page", "sheet", "shown"),
-    [
-        ("", "", "a.pdf"),
-        ("12", "12", "a.pdf, p. 12"),
-        ("12", "", "a.pdf, p. 12"),
-        ("12-13", "12-13", "a.pdf, pp. 12-13"),
-        ("ii", "2", "a.pdf, p. ii (sheet 2)"),
-        ("1", "4", "a.pdf, p. 1 (sheet 4)"),
-        ("ii-1", "2-3", "a.pdf, pp. ii-1 (sheets 2-3)"),
-        ("#3", "3", "a.pdf, sheet 3"),
-        ("A-1", "3", "a.pdf, p. A-1 (sheet 3)"),
-        ("II", "", "a.pdf, II"),
-        ("The Harbour", "", "a.pdf, The Harbour"),
-    ],
-)
+CALLED = [
+    ("", "", "a.pdf"),
+    ("12", "12", "a.pdf, p. 12"),
+    ("12", "", "a.pdf, p. 12"),
+    ("12-13", "12-13", "a.pdf, pp. 12-13"),
+    ("ii", "2", "a.pdf, p. ii (sheet 2)"),
+    ("1", "4", "a.pdf, p. 1 (sheet 4)"),
+    ("ii-1", "2-3", "a.pdf, pp. ii-1 (sheets 2-3)"),
+    ("#3", "3", "a.pdf, sheet 3"),
+    ("A-1", "3", "a.pdf, p. A-1 (sheet 3)"),
+    ("II", "", "a.pdf, II"),
+    ("The Harbour", "", "a.pdf, The Harbour"),
+]
+
+
 def test_a_page_is_called_by_its_label_and_where_that_differs_by_its_sheet(
-    page: str, sheet: str, shown: str
+    subtests: pytest.Subtests,
 ) -> None:
-    out = Console(file=io.StringIO(), width=100)
-    print_citations(out, [Citation("x/a.pdf", page, 0, 1, "z", 1.0, sheet)])
-    assert out.file.getvalue().splitlines()[0].strip() == f"[1] {shown}"  # type: ignore[attr-defined]
+    for page, sheet, shown in CALLED:
+        with subtests.test(page=page, sheet=sheet):
+            out = Console(file=io.StringIO(), width=100)
+            print_citations(out, [Citation("x/a.pdf", page, 0, 1, "z", 1.0, sheet)])
+            assert out.file.getvalue().splitlines()[0].strip() == f"[1] {shown}"  # type: ignore[attr-defined]
 
 
 def test_a_summary_tells_what_was_noted_of_the_sources() -> None:

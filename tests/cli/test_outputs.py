@@ -40,35 +40,39 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instant_disk: None) -
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "inspect toy.sekv --html minutes.md",
-        "inspect toy.sekv --html link.md",
-        "inspect toy.sekv --html page.html",
-        "inspect toy.sekv --html toy.sekv/manifest.json",
-        "inspect toy.sekv --html data.json --json",
-        "ask toy.sekv Who? --trace minutes.md",
-        "ask toy.sekv Who? --trace link.md",
-        "ask toy.sekv Who? --trace data.json",
-        "ask toy.sekv -f questions.txt --trace questions.txt",
-        "ask toy.sekv Who? --trace toy.sekv/document.safetensors",
-        "chat toy.sekv --history minutes.md",
-        "chat toy.sekv --history toy.sekv/manifest.json",
-    ],
-)
+TAKEN = [
+    "inspect toy.sekv --html minutes.md",
+    "inspect toy.sekv --html link.md",
+    "inspect toy.sekv --html page.html",
+    "inspect toy.sekv --html toy.sekv/manifest.json",
+    "inspect toy.sekv --html data.json --json",
+    "ask toy.sekv Who? --trace minutes.md",
+    "ask toy.sekv Who? --trace link.md",
+    "ask toy.sekv Who? --trace data.json",
+    "ask toy.sekv -f questions.txt --trace questions.txt",
+    "ask toy.sekv Who? --trace toy.sekv/document.safetensors",
+    "chat toy.sekv --history minutes.md",
+    "chat toy.sekv --history toy.sekv/manifest.json",
+]
+
+
 def test_a_file_of_somebody_else_s_is_never_overwritten(
-    place: Path, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    subtests: pytest.Subtests,
 ) -> None:
     """One line that says so, before anything is loaded; every byte is as it was."""
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
     before = toy_store.tree(place)
-    assert run(line.split()) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    assert "so it is not overwritten; name another file" in captured.err
-    assert toy_store.tree(place) == before
+    for line in TAKEN:
+        with subtests.test(line=line):
+            monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
+            assert run(line.split()) == 2
+            captured = capsys.readouterr()
+            assert captured.out == ""
+            assert captured.err.count("\n") == 1
+            assert "so it is not overwritten; name another file" in captured.err
+            assert toy_store.tree(place) == before
 
 
 @pytest.mark.parametrize("kind", OWN)

@@ -188,34 +188,35 @@ def test_a_name_that_is_no_text_is_a_name_like_any_other(place: Path, line: str)
 # ---------------------------------------------------------------------------- numbers
 
 
-@pytest.mark.parametrize(
-    ("option", "said"),
-    [
-        ("--seed 18446744073709551616", "--seed"),
-        ("--seed 99999999999999999999999999999999999999999", "--seed"),
-        ("--seed -1", "--seed"),
-        ("--temperature 1e-42", "--temperature"),
-        ("--temperature 1e400", "--temperature"),
-        ("--temperature nan", "--temperature"),
-        ("--budget 1000%", "--budget"),
-        ("--budget 99999999999999999999", "--budget"),
-        ("--budget ١٢%", "--budget"),
-        ("--widen 1e300", "--widen"),
-        ("--max-new-tokens 18446744073709551616", "--max-new-tokens"),
-        ("--top-p 0", "--top-p"),
-    ],
-)
+OUT_OF_RANGE = [
+    ("--seed 18446744073709551616", "--seed"),
+    ("--seed 99999999999999999999999999999999999999999", "--seed"),
+    ("--seed -1", "--seed"),
+    ("--temperature 1e-42", "--temperature"),
+    ("--temperature 1e400", "--temperature"),
+    ("--temperature nan", "--temperature"),
+    ("--budget 1000%", "--budget"),
+    ("--budget 99999999999999999999", "--budget"),
+    ("--budget ١٢%", "--budget"),
+    ("--widen 1e300", "--widen"),
+    ("--max-new-tokens 18446744073709551616", "--max-new-tokens"),
+    ("--top-p 0", "--top-p"),
+]
+
+
 def test_a_number_out_of_range_is_one_line(
-    place: Path, option: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, subtests: pytest.Subtests
 ) -> None:
     from sekv_cli.main import run
 
     monkeypatch.chdir(place)
-    assert run(["ask", "toy.sekv", "Who?", *option.split()]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    assert f"Invalid value for '{said}'" in captured.err
+    for option, said in OUT_OF_RANGE:
+        with subtests.test(option=option):
+            assert run(["ask", "toy.sekv", "Who?", *option.split()]) == 2
+            captured = capsys.readouterr()
+            assert captured.out == ""
+            assert captured.err.count("\n") == 1
+            assert f"Invalid value for '{said}'" in captured.err
 
 
 def test_a_server_s_time_limit_is_a_number(place: Path, capsys: Any) -> None:

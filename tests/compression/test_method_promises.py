@@ -29,6 +29,7 @@ from engine.models.retrieval_heads import Heads
 from engine.store.reader import Store
 from engine.types import AskOptions, IngestOptions, Silent
 from tiny_books import QUESTION, log, read, session
+from tiny_models import checkpoint
 
 NAMES = sorted(METHODS)
 TEXT = log(14)
@@ -40,6 +41,12 @@ def heads_of(reader: hf.Reader, shares: tuple[float, ...] = (0.5, 0.3, 0.2)) -> 
     identity = reader.identity
     heads = [[(layer + place) % identity.heads for place in range(2)] for layer in range(3)]
     return Heads("tiny", identity.weights, heads, [[0.0] * 4] * 3, list(shares), {})
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of its own, which gets calibrated heads beside it."""
+    return checkpoint("llama", tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -37,39 +37,40 @@ def texts(spans: Spans, pieces: list[str]) -> list[str]:
     return ["".join(pieces[a:b]) for a, b in pairwise(edges)]
 
 
-@pytest.mark.parametrize(
-    ("text", "sentences"),
-    [
-        ("One two. Three four! Five?", ["One two.", " Three four!", " Five?"]),
-        (
-            "He stopped.\nShe went.\n\nThey slept.",
-            ["He stopped.\n", "She went.\n\n", "They slept."],
-        ),
-        ('"Stop." He ran.', ['"Stop."', " He ran."]),
-        ("He said “Stop.” Then he ran.", ["He said “Stop.”", " Then he ran."]),
-        (
-            "Mr. Hyde met Dr. Jekyll. J. Harker wrote.",
-            ["Mr. Hyde met Dr. Jekyll.", " J. Harker wrote."],
-        ),
-        ("It rose by 3.5 per cent. Then it fell.", ["It rose by 3.5 per cent.", " Then it fell."]),
-        (
-            "Small firms, e.g. bakers, closed. All did.",
-            ["Small firms, e.g. bakers, closed.", " All did."],
-        ),
-        ("Wait... what? Yes.", ["Wait... what?", " Yes."]),
-        ("他来了。她走了！为什么？", ["他来了。", "她走了！", "为什么？"]),
-        ("A heading\n\nA paragraph", ["A heading\n\n", "A paragraph"]),
-        ("no end at all", ["no end at all"]),
-    ],
-)
-def test_sentences_end_where_readers_end_them(text: str, sentences: list[str]) -> None:
+SENTENCES = [
+    ("One two. Three four! Five?", ["One two.", " Three four!", " Five?"]),
+    (
+        "He stopped.\nShe went.\n\nThey slept.",
+        ["He stopped.\n", "She went.\n\n", "They slept."],
+    ),
+    ('"Stop." He ran.', ['"Stop."', " He ran."]),
+    ("He said “Stop.” Then he ran.", ["He said “Stop.”", " Then he ran."]),
+    (
+        "Mr. Hyde met Dr. Jekyll. J. Harker wrote.",
+        ["Mr. Hyde met Dr. Jekyll.", " J. Harker wrote."],
+    ),
+    ("It rose by 3.5 per cent. Then it fell.", ["It rose by 3.5 per cent.", " Then it fell."]),
+    (
+        "Small firms, e.g. bakers, closed. All did.",
+        ["Small firms, e.g. bakers, closed.", " All did."],
+    ),
+    ("Wait... what? Yes.", ["Wait... what?", " Yes."]),
+    ("他来了。她走了！为什么？", ["他来了。", "她走了！", "为什么？"]),
+    ("A heading\n\nA paragraph", ["A heading\n\n", "A paragraph"]),
+    ("no end at all", ["no end at all"]),
+]
+
+
+def test_sentences_end_where_readers_end_them(subtests: pytest.Subtests) -> None:
     """Also where the mark is merged with a line break or a quote, and in Chinese."""
-    found = cut(Sentences(), words(text))
-    if "..." in text:
-        assert "".join(found) == text
-        assert found[-1] == " Yes."
-    else:
-        assert found == sentences
+    for text, sentences in SENTENCES:
+        with subtests.test(text=text):
+            found = cut(Sentences(), words(text))
+            if "..." in text:
+                assert "".join(found) == text
+                assert found[-1] == " Yes."
+            else:
+                assert found == sentences
 
 
 def test_a_character_of_several_tokens_ends_a_sentence_once() -> None:

@@ -1,7 +1,7 @@
 """Documents that something has damaged: text or one line, in bounded time and memory.
 
 The damage is drawn from a seed, so that what fails once fails again. The long run takes real
-documents where there are any (SEKV_TEST_DATA, as in `test_documents_data`).
+documents where there are any (SEKV_TEST_DATA, as in `test_real_files`).
 """
 
 from __future__ import annotations

@@ -166,30 +166,31 @@ def test_content_decides_where_the_name_does_not(tmp_path: Path) -> None:
         assert words in refusal(tmp_path / "thing.bin")
 
 
-@pytest.mark.parametrize(
-    ("text", "encoding"),
-    [
-        (FRENCH, "utf-8"),
-        (FRENCH, "utf-8-sig"),
-        (FRENCH, "utf-16"),
-        (FRENCH, "utf-16-le"),
-        (RUSSIAN, "utf-16-be"),
-        (FRENCH, "utf-32"),
-        (FRENCH, "latin-1"),
-        ("“It’s fine,” he said — £5 or €6…", "cp1252"),
-        ("caf\xe9", "latin-1"),
-        (RUSSIAN, "cp1251"),
-        (RUSSIAN, "koi8-r"),
-        (POLISH, "cp1250"),
-        (JAPANESE, "shift_jis"),
-        (JAPANESE, "euc-jp"),
-    ],
-)
-def test_common_encodings_are_recognised(text: str, encoding: str) -> None:
-    found, notes = decode(text.encode(encoding))
-    assert found == text
-    # A guess is always told; what the bytes prove is not.
-    assert bool(notes) == (not encoding.startswith("utf"))
+ENCODED = [
+    (FRENCH, "utf-8"),
+    (FRENCH, "utf-8-sig"),
+    (FRENCH, "utf-16"),
+    (FRENCH, "utf-16-le"),
+    (RUSSIAN, "utf-16-be"),
+    (FRENCH, "utf-32"),
+    (FRENCH, "latin-1"),
+    ("“It’s fine,” he said — £5 or €6…", "cp1252"),
+    ("caf\xe9", "latin-1"),
+    (RUSSIAN, "cp1251"),
+    (RUSSIAN, "koi8-r"),
+    (POLISH, "cp1250"),
+    (JAPANESE, "shift_jis"),
+    (JAPANESE, "euc-jp"),
+]
+
+
+def test_common_encodings_are_recognised(subtests: pytest.Subtests) -> None:
+    for text, encoding in ENCODED:
+        with subtests.test(encoding=encoding, text=text):
+            found, notes = decode(text.encode(encoding))
+            assert found == text
+            # A guess is always told; what the bytes prove is not.
+            assert bool(notes) == (not encoding.startswith("utf"))
 
 
 def test_lines_of_two_encodings_are_each_read_as_they_are() -> None:
@@ -218,14 +219,23 @@ def test_what_only_looks_like_utf8_is_not_taken_for_it() -> None:
 CHINESE = "灯塔的看守人是王一。他在那里住了十九年。"
 
 
-@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
-@pytest.mark.parametrize(
-    "text",
-    [CHINESE, f"{CHINESE}\n" * 3 + "in 1912", JAPANESE, RUSSIAN, "Ελλάδα 1912", "שלום עולם 42",
-     "안녕하세요 세계 여러분", FRENCH],
-)  # fmt: skip
-def test_utf16_without_a_mark_is_known_by_what_it_says(text: str, encoding: str) -> None:
-    assert decode(text.encode(encoding)) == (text, ())
+IN_MANY_SCRIPTS = [
+    CHINESE,
+    f"{CHINESE}\n" * 3 + "in 1912",
+    JAPANESE,
+    RUSSIAN,
+    "Ελλάδα 1912",
+    "שלום עולם 42",
+    "안녕하세요 세계 여러분",
+    FRENCH,
+]
+
+
+def test_utf16_without_a_mark_is_known_by_what_it_says(subtests: pytest.Subtests) -> None:
+    for encoding in ("utf-16-le", "utf-16-be"):
+        for text in IN_MANY_SCRIPTS:
+            with subtests.test(encoding=encoding, text=text):
+                assert decode(text.encode(encoding)) == (text, ())
 
 
 @given(st.binary(min_size=40, max_size=400))
@@ -258,22 +268,23 @@ def test_any_bytes_give_text_or_one_clear_line(raw: bytes) -> None:
         text.encode()  # no lone surrogates: every text can be stored
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"{\\rtf1\\ansi The keeper is \\b Ottilie\\b0 .}", "is RTF"),
-        (b"\n  {\\rtf1 x}", "is RTF"),
-        (b"%!PS-Adobe-3.0\n/Helvetica findfont", "is PostScript"),
-    ],
-)
-@pytest.mark.parametrize("name", ["a.rtf", "a.txt", "a.md", "a"])
+NO_TEXT = [
+    (b"{\\rtf1\\ansi The keeper is \\b Ottilie\\b0 .}", "is RTF"),
+    (b"\n  {\\rtf1 x}", "is RTF"),
+    (b"%!PS-Adobe-3.0\n/Helvetica findfont", "is PostScript"),
+]
+
+
 def test_what_only_looks_like_text_is_refused_with_what_to_do(
-    content: bytes, words: str, name: str, tmp_path: Path
+    tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
-    (tmp_path / name).write_bytes(content)
-    message = refusal(tmp_path / name)
-    assert words in message
-    assert "first" in message
+    for content, words in NO_TEXT:
+        for name in ("a.rtf", "a.txt", "a.md", "a"):
+            with subtests.test(name=name, content=content):
+                (tmp_path / name).write_bytes(content)
+                message = refusal(tmp_path / name)
+                assert words in message
+                assert "first" in message
     assert "is RTF" in refusal(DATA / "t_rtf.rtf")
 
 

@@ -61,28 +61,29 @@ def test_days_and_chapters_that_count_with_the_pages_stay() -> None:
     assert days.notes == chapters.notes == ()
 
 
-@pytest.mark.parametrize("gap", [14.0, 60.0])
-@pytest.mark.parametrize(
-    "heads",
-    [
-        ["Day 1", "Day 2", "Day 3", "Day 4"],
-        ["2019", "2020", "2021", "2022"],
-        ["I", "II", "III", "IV", "V"],
-        ["Section 1.1", "Section 1.2", "Section 1.3", "Section 1.4"],
-        ["1. Kapitel", "2. Kapitel", "3. Kapitel", "4. Kapitel"],
-        ["Status: approved"] * 4,
-        ["Status: approved", "Status: refused", "Status: approved", "Status: approved"],
-        ["APPROVED", "REFUSED", "APPROVED", "APPROVED"],
-        ["Total", "Total", "Total", "Other", "Other", "Other"],
-        [f"Invoice {at}" for at in range(1001, 1013)],
-        [f"Table {at}" for at in range(1, 13)],
-    ],
-)
-def test_a_heading_that_says_something_of_its_page_stays(heads: list[str], gap: float) -> None:
-    for foot in (False, True):
-        pages = pages_of(headed(heads, gap, foot))
-        for head, page in zip(heads, pages, strict=True):
-            assert page.startswith(head + "\n")
+TELLING_HEADS = [
+    ["Day 1", "Day 2", "Day 3", "Day 4"],
+    ["2019", "2020", "2021", "2022"],
+    ["I", "II", "III", "IV", "V"],
+    ["Section 1.1", "Section 1.2", "Section 1.3", "Section 1.4"],
+    ["1. Kapitel", "2. Kapitel", "3. Kapitel", "4. Kapitel"],
+    ["Status: approved"] * 4,
+    ["Status: approved", "Status: refused", "Status: approved", "Status: approved"],
+    ["APPROVED", "REFUSED", "APPROVED", "APPROVED"],
+    ["Total", "Total", "Total", "Other", "Other", "Other"],
+    [f"Invoice {at}" for at in range(1001, 1013)],
+    [f"Table {at}" for at in range(1, 13)],
+]
+
+
+def test_a_heading_that_says_something_of_its_page_stays(subtests: pytest.Subtests) -> None:
+    for gap in (14.0, 60.0):
+        for heads in TELLING_HEADS:
+            with subtests.test(heads=heads, gap=gap):
+                for foot in (False, True):
+                    pages = pages_of(headed(heads, gap, foot))
+                    for head, page in zip(heads, pages, strict=True):
+                        assert page.startswith(head + "\n")
 
 
 def test_what_a_form_says_below_a_line_that_varies_stays() -> None:
@@ -101,20 +102,23 @@ def test_the_head_of_a_table_that_goes_on_stays() -> None:
     assert all(page.startswith("Name Port Tons\n") for page in pages_of(painted(pages)))
 
 
-@pytest.mark.parametrize("words", ["Sheet No.", "Order", "Day"])
-@pytest.mark.parametrize(("count", "x"), [(12, 520), (7, 520), (7, 300), (12, 300)])
-def test_a_value_set_apart_from_its_label_is_no_page_number(
-    words: str, count: int, x: float
-) -> None:
+SET_APART = [
+    ("Sheet No.", 12, 520),  # after other words it is taken for the page's number there
+    *((w, n, x) for w in ("Sheet No.", "Order", "Day") for n, x in ((7, 520), (7, 300), (12, 300))),
+]
+"""Label, number of pages, and where the value stands across."""
+
+
+def test_a_value_set_apart_from_its_label_is_no_page_number(subtests: pytest.Subtests) -> None:
     """A heading of two columns; PDFium makes two lines of it where the number is one digit."""
-    if words != "Sheet No." and (count, x) == (12, 520):
-        pytest.skip("a number at the margin of twelve pages is taken for the page's")
-    pages = [
-        said(72, 740, words) + said(x, 740, str(at + 1)) + said(72, 680, *BODY[at % 5])
-        for at in range(count)
-    ]
-    for at, text in enumerate(pages_of(painted(pages))):
-        assert text.split()[: len(words.split()) + 1] == [*words.split(), str(at + 1)]
+    for words, count, x in SET_APART:
+        pages = [
+            said(72, 740, words) + said(x, 740, str(at + 1)) + said(72, 680, *BODY[at % 5])
+            for at in range(count)
+        ]
+        with subtests.test(words=words, count=count, x=x):
+            for at, text in enumerate(pages_of(painted(pages))):
+                assert text.split()[: len(words.split()) + 1] == [*words.split(), str(at + 1)]
 
 
 def test_running_headers_and_page_numbers_go_and_are_named() -> None:
@@ -319,10 +323,11 @@ SEEN_AND_READ = [
 ]
 
 
-@pytest.mark.parametrize(("seen", "read"), SEEN_AND_READ)
-def test_words_numbers_and_brackets_turn_as_they_are_read(seen: str, read: str) -> None:
-    raw = painted([said(72, 700, seen, font="F2")], wide=True)
-    assert load_pdf(raw).text == read + "\n"
+def test_words_numbers_and_brackets_turn_as_they_are_read(subtests: pytest.Subtests) -> None:
+    for seen, read in SEEN_AND_READ:
+        with subtests.test(seen=seen):
+            raw = painted([said(72, 700, seen, font="F2")], wide=True)
+            assert load_pdf(raw).text == read + "\n"
 
 
 @given(st.permutations(range(12)))
@@ -344,12 +349,13 @@ def test_accents_stay_with_their_letters() -> None:
 LINES = ["The first line of it", "and the second line", "then a third one", "the last line here"]
 
 
-@pytest.mark.parametrize("turned", [0, 90, 180, 270])
-@pytest.mark.parametrize("angle", [0, 90, 180, 270])
-def test_text_set_sideways_is_read_from_its_first_line(angle: int, turned: int) -> None:
-    x, y = {0: (72, 700), 90: (100, 100), 180: (500, 100), 270: (500, 700)}[angle]
-    raw = painted([said(x, y, *LINES, angle=angle)], entries={0: f"/Rotate {turned}"})
-    assert load_pdf(raw).text.splitlines() == LINES
+def test_text_set_sideways_is_read_from_its_first_line(subtests: pytest.Subtests) -> None:
+    for turned in (0, 90, 180, 270):
+        for angle in (0, 90, 180, 270):
+            with subtests.test(angle=angle, turned=turned):
+                x, y = {0: (72, 700), 90: (100, 100), 180: (500, 100), 270: (500, 700)}[angle]
+                raw = painted([said(x, y, *LINES, angle=angle)], entries={0: f"/Rotate {turned}"})
+                assert load_pdf(raw).text.splitlines() == LINES
 
 
 def test_sideways_text_keeps_out_of_the_upright_text() -> None:

@@ -17,14 +17,8 @@ from engine.store.reader import read_manifest
 from sekv_cli import names
 from sekv_cli.main import run
 from tiny_books import log
-from tiny_models import checkpoint
 
 MINUTES = "# Minutes\n\n## Next meeting\n\nMarta Lund brings the keys.\n"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint("llama", tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

@@ -341,27 +341,28 @@ def made_up(**scores: list[float]) -> dict[str, Any]:
 CLAIMED = made_up(full=[1.0] * 40, sekv_10=[1.0] * 39 + [0.0], snapkv_10=[0.0, 1.0] * 20)
 
 
-@pytest.mark.parametrize(
-    ("claim", "holds"),
-    [
-        ("sekv@10% > snapkv@10%", True),
-        ("snapkv@10% > sekv@10%", False),
-        ("sekv@10% >> snapkv@10%", True),
-        ("snapkv@10% << sekv@10%", True),
-        ("full >> sekv@10%", False),  # ahead, but not outside the interval
-        ("full > sekv@10%", True),
-        ("sekv@10% >= full - 0.05", True),
-        ("sekv@10% >= full - 0.01", False),
-        ("sekv@10% >= 0.9", True),
-        ("snapkv@10% < 0.5", False),
-        ("snapkv@10%:a >= 1", True),
-        ("snapkv@10%:b <= 0", True),
-        ("sekv@10% >> 0.5", True),
-        ("snapkv@10% >> 0.45", False),
-    ],
-)
-def test_claims_are_held_against_the_rows(claim: str, holds: bool) -> None:
-    assert claims.check(claim, CLAIMED).holds is holds
+CLAIMS = [
+    ("sekv@10% > snapkv@10%", True),
+    ("snapkv@10% > sekv@10%", False),
+    ("sekv@10% >> snapkv@10%", True),
+    ("snapkv@10% << sekv@10%", True),
+    ("full >> sekv@10%", False),  # ahead, but not outside the interval
+    ("full > sekv@10%", True),
+    ("sekv@10% >= full - 0.05", True),
+    ("sekv@10% >= full - 0.01", False),
+    ("sekv@10% >= 0.9", True),
+    ("snapkv@10% < 0.5", False),
+    ("snapkv@10%:a >= 1", True),
+    ("snapkv@10%:b <= 0", True),
+    ("sekv@10% >> 0.5", True),
+    ("snapkv@10% >> 0.45", False),
+]
+
+
+def test_claims_are_held_against_the_rows(subtests: pytest.Subtests) -> None:
+    for claim, holds in CLAIMS:
+        with subtests.test(claim=claim):
+            assert claims.check(claim, CLAIMED).holds is holds
 
 
 def test_a_table_says_of_whom_we_are_not_ahead() -> None:
@@ -434,28 +435,31 @@ def test_several_suites_are_one_run_with_one_report(
     assert (out / "table.md").read_text().count("llama.cpp@nowhere.gguf | skipped: ") == 2
 
 
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("--suite niah,none", "unknown suite 'none'; known: qa, fidelity"),
-        (
-            "--suite niah,fidelity",
-            "only qa, niah, ruler, multi, longbench, infinitebench can",
-        ),
-        ("--suite ,", "unknown suite ','"),
-        ("--suite efficiency --text docs --method sekv,kvpress:tova", "one peer, llama.cpp@FILE"),
-        ("--suite niah", "name their folder: --text"),
-        ("--suite ruler --text docs --task none", "ruler has no task 'none'; known: niah_single_1"),
-        ("--suite ruler --text docs", "holds no .txt books"),
-        ("--suite niah --text nowhere", "there is no folder nowhere"),
-        ("--suite niah --text docs --depth deep", "no list of depths"),
-        ("--suite longbench", "name their folder: --data"),
-        ("--suite longbench --data docs", "get the official files from"),
-        ("--suite nonsense", "known: qa"),
-    ],
-)
-def test_bad_input_is_one_line(line: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["bench", *line.split()]) == 2
-    error = capsys.readouterr().err
-    assert said in error
-    assert error.count("\n") == 1
+BAD_LINES = [
+    ("--suite niah,none", "unknown suite 'none'; known: qa, fidelity"),
+    (
+        "--suite niah,fidelity",
+        "only qa, niah, ruler, multi, longbench, infinitebench can",
+    ),
+    ("--suite ,", "unknown suite ','"),
+    ("--suite efficiency --text docs --method sekv,kvpress:tova", "one peer, llama.cpp@FILE"),
+    ("--suite niah", "name their folder: --text"),
+    ("--suite ruler --text docs --task none", "ruler has no task 'none'; known: niah_single_1"),
+    ("--suite ruler --text docs", "holds no .txt books"),
+    ("--suite niah --text nowhere", "there is no folder nowhere"),
+    ("--suite niah --text docs --depth deep", "no list of depths"),
+    ("--suite longbench", "name their folder: --data"),
+    ("--suite longbench --data docs", "get the official files from"),
+    ("--suite nonsense", "known: qa"),
+]
+
+
+def test_bad_input_is_one_line(
+    capsys: pytest.CaptureFixture[str], subtests: pytest.Subtests
+) -> None:
+    for line, said in BAD_LINES:
+        with subtests.test(line=line):
+            assert run(["bench", *line.split()]) == 2
+            error = capsys.readouterr().err
+            assert said in error
+            assert error.count("\n") == 1

@@ -139,51 +139,50 @@ def test_filling_stops_at_the_length_and_at_the_end_of_words() -> None:
 # ---------------------------------------------------------------------------- metrics
 
 
-@pytest.mark.parametrize(
-    ("metric", "said", "answers", "extra", "right"),
-    [
-        ("all_found", "They are 12 and 7.", ["12", "7", "30"], (), 2 / 3),
-        ("all_found", "ALPHA", ["alpha"], (), 1.0),
-        ("any_found", "in Kelso", ["Arden", "kelso"], (), 1.0),
-        ("any_found", "nowhere", ["Arden"], (), 0.0),
-        ("qa_f1", "The old mill.", ["an Old Mill"], (), 1.0),
-        ("qa_f1", "the old red mill", ["old mill"], (), 0.8),
-        ("qa_f1", "", ["old mill"], (), 0.0),
-        ("qa_f1_chinese", "他来了。", ["他来"], (), 0.8),
-        ("rouge_l", "a b c d", ["a c d e"], (), 0.75),
-        ("rouge_l", "x", ["a"], (), 0.0),
-        ("rouge_l_chinese", "他 来了", ["他来了"], (), 1.0),
-        ("classified", "It is Location or Number", ["Number"], ("Location", "Number"), 0.5),
-        ("classified", "Number of speed", ["Number of speed"], ("Number", "Number of speed"), 1.0),
-        ("classified", "nothing", ["Number"], ("Number",), 0.0),
-        ("retrieved", "Paragraph 3, not 4", ["Paragraph 3"], (), 0.5),
-        ("retrieved", "17", [17], (), 1.0),
-        ("retrieved", "none", ["Paragraph 3"], (), 0.0),
-        ("code_alike", "# note\nreturn x\nmore", ["return x"], (), 1.0),
-        ("code_alike", "return y", ["return x"], (), 0.88),
-        ("first_number", "It is 0471 or 9", ["0471"], (), 1.0),
-        ("first_number", "no", ["0471"], (), 0.0),
-        ("word_found", 'The value: "ab-12".', ["ab-12"], (), 1.0),
-        ("word_found", "ab-123", ["ab-12"], (), 0.0),
-        ("name_found", "It is Jasper.", ["JASPER"], (), 1.0),
-        ("last_number", "The value is: 12.", [12], (), 1.0),
-        ("last_number", "12 or 13", [12], (), 0.0),
-        ("found_value", "about 3.5 m", [3.5], (), 1.0),
-        ("found_value", "4 or 5", [5], (), 0.0),
-        ("values_until_wrong", "1, 4, 9, 8", [1, 4, 8, 8], (), 0.5),
-        ("choice", "B. because", ["B"], (), 1.0),
-        ("choice", "I think the answer is C", ["C"], (), 1.0),
-        ("choice", "Maybe D then", ["C"], (), 0.0),
-        ("choice", "", ["C"], (), 0.0),
-        ("named_choice", "A. foo", ["bar", "A"], (), 1.0),
-        ("named_choice", "The answer is: bar", ["bar", "A"], (), 1.0),
-        ("named_choice", "The answer is: baz", ["bar", "A"], (), 0.0),
-    ],
-)
-def test_metrics_give_what_they_define(
-    metric: str, said: str, answers: list[Any], extra: tuple[str, ...], right: float
-) -> None:
-    assert score(metric, said, answers, extra) == pytest.approx(right, abs=1e-6)
+SCORED = [
+    ("all_found", "They are 12 and 7.", ["12", "7", "30"], (), 2 / 3),
+    ("all_found", "ALPHA", ["alpha"], (), 1.0),
+    ("any_found", "in Kelso", ["Arden", "kelso"], (), 1.0),
+    ("any_found", "nowhere", ["Arden"], (), 0.0),
+    ("qa_f1", "The old mill.", ["an Old Mill"], (), 1.0),
+    ("qa_f1", "the old red mill", ["old mill"], (), 0.8),
+    ("qa_f1", "", ["old mill"], (), 0.0),
+    ("qa_f1_chinese", "他来了。", ["他来"], (), 0.8),
+    ("rouge_l", "a b c d", ["a c d e"], (), 0.75),
+    ("rouge_l", "x", ["a"], (), 0.0),
+    ("rouge_l_chinese", "他 来了", ["他来了"], (), 1.0),
+    ("classified", "It is Location or Number", ["Number"], ("Location", "Number"), 0.5),
+    ("classified", "Number of speed", ["Number of speed"], ("Number", "Number of speed"), 1.0),
+    ("classified", "nothing", ["Number"], ("Number",), 0.0),
+    ("retrieved", "Paragraph 3, not 4", ["Paragraph 3"], (), 0.5),
+    ("retrieved", "17", [17], (), 1.0),
+    ("retrieved", "none", ["Paragraph 3"], (), 0.0),
+    ("code_alike", "# note\nreturn x\nmore", ["return x"], (), 1.0),
+    ("code_alike", "return y", ["return x"], (), 0.88),
+    ("first_number", "It is 0471 or 9", ["0471"], (), 1.0),
+    ("first_number", "no", ["0471"], (), 0.0),
+    ("word_found", 'The value: "ab-12".', ["ab-12"], (), 1.0),
+    ("word_found", "ab-123", ["ab-12"], (), 0.0),
+    ("name_found", "It is Jasper.", ["JASPER"], (), 1.0),
+    ("last_number", "The value is: 12.", [12], (), 1.0),
+    ("last_number", "12 or 13", [12], (), 0.0),
+    ("found_value", "about 3.5 m", [3.5], (), 1.0),
+    ("found_value", "4 or 5", [5], (), 0.0),
+    ("values_until_wrong", "1, 4, 9, 8", [1, 4, 8, 8], (), 0.5),
+    ("choice", "B. because", ["B"], (), 1.0),
+    ("choice", "I think the answer is C", ["C"], (), 1.0),
+    ("choice", "Maybe D then", ["C"], (), 0.0),
+    ("choice", "", ["C"], (), 0.0),
+    ("named_choice", "A. foo", ["bar", "A"], (), 1.0),
+    ("named_choice", "The answer is: bar", ["bar", "A"], (), 1.0),
+    ("named_choice", "The answer is: baz", ["bar", "A"], (), 0.0),
+]
+
+
+def test_metrics_give_what_they_define(subtests: pytest.Subtests) -> None:
+    for metric, said, answers, extra, right in SCORED:
+        with subtests.test(metric=metric, said=said):
+            assert score(metric, said, answers, extra) == pytest.approx(right, abs=1e-6)
 
 
 def test_every_official_set_has_a_known_metric() -> None:

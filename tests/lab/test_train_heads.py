@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -109,10 +110,11 @@ def test_the_command_writes_beside_the_model(
     books = tmp_path / "books"
     books.mkdir()
     (books / "log.txt").write_text(log(40))
-    line = ["train", "heads", "--text", str(books), "--model", str(model), "--needles", "1"]
+    own = shutil.copytree(model, tmp_path / "model")
+    line = ["train", "heads", "--text", str(books), "--model", str(own), "--needles", "1"]
     assert run([*line, "--device", "cpu", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["heads"] == str(model / "heads.json")
-    assert json.loads((model / "heads.json").read_text())["format"] == "sekv-heads 1"
+    assert told["heads"] == str(own / "heads.json")
+    assert json.loads((own / "heads.json").read_text())["format"] == "sekv-heads 1"
     assert run(["train", "heads", "--text", str(tmp_path / "none")]) == 2
     assert "there is no folder" in capsys.readouterr().err

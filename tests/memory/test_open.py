@@ -26,7 +26,7 @@ from engine.models import hf
 from engine.store.manifest import NAME, Manifest, from_bytes
 from engine.store.schema import recipe_of
 from engine.types import AUTO, IngestOptions, Silent, Turn
-from tiny_books import QUESTION, TEXT, log, read, session
+from tiny_books import QUESTION, TEXT, read, session
 
 PAPER = replace(
     recipes.METHODS["sekv-paper"], name="paper", segmenter=Entropy(shortest=4), local=16
@@ -35,17 +35,21 @@ PAPER = replace(
 
 @pytest.fixture(scope="module")
 def stores(
-    model: Path, reader: hf.Reader, tmp_path_factory: pytest.TempPathFactory
+    store: Path,
+    many: Path,
+    model: Path,
+    reader: hf.Reader,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Path]:
     """The same log by our method, by the published one, in four windows and in eleven."""
     patch = pytest.MonkeyPatch()
     patch.setitem(recipes.METHODS, "paper", PAPER)
     place = tmp_path_factory.mktemp("stores")
     made = {
-        "sekv": read(place / "sekv", model, reader=reader),
+        "sekv": store,
         "paper": read(place / "paper", model, reader=reader, method="paper"),
         "windows": read(place / "windows", model, reader=reader, window=160),
-        "many": read(place / "many", model, log(14), reader=reader, window=80),
+        "many": many,
     }
     patch.undo()
     return made

@@ -122,24 +122,30 @@ def test_a_window_is_held_once_and_freed_layer_by_layer(reader: hf.Reader) -> No
     assert hidden == sum(c.hidden.nbytes for c in chunks)
 
 
-@pytest.mark.parametrize("past", [0, 1, 17, 300])
-@pytest.mark.parametrize("rows", [1, 2, 65])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_chunk_attends_as_with_a_mask(past: int, rows: int, dtype: torch.dtype) -> None:
-    made = torch.Generator().manual_seed(past + rows)
-    q = torch.randn(1, 6, rows, 16, generator=made).to(dtype)
-    k, v = (torch.randn(1, 2, past + rows, 16, generator=made).to(dtype) for _ in range(2))
-    seen = torch.ones(rows, past + rows, dtype=torch.bool).tril(past)
-    wanted = torch.nn.functional.scaled_dot_product_attention(
-        q.double(),
-        k.double().repeat_interleave(3, 1),
-        v.double().repeat_interleave(3, 1),
-        attn_mask=seen,
-        scale=0.3,
-    )
-    found = attend_chunk(q, k, v, 0.3)
-    close = 1e-5 if dtype == torch.float32 else 2e-2
-    torch.testing.assert_close(found.double(), wanted.transpose(1, 2), atol=close, rtol=close)
+def test_a_chunk_attends_as_with_a_mask(subtests: pytest.Subtests) -> None:
+    for past in (0, 1, 17, 300):
+        for rows in (1, 2, 65):
+            for dtype in (torch.float32, torch.bfloat16):
+                with subtests.test(past=past, rows=rows, dtype=dtype):
+                    made = torch.Generator().manual_seed(past + rows)
+                    q = torch.randn(1, 6, rows, 16, generator=made).to(dtype)
+                    k, v = (
+                        torch.randn(1, 2, past + rows, 16, generator=made).to(dtype)
+                        for _ in range(2)
+                    )
+                    seen = torch.ones(rows, past + rows, dtype=torch.bool).tril(past)
+                    wanted = torch.nn.functional.scaled_dot_product_attention(
+                        q.double(),
+                        k.double().repeat_interleave(3, 1),
+                        v.double().repeat_interleave(3, 1),
+                        attn_mask=seen,
+                        scale=0.3,
+                    )
+                    found = attend_chunk(q, k, v, 0.3)
+                    close = 1e-5 if dtype == torch.float32 else 2e-2
+                    torch.testing.assert_close(
+                        found.double(), wanted.transpose(1, 2), atol=close, rtol=close
+                    )
 
 
 def test_no_token_sees_a_later_one(reader: hf.Reader) -> None:

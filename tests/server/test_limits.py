@@ -32,8 +32,7 @@ from engine.types import NOT_STATED, UNSUPPORTED, AskOptions, Silent
 from sekv_cli.server import app, client, replies, wire
 from sekv_cli.server.answering import ServerLimits, Underway
 from sekv_cli.server.warm import Warm
-from tiny_books import QUESTION, TEXT, log, read
-from tiny_models import checkpoint
+from tiny_books import QUESTION, TEXT, log
 
 HOT = {"temperature": 4.0, "seed": 1}
 """The likeliest tokens of a tiny random model repeat themselves, which ends an answer."""
@@ -68,77 +67,77 @@ def test_another_media_type_is_refused(kind: str) -> None:
     assert told(question(), {**JSON, "Content-Type": kind}).status == 415
 
 
-@pytest.mark.parametrize(
-    ("header", "status"),
-    [
-        ("Bearer s", 200),
-        ("bearer s", 200),
-        ("BEARER s", 200),
-        ("Bearer   s  ", 200),
-        ("Basic s", 401),
-        ("s", 401),
-        ("Bearers", 401),
-        ("Bearer", 401),
-        ("", 401),
-    ],
-)
-def test_a_scheme_counts_in_any_case(header: str, status: int) -> None:
-    made = built(Worker(), token="s")
-    got = asyncio.run(exchange(made, question(), {**JSON, "Authorization": header}))
-    assert got.status == status
-    if status == 401:
-        assert got.error["code"] == "unauthorized"
-        assert got.headers["www-authenticate"] == "Bearer"
+SCHEMES = [
+    ("Bearer s", 200),
+    ("bearer s", 200),
+    ("BEARER s", 200),
+    ("Bearer   s  ", 200),
+    ("Basic s", 401),
+    ("s", 401),
+    ("Bearers", 401),
+    ("Bearer", 401),
+    ("", 401),
+]
 
 
-@pytest.mark.parametrize(
-    ("more", "param", "status"),
-    [
-        ({"seed": 2**64}, "seed", 400),
-        ({"seed": -1}, "seed", 400),
-        ({"seed": 10**400}, "seed", 400),
-        ({"seed": 1.5}, "seed", 400),
-        ({"temperature": 1e-42}, "temperature", 400),
-        ({"temperature": 10**400}, "temperature", 400),
-        ({"temperature": -1}, "temperature", 400),
-        ({"top_p": 0}, "top_p", 400),
-        ({"max_tokens": 0}, "max_tokens", 400),
-        ({"max_completion_tokens": -(10**30)}, "max_completion_tokens", 400),
-        ({"max_tokens": 5, "max_completion_tokens": 0}, "max_completion_tokens", 400),
-        ({"sekv": {"budget": "1000%"}}, "sekv.budget", 400),
-        ({"sekv": {"budget": "much"}}, "sekv.budget", 400),
-        ({"sekv": {"budget": 10}}, "sekv.budget", 400),
-        ({"sekv": {"coverage": 2}}, "sekv.coverage", 400),
-        ({"sekv": {"widen": 0.5}}, "sekv.widen", 400),
-        ({"sekv": {"full": "yes"}}, "sekv.full", 400),
-        ({"sekv": {"colour": 1}}, "sekv.colour", 400),
-        ({"stop": ""}, "stop", 400),
-        ({"stop": ["a"] * 5}, "stop", 400),
-        ({"stop": [1]}, "stop", 400),
-        ({"stop": {"a": 1}}, "stop", 400),
-        ({"logprobs": True}, "logprobs", 400),
-        ({"top_logprobs": 3}, "top_logprobs", 400),
-        ({"n": 2}, "n", 400),
-        ({"tools": [{}]}, "tools", 400),
-        ({"response_format": {"type": "json_object"}}, "response_format", 400),
-        ({"stream_options": {"include_usage": "yes"}}, "stream_options.include_usage", 400),
-        ({"stream": "yes"}, "stream", 400),
-        ({"model": "other"}, "model", 404),
-        ({"model": "\ud800"}, "model", 404),
-        ({"messages": []}, "messages", 400),
-        ({"messages": [{"role": "\ud800", "content": "x"}]}, "messages", 400),
-    ],
-)
-def test_an_error_names_the_field_of_the_request(
-    more: dict[str, Any], param: str, status: int
-) -> None:
+def test_a_scheme_counts_in_any_case(subtests: pytest.Subtests) -> None:
+    for header, status in SCHEMES:
+        with subtests.test(header=header):
+            made = built(Worker(), token="s")
+            got = asyncio.run(exchange(made, question(), {**JSON, "Authorization": header}))
+            assert got.status == status
+            if status == 401:
+                assert got.error["code"] == "unauthorized"
+                assert got.headers["www-authenticate"] == "Bearer"
+
+
+WRONG_FIELDS = [
+    ({"seed": 2**64}, "seed", 400),
+    ({"seed": -1}, "seed", 400),
+    ({"seed": 10**400}, "seed", 400),
+    ({"seed": 1.5}, "seed", 400),
+    ({"temperature": 1e-42}, "temperature", 400),
+    ({"temperature": 10**400}, "temperature", 400),
+    ({"temperature": -1}, "temperature", 400),
+    ({"top_p": 0}, "top_p", 400),
+    ({"max_tokens": 0}, "max_tokens", 400),
+    ({"max_completion_tokens": -(10**30)}, "max_completion_tokens", 400),
+    ({"max_tokens": 5, "max_completion_tokens": 0}, "max_completion_tokens", 400),
+    ({"sekv": {"budget": "1000%"}}, "sekv.budget", 400),
+    ({"sekv": {"budget": "much"}}, "sekv.budget", 400),
+    ({"sekv": {"budget": 10}}, "sekv.budget", 400),
+    ({"sekv": {"coverage": 2}}, "sekv.coverage", 400),
+    ({"sekv": {"widen": 0.5}}, "sekv.widen", 400),
+    ({"sekv": {"full": "yes"}}, "sekv.full", 400),
+    ({"sekv": {"colour": 1}}, "sekv.colour", 400),
+    ({"stop": ""}, "stop", 400),
+    ({"stop": ["a"] * 5}, "stop", 400),
+    ({"stop": [1]}, "stop", 400),
+    ({"stop": {"a": 1}}, "stop", 400),
+    ({"logprobs": True}, "logprobs", 400),
+    ({"top_logprobs": 3}, "top_logprobs", 400),
+    ({"n": 2}, "n", 400),
+    ({"tools": [{}]}, "tools", 400),
+    ({"response_format": {"type": "json_object"}}, "response_format", 400),
+    ({"stream_options": {"include_usage": "yes"}}, "stream_options.include_usage", 400),
+    ({"stream": "yes"}, "stream", 400),
+    ({"model": "other"}, "model", 404),
+    ({"model": "\ud800"}, "model", 404),
+    ({"messages": []}, "messages", 400),
+    ({"messages": [{"role": "\ud800", "content": "x"}]}, "messages", 400),
+]
+
+
+def test_an_error_names_the_field_of_the_request(subtests: pytest.Subtests) -> None:
     """And never a flag of the command line; nothing was computed for it."""
-    worker = Worker()
-    got = asyncio.run(exchange(built(worker), question(**more)))
-    assert (got.status, got.error["param"]) == (status, param)
-    assert got.error["type"] == "invalid_request_error"
-    assert "--" not in got.error["message"]
-    assert worker.asked == []
+    for more, param, status in WRONG_FIELDS:
+        with subtests.test(more=more):
+            worker = Worker()
+            got = asyncio.run(exchange(built(worker), question(**more)))
+            assert (got.status, got.error["param"]) == (status, param)
+            assert got.error["type"] == "invalid_request_error"
+            assert "--" not in got.error["message"]
+            assert worker.asked == []
 
 
 @pytest.mark.parametrize(
@@ -332,20 +331,12 @@ def test_a_server_that_ends_tells_everybody_who_waits(stream: bool) -> None:
 # ---------------------------------------------------------------------------- a real one
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("s")
-    checkpoint("llama", place / "model")
-    read(place / "store", place / "model")
-    return place
-
-
 @pytest.mark.parametrize("signals", [[signal.SIGTERM] * 2, [signal.SIGINT, signal.SIGTERM]])
 def test_a_server_told_to_end_while_it_answers_says_so(
-    place: Path, tmp_path: Path, signals: list[signal.Signals]
+    store: Path, tmp_path: Path, signals: list[signal.Signals]
 ) -> None:
     """503 and JSON for who waits, code 0, nothing on stderr. Told twice it waits for nobody."""
-    line = ["serve", str(place / "store" / "log.sekv"), "--port", "0", "--device", "cpu", "--json"]
+    line = ["serve", str(store), "--port", "0", "--device", "cpu", "--json"]
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "sekv_cli", *line, "--most-new-tokens", "100000"],
         stdout=subprocess.PIPE,
@@ -394,12 +385,11 @@ def test_a_server_told_to_end_while_it_answers_says_so(
 
 
 def test_a_store_that_cannot_be_opened_anew_is_told_and_comes_back(
-    place: Path, tmp_path: Path
+    store: Path, tmp_path: Path
 ) -> None:
     """The list of stores is answered meanwhile; the next question tries again."""
-    store = tmp_path / "log.sekv"
-    shutil.copytree(place / "store" / "log.sekv", store)
-    warm = Warm({"log": store}, AskOptions(device="cpu", max_new_tokens=2), Silent(), 4)
+    own = shutil.copytree(store, tmp_path / "log.sekv")
+    warm = Warm({"log": own}, AskOptions(device="cpu", max_new_tokens=2), Silent(), 4)
     try:
         made = app.build(warm, AskOptions(device="cpu", max_new_tokens=2), ServerLimits(60, 9))
 
@@ -411,24 +401,23 @@ def test_a_store_that_cannot_be_opened_anew_is_told_and_comes_back(
 
         assert asyncio.run(ask()).status == 200
         assert [entry["name"] for entry in asyncio.run(stores())] == ["log"]
-        manifest = (store / "manifest.json").read_bytes()
-        (store / "manifest.json").write_bytes(manifest[:-20])
+        manifest = (own / "manifest.json").read_bytes()
+        (own / "manifest.json").write_bytes(manifest[:-20])
         for _ in range(2):
             got = asyncio.run(ask())
             assert (got.status, got.error["code"]) == (503, "store_damaged")
             assert str(tmp_path) not in got.error["message"]
             assert asyncio.run(stores()) == []
             assert asyncio.run(exchange(made, None, path="/v1/models")).status == 200
-        (store / "manifest.json").write_bytes(manifest)
+        (own / "manifest.json").write_bytes(manifest)
         assert asyncio.run(ask()).status == 200
         assert [entry["name"] for entry in asyncio.run(stores())] == ["log"]
     finally:
         warm.close()
 
 
-def test_an_answer_cut_by_its_length_says_so_and_one_that_ended_does_not(place: Path) -> None:
+def test_an_answer_cut_by_its_length_says_so_and_one_that_ended_does_not(store: Path) -> None:
     """finish_reason, at once and streamed: "length" for want of tokens, "stop" at a text."""
-    store = place / "store" / "log.sekv"
     warm = Warm({"book": store}, AskOptions(device="cpu"), Silent(), 4)
     try:
         made = app.build(warm, AskOptions(device="cpu"), ServerLimits(60, 40))
@@ -462,9 +451,8 @@ def test_an_answer_cut_by_its_length_says_so_and_one_that_ended_does_not(place: 
         warm.close()
 
 
-def test_a_document_is_not_read_again_by_the_next_question(place: Path) -> None:
+def test_a_document_is_not_read_again_by_the_next_question(store: Path) -> None:
     """The second question of a conversation reads no more of the store's device sections."""
-    store = place / "store" / "log.sekv"
     options = AskOptions(device="cpu", max_new_tokens=2)
     warm = Warm({"book": store}, options, Silent(), 4)
     try:
@@ -493,7 +481,7 @@ def test_a_server_that_says_no_json_is_no_server_that_went_away(tmp_path: Path) 
 
 
 def test_a_long_question_of_a_real_store_stops_in_the_middle(
-    place: Path, monkeypatch: pytest.MonkeyPatch
+    store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Chunks are small enough that a question whose time is over is not read to its end."""
     monkeypatch.setattr(chunked, "CHUNK_TOKENS", 32)
@@ -506,9 +494,7 @@ def test_a_long_question_of_a_real_store_stops_in_the_middle(
             yield out
 
     monkeypatch.setattr(chunked, "read", counted)
-    warm = Warm(
-        {"book": place / "store" / "log.sekv"}, AskOptions(device="cpu"), Silent(), most_waiting=4
-    )
+    warm = Warm({"book": store}, AskOptions(device="cpu"), Silent(), most_waiting=4)
     try:
         made = app.build(warm, AskOptions(device="cpu"), ServerLimits(0.05, 40))
         got = asyncio.run(exchange(made, question(log(20))))

@@ -24,14 +24,12 @@ import openai
 import pytest
 
 from engine.errors import ServeError, StoppedError
-from engine.models import hf
 from engine.types import AskOptions, Silent, Turn
 from sekv_cli.main import run
 from sekv_cli.server import app, client, replies, unix_socket, wire
 from sekv_cli.server.answering import ServerLimits
 from sekv_cli.server.warm import Warm
 from tiny_books import QUESTION, TEXT, log, read, session
-from tiny_models import checkpoint
 
 SHORT = {"max_new_tokens": 6, "device": "cpu"}
 
@@ -46,13 +44,11 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def running(
+    model: Path, store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
     """A server of one small store; told to end, it does, and leaves nothing behind."""
-    place = tmp_path_factory.mktemp("s")
-    model = checkpoint("llama", place / "model")
-    store = read(place / "store", model)
-    runtime = place / "run"
-    runtime.mkdir()
+    runtime = tmp_path_factory.mktemp("s")
     line = ["serve", str(store), "--port", "0", "--device", "cpu", "--json", "--queue", "40"]
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "sekv_cli", *line, "--max-new-tokens", "6", "--budget", "20%"],
@@ -294,11 +290,6 @@ def test_who_may_ask(
 
 
 # ---------------------------------------------------------------------------- the worker
-
-
-@pytest.fixture(scope="module")
-def reader(running: Running) -> hf.Reader:
-    return hf.load(str(running.model), device="cpu")
 
 
 def request(question: str = QUESTION, name: str = "log") -> wire.Request:

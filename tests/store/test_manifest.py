@@ -207,21 +207,23 @@ HOSTILE: list[tuple[tuple[Any, ...], Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("path", "value"), HOSTILE, ids=[repr(case)[:80] for case in HOSTILE])
-def test_an_impossible_claim_is_one_line(path: tuple[Any, ...], value: Any) -> None:
-    plain = copy.deepcopy(MANIFEST.to_json())
-    set_at(plain, path, value)
-    refuses(sealed(plain))
+def test_an_impossible_claim_is_one_line(subtests: pytest.Subtests) -> None:
+    for path, value in HOSTILE:
+        with subtests.test(path=path, value=value):
+            plain = copy.deepcopy(MANIFEST.to_json())
+            set_at(plain, path, value)
+            refuses(sealed(plain))
 
 
 REQUIRED = sorted(set(MANIFEST.to_json()) - {"checksum"})
 
 
-@pytest.mark.parametrize("key", REQUIRED)
-def test_every_key_is_needed(key: str) -> None:
-    plain = MANIFEST.to_json()
-    del plain[key]
-    refuses(sealed(plain))
+def test_every_key_is_needed(subtests: pytest.Subtests) -> None:
+    for key in REQUIRED:
+        with subtests.test(key=key):
+            plain = MANIFEST.to_json()
+            del plain[key]
+            refuses(sealed(plain))
 
 
 def test_nesting_and_numbers_without_end_are_one_line() -> None:

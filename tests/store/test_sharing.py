@@ -15,17 +15,10 @@ from engine.answer.session import Session
 from engine.models import hf
 from engine.store.manifest import DOCUMENT, NAME, device_file, host_file
 from repository import ROOT, environment
-from tiny_books import log, read, session
+from tiny_books import session
 
 QUESTIONS = ["How many whales?", "Did it rain on day 7?"]
 MANY = 8
-
-
-@pytest.fixture(scope="module")
-def store(reader: hf.Reader, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A log in more windows than one answer looks into."""
-    place = tmp_path_factory.mktemp("store")
-    return read(place, Path(reader.identity.id), log(14), reader=reader, window=80)
 
 
 # ---------------------------------------------------------------------------- many at once
@@ -39,10 +32,10 @@ def told(opened: Session, question: str) -> list[Any]:
 
 
 def test_eight_processes_at_once_answer_as_one_after_another(
-    store: Path, reader: hf.Reader, tmp_path: Path
+    many: Path, reader: hf.Reader, tmp_path: Path
 ) -> None:
     """Eight processes open the store in the same instant and ask it the same questions."""
-    command = [sys.executable, __file__, reader.identity.id, str(store), str(tmp_path)]
+    command = [sys.executable, __file__, reader.identity.id, str(many), str(tmp_path)]
     env = environment(TOKENIZERS_PARALLELISM="false")
     subprocess.run(command, check=True, cwd=ROOT, env=env)
     alone = json.loads((tmp_path / "alone").read_text())
@@ -76,9 +69,9 @@ def together(model: str, store: Path, out: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_eight_commands_at_once_answer_as_one_after_another(store: Path) -> None:
+def test_eight_commands_at_once_answer_as_one_after_another(many: Path) -> None:
     """The same through the command line, each process with a model of its own."""
-    line = [sys.executable, "-m", "sekv_cli", "ask", str(store), QUESTIONS[0], "--json"]
+    line = [sys.executable, "-m", "sekv_cli", "ask", str(many), QUESTIONS[0], "--json"]
     line += ["--max-new-tokens", "8"]
 
     def start() -> subprocess.Popen[str]:
@@ -103,15 +96,15 @@ def bytes_read_by_process() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="no /proc/self/io")
-def test_opening_reads_the_device_sections_and_no_code(store: Path, reader: hf.Reader) -> None:
+def test_opening_reads_the_device_sections_and_no_code(many: Path, reader: hf.Reader) -> None:
     """By the store's own counters, which are the system's to the byte; codes come with the zoom,
     and no token of the document is read by the model again."""
-    with session(store, reader) as warm:  # whatever Python reads to get there
+    with session(many, reader) as warm:  # whatever Python reads to get there
         warm.ask(QUESTIONS[0])
     before = bytes_read_by_process()
     overhead = bytes_read_by_process() - before
     before = bytes_read_by_process()
-    with session(store, reader, budget="30%") as opened:
+    with session(many, reader, budget="30%") as opened:
         system = bytes_read_by_process() - before - overhead
         files, windows = opened.store.manifest.files, len(opened.store.manifest.windows)
         sections = [opened.store.host(window) for window in range(windows)]
@@ -124,9 +117,9 @@ def test_opening_reads_the_device_sections_and_no_code(store: Path, reader: hf.R
         assert headers < sum(files[host_file(window)].bytes for window in range(windows)) / 2
         at_most = sum(entry.bytes + 8 for name, entry in files.items() if "host" not in name)
         # The document's file is opened for its tables and again for its texts.
-        with (store / DOCUMENT).open("rb") as file:
+        with (many / DOCUMENT).open("rb") as file:
             again = 8 + 8 + int.from_bytes(file.read(8), "little")
-        assert device <= at_most + again + (store / NAME).stat().st_size
+        assert device <= at_most + again + (many / NAME).stat().st_size
         assert device > sum(files[device_file(window)].bytes for window in range(windows))
         before = opened.store.host_bytes_read
         answer = opened.ask(QUESTIONS[1])
@@ -142,12 +135,12 @@ def test_opening_reads_the_device_sections_and_no_code(store: Path, reader: hf.R
 
 
 def test_tokens_of_the_document_that_are_read_again_are_counted(
-    store: Path, reader: hf.Reader
+    many: Path, reader: hf.Reader
 ) -> None:
     """The zero that answers report is a count: a forward that stands in the document shows."""
     import torch
 
-    with session(store, reader) as opened, torch.inference_mode():
+    with session(many, reader) as opened, torch.inference_mode():
         before = opened.memory.shared.recomputed_tokens
         places = torch.arange(5)[None] + opened.memory.length - 3
         ids = torch.tensor([[1, 2, 3, 4, 5]])

@@ -1,0 +1,183 @@
+"""sekv from Python: read documents into a store, open it, ask.
+
+    from engine.api import ingest, open_store
+
+    ingest("book.pdf", "book.sekv")
+    with open_store("book.sekv") as book:
+        print(book.ask("Who warned Jonathan Harker?").stated)
+
+The command line is built on these functions. Importing this module is cheap; calling them imports
+torch and loads the model, which is the default one where the options name none.
+
+What is wrong with a document, a model, a store or an option is raised as a kind of `SekvError`: its
+text says in one line what to do, its `code` ("store_missing", "budget", ...) stays the same when
+the text changes. docs/cli.md lists the codes, `engine.errors` the kinds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
+
+from engine.answer import limits
+from engine.errors import SekvError
+from engine.store import glance
+from engine.types import (
+    Answer,
+    AskOptions,
+    Citation,
+    IngestOptions,
+    IngestReport,
+    Plan,
+    Progress,
+    Silent,
+    Turn,
+)
+
+if TYPE_CHECKING:
+    from engine.answer.session import Session
+    from engine.models.hf import Reader
+
+__all__ = [
+    "Answer",
+    "AskOptions",
+    "Citation",
+    "IngestOptions",
+    "IngestReport",
+    "Plan",
+    "Progress",
+    "SekvError",
+    "Turn",
+    "append",
+    "ingest",
+    "open_store",
+    "plan",
+]
+
+PathName: TypeAlias = str | os.PathLike[str]
+
+
+def ingest(
+    sources: PathName | Sequence[PathName],
+    store: PathName | None = None,
+    options: IngestOptions | None = None,
+    progress: Progress | None = None,
+    *,
+    stdin: BinaryIO | None = None,
+    reader: Reader | None = None,
+) -> IngestReport:
+    """Read documents once and write what the model remembers of them as a store.
+
+    An interrupted call goes on where it stopped when it is made again.
+
+    Args:
+        sources: one file or several, read in this order as one document; "-" is `stdin`.
+        store: the folder to write; None is the first source's name with `.sekv`, in the working
+            directory.
+        progress: is told what is done and what is left out; None: nobody is.
+        stdin: what "-" reads; None is the process's own.
+        reader: the model, where it is loaded already: the `reader` of an open store.
+    Raises:
+        DocumentError: a source cannot be read.
+        ReaderError: the model cannot be loaded, or has no full attention in every layer.
+        StoreExistsError: the store is there, and `options.overwrite` is not set.
+        SekvError: its other kinds, as they say. No store appears unless it is complete.
+    """
+    from engine.ingest import run
+
+    target = None if store is None else Path(store)
+    return run.ingest(
+        _paths(sources), target, options or IngestOptions(), progress or Silent(), stdin, reader
+    )
+
+
+def append(
+    sources: PathName | Sequence[PathName],
+    store: PathName,
+    options: IngestOptions | None = None,
+    progress: Progress | None = None,
+    *,
+    stdin: BinaryIO | None = None,
+    reader: Reader | None = None,
+) -> IngestReport:
+    """Add documents to a store; what is in it stays as it is, byte for byte.
+
+    Model, method and window are the store's. Arguments are those of `ingest`.
+
+    Raises:
+        StoreMissingError: there is no such store.
+        StoreMismatchError: the model is not the one that made it.
+        SekvError: its other kinds, as of `ingest`. The store is then as it was.
+    """
+    from engine.ingest import run
+
+    path = _store(store)
+    return run.append(
+        _paths(sources), path, options or IngestOptions(), progress or Silent(), stdin, reader
+    )
+
+
+def plan(
+    sources: PathName | Sequence[PathName],
+    options: IngestOptions | None = None,
+    progress: Progress | None = None,
+    *,
+    stdin: BinaryIO | None = None,
+) -> Plan:
+    """What `ingest` would do with these arguments, in tokens, windows and bytes; loads no weights.
+
+    Raises:
+        SekvError: what `ingest` would raise, as far as it shows without the weights.
+    """
+    from engine.ingest import run
+
+    return run.plan(_paths(sources), options or IngestOptions(), progress or Silent(), stdin)
+
+
+def open_store(
+    store: PathName,
+    options: AskOptions | None = None,
+    progress: Progress | None = None,
+    *,
+    reader: Reader | None = None,
+) -> Session:
+    """Load a store and its model, once for many questions. Use it as a context manager.
+
+    `Session.ask` answers a question with an `Answer`: `stated` is what to show, `citations` are the
+    passages it was read from. `turns` makes questions a conversation, `on_text` gets the answer
+    while it is made.
+
+    Args:
+        progress: is told what is loaded; None: nobody is.
+        reader: the model, where it is loaded already: the `reader` of another open store.
+    Raises:
+        StoreMissingError, StoreDamagedError, FormatError: there is no store, or none to be read.
+        StoreMismatchError: the model is not the one that made it.
+        OptionError: an option is out of its range.
+        SekvError: its other kinds, as they say.
+    """
+    path, chosen = _store(store), options or AskOptions()
+    limits.check_options(chosen)
+
+    from engine.answer.session import Session
+
+    return Session(path, chosen, progress or Silent(), reader)
+
+
+def _paths(sources: PathName | Sequence[PathName]) -> list[str]:
+    """The names of one source or several."""
+    several = [sources] if isinstance(sources, str | os.PathLike) else sources
+    return [os.fspath(source) for source in several]
+
+
+def _store(store: PathName) -> Path:
+    """The path of a store that is there.
+
+    Raises:
+        StoreMissingError: there is none.
+    """
+    path = Path(store)
+    glance.check_store(path)
+    return path
