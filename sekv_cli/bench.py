@@ -67,7 +67,7 @@ def bench(
       sekv bench --questions docs/questions/sample.jsonl --documents docs/sample
       sekv bench --suite qa --questions Q.jsonl --documents DIR --assert 'full:same >= 1'
       sekv bench --suite fidelity --questions docs/questions/books.jsonl --documents DIR
-      sekv bench --suite efficiency --text books --length 2048,6144 --budget 20%
+      sekv bench --suite efficiency --text books --length 2048,6144 --budget 20%,all
       sekv bench --suite niah,ruler --text books --method sekv,snapkv,full --budget 5%,10%
       sekv bench --suite ruler --text books --length 2048 --assert 'sekv@10% > snapkv@10%'
       sekv bench --suite longbench --data LongBench/data --task qasper --samples 50

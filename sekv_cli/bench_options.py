@@ -108,8 +108,8 @@ Budgets = Annotated[
     str,
     typer.Option(
         metavar="SHARE,...",
-        help="Resident budgets, all for everything zoomed. [default: 20% (qa, efficiency), "
-        "2.5%,5%,10%,20%,all (fidelity), 5%,10%,20%]",
+        help="Resident budgets, all for everything zoomed. [default: 30% (qa), 10%,20%,30%,all "
+        "(efficiency), 2.5%,5%,10%,20%,all (fidelity), 5%,10%,20%]",
         show_default=False,
     ),
 ]

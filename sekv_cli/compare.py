@@ -87,11 +87,15 @@ def _setting(suite: str, asked: ComparisonRequest) -> ComparisonSetting:
     from engine.lab.bench.budgets import ALL
     from engine.lab.bench.compare import ComparisonSetting, rows_of
     from engine.lab.bench.peers.plain import PLAIN
+    from engine.types import AUTO_SHARE
     from sekv_cli import options
 
     methods, budgets = asked.methods or tuple(METHODS), asked.budgets or ("5%", "10%", "20%")
     if suite == "qa":
-        methods, budgets = asked.methods or ("full", "sekv"), asked.budgets or ("20%",)
+        methods, budgets = (
+            asked.methods or ("full", "sekv"),
+            asked.budgets or (f"{AUTO_SHARE:.0%}",),
+        )
         # Plain transformers reads a document in one context, which a whole book is too long for.
         methods = methods if asked.whole else (PLAIN, *methods)
     for budget in budgets:

@@ -30,7 +30,7 @@ from engine.lab.bench.budgets import ALL, options_of
 from engine.lab.bench.peers import caches
 from engine.models.half_weights import HalfLinear
 from engine.models.load import load_weights
-from engine.types import IngestOptions, Progress, Silent
+from engine.types import AUTO_SHARE, IngestOptions, Progress, Silent
 
 if TYPE_CHECKING:
     from engine.models.hf import Reader
@@ -51,8 +51,8 @@ class EfficiencySetting:
 
     lengths: tuple[int, ...] = (2048, 6144)
     method: str = "sekv"
-    budget: str = "20%"
-    budgets: tuple[str, ...] = ("10%", "20%", ALL)
+    budget: str = f"{AUTO_SHARE:.0%}"
+    budgets: tuple[str, ...] = ("10%", "20%", f"{AUTO_SHARE:.0%}", ALL)
     rounds: int = 5
     window: int = 0
     processes: int = 3
