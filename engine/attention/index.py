@@ -12,61 +12,59 @@ from torch import Tensor
 
 from engine.attention.view import View
 from engine.compression.code_space import SpanValues
-from engine.compression.codecs.base import Side
 from engine.compression.columns import CodeColumns, CodeLayout, Runs
+from engine.compression.params import LayerParams, needed
 from engine.compression.products import CodeProducts
 from engine.compression.routers import two_level
-from engine.compression.routers.sketch import Router, Sketch, has_kernel
-from engine.compression.routers.span_zoom import Gated
-from engine.compression.routers.two_level import Levels, Sketched
-
-SKETCH, VALUE = "sketch.t", "value.s"
+from engine.compression.routers.sketch import Router, column_masses, has_kernel
+from engine.compression.routers.two_level import Levels
+from engine.compression.span_tables import SpanTables
 
 
 @dataclass(frozen=True, eq=False)
 class SpanIndex:
-    """Router tensors and values of spans.
+    """Router tables and values of spans.
 
-    tensors: as the router built them, without what is held as columns: the sketch, where nothing
+    tables: as the router built them, without what is held as columns: the sketch, where nothing
     else reads its rows, and values of few bits. spans, tokens: the ranges of them that are in view;
     None for all.
     """
 
     router: Router
     levels: Levels
-    side: Side
-    tensors: Side
+    params: LayerParams
+    tables: SpanTables
     sketch: CodeColumns | None = None
     values: CodeColumns | None = None
     spans: Runs | None = None
     tokens: Runs | None = None
 
     @classmethod
-    def of(cls, router: Router, levels: Levels, side: Side, tensors: Side) -> SpanIndex:
-        """From device tensors as a store has them, ".t" with a row per token, ".s" per span."""
-        tensors, sketch, values = dict(tensors), None, None
-        rows, packed = tensors.get(SKETCH), tensors.get(VALUE)
+    def of(
+        cls, router: Router, levels: Levels, params: LayerParams, tables: SpanTables
+    ) -> SpanIndex:
+        """From tables as a store has them."""
+        sketch = values = None
+        rows, packed = tables.sketch, tables.values
         # The kernel and the span level read a sketch by rows.
-        if rows is not None and "ball.s" not in tensors and not has_kernel(rows.device):
-            layout = CodeLayout.of(side["sketch_bits"][None])
-            sketch = CodeColumns.of_rows(tensors.pop(SKETCH), layout)
+        if rows is not None and tables.means is None and not has_kernel(rows.device):
+            sketch = CodeColumns.of_rows(rows, CodeLayout.of(needed(params.sketch).bits[None]))
+            tables = replace(tables, sketch=None)
         if packed is not None and packed.dtype == torch.uint8:
-            layout = CodeLayout.of(side["value_bits"][None])
-            values = CodeColumns.of_rows(tensors.pop(VALUE), layout)
-        return cls(router, levels, side, tensors, sketch, values)
+            values = CodeColumns.of_rows(packed, CodeLayout.of(needed(params.summaries).bits[None]))
+            tables = replace(tables, values=None)
+        return cls(router, levels, params, tables, sketch, values)
 
     @property
-    def names(self) -> set[str]:
-        """What a router and a summariser have built, as a store names it."""
-        found = set(self.tensors)
-        found |= set() if self.sketch is None else {SKETCH}
-        return found | (set() if self.values is None else {VALUE})
+    def has_span_level(self) -> bool:
+        """Whether spans can be scored before their tokens; see `two_level`."""
+        return self.tables.means is not None
 
     @property
     def nbytes(self) -> int:
         """Bytes of all spans, in view or not."""
         columns = [part.nbytes for part in (self.sketch, self.values) if part is not None]
-        return sum(columns) + sum(t.nbytes for t in self.tensors.values())
+        return sum(columns) + self.tables.nbytes
 
     def pick(self, spans: Runs | None, tokens: Runs | None) -> SpanIndex:
         """The same with only these ranges of spans, which have these ranges of tokens, in view."""
@@ -74,50 +72,41 @@ class SpanIndex:
         values = self.values and replace(self.values, runs=spans)
         return replace(self, sketch=sketch, values=values, spans=spans, tokens=tokens)
 
-    def followed_by(self, spans: int, tokens: int, more: Sequence[Side]) -> SpanIndex:
-        """So many spans of it and their tokens, and the tensors of others as a store has them."""
-        tensors = {
-            name: torch.cat(
-                [
-                    t[:, : tokens if name.endswith(".t") else spans],
-                    *(each[name].to(t.device) for each in more),
-                ],
-                1,
-            )
-            for name, t in self.tensors.items()
-        }
+    def followed_by(self, spans: int, tokens: int, more: Sequence[SpanTables]) -> SpanIndex:
+        """So many spans of it and their tokens, and the tables of others as a store has them."""
+        own = self.tables.changed(lambda table: table[:, :tokens], lambda table: table[:, :spans])
+        tables = SpanTables.joined([own, *more])
         sketch, values = self.sketch, self.values
         if sketch is not None:
-            sketch = sketch.followed_by(tokens, [each[SKETCH] for each in more])
+            sketch = sketch.followed_by(tokens, [needed(each.sketch) for each in more])
         if values is not None:
-            values = values.followed_by(spans, [each[VALUE] for each in more])
-        return SpanIndex(self.router, self.levels, self.side, tensors, sketch, values)
+            values = values.followed_by(spans, [needed(each.values) for each in more])
+        return SpanIndex(self.router, self.levels, self.params, tables, sketch, values)
 
     @cached_property
-    def seen(self) -> Side:
-        """The tensors of what is in view; under a focus made once, and no bytes of the document."""
+    def seen(self) -> SpanTables:
+        """The tables of what is in view; under a focus made once, and no bytes of the document."""
         if self.spans is None or self.tokens is None:
-            return self.tensors
-        runs = {".s": self.spans, ".t": self.tokens}
-        return {
-            name: torch.cat([t[:, :0], *(t[:, a:b] for a, b in runs[name[-2:]])], 1)
-            for name, t in self.tensors.items()
-        }
+            return self.tables
+        spans, tokens = self.spans, self.tokens
+        return self.tables.changed(
+            lambda table: _ranges(table, tokens), lambda table: _ranges(table, spans)
+        )
 
     @cached_property
     def columns(self) -> CodeColumns | None:
         """The sketch in view as columns, unless it is scored by rows: on a device with a kernel for
         that, and of a whole document that has a span level."""
-        rows = self.tensors.get(SKETCH)
+        rows = self.tables.sketch
         if rows is None or self.spans is None or has_kernel(rows.device):
             return self.sketch
-        layout = CodeLayout.of(self.side["sketch_bits"][None])
-        return CodeColumns.of_rows(self.seen[SKETCH], layout)
+        layout = CodeLayout.of(needed(self.params.sketch).bits[None])
+        return CodeColumns.of_rows(needed(self.seen.sketch), layout)
 
     def working_bytes(self, rows: int, view: View) -> int:
         """Bytes that scoring so many query rows of a head takes beside what is resident."""
-        heads = len(self.side["sketch_bits"]) if "sketch_bits" in self.side else 1
-        taken = 0 if self.spans is None else sum(t.nbytes for t in self.seen.values())
+        heads = 1 if self.params.sketch is None else len(self.params.sketch.bits)
+        taken = 0 if self.spans is None else self.seen.nbytes
         if self.columns is not None:
             taken += CodeProducts(self.columns).working_bytes(rows)
             taken += 8 * heads * rows * view.tokens
@@ -130,30 +119,34 @@ class SpanIndex:
     def mass(self, q: Tensor, view: View) -> tuple[Tensor, Tensor | None]:
         """The router's log-mass [Hkv, R, F] of spans for queries [Hkv, R, D]; where the view is
         long, by tokens of the best spans alone, and which these are, bool [Hkv, F]."""
-        router, bounds = self.router, view.bounds
-        long = "ball.s" in self.tensors and view.tokens >= self.levels.beyond
-        if long and isinstance(router, Sketched):
-            return two_level.logmass(router, self.levels, q, self.seen, self.side, bounds)
-        if isinstance(router, Sketch) and self.columns is not None:
-            return router.column_masses(q, self.columns, self.side, bounds, view.owner), None
-        return router.logmass(q, self.seen, self.side, bounds), None
+        if self.has_span_level and view.tokens >= self.levels.beyond:
+            return two_level.logmass(self.levels, q, self.seen, self.params, view.bounds)
+        if self.columns is not None:
+            owner = view.owner
+            return column_masses(q, self.columns, self.params, view.bounds, owner), None
+        return self.router.logmass(q, self.seen, self.params, view.bounds), None
 
-    def wish(self, q: Tensor, view: View) -> Tensor | None:
-        """What a router with thresholds of its own wants zoomed, [Hkv, F]; None of others."""
-        if not isinstance(self.router, Gated):
-            return None
-        return self.router.wish(q, self.seen, self.side, view.bounds)
+    def zoom_scores(self, q: Tensor, view: View) -> Tensor:
+        """What a gated router would have zoomed, [Hkv, F]; see `Router.zoom_scores`."""
+        return self.router.zoom_scores(q, self.seen, self.params, view.bounds)
 
     # -- values --------------------------------------------------------------------
 
     @cached_property
     def space(self) -> SpanValues | None:
         """How values of few bits are turned back; None of those in sixteen."""
-        return None if self.values is None else SpanValues(self.side, self.values.layout)
+        if self.values is None:
+            return None
+        return SpanValues(needed(self.params.summaries), self.values.layout)
 
     def value_sums(self, weight: Tensor) -> Tensor:
         """Values of spans added up by weights [Hkv, Q, F]: codes [Hkv, Q, R] as they unpack, for
         `space`, or the values themselves [Hkv, Q, D]."""
         if self.values is not None:
             return CodeProducts(self.values).sums(0, weight)
-        return torch.bmm(weight, self.seen[VALUE].float())
+        return torch.bmm(weight, needed(self.seen.values).float())
+
+
+def _ranges(table: Tensor, ranges: Runs) -> Tensor:
+    """Ranges of rows along dimension 1, one after another."""
+    return torch.cat([table[:, :0], *(table[:, first:last] for first, last in ranges)], 1)

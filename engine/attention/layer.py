@@ -22,16 +22,15 @@ from engine.attention.residency import Host, Traffic
 from engine.attention.resident import NOWHERE, Needs, ResidentSpans, row_scores
 from engine.attention.view import Segment, View
 from engine.compression.code_space import from_basis, widened
-from engine.compression.codecs.base import Side
-from engine.compression.codecs.layer_basis import document_bytes
 from engine.compression.methods import Method
+from engine.compression.params import LayerParams, needed
 from engine.compression.products import CodeProducts
 from engine.compression.ranges import gather_ranges
 from engine.compression.routers import two_level
 from engine.compression.routers.sketch import choose
-from engine.compression.routers.span_zoom import Gated
 from engine.compression.scores import NEG_INF, group_queries
-from engine.compression.selectors import ByShare, Choice, RoutingInput, Transcript
+from engine.compression.selectors import Choice, RoutingInput, Transcript
+from engine.compression.span_tables import SpanTables
 
 MOST_SCORES = 1 << 22
 """Scores of query rows that are held at once; more rows are attended to one part after another."""
@@ -183,28 +182,28 @@ class LayerMemory:
         recipe: Method,
         shared: Shared,
         limits: Limits,
-        side: Side,
+        params: LayerParams,
         rows: tuple[Tensor, Tensor, Tensor],
         view: View,
-        tensors: Side,
+        tables: SpanTables,
         host: Host,
     ):
         """rows: pinned k, v [Hkv, P, D] and their document tokens [P], -1 for the prefix.
-        tensors: router and summaries of `view`. All on one device."""
+        tables: router and summaries of `view`. All on one device."""
         self.layer, self.recipe, self.shared, self.limits = layer, recipe, shared, limits
-        self.side, self.host = side, host
+        self.params, self.host = params, host
         self.bounds = shared.bounds.to(rows[0].device)
         self.heads, _, self.size = rows[0].shape
         self.device = rows[0].device
         self._rows, self._document = rows, view
-        self.index = SpanIndex.of(recipe.router, recipe.levels, side, tensors)
+        self.index = SpanIndex.of(recipe.router, recipe.levels, params, tables)
         self._behind: list[Segment] | None = []  # None while it changes
         self._see_all(view, rows)
 
     def _see_all(self, view: View, rows: tuple[Tensor, Tensor, Tensor]) -> None:
         """Have these spans and these rows that stay."""
         self._all = self.view = view
-        self.zoomed = ResidentSpans(self.recipe.codec, self.side, rows, view)
+        self.zoomed = ResidentSpans(self.recipe.codec, self.params, rows, view)
         self._see(view)
 
     def _see(self, view: View) -> None:
@@ -246,7 +245,7 @@ class LayerMemory:
         taken = self.zoomed.fixed_bytes
         if self.recipe.selector.static or not len(self._all.spans):
             return taken
-        return taken + self.index.nbytes + document_bytes(self.side)
+        return taken + self.index.nbytes + self.params.nbytes
 
     @property
     def device_bytes(self) -> int:
@@ -258,7 +257,7 @@ class LayerMemory:
         """What the spans in view take when they are zoomed."""
         if self._needs is None:
             sizes = self.host.sizes[:, self.view.spans.cpu()].long()
-            self._needs = Needs.of(self.recipe.codec, sizes, self.view, self.side, self.pinned_k)
+            self._needs = Needs.of(self.recipe.codec, sizes, self.view, self.params, self.pinned_k)
         return self._needs
 
     @property
@@ -311,8 +310,8 @@ class LayerMemory:
         ids = torch.cat(spans)
         window = own.window.new_full((len(self.bounds) - 1,), self.shared.windows)
         window[own.spans] = own.window
-        tensors = [stretch.tensors for stretch in behind]
-        self.index = self.index.followed_by(len(own.spans), own.tokens, tensors)
+        tables = [stretch.tables.to(self.device) for stretch in behind]
+        self.index = self.index.followed_by(len(own.spans), own.tokens, tables)
         k, v, token = self._rows
         more = [[x.to(k) for x in stretch.rows] for stretch in behind]
         k, v = (
@@ -398,7 +397,7 @@ class LayerMemory:
             return True
         if self.shared.estimates or self.shared.scout is not None or self.limits.coverage < 1:
             return False
-        if not isinstance(self.recipe.selector, ByShare) or isinstance(self.recipe.router, Gated):
+        if not self.recipe.selector.by_share or self.recipe.router.gated:
             return False
         return self.zoomed.room == self.needs.most
 
@@ -407,9 +406,9 @@ class LayerMemory:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Per KV head and span [Hkv, F] the estimated share of attention, largest over rows, and
         what spans are ranked by; and the shares of all rows [Hkv, R, F], where they say so."""
-        wish = self.index.wish(q, self.view)
-        if wish is not None:
-            return wish, wish, None
+        if self.recipe.router.gated:
+            scores = self.index.zoom_scores(q, self.view)
+            return scores, scores, None
         drawn = _shares(pinned, live, mass)
         share = drawn.amax(1)
         return share, share if refined is None else two_level.ranked(share, refined), drawn
@@ -451,7 +450,7 @@ class LayerMemory:
         if len(worth) < self.heads:
             kept, cost = kept.all(0, keepdim=True), cost.amax(1, keepdim=True)
             caps = caps.amin(1, keepdim=True)
-        if isinstance(self.recipe.router, Gated):
+        if self.recipe.router.gated:
             kept = kept & (worth > 0)  # where its gate is closed nothing is zoomed
         chosen = choose(worth.masked_fill(~kept, -1.0), cost, caps, uncovered, drawn) & kept
         return chosen.expand(self.heads, -1)
@@ -521,7 +520,7 @@ class LayerMemory:
                 sums = space.value(sums, more)
                 coefs, total = (sums, more) if coefs is None else _added(coefs, sums, total, more)
         if coefs is not None:
-            out += from_basis(coefs, total, self.side)
+            out += from_basis(coefs, total, needed(self.params.values))
         if self.shared.scout is None:
             self.shared.coverage.note(self.layer, weight[..., :0] if summary is None else summary)
         return out, weight, summary
@@ -531,7 +530,7 @@ class LayerMemory:
         router works out, and scores and weights of the rows that are attended to at once."""
         scores = 4 * self.heads * (2 * rows * columns + all_rows * columns)
         taken = scores + self.zoomed.working_bytes(rows)
-        if self.index.names and not self._everything_fits():
+        if len(self._all.spans) and not self._everything_fits():
             taken += self.index.working_bytes(all_rows, self.view)
         self.shared.working_bytes = max(self.shared.working_bytes, taken)
 
@@ -576,7 +575,9 @@ def _added(a: Tensor, b: Tensor, total: Tensor, more: Tensor) -> tuple[Tensor, T
     return widened(a, size) + widened(b, size), total + more
 
 
-def whole_rows(recipe: Method, host: Host, bounds: Tensor, side: Side) -> tuple[Tensor, Tensor]:
+def whole_rows(
+    recipe: Method, host: Host, bounds: Tensor, params: LayerParams
+) -> tuple[Tensor, Tensor]:
     """All tokens of a layer decoded from the host: k, v float32 [Hkv, N, D], on the CPU."""
     payload, starts = host.fetch(torch.arange(len(bounds) - 1))
     lengths = bounds.diff()
@@ -585,7 +586,7 @@ def whole_rows(recipe: Method, host: Host, bounds: Tensor, side: Side) -> tuple[
         size = host.sizes[head].long()
         records = payload[gather_ranges(starts[:, head], size)]
         offsets = torch.cat([size.new_zeros(1), size.cumsum(0)])
-        k, v = recipe.codec.decode(head, records, offsets, lengths, side)
+        k, v = recipe.codec.decode(head, records, offsets, lengths, params)
         ks.append(k)
         vs.append(v)
     return torch.stack(ks), torch.stack(vs)

@@ -17,9 +17,10 @@ from torch import Tensor
 from engine.attention.residency import Host, Traffic
 from engine.attention.view import View
 from engine.compression.code_space import CodeSpace
-from engine.compression.codecs.base import Codec, CodedRows, ExactRows, Placed, Side
+from engine.compression.codecs.base import Codec, CodedRows, ExactRows, Placed
 from engine.compression.codecs.shared_basis import FINER
 from engine.compression.columns import CodeColumns
+from engine.compression.params import LayerParams, needed
 from engine.compression.products import CodeProducts, Residuals
 from engine.compression.ranges import gather_ranges
 from engine.compression.scores import NEG_INF
@@ -63,7 +64,9 @@ class Needs:
     exact_bytes: int
 
     @classmethod
-    def of(cls, codec: Codec, sizes: Tensor, view: View, side: Side, rows: Tensor) -> Needs:
+    def of(
+        cls, codec: Codec, sizes: Tensor, view: View, params: LayerParams, rows: Tensor
+    ) -> Needs:
         """sizes: bytes of records [Hkv, F] of the view, on the CPU.  rows: [Hkv, P, D] such as
         exact rows are kept as."""
         heads, _, size = rows.shape
@@ -71,8 +74,8 @@ class Needs:
             nothing = torch.zeros(3, heads, 0, dtype=torch.int32, device=rows.device)
             return cls(nothing, Room(0, 0, (0,) * heads), 0, 0, 0)
         lengths = view.lengths.cpu()
-        held = codec.contents(sizes, lengths, side)
-        layout = codec.layout(side)
+        held = codec.contents(sizes, lengths, params)
+        layout = codec.layout(params)
         exact = torch.where(held.exact, lengths, 0)
         coded = torch.zeros_like(exact) if layout is None else lengths - exact
         cost = torch.stack([coded, exact, held.residuals])
@@ -127,15 +130,23 @@ class ResidentSpans:
     what came and what was there.
     """
 
-    def __init__(self, codec: Codec, side: Side, rows: tuple[Tensor, Tensor, Tensor], view: View):
+    def __init__(
+        self,
+        codec: Codec,
+        params: LayerParams,
+        rows: tuple[Tensor, Tensor, Tensor],
+        view: View,
+    ):
         """rows: k, v [Hkv, P, D] that stay and their document tokens [P], -1 for none."""
-        self.codec, self.side = codec, side
+        self.codec, self.params = codec, params
         self.k, self.v, token = rows
         self.heads, self.pinned, self.size = self.k.shape
         self.device = self.k.device
         self._pinned_tokens = token.int().expand(self.heads, -1)
-        layout = codec.layout(side) if len(view.spans) else None
-        self.space = None if layout is None else CodeSpace(side, layout)
+        layout = codec.layout(params) if len(view.spans) else None
+        self.space: CodeSpace | None = None
+        if layout is not None:
+            self.space = CodeSpace(needed(params.keys), needed(params.codes), layout)
         self.traffic = Traffic()
         self.begin(view)
 
@@ -265,12 +276,12 @@ class ResidentSpans:
                 mine, tokens = _of(records, coded[head], first)
                 if len(tokens):
                     layout = self.space.layout
-                    rows = self.codec.unpack(head, payload, mine, self.side, layout)
+                    rows = self.codec.unpack(head, payload, mine, self.params, layout)
                     out.append((head, tokens, rows))
             if self.room.exact:
                 mine, tokens = _of(records, exact[head], first)
                 if len(tokens):
-                    out.append((head, tokens, self.codec.expand(head, payload, mine, self.side)))
+                    out.append((head, tokens, self.codec.expand(head, payload, mine, self.params)))
         return out
 
     def _drop(self, leaving: Tensor) -> None:

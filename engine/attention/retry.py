@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.attention.budget import Coverage
 from engine.attention.layer import Shared, Step, Watcher
-from engine.compression.selectors import ByShare, Choice, Selector
+from engine.compression.selectors import Choice, Selector
 
 MARGIN = 1.0
 """Nats by which the likeliest next token must lead for a step to be sure of it."""
@@ -27,7 +27,7 @@ NOTHING = 1e-6
 
 def can_retry(selector: Selector) -> bool:
     """Whether a method takes what it may have at every step, and gives it back at the next."""
-    return isinstance(selector, ByShare)
+    return selector.by_share
 
 
 @dataclass

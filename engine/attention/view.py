@@ -8,9 +8,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from engine.compression.codecs.base import Records, Side
+from engine.compression.codecs.base import Records
 from engine.compression.columns import Runs
 from engine.compression.ranges import gather_ranges, span_ids
+from engine.compression.span_tables import SpanTables
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,13 +69,6 @@ class View:
         tokens = zip(self.bounds[first].tolist(), self.bounds[last].tolist(), strict=True)
         return tuple(zip(first.tolist(), last.tolist(), strict=True)), tuple(tokens)
 
-    def slice(self, tensors: Side, keep: Tensor, rows: Tensor) -> Side:
-        """Device tensors of the picked part: rows per token (".t") or per span (".s")."""
-        return {
-            name: t[:, rows if name.endswith(".t") else keep].contiguous()
-            for name, t in tensors.items()
-        }
-
     def to(self, device: torch.device) -> View:
         """The same on a device."""
         parts = (self.spans, self.lengths, self.bounds, self.window, self.starts)
@@ -96,21 +90,21 @@ class Segment:
     """One layer of what was read behind the document and folded as it is: a turn of a talk.
 
     bounds: int64 [S + 1] tokens, from 0. folded: bool [S] spans that may zoom; the others are
-    exact. rows: k, v [Hkv, P, D] of the exact ones. tensors: router and summaries of the folded.
+    exact. rows: k, v [Hkv, P, D] of the exact ones. tables: router and summaries of the folded.
     records: of all S.
     """
 
     bounds: Tensor
     folded: Tensor
     rows: tuple[Tensor, Tensor]
-    tensors: Side
+    tables: SpanTables
     records: Records
 
     @property
     def device_bytes(self) -> int:
         """Bytes that are resident while nothing of it is zoomed."""
         rows = 4 * self.rows[0].shape[1]  # their tokens
-        return rows + sum(t.nbytes for t in (*self.rows, *self.tensors.values()))
+        return rows + sum(t.nbytes for t in self.rows) + self.tables.nbytes
 
     @property
     def nbytes(self) -> int:

@@ -14,22 +14,22 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from engine.compression.codecs.base import Side
-from engine.compression.codecs.layer_basis import basis_of
 from engine.compression.columns import CodeLayout, centre
+from engine.compression.params import Basis, Codes, Quantizer
 
 
 @dataclass(frozen=True, eq=False)
 class CodeSpace:
-    """The keys and values of a layer's coded rows. side: the layer's. layout: of two parts."""
+    """The keys and values of a layer's coded rows. keys: their basis. layout: of two parts."""
 
-    side: Side
+    keys: Basis
+    codes: Codes
     layout: CodeLayout
 
     def query(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """Queries float32 [Hkv, Q, D] -> what they are worth per unpacked code [Hkv, Q, R], and the
         nats [Hkv, Q, 1] that every row has beside."""
-        mean, basis = basis_of("k", self.side)
+        mean, basis = self.keys.unpacked()
         q = q / math.sqrt(q.shape[-1])
         lowered, middle = self._of_keys
         turned = torch.bmm(q, widened(basis, self.layout.components))
@@ -38,10 +38,8 @@ class CodeSpace:
     @cached_property
     def _of_keys(self) -> tuple[Tensor, Tensor]:
         """The step of each unpacked code [Hkv, 1, R], and its middle in nats [Hkv, R, 1]."""
-        used = self.layout.components
-        step = widened(self.side["k_step"].float(), used)
-        middle = widened(centre(self.side["k_bits"]), used) * step
-        return (step * self.layout.lower[0].float())[:, None], middle[..., None]
+        lowered, middle = _steps(self.codes.keys, self.layout.lower[0])
+        return lowered, middle.mT
 
     def value(self, sums: Tensor, weight: Tensor) -> Tensor:
         """Weighted sums of unpacked codes of values [Hkv, Q, R] and the sums of the weights [Hkv,
@@ -51,14 +49,14 @@ class CodeSpace:
 
     @cached_property
     def _of_values(self) -> tuple[Tensor, Tensor]:
-        return _steps("v", self.side, self.layout.lower[1])
+        return _steps(self.codes.values, self.layout.lower[1])
 
 
 @dataclass(frozen=True, eq=False)
 class SpanValues:
     """Coded values of span summaries; see `summaries.pack_values`."""
 
-    side: Side
+    quantizer: Quantizer
     layout: CodeLayout
 
     def value(self, sums: Tensor, weight: Tensor) -> Tensor:
@@ -68,20 +66,20 @@ class SpanValues:
 
     @cached_property
     def _steps(self) -> tuple[Tensor, Tensor]:
-        return _steps("value", self.side, self.layout.lower[0])
+        return _steps(self.quantizer, self.layout.lower[0])
 
 
-def _steps(name: str, side: Side, lower: Tensor) -> tuple[Tensor, Tensor]:
-    """The step of each unpacked code of values and its middle, [Hkv, 1, R]."""
+def _steps(quantizer: Quantizer, lower: Tensor) -> tuple[Tensor, Tensor]:
+    """The step of each unpacked code and its middle, [Hkv, 1, R]."""
     used = lower.shape[-1]
-    step = widened(side[f"{name}_step"].float(), used)
-    middle = widened(centre(side[f"{name}_bits"]), used) * step
+    step = widened(quantizer.step.float(), used)
+    middle = widened(centre(quantizer.bits), used) * step
     return (step * lower.float())[:, None], middle[:, None]
 
 
-def from_basis(coefs: Tensor, weight: Tensor, side: Side) -> Tensor:
+def from_basis(coefs: Tensor, weight: Tensor, values: Basis) -> Tensor:
     """Coefficients [Hkv, Q, D'] of values and sums of weights [Hkv, Q, 1] -> [Hkv, Q, D]."""
-    mean, basis = basis_of("v", side)
+    mean, basis = values.unpacked()
     return torch.bmm(widened(coefs, basis.shape[-1]), basis.mT) + weight * mean[:, None]
 
 

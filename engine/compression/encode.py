@@ -1,46 +1,38 @@
 """A window's keys and values become what the store keeps: prefill + recipe -> tensors.
 
-Pure tensor work: no files, no model. `fit` learns a layer's side information from the first
-window; `compress_layer` turns any window's rows into device tensors and host records.
+Pure tensor work: no files, no model. `fit` finds a layer's parameters from the first window's rows;
+`compress_layer` turns any window's rows into span tables for a device and records for a host.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from engine.compression import summaries
-from engine.compression.codecs.base import Records, Side
-from engine.compression.codecs.layer_basis import (
-    LayerAxes,
-    LentBases,
-    document_bytes,
-    of_document,
-)
+from engine.compression.codecs.base import Records
+from engine.compression.codecs.layer_basis import LayerAxes
 from engine.compression.codecs.shared_basis import SharedBasis
 from engine.compression.methods import Method
+from engine.compression.params import LayerParams, TrainedLayer, needed
 from engine.compression.quantize import bit_price, expected_error
 from engine.compression.query_statistics import QueryMoments
 from engine.compression.ranges import gather_ranges, span_ids
 from engine.compression.routers.sketch import RoutedRows, Sketch
+from engine.compression.span_tables import DeviceLayer
 from engine.compression.spans import COMPRESSED, Spans, pin_ends
-from engine.compression.statistics import LayerStatistics
+from engine.compression.statistics import NOT_GIVEN, Given, LayerStatistics
 from engine.compression.text_spans import Delimiters
-from engine.errors import StoreError
 
 
 @dataclass(frozen=True)
 class CompressedLayer:
-    """One layer of one window. device: tensors by name; records: the spans' codes.
+    """One layer of one window. records: the codes of its spans."""
 
-    "error.s" uint8 [Hkv, S] says in 1/255 what the codes lost; it is for people.
-    """
-
-    device: Side
+    device: DeviceLayer
     records: Records
 
 
@@ -63,29 +55,11 @@ def segment(
     return pin_ends(spans, recipe.sinks, recipe.local if last else 0)
 
 
-@dataclass(frozen=True)
-class Given:
-    """What is known of a layer beside its rows when it is fitted.
-
-    statistics: of the first window's rows, the prices of a bit among them; without, they are
-        computed and the layer spends the bits of all layers on its own.
-    trained: what a trained router knows of it, by name.  calibrated: what was measured of the
-        model beforehand and is kept with the store, by name.
-    """
-
-    statistics: LayerStatistics | None = None
-    trained: Side = field(default_factory=dict)
-    calibrated: Side = field(default_factory=dict)
-
-
-NOT_GIVEN = Given()
-
-
 def prepare(
     recipe: Method,
     layers: Iterable[tuple[Tensor, Tensor]],
     learnt: Sequence[QueryMoments],
-    trained: Sequence[Side] = (),
+    trained: Sequence[TrainedLayer] = (),
     tokens: int = 0,
 ) -> list[Given]:
     """What one layer's `fit` must know of the others: layers share the bits of codes and sketches.
@@ -104,11 +78,11 @@ def prepare(
     own, borrowed = _Plan(recipe), _Plan(recipe)
     for index, (k, v) in enumerate(layers):
         queries = learnt[index] if learnt else None
-        known = trained[index] if trained else {}
+        known = trained[index] if trained else TrainedLayer()
         rows = k[:, _body(recipe, k)], v[:, _body(recipe, k)]
-        own.add(LayerStatistics.of(*rows, queries), of_document(known))
+        own.add(LayerStatistics.of(*rows, queries), replace(known, bases=None))
         if lends:
-            borrowed.add(LayerStatistics.of(*rows, queries, LentBases.of(known)), known)
+            borrowed.add(LayerStatistics.of(*rows, queries, known.bases), known)
     if lends and borrowed.loss(own.bases, tokens) < own.loss(0, tokens):
         return borrowed.given()
     return own.given()
@@ -123,14 +97,15 @@ class _Plan:
         self.sketch_bits = router.bits if isinstance(router, Sketch) else 0.0
         self.bases = 0  # bytes that the document pays for bases
         self._layers: list[LayerStatistics] = []
-        self._trained: list[Side] = []
+        self._trained: list[TrainedLayer] = []
 
-    def add(self, statistics: LayerStatistics, trained: Side) -> None:
+    def add(self, statistics: LayerStatistics, trained: TrainedLayer) -> None:
         """The next layer's statistics, and what a trained router knows of it."""
         self._layers.append(statistics)
         self._trained.append(trained)
-        for fitted in (statistics.keys, statistics.values):
-            self.bases += document_bytes(fitted.stored) - 2 * fitted.axes.mean.numel()
+        bases = LayerParams(keys=statistics.keys.basis, values=statistics.values.basis)
+        means = statistics.keys.axes.mean.numel() + statistics.values.axes.mean.numel()
+        self.bases += bases.nbytes - 2 * means
 
     def given(self) -> list[Given]:
         codes, sketches = self._costs()
@@ -168,8 +143,8 @@ def fit(
     surprisal: Tensor,
     spans: Spans,
     given: Given = NOT_GIVEN,
-) -> Side:
-    """Side information of a layer, shared by all windows, as tensors by name.
+) -> LayerParams:
+    """The parameters of a layer, which all windows share.
 
     Args:
         k, v: [Hkv, n, D] of the first window.  given: as `prepare` has it, with what was calibrated
@@ -180,13 +155,14 @@ def fit(
     rows = k[:, _body(recipe, k)], v[:, _body(recipe, k)]
     statistics = given.statistics
     if statistics is None and recipe.fits_bases:
-        statistics = LayerStatistics.of(*rows, lent=LentBases.of(given.trained))
-    side = {**given.calibrated, **recipe.codec.fit(*rows, statistics)}
-    side |= recipe.router.fit(rows[0], {**given.trained, **side}, statistics)
+        statistics = LayerStatistics.of(*rows, model=given.trained.bases)
+        given = replace(given, statistics=statistics)
+    params = replace(recipe.codec.fit(*rows, statistics), gates=given.trained.gates)
+    params = recipe.router.fit(rows[0], params, given)
     if recipe.selector.hides:
-        return side
+        return params
     values = recipe.summariser.summarise(v, surprisal, spans.bounds)
-    return side | summaries.fit_values(values, recipe.summariser.value_bits, side, statistics)
+    return summaries.fit_values(values, recipe.summariser.value_bits, params, statistics)
 
 
 def _body(recipe: Method, k: Tensor) -> slice:
@@ -201,50 +177,50 @@ def compress_layer(
     v: Tensor,
     surprisal: Tensor,
     spans: Spans,
-    side: Side,
+    params: LayerParams,
     queries: Tensor | None = None,
 ) -> CompressedLayer:
-    """Device tensors and host records of one layer of one window.
+    """Span tables and records of one layer of one window.
 
-    k, v: [Hkv, n, D]. side: the layer's, and what a trained router knows of it. queries:
-    [H, w, D] of its last tokens, for routers that observe them.
+    k, v: [Hkv, n, D]. params: the layer's. queries: [H, w, D] of its last tokens, for routers that
+    observe them.
     """
     if recipe.whole:
-        return CompressedLayer({}, recipe.codec.encode(k, v, spans.bounds, side))
-    axes = LayerAxes.of(side)
-    records = recipe.codec.encode(k, v, spans.bounds, side, axes)
+        return CompressedLayer(DeviceLayer(), recipe.codec.encode(k, v, spans.bounds, params))
+    axes = LayerAxes.of(params)
+    records = recipe.codec.encode(k, v, spans.bounds, params, axes)
     keys = k[:, :0]
     if recipe.router.reads_summaries:
         keys = recipe.summariser.summarise(k, surprisal, spans.bounds)
     rows = RoutedRows(span_ids(spans.bounds), axes=axes.keys if axes else None)
     if queries is not None:
         rows = replace(rows, observed=queries)
-    device = recipe.router.build(k, keys, side, rows)
+    tables = recipe.router.build(k, keys, params, rows)
     if not recipe.selector.hides:
         values = recipe.summariser.summarise(v, surprisal, spans.bounds)
         bits = recipe.summariser.value_bits
-        device |= summaries.pack_values(values, bits, side, axes.values if axes else None)
-    kept = pinned_tokens(spans.bounds, spans.kind)
-    dtype = row_dtype(recipe, k.dtype)
-    device["pinned_k"] = k[:, kept].to(dtype).contiguous()
-    device["pinned_v"] = v[:, kept].to(dtype).contiguous()
+        packed = summaries.pack_values(values, bits, params, axes.values if axes else None)
+        tables = replace(tables, values=packed)
+    kept, dtype = pinned_tokens(spans.bounds, spans.kind), row_dtype(recipe, k.dtype)
+    exact = k[:, kept].to(dtype).contiguous(), v[:, kept].to(dtype).contiguous()
+    errors = None
     if records.errors.numel():
-        device["error.s"] = (records.errors.clamp(0, 1) * 255).round().to(torch.uint8)
+        errors = (records.errors.clamp(0, 1) * 255).round().to(torch.uint8)
     if recipe.keep < 1:
-        records = _drop(recipe.keep, records, device["rank.s"], spans, side)
-    return CompressedLayer(device, records)
+        share = 1.0 if params.calibration is None else float(params.calibration.share[0])
+        records = _drop(recipe.keep * share, records, needed(tables.ranks), spans)
+    return CompressedLayer(DeviceLayer(tables, exact, errors), records)
 
 
-def _drop(keep: float, records: Records, rank: Tensor, spans: Spans, side: Side) -> Records:
+def _drop(keep: float, records: Records, ranks: Tensor, spans: Spans) -> Records:
     """The records of each KV head's best ranked spans; the others become empty, for good.
 
-    Pinned spans stay; `keep` is the share of tokens left, pinned ones included, times the layer's
-    own where layers have shares.
+    Pinned spans stay; `keep` is the share of tokens left, pinned ones included.
     """
     lengths = spans.bounds.diff()
-    most = min(1.0, keep * float(side.get("layer_share", torch.ones(1))[0])) * int(lengths.sum())
-    worth = rank.masked_fill(spans.kind != COMPRESSED, torch.inf)
-    order = worth.argsort(dim=-1, descending=True, stable=True)
+    most = min(1.0, keep) * int(lengths.sum())
+    ranks = ranks.masked_fill(spans.kind != COMPRESSED, torch.inf)
+    order = ranks.argsort(dim=-1, descending=True, stable=True)
     fits = lengths[order].cumsum(-1) <= most
     kept = torch.zeros_like(fits).scatter_(-1, order, fits).T.reshape(-1)
     sizes = records.offsets.diff()
@@ -262,26 +238,3 @@ def pinned_tokens(bounds: Tensor, kind: Tensor) -> Tensor:
 def row_dtype(recipe: Method, model: torch.dtype) -> torch.dtype:
     """How exact rows are kept: 16 bits, or the model's own dtype where the recipe is exact."""
     return torch.float16 if recipe.half_rows and model == torch.float32 else model
-
-
-def by_layer(tensors: Side, layers: int) -> list[Side]:
-    """Tensors `{layer}.{name}` by layer.
-
-    Raises:
-        StoreError: one belongs to no layer.
-    """
-    found: list[Side] = [{} for _ in range(layers)]
-    for name, tensor in tensors.items():
-        match = re.fullmatch(r"(\d{1,6})\.(.+)", name, re.ASCII)
-        if match is None or int(match[1]) >= layers:
-            raise StoreError(f"the store holds {name[:80]!r}, which no layer has: ingest again")
-        found[int(match[1])][match[2]] = tensor
-    return found
-
-
-def sides_of(shared: Side, layers: int) -> list[Side]:
-    """Each layer's side information out of a store's shared tensors, the prefix left out."""
-    return [
-        {name: tensor for name, tensor in side.items() if not name.startswith("prefix_")}
-        for side in by_layer(shared, layers)
-    ]

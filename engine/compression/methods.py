@@ -15,6 +15,7 @@ from engine.compression.codecs.rows import Rows
 from engine.compression.codecs.shared_basis import SharedBasis
 from engine.compression.codecs.span_svd import SpanSVD
 from engine.compression.observation import Observe
+from engine.compression.params import TrainedLayer
 from engine.compression.query_statistics import SPREAD
 from engine.compression.routers.baselines import Box, Representatives, SecondOrder
 from engine.compression.routers.router_file import TrainedRouter
@@ -100,6 +101,29 @@ class Method:
     def fits_bases(self) -> bool:
         """Whether anything is kept in a basis that is fitted to the document's rows."""
         return self.weighs_keys or isinstance(self.router, Sketch)
+
+    @property
+    def trained_by(self) -> str:
+        """Fingerprint of the router file that acts in it; "" without one."""
+        if isinstance(self.codec, SharedBasis):
+            return self.router.weights or self.codec.model
+        return self.router.weights
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether something has to be measured of the model beforehand."""
+        return isinstance(self.router, RetrievalHeads)
+
+    def example(self, heads: int, size: int) -> TrainedLayer:
+        """Made-up weights of a layer in the shapes of those it is trained with.
+
+        Raises:
+            StoreError: no model has such shapes.
+        """
+        bases = None
+        if isinstance(self.codec, SharedBasis):
+            bases = self.codec.made_up_bases(heads, size)
+        return replace(self.router.example(heads, size), bases=bases)
 
     def expected_shares(self, size: int) -> tuple[float, float]:
         """About what a store and its device section take of the 16-bit keys and values of a

@@ -96,10 +96,13 @@ class Choice(Protocol):
 
 class Selector(Protocol):
     """hides: spans that are not zoomed are not seen at all; else they stand as summaries.
-    static: the choice does not follow the query, so that the device holds no routing tensors."""
+    static: the choice does not follow the query, so that the device holds no routing tensors.
+    by_share: a choice is the spans of the largest estimated shares that have room, whatever was
+    chosen before, so that one can be left out, or done again with more room."""
 
     hides: ClassVar[bool]
     static: ClassVar[bool]
+    by_share: ClassVar[bool]
 
     def begin(self) -> Choice: ...
 
@@ -121,6 +124,7 @@ class ByShare:
     worthwhile: float = 0.03
     hides: ClassVar[bool] = False
     static: ClassVar[bool] = False
+    by_share: ClassVar[bool] = True
 
     def begin(self) -> Choice:
         return _Shares(self)
@@ -154,6 +158,7 @@ class Once:
     alike: bool = False
     hides: ClassVar[bool] = True
     static: ClassVar[bool] = True
+    by_share: ClassVar[bool] = False
 
     def begin(self) -> Choice:
         return _Kept(self.alike)
@@ -185,6 +190,7 @@ class Blocks:
     overlap: float = 2.0
     hides: ClassVar[bool] = True
     static: ClassVar[bool] = False
+    by_share: ClassVar[bool] = False
 
     def begin(self) -> Choice:
         return _Resident(self.overlap)
@@ -220,6 +226,7 @@ class SentenceQuery:
     recent: int = 32
     hides: ClassVar[bool] = True
     static: ClassVar[bool] = False
+    by_share: ClassVar[bool] = False
 
     def begin(self) -> Choice:
         return _Sentence(self.recent)

@@ -6,12 +6,13 @@ costs; see `encode.prepare`, which lets the layers share their bits by it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from engine.compression.codecs.layer_basis import FittedAxes, LayerAxes, LentBases, fit_axes
+from engine.compression.codecs.layer_basis import FittedAxes, LayerAxes, fit_axes
+from engine.compression.params import LayerCalibration, ModelBases, TrainedLayer
 from engine.compression.query_statistics import QueryMoments
 
 
@@ -42,13 +43,13 @@ class LayerStatistics:
         k: Tensor,
         v: Tensor,
         queries: QueryMoments | None = None,
-        lent: LentBases | None = None,
+        model: ModelBases | None = None,
     ) -> LayerStatistics:
-        """k, v: [Hkv, n, D] rows.  queries: what they meet.  lent: the model's own bases."""
+        """k, v: [Hkv, n, D] rows.  queries: what they meet.  model: its own bases."""
         metrics = (None, None) if queries is None else (queries.moment, queries.outputs)
-        others = (None, None) if lent is None else (lent.keys, lent.values)
-        keys = fit_axes("k", k, metrics[0], others[0])
-        values = fit_axes("v", v, metrics[1], others[1])
+        others = (None, None) if model is None else (model.keys, model.values)
+        keys = fit_axes(k, metrics[0], others[0])
+        values = fit_axes(v, metrics[1], others[1])
         of_values = _share(values.variance)
         if queries is None:
             of_keys = _share(keys.variance)
@@ -60,6 +61,22 @@ class LayerStatistics:
     @property
     def axes(self) -> LayerAxes:
         return LayerAxes(self.keys.axes, self.values.axes)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is known of a layer beside its rows when its parameters are fitted.
+
+    statistics: of the first window's rows, the prices of a bit among them; without, they are
+        computed and the layer spends the bits of all layers on its own.
+    """
+
+    statistics: LayerStatistics | None = None
+    trained: TrainedLayer = field(default_factory=TrainedLayer)
+    calibrated: LayerCalibration | None = None
+
+
+NOT_GIVEN = Given()
 
 
 def _share(variance: Tensor) -> Tensor:

@@ -6,15 +6,15 @@ values are kept on the device.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from engine.compression.codecs.base import Side
-from engine.compression.codecs.layer_basis import Axes, basis_of, fit_axes, stores_basis
+from engine.compression.codecs.layer_basis import Axes, fit_axes
 from engine.compression.packing import Packing, pack_heads, split_heads
+from engine.compression.params import LayerParams, Quantizer, needed
 from engine.compression.quantize import allocate_bits, dequantize, fit_steps
 from engine.compression.ranges import span_mean
 from engine.compression.statistics import LayerStatistics
@@ -56,42 +56,44 @@ class Mean:
 
 
 def fit_values(
-    values: Tensor, bits: float, side: Side, statistics: LayerStatistics | None = None
-) -> Side:
-    """Side information for span values [Hkv, S, D] of the first window.
+    values: Tensor, bits: float, params: LayerParams, statistics: LayerStatistics | None = None
+) -> LayerParams:
+    """The layer's parameters with what span values [Hkv, S, D] of the first window need.
 
-    side: the codec's, whose basis is shared where it has one.  statistics: of the layer's rows.
+    params: with the codec's basis of values, which is shared.  statistics: of the layer's rows.
     """
     if bits == 16:
-        return {}
-    new = {} if stores_basis("v", side) else fit_axes("v", values).stored
-    axes = statistics.values.axes if statistics and not new else Axes.of("v", {**side, **new})
+        return params
+    basis = params.values or fit_axes(values).basis
+    axes = statistics.values.axes if statistics and params.values else Axes.of(basis)
     coefs = axes.coefficients(values)
     # Means vary less than tokens and not in the same order; the basis is the tokens'.
     variance = coefs.var(1, correction=0).cummin(-1).values
     given = allocate_bits(variance, bits)
-    return {**new, "value_bits": given, "value_step": fit_steps(coefs, given)}
+    return replace(params, values=basis, summaries=Quantizer(given, fit_steps(coefs, given)))
 
 
-def pack_values(values: Tensor, bits: float, side: Side, axes: Axes | None = None) -> Side:
-    """Span values [Hkv, S, D] as device tensors. axes: of `side`, found again where not given."""
+def pack_values(
+    values: Tensor, bits: float, params: LayerParams, axes: Axes | None = None
+) -> Tensor:
+    """Span values [Hkv, S, D] -> the table of `SpanTables.values`. axes: of the values, found again
+    where not given."""
     if bits == 16:
-        return {"value.s": values.half()}
-    given = side["value_bits"]
-    used = int((given > 0).sum(-1).max())
-    coefs = (axes or Axes.of("v", side)).coefficients(values, used)
-    return {"value.s": pack_heads(coefs, given, side["value_step"])}
+        return values.half()
+    quantizer = needed(params.summaries)
+    coefs = (axes or Axes.of(needed(params.values))).coefficients(values, quantizer.used)
+    return pack_heads(coefs, quantizer.bits, quantizer.step)
 
 
-def unpack_values(device: Side, side: Side) -> Tensor:
-    """Device tensors -> span values [Hkv, S, D] float32."""
-    packed = device["value.s"]
+def unpack_values(packed: Tensor, params: LayerParams) -> Tensor:
+    """The table of `SpanTables.values` -> span values [Hkv, S, D] float32."""
     if packed.dtype != torch.uint8:
         return packed.float()
-    mean, basis = basis_of("v", side)
+    quantizer = needed(params.summaries)
+    mean, basis = needed(params.values).unpacked()
     out = []
-    rows = split_heads(packed, side["value_bits"])
-    for head, (bits, step) in enumerate(zip(side["value_bits"], side["value_step"], strict=True)):
+    rows = split_heads(packed, quantizer.bits)
+    for head, (bits, step) in enumerate(zip(quantizer.bits, quantizer.step, strict=True)):
         codes = Packing.of(bits).unpack(rows[head])
         used = codes.shape[1]
         coefs = dequantize(codes, bits[:used], step[:used])

@@ -57,7 +57,7 @@ class StoreBuild:
         self.chunk_tokens = chunk_tokens
         self.prefill_s = self.compress_s = 0.0
         self.resumed = 0
-        self.given: list[Any] | None = None  # what was calibrated for each layer
+        self.calibrated: list[Any] = []  # per layer what was measured of the model, if anything was
         self.trained: list[Any] = []  # per layer what a trained router knows, if there is one
         self.copied = False  # whether the store keeps bases that it borrows: their file may move
         self.entries: tuple[SourceEntry, ...] = ()  # what the manifest says of the sources
@@ -113,17 +113,17 @@ class StoreBuild:
         at = time.perf_counter()
         prefix = self.reader.prefix()
         self.prefill_s += time.perf_counter() - at
-        sides = self._known_sides()
+        params = self._known_params()
         for index in range(self.kept, len(self.windows)):
             start, end = self.windows.bounds[index], self.windows.bounds[index + 1]
-            if self.writer.window_done(index) and sides is not None:
+            if self.writer.window_done(index) and params is not None:
                 self.resumed += end - start
                 progress.advance(end - start)
                 continue
-            chunks = self._read(index, prefix, progress, first=sides is None)
+            chunks = self._read(index, prefix, progress, first=params is None)
             before = time.perf_counter() - self.writer.seconds
             with torch.inference_mode():
-                sides = self._compress(index, chunks, prefix, sides)
+                params = self._compress(index, chunks, prefix, params)
             self.compress_s += time.perf_counter() - self.writer.seconds - before
 
     def _read(self, index: int, prefix: Any, progress: Progress, *, first: bool) -> list[Chunk]:
@@ -147,43 +147,46 @@ class StoreBuild:
         return chunks
 
     def _compress(
-        self, index: int, chunks: list[Chunk], prefix: Any, sides: list[Any] | None
+        self, index: int, chunks: list[Chunk], prefix: Any, params: list[Any] | None
     ) -> list[Any]:
         """Compress one window and write it; the first one also makes what all share.
 
-        sides: per layer what all windows share, None for the first.  Returns the same.
+        params: of every layer, which all windows share, None for the first.  Returns the same.
         """
         import torch
 
-        from engine.compression.codecs.layer_basis import of_document
+        from engine.compression.params import SharedLayer, of_layers
         from engine.compression.spans import ANCHOR
         from engine.store.manifest import WindowEntry
 
         surprisal = torch.cat([chunk.surprisal for chunk in chunks])
         spans = self._cut(index, chunks, surprisal)
         rows = _take_rows(chunks, self.reader.layers)
-        fitted = sides is None
-        if sides is None:
-            sides = self._fit(chunks, prefix, rows, surprisal, spans)
+        fitted = params is None
+        if params is None:
+            params = self._fit(chunks, prefix, rows, surprisal, spans)
         device: dict[str, Any] = {
             "bounds": spans.bounds.to(torch.int32),
             "kind": spans.kind,
             "surprisal": surprisal.half(),
         }
         host: dict[str, Any] = {}
-        for layer, side in enumerate(sides):
-            made = self._compress_layer(layer, chunks, rows, surprisal, spans, side)
-            device |= {f"{layer}.{name}": t for name, t in made.device.items()}
+        names = self.recipe.router.key_names
+        for layer, known in enumerate(params):
+            made = self._compress_layer(layer, chunks, rows, surprisal, spans, known)
+            device |= {f"{layer}.{name}": t for name, t in made.device.tensors(names).items()}
             host[f"{layer}.codes"] = made.records.payload
             host[f"{layer}.offsets"] = made.records.offsets
         if fitted:
-            kept = sides if self.copied else [of_document(side) for side in sides]
-            self.writer.put_shared(_pack_shared(kept, prefix))
+            pairs = zip(params, prefix, strict=True)
+            shared = (SharedLayer(known, (k.cpu(), v.cpu())) for known, (k, v) in pairs)
+            kept = of_layers(layer.tensors(with_model=self.copied) for layer in shared)
+            self.writer.put_shared({name: t.contiguous() for name, t in kept.items()})
         start, end = self.windows.bounds[index], self.windows.bounds[index + 1]
         anchors = int((spans.kind == ANCHOR).sum())
         entry = WindowEntry(start, end, len(spans.kind), anchors)
         self.writer.put_window(index, device, host, entry)
-        return sides
+        return params
 
     def _cut(self, index: int, chunks: list[Chunk], surprisal: Any) -> Spans:
         """The spans of a window."""
@@ -218,13 +221,13 @@ class StoreBuild:
                 queries = torch.cat([chunk.spread[layer] for chunk in chunks], 1)
                 learnt.append(query_moments(queries, places, rows[layer], (k.cpu(), v.cpu())))
         known = encode.prepare(self.recipe, rows, learnt, self.trained, len(self.tokens.ids))
-        sides = []
+        params = []
         for layer, given in enumerate(known):
-            if self.given:
-                given = replace(given, calibrated=self.given[layer])
+            if self.calibrated:
+                given = replace(given, calibrated=self.calibrated[layer])
             k, v = rows[layer]
-            sides.append(encode.fit(self.recipe, k, v, surprisal, spans, given))
-        return sides
+            params.append(encode.fit(self.recipe, k, v, surprisal, spans, given))
+        return params
 
     def _compress_layer(
         self,
@@ -233,13 +236,12 @@ class StoreBuild:
         rows: list[Any],
         surprisal: Any,
         spans: Spans,
-        side: Any,
+        params: Any,
     ) -> CompressedLayer:
         """One layer of a window; its rows are not needed again and are let go of."""
         import torch
 
         from engine.compression import encode
-        from engine.compression.codecs.layer_basis import of_document
         from engine.store.schema import is_finite
 
         k, v = rows[layer]
@@ -248,25 +250,33 @@ class StoreBuild:
         if self.recipe.observe.rows:
             queries = torch.cat([chunk.queries[layer] for chunk in chunks], 1)
             queries = queries[:, -self.recipe.observe.rows :]
-        trained = of_document(self.trained[layer]) if self.trained else {}
-        made = encode.compress_layer(self.recipe, k, v, surprisal, spans, side | trained, queries)
-        if not is_finite({**side, **made.device}):
+        made = encode.compress_layer(self.recipe, k, v, surprisal, spans, params, queries)
+        names = self.recipe.router.key_names
+        if not is_finite({**params.tensors(), **made.device.tensors(names)}):
             raise ReaderError(
                 f"the keys and values of layer {layer} are no numbers that a store can hold; "
                 "read with another --dtype, or another model"
             )
         return made
 
-    def _known_sides(self) -> list[Any] | None:
-        from engine.compression.codecs.layer_basis import borrow
-        from engine.compression.encode import sides_of
+    def _known_params(self) -> list[Any] | None:
+        """The layers' parameters as an earlier run, or the store that is added to, has them."""
+        from engine.compression.params import (
+            LayerParams,
+            TrainedLayer,
+            by_layer,
+            with_model_bases,
+        )
 
         shared = self.writer.shared()
         if shared is None:
             return None
-        sides = sides_of(shared, self.reader.layers)
-        trained = self.trained or [{} for _ in sides]
-        return [borrow(side, own) for side, own in zip(sides, trained, strict=True)]
+        stored = by_layer(shared, self.reader.layers)
+        trained = self.trained or [TrainedLayer() for _ in stored]
+        return [
+            replace(LayerParams.of(with_model_bases(tensors, known.bases)), gates=known.gates)
+            for tensors, known in zip(stored, trained, strict=True)
+        ]
 
     def _pieces(self, start: int, end: int) -> list[str]:
         tokens = self.tokens
@@ -352,15 +362,6 @@ def _unpack_chunk(tensors: dict[str, Any]) -> Chunk:
         [tensors[f"{layer}.spread"] for layer in range(layers) if f"{layer}.spread" in tensors],
         tensors["places"].tolist() if "places" in tensors else [],
     )
-
-
-def _pack_shared(sides: list[Any], prefix: Any) -> dict[str, Any]:
-    tensors: dict[str, Any] = {}
-    for layer, (side, (k, v)) in enumerate(zip(sides, prefix, strict=True)):
-        tensors |= {f"{layer}.{name}": t.contiguous() for name, t in side.items()}
-        tensors[f"{layer}.prefix_k"] = k.cpu().contiguous()
-        tensors[f"{layer}.prefix_v"] = v.cpu().contiguous()
-    return tensors
 
 
 def source_reports(document: Document) -> tuple[SourceReport, ...]:

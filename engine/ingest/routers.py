@@ -52,17 +52,14 @@ def learnt_before(
     Raises:
         RouterError: the router at hand is not that one.
     """
-    from engine.compression.codecs.layer_basis import lacks_bases
-    from engine.compression.encode import sides_of
+    from engine.compression.params import by_layer, lacks_bases
     from engine.compression.routers import router_file
-    from engine.compression.routers.span_zoom import Learnt
-    from engine.memory.open import router_of
 
-    used = router_of(recipe)
+    used = recipe.trained_by
     if not used and asked not in ("", router_file.NONE):
         raise RouterError(f"{target} is routed without training; --router cannot change that")
-    acts = isinstance(recipe.router, Learnt)
-    if not used or not (asked or acts or any(map(lacks_bases, sides_of(shared, reader.layers)))):
+    acts = bool(recipe.router.weights)
+    if not used or not (asked or acts or any(map(lacks_bases, by_layer(shared, reader.layers)))):
         return []
     trained, _ = router_file.find(asked, folder, reader.identity)
     if trained is None or trained.fingerprint != used:

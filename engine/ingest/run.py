@@ -141,7 +141,7 @@ def ingest(
         job["heads"] = calibrated.heads
     with StoreWriter.begin(target, job, overwrite=options.overwrite) as writer:
         work = StoreBuild(recipe, reader, document, tokens, windows, writer, options.chunk_tokens)
-        work.given = calibrated.sides() if calibrated else None
+        work.calibrated = calibrated.by_layer() if calibrated else []
         work.trained, work.copied = trained, bool(options.router)
         work.entries = entries(document.sources, target)
         return work.make(target, progress, clock)
@@ -180,7 +180,7 @@ def append(
     from engine.documents import Document, Page, Source
     from engine.documents.tokens import Tokens, tokenize
     from engine.documents.types import HEADERS_KEPT
-    from engine.memory.open import lent
+    from engine.memory.open import in_its_bases
     from engine.models import hf
     from engine.models.locate import of_store
     from engine.store.library import compare_identity
@@ -219,7 +219,7 @@ def append(
         raise StoreMismatchError(f"{target}: {different}")
     try:
         recipe = recipe_of(base)
-        Schema.of(base, recipe).check_shared(lent(shared, recipe, reader, options.router))
+        Schema.of(base, recipe).check_shared(in_its_bases(shared, recipe, reader, options.router))
     except StoreError as error:
         raise type(error)(f"{target}: {error}") from None
     clock.lap("load_s")

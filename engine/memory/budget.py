@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from engine.attention.resident import TOKEN_BYTES
-from engine.compression.codecs.base import Side
-from engine.compression.codecs.layer_basis import document_bytes
 from engine.compression.columns import table_bytes
 from engine.compression.methods import Method
+from engine.compression.params import LayerParams
 from engine.compression.ranges import span_ids
 from engine.compression.routers import two_level
 from engine.compression.routers.static import layer_budgets
+from engine.compression.span_tables import SpanTables
 from engine.compression.spans import COMPRESSED
 from engine.errors import BudgetError
 from engine.memory.tables import Tables
@@ -40,16 +40,15 @@ def parse_budget(text: str, tokens: int) -> float:
     return float(match[1]) * tokens / 100 if match[2] else float(match[1])
 
 
-def read_with(side: Side) -> int:
+def read_with(params: LayerParams) -> int:
     """Bytes of what codes, sketches and span values of a layer are read with."""
-    tables = sum(table_bytes(t) for name, t in side.items() if name.endswith("_bits"))
-    return document_bytes(side) + tables
+    return params.nbytes + sum(table_bytes(each.bits) for each in params.quantizers)
 
 
 def caps(
     recipe: Method,
     tables: Tables,
-    sides: list[Side],
+    params: list[LayerParams],
     heads: int,
     cap: float,
     row: float,
@@ -59,49 +58,43 @@ def caps(
     (less where all layers together need too much), and an equal share of the rest. Layers that
     were calibrated have their shares instead; a static choice needs no routing. row: bytes of
     one token's. balls: spans that will have a span level."""
-    if "layer_share" in sides[0]:
-        shares = [float(side["layer_share"][0]) for side in sides]
+    calibrated = [each.calibration for each in params if each.calibration is not None]
+    if calibrated:
+        shares = [float(each.share[0]) for each in calibrated]
         return [row * rows for rows in layer_budgets(shares, int(cap / row))]
     if recipe.selector.static:
-        return [cap] * len(sides)
+        return [cap] * len(params)
     needs = []
-    for index, side in enumerate(sides):
-        parts = [
-            t
-            for section in tables.sections
-            for name, t in section.items()
-            if name.startswith(f"{index}.") and name.endswith((".t", ".s"))
-            if not name.endswith(".error.s")
-        ]
-        more = two_level.expected_bytes(side, balls)
-        fixed = more + read_with(side) + sum(t.nbytes for t in parts)
-        needs.append(fixed / heads)
+    for each, windows in zip(params, tables.layers, strict=True):
+        fixed = two_level.expected_bytes(each, balls) + read_with(each)
+        needs.append((fixed + sum(window.tables.nbytes for window in windows)) / heads)
     mean = sum(needs) / len(needs)
     tight = min(1.0, (1 - ZOOM_RESERVE) * cap / max(1.0, mean))
     return [cap + tight * (need - mean) for need in needs]
 
 
-def fit(recipe: Method, tensors: Side, side: Side, room: float, spans: int) -> tuple[Side, Side]:
+def fit(
+    recipe: Method, tables: SpanTables, params: LayerParams, room: float, spans: int
+) -> tuple[SpanTables, LayerParams]:
     """Let the router shrink until routing and summaries fit `room` bytes, with the span level of
     that many spans where there will be one."""
 
     def needed() -> int:
-        more = two_level.expected_bytes(side, spans)
-        return more + read_with(side) + sum(t.nbytes for t in tensors.values())
+        return two_level.expected_bytes(params, spans) + read_with(params) + tables.nbytes
 
-    while tensors and needed() > room:
-        smaller = recipe.router.shrink(tensors, side)
+    while tables.nbytes and needed() > room:
+        smaller = recipe.router.shrink(tables, params)
         if smaller is None:
             break
-        tensors, side = smaller
-    return tensors, side
+        tables, params = smaller
+    return tables, params
 
 
 def affordable_pins(
     recipe: Method,
     tables: Tables,
-    tensors: Side,
-    side: Side,
+    router: SpanTables,
+    params: LayerParams,
     prefix: tuple[Tensor, Tensor],
     rows: Tensor,
     room: float,
@@ -114,7 +107,8 @@ def affordable_pins(
     """
     heads, _, size = rows.shape
     pinned = torch.nonzero(tables.kind != COMPRESSED)[:, 0]
-    used = (sum(t.nbytes for t in [*tensors.values(), *prefix]) + read_with(side)) / heads
+    resident = router.nbytes + sum(rows.nbytes for rows in prefix) + read_with(params)
+    used = resident / heads
     used += TOKEN_BYTES * prefix[0].shape[1]
     lengths = tables.bounds.diff()
     room -= used
@@ -134,7 +128,12 @@ def affordable_pins(
 
 
 def affordable_summaries(
-    tables: Tables, tensors: Side, side: Side, rows: Tensor, folded: Tensor, room: float
+    tables: Tables,
+    router: SpanTables,
+    params: LayerParams,
+    rows: Tensor,
+    folded: Tensor,
+    room: float,
 ) -> Tensor:
     """bool [S]: spans whose summaries fit beside the exact rows, the most surprising first.
 
@@ -142,12 +141,10 @@ def affordable_summaries(
     """
     heads = rows.shape[0]
     lengths = tables.bounds.diff()
-    used = (read_with(side) + 2 * rows.nbytes) / heads + TOKEN_BYTES * rows.shape[1]
+    used = (read_with(params) + 2 * rows.nbytes) / heads + TOKEN_BYTES * rows.shape[1]
     room -= used
-    cost = torch.zeros(len(lengths))
-    for name, t in tensors.items():
-        each = t.nbytes / heads / t.shape[1]
-        cost += each * lengths if name.endswith(".t") else each
+    of_tokens, of_spans = router.token_bytes, router.nbytes - router.token_bytes
+    cost = of_tokens / heads / int(lengths.sum()) * lengths + of_spans / heads / len(lengths)
     cost[~folded] = 0
     if float(cost.sum()) <= room:
         return torch.ones(len(lengths), dtype=torch.bool)

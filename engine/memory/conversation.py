@@ -17,6 +17,7 @@ import torch
 from engine.attention.seam import LiveLayer, MemoryCache
 from engine.attention.view import Segment, View
 from engine.compression.encode import compress_layer, segment
+from engine.compression.params import needed
 from engine.compression.routers import two_level
 from engine.compression.spans import COMPRESSED
 from engine.memory.open import Memory
@@ -145,15 +146,14 @@ class Conversation:
             assert live.keys is not None
             assert live.values is not None
             k, v = live.keys[0].cpu(), live.values[0].cpu()
-            side = {name: t.cpu() for name, t in layer.side.items()}
-            made = compress_layer(recipe, k, v, surprisal, spans, side)
-            exact = made.device["pinned_k"], made.device["pinned_v"]
-            device = dict(made.device)
-            if "ball.s" in layer.index.names:
-                device |= two_level.build(device, side, spans.bounds)
-            tensors = {name: device[name] for name in layer.index.names}
-            tensors = everything.slice(tensors, folded, rows)
-            layers.append(Segment(spans.bounds, folded, exact, tensors, made.records))
+            params = layer.params.to(torch.device("cpu"))
+            made = compress_layer(recipe, k, v, surprisal, spans, params)
+            tables = made.device.tables
+            if layer.index.has_span_level:
+                tables = two_level.build(tables, params, spans.bounds)
+            tables = tables.pick(rows, folded)
+            exact = needed(made.device.exact)
+            layers.append(Segment(spans.bounds, folded, exact, tables, made.records))
         return CompressedTurn(len(ids), layers)
 
     def _forget(self, keep: int) -> None:

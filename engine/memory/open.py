@@ -14,13 +14,21 @@ from engine.attention.budget import Limits
 from engine.attention.layer import LayerMemory, Shared, whole_rows
 from engine.attention.residency import Host
 from engine.attention.view import View, no_spans
-from engine.compression.codecs.layer_basis import borrow, lacks_bases, used_columns
-from engine.compression.codecs.shared_basis import SharedBasis
-from engine.compression.encode import by_layer, sides_of
 from engine.compression.methods import Method
+from engine.compression.params import (
+    LayerParams,
+    SharedLayer,
+    Tensors,
+    by_layer,
+    lacks_bases,
+    needed,
+    of_layers,
+    with_model_bases,
+)
 from engine.compression.routers import router_file, two_level
-from engine.compression.routers.span_zoom import Learnt, SpanZoom
+from engine.compression.span_tables import SpanTables
 from engine.compression.spans import COMPRESSED
+from engine.compression.statistics import Given
 from engine.errors import (
     OptionError,
     RouterError,
@@ -35,7 +43,6 @@ from engine.store.reader import Store
 from engine.store.schema import Schema, recipe_of
 
 if TYPE_CHECKING:
-    from engine.compression.codecs.base import Side
     from engine.models.hf import Reader
     from engine.store.manifest import Manifest
 
@@ -73,7 +80,7 @@ def open_memory(
     sections = [store.device(window) for window in range(len(manifest.windows))]
     try:
         recipe = recipe_of(manifest)
-        stored = lent(stored, recipe, reader, router)
+        stored = in_its_bases(stored, recipe, reader, router)
         schema = Schema.of(manifest, recipe)
         schema.check_shared(stored)
         schema.check_windows(stored, sections)
@@ -86,12 +93,10 @@ def open_memory(
             f"method {manifest.method} of {store.path} has dropped all but {recipe.keep:.0%} of "
             "the tokens for good; leave it out",
         )
-    recipe, learnt = _rerouted(store, reader, recipe, router)
-    sides = [
-        {**side, **new} for side, new in zip(sides_of(stored, reader.layers), learnt, strict=True)
-    ]
-    tables = Tables.of(manifest, sections)
-    opening = _Opening(store, reader, recipe, tables, stored, sides, coverage)
+    layers = [SharedLayer.of(tensors) for tensors in by_layer(stored, reader.layers)]
+    recipe, layers = _with_router(store, reader, recipe, layers, router)
+    tables = Tables.of(manifest, sections, recipe.router.key_names)
+    opening = _Opening(store, reader, recipe, tables, layers, coverage)
     if recipe.whole:
         opening.hold_rows()
     elif full:
@@ -114,14 +119,12 @@ class _Opening:
         reader: Reader,
         recipe: Method,
         tables: Tables,
-        stored: Side,
-        sides: list[Side],
+        layers: list[SharedLayer],
         coverage: float,
     ):
-        """stored: tensors of all windows; sides: those of each layer."""
         manifest = store.manifest
         self.reader, self.recipe, self.tables, self.coverage = reader, recipe, tables, coverage
-        self.stored, self.sides = stored, sides
+        self.layers = layers
         self.heads, self.size = manifest.model.kv_heads, manifest.model.head_dim
         self.windows = [store.host(window) for window in range(len(manifest.windows))]
         self.counts = [window.spans for window in manifest.windows]
@@ -131,18 +134,15 @@ class _Opening:
         self._views: dict[tuple[bytes, str], View] = {}
 
     def _host(self, index: int) -> Host:
-        lengths, side = self.tables.bounds.diff(), self.sides[index]
+        lengths, params = self.tables.bounds.diff(), self.layers[index].params
         return Host(
             index,
             self.windows,
             self.counts,
             self.heads,
             pinned=self.reader.devices[index].type == "cuda",
-            fits=partial(self.recipe.codec.fits, lengths=lengths, side=side),
+            fits=partial(self.recipe.codec.fits, lengths=lengths, params=params),
         )
-
-    def _prefix(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.stored[f"{index}.prefix_k"], self.stored[f"{index}.prefix_v"]
 
     def _view(self, folded: Tensor, device: torch.device) -> View:
         """Of the spans where `folded` bool [S] holds; layers that see the same ones share it."""
@@ -156,110 +156,106 @@ class _Opening:
         index: int,
         host: Host,
         limits: Limits,
-        side: Side,
+        params: LayerParams,
         rows: tuple[Tensor, Tensor, Tensor],
         view: View,
-        tensors: Side,
+        tables: SpanTables,
     ) -> None:
-        made = LayerMemory(index, self.recipe, self.shared, limits, side, rows, view, tensors, host)
-        self.shared.layers.append(made)
+        recipe, shared = self.recipe, self.shared
+        shared.layers.append(
+            LayerMemory(index, recipe, shared, limits, params, rows, view, tables, host)
+        )
 
     def hold_rows(self) -> None:
         """Every token as a row of the model."""
         tokens = torch.arange(self.shared.tokens)
         for index, device in enumerate(self.reader.devices):
             host = self._host(index)
-            k, v = whole_rows(self.recipe, host, self.tables.bounds, self.sides[index])
-            rows = _join_rows(self._prefix(index), k, v, tokens, device, self.reader.dtype)
-            self._add(index, host, NO_LIMIT, {}, rows, no_spans(device), {})
+            params, prefix = self.layers[index].params, self.layers[index].prefix
+            k, v = whole_rows(self.recipe, host, self.tables.bounds, params)
+            rows = _join_rows(prefix, k, v, tokens, device, self.reader.dtype)
+            self._add(index, host, NO_LIMIT, LayerParams(), rows, no_spans(device), SpanTables())
 
     def hold_codes(self) -> None:
         """Every span zoomed, whatever is asked: neither routing nor summaries are needed."""
         folded = self.tables.kind == COMPRESSED
         for index, device in enumerate(self.reader.devices):
-            tensors = self.tables.layer(index)
-            k, v = tensors["pinned_k"], tensors["pinned_v"]
-            rows = _join_rows(self._prefix(index), k, v, self.tables.pinned, device, k.dtype)
-            side = {name: t.to(device) for name, t in used_columns(self.sides[index]).items()}
+            k, v = needed(self.tables.layer(index).exact)
+            prefix = self.layers[index].prefix
+            rows = _join_rows(prefix, k, v, self.tables.pinned, device, k.dtype)
+            params = self.layers[index].params.trimmed().to(device)
             view = self._view(folded, device) if bool(folded.any()) else no_spans(device)
-            self._add(index, self._host(index), NO_LIMIT, side, rows, view, {})
+            self._add(index, self._host(index), NO_LIMIT, params, rows, view, SpanTables())
 
     def hold_budget(self, tokens: float) -> None:
         """What the 16-bit rows of so many document tokens would take, per layer on average."""
         recipe, tables, row = self.recipe, self.tables, 4.0 * self.size
         cap = row * tokens
-        sides = [used_columns(side) for side in self.sides]
+        params = [layer.params.trimmed() for layer in self.layers]
         balls = len(tables.kind) if self.shared.tokens >= recipe.levels.beyond else 0
-        caps = shares.caps(recipe, tables, sides, self.heads, cap, row, balls)
+        caps = shares.caps(recipe, tables, params, self.heads, cap, row, balls)
         pins: Tensor | None = None
         for index, device in enumerate(self.reader.devices):
             room = caps[index] - ZOOM_RESERVE * min(cap, caps[index])
-            tensors = tables.layer(index)
-            k, v = tensors.pop("pinned_k"), tensors.pop("pinned_v")
-            ranking: Side = {}
-            lean = sides[index]
-            side = {name: t.to(device) for name, t in lean.items()}
+            made = tables.layer(index)
+            (k, v), router, lean = needed(made.exact), made.tables, params[index]
             if recipe.selector.static:  # chosen once, from the host: no routing on the device
-                tensors, ranking, lean = {}, tensors, {}
-            tensors, lean = shares.fit(recipe, tensors, lean, room * self.heads, balls)
-            if balls and "sketch.t" in tensors:
-                lean |= two_level.fit(tensors, lean, tables.bounds)
-                tensors |= two_level.build(tensors, lean, tables.bounds)
-            side |= {name: t.to(device) for name, t in lean.items()}
-            prefix = self._prefix(index)
+                router, lean = SpanTables(), LayerParams()
+            router, lean = shares.fit(recipe, router, lean, room * self.heads, balls)
+            if balls and router.sketch is not None:
+                lean = two_level.fit(router, lean, tables.bounds)
+                router = two_level.build(router, lean, tables.bounds)
+            prefix = self.layers[index].prefix
             if pins is None:
-                least = room if tensors else (1 - ZOOM_RESERVE) * min(caps)
-                pins = shares.affordable_pins(recipe, tables, tensors, lean, prefix, k, least)
+                least = room if router.nbytes else (1 - ZOOM_RESERVE) * min(caps)
+                pins = shares.affordable_pins(recipe, tables, router, lean, prefix, k, least)
             keep = tables.pinned_span_mask(pins)
             rows = _join_rows(prefix, k[:, keep], v[:, keep], tables.pinned[keep], device, k.dtype)
             folded = torch.ones(len(tables.kind), dtype=torch.bool)
             folded[pins] = False
-            folded &= shares.affordable_summaries(tables, tensors, lean, rows[0], folded, room)
+            folded &= shares.affordable_summaries(tables, router, lean, rows[0], folded, room)
             limits = Limits(caps[index] * self.heads, self.coverage)
             if not bool(folded.any()):  # not even routing fits: the exact rows alone remain
-                self._add(index, self._host(index), limits, {}, rows, no_spans(device), {})
+                nothing = LayerParams(), rows, no_spans(device), SpanTables()
+                self._add(index, self._host(index), limits, *nothing)
                 continue
-            token_rows = self._everything.pick(folded)[1]
-            tensors = self._everything.slice({**tensors, **ranking}, folded, token_rows)
-            where = torch.device("cpu") if recipe.selector.static else device
-            tensors = {name: t.to(where) for name, t in tensors.items()}
+            where = device
+            if recipe.selector.static:
+                router, lean, where = made.tables, params[index], torch.device("cpu")
+            router = router.pick(self._everything.pick(folded)[1], folded).to(where)
             view = self._view(folded, device)
-            self._add(index, self._host(index), limits, side, rows, view, tensors)
+            self._add(index, self._host(index), limits, lean.to(device), rows, view, router)
 
 
-def _rerouted(
-    store: Store, reader: Reader, recipe: Method, asked: str
-) -> tuple[Method, list[Side]]:
-    """The store's recipe under the router asked for, and what that adds to each layer's side.
+def _with_router(
+    store: Store, reader: Reader, recipe: Method, layers: list[SharedLayer], asked: str
+) -> tuple[Method, list[SharedLayer]]:
+    """The store's recipe and layers under the router asked for.
 
     A router of span summaries can take another's place, for it works on what any such store
-    holds; a sketch was made while the document was folded.
+    holds; a sketch was made while the document was compressed.
     """
-    nothing: list[Side] = [{} for _ in range(reader.layers)]
     if not asked:
-        return recipe, nothing
+        return recipe, layers
     trained, _ = router_file.find(asked, Path(), reader.identity)
     choice = None if trained is None else trained.in_place_of(recipe.router)
-    if trained is not None and isinstance(choice, SpanZoom) and not recipe.whole:
+    if trained is not None and choice is not None and not recipe.whole:
         none = torch.empty(0)
-        return replace(recipe, router=choice), [choice.fit(none, s) for s in trained.layers]
-    used = router_of(recipe)
+        fitted = [
+            replace(layer, params=choice.fit(none, layer.params, Given(trained=known)))
+            for layer, known in zip(layers, trained.layers, strict=True)
+        ]
+        return replace(recipe, router=choice), fitted
+    used = recipe.trained_by
     if used != ("" if trained is None else trained.fingerprint):
         raise RouterError(
             f"{store.path} was made with {f'the router {used[:8]}' if used else 'no router'}; "
             f"to use '{asked}', ingest again with --router {asked}"
         )
-    return recipe, nothing
+    return recipe, layers
 
 
-def router_of(recipe: Method) -> str:
-    """Fingerprint of the router file that a store was made with, "" without."""
-    if isinstance(recipe.router, Learnt):
-        return recipe.router.weights
-    return recipe.codec.model if isinstance(recipe.codec, SharedBasis) else ""
-
-
-def lent(stored: Side, recipe: Method, reader: Reader, asked: str) -> Side:
+def in_its_bases(stored: Tensors, recipe: Method, reader: Reader, asked: str) -> Tensors:
     """Shared tensors of a store with the model's own bases among them, where it uses these.
 
     asked: a router's file; "" for the one beside the model.
@@ -268,10 +264,10 @@ def lent(stored: Side, recipe: Method, reader: Reader, asked: str) -> Side:
         RouterError: the router that the store was made with is not at hand.
         StoreError: what is stored does not fit it.
     """
-    sides = by_layer(stored, reader.layers)
-    if not any(map(lacks_bases, sides)):
+    layers = by_layer(stored, reader.layers)
+    if not any(map(lacks_bases, layers)):
         return stored
-    used = router_of(recipe)
+    used = recipe.trained_by
     trained, _ = router_file.find(asked, reader.located.folder, reader.identity)
     if trained is None or trained.fingerprint != used:
         raise RouterError(
@@ -279,11 +275,10 @@ def lent(stored: Side, recipe: Method, reader: Reader, asked: str) -> Side:
             f"{'named' if asked else 'beside the model'}; name its file with --router, or ingest "
             "again"
         )
-    return {
-        f"{index}.{name}": tensor
-        for index, (side, own) in enumerate(zip(sides, trained.layers, strict=True))
-        for name, tensor in borrow(side, own).items()
-    }
+    return of_layers(
+        with_model_bases(tensors, known.bases)
+        for tensors, known in zip(layers, trained.layers, strict=True)
+    )
 
 
 def _check_prompt(manifest: Manifest, reader: Reader) -> None:

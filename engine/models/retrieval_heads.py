@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from engine.compression.codecs.base import Side
 from engine.compression.methods import Method
-from engine.compression.routers.static import RetrievalHeads
+from engine.compression.params import LayerCalibration
 from engine.errors import ReaderError
 from engine.store import disk
 from engine.types import ModelIdentity
@@ -40,14 +39,14 @@ class Heads:
     layer_share: list[float]
     made: dict[str, Any]
 
-    def sides(self) -> list[Side]:
-        """Each layer's part, as side information; the shares with a mean of one."""
+    def by_layer(self) -> list[LayerCalibration]:
+        """Each layer's part, the shares with a mean of one."""
         layers = len(self.heads)
         return [
-            {
-                "retrieval_heads": torch.tensor(heads, dtype=torch.int32),
-                "layer_share": torch.tensor([share * layers], dtype=torch.float32),
-            }
+            LayerCalibration(
+                torch.tensor(heads, dtype=torch.int32),
+                torch.tensor([share * layers], dtype=torch.float32),
+            )
             for heads, share in zip(self.heads, self.layer_share, strict=True)
         ]
 
@@ -89,7 +88,7 @@ def needed(recipe: Method, folder: Path, file: str, identity: ModelIdentity) -> 
     Raises:
         ReaderError: there is none.
     """
-    if not isinstance(recipe.router, RetrievalHeads):
+    if not recipe.needs_calibration:
         return None
     path = Path(file) if file else folder / NAME
     if not path.is_file():

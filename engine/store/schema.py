@@ -8,19 +8,27 @@ is stored must look like the outcome. No files, no model, no repair.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from engine.compression.codecs.base import Side
-from engine.compression.codecs.shared_basis import SharedBasis
-from engine.compression.encode import Given, by_layer, compress_layer, fit, pinned_tokens
+from engine.compression.encode import compress_layer, fit, pinned_tokens
 from engine.compression.methods import Method, from_settings
+from engine.compression.params import (
+    CALIBRATED,
+    LayerCalibration,
+    LayerParams,
+    SharedLayer,
+    Tensors,
+    bit_tables,
+    by_layer,
+    in_model_bases,
+)
 from engine.compression.quantize import is_allocation
-from engine.compression.routers.span_zoom import Learnt
-from engine.compression.routers.static import CALIBRATED, RetrievalHeads
+from engine.compression.span_tables import Change, DeviceLayer
 from engine.compression.spans import COMPRESSED, Spans, pin_ends
+from engine.compression.statistics import Given
 from engine.errors import StoreDamagedError, StoreError
 from engine.store.manifest import SHARED, Manifest, device_file
 from engine.store.records import SPAN_TABLE, span_table_fault
@@ -46,94 +54,92 @@ def recipe_of(manifest: Manifest) -> Method:
 
 @dataclass(frozen=True)
 class Schema:
-    """What the layers of a store with this manifest hold. example: what fitting made-up rows
-    gives; lent: the same for a document that uses the model's own bases, where one may."""
+    """What the layers of a store with this manifest hold. example: the parameters that made-up rows
+    give; in_model_bases: the same for a document that uses the model's own bases, where one may."""
 
     manifest: Manifest
     recipe: Method
-    example: Side
-    lent: Side
+    example: LayerParams
+    in_model_bases: LayerParams | None
 
     @classmethod
     def of(cls, manifest: Manifest, recipe: Method) -> Schema:
         """Raises StoreError when the manifest names a dtype that no model has."""
         if manifest.dtype not in DTYPES:
             raise StoreError(f"the manifest names a dtype '{manifest.dtype}' that no model has")
-        made = cls(manifest, recipe, {}, {})
-        rows, told, learnt = made._rows(), made._spans(), made._learnt()
-        own = made._own()
-        lent = fit(recipe, *rows, *told, Given(trained=learnt | own)) if own else {}
-        return cls(manifest, recipe, fit(recipe, *rows, *told, Given(trained=learnt)), lent)
+        made = cls(manifest, recipe, LayerParams(), None)
+        rows, spans = made._rows(), made._spans()
+        trained = recipe.example(manifest.model.kv_heads, manifest.model.head_dim)
+        calibrated = LayerCalibration(torch.zeros(1, dtype=torch.int32), torch.ones(1))
+        known = Given(trained=replace(trained, bases=None), calibrated=calibrated)
+        borrowing = None
+        if trained.bases is not None:
+            borrowing = fit(recipe, *rows, *spans, replace(known, trained=trained))
+        return cls(manifest, recipe, fit(recipe, *rows, *spans, known), borrowing)
 
-    def check_shared(self, shared: Side) -> None:
+    def check_shared(self, shared: Tensors) -> None:
         """Raises StoreError, in one line, when the tensors of all windows are not the recipe's.
 
         Args:
-            shared: what is the model's own among it, see `codec.borrow`.
+            shared: what is the model's own among it, see `params.with_model_bases`.
         """
-        for layer, side in enumerate(by_layer(shared, self.manifest.model.layers)):
+        for layer, tensors in enumerate(by_layer(shared, self.manifest.model.layers)):
             place = f"{SHARED}, layer {layer}"
-            calibrated = self._calibrated(place, side)
-            example = self._example(side)
-            _compare(place, side, {**example, **self._prefix(), **calibrated})
-            for name, tensor in side.items():
-                if name in calibrated:
-                    continue
-                if name.endswith("_bits") and not is_allocation(tensor):
+            calibrated = self._calibrated(place, tensors)
+            made = SharedLayer(self._example(tensors), self._prefix()).tensors()
+            _compare(place, tensors, {**made, **calibrated})
+            for name, bits in bit_tables(tensors).items():
+                if not is_allocation(bits):
                     raise _fault(place, name, "no widths in bits")
+            for name, tensor in tensors.items():
                 # Counts and sizes are the model's; no document changes them.
-                if tensor.dtype == torch.int32 and not torch.equal(tensor, example[name]):
+                counts = tensor.dtype == torch.int32 and name not in calibrated
+                if counts and not torch.equal(tensor, made[name]):
                     raise _fault(place, name, "another size")
 
-    def check_windows(self, shared: Side, sections: Sequence[Side]) -> None:
+    def check_windows(self, shared: Tensors, sections: Sequence[Tensors]) -> None:
         """Raises StoreError, in one line, when a device section is not the recipe's.
 
         Args:
             shared: as `check_shared` accepted it.
         """
-        expected = [self._device(side) for side in by_layer(shared, self.manifest.model.layers)]
+        layers, names = self.manifest.model.layers, self.recipe.router.key_names
+        expected = [self._device(tensors) for tensors in by_layer(shared, layers)]
         for index, section in enumerate(sections):
             entry, place = self.manifest.windows[index], device_file(index)
             tables = {name: section[name].numpy() for name in SPAN_TABLE if name in section}
             fault = span_table_fault(tables, entry.end - entry.start, entry.spans)
             if fault:
                 raise StoreDamagedError(f"{place} has {fault}: ingest again")
-            pinned = len(pinned_tokens(section["bounds"].long(), section["kind"]))
+            exact = len(pinned_tokens(section["bounds"].long(), section["kind"]))
             rest = {name: t for name, t in section.items() if name not in SPAN_TABLE}
-            count = {".t": entry.end - entry.start, ".s": entry.spans}
-            for layer, tensors in enumerate(by_layer(rest, self.manifest.model.layers)):
-                wanted = {
-                    name: t[:, :1].expand(-1, count.get(name[-2:], pinned), *t.shape[2:])
-                    for name, t in expected[layer].items()
-                }
-                _compare(f"{place}, layer {layer}", tensors, wanted)
+            for layer, tensors in enumerate(by_layer(rest, layers)):
+                wanted = _sized(expected[layer], entry.end - entry.start, entry.spans, exact)
+                _compare(f"{place}, layer {layer}", tensors, wanted.tensors(names))
 
-    def _example(self, side: Side) -> Side:
+    def _example(self, tensors: Tensors) -> LayerParams:
         """The made-up layer that a stored one must look like."""
-        return self.lent if self.lent and "k_order" in side else self.example
+        if self.in_model_bases is not None and in_model_bases(tensors):
+            return self.in_model_bases
+        return self.example
 
-    def _own(self) -> Side:
-        """Bases in the shapes of the model's own; nothing where the recipe uses none."""
-        codec, model = self.recipe.codec, self.manifest.model
-        return codec.lent(model.kv_heads, model.head_dim) if isinstance(codec, SharedBasis) else {}
-
-    def _calibrated(self, place: str, side: Side) -> Side:
+    def _calibrated(self, place: str, tensors: Tensors) -> Tensors:
         """What was measured of the model and not of a document, as it is stored.
 
         Raises StoreError when it cannot be of this model."""
-        if not isinstance(self.recipe.router, RetrievalHeads):
+        if not self.recipe.needs_calibration:
             return {}
-        odd = [name for name in CALIBRATED if name not in side or side[name].dim() != 1]
+        odd = [name for name in CALIBRATED if name not in tensors or tensors[name].dim() != 1]
         if odd:
             raise _fault(place, odd[0], "missing or no list")
-        heads, share = (side[name] for name in CALIBRATED)
+        heads, share = (tensors[name] for name in CALIBRATED)
         if heads.dtype != torch.int32 or not all(
             0 <= head < self.manifest.model.heads for head in heads.tolist()
         ):
             raise _fault(place, CALIBRATED[0], "no list of the model's heads")
         if not len(heads) or share.shape != (1,) or not float(share[0]) > 0:
             raise _fault(place, CALIBRATED[1], "no share")
-        return {CALIBRATED[0]: heads, CALIBRATED[1]: torch.ones(1)}
+        return LayerCalibration(heads, torch.ones(1)).tensors()
 
     def _queries(self) -> Tensor | None:
         """Made-up queries, for routers that observe the model's."""
@@ -154,31 +160,39 @@ class Schema:
         )
         return torch.ones(2 * _SPAN), pin_ends(spans, _SPAN, 0)
 
-    def _learnt(self) -> Side:
-        """What a trained router would know of a layer, in its shapes."""
-        model, router = self.manifest.model, self.recipe.router
-        return router.example(model.kv_heads, model.head_dim) if isinstance(router, Learnt) else {}
-
-    def _prefix(self) -> Side:
+    def _prefix(self) -> tuple[Tensor, Tensor]:
         k, _ = self._rows()
         prefix = self.manifest.prompt.get("prefix")
         row = k[:, :1].expand(-1, len(prefix) if isinstance(prefix, list) else 0, -1)
-        return {"prefix_k": row, "prefix_v": row}
+        return row, row
 
-    def _device(self, side: Side) -> Side:
+    def _device(self, tensors: Tensors) -> DeviceLayer:
         """What a window's layer looks like: how wide packed rows are follows from its own bits."""
-        own = {name: t for name, t in side.items() if name.endswith("_bits") or name in CALIBRATED}
-        known = {**self._example(side), **own, **self._learnt()}
-        rows, told = self._rows(), self._spans()
-        return compress_layer(self.recipe, *rows, *told, known, self._queries()).device
+        own = bit_tables(tensors) | {n: t for n, t in tensors.items() if n in CALIBRATED}
+        params = LayerParams.of({**self._example(tensors).tensors(), **own})
+        rows, spans = self._rows(), self._spans()
+        return compress_layer(self.recipe, *rows, *spans, params, self._queries()).device
 
 
-def is_finite(tensors: Side) -> bool:
+def _sized(layer: DeviceLayer, tokens: int, spans: int, exact: int) -> DeviceLayer:
+    """The same shapes for so many tokens, spans and exact rows."""
+
+    def rows(count: int) -> Change:
+        return lambda table: table[:, :1].expand(-1, count, *table.shape[2:])
+
+    return DeviceLayer(
+        layer.tables.changed(rows(tokens), rows(spans)),
+        layer.exact and (rows(exact)(layer.exact[0]), rows(exact)(layer.exact[1])),
+        None if layer.errors is None else rows(spans)(layer.errors),
+    )
+
+
+def is_finite(tensors: Tensors) -> bool:
     """Whether every number of these tensors is one."""
     return all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point())
 
 
-def _compare(place: str, found: Side, expected: Side) -> None:
+def _compare(place: str, found: Tensors, expected: Tensors) -> None:
     odd = sorted(found.keys() ^ expected.keys())
     if odd:
         raise _fault(place, odd[0], "one too many" if odd[0] in found else "missing")

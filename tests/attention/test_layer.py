@@ -20,15 +20,17 @@ from engine.attention.view import View, no_spans
 from engine.compression.codecs.raw import Raw
 from engine.compression.codecs.span_svd import SpanSVD
 from engine.compression.methods import Method
+from engine.compression.params import LayerParams, needed
 from engine.compression.ranges import gather_ranges
-from engine.compression.routers.sketch import MeanKey, Sketch
+from engine.compression.routers.sketch import MeanKey, Router, Sketch
 from engine.compression.selectors import ByShare
+from engine.compression.span_tables import SpanTables
 from engine.compression.spans import Spans
 from engine.compression.summaries import Mean, SurprisalMean
 from tiny_memory import EXACT, NO_LIMIT, Keeper, fixed_spans, layer, layers, plain, rows
 
 HEADS, KV_HEADS, SIZE, TOKENS = 4, 2, 16, 60
-ROUTERS = {"sketch": Sketch(1.25), "mean": MeanKey()}
+ROUTERS: dict[str, Router] = {"sketch": Sketch(1.25), "mean": MeanKey()}
 CODECS = {"basis": EXACT.codec, "svd": SpanSVD(exact=True), "raw": Raw()}
 
 
@@ -355,14 +357,15 @@ def test_a_whole_layer_is_plain_attention_and_reports_its_rows() -> None:
     k, v = rows(14, KV_HEADS, TOKENS, SIZE)
     spans = fixed_spans(TOKENS, 6)
     folded = layer(k, v, spans, recipe=replace(EXACT, codec=Raw(), summariser=Mean()))
-    got_k, got_v = whole_rows(folded.recipe, folded.host, folded.shared.bounds, folded.side)
+    got_k, got_v = whole_rows(folded.recipe, folded.host, folded.shared.bounds, folded.params)
     assert torch.equal(got_k, k)
     assert torch.equal(got_v, v)
     keeper = Keeper()
     shared = Shared(folded.shared.bounds, 1, watchers=[keeper])
     nothing = no_spans(k.device)
     place = (k, v, torch.arange(TOKENS))
-    memory = LayerMemory(0, EXACT, shared, NO_LIMIT, {}, place, nothing, {}, folded.host)
+    params, tables = LayerParams(), SpanTables()
+    memory = LayerMemory(0, EXACT, shared, NO_LIMIT, params, place, nothing, tables, folded.host)
     question = asked(14)
     torch.testing.assert_close(
         memory.attend(*question), truth(k, v, question), atol=1e-5, rtol=1e-5
@@ -424,9 +427,10 @@ def test_a_picked_view_names_the_same_tokens(lengths: list[int], picks: st.DataO
     expected = [tokens[bounds[s] : bounds[s + 1]].tolist() for s in range(count) if bool(keep[s])]
     named = [tokens[token_rows][a:b].tolist() for a, b in pairwise(part.bounds.tolist())]
     assert named == expected
-    sliced = view.slice({"a.t": tokens[None], "b.s": torch.arange(count)[None]}, keep, token_rows)
-    assert sliced["a.t"][0].tolist() == [t for span in expected for t in span]
-    assert torch.equal(sliced["b.s"][0], part.spans)
+    tables = SpanTables(sketch=tokens[None], ranks=torch.arange(count)[None])
+    picked = tables.pick(token_rows, keep)
+    assert needed(picked.sketch)[0].tolist() == [t for span in expected for t in span]
+    assert torch.equal(needed(picked.ranks)[0], part.spans)
 
 
 def test_far_less_room_than_one_span_leaves_summaries() -> None:

@@ -19,6 +19,7 @@ from engine.compression.codecs.base import Codec, Records
 from engine.compression.codecs.raw import Raw
 from engine.compression.codecs.shared_basis import SharedBasis
 from engine.compression.codecs.span_svd import SpanSVD
+from engine.compression.params import needed
 from engine.compression.ranges import gather_ranges
 from engine.compression.routers.sketch import choose
 from tiny_memory import Section, rows
@@ -101,22 +102,22 @@ def slots(name: str, room: float = math.inf) -> Layer:
     k, v = rows(3, HEADS, sum(LENGTHS), SIZE)
     k[:, 4:9] *= 4  # what steps do not reach
     bounds = torch.tensor([0, *LENGTHS]).cumsum(0)
-    side = codec.fit(k, v)
-    records = codec.encode(k, v, bounds, side)
+    params = codec.fit(k, v)
+    records = codec.encode(k, v, bounds, params)
     section = Section(records, HEADS)
     given_section: Any = section
     made = Host(0, [given_section], [SPANS], HEADS)
     view = View.of(torch.arange(SPANS), bounds, torch.zeros(SPANS, dtype=torch.int64))
     pinned = torch.full((HEADS, 2, SIZE), 0.5), torch.zeros(HEADS, 2, SIZE), torch.tensor([-1, -1])
-    resident = ResidentSpans(codec, side, pinned, view)
-    needs = Needs.of(codec, made.sizes.long(), view, side, pinned[0])
+    resident = ResidentSpans(codec, params, pinned, view)
+    needs = Needs.of(codec, made.sizes.long(), view, params, pinned[0])
     resident.allocate(needs.most if room == math.inf else needs.fit(room), needs.cost)
     true = []
     for head in range(HEADS):
         size = made.sizes[head].long()
         places = gather_ranges(records.offsets[:-1][head::HEADS], size)
         offsets = torch.cat([size.new_zeros(1), size.cumsum(0)])
-        true.append(codec.decode(head, records.payload[places], offsets, bounds.diff(), side))
+        true.append(codec.decode(head, records.payload[places], offsets, bounds.diff(), params))
     return Layer(codec, resident, needs, made, section, true)
 
 
@@ -136,7 +137,7 @@ def check(layer: Layer, *heads: set[int]) -> None:
     weight = scores.softmax(-1)
     out, coefs, total = resident.outputs(weight, codes)
     if coefs is not None:
-        out = out + from_basis(coefs, total, resident.side)
+        out = out + from_basis(coefs, total, needed(resident.params.values))
     for head, ids in enumerate(heads):
         k, v = layer.true[head]
         tokens = [t for s in sorted(ids) for t in range(int(bounds[s]), int(bounds[s + 1]))]

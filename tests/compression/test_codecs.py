@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from engine.compression import summaries
 from engine.compression.basis import covariance_basis
-from engine.compression.codecs.base import Codec, Records, Side
-from engine.compression.codecs.layer_basis import basis_of, pack_basis, to_basis, used_columns
+from engine.compression.codecs.base import Codec, Records
+from engine.compression.codecs.layer_basis import Axes
 from engine.compression.codecs.raw import Raw
 from engine.compression.codecs.rows import Rows
 from engine.compression.codecs.shared_basis import SharedBasis
 from engine.compression.codecs.span_svd import SpanSVD
 from engine.compression.packing import Packing
+from engine.compression.params import Basis, Codes, LayerParams, needed
 from engine.compression.query_statistics import QueryMoments
 from engine.compression.ranges import gather_ranges, span_mean
 from engine.compression.routers.sketch import Sketch
@@ -44,14 +45,20 @@ def bounds_of(*lengths: int) -> torch.Tensor:
 
 
 def encoded(codec: Codec, k: torch.Tensor, v: torch.Tensor, bounds: torch.Tensor) -> Any:
-    side = codec.fit(k, v)
-    return codec.encode(k, v, bounds, side), side
+    params = codec.fit(k, v)
+    return codec.encode(k, v, bounds, params), params
+
+
+def row_bytes(params: LayerParams) -> int:
+    """Of the codes of a token in the first head."""
+    codes = needed(params.codes)
+    return sum(Packing.of(each.bits[0]).row_bytes for each in (codes.keys, codes.values))
 
 
 def decoded(
     codec: Codec,
     records: Records,
-    side: Side,
+    params: LayerParams,
     bounds: torch.Tensor,
     heads: int,
     head: int,
@@ -63,16 +70,16 @@ def decoded(
     payload = records.payload[gather_ranges(records.offsets[place], sizes)]
     offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
     lengths = bounds.diff()[torch.tensor(spans, dtype=torch.int64)]
-    return codec.decode(head, payload, offsets, lengths, side)
+    return codec.decode(head, payload, offsets, lengths, params)
 
 
 def error(codec: Codec, k: torch.Tensor, v: torch.Tensor, bounds: torch.Tensor) -> float:
     """Relative squared error over all heads of keys and values."""
-    records, side = encoded(codec, k, v, bounds)
+    records, params = encoded(codec, k, v, bounds)
     every = list(range(len(bounds) - 1))
     wrong = whole = 0.0
     for head in range(len(k)):
-        got = decoded(codec, records, side, bounds, len(k), head, every)
+        got = decoded(codec, records, params, bounds, len(k), head, every)
         for mine, true in zip(got, (k[head], v[head]), strict=True):
             wrong += float((mine - true).square().sum())
             whole += float((true - true.mean(0)).square().sum())
@@ -86,9 +93,9 @@ def test_the_exact_codecs_lose_nothing(name: str, heads: int, size: int) -> None
     k, v = rows(heads, heads, 70, size)
     bounds = bounds_of(1, 12, 1, 30, 7, 19)
     codec = EXACT[name]
-    records, side = encoded(codec, k, v, bounds)
+    records, params = encoded(codec, k, v, bounds)
     for head in range(heads):
-        got = decoded(codec, records, side, bounds, heads, head, list(range(6)))
+        got = decoded(codec, records, params, bounds, heads, head, list(range(6)))
         torch.testing.assert_close(got, (k[head], v[head]), atol=1e-5, rtol=1e-5)
 
 
@@ -105,12 +112,12 @@ def test_any_spans_in_any_order_decode_as_all_of_them(
     """A record needs no other: a subset in any order gives the rows it gives among all."""
     k, v = rows(len(lengths), heads, sum(lengths), 16)
     bounds, codec = bounds_of(*lengths), ALL[name]
-    records, side = encoded(codec, k, v, bounds)
+    records, params = encoded(codec, k, v, bounds)
     head = data.draw(st.integers(0, heads - 1))
     spans = data.draw(st.lists(st.integers(0, len(lengths) - 1), unique=True))
     every = list(range(len(lengths)))
-    whole = decoded(codec, records, side, bounds, heads, head, every)
-    some = decoded(codec, records, side, bounds, heads, head, spans)
+    whole = decoded(codec, records, params, bounds, heads, head, every)
+    some = decoded(codec, records, params, bounds, heads, head, spans)
     picked = torch.tensor(spans, dtype=torch.int64)
     place = gather_ranges(bounds[picked], bounds.diff()[picked])
     for mine, all_of_them, true in zip(some, whole, (k, v), strict=True):
@@ -124,14 +131,14 @@ def test_any_spans_in_any_order_decode_as_all_of_them(
 def test_records_lie_one_after_another_with_the_heads_of_a_span_together(name: str) -> None:
     k, v = rows(1, 3, 40, 16)
     bounds = bounds_of(4, 10, 1, 25)
-    records, side = encoded(ALL[name], k, v, bounds)
+    records, params = encoded(ALL[name], k, v, bounds)
     assert records.payload.dtype == torch.uint8
     assert records.offsets.dtype == torch.int64
     assert len(records.offsets) == 4 * 3 + 1
     assert records.offsets[0] == 0
     assert records.offsets[-1] == len(records.payload)
     assert bool((records.offsets.diff() > 0).all())
-    again = ALL[name].encode(k, v, bounds, side)
+    again = ALL[name].encode(k, v, bounds, params)
     assert torch.equal(again.payload, records.payload)
 
 
@@ -158,9 +165,9 @@ def test_odd_spans_come_back(name: str, what: str) -> None:
     else:
         lengths = [24]
     bounds, codec = bounds_of(*lengths), ALL[name]
-    records, side = encoded(codec, k, v, bounds)
+    records, params = encoded(codec, k, v, bounds)
     for head in range(2):
-        got = decoded(codec, records, side, bounds, 2, head, list(range(len(lengths))))
+        got = decoded(codec, records, params, bounds, 2, head, list(range(len(lengths))))
         for mine, true in zip(got, (k[head], v[head]), strict=True):
             scale = float(true.abs().max()) + 1e-9
             limit = 1e-5 if name in EXACT else 0.06
@@ -171,8 +178,8 @@ def test_odd_spans_come_back(name: str, what: str) -> None:
 def test_no_span_is_no_row(name: str) -> None:
     k, v = rows(6, 2, 24, 16)
     bounds = bounds_of(8, 8, 8)
-    records, side = encoded(ALL[name], k, v, bounds)
-    for part in decoded(ALL[name], records, side, bounds, 2, 1, []):
+    records, params = encoded(ALL[name], k, v, bounds)
+    for part in decoded(ALL[name], records, params, bounds, 2, 1, []):
         assert part.shape == (0, 16)
         assert part.dtype == torch.float32
         assert part.device == records.payload.device
@@ -185,9 +192,9 @@ def test_no_span_is_no_row(name: str) -> None:
 def test_raw_keeps_every_bit_of_the_model_s_own_dtype(dtype: torch.dtype) -> None:
     k, v = (x.to(dtype) for x in rows(7, 2, 30, 16))
     bounds = bounds_of(10, 5, 15)
-    records, side = encoded(Raw(), k, v, bounds)
+    records, params = encoded(Raw(), k, v, bounds)
     assert len(records.payload) == 2 * k.nbytes
-    got = decoded(Raw(), records, side, bounds, 2, 1, [0, 1, 2])
+    got = decoded(Raw(), records, params, bounds, 2, 1, [0, 1, 2])
     assert torch.equal(got[0], k[1].float())
     assert torch.equal(got[1], v[1].float())
 
@@ -229,9 +236,9 @@ def test_a_basis_of_one_window_still_codes_another() -> None:
     other_k, other_v = (3 * x + 1 for x in rows(12, 2, 100, 32))
     bounds = bounds_of(50, 50)
     for codec, limit in ((SharedBasis(32), 1e-4), (SharedBasis(6), 20.0)):
-        side = codec.fit(k, v)
-        records = codec.encode(other_k, other_v, bounds, side)
-        got = decoded(codec, records, side, bounds, 2, 0, [0, 1])
+        params = codec.fit(k, v)
+        records = codec.encode(other_k, other_v, bounds, params)
+        got = decoded(codec, records, params, bounds, 2, 0, [0, 1])
         assert float((got[0] - other_k[0]).abs().max()) < limit
         assert float((got[1] - other_v[0]).abs().max()) < limit
 
@@ -240,25 +247,25 @@ def test_columns_without_a_bit_are_not_missed() -> None:
     """Codes, sketches and their masses read the same from the columns that are used."""
     k, v = rows(17, 2, 200, 32)
     bounds, codec, sketch = bounds_of(*[20] * 10), SharedBasis(1.0), Sketch(0.75)
-    side = codec.fit(k, v)
-    side |= sketch.fit(k, side)
-    side |= summaries.fit_values(span_mean(v, torch.ones(200), bounds), 1.0, side)
-    lean = used_columns(side)
-    assert sum(t.nbytes for t in lean.values()) < 0.8 * sum(t.nbytes for t in side.values())
-    records = codec.encode(k, v, bounds, side)
+    params = codec.fit(k, v)
+    params = sketch.fit(k, params)
+    params = summaries.fit_values(span_mean(v, torch.ones(200), bounds), 1.0, params)
+    lean = params.trimmed()
+    assert lean.nbytes < 0.8 * params.nbytes
+    records = codec.encode(k, v, bounds, params)
     for head in range(2):
-        whole = decoded(codec, records, side, bounds, 2, head, list(range(10)))
+        whole = decoded(codec, records, params, bounds, 2, head, list(range(10)))
         torch.testing.assert_close(
             decoded(codec, records, lean, bounds, 2, head, list(range(10))), whole
         )
-    device = sketch.build(k, k, side) | summaries.pack_values(k[:, :9], 1.0, side)
+    tables, packed = sketch.build(k, k, params), summaries.pack_values(k[:, :9], 1.0, params)
     torch.testing.assert_close(
-        summaries.unpack_values(device, lean), summaries.unpack_values(device, side)
+        summaries.unpack_values(packed, lean), summaries.unpack_values(packed, params)
     )
     q = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(17)) / 4
     torch.testing.assert_close(
-        sketch.logmass(q, device, lean, bounds),
-        sketch.logmass(q, device, side, bounds),
+        sketch.logmass(q, tables, lean, bounds),
+        sketch.logmass(q, tables, params, bounds),
         atol=0.05,  # what no column says any more counted a little among what is missing
         rtol=0,
     )
@@ -269,14 +276,14 @@ def test_a_rounded_basis_still_gives_the_rows_back(size: int) -> None:
     """Eight-bit columns are not orthogonal; coefficients are solved for, so nothing is lost."""
     k, _ = rows(13, 2, 300, size)
     mean, basis, _ = covariance_basis(k)
-    side = pack_basis("k", mean, basis)
-    assert side["k_basis"].dtype == torch.int8
-    back_mean, columns = basis_of("k", side)
-    coefs = to_basis(k, "k", side)
+    packed = Basis.packed(mean, basis)
+    assert packed.columns.dtype == torch.int8
+    back_mean, columns = packed.unpacked()
+    coefs = Axes.of(packed).coefficients(k)
     back = back_mean[:, None] + coefs @ columns.mT
     torch.testing.assert_close(back, k, atol=1e-4, rtol=1e-4)
     for head in range(2):
-        one_mean, one = basis_of("k", side, head)
+        one_mean, one = packed.unpacked(head)
         assert torch.equal(one, columns[head])
         assert torch.equal(one_mean, back_mean[head])
 
@@ -330,9 +337,9 @@ def test_no_more_directions_are_kept_than_the_energy_needs() -> None:
     )
     k, v = k - k.mean(1, keepdim=True), v - v.mean(1, keepdim=True)
     bounds = bounds_of(90)
-    records, side = encoded(SpanSVD(energy=0.999999), k, v, bounds)
+    records, params = encoded(SpanSVD(energy=0.999999), k, v, bounds)
     assert [int(r) for r in SpanSVD.ranks(records.payload, records.offsets, 64)] == [3, 3]
-    got = decoded(SpanSVD(), records, side, bounds, 1, 0, [0])
+    got = decoded(SpanSVD(), records, params, bounds, 1, 0, [0])
     assert float((got[0] - k[0]).norm() / k.norm()) < 0.01
 
 
@@ -372,8 +379,8 @@ def test_a_span_that_a_code_would_spoil_keeps_eight_bit_rows() -> None:
     strange = k.clone()
     strange[1, 80:88] = 30 * torch.randn(8, 32, generator=torch.Generator().manual_seed(3))
     codec = SharedBasis(2.0, outlier=4.0)
-    side = codec.fit(k, v)
-    records = codec.encode(strange, v, bounds, side)
+    params = codec.fit(k, v)
+    records = codec.encode(strange, v, bounds, params)
     sizes = records.offsets.diff().reshape(-1, 2).T
     assert torch.nonzero(sizes != sizes[:, :1]).tolist() == [[1, 10]]
     assert int(sizes[1, 10]) == 8 * 2 * (32 + 2) < 8 * 4 * 32
@@ -381,13 +388,13 @@ def test_a_span_that_a_code_would_spoil_keeps_eight_bit_rows() -> None:
     assert float(records.errors[1, 10]) == 0
     assert bool((records.errors[sizes == sizes[:, :1]] > 0).all())
     every = list(range(len(evenly) - 1))
-    got, _ = decoded(codec, records, side, bounds, 2, 1, every)
+    got, _ = decoded(codec, records, params, bounds, 2, 1, every)
     own = slice(80, 88)
     assert float((got[own] - strange[1, own]).norm() / strange[1, own].norm()) < 0.01
     plain, _ = decoded(
         SharedBasis(2.0),
-        SharedBasis(2.0).encode(strange, v, bounds, side),
-        side,
+        SharedBasis(2.0).encode(strange, v, bounds, params),
+        params,
         bounds,
         2,
         1,
@@ -409,16 +416,19 @@ def test_outliers_keep_their_residuals_and_nothing_else_changes() -> None:
     """Few tokens take bytes beside their codes; those are nearer, and all others the same rows."""
     k, v = heavy(23, 2, 300, 32)
     bounds = bounds_of(*[10] * 30)
-    side = SharedBasis(3.0).fit(k, v)
+    params = SharedBasis(3.0).fit(k, v)
     got = {}
     for residual in (0.0, 12.0):
         codec = SharedBasis(3.0, residual=residual)
-        records = codec.encode(k, v, bounds, side)
+        records = codec.encode(k, v, bounds, params)
         sizes = records.offsets.diff().reshape(-1, 2).T
-        assert codec.fits(sizes, bounds.diff(), side)
+        assert codec.fits(sizes, bounds.diff(), params)
         got[residual] = (
             records,
-            [decoded(codec, records, side, bounds, 2, head, list(range(30))) for head in range(2)],
+            [
+                decoded(codec, records, params, bounds, 2, head, list(range(30)))
+                for head in range(2)
+            ],
         )
     without, mended = got[0.0], got[12.0]
     extra = mended[0].offsets.diff() - without[0].offsets.diff()
@@ -463,14 +473,14 @@ def test_no_record_is_larger_than_plain_rows(
     positions beyond two bytes keep their codes alone."""
     k, v = rows(25, 2, sum(lengths), 64)
     codec = SharedBasis(bits, outlier=4.0, residual=residual)
-    side = codec.fit(*rows(26, 2, 100, 64))
+    params = codec.fit(*rows(26, 2, 100, 64))
     bounds = bounds_of(*lengths)
-    records = codec.encode(k * strange, v, bounds, side)
+    records = codec.encode(k * strange, v, bounds, params)
     sizes = records.offsets.diff().reshape(-1, 2).T
     assert bool((sizes <= 2 * (64 + 2) * bounds.diff()).all())
-    assert codec.fits(sizes, bounds.diff(), side)
+    assert codec.fits(sizes, bounds.diff(), params)
     for head in range(2):
-        got = decoded(codec, records, side, bounds, 2, head, list(range(len(lengths))))
+        got = decoded(codec, records, params, bounds, 2, head, list(range(len(lengths))))
         for mine, true in zip(got, (k[head] * strange, v[head]), strict=True):
             assert mine.shape == true.shape
             assert bool(mine.isfinite().all())
@@ -479,13 +489,13 @@ def test_no_record_is_larger_than_plain_rows(
 def test_residuals_reach_as_far_as_two_bytes_say() -> None:
     """In one long span of outliers the first 512 tokens are nearer, the others as they were."""
     k, v = rows(27, 1, 600, 64)
-    side = SharedBasis(2.0).fit(k, v)
+    params = SharedBasis(2.0).fit(k, v)
     bounds = bounds_of(600)
     far = k * 2
     got = []
     for codec in (SharedBasis(2.0), SharedBasis(2.0, residual=30.0)):
-        records = codec.encode(far, v, bounds, side)
-        got.append(decoded(codec, records, side, bounds, 1, 0, [0])[0])
+        records = codec.encode(far, v, bounds, params)
+        got.append(decoded(codec, records, params, bounds, 1, 0, [0])[0])
     changed = (got[0] - got[1]).abs().amax(-1) > 0
     assert float(changed[:512].float().mean()) > 0.3
     assert not bool(changed[512:].any())
@@ -495,14 +505,14 @@ def test_residuals_read_the_same_from_the_columns_that_are_used() -> None:
     """Trimmed or not, and coded with what was trimmed, as old turns of a talk are."""
     k, v = heavy(28, 2, 200, 32)
     bounds, codec = bounds_of(*[20] * 10), SharedBasis(1.0, residual=8.0)
-    side = codec.fit(k, v)
-    lean = used_columns(side)
-    assert lean["k_bits"].shape[-1] < 32
-    for given_ in (side, lean):
+    params = codec.fit(k, v)
+    lean = params.trimmed()
+    assert needed(lean.codes).keys.bits.shape[-1] < 32
+    for given_ in (params, lean):
         records = codec.encode(k, v, bounds, given_)
         assert len(set(records.offsets.diff().tolist())) > 2
         for head in range(2):
-            whole = decoded(codec, records, side, bounds, 2, head, list(range(10)))
+            whole = decoded(codec, records, params, bounds, 2, head, list(range(10)))
             torch.testing.assert_close(
                 decoded(codec, records, lean, bounds, 2, head, list(range(10))), whole
             )
@@ -513,25 +523,25 @@ def test_a_residual_of_nothing_is_refused(at: int) -> None:
     """An entry that names a token beyond its span, or a coefficient without a code."""
     k, v = heavy(29, 1, 60, 16)
     bounds, codec = bounds_of(30, 30), SharedBasis(2.0, residual=4.0)
-    records, side = encoded(codec, k, v, bounds)
-    codes = sum(Packing.of(side[f"{name}_bits"][0]).row_bytes for name in "kv") * 30
+    records, params = encoded(codec, k, v, bounds)
+    codes = row_bytes(params) * 30
     assert int(records.offsets[1]) > codes
     records.payload[codes : codes + 2] = torch.tensor([255, 255] if at else [15, 0])
-    assert int(side["k_bits"][0, 15]) == 0
+    assert int(needed(params.codes).keys.bits[0, 15]) == 0
     with pytest.raises(StoreError, match="ingest again"):
-        decoded(codec, records, side, bounds, 1, 0, [0])
+        decoded(codec, records, params, bounds, 1, 0, [0])
 
 
 def test_sizes_that_no_residuals_make_do_not_fit() -> None:
     k, v = heavy(30, 1, 40, 16)
     lengths, codec = torch.tensor([40]), SharedBasis(2.0, outlier=4.0, residual=4.0)
-    side = codec.fit(k, v)
-    codes = sum(Packing.of(side[f"{name}_bits"][0]).row_bytes for name in "kv") * 40
+    params = codec.fit(k, v)
+    codes = row_bytes(params) * 40
     plain = 40 * 2 * 18
     for size, fits in ((0, True), (3, True), (1, False), (-3, False), (plain - codes, True)):
-        assert codec.fits(torch.tensor([[codes + size]]), lengths, side) == fits, size
-    assert not codec.fits(torch.tensor([[plain + 3]]), lengths, side)
-    assert not SharedBasis(2.0).fits(torch.tensor([[codes + 3]]), lengths, side)
+        assert codec.fits(torch.tensor([[codes + size]]), lengths, params) == fits, size
+    assert not codec.fits(torch.tensor([[plain + 3]]), lengths, params)
+    assert not SharedBasis(2.0).fits(torch.tensor([[codes + 3]]), lengths, params)
 
 
 def test_the_recorded_error_is_that_of_the_rows() -> None:
@@ -539,8 +549,8 @@ def test_the_recorded_error_is_that_of_the_rows() -> None:
     coefficients agree to the rounding of the basis."""
     k, v = rows(18, 1, 240, 32)
     bounds, codec = torch.arange(0, 241, 12), SharedBasis(3.0)
-    records, side = encoded(codec, k, v, bounds)
-    got = decoded(codec, records, side, bounds, 1, 0, list(range(20)))
+    records, params = encoded(codec, k, v, bounds)
+    got = decoded(codec, records, params, bounds, 1, 0, list(range(20)))
     found = []
     for mine, true in zip(got, (k[0], v[0]), strict=True):
         wrong = (mine - true).square().sum(-1).reshape(20, 12).mean(1)
@@ -557,9 +567,9 @@ def test_queries_decide_which_error_of_a_key_counts() -> None:
     bounds, codec = torch.arange(0, 601, 10), SharedBasis(2.0)
     wrong = []
     for queries in (None, known):
-        side = codec.fit(k, v, LayerStatistics.of(k, v, queries))
-        records = codec.encode(k, v, bounds, side)
-        got, _ = decoded(codec, records, side, bounds, 1, 0, list(range(60)))
+        params = codec.fit(k, v, LayerStatistics.of(k, v, queries))
+        records = codec.encode(k, v, bounds, params)
+        got, _ = decoded(codec, records, params, bounds, 1, 0, list(range(60)))
         wrong.append(float(((got - k[0]) @ looks.T).square().mean()))
     assert wrong[1] < wrong[0] / 4
 
@@ -569,22 +579,23 @@ def test_layers_and_heads_share_the_bits_they_are_worth() -> None:
     k, v = rows(20, 2, 400, 32)
     worth = torch.tensor([1.0, 1e-4])
     known = LayerStatistics.of(k, v, QueryMoments(torch.eye(32).expand(2, -1, -1), worth, worth))
-    side = SharedBasis(3.0).fit(k, v, known)
-    mean = torch.stack([side["k_bits"], side["v_bits"]]).float().mean((0, 2))
+    params = SharedBasis(3.0).fit(k, v, known)
+    less = SharedBasis(3.0).fit(k, v, replace(known, code_price=0.5))
+    codes, fewer = (needed(each.codes) for each in (params, less))
+    mean = torch.stack([codes.keys.bits, codes.values.bits]).float().mean((0, 2))
     assert mean[0] > mean[1] + 1
     assert float(mean.mean()) == pytest.approx(3.0, abs=0.15)
-    fewer = SharedBasis(3.0).fit(k, v, replace(known, code_price=0.5))
-    assert int(fewer["k_bits"].sum()) < int(side["k_bits"].sum())
+    assert int(fewer.keys.bits.sum()) < int(codes.keys.bits.sum())
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
 def test_plain_rows_are_half_a_step_off_at_most(bits: int) -> None:
     k, v = rows(21, 2, 60, 16)
     bounds, codec = bounds_of(20, 1, 39), Rows(bits)
-    records, side = encoded(codec, k, v, bounds)
+    records, params = encoded(codec, k, v, bounds)
     assert len(records.payload) == 60 * 2 * 2 * (2 + 16 * bits // 8)
     for head in range(2):
-        got = decoded(codec, records, side, bounds, 2, head, [0, 1, 2])
+        got = decoded(codec, records, params, bounds, 2, head, [0, 1, 2])
         for mine, true in zip(got, (k[head], v[head]), strict=True):
             step = true.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 0.5)
             assert bool(((mine - true).abs() <= 0.5 * step * 1.002 + 1e-6).all())
@@ -592,10 +603,11 @@ def test_plain_rows_are_half_a_step_off_at_most(bits: int) -> None:
 
 def test_a_head_of_no_bits_gives_its_mean() -> None:
     k, v = rows(22, 1, 40, 16)
-    side = SharedBasis(3.0).fit(k, v)
-    for name in "kv":
-        side[f"{name}_bits"] = torch.zeros_like(side[f"{name}_bits"])
-    records = SharedBasis(3.0).encode(k, v, bounds_of(10, 30), side)
+    params = SharedBasis(3.0).fit(k, v)
+    keys, values = needed(params.codes).keys, needed(params.codes).values
+    none = torch.zeros_like(keys.bits)
+    params = replace(params, codes=Codes(replace(keys, bits=none), replace(values, bits=none)))
+    records = SharedBasis(3.0).encode(k, v, bounds_of(10, 30), params)
     assert len(records.payload) == 0
-    got = decoded(SharedBasis(3.0), records, side, bounds_of(10, 30), 1, 0, [1])
-    torch.testing.assert_close(got[0], side["k_mean"].float().expand(30, -1))
+    got = decoded(SharedBasis(3.0), records, params, bounds_of(10, 30), 1, 0, [1])
+    torch.testing.assert_close(got[0], needed(params.keys).mean.float().expand(30, -1))

@@ -7,43 +7,42 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.compression.codecs.base import Side
 from engine.compression.codecs.span_svd import SpanSVD
 from engine.compression.encode import (
     CompressedLayer,
-    Given,
     compress_layer,
     fit,
     pinned_tokens,
     row_dtype,
     segment,
-    sides_of,
 )
 from engine.compression.methods import METHODS, Method
+from engine.compression.params import LayerCalibration, LayerParams, SharedLayer, by_layer, needed
+from engine.compression.span_tables import DeviceLayer
 from engine.compression.spans import COMPRESSED, PINNED, Spans
+from engine.compression.statistics import Given
 from tiny_memory import EXACT, fixed_spans, rows
 
 TOKENS = 120
-CALIBRATED: Side = {"retrieval_heads": torch.tensor([1, 2]), "layer_share": torch.ones(1)}
-GIVEN = Given(calibrated=CALIBRATED)
+GIVEN = Given(calibrated=LayerCalibration(torch.tensor([1, 2]), torch.ones(1)))
 QUERIES = torch.randn(4, 8, 16, generator=torch.Generator().manual_seed(5))
 """Calibrated heads and observed queries, for the methods that need them."""
 
 
 def folded(
     recipe: Method, seed: int = 1, spans: Spans | None = None
-) -> tuple[CompressedLayer, Side]:
+) -> tuple[CompressedLayer, LayerParams]:
     k, v = rows(seed, 2, TOKENS, 16)
     spans = spans or fixed_spans(TOKENS, 8, sinks=4)
     surprisal = torch.ones(TOKENS)
-    side = fit(recipe, k, v, surprisal, spans, GIVEN)
-    return compress_layer(recipe, k, v, surprisal, spans, side, QUERIES), side
+    params = fit(recipe, k, v, surprisal, spans, GIVEN)
+    return compress_layer(recipe, k, v, surprisal, spans, params, QUERIES), params
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method_s_records_give_the_rows_back(name: str) -> None:
     """Exactly where the method is exact, nearly where it is not."""
-    made, side = folded(replace(METHODS[name], keep=1.0))
+    made, params = folded(replace(METHODS[name], keep=1.0))
     spans = fixed_spans(TOKENS, 8, sinks=4)
     k, v = rows(1, 2, TOKENS, 16)
     for head in range(2):
@@ -57,7 +56,7 @@ def test_every_method_s_records_give_the_rows_back(name: str) -> None:
         )
         offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
         codec = METHODS[name].codec
-        got = codec.decode(head, payload, offsets, spans.bounds.diff(), side)
+        got = codec.decode(head, payload, offsets, spans.bounds.diff(), params)
         for mine, true in zip(got, (k[head], v[head]), strict=True):
             limit = 0.0 if METHODS[name].whole else 0.25
             assert float((mine - true).norm() / true.norm()) <= limit
@@ -72,10 +71,10 @@ def test_exact_rows_are_the_tokens_of_every_span_that_is_not_folded() -> None:
     kept = [0, 1, 2, 20, *range(60, 110)]
     assert pinned_tokens(bounds, kind).tolist() == kept
     made, _ = folded(EXACT, spans=Spans(bounds, kind))
-    assert torch.equal(made.device["pinned_k"], k[:, kept])
-    assert torch.equal(made.device["pinned_v"], v[:, kept])
+    for mine, true in zip(needed(made.device.exact), (k, v), strict=True):
+        assert torch.equal(mine, true[:, kept])
     half, _ = folded(replace(EXACT, half_rows=True), spans=Spans(bounds, kind))
-    assert torch.equal(half.device["pinned_k"], k[:, kept].half())
+    assert torch.equal(needed(half.device.exact)[0], k[:, kept].half())
 
 
 @pytest.mark.parametrize(
@@ -95,9 +94,9 @@ def test_exact_rows_take_sixteen_bits_unless_the_method_is_exact(
 
 
 def test_the_reference_keeps_nothing_but_rows() -> None:
-    made, side = folded(METHODS["full"])
-    assert made.device == {}
-    assert set(side) == {"rows"}
+    made, params = folded(METHODS["full"])
+    assert made.device.tensors(()) == {}
+    assert set(params.tensors()) == {"rows"}
 
 
 def test_outlying_first_tokens_do_not_stretch_what_is_fitted() -> None:
@@ -110,22 +109,23 @@ def test_outlying_first_tokens_do_not_stretch_what_is_fitted() -> None:
         recipe = METHODS[name]
         calm = fit(recipe, k, v, torch.ones(TOKENS), spans)
         stretched = fit(recipe, loud, v, torch.ones(TOKENS), spans)
-        for key, tensor in calm.items():
-            assert torch.equal(tensor, stretched[key])
+        for name, tensor in calm.tensors().items():
+            assert torch.equal(tensor, stretched.tensors()[name])
 
 
 def test_later_windows_are_folded_with_what_the_first_one_taught() -> None:
-    """The same side, and records that need nothing else."""
+    """The same params, and records that need nothing else."""
     recipe = METHODS["sekv"]
-    made, side = folded(recipe)
-    before = {name: tensor.clone() for name, tensor in side.items()}
+    made, params = folded(recipe)
+    before = {name: tensor.clone() for name, tensor in params.tensors().items()}
     k, v = rows(9, 2, 40, 16)
     spans = fixed_spans(40, 8)
-    later = compress_layer(recipe, k, v, torch.ones(40), spans, side)
-    assert all(torch.equal(side[name], tensor) for name, tensor in before.items())
-    assert set(later.device) == set(made.device)
-    for name, tensor in later.device.items():
-        assert tensor.shape[2:] == made.device[name].shape[2:]
+    later = compress_layer(recipe, k, v, torch.ones(40), spans, params)
+    assert all(torch.equal(params.tensors()[name], tensor) for name, tensor in before.items())
+    names = recipe.router.key_names
+    first, second = made.device.tensors(names), later.device.tensors(names)
+    assert set(second) == set(first)
+    assert all(second[name].shape[2:] == tensor.shape[2:] for name, tensor in first.items())
 
 
 def test_only_the_last_window_has_a_local_window() -> None:
@@ -144,22 +144,37 @@ def test_windows_of_a_few_tokens_are_folded(name: str, tokens: int) -> None:
     k, v = rows(3, 2, tokens, 16)
     near = torch.rand(tokens, 16)
     spans = segment(recipe, torch.rand(tokens), ["x"] * tokens, last=True, near=near)
-    side = fit(recipe, k, v, torch.ones(tokens), spans, GIVEN)
+    params = fit(recipe, k, v, torch.ones(tokens), spans, GIVEN)
     queries = QUERIES[:, -tokens:]
-    made = compress_layer(recipe, k, v, torch.ones(tokens), spans, side, queries)
+    made = compress_layer(recipe, k, v, torch.ones(tokens), spans, params, queries)
     assert len(made.records.offsets) == 2 * len(spans.kind) + 1
-    for tensor in (*side.values(), *made.device.values()):
+    tensors = params.tensors() | made.device.tensors(recipe.router.key_names)
+    for tensor in tensors.values():
         assert bool(torch.isfinite(tensor.float()).all())
 
 
 def test_shared_tensors_are_told_apart_by_layer() -> None:
     one, two, rest = torch.ones(1), torch.ones(2), torch.zeros(3)
     shared = {"0.k_basis": one, "11.k_basis": two, "0.prefix_k": rest, "11.prefix_v": rest}
-    sides = sides_of(shared, 12)
-    assert len(sides) == 12
-    assert sides[0] == {"k_basis": one}
-    assert sides[11] == {"k_basis": two}
-    assert all(not side for side in sides[1:11])
+    layers = by_layer(shared, 12)
+    assert layers[0] == {"k_basis": one, "prefix_k": rest}
+    assert layers[11] == {"k_basis": two, "prefix_v": rest}
+    assert layers[1:11] == [{}] * 10
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_layer_is_read_as_it_was_stored(name: str) -> None:
+    """Parameters and tables, of every method: the names they are stored by lose nothing."""
+    made, params = folded(METHODS[name])
+    stored = SharedLayer(params, (torch.ones(2, 1, 16), torch.zeros(2, 1, 16))).tensors()
+    again = SharedLayer.of(stored).tensors()
+    assert list(again) == list(stored)
+    assert all(torch.equal(again[each], stored[each]) for each in stored)
+    names = METHODS[name].router.key_names
+    tables = made.device.tensors(names)
+    read = DeviceLayer.of(tables, names).tensors(names)
+    assert read.keys() == tables.keys()
+    assert all(torch.equal(read[each], tables[each]) for each in tables)
 
 
 def test_what_the_exact_settings_keep_is_larger_than_the_rows() -> None:

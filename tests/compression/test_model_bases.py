@@ -10,17 +10,17 @@ from torch import Tensor
 
 from engine.compression import encode
 from engine.compression.basis import covariance_basis
-from engine.compression.codecs.base import Side
-from engine.compression.codecs.layer_basis import (
-    OWN,
-    LentBases,
-    borrow,
-    document_bytes,
-    of_document,
-    pack_basis,
-)
 from engine.compression.codecs.shared_basis import SharedBasis
 from engine.compression.methods import METHODS
+from engine.compression.params import (
+    Basis,
+    LayerParams,
+    ModelBases,
+    ModelBasis,
+    TrainedLayer,
+    needed,
+    with_model_bases,
+)
 from engine.compression.ranges import gather_ranges
 from engine.compression.routers.sketch import Sketch
 from engine.compression.scores import span_logsumexp
@@ -45,37 +45,34 @@ def rows(seed: int, tokens: int = TOKENS) -> tuple[Tensor, Tensor]:
     return k, v
 
 
-def model_bases(seed: int = 100) -> Side:
+def packed(rows: Tensor) -> ModelBasis:
+    basis = Basis.packed(*covariance_basis(rows)[:2])
+    return ModelBasis(basis.columns, needed(basis.scale))
+
+
+def model_bases(seed: int = 100) -> ModelBases:
     """What another, longer text gives."""
-    made: Side = {}
-    for name, x in zip("kv", rows(seed, 4000), strict=True):
-        packed = pack_basis(name, *covariance_basis(x)[:2])
-        made |= {f"{OWN}{name}_{part}": packed[f"{name}_{part}"] for part in ("basis", "scale")}
-    return made
+    k, v = rows(seed, 4000)
+    return ModelBases(packed(k), packed(v))
 
 
-def lent_to(k: Tensor, v: Tensor, bases: Side) -> LayerStatistics:
-    return LayerStatistics.of(k, v, lent=LentBases.of(bases))
-
-
-def statistics_of(given: encode.Given) -> LayerStatistics:
-    assert given.statistics is not None
-    return given.statistics
+def in_bases_of(model: ModelBases, k: Tensor, v: Tensor) -> LayerStatistics:
+    return LayerStatistics.of(k, v, model=model)
 
 
 def test_rows_come_back_from_the_models_bases_as_from_their_own() -> None:
     k, v = rows(1)
     codec, bounds = SharedBasis(6.0, model="x"), torch.arange(0, TOKENS + 1, 8)
     errors = []
-    for given in (lent_to(k, v, model_bases()), None):
-        side = codec.fit(k, v, given)
-        records = codec.encode(k, v, bounds, side)
+    for given in (in_bases_of(model_bases(), k, v), None):
+        params = codec.fit(k, v, given)
+        records = codec.encode(k, v, bounds, params)
         lengths = bounds.diff()
         one = torch.arange(0, len(lengths))
         sizes = records.offsets.diff()[one * HEADS]
         at = gather_ranges(records.offsets[:-1][one * HEADS], sizes)
         offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-        back, _ = codec.decode(0, records.payload[at], offsets, lengths, side)
+        back, _ = codec.decode(0, records.payload[at], offsets, lengths, params)
         errors.append(float((back - k[0]).norm() / k[0].norm()))
     assert errors[0] < 0.05
     assert errors[0] < 1.5 * errors[1]
@@ -83,48 +80,45 @@ def test_rows_come_back_from_the_models_bases_as_from_their_own() -> None:
 
 def test_a_document_keeps_the_order_of_the_columns_and_not_these() -> None:
     k, v = rows(2)
-    codec, own = SharedBasis(3.0, model="x"), model_bases()
-    side, plain = codec.fit(k, v, lent_to(k, v, own)), codec.fit(k, v)
-    stored = of_document(side)
-    assert not {"k_basis", "v_basis"} & side.keys()
-    assert document_bytes(side) == document_bytes(stored) < 0.5 * document_bytes(plain)
-    again = borrow(stored, own)
-    assert again.keys() == side.keys()
-    assert all(torch.equal(again[name], side[name]) for name in side)
-    variance = lent_to(k, v, own).keys.variance
+    codec, model = SharedBasis(3.0, model="x"), model_bases()
+    params, plain = codec.fit(k, v, in_bases_of(model, k, v)), codec.fit(k, v)
+    stored = params.tensors(with_model=False)
+    assert not {"k_basis", "own_k_basis", "v_basis", "own_v_basis"} & stored.keys()
+    assert params.nbytes == sum(t.nbytes for t in stored.values()) < 0.5 * plain.nbytes
+    again = LayerParams.of(with_model_bases(stored, model)).tensors()
+    assert again.keys() == params.tensors().keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in params.tensors().items())
+    variance = in_bases_of(model, k, v).keys.variance
     assert bool((variance.diff(dim=-1) <= 0).all())
-    assert borrow(plain, {}) is plain
+    own = plain.tensors()
+    assert with_model_bases(own, None) is own
 
 
 @pytest.mark.parametrize("order", [[0] * SIZE, list(range(1, SIZE + 1)), [0]])
 def test_what_is_no_order_of_columns_is_refused(order: list[int]) -> None:
-    own = model_bases()
-    side = of_document(SharedBasis(3.0, model="x").fit(*rows(2), lent_to(*rows(2), own)))
-    side["k_order"] = torch.tensor([order] * HEADS, dtype=torch.int16)
+    model, (k, v) = model_bases(), rows(2)
+    params = SharedBasis(3.0, model="x").fit(k, v, in_bases_of(model, k, v))
+    stored = params.tensors(with_model=False)
+    stored["k_order"] = torch.tensor([order] * HEADS, dtype=torch.int16)
     with pytest.raises(StoreError, match="no order of a basis' columns"):
-        borrow(side, own)
+        with_model_bases(stored, model)
 
 
 def test_short_documents_borrow_and_long_ones_do_not() -> None:
     """Their own bases fit a little better and cost the same at any length."""
     layers = [rows(3), rows(4)]
-    trained = [model_bases(), model_bases()]
+    trained = [TrainedLayer(bases=model_bases()) for _ in layers]
 
-    def borrows(tokens: int, bases: list[Side]) -> bool:
-        given = encode.prepare(RECIPE, layers, [], bases, tokens)
-        lent = [f"{OWN}k_basis" in statistics_of(each).keys.stored for each in given]
-        assert len(set(lent)) == 1
-        return lent[0]
+    def borrows(tokens: int, trained: list[TrainedLayer]) -> bool:
+        given = encode.prepare(RECIPE, layers, [], trained, tokens)
+        [borrowed] = {needed(each.statistics).keys.basis.from_model for each in given}
+        return borrowed
 
     assert borrows(TOKENS, trained)
     assert not borrows(10**7, trained)
     assert not borrows(TOKENS, [])
-    crooked = [pack_basis("k", *covariance_basis(rows(5)[1].flip(-1))[:2]) for _ in layers]
-    other = [
-        {f"{OWN}{n}_{part}": c[f"k_{part}"] for n in "kv" for part in ("basis", "scale")}
-        for c in crooked
-    ]
-    assert not borrows(20 * TOKENS, other)
+    crooked = packed(rows(5)[1].flip(-1))
+    assert not borrows(20 * TOKENS, [TrainedLayer(bases=ModelBases(crooked, crooked))] * 2)
 
 
 def test_sketch_and_summaries_use_the_same_bases() -> None:
@@ -134,10 +128,10 @@ def test_sketch_and_summaries_use_the_same_bases() -> None:
     q = torch.randn(HEADS, 4, SIZE, generator=torch.Generator().manual_seed(7))
     true = span_logsumexp(torch.bmm(q, k.mT) / SIZE**0.5, spans.bounds)
     errors = []
-    for trained, tokens in (([model_bases()], 1), ([], 1)):
+    for trained, tokens in (([TrainedLayer(bases=model_bases())], 1), ([], 1)):
         [given] = encode.prepare(RECIPE, [(k, v)], [], trained, tokens)
-        side = encode.fit(RECIPE, k, v, torch.ones(TOKENS), spans, given)
-        folded = encode.compress_layer(RECIPE, k, v, torch.ones(TOKENS), spans, side)
-        found = RECIPE.router.logmass(q, folded.device, side, spans.bounds)
+        params = encode.fit(RECIPE, k, v, torch.ones(TOKENS), spans, given)
+        folded = encode.compress_layer(RECIPE, k, v, torch.ones(TOKENS), spans, params)
+        found = RECIPE.router.logmass(q, folded.device.tables, params, spans.bounds)
         errors.append(float((found - true).abs().mean()))
     assert errors[0] < 1.3 * errors[1]

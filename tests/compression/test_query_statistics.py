@@ -15,6 +15,7 @@ from engine.compression import encode
 from engine.compression.codecs.shared_basis import SharedBasis
 from engine.compression.methods import METHODS
 from engine.compression.observation import Observe
+from engine.compression.params import needed
 from engine.compression.query_statistics import (
     FIRST,
     SPREAD,
@@ -22,6 +23,7 @@ from engine.compression.query_statistics import (
     query_moments,
     spread_places,
 )
+from engine.compression.statistics import NOT_GIVEN
 from engine.models import hf
 from tiny_books import TEXT
 from tiny_memory import rows
@@ -135,8 +137,9 @@ def test_layers_share_their_bits_by_what_they_are_worth() -> None:
     assert found[1] is not None
     assert found[0].code_price == found[1].code_price is not None
     assert isinstance(recipe.codec, SharedBasis)
-    sides = [recipe.codec.fit(k, v, one) for (k, v), one in zip(layers, found, strict=True)]
-    bits = [torch.cat([s["k_bits"], s["v_bits"]]).float().mean() for s in sides]
+    params = [recipe.codec.fit(k, v, one) for (k, v), one in zip(layers, found, strict=True)]
+    codes = [needed(each.codes) for each in params]
+    bits = [torch.cat([each.keys.bits, each.values.bits]).float().mean() for each in codes]
     assert bits[0] > bits[1] + 1
     assert float(sum(bits)) / 2 == pytest.approx(recipe.codec.bits, abs=0.3)
-    assert encode.prepare(METHODS["full"], layers, []) == [encode.NOT_GIVEN] * 2
+    assert encode.prepare(METHODS["full"], layers, []) == [NOT_GIVEN] * 2

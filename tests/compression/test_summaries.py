@@ -1,4 +1,4 @@
-"""What stands for a span: weighted means, and their few bits on the device."""
+"""What stands for a span: weighted means, and their few bits on the packed."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def values(bits: float) -> tuple[torch.Tensor, torch.Tensor, int]:
     k, v = rows(3, 2, 600, 32)
     bounds = torch.arange(0, 601, 6)
     true = Mean().summarise(v, torch.ones(600), bounds)
-    side = SharedBasis(6).fit(k, v)
-    side |= fit_values(true, bits, side)
-    device = pack_values(true, bits, side)
-    return true, unpack_values(device, side), sum(t.nbytes for t in device.values())
+    params = SharedBasis(6).fit(k, v)
+    params = fit_values(true, bits, params)
+    packed = pack_values(true, bits, params)
+    return true, unpack_values(packed, params), packed.nbytes
 
 
 def test_sixteen_bits_are_half_precision() -> None:
@@ -68,10 +68,10 @@ def test_equal_values_come_back() -> None:
     """Without variance there is nothing to spend bits on; the mean is kept."""
     v = torch.full((2, 40, 16), 1.5)
     bounds = torch.arange(0, 41, 8)
-    side = SharedBasis(6).fit(v, v)
+    params = SharedBasis(6).fit(v, v)
     true = Mean().summarise(v, torch.ones(40), bounds)
-    side |= fit_values(true, 1.0, side)
-    found = unpack_values(pack_values(true, 1.0, side), side)
+    params = fit_values(true, 1.0, params)
+    found = unpack_values(pack_values(true, 1.0, params), params)
     torch.testing.assert_close(found, true, atol=1e-3, rtol=0)
 
 
@@ -81,9 +81,7 @@ def test_spans_are_packed_one_by_one(bits: float) -> None:
     k, v = rows(4, 2, 60, 16)
     bounds = torch.arange(0, 61, 6)
     true = span_mean(v, torch.ones(60), bounds)
-    side = SharedBasis(6).fit(k, v)
-    side |= fit_values(true, bits, side)
-    device = pack_values(true, bits, side)
-    assert list(device) == ["value.s"]
-    part = {"value.s": device["value.s"][:, 3:7]}
-    assert torch.equal(unpack_values(part, side), unpack_values(device, side)[:, 3:7])
+    params = SharedBasis(6).fit(k, v)
+    params = fit_values(true, bits, params)
+    packed = pack_values(true, bits, params)
+    assert torch.equal(unpack_values(packed[:, 3:7], params), unpack_values(packed, params)[:, 3:7])

@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from engine.compression.params import LayerParams, needed
 from engine.compression.routers.sketch import RoutedRows
 from engine.compression.routers.text import KeyBox, PartMeans, SpanKey
 
 HEADS, SIZE = 2, 8
+NOTHING = LayerParams()
 BOUNDS = torch.tensor([0, 1, 3, 10, 26])
 OWNER = torch.repeat_interleave(torch.arange(4), BOUNDS.diff())
 
@@ -27,7 +29,7 @@ def drawn(seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def scores(router: SpanKey | KeyBox | PartMeans, q: Tensor, k: Tensor, means: Tensor) -> Tensor:
-    return router.logmass(q, router.build(k, means, {}, RoutedRows(OWNER)), {}, BOUNDS)
+    return router.logmass(q, router.build(k, means, NOTHING, RoutedRows(OWNER)), NOTHING, BOUNDS)
 
 
 def test_a_bucket_is_heard_by_the_mean_of_its_keys() -> None:
@@ -54,7 +56,7 @@ def test_blocks_of_any_length_are_as_many_rows() -> None:
     """The means of equal parts, of which the best speaks for the block."""
     q, k, means = drawn(3)
     router = PartMeans(count=4)
-    parts = router.build(k, means, {}, RoutedRows(OWNER))["parts.s"].float()
+    parts = needed(router.build(k, means, NOTHING, RoutedRows(OWNER)).keys).float()
     assert parts.shape == (HEADS, 4, 4, SIZE)
     torch.testing.assert_close(parts[:, 0], k[:, :1].expand(-1, 4, -1))  # one token, four times
     torch.testing.assert_close(parts[:, 1, [0, 3]], k[:, 1:3])

@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from engine.compression.codecs.base import Side
-from engine.compression.codecs.rank_gates import RANK, gate_shapes, kept_rank, rank_gates
+from engine.compression.codecs.rank_gates import RANK, kept_rank, rank_gates
 from engine.compression.codecs.shared_basis import SharedBasis
 from engine.compression.codecs.span_svd import SpanSVD
 from engine.compression.methods import METHODS, from_settings, with_router
+from engine.compression.params import LayerParams, RankGates, TrainedLayer, ZoomWeights, needed
 from engine.compression.ranges import span_mean
 from engine.compression.routers import router_file
 from engine.compression.routers.sketch import MeanKey
-from engine.compression.routers.span_zoom import Gated, SpanZoom, zoom_scores
+from engine.compression.routers.span_zoom import SpanZoom, zoom_logits
+from engine.compression.statistics import Given
 from engine.errors import RouterError
 from engine.types import ModelIdentity
 from tiny_memory import rows
@@ -30,68 +31,65 @@ IDENTITY = ModelIdentity(
 )
 
 
-def learnt(seed: int = 0) -> Side:
+def learnt(seed: int = 0) -> TrainedLayer:
     """What a router knows of a layer, drawn at random."""
     made = torch.Generator().manual_seed(seed)
-    return {
-        "zoom_w": torch.randn(HEADS, 1, 8, SIZE, generator=made),
-        "zoom_tau": torch.rand(HEADS, GROUP, generator=made),
-        **{n: part.clone() for n, part in SharedBasis(model="x").lent(HEADS, SIZE).items()},
-    }
+    w = torch.randn(HEADS, 1, 8, SIZE, generator=made)
+    zoom = ZoomWeights(w, torch.rand(HEADS, GROUP, generator=made))
+    return TrainedLayer(zoom, bases=SharedBasis(model="x").made_up_bases(HEADS, SIZE))
 
 
-def shut(size: int, gate: float) -> Side:
+def shut(size: int, gate: float) -> RankGates:
     """Gates that are `gate` whatever the span."""
-    weights: Side = {name: torch.zeros(shape) for name, shape in gate_shapes(size).items()}
+    weights = {name: torch.zeros(shape) for name, shape in RankGates.shapes(size).items()}
     weights["gate_2_b"] = torch.full((RANK,), math.log(gate / (1 - gate)))
-    return weights
+    return needed(RankGates.of(weights))
 
 
 def test_the_published_score_by_the_book() -> None:
     """sigmoid((W q) . (W k / |W k|) / sqrt(d') + log n), one span and head at a time."""
-    side, made = learnt(), torch.Generator().manual_seed(1)
+    w, made = needed(learnt().zoom).w, torch.Generator().manual_seed(1)
     q = torch.randn(HEADS, GROUP, 3, SIZE, generator=made)
     summary = torch.randn(HEADS, 5, SIZE, generator=made)
     lengths = torch.tensor([4, 1, 9, 2, 30])
-    scores = zoom_scores(q, summary, side["zoom_w"], lengths)
+    scores = zoom_logits(q, summary, w, lengths)
     for head in range(HEADS):
-        w = side["zoom_w"][head, 0]
+        one = w[head, 0]
         for span in range(5):
-            key = w @ summary[head, span]
-            expected = (q[head] @ w.T) @ (key / key.norm()) / math.sqrt(8)
+            key = one @ summary[head, span]
+            expected = (q[head] @ one.T) @ (key / key.norm()) / math.sqrt(8)
             expected = expected + math.log(int(lengths[span]))
             torch.testing.assert_close(scores[head, ..., span], expected)
 
 
-def test_a_span_below_every_threshold_is_never_wished_for() -> None:
-    """The wish is the largest score of the heads that pass their own threshold, else 0."""
+def test_a_span_below_every_threshold_is_never_zoomed() -> None:
+    """It counts the largest score of the heads that pass their own threshold, else 0."""
     k, _ = rows(1, HEADS, 60, SIZE)
     bounds = torch.arange(0, 61, 12)
-    side = learnt()
     summary = span_mean(k, torch.ones(60), bounds)
     zoom = SpanZoom("x")
-    fitted = zoom.fit(k, side)
-    device = zoom.build(k, summary, fitted)
+    params = zoom.fit(k, LayerParams(), Given(trained=learnt()))
+    tables = zoom.build(k, summary, params)
     q = torch.randn(HEADS, GROUP * 3, SIZE, generator=torch.Generator().manual_seed(2))
-    wish = zoom.wish(q, device, fitted, bounds)
-    alpha = zoom_scores(
+    found, fitted = zoom.zoom_scores(q, tables, params, bounds), needed(params.zoom)
+    alpha = zoom_logits(
         q.reshape(HEADS, GROUP, 3, SIZE),
-        device["mean_key.s"].float(),
-        fitted["zoom_w"].float(),
+        needed(tables.keys).float(),
+        fitted.w.float(),
         bounds.diff(),
     ).sigmoid()
-    passed = torch.where(alpha > side["zoom_tau"][..., None, None], alpha, 0.0)
-    torch.testing.assert_close(wish.float(), passed.amax((1, 2)))
-    fitted["zoom_tau"] = torch.ones(HEADS, GROUP)
-    assert float(zoom.wish(q, device, fitted, bounds).max()) == 0
+    passed = torch.where(alpha > fitted.tau[..., None, None], alpha, 0.0)
+    torch.testing.assert_close(found.float(), passed.amax((1, 2)))
+    params = replace(params, zoom=replace(fitted, tau=torch.ones(HEADS, GROUP)))
+    assert float(zoom.zoom_scores(q, tables, params, bounds).max()) == 0
     torch.testing.assert_close(
-        zoom.logmass(q, device, fitted, bounds), MeanKey().logmass(q, device, fitted, bounds)
+        zoom.logmass(q, tables, params, bounds), MeanKey().logmass(q, tables, params, bounds)
     )
 
 
 def test_only_the_published_form_decides_by_a_score_of_its_own() -> None:
-    assert isinstance(SpanZoom("x"), Gated)
-    assert not any(isinstance(recipe.router, Gated) for recipe in METHODS.values())
+    assert SpanZoom("x").gated
+    assert not any(recipe.router.gated for recipe in METHODS.values())
 
 
 def test_attention_runs_on_what_was_learnt() -> None:
@@ -100,17 +98,17 @@ def test_attention_runs_on_what_was_learnt() -> None:
     from engine.attention.layer import LayerMemory, Shared
     from engine.attention.residency import Host
     from engine.attention.view import View
-    from engine.compression.encode import Given, compress_layer, fit
+    from engine.compression.encode import compress_layer, fit
     from tiny_memory import EXACT, Section, fixed_spans
 
     recipe = replace(EXACT, router=SpanZoom("x"))
     k, v = rows(7, HEADS, 96, SIZE)
     spans, weight, given = fixed_spans(96, 8), torch.ones(96), learnt()
-    given["zoom_tau"] = torch.full((HEADS, GROUP), -1.0)  # everything wants to be zoomed
-    side = fit(recipe, k, v, weight, spans, Given(trained=given))
-    folded = compress_layer(recipe, k, v, weight, spans, side | given)
-    device = dict(folded.device)
-    pinned = (device.pop("pinned_k"), device.pop("pinned_v"), torch.tensor([0]))
+    always = torch.full((HEADS, GROUP), -1.0)  # everything wants to be zoomed
+    given = replace(given, zoom=replace(needed(given.zoom), tau=always))
+    params = fit(recipe, k, v, weight, spans, Given(trained=given))
+    folded = compress_layer(recipe, k, v, weight, spans, params)
+    pinned = (*needed(folded.device.exact), torch.tensor([0]))
     keep = spans.kind == 0
     one = torch.zeros(len(spans.kind), dtype=torch.int64)
     everything = View.of(torch.arange(len(spans.kind)), spans.bounds, one)
@@ -118,12 +116,13 @@ def test_attention_runs_on_what_was_learnt() -> None:
     section: Any = Section(folded.records, HEADS)
     host = Host(0, [section], [len(spans.kind)], HEADS)
     shared = Shared(spans.bounds, 1)
-    tensors = everything.slice(device, keep, token_rows)
+    tables = folded.device.tables.pick(token_rows, keep)
     q = torch.randn(HEADS * GROUP, 2, SIZE, generator=torch.Generator().manual_seed(8))
     live = torch.zeros(HEADS, 2, SIZE)
     seen = torch.ones(2, 2, dtype=torch.bool)
     for cap in (math.inf, 0.0):
-        memory = LayerMemory(0, recipe, shared, Limits(cap, 1.0), side, pinned, view, tensors, host)
+        limits = Limits(cap, 1.0)
+        memory = LayerMemory(0, recipe, shared, limits, params, pinned, view, tables, host)
         out = memory.attend(q, live, live, seen)
         assert bool(torch.isfinite(out).all())
         zoomed = len(view.spans) if cap else 0
@@ -140,9 +139,9 @@ def test_gates_decide_how_many_directions_are_stored() -> None:
     bounds = torch.arange(0, 161, 40)
     svd = SpanSVD()
     plain = svd.encode(k, v, bounds, svd.fit(k, v))
-    opened = svd.encode(k, v, bounds, {**svd.fit(k, v), **shut(SIZE, 0.9999)})
+    opened = svd.encode(k, v, bounds, replace(svd.fit(k, v), gates=shut(SIZE, 0.9999)))
     assert torch.equal(plain.offsets, opened.offsets)
-    closed = svd.encode(k, v, bounds, {**svd.fit(k, v), **shut(SIZE, 0.01)})
+    closed = svd.encode(k, v, bounds, replace(svd.fit(k, v), gates=shut(SIZE, 0.01)))
     rank_k, _ = SpanSVD.ranks(closed.payload, closed.offsets, SIZE)
     before, _ = SpanSVD.ranks(plain.payload, plain.offsets, SIZE)
     assert int(rank_k.max()) == 1 < int(before.min())
@@ -153,33 +152,37 @@ def test_a_gate_weighs_its_direction() -> None:
     k, v = rows(10, 1, 64, SIZE)
     k = k[:, :, :3] @ torch.randn(3, SIZE, generator=torch.Generator().manual_seed(2))
     bounds = torch.tensor([0, 64])
-    svd, side = SpanSVD(), {**SpanSVD().fit(k, v), **shut(SIZE, 0.5)}
-    records = svd.encode(k, v, bounds, side)
-    half, _ = svd.decode(0, records.payload, records.offsets, torch.tensor([64]), side)
+    svd, params = SpanSVD(), replace(SpanSVD().fit(k, v), gates=shut(SIZE, 0.5))
+    records = svd.encode(k, v, bounds, params)
+    half, _ = svd.decode(0, records.payload, records.offsets, torch.tensor([64]), params)
     torch.testing.assert_close(half, 0.5 * k[0], atol=0.1, rtol=0.05)
 
 
 def test_gates_read_the_spectrum_and_the_mean() -> None:
     made = torch.Generator().manual_seed(3)
-    weights = {n: 0.2 * torch.randn(s, generator=made) for n, s in gate_shapes(SIZE).items()}
+    shapes = RankGates.shapes(SIZE).items()
+    network = needed(
+        RankGates.of({name: 0.2 * torch.randn(shape, generator=made) for name, shape in shapes})
+    )
     energy = torch.rand(5, 12, generator=made).sort(-1, descending=True).values
     context = torch.randn(5, SIZE, generator=made)
-    gates = rank_gates(energy, context, weights)
+    gates = rank_gates(energy, context, network)
     assert gates.shape == (5, 12)
     assert bool(((gates > 0) & (gates < 1)).all())
-    torch.testing.assert_close(rank_gates(4 * energy, 2 * context, weights), gates)
-    assert not torch.allclose(rank_gates(energy, -context, weights), gates)
+    torch.testing.assert_close(rank_gates(4 * energy, 2 * context, network), gates)
+    assert not torch.allclose(rank_gates(energy, -context, network), gates)
     assert kept_rank(torch.tensor([[0.9, 0.01, 0.2, 0.0], [0.0, 0.0, 0.0, 0.0]])).tolist() == [3, 1]
 
 
 # ---------------------------------------------------------------------------- the file
 
 
-def written(path: Path, owner: ModelIdentity = IDENTITY, **changes: Any) -> Path:
-    layers = [
-        {**learnt(i), **{n: t.clone() for n, t in changes.items()}} for i in range(owner.layers)
-    ]
-    router_file.save(path, router_file.Owner.of(owner), layers, shut(SIZE, 0.5), {"steps": 3})
+def written(path: Path, owner: ModelIdentity = IDENTITY, tau: torch.Tensor | None = None) -> Path:
+    layers = [learnt(layer) for layer in range(owner.layers)]
+    if tau is not None:
+        layers = [replace(each, zoom=replace(needed(each.zoom), tau=tau)) for each in layers]
+    gates = shut(SIZE, 0.5)
+    router_file.save(path, router_file.Owner.of(owner), layers, gates, {"steps": 3})
     return path
 
 
@@ -189,10 +192,12 @@ def test_a_router_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert read.owner == router_file.Owner.of(IDENTITY)
     assert read.forms == router_file.FORMS
     assert read.record == {"steps": 3}
-    assert sorted(read.layers[1]) == sorted({**learnt(), **shut(SIZE, 0.5)})
-    assert torch.equal(read.layers[1]["zoom_w"], learnt(1)["zoom_w"])
+    expected = replace(learnt(1), gates=shut(SIZE, 0.5)).tensors()
+    found = read.layers[1].tensors()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     assert read.fingerprint == router_file.load(path).fingerprint
-    other = router_file.load(written(tmp_path / "s.safetensors", zoom_tau=torch.ones(HEADS, GROUP)))
+    other = router_file.load(written(tmp_path / "s.safetensors", tau=torch.ones(HEADS, GROUP)))
     assert other.fingerprint != read.fingerprint
 
 
@@ -234,7 +239,7 @@ def test_what_is_no_router_is_one_line(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, foreign)
     cut = tmp_path / "c"
     cut.write_bytes(written(tmp_path / "r.safetensors").read_bytes()[:-100])
-    bad = written(tmp_path / "b", zoom_tau=torch.zeros(3))
+    bad = written(tmp_path / "b", tau=torch.zeros(3))
     for path in (text, foreign, cut, bad, tmp_path / "missing", tmp_path):
         with pytest.raises(RouterError) as caught:
             router_file.load(path)

@@ -9,11 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.compression.codecs.base import Side
+from engine.compression.params import LayerParams
 from engine.compression.routers import two_level
-from engine.compression.routers.sketch import Sketch
+from engine.compression.routers.sketch import Sketch, folded_queries
 from engine.compression.routers.two_level import Levels, expected_bytes, span_level
 from engine.compression.scores import group_queries
+from engine.compression.span_tables import SpanTables
 from tiny_memory import EXACT, NO_LIMIT, fixed_spans, layers, rows
 from tiny_sketches import SIZE, evenly, queries, sketched
 
@@ -27,10 +28,10 @@ def uneven(seed: int, spans: int) -> torch.Tensor:
     return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
 
 
-def with_balls(k: torch.Tensor, bounds: torch.Tensor) -> tuple[Side, Side]:
-    device, side = sketched(ROUTER, k, bounds)
-    side |= two_level.fit(device, side, bounds)
-    return device | two_level.build(device, side, bounds), side
+def with_balls(k: torch.Tensor, bounds: torch.Tensor) -> tuple[SpanTables, LayerParams]:
+    tables, params = sketched(ROUTER, k, bounds)
+    params = two_level.fit(tables, params, bounds)
+    return two_level.build(tables, params, bounds), params
 
 
 @given(st.integers(0, 1000), st.integers(1, 90), st.integers(1, 5))
@@ -39,11 +40,11 @@ def test_refining_everything_is_the_one_level_router(seed: int, spans: int, coun
     """To the bit: the same rows meet the same arithmetic."""
     bounds = uneven(seed, spans)
     k, _ = rows(seed, HEADS, int(bounds[-1]), SIZE)
-    device, side = with_balls(k, bounds)
+    tables, params = with_balls(k, bounds)
     q = queries(seed, HEADS, count)
-    mass, refined = two_level.logmass(ROUTER, Levels(0, 1.0), q, device, side, bounds)
+    mass, refined = two_level.logmass(Levels(0, 1.0), q, tables, params, bounds)
     assert bool(refined.all())
-    assert torch.equal(mass, ROUTER.logmass(q, device, side, bounds))
+    assert torch.equal(mass, ROUTER.logmass(q, tables, params, bounds))
 
 
 @given(st.integers(0, 1000), st.floats(0.1, 6.0), st.sampled_from([0.5, 1.0, 2.0, 4.0]))
@@ -54,13 +55,13 @@ def test_no_span_outweighs_its_bound(seed: int, strength: float, bits: float) ->
     k, _ = rows(seed, HEADS, int(bounds[-1]), SIZE)
     k[:, ::17] *= strength
     router = Sketch(bits)
-    device, side = sketched(router, k, bounds)
-    side |= two_level.fit(device, side, bounds)
-    device |= two_level.build(device, side, bounds)
+    tables, params = sketched(router, k, bounds)
+    params = two_level.fit(tables, params, bounds)
+    tables = two_level.build(tables, params, bounds)
     q = queries(seed, HEADS, 4)
-    moved, shift = router.turned(q, side)
-    estimate, bound = span_level(moved, shift, device, side, bounds)
-    mass = router.logmass(q, device, side, bounds)
+    moved, shift = folded_queries(q, params)
+    estimate, bound = span_level(moved, shift, tables, params, bounds)
+    mass = router.logmass(q, tables, params, bounds)
     assert bool((mass <= bound + 1e-3).all())
     assert bool((estimate <= bound).all())
 
@@ -74,9 +75,9 @@ def test_a_needle_is_always_refined(seed: int) -> None:
     needle = torch.randn(HEADS, SIZE, generator=made)
     at = int(torch.randint(0, 6000, (1,), generator=made))
     k[:, at] = 12 * needle / needle.norm(dim=-1, keepdim=True)
-    device, side = with_balls(k, bounds)
+    tables, params = with_balls(k, bounds)
     q = torch.cat([queries(seed, HEADS, 3), 2 * k[:, at : at + 1]], 1)
-    mass, refined = two_level.logmass(ROUTER, Levels(0, 0.05), q, device, side, bounds)
+    mass, refined = two_level.logmass(Levels(0, 0.05), q, tables, params, bounds)
     assert int(refined.sum()) == HEADS * 25
     assert bool(refined[:, at // 12].all())
     assert mass[:, -1].argmax(-1).tolist() == [at // 12] * HEADS
@@ -89,12 +90,12 @@ def test_what_its_bound_sets_apart_is_refined(seed: int, share: float) -> None:
     bounds = uneven(seed, 100)
     k, _ = rows(seed, HEADS, int(bounds[-1]), SIZE)
     k[:, int(bounds[-1]) // 2] *= 9
-    device, side = with_balls(k, bounds)
+    tables, params = with_balls(k, bounds)
     q = torch.cat([queries(seed, HEADS, 2), k[:, int(bounds[-1]) // 2, None]], 1)[:, -1:]
-    moved, shift = ROUTER.turned(q, side)
-    _, bound = span_level(moved, shift, device, side, bounds)
-    _, refined = two_level.logmass(ROUTER, Levels(0, share * 4), q, device, side, bounds)
-    mass = ROUTER.logmass(q, device, side, bounds)
+    moved, shift = folded_queries(q, params)
+    _, bound = span_level(moved, shift, tables, params, bounds)
+    _, refined = two_level.logmass(Levels(0, share * 4), q, tables, params, bounds)
+    mass = ROUTER.logmass(q, tables, params, bounds)
     few = int(-(-share * 4 * 100 // 1)) // two_level.BY_BOUND if share * 4 < 1 else 100
     apart = mass[:, 0] > bound[:, 0].sort(-1, descending=True).values[:, few - 1, None]
     assert bool(refined[apart].all())
@@ -104,12 +105,12 @@ def test_spans_that_are_not_refined_keep_what_their_ball_says_less_its_bias() ->
     """The bias is a row's own: the mean over what was scored both ways; no bound is passed."""
     bounds = uneven(3, 120)
     k, _ = rows(3, HEADS, int(bounds[-1]), SIZE)
-    device, side = with_balls(k, bounds)
+    tables, params = with_balls(k, bounds)
     q = queries(3, HEADS, 5)
-    mass, refined = two_level.logmass(ROUTER, Levels(0, 0.25), q, device, side, bounds)
+    mass, refined = two_level.logmass(Levels(0, 0.25), q, tables, params, bounds)
     assert refined.sum(-1).tolist() == [30, 30]
-    estimate, bound = span_level(*ROUTER.turned(q, side), device, side, bounds)
-    exact = ROUTER.logmass(q, device, side, bounds)
+    estimate, bound = span_level(*folded_queries(q, params), tables, params, bounds)
+    exact = ROUTER.logmass(q, tables, params, bounds)
     for head in range(HEADS):
         mine = refined[head]
         torch.testing.assert_close(mass[head][:, mine], exact[head][:, mine])
@@ -122,10 +123,10 @@ def test_a_ball_of_equal_tokens_is_nearly_exact() -> None:
     """Nothing lies away from the mean but what its rounding moved."""
     bounds = evenly(400, 8)
     k, _ = rows(4, HEADS, 50, SIZE)
-    device, side = with_balls(k.repeat_interleave(8, 1), bounds)
+    tables, params = with_balls(k.repeat_interleave(8, 1), bounds)
     q = queries(4, HEADS, 5)
-    estimate, bound = span_level(*ROUTER.turned(q, side), device, side, bounds)
-    exact = ROUTER.logmass(q, device, side, bounds)
+    estimate, bound = span_level(*folded_queries(q, params), tables, params, bounds)
+    exact = ROUTER.logmass(q, tables, params, bounds)
     alone = float((exact - exact.mean(-1, keepdim=True)).square().mean())
     assert float((estimate - exact).square().mean()) < 0.1 * alone
     assert bool((bound >= exact - 1e-3).all())
@@ -134,12 +135,12 @@ def test_a_ball_of_equal_tokens_is_nearly_exact() -> None:
 def test_bytes_are_known_before_they_are_spent() -> None:
     bounds = uneven(5, 70)
     k, _ = rows(5, HEADS, int(bounds[-1]), SIZE)
-    device, side = sketched(ROUTER, k, bounds)
-    more = two_level.fit(device, side, bounds)
-    made = two_level.build(device, side | more, bounds)
-    spent = sum(t.nbytes for t in [*more.values(), *made.values()])
-    assert spent == expected_bytes(side, 70)
-    assert expected_bytes(side, 0) == expected_bytes({}, 70) == 0
+    tables, params = sketched(ROUTER, k, bounds)
+    more = two_level.fit(tables, params, bounds)
+    made = two_level.build(tables, more, bounds)
+    spent = more.nbytes - params.nbytes + made.nbytes - tables.nbytes
+    assert spent == expected_bytes(params, 70)
+    assert expected_bytes(params, 0) == expected_bytes(LayerParams(), 70) == 0
 
 
 def test_a_memory_says_the_same_below_the_length_and_nearly_so_above() -> None:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from engine.compression import methods as recipes
 from engine.compression.codecs.shared_basis import SharedBasis
 from engine.compression.observation import Observe
+from engine.compression.params import TrainedLayer
 from engine.compression.routers import router_file
 from engine.errors import BudgetError, RouterError, SekvError
 from engine.lab.bench import claims, page, results
@@ -272,9 +273,8 @@ def test_a_killed_run_goes_on(model: Path, tmp_path: Path) -> None:
 def test_another_router_is_another_row(model: Path, reader: hf.Reader, tmp_path: Path) -> None:
     """NAME@FILE routes by that file; a file that is of no use to a method is said at once."""
     file = tmp_path / "r.safetensors"
-    bases = SharedBasis(model="any").lent(2, 16)
-    layers = [{name: tensor.clone() for name, tensor in bases.items()} for _ in range(3)]
-    router_file.save(file, router_file.Owner.of(reader.identity), layers, {}, {"steps": 0})
+    layers = [TrainedLayer(bases=SharedBasis(model="any").made_up_bases(2, 16))] * 3
+    router_file.save(file, router_file.Owner.of(reader.identity), layers, None, {"steps": 0})
     learnt = f"sekv@{file}"
     setting = ComparisonSetting(("sekv@none", learnt), ("30%",), most=2)
     made = measure(reader, str(model), Logs(1), setting, tmp_path / "out", Silent())

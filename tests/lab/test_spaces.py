@@ -52,14 +52,14 @@ def test_at_full_rank_nothing_is_lost_in_any_space(name: str, given: QueryMoment
     for space in SPACES[name]:
         inside = space.enter(*inside)
     codec, bounds = SharedBasis(bits=32), torch.tensor([0, 40, TOKENS])
-    side = codec.fit(*inside[:2])
-    records = codec.encode(*inside[:2], bounds, side)
+    params = codec.fit(*inside[:2])
+    records = codec.encode(*inside[:2], bounds, params)
     back = []
     for head, heads in ((h, len(inside[0])) for h in range(len(inside[0]))):
         sizes = records.offsets.diff()[head::heads]
         payload = records.payload[gather_ranges(records.offsets[head:-1:heads], sizes)]
         offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-        back.append(codec.decode(head, payload, offsets, bounds.diff(), side))
+        back.append(codec.decode(head, payload, offsets, bounds.diff(), params))
     out = torch.stack([one for one, _ in back]), torch.stack([one for _, one in back])
     for space in reversed(SPACES[name]):
         out = space.leave(*out)

@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 
 from engine.attention.softmax import merge_resolutions
 from engine.compression.basis import covariance_basis
-from engine.compression.codecs.layer_basis import basis_of
 from engine.compression.methods import METHODS
+from engine.compression.params import Basis, ModelBasis
 from engine.compression.routers import router_file
 from engine.compression.routers.span_zoom import SpanZoom
 from engine.compression.scores import NEG_INF
@@ -292,11 +292,14 @@ def test_the_models_bases_are_those_of_all_documents(reader: hf.Reader) -> None:
             each.learn(1, Moments.of(q, k, v))
     _, expected, _ = covariance_basis(k, torch.bmm(q.mT, q) / 40)
     _, values, _ = covariance_basis(v)
-    for name, want in (("k", expected), ("v", values)):
-        side = {**form.side(1), f"{name}_mean": k[:, 0]}
-        _, basis = basis_of(name, side)
+
+    def columns(basis: ModelBasis) -> torch.Tensor:
+        return Basis(k[:, 0], basis.columns, basis.scale).unpacked()[1]
+
+    learnt = form.bases(1)
+    for basis, want in ((columns(learnt.keys), expected), (columns(learnt.values), values)):
         torch.testing.assert_close(basis, want, atol=0.02 * float(want.abs().max()), rtol=0)
-    _, basis = basis_of("v", {**short.side(1), "v_mean": k[:, 0]})
+    basis = columns(short.bases(1).values)
     torch.testing.assert_close(basis[..., :4], values[..., :4], atol=0.02, rtol=0)
     assert float(torch.bmm(basis[..., :4].mT, basis[..., 4:]).abs().max()) < 0.05
     assert bool((torch.linalg.matrix_rank(basis) == 16).all())
@@ -406,8 +409,8 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert (
-        router_file.load(whole.output).layers[0].keys()
-        == router_file.load(parts.output).layers[0].keys()
+        router_file.load(whole.output).layers[0].tensors().keys()
+        == router_file.load(parts.output).layers[0].tensors().keys()
     )
     assert whole.output.read_bytes() == parts.output.read_bytes()
 
@@ -565,8 +568,8 @@ def test_a_store_keeps_the_bases_of_a_router_that_lies_elsewhere(
     assert "0.k_basis" not in kept
     with session(made, reader, budget="60%") as opened:
         layer: Any = opened.memory.layers[0]
-        assert "own_k_basis" in layer.side
-        counted = [t for n, t in layer.side.items() if not n.startswith("own_")]
+        assert layer.params.keys.from_model
+        counted = layer.params.tensors(with_model=False).values()
         parts = layer.index.nbytes + layer.zoomed.fixed_bytes
         assert layer.fixed_bytes == parts + sum(t.nbytes for t in counted)
         opened.ask("How many whales?")
@@ -587,13 +590,12 @@ def test_a_models_own_router_is_found_and_does_not_change_the_model(
     before = weights_fingerprint(model, Silent())
     beside = model / router_file.NAME
     known = router_file.load(trained)
-    common = {n: t for n, t in known.layers[0].items() if n.startswith("gate_")}
-    layers = [{n: t for n, t in side.items() if n not in common} for side in known.layers]
+    layers, gates = [replace(each, gates=None) for each in known.layers], known.layers[0].gates
     used = []
     try:
         for pays, asked in ((False, ""), (True, "none"), (True, "")):
             record = {"found": {"sketch": {"trained": float(pays), "untrained": 0.5}}}
-            router_file.save(beside, known.owner, layers, common, record)
+            router_file.save(beside, known.owner, layers, gates, record)
             assert weights_fingerprint(model, Silent()) == before
             made = store_of(
                 tmp_path / f"{len(used)}", model, reader=reader, method="sekv", router=asked

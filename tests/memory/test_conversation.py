@@ -210,7 +210,7 @@ def decoded(layer: LayerMemory, stretch: Any) -> tuple[torch.Tensor, torch.Tenso
     from engine.attention.residency import Host, _Held
 
     host = Host(0, [_Held(stretch.records, layer.heads)], [len(stretch.folded)], layer.heads)
-    return whole_rows(layer.recipe, host, stretch.bounds, layer.side)
+    return whole_rows(layer.recipe, host, stretch.bounds, layer.params)
 
 
 def test_the_fold_is_of_what_the_model_computed(

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from engine.answer.session import Session
 from engine.attention.layer import LayerMemory
 from engine.compression import methods as recipes
+from engine.compression.params import needed
 from engine.compression.routers.two_level import Levels
 from engine.compression.spans import Entropy
 from engine.errors import BudgetError, StoreError
@@ -192,16 +193,17 @@ def test_a_span_level_keeps_to_the_budget_too(
         for layer in opened.memory.layers:
             if not len(layer.view.spans):
                 continue
-            assert layer.index.tensors["ball.s"].shape[1] == len(layer.view.spans)
-            assert layer.index.tensors["radius.s"].shape[1] == len(layer.view.spans)
+            tables = layer.index.tables
+            assert needed(tables.means).shape[1] == len(layer.view.spans)
+            assert needed(tables.radii).shape[1] == len(layer.view.spans)
             assert layer.limits.cap - layer.fixed_bytes > 0
 
 
 def test_a_short_document_has_no_span_level(stores: dict[str, Path], reader: hf.Reader) -> None:
     with session(stores["many"], reader, budget="60%") as opened:
         for layer in opened.memory.layers:
-            assert "ball.s" not in layer.index.tensors
-            assert "ball_bits" not in layer.side
+            assert not layer.index.has_span_level
+            assert layer.params.bounds is None
 
 
 def test_all_zoomed_the_span_level_changes_no_answer(
@@ -234,11 +236,11 @@ def test_old_turns_of_a_talk_have_a_span_level_too(
     turns = [Turn(f"What of day {i}?", f"It rained on day {i}.") for i in range(2)]
     with session(stores["sekv"], reader, budget="60%", max_new_tokens=2) as opened:
         [first, *_] = opened.memory.layers
-        own = first.index.tensors["ball.s"].shape[1]
+        own = needed(first.index.tables.means).shape[1]
         assert opened.ask(QUESTION, turns=turns).stats["turns_folded"] == 2
-        assert first.index.tensors["ball.s"].shape[1] == len(first.view.spans) > own
+        assert needed(first.index.tables.means).shape[1] == len(first.view.spans) > own
         opened.ask(QUESTION)
-        assert first.index.tensors["ball.s"].shape[1] == len(first.view.spans) == own
+        assert needed(first.index.tables.means).shape[1] == len(first.view.spans) == own
 
 
 def test_more_budget_never_pins_or_shows_less(stores: dict[str, Path], reader: hf.Reader) -> None:
@@ -523,7 +525,7 @@ def test_full_zooms_everything_at_the_bits_it_has(
         for layer in opened.memory.layers:
             assert bool(layer.zoomed.held.all())
             assert int((layer.zoomed.tokens[0] >= 0).sum()) == len(TEXT)
-            assert not layer.index.names
+            assert layer.index.nbytes == 0
         assert opened.trace()["zoom"] == []
         rows = 2 * 3 * 2 * 16 * (len(TEXT) + 1) * 4
         assert 0 < answer.memory.device_kv_bytes < rows / 2

@@ -15,10 +15,11 @@ from engine.attention.residency import Host
 from engine.attention.view import View
 from engine.compression.codecs.base import Records
 from engine.compression.codecs.shared_basis import SharedBasis
-from engine.compression.encode import compress_layer, fit, pinned_tokens
+from engine.compression.encode import CompressedLayer, compress_layer, fit, pinned_tokens
 from engine.compression.methods import METHODS, Method
 from engine.compression.ranges import gather_ranges
 from engine.compression.routers import two_level
+from engine.compression.span_tables import DeviceLayer
 from engine.compression.spans import COMPRESSED, Spans
 
 EXACT = replace(METHODS["sekv"], codec=SharedBasis(bits=32), half_rows=False)
@@ -101,27 +102,27 @@ def layers(
     shared = Shared(bounds, len(spans))
     view = View.of(torch.nonzero(kind == COMPRESSED)[:, 0], bounds, window)
     for index, parts in enumerate(windows):
-        folded, side = [], None
+        folded: list[CompressedLayer] = []
+        params = None
         for (k, v), cut, start in zip(parts, spans, starts, strict=False):
             inside = weight[start : start + k.shape[1]]
-            side = side or fit(recipe, k, v, inside, cut)
-            folded.append(compress_layer(recipe, k, v, inside, cut, side))
-        assert side is not None
-        device: dict[str, Any] = {
-            name: torch.cat([part.device[name] for part in folded], 1) for name in folded[0].device
-        }
-        k, v = device.pop("pinned_k"), device.pop("pinned_v")
+            params = params or fit(recipe, k, v, inside, cut)
+            folded.append(compress_layer(recipe, k, v, inside, cut, params))
+        assert params is not None
+        device = DeviceLayer.joined([part.device for part in folded])
+        assert device.exact is not None
+        k, v = device.exact
         everything = View.of(torch.arange(len(kind)), bounds, window)
         keep = kind == COMPRESSED
         heads = len(k)
         sections: list[Any] = [Section(part.records, heads) for part in folded]
         host = Host(index, sections, [len(c.kind) for c in spans], heads)
-        tensors = everything.slice(device, keep, everything.pick(keep)[1])
+        tables = device.tables.pick(everything.pick(keep)[1], keep)
         if balls:
-            side = {**side, **two_level.fit(tensors, side, view.bounds)}
-            tensors |= two_level.build(tensors, side, view.bounds)
+            params = two_level.fit(tables, params, view.bounds)
+            tables = two_level.build(tables, params, view.bounds)
         shared.layers.append(
-            LayerMemory(index, recipe, shared, limits, side, (k, v, pinned), view, tensors, host)
+            LayerMemory(index, recipe, shared, limits, params, (k, v, pinned), view, tables, host)
         )
     return shared.layers
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import torch
 
-from engine.compression.codecs.base import Side
 from engine.compression.codecs.shared_basis import SharedBasis
+from engine.compression.params import LayerParams
 from engine.compression.ranges import span_mean
 from engine.compression.routers.sketch import Router
+from engine.compression.span_tables import SpanTables
 
 SIZE = 32
 
 
-def sketched(router: Router, k: torch.Tensor, bounds: torch.Tensor) -> tuple[Side, Side]:
-    """Device tensors and side information, as `encode` makes them."""
-    side = SharedBasis(6).fit(k, k)
-    side |= router.fit(k, side)
+def sketched(
+    router: Router, k: torch.Tensor, bounds: torch.Tensor
+) -> tuple[SpanTables, LayerParams]:
+    """Span tables and parameters, as `encode` makes them."""
+    params = router.fit(k, SharedBasis(6).fit(k, k))
     keys = span_mean(k, torch.ones(k.shape[1]), bounds)
-    return router.build(k, keys, side), side
+    return router.build(k, keys, params), params
 
 
 def evenly(tokens: int, length: int) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.compression.columns import CodeLayout
+from engine.compression.params import LayerParams
 from engine.compression.ranges import gather_ranges, span_ids
 
 if TYPE_CHECKING:
@@ -33,9 +34,6 @@ class Records:
     payload: Tensor
     offsets: Tensor
     errors: Tensor = field(default_factory=lambda: torch.empty(0))
-
-
-Side = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -92,24 +90,29 @@ class Contents:
 
 
 class Codec(Protocol):
-    def fit(self, k: Tensor, v: Tensor, statistics: LayerStatistics | None = None) -> Side:
-        """Side information of a layer, shared by all windows, from the first one's rows.
+    def fit(self, k: Tensor, v: Tensor, statistics: LayerStatistics | None = None) -> LayerParams:
+        """The codec's parameters of a layer from the rows of the first window.
 
         statistics: of these rows; computed where they are needed and not given.
         """
         ...
 
     def encode(
-        self, k: Tensor, v: Tensor, bounds: Tensor, side: Side, axes: LayerAxes | None = None
+        self,
+        k: Tensor,
+        v: Tensor,
+        bounds: Tensor,
+        params: LayerParams,
+        axes: LayerAxes | None = None,
     ) -> Records:
         """k, v [Hkv, n, D] and bounds [S + 1] -> records.
 
-        axes: of `side`, for codecs that have a basis; found again where they are not given.
+        axes: of `params`, for codecs that have a basis; found again where they are not given.
         """
         ...
 
     def decode(
-        self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, side: Side
+        self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, params: LayerParams
     ) -> tuple[Tensor, Tensor]:
         """Rows of some spans of one head.
 
@@ -121,7 +124,7 @@ class Codec(Protocol):
         """
         ...
 
-    def expand(self, head: int, payload: Tensor, records: Placed, side: Side) -> ExactRows:
+    def expand(self, head: int, payload: Tensor, records: Placed, params: LayerParams) -> ExactRows:
         """The rows of some spans of one head that all hold rows.
 
         Args:
@@ -130,7 +133,7 @@ class Codec(Protocol):
         ...
 
     def unpack(
-        self, head: int, payload: Tensor, records: Placed, side: Side, layout: CodeLayout
+        self, head: int, payload: Tensor, records: Placed, params: LayerParams, layout: CodeLayout
     ) -> CodedRows:
         """The codes of some spans of one head that all hold codes.
 
@@ -141,16 +144,16 @@ class Codec(Protocol):
         """
         ...
 
-    def layout(self, side: Side) -> CodeLayout | None:
+    def layout(self, params: LayerParams) -> CodeLayout | None:
         """How the codes of `CodedRows` lie, keys and values as two parts; None where every record
         holds rows."""
         ...
 
-    def contents(self, sizes: Tensor, lengths: Tensor, side: Side) -> Contents:
+    def contents(self, sizes: Tensor, lengths: Tensor, params: LayerParams) -> Contents:
         """What records of these sizes in bytes [Hkv, S] hold for spans of lengths [S]."""
         ...
 
-    def fits(self, sizes: Tensor, lengths: Tensor, side: Side) -> bool:
+    def fits(self, sizes: Tensor, lengths: Tensor, params: LayerParams) -> bool:
         """Whether records of these sizes in bytes [Hkv, S] can hold spans of lengths [S]."""
         ...
 
@@ -167,18 +170,20 @@ def all_exact(sizes: Tensor) -> Contents:
 class RowCodec:
     """What codecs share whose records attention takes as rows and not as codes."""
 
-    def expand(self: Codec, head: int, payload: Tensor, records: Placed, side: Side) -> ExactRows:
-        return ExactRows(*self.decode(head, *records.joined(payload), records.lengths, side))
+    def expand(
+        self: Codec, head: int, payload: Tensor, records: Placed, params: LayerParams
+    ) -> ExactRows:
+        return ExactRows(*self.decode(head, *records.joined(payload), records.lengths, params))
 
     def unpack(
-        self, head: int, payload: Tensor, records: Placed, side: Side, layout: CodeLayout
+        self, head: int, payload: Tensor, records: Placed, params: LayerParams, layout: CodeLayout
     ) -> CodedRows:
         raise TypeError(f"{type(self).__name__} keeps rows and no codes")
 
-    def layout(self, side: Side) -> CodeLayout | None:
+    def layout(self, params: LayerParams) -> CodeLayout | None:
         return None
 
-    def contents(self, sizes: Tensor, lengths: Tensor, side: Side) -> Contents:
+    def contents(self, sizes: Tensor, lengths: Tensor, params: LayerParams) -> Contents:
         return all_exact(sizes)
 
 

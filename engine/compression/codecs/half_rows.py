@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.compression.codecs.base import Records, Side
+from engine.compression.codecs.base import Records
 from engine.compression.codecs.layer_basis import LayerAxes
 from engine.compression.codecs.raw import Raw
+from engine.compression.params import LayerParams, needed
 from engine.compression.statistics import LayerStatistics
 
 
@@ -23,18 +24,23 @@ class HalfRows(Raw):
 
     sparse: bool = False
 
-    def fit(self, k: Tensor, v: Tensor, statistics: LayerStatistics | None = None) -> Side:
+    def fit(self, k: Tensor, v: Tensor, statistics: LayerStatistics | None = None) -> LayerParams:
         return super().fit(_half(k), _half(v), statistics)
 
     def encode(
-        self, k: Tensor, v: Tensor, bounds: Tensor, side: Side, axes: LayerAxes | None = None
+        self,
+        k: Tensor,
+        v: Tensor,
+        bounds: Tensor,
+        params: LayerParams,
+        axes: LayerAxes | None = None,
     ) -> Records:
-        return super().encode(_half(k), _half(v), bounds, side, axes)
+        return super().encode(_half(k), _half(v), bounds, params, axes)
 
-    def fits(self, sizes: Tensor, lengths: Tensor, side: Side) -> bool:
+    def fits(self, sizes: Tensor, lengths: Tensor, params: LayerParams) -> bool:
         if not self.sparse:
-            return super().fits(sizes, lengths, side)
-        row = 2 * side["rows"].shape[-1] * side["rows"].element_size()
+            return super().fits(sizes, lengths, params)
+        row = needed(params.rows).row_bytes
         return bool(((sizes == row * lengths) | (sizes == 0)).all())
 
 

@@ -6,11 +6,11 @@ was trained; how it learns is in `train.zoomin`.
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from engine.compression.params import RankGates
 
 RANK = 32
 """Directions that a gate is given for: R_max of the paper."""
@@ -19,23 +19,11 @@ NEGLIGIBLE = 0.05
 """A direction behind which no gate is larger is not stored."""
 
 
-def gate_shapes(size: int, width: int = 64) -> dict[str, tuple[int, ...]]:
-    """Parameters of the network for heads of `size`: 32 + D -> 64 -> 64 -> 32, GELU between."""
-    widths = (RANK + size, width, width, RANK)
-    shapes: dict[str, tuple[int, ...]] = {}
-    for layer, (inner, outer) in enumerate(pairwise(widths)):
-        shapes |= {f"gate_{layer}_w": (outer, inner), f"gate_{layer}_b": (outer,)}
-    return shapes
-
-
-def rank_gates(
-    energy: Tensor, context: Tensor, weights: dict[str, Tensor] | dict[str, torch.nn.Parameter]
-) -> Tensor:
+def rank_gates(energy: Tensor, context: Tensor, network: RankGates) -> Tensor:
     """Gates in (0, 1) of the leading directions of many spans.
 
     Args:
         energy: [B, m] squared singular values, falling.  context: [B, D] the mean of the rows.
-        weights: as `gate_shapes` names them.
     Returns:
         [B, min(m, 32)].
     Source: SeKV (arXiv 2606.31145), section 3.2; g_phi reads [s / s_1; context].
@@ -46,9 +34,8 @@ def rank_gates(
     x = torch.cat(
         [F.pad(spectrum, (0, RANK - directions)), F.normalize(context.to(spectrum), dim=-1)], -1
     )
-    for layer in range(3):
-        x = F.linear(x, weights[f"gate_{layer}_w"].to(x), weights[f"gate_{layer}_b"].to(x))
-        x = F.gelu(x) if layer < 2 else x
+    for layer, (weight, bias) in enumerate(zip(network.weights, network.biases, strict=True)):
+        x = F.linear(F.gelu(x) if layer else x, weight.to(x), bias.to(x))
     return x.sigmoid()[:, :directions]
 
 

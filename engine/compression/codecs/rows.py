@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.compression.codecs.base import Records, RowCodec, Side, interleave
+from engine.compression.codecs.base import Records, RowCodec, interleave
 from engine.compression.codecs.layer_basis import LayerAxes
+from engine.compression.params import LayerParams, RowFormat, needed
 from engine.compression.statistics import LayerStatistics
 
 
@@ -18,23 +19,28 @@ class Rows(RowCodec):
 
     bits: int = 8
 
-    def fit(self, k: Tensor, v: Tensor, statistics: LayerStatistics | None = None) -> Side:
-        return {"size": torch.tensor([k.shape[-1]], dtype=torch.int32)}
+    def fit(self, k: Tensor, v: Tensor, statistics: LayerStatistics | None = None) -> LayerParams:
+        return LayerParams(rows=RowFormat(k.shape[-1]))
 
     def encode(
-        self, k: Tensor, v: Tensor, bounds: Tensor, side: Side, axes: LayerAxes | None = None
+        self,
+        k: Tensor,
+        v: Tensor,
+        bounds: Tensor,
+        params: LayerParams,
+        axes: LayerAxes | None = None,
     ) -> Records:
         return interleave(torch.cat([self._pack(k), self._pack(v)], -1), bounds)
 
     def decode(
-        self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, side: Side
+        self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, params: LayerParams
     ) -> tuple[Tensor, Tensor]:
-        size = int(side["size"][0])
+        size = needed(params.rows).size
         rows = payload.reshape(-1, 2, 2 + size * self.bits // 8)
         return self._unpack(rows[:, 0], size), self._unpack(rows[:, 1], size)
 
-    def fits(self, sizes: Tensor, lengths: Tensor, side: Side) -> bool:
-        row = 2 * (2 + int(side["size"][0]) * self.bits // 8)
+    def fits(self, sizes: Tensor, lengths: Tensor, params: LayerParams) -> bool:
+        row = 2 * (2 + needed(params.rows).size * self.bits // 8)
         return bool((sizes == row * lengths).all())
 
     def host_share(self, size: int, span: float) -> float:

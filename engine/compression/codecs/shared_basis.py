@@ -15,14 +15,22 @@ from engine.compression.codecs.base import (
     ExactRows,
     Placed,
     Records,
-    Side,
     all_exact,
     interleave,
 )
 from engine.compression.codecs.eight_bits import from_eight_bits, to_eight_bits
-from engine.compression.codecs.layer_basis import OWN, Axes, LayerAxes, basis_of, sample
+from engine.compression.codecs.layer_basis import LayerAxes, sample
 from engine.compression.columns import CodeLayout
 from engine.compression.packing import Packing, packing_products, row_widths
+from engine.compression.params import (
+    Basis,
+    CodeQuantizer,
+    Codes,
+    LayerParams,
+    ModelBases,
+    ModelBasis,
+    needed,
+)
 from engine.compression.quantize import (
     bit_price,
     bits_at,
@@ -44,37 +52,17 @@ FINER = 16
 
 
 @dataclass(frozen=True)
-class _Quantizer:
-    """How the coefficients of keys or of values are rounded. bits uint8, step float32: [Hkv, D].
-    spread, usual: [Hkv] squared error of a row that is left out, and of one that is coded."""
-
-    bits: Tensor
-    step: Tensor
-    spread: Tensor
-    usual_error: Tensor
-
-    @classmethod
-    def of(cls, name: str, side: Side) -> _Quantizer:
-        return cls(side[f"{name}_bits"], side[f"{name}_step"], *side[f"{name}_error"])
-
-    @property
-    def usual(self) -> Tensor:
-        """[2, Hkv]"""
-        return torch.stack([self.spread, self.usual_error])
-
-
-@dataclass(frozen=True)
 class _Coded:
     """Keys or values of a window in codes. codes: whole float32 numbers [Hkv, n, D]. wrong,
     squares: what they leave of the coefficients, and its squares."""
 
-    quantizer: _Quantizer
+    quantizer: CodeQuantizer
     codes: Tensor
     wrong: Tensor
     squares: Tensor
 
     @classmethod
-    def of(cls, coefs: Tensor, quantizer: _Quantizer) -> _Coded:
+    def of(cls, coefs: Tensor, quantizer: CodeQuantizer) -> _Coded:
         each = quantizer.bits[:, None], quantizer.step[:, None]
         codes = float_codes(coefs, *each)
         wrong = rounding_error(coefs, codes, *each)
@@ -89,7 +77,7 @@ class _Coded:
         """Where an error is so many times the usual one; not of columns without a bit, of which a
         device may lack the basis."""
         bits = self.quantizer.bits
-        usual = self.quantizer.usual_error / (bits > 0).sum(-1).clamp_min(1)
+        usual = self.quantizer.error[1] / (bits > 0).sum(-1).clamp_min(1)
         limit = (times * usual)[:, None].expand_as(bits).masked_fill(bits == 0, math.inf)
         return self.squares > limit[:, None]
 
@@ -171,13 +159,10 @@ class SharedBasis:
     residual: float = 0.0
     model: str = ""
 
-    def fit(self, k: Tensor, v: Tensor, statistics: LayerStatistics | None = None) -> Side:
+    def fit(self, k: Tensor, v: Tensor, statistics: LayerStatistics | None = None) -> LayerParams:
         if self.bits >= 32:
-            side: Side = {}
-            for name, rows in (("k", k), ("v", v)):
-                mean, basis, _ = covariance_basis(rows)
-                side |= {f"{name}_mean": mean, f"{name}_basis": basis}
-            return side
+            keys, values = (Basis(*covariance_basis(rows)[:2]) for rows in (k, v))
+            return LayerParams(keys=keys, values=values)
         found = statistics or LayerStatistics.of(k, v)
         price = found.code_price
         if price is None:
@@ -189,28 +174,30 @@ class SharedBasis:
         each = bits[:, None], step[:, None]
         wrong = rounding_error(coefs, float_codes(coefs, *each), *each)
         usual = torch.stack([x.square().sum(-1).mean(-1) for x in (coefs, wrong)]).clamp_min(1e-30)
-        side = {**found.keys.stored, **found.values.stored}
-        for part, name in enumerate("kv"):
-            side[f"{name}_bits"] = bits.chunk(2)[part]
-            side[f"{name}_step"] = step.chunk(2)[part]
-            side[f"{name}_error"] = usual.chunk(2, 1)[part]
-        return side
+        tables = zip(bits.chunk(2), step.chunk(2), usual.chunk(2, 1), strict=True)
+        codes = Codes(*(CodeQuantizer(*each) for each in tables))
+        return LayerParams(keys=found.keys.basis, values=found.values.basis, codes=codes)
 
     def encode(
-        self, k: Tensor, v: Tensor, bounds: Tensor, side: Side, axes: LayerAxes | None = None
+        self,
+        k: Tensor,
+        v: Tensor,
+        bounds: Tensor,
+        params: LayerParams,
+        axes: LayerAxes | None = None,
     ) -> Records:
-        axes = axes or LayerAxes(Axes.of("k", side), Axes.of("v", side))
+        axes = axes or needed(LayerAxes.of(params))
         coefs = axes.keys.coefficients(k), axes.values.coefficients(v)
-        if self.bits >= 32:
+        if params.codes is None:
             return interleave(torch.cat(coefs, -1).view(torch.uint8), bounds)
-        keys = _Coded.of(coefs[0], _Quantizer.of("k", side))
-        values = _Coded.of(coefs[1], _Quantizer.of("v", side))
+        keys = _Coded.of(coefs[0], params.codes.keys)
+        values = _Coded.of(coefs[1], params.codes.values)
         entries, mended = self._mend((keys, values), bounds, k.shape[-1])
         # Of keys and of values over their spread, and over the usual error: [2, Hkv, S].
         squares = torch.cat([keys.squares.sum(-1), values.squares.sum(-1)])[..., None]
         mean = span_mean(squares, squares.new_ones(k.shape[1]), bounds)
         mean = mean.reshape(2, len(k), -1)
-        usual = torch.stack([keys.quantizer.usual, values.quantizer.usual], 1)[..., None]
+        usual = torch.stack([keys.quantizer.error, values.quantizer.error], 1)[..., None]
         lost = (mean / usual).amax(1).sqrt()
         widths = keys.widths + values.widths
         coded = widths[:, None] * bounds.diff()
@@ -254,40 +241,41 @@ class SharedBasis:
         return found, torch.bincount(of, minlength=spans * heads).reshape(spans, heads).T
 
     def decode(
-        self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, side: Side
+        self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, params: LayerParams
     ) -> tuple[Tensor, Tensor]:
-        size = side["k_mean"].shape[-1]
+        size = _size(params)
         k, v = (torch.empty(int(lengths.sum()), size, device=payload.device) for _ in range(2))
         records = Placed.after_another(offsets, lengths)
-        layout = self.layout(side)
-        exact = self.contents(offsets.diff()[None], lengths, _of_head(head, side)).exact[0]
+        layout = self.layout(params)
+        sizes = offsets.diff()[None].expand(len(needed(params.keys).mean), -1)
+        exact = self.contents(sizes, lengths, params).exact[head]
         into = lengths.cumsum(0) - lengths
         for kind in (exact, ~exact):
             if not bool(kind.any()):
                 continue
             some = records.where(kind)
             if layout is None or kind is exact:
-                rows = self.expand(head, payload, some, side)
+                rows = self.expand(head, payload, some, params)
             else:
-                rows = self._restore(head, self.unpack(head, payload, some, side, layout), side)
+                rows = self._restore(head, self.unpack(head, payload, some, params, layout), params)
             places = gather_ranges(into[kind], some.lengths)
             k[places], v[places] = rows.k, rows.v
         return k, v
 
-    def expand(self, head: int, payload: Tensor, records: Placed, side: Side) -> ExactRows:
-        size = side["k_mean"].shape[-1]
+    def expand(self, head: int, payload: Tensor, records: Placed, params: LayerParams) -> ExactRows:
+        size = _size(params)
         joined, _ = records.joined(payload)
-        if self.bits < 32:
+        if params.codes is not None:
             return ExactRows(*from_eight_bits(joined.reshape(-1, 2, size + 2)))
         coefs = joined.view(torch.float32).reshape(-1, 2, size)
         out = []
-        for part, name in enumerate("kv"):
-            mean, basis = basis_of(name, side, head)
-            out.append(torch.addmm(mean, coefs[:, part], basis.T))
+        for part, basis in enumerate((params.keys, params.values)):
+            mean, columns = needed(basis).unpacked(head)
+            out.append(torch.addmm(mean, coefs[:, part], columns.T))
         return ExactRows(*out)
 
     def unpack(
-        self, head: int, payload: Tensor, records: Placed, side: Side, layout: CodeLayout
+        self, head: int, payload: Tensor, records: Placed, params: LayerParams, layout: CodeLayout
     ) -> CodedRows:
         starts, lengths = records.starts, records.lengths
         width = layout.first[head + 1] - layout.first[head]
@@ -299,7 +287,7 @@ class SharedBasis:
         if not len(places):
             return CodedRows(packed, starts.new_empty(4, 0))
         counts = (records.sizes - codes) // ENTRY_BYTES
-        residuals = self._mended(payload[places], counts, lengths, side["k_mean"].shape[-1])
+        residuals = self._mended(payload[places], counts, lengths, _size(params))
         _, part, component, _ = residuals
         known = component < layout.components
         if not bool(known.all()) or not bool(layout.lower[part, head, component].all()):
@@ -308,29 +296,21 @@ class SharedBasis:
             )
         return CodedRows(packed, residuals)
 
-    def layout(self, side: Side) -> CodeLayout | None:
-        if self.bits >= 32:
+    def layout(self, params: LayerParams) -> CodeLayout | None:
+        if params.codes is None:
             return None
-        bits = [side["k_bits"], side["v_bits"]]
+        bits = [params.codes.keys.bits, params.codes.values.bits]
         most = max(each.shape[-1] for each in bits)
         padded = [torch.nn.functional.pad(each, (0, most - each.shape[-1])) for each in bits]
         return CodeLayout.of(torch.stack(padded))
 
-    def contents(self, sizes: Tensor, lengths: Tensor, side: Side) -> Contents:
-        if self.bits >= 32:
+    def contents(self, sizes: Tensor, lengths: Tensor, params: LayerParams) -> Contents:
+        if params.codes is None:
             return all_exact(sizes)
-        codes = sizes.new_tensor(self._row_bytes(side))[:, None] * lengths
-        exact = (sizes != codes) & (sizes == 2 * (side["k_mean"].shape[-1] + 2) * lengths)
+        codes = sizes.new_tensor(_row_bytes(params.codes))[:, None] * lengths
+        exact = (sizes != codes) & (sizes == 2 * (_size(params) + 2) * lengths)
         entries = torch.where(exact, 0, (sizes - codes) // ENTRY_BYTES)
         return Contents(exact, entries.long())
-
-    @staticmethod
-    def _row_bytes(side: Side) -> list[int]:
-        """Bytes of a token's codes in each head."""
-        return [
-            sum(Packing.of(side[f"{name}_bits"][head]).row_bytes for name in "kv")
-            for head in range(len(side["k_bits"]))
-        ]
 
     @staticmethod
     def _mended(entries: Tensor, counts: Tensor, lengths: Tensor, size: int) -> Tensor:
@@ -350,26 +330,28 @@ class SharedBasis:
         return torch.stack([row, place // size % 2, place % size, steps])
 
     @staticmethod
-    def _restore(head: int, coded: CodedRows, side: Side) -> ExactRows:
+    def _restore(head: int, coded: CodedRows, params: LayerParams) -> ExactRows:
         """The rows that codes stand for; rows of no bytes are the mean."""
-        packings = [Packing.of(side[f"{name}_bits"][head]) for name in "kv"]
+        codes = needed(params.codes)
+        quantizers, bases = (codes.keys, codes.values), (params.keys, params.values)
+        packings = [Packing.of(quantizer.bits[head]) for quantizer in quantizers]
         parts = torch.split(coded.packed, [packing.row_bytes for packing in packings], -1)
         out = []
-        for part, name in enumerate("kv"):
-            mean, basis = basis_of(name, side, head)
-            bits, step = side[f"{name}_bits"][head], side[f"{name}_step"][head]
+        for part, (quantizer, basis) in enumerate(zip(quantizers, bases, strict=True)):
+            mean, columns = needed(basis).unpacked(head)
+            bits, step = quantizer.bits[head], quantizer.step[head]
             used = packings[part].components
             coefs = dequantize(packings[part].unpack(parts[part]), bits[:used], step[:used])
             row, _, component, value = coded.residuals[:, coded.residuals[1] == part]
             coefs[row, component] += value * step[component] / FINER
-            out.append(torch.addmm(mean, coefs, basis[:, :used].T))
+            out.append(torch.addmm(mean, coefs, columns[:, :used].T))
         return ExactRows(*out)
 
-    def fits(self, sizes: Tensor, lengths: Tensor, side: Side) -> bool:
-        plain = 2 * (side["k_mean"].shape[-1] + 2) * lengths
-        if self.bits >= 32:
-            return bool((sizes == 8 * side["k_mean"].shape[-1] * lengths).all())
-        beside = sizes - torch.tensor(self._row_bytes(side))[:, None] * lengths
+    def fits(self, sizes: Tensor, lengths: Tensor, params: LayerParams) -> bool:
+        plain = 2 * (_size(params) + 2) * lengths
+        if params.codes is None:
+            return bool((sizes == 8 * _size(params) * lengths).all())
+        beside = sizes - torch.tensor(_row_bytes(params.codes))[:, None] * lengths
         known = beside == 0
         if self.outlier or self.residual:
             known |= sizes == plain
@@ -380,19 +362,23 @@ class SharedBasis:
     def host_share(self, size: int, span: float) -> float:
         return self.bits / 16
 
-    def lent(self, heads: int, size: int) -> Side:
-        """Made-up bases in the shapes of the model's own, or nothing where none may be used."""
+    def made_up_bases(self, heads: int, size: int) -> ModelBases | None:
+        """In the shapes of the model's own; None where none may be used."""
         if not self.model:
-            return {}
-        basis = torch.eye(size).mul(127).to(torch.int8).expand(heads, size, size)
-        scale = torch.full((heads, size), 1 / 127).half()
-        parts = (("basis", basis), ("scale", scale))
-        return {f"{OWN}{name}_{part}": t for name in "kv" for part, t in parts}
+            return None
+        columns = torch.eye(size).mul(127).to(torch.int8).expand(heads, size, size)
+        basis = ModelBasis(columns, torch.full((heads, size), 1 / 127).half())
+        return ModelBases(basis, basis)
 
 
-def _of_head(head: int, side: Side) -> Side:
-    """The same for one head alone, as `contents` needs it."""
-    return {
-        name: tensor[head : head + 1] if name in ("k_bits", "v_bits") else tensor
-        for name, tensor in side.items()
-    }
+def _size(params: LayerParams) -> int:
+    """D."""
+    return int(needed(params.keys).mean.shape[-1])
+
+
+def _row_bytes(codes: Codes) -> list[int]:
+    """Bytes of the codes of a token in each head."""
+    return [
+        sum(Packing.of(bits).row_bytes for bits in of_head)
+        for of_head in zip(codes.keys.bits, codes.values.bits, strict=True)
+    ]

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.compression.basis import span_svd
-from engine.compression.codecs.base import Records, RowCodec, Side
+from engine.compression.codecs.base import Records, RowCodec
 from engine.compression.codecs.eight_bits import _floats, _scaled, to_eight_bits
 from engine.compression.codecs.layer_basis import LayerAxes
 from engine.compression.codecs.rank_gates import kept_rank, rank_gates
+from engine.compression.params import LayerParams, RankGates, RowFormat, needed
 from engine.compression.ranges import gather_ranges
 from engine.compression.statistics import LayerStatistics
 from engine.errors import StoreError
@@ -38,11 +39,16 @@ class SpanSVD(RowCodec):
     energy: float = 0.9995
     exact: bool = False
 
-    def fit(self, k: Tensor, v: Tensor, statistics: LayerStatistics | None = None) -> Side:
-        return {"size": torch.tensor([k.shape[-1]], dtype=torch.int32)}
+    def fit(self, k: Tensor, v: Tensor, statistics: LayerStatistics | None = None) -> LayerParams:
+        return LayerParams(rows=RowFormat(k.shape[-1]))
 
     def encode(
-        self, k: Tensor, v: Tensor, bounds: Tensor, side: Side, axes: LayerAxes | None = None
+        self,
+        k: Tensor,
+        v: Tensor,
+        bounds: Tensor,
+        params: LayerParams,
+        axes: LayerAxes | None = None,
     ) -> Records:
         heads, spans = len(k), len(bounds) - 1
         lengths = bounds.diff()
@@ -52,7 +58,7 @@ class SpanSVD(RowCodec):
             which = torch.nonzero(lengths == length)[:, 0]
             index = bounds[which][:, None] + torch.arange(length)
             place = (which[None] * heads + torch.arange(heads)[:, None]).reshape(-1)
-            parts = [self._factor(x[:, index].float().flatten(0, 1), side) for x in (k, v)]
+            parts = [self._factor(x[:, index].float().flatten(0, 1), params.gates) for x in (k, v)]
             marks = torch.stack([mark for mark, _, _ in parts], -1).to(torch.int16)
             data = torch.cat([marks.view(torch.uint8), *(rows for _, rows, _ in parts)], -1)
             used = torch.cat(
@@ -66,10 +72,10 @@ class SpanSVD(RowCodec):
             payload[gather_ranges(offsets[place], sizes[place])] = data
         return Records(payload, offsets)
 
-    def _factor(self, x: Tensor, side: Side) -> tuple[Tensor, Tensor, Tensor]:
+    def _factor(self, x: Tensor, trained: RankGates | None) -> tuple[Tensor, Tensor, Tensor]:
         """Matrices [B, n, D] of one length -> marks [B], bytes [B, m] and which of them count.
 
-        Where `side` brings trained rank gates they weigh the directions and drop the last ones.
+        Trained rank gates weigh the directions and drop the last ones.
         """
         batch, n, size = x.shape
         u, energy, w = span_svd(x)
@@ -81,8 +87,8 @@ class SpanSVD(RowCodec):
         spread = (x - x.mean(1, keepdim=True)).square().sum((1, 2))
         residual = energy.sum(-1, keepdim=True) - energy.cumsum(-1)
         rank = ((residual > (1 - self.energy) * spread[:, None]).sum(-1) + 1).clamp_max(directions)
-        if "gate_0_w" in side:
-            gates = rank_gates(energy[:, :directions], x.mean(1), side)
+        if trained is not None:
+            gates = rank_gates(energy[:, :directions], x.mean(1), trained)
             rank = rank.minimum(kept_rank(gates))
             w = w[:, : gates.shape[1]] * gates[..., None]
             w = F.pad(w, (0, 0, 0, directions - gates.shape[1]))
@@ -98,9 +104,9 @@ class SpanSVD(RowCodec):
         return torch.where(small, rank, -1), rows, torch.arange(width) < used[:, None]
 
     def decode(
-        self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, side: Side
+        self, head: int, payload: Tensor, offsets: Tensor, lengths: Tensor, params: LayerParams
     ) -> tuple[Tensor, Tensor]:
-        size, device = int(side["size"][0]), payload.device
+        size, device = needed(params.rows).size, payload.device
         k, v = (torch.empty(int(lengths.sum()), size, device=device) for _ in range(2))
         starts = offsets[:-1]
         marks = payload[starts[:, None] + torch.arange(4, device=device)]
@@ -116,7 +122,7 @@ class SpanSVD(RowCodec):
                 at = at + used
         return k, v
 
-    def fits(self, sizes: Tensor, lengths: Tensor, side: Side) -> bool:
+    def fits(self, sizes: Tensor, lengths: Tensor, params: LayerParams) -> bool:
         """Every record has its marks; what must follow them `decode` holds against each."""
         return bool((sizes >= 4).all())
 

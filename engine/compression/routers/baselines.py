@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from engine.compression.basis import span_svd
-from engine.compression.codecs.base import Side
+from engine.compression.params import LayerParams, needed
 from engine.compression.ranges import padded_spans
 from engine.compression.routers.sketch import NOT_TOLD, RoutedRows, Unfitted
 from engine.compression.routers.text import KeyBox
+from engine.compression.span_tables import SpanTables
 
 
 @dataclass(frozen=True)
@@ -25,14 +27,10 @@ class Box(KeyBox):
     Source: Quest (arXiv 2406.10774), pages of 16; here with log n added, as for any summary.
     """
 
-    def build(self, k: Tensor, summary: Tensor, side: Side, rows: RoutedRows = NOT_TOLD) -> Side:
-        corners = super().build(k, summary, side, rows)
-        return {"box.s": torch.stack([corners["low.s"], corners["high.s"]], 2)}
+    key_names: ClassVar[tuple[str, ...]] = ("box.s",)
 
-    def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
-        low, high = device["box.s"].unbind(2)
-        bound = super().logmass(q, {"low.s": low, "high.s": high}, side, bounds)
-        return bound + bounds.diff().float().log()
+    def logmass(self, q: Tensor, tables: SpanTables, params: LayerParams, bounds: Tensor) -> Tensor:
+        return super().logmass(q, tables, params, bounds) + bounds.diff().float().log()
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,11 @@ class Representatives(Unfitted):
     """
 
     count: int = 2
+    key_names: ClassVar[tuple[str, ...]] = ("representatives.s",)
 
-    def build(self, k: Tensor, summary: Tensor, side: Side, rows: RoutedRows = NOT_TOLD) -> Side:
+    def build(
+        self, k: Tensor, summary: Tensor, params: LayerParams, rows: RoutedRows = NOT_TOLD
+    ) -> SpanTables:
         keys, inside = padded_spans(k, rows.owner)
         near = (keys - summary[:, :, None]).square().sum(-1).masked_fill(~inside, -1.0)
         chosen = []
@@ -54,10 +55,10 @@ class Representatives(Unfitted):
             chosen.append(keys.gather(2, best))
             distance = (keys - chosen[-1]).square().sum(-1)
             near = near.minimum(distance).masked_fill(~inside, -1.0)
-        return {"representatives.s": torch.cat(chosen, 2).half()}
+        return SpanTables(keys=torch.cat(chosen, 2).half())
 
-    def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
-        keys = device["representatives.s"].float()
+    def logmass(self, q: Tensor, tables: SpanTables, params: LayerParams, bounds: Tensor) -> Tensor:
+        keys = needed(tables.keys).float()
         scores = torch.einsum("hqd,hscd->hqsc", q, keys) / math.sqrt(q.shape[-1])
         return scores.logsumexp(-1) + (bounds.diff().float() / self.count).log()
 
@@ -70,18 +71,21 @@ class SecondOrder(Unfitted):
     """Mean and principal directions of a span: log n + q.m + 1/2 q'Cq, as if keys were Gaussian."""
 
     directions: int = 1
+    key_names: ClassVar[tuple[str, ...]] = ("second_order.s",)
 
-    def build(self, k: Tensor, summary: Tensor, side: Side, rows: RoutedRows = NOT_TOLD) -> Side:
+    def build(
+        self, k: Tensor, summary: Tensor, params: LayerParams, rows: RoutedRows = NOT_TOLD
+    ) -> SpanTables:
         keys, inside = padded_spans(k, rows.owner)
         count = inside.sum(-1, keepdim=True)[..., None]
         centred = (keys - summary[:, :, None]).masked_fill(~inside[..., None], 0.0)
         _, _, w = span_svd(centred.flatten(0, 1))
         w = w[:, : self.directions]
         w = w.reshape(*keys.shape[:2], w.shape[1], keys.shape[-1]) / count.sqrt()
-        return {"second_order.s": torch.cat([summary[:, :, None], w], 2).half()}
+        return SpanTables(keys=torch.cat([summary[:, :, None], w], 2).half())
 
-    def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
-        keys = device["second_order.s"].float()
+    def logmass(self, q: Tensor, tables: SpanTables, params: LayerParams, bounds: Tensor) -> Tensor:
+        keys = needed(tables.keys).float()
         scores = torch.einsum("hqd,hscd->hqsc", q, keys) / math.sqrt(q.shape[-1])
         spread = scores[..., 1:].square().sum(-1) / 2
         return scores[..., 0] + spread + bounds.diff().float().log()

@@ -9,18 +9,27 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from engine.compression.codecs.base import Codec, Side
-from engine.compression.codecs.layer_basis import OWN
+from engine.compression.codecs.base import Codec
 from engine.compression.codecs.shared_basis import SharedBasis
+from engine.compression.params import (
+    ModelBases,
+    RankGates,
+    Tensors,
+    TrainedLayer,
+    ZoomWeights,
+    of_layers,
+)
 from engine.compression.routers.sketch import MeanKey, Router, Sketch
 from engine.compression.routers.span_zoom import SpanZoom
 from engine.errors import RouterError
@@ -60,21 +69,22 @@ class Owner:
 
 @dataclass(frozen=True)
 class TrainedRouter:
-    """What was learnt. layers: per layer the tensors that policies are given while they fold.
+    """What was learnt. layers: what the parts of a method are given while they compress.
 
     fingerprint: of the file. record: how it was trained.
     """
 
     owner: Owner
-    layers: list[Side]
+    layers: list[TrainedLayer]
     fingerprint: str
     record: dict[str, Any]
 
     @property
     def forms(self) -> tuple[str, ...]:
         """The forms in the file, of `FORMS`."""
-        names = self.layers[0]
-        return tuple(f for f, key in ((SPAN, "zoom_w"), (SKETCH, f"{OWN}k_basis")) if key in names)
+        first = self.layers[0]
+        parts = ((SPAN, first.zoom), (SKETCH, first.bases))
+        return tuple(form for form, part in parts if part is not None)
 
     def pays(self, choice: Router) -> bool:
         """Whether on held-out text it found more than the untrained router of the same bytes,
@@ -85,11 +95,11 @@ class TrainedRouter:
 
     def in_place_of(self, choice: Router) -> Router | None:
         """The trained router that stands for an untrained one; None where none was learnt."""
-        if isinstance(choice, MeanKey) and SPAN in self.forms:
-            _, projections, rank, _ = self.layers[0]["zoom_w"].shape
-            group = self.layers[0]["zoom_tau"].shape[1]
-            return SpanZoom(self.fingerprint, group, projections, rank)
-        return None
+        learnt = self.layers[0].zoom
+        if not isinstance(choice, MeanKey) or learnt is None:
+            return None
+        _, projections, rank, _ = learnt.w.shape
+        return SpanZoom(self.fingerprint, learnt.tau.shape[1], projections, rank)
 
     def lends_to(self, codec: Codec, choice: Router) -> SharedBasis | None:
         """The codec that may use the model's own bases; None where none were learnt, or where
@@ -100,21 +110,24 @@ class TrainedRouter:
 
 
 def save(
-    path: Path, owner: Owner, layers: list[Side], common: Side, record: dict[str, Any]
+    path: Path,
+    owner: Owner,
+    layers: Sequence[TrainedLayer],
+    gates: RankGates | None,
+    record: dict[str, Any],
 ) -> None:
-    """Write a router; `common` is the same in every layer."""
-    tensors = {
-        f"{index}.{name}": tensor.contiguous()
-        for index, side in enumerate(layers)
-        for name, tensor in side.items()
-    }
-    tensors |= {f"{COMMON}.{name}": tensor.contiguous() for name, tensor in common.items()}
+    """Write a router. layers: without gates, which are the same in every layer."""
+    tensors = of_layers(layer.tensors() for layer in layers)
+    if gates is not None:
+        tensors |= {f"{COMMON}.{name}": tensor for name, tensor in gates.tensors().items()}
     claims = {"format": FORMAT, "owner": asdict(owner), "record": record}
     path.parent.mkdir(parents=True, exist_ok=True)
-    put(path, tensors, json.dumps(claims, sort_keys=True))
+    layout = torch.contiguous_format  # and each of its own memory, as the file format wants it
+    own = {name: tensor.clone(memory_format=layout) for name, tensor in tensors.items()}
+    put(path, own, json.dumps(claims, sort_keys=True))
 
 
-def put(path: Path, tensors: Side, claims: str) -> None:
+def put(path: Path, tensors: Tensors, claims: str) -> None:
     """Write tensors and what they say of themselves; the name changes hands when all is on disk."""
     partial = path.with_suffix(".partial")
     save_file(tensors, partial, metadata={"sekv": claims})
@@ -139,16 +152,11 @@ def load(path: Path) -> TrainedRouter:
         if min(owner.layers, owner.heads, owner.kv_heads, owner.head_dim) < 1:
             raise ValueError("its model has no shape")
         record = dict(claims["record"])
+        layers = [TrainedLayer.of(_of_layer(tensors, index)) for index in range(owner.layers)]
     except FileNotFoundError:
         raise RouterError(f"there is no router file {path}; make one with `sekv train`") from None
     except (SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise RouterError(f"{path} is no router file, or is damaged ({error}); {REMEDY}") from error
-    layers: list[Side] = [{} for _ in range(owner.layers)]
-    for name, tensor in tensors.items():
-        place, _, rest = name.partition(".")
-        for index, side in enumerate(layers):
-            if place in (str(index), COMMON):
-                side[rest] = tensor
     fingerprint = xxhash.xxh3_128_hexdigest(path.read_bytes())
     router = TrainedRouter(owner, layers, fingerprint, record)
     _check_shapes(path, router)
@@ -179,30 +187,44 @@ def find(asked: str, folder: Path, identity: ModelIdentity) -> tuple[TrainedRout
     return None, f"{path.name} beside the model is of other weights; routing without training"
 
 
+def _of_layer(tensors: Tensors, layer: int) -> Tensors:
+    """Those of one layer and those that all have in common, by the rest of their names."""
+    found = {}
+    for name, tensor in tensors.items():
+        place, _, rest = name.partition(".")
+        if place in (str(layer), COMMON):
+            found[rest] = tensor
+    return found
+
+
 def _check_shapes(path: Path, router: TrainedRouter) -> None:
     """Every layer must hold what its forms need, in the shapes that the owner has."""
-    owner = router.owner
-    group = owner.heads // owner.kv_heads
-    for side in router.layers:
+    for layer in router.layers:
         right = bool(router.forms)
         if SPAN in router.forms:
-            w, tau = side.get("zoom_w"), side.get("zoom_tau")
-            right &= _shaped(w, (owner.kv_heads, None, None, owner.head_dim))
-            right &= _shaped(tau, (owner.kv_heads, group))
+            right &= layer.zoom is not None and _fits_heads(layer.zoom, router.owner)
         if SKETCH in router.forms:
-            for name in "kv":
-                columns, scale = (side.get(f"{OWN}{name}_{part}") for part in ("basis", "scale"))
-                right &= _shaped(columns, (owner.kv_heads, owner.head_dim, owner.head_dim))
-                right &= _shaped(scale, (owner.kv_heads, owner.head_dim))
+            right &= layer.bases is not None and _fit_rows(layer.bases, router.owner)
         if not right:
             raise RouterError(
                 f"{path} is damaged: a layer's tensors are missing or misshapen; {REMEDY}"
             )
 
 
-def _shaped(tensor: Tensor | None, shape: tuple[int | None, ...]) -> bool:
-    return (
-        tensor is not None
-        and tensor.dim() == len(shape)
-        and all(want in (None, have) for want, have in zip(shape, tensor.shape, strict=True))
+def _fits_heads(zoom: ZoomWeights, owner: Owner) -> bool:
+    w, tau = (owner.kv_heads, None, None, owner.head_dim), owner.heads // owner.kv_heads
+    return _shaped(zoom.w, w) and _shaped(zoom.tau, (owner.kv_heads, tau))
+
+
+def _fit_rows(bases: ModelBases, owner: Owner) -> bool:
+    shape = (owner.kv_heads, owner.head_dim, owner.head_dim)
+    return all(
+        _shaped(basis.columns, shape) and _shaped(basis.scale, shape[:2])
+        for basis in (bases.keys, bases.values)
+    )
+
+
+def _shaped(tensor: Tensor, shape: tuple[int | None, ...]) -> bool:
+    return tensor.dim() == len(shape) and all(
+        want in (None, have) for want, have in zip(shape, tensor.shape, strict=True)
     )

@@ -9,7 +9,7 @@ nothing: see `attention.residency`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.util import find_spec
 from typing import ClassVar, Protocol
@@ -17,10 +17,10 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from engine.compression.codecs.base import Side
-from engine.compression.codecs.layer_basis import Axes, basis_of, sample, stores_basis
+from engine.compression.codecs.layer_basis import Axes, sample
 from engine.compression.columns import CodeColumns, centre
 from engine.compression.packing import Packing, pack_heads, split_heads
+from engine.compression.params import LayerParams, SketchQuantizer, TrainedLayer, needed
 from engine.compression.quantize import (
     GAUSS_MSE,
     bit_price,
@@ -30,7 +30,8 @@ from engine.compression.quantize import (
     rounding_error,
 )
 from engine.compression.scores import column_span_masses, packed_span_masses
-from engine.compression.statistics import LayerStatistics
+from engine.compression.span_tables import SpanTables
+from engine.compression.statistics import NOT_GIVEN, Given, LayerStatistics
 
 
 @dataclass(frozen=True)
@@ -50,35 +51,64 @@ NOT_TOLD = RoutedRows()
 
 
 class Router(Protocol):
+    key_names: ClassVar[tuple[str, ...]]
+    """What a store calls `SpanTables.keys`: all of them, or each of several by itself."""
+
+    gated: ClassVar[bool]
+    """Whether what is zoomed is decided by `zoom_scores` and not by the estimated mass."""
+
     reads_summaries: ClassVar[bool]
     """Whether `build` reads the span keys; they are not made for a router that does not."""
 
-    def fit(self, k: Tensor, side: Side, statistics: LayerStatistics | None = None) -> Side:
-        """Side information of a layer from the first window's keys [Hkv, n, D].
+    def fit(self, k: Tensor, params: LayerParams, given: Given = NOT_GIVEN) -> LayerParams:
+        """The layer's parameters with the router's, from the first window's keys [Hkv, n, D].
 
-        side: the codec's, whose basis may be shared, and what a trained router knows of the layer.
-        statistics: of the layer's rows; computed where they are needed and not given.
+        params: the codec's, whose basis may be shared.  given: statistics of the layer's rows,
+        computed where they are needed and not given, and what a trained router knows of it.
         """
         ...
 
-    def build(self, k: Tensor, summary: Tensor, side: Side, rows: RoutedRows = NOT_TOLD) -> Side:
-        """Device tensors of a window from keys [Hkv, n, D] and span keys [Hkv, S, D], which are
-        [Hkv, 0, D] for a router that reads none.
-
-        side: the layer's.
-        A name ending in ".t" holds a row per token, ".s" a row per span, along dimension 1.
-        """
+    def build(
+        self, k: Tensor, summary: Tensor, params: LayerParams, rows: RoutedRows = NOT_TOLD
+    ) -> SpanTables:
+        """The tables of a window from keys [Hkv, n, D] and span keys [Hkv, S, D], which are
+        [Hkv, 0, D] for a router that reads none."""
         ...
 
-    def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
+    def logmass(self, q: Tensor, tables: SpanTables, params: LayerParams, bounds: Tensor) -> Tensor:
         """Estimated log of the sum of exp(q.k / sqrt(D)) over each span.
 
         q: float32 [Hkv, Q, D]; bounds [S + 1] -> [Hkv, Q, S] nats.
         """
         ...
 
-    def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
+    def shrink(
+        self, tables: SpanTables, params: LayerParams
+    ) -> tuple[SpanTables, LayerParams] | None:
         """The same estimate at fewer bytes, or None where it cannot shrink."""
+        ...
+
+    def zoom_scores(
+        self, q: Tensor, tables: SpanTables, params: LayerParams, bounds: Tensor
+    ) -> Tensor:
+        """Of a gated router: how much each span should be zoomed, [Hkv, S] in [0, 1]; one at 0
+        never is.
+
+        q: float32 [Hkv, G * Q, D], its rows by query head first.
+        """
+        ...
+
+    @property
+    def weights(self) -> str:
+        """Fingerprint of the file with what the router has learnt; "" of one without training."""
+        ...
+
+    def example(self, heads: int, size: int) -> TrainedLayer:
+        """Made-up weights of a layer in the shapes of the learnt ones.
+
+        Raises:
+            StoreError: no model has such shapes.
+        """
         ...
 
     def device_share(self, size: int, span: float) -> float:
@@ -86,15 +116,36 @@ class Router(Protocol):
         ...
 
 
-class Unfitted:
-    """A router that learns nothing of the document and cannot shrink."""
+class Untrained:
+    """What routers share that decide by their estimate alone and have learnt nothing beforehand."""
+
+    key_names: ClassVar[tuple[str, ...]] = ()
+    gated: ClassVar[bool] = False
+
+    def zoom_scores(
+        self, q: Tensor, tables: SpanTables, params: LayerParams, bounds: Tensor
+    ) -> Tensor:
+        raise TypeError(f"{type(self).__name__} has no thresholds")
+
+    @property
+    def weights(self) -> str:
+        return ""
+
+    def example(self, heads: int, size: int) -> TrainedLayer:
+        return TrainedLayer()
+
+
+class Unfitted(Untrained):
+    """A router that also learns nothing of the document and cannot shrink."""
 
     reads_summaries: ClassVar[bool] = True
 
-    def fit(self, k: Tensor, side: Side, statistics: LayerStatistics | None = None) -> Side:
-        return {}
+    def fit(self, k: Tensor, params: LayerParams, given: Given = NOT_GIVEN) -> LayerParams:
+        return params
 
-    def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
+    def shrink(
+        self, tables: SpanTables, params: LayerParams
+    ) -> tuple[SpanTables, LayerParams] | None:
         return None
 
 
@@ -105,11 +156,15 @@ class MeanKey(Unfitted):
     Source: SeKV (arXiv 2606.31145), section 3.3 with W = identity.
     """
 
-    def build(self, k: Tensor, summary: Tensor, side: Side, rows: RoutedRows = NOT_TOLD) -> Side:
-        return {"mean_key.s": summary.half()}
+    key_names: ClassVar[tuple[str, ...]] = ("mean_key.s",)
 
-    def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
-        keys = device["mean_key.s"].float()
+    def build(
+        self, k: Tensor, summary: Tensor, params: LayerParams, rows: RoutedRows = NOT_TOLD
+    ) -> SpanTables:
+        return SpanTables(keys=summary.half())
+
+    def logmass(self, q: Tensor, tables: SpanTables, params: LayerParams, bounds: Tensor) -> Tensor:
+        keys = needed(tables.keys).float()
         return torch.bmm(q, keys.mT) / math.sqrt(q.shape[-1]) + bounds.diff().float().log()
 
     def device_share(self, size: int, span: float) -> float:
@@ -122,7 +177,7 @@ that of its few best tokens, and these are the ones that rounding has spared."""
 
 
 @dataclass(frozen=True)
-class Sketch:
+class Sketch(Untrained):
     """Our default: a few coefficients of every key in the shared basis, at a few bits each.
 
     Scores every token, sums exp by span. `bits` is the mean per component over all layers and
@@ -135,82 +190,84 @@ class Sketch:
     bits: float = 1.0
     reads_summaries: ClassVar[bool] = False
 
-    def fit(self, k: Tensor, side: Side, statistics: LayerStatistics | None = None) -> Side:
-        found = statistics or LayerStatistics.of(k, k)
+    def fit(self, k: Tensor, params: LayerParams, given: Given = NOT_GIVEN) -> LayerParams:
+        found = given.statistics or LayerStatistics.of(k, k)
         price = found.sketch_price
         if price is None:
             price = bit_price(found.sketch_cost, self.bits)
         bits = bits_at(found.sketch_cost, price)
-        new = {} if stores_basis("k", side) else found.keys.stored
         coefs = found.keys.axes.coefficients(sample(k))
         step = fit_steps(coefs, bits)
         each = bits[:, None], step[:, None]
         wrong = rounding_error(coefs, float_codes(coefs, *each), *each)
-        return {
-            **new,
-            "sketch_bits": bits,
-            "sketch_step": step,
-            "sketch_lost": wrong.square().mean(1),
-        }
+        quantizer = SketchQuantizer(bits, step, wrong.square().mean(1))
+        return replace(params, keys=params.keys or found.keys.basis, sketch=quantizer)
 
-    def build(self, k: Tensor, summary: Tensor, side: Side, rows: RoutedRows = NOT_TOLD) -> Side:
-        bits = side["sketch_bits"]
-        axes = rows.axes or Axes.of("k", side)
-        coefs = axes.coefficients(k, int((bits > 0).sum(-1).max()))
-        return {"sketch.t": pack_heads(coefs, bits, side["sketch_step"])}
+    def build(
+        self, k: Tensor, summary: Tensor, params: LayerParams, rows: RoutedRows = NOT_TOLD
+    ) -> SpanTables:
+        quantizer = needed(params.sketch)
+        axes = rows.axes or Axes.of(needed(params.keys))
+        coefs = axes.coefficients(k, quantizer.used)
+        return SpanTables(sketch=pack_heads(coefs, quantizer.bits, quantizer.step))
 
-    def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
-        packed, bits = device["sketch.t"], side["sketch_bits"]
-        return span_masses(packed, bits, *self.turned(q, side), bounds)
+    def logmass(self, q: Tensor, tables: SpanTables, params: LayerParams, bounds: Tensor) -> Tensor:
+        bits = needed(params.sketch).bits
+        return span_masses(needed(tables.sketch), bits, *folded_queries(q, params), bounds)
 
-    def column_masses(
-        self, q: Tensor, codes: CodeColumns, side: Side, bounds: Tensor, owner: Tensor
-    ) -> Tensor:
-        """As `logmass`, of a sketch that is held as columns."""
-        steps, shift = self.turned(q, side)
-        used = codes.layout.components
-        middle = centre(side["sketch_bits"])[..., None]
-        shift = shift + torch.bmm(steps, middle[:, : steps.shape[-1]])
-        return column_span_masses(
-            codes, steps[..., :used] * codes.layout.lower[0].float()[:, None], shift, bounds, owner
-        )
-
-    def turned(self, q: Tensor, side: Side) -> tuple[Tensor, Tensor]:
-        """See `two_level.Sketched`."""
-        mean, basis = basis_of("k", side)
-        scale = 1 / math.sqrt(q.shape[-1])
-        turned = torch.bmm(q, basis) * scale
-        shift = torch.bmm(q, mean[:, :, None]) * scale
-        if "sketch_lost" in side:
-            missing = torch.bmm(turned.square(), side["sketch_lost"][:, :, None]) / 2
-            shift += missing.clamp_max(MOST_MISSING)
-        return turned * side["sketch_step"][:, None], shift
-
-    def shrink(self, device: Side, side: Side) -> tuple[Side, Side] | None:
+    def shrink(
+        self, tables: SpanTables, params: LayerParams
+    ) -> tuple[SpanTables, LayerParams] | None:
         """Drop a byte of every row: of the head that loses least by it, the last of its narrowest
         components, which lie at the end of a row. The widest of a head stay."""
-        bits, lost = side["sketch_bits"], side["sketch_lost"]
+        before, rows = needed(params.sketch), needed(tables.sketch)
         droppable = []
-        for head, row in enumerate(bits):
+        for head, row in enumerate(before.bits):
             used = int((row > 0).sum())
             width = int(row[used - 1]) if used else 0
             if used and width < int(row[0]):
                 last = slice(used - 8 // width, used)
-                more = float(lost[head, last].sum()) * (1 / GAUSS_MSE[width] - 1)
+                more = float(before.lost[head, last].sum()) * (1 / GAUSS_MSE[width] - 1)
                 droppable.append((more, -used, head, width, last))
         if not droppable:
             return None
         _, _, head, width, last = min(droppable, key=lambda each: each[:3])
-        bits, lost = bits.clone(), lost.clone()
+        bits, lost = before.bits.clone(), before.lost.clone()
         bits[head, last] = 0
         lost[head, last] /= GAUSS_MSE[width]
-        parts = split_heads(device["sketch.t"], side["sketch_bits"])
+        parts = split_heads(rows, before.bits)
         left = [p[:, : Packing.of(row).row_bytes] for p, row in zip(parts, bits, strict=True)]
-        packed = torch.cat(left, -1)[None]
-        return {**device, "sketch.t": packed}, {**side, "sketch_bits": bits, "sketch_lost": lost}
+        after = replace(before, bits=bits, lost=lost)
+        return replace(tables, sketch=torch.cat(left, -1)[None]), replace(params, sketch=after)
 
     def device_share(self, size: int, span: float) -> float:
         return self.bits / 32
+
+
+def folded_queries(q: Tensor, params: LayerParams) -> tuple[Tensor, Tensor]:
+    """Queries [Hkv, Q, D] in nats per step of a component of the sketch [Hkv, Q, R], and the nats
+    [Hkv, Q, 1] that every token has beside."""
+    quantizer = needed(params.sketch)
+    mean, basis = needed(params.keys).unpacked()
+    scale = 1 / math.sqrt(q.shape[-1])
+    folded = torch.bmm(q, basis) * scale
+    shift = torch.bmm(q, mean[:, :, None]) * scale
+    missing = torch.bmm(folded.square(), quantizer.lost[:, :, None]) / 2
+    shift += missing.clamp_max(MOST_MISSING)
+    return folded * quantizer.step[:, None], shift
+
+
+def column_masses(
+    q: Tensor, codes: CodeColumns, params: LayerParams, bounds: Tensor, owner: Tensor
+) -> Tensor:
+    """As `Sketch.logmass`, of a sketch that is held as columns. owner: [N] the span of a token."""
+    steps, shift = folded_queries(q, params)
+    used = codes.layout.components
+    middle = centre(needed(params.sketch).bits)[..., None]
+    shift = shift + torch.bmm(steps, middle[:, : steps.shape[-1]])
+    return column_span_masses(
+        codes, steps[..., :used] * codes.layout.lower[0].float()[:, None], shift, bounds, owner
+    )
 
 
 @cache

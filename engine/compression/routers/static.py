@@ -8,18 +8,18 @@ A ranking is a log-share of attention per token; it is read once and never lies 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.compression.codecs.base import Side
+from engine.compression.params import LayerParams, needed
 from engine.compression.routers.sketch import NOT_TOLD, RoutedRows, Unfitted
 from engine.compression.scores import NEG_INF, group_queries
+from engine.compression.span_tables import SpanTables
+from engine.compression.statistics import NOT_GIVEN, Given
 
-CALIBRATED = ("retrieval_heads", "layer_share")
-"""Side information that is measured per model beforehand and kept with the store."""
 LEAST = 1e-12  # a share of attention that cannot be told from none
 
 
@@ -30,10 +30,12 @@ class Recency(Unfitted):
     Source: StreamingLLM (arXiv 2309.17453): the first tokens, which are pinned, and the last.
     """
 
-    def build(self, k: Tensor, summary: Tensor, side: Side, rows: RoutedRows = NOT_TOLD) -> Side:
-        return {}
+    def build(
+        self, k: Tensor, summary: Tensor, params: LayerParams, rows: RoutedRows = NOT_TOLD
+    ) -> SpanTables:
+        return SpanTables()
 
-    def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
+    def logmass(self, q: Tensor, tables: SpanTables, params: LayerParams, bounds: Tensor) -> Tensor:
         place = (bounds[1:].float() / bounds[-1]).log()
         return place.expand(*q.shape[:2], -1)
 
@@ -52,13 +54,15 @@ class Observed(Unfitted):
     rows: int = 32
     kernel: int = 5
 
-    def build(self, k: Tensor, summary: Tensor, side: Side, rows: RoutedRows = NOT_TOLD) -> Side:
+    def build(
+        self, k: Tensor, summary: Tensor, params: LayerParams, rows: RoutedRows = NOT_TOLD
+    ) -> SpanTables:
         share = observed_attention(rows.observed, k)
         share = _pooled(share.reshape(len(k), -1, k.shape[1]).mean(1), self.kernel)
-        return {"rank.s": _by_span(share, rows.owner, summary.shape[1])}
+        return SpanTables(ranks=_by_span(share, rows.owner, summary.shape[1]))
 
-    def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
-        return device["rank.s"].to(q.device)[:, None].expand(-1, q.shape[1], -1)
+    def logmass(self, q: Tensor, tables: SpanTables, params: LayerParams, bounds: Tensor) -> Tensor:
+        return needed(tables.ranks).to(q.device)[:, None].expand(-1, q.shape[1], -1)
 
     def device_share(self, size: int, span: float) -> float:
         return 1.0 / size
@@ -74,13 +78,18 @@ class RetrievalHeads(Observed):
 
     rows: int = 8
 
-    def build(self, k: Tensor, summary: Tensor, side: Side, rows: RoutedRows = NOT_TOLD) -> Side:
-        heads = side["retrieval_heads"].long()
+    def fit(self, k: Tensor, params: LayerParams, given: Given = NOT_GIVEN) -> LayerParams:
+        return replace(params, calibration=needed(given.calibrated))
+
+    def build(
+        self, k: Tensor, summary: Tensor, params: LayerParams, rows: RoutedRows = NOT_TOLD
+    ) -> SpanTables:
+        heads = needed(params.calibration).heads.long()
         group = rows.observed.shape[0] // len(k)
         share = observed_attention(rows.observed[heads], k[heads // group])
         share = _pooled(share.mean(0, keepdim=True), self.kernel)
         ranks = _by_span(share, rows.owner, summary.shape[1])
-        return {"rank.s": ranks.expand(len(k), -1).contiguous()}
+        return SpanTables(ranks=ranks.expand(len(k), -1).contiguous())
 
 
 def layer_budgets(shares: list[float], rows: int, least: int = 32, most: float = 3.0) -> list[int]:

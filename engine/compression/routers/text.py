@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from engine.compression.codecs.base import Side
+from engine.compression.params import LayerParams, needed
 from engine.compression.routers.sketch import NOT_TOLD, RoutedRows, Unfitted
+from engine.compression.span_tables import SpanTables
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,15 @@ class SpanKey(Unfitted):
     Source: SentenceKV (arXiv 2504.00970), section 3.2.
     """
 
-    def build(self, k: Tensor, summary: Tensor, side: Side, rows: RoutedRows = NOT_TOLD) -> Side:
-        return {"mean_key.s": summary.half()}
+    key_names: ClassVar[tuple[str, ...]] = ("mean_key.s",)
 
-    def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
-        return torch.bmm(q, device["mean_key.s"].float().mT) / math.sqrt(q.shape[-1])
+    def build(
+        self, k: Tensor, summary: Tensor, params: LayerParams, rows: RoutedRows = NOT_TOLD
+    ) -> SpanTables:
+        return SpanTables(keys=summary.half())
+
+    def logmass(self, q: Tensor, tables: SpanTables, params: LayerParams, bounds: Tensor) -> Tensor:
+        return torch.bmm(q, needed(tables.keys).float().mT) / math.sqrt(q.shape[-1])
 
     def device_share(self, size: int, span: float) -> float:
         return 0.5 / span
@@ -42,18 +48,23 @@ class KeyBox(Unfitted):
     is that of Quest (arXiv 2406.10774), equation 1.
     """
 
-    def build(self, k: Tensor, summary: Tensor, side: Side, rows: RoutedRows = NOT_TOLD) -> Side:
+    key_names: ClassVar[tuple[str, ...]] = ("low.s", "high.s")
+
+    def build(
+        self, k: Tensor, summary: Tensor, params: LayerParams, rows: RoutedRows = NOT_TOLD
+    ) -> SpanTables:
         owner = rows.owner
         index = owner[None, :, None].expand_as(k)
         shape = (k.shape[0], summary.shape[1], k.shape[2])
         keys = k.float()
         low = keys.new_full(shape, torch.inf).scatter_reduce_(1, index, keys, "amin")
         high = keys.new_full(shape, -torch.inf).scatter_reduce_(1, index, keys, "amax")
-        return {"low.s": low.half(), "high.s": high.half()}
+        return SpanTables(keys=torch.stack([low, high], 2).half())
 
-    def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
-        up = torch.bmm(q.clamp_min(0), device["high.s"].float().mT)
-        down = torch.bmm(q.clamp_max(0), device["low.s"].float().mT)
+    def logmass(self, q: Tensor, tables: SpanTables, params: LayerParams, bounds: Tensor) -> Tensor:
+        low, high = needed(tables.keys).float().unbind(2)
+        up = torch.bmm(q.clamp_min(0), high.mT)
+        down = torch.bmm(q.clamp_max(0), low.mT)
         return (up + down) / math.sqrt(q.shape[-1])
 
     def device_share(self, size: int, span: float) -> float:
@@ -71,8 +82,11 @@ class PartMeans(Unfitted):
     """
 
     count: int = 4
+    key_names: ClassVar[tuple[str, ...]] = ("parts.s",)
 
-    def build(self, k: Tensor, summary: Tensor, side: Side, rows: RoutedRows = NOT_TOLD) -> Side:
+    def build(
+        self, k: Tensor, summary: Tensor, params: LayerParams, rows: RoutedRows = NOT_TOLD
+    ) -> SpanTables:
         owner = rows.owner
         lengths = torch.bincount(owner, minlength=summary.shape[1])
         starts = lengths.cumsum(0) - lengths
@@ -81,10 +95,10 @@ class PartMeans(Unfitted):
         last = starts[:, None] + -(-(part + 1) * lengths[:, None] // self.count)
         total = torch.cat([k.new_zeros(k.shape[0], 1, k.shape[2]), k.float().cumsum(1)], 1)
         means = (total[:, last] - total[:, first]) / (last - first)[..., None]
-        return {"parts.s": means.half()}
+        return SpanTables(keys=means.half())
 
-    def logmass(self, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
-        parts = device["parts.s"].float()
+    def logmass(self, q: Tensor, tables: SpanTables, params: LayerParams, bounds: Tensor) -> Tensor:
+        parts = needed(tables.keys).float()
         scores = torch.bmm(q, parts.flatten(1, 2).mT) / math.sqrt(q.shape[-1])
         return scores.reshape(*scores.shape[:2], *parts.shape[1:3]).amax(-1)
 

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.compression.codecs.base import Side
+from engine.compression.params import LayerParams
 from engine.compression.routers import two_level
 from engine.compression.routers.sketch import Sketch
 from engine.compression.routers.two_level import Levels
+from engine.compression.span_tables import SpanTables
 
 HEADS, SIZE, ROUNDS, NEEDLES = 2, 64, 5, 16
 ROUTER = Sketch(bits=1.0)
@@ -42,11 +43,11 @@ def measure(tokens: int, refine: Sequence[float] = (0.25, 0.5)) -> dict[str, Any
     bounds = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     tokens = int(bounds[-1])
     k, needles, places = _keys(tokens, made)
-    side = ROUTER.fit(k[:, :4096], {})
-    device = {"sketch.t": _sketch(k, side)}
+    params = ROUTER.fit(k[:, :4096], LayerParams())
+    tables = _sketch(k, params)
     at = time.perf_counter()
-    side |= two_level.fit(device, side, bounds)
-    device |= two_level.build(device, side, bounds)
+    params = two_level.fit(tables, params, bounds)
+    tables = two_level.build(tables, params, bounds)
     derived = time.perf_counter() - at
     times: dict[str, dict[str, float]] = {}
     for rows in (2, 64):
@@ -55,32 +56,33 @@ def measure(tokens: int, refine: Sequence[float] = (0.25, 0.5)) -> dict[str, Any
         for _ in range(ROUNDS):
             for share, seconds in taken.items():
                 at = time.perf_counter()
-                _score(share, q, device, side, bounds)
+                _score(share, q, tables, params, bounds)
                 seconds.append(time.perf_counter() - at)
         times[str(rows)] = {str(s): statistics.median(each) for s, each in taken.items()}
     owner = torch.searchsorted(bounds, places, right=True) - 1
     found = {
         str(share): float(
-            (_score(share, 2 * needles, device, side, bounds).argmax(-1) == owner).float().mean()
+            (_score(share, 2 * needles, tables, params, bounds).argmax(-1) == owner).float().mean()
         )
         for share in (1.0, *refine)
     }
-    level = sum(device[name].nbytes for name in ("ball.s", "radius.s"))
     return {
         "tokens": tokens,
         "spans": len(lengths),
-        "sketch_bytes": device["sketch.t"].nbytes,
-        "level_bytes": level,
+        "sketch_bytes": tables.token_bytes,
+        "level_bytes": tables.nbytes - tables.token_bytes,
         "derive_s": derived,
         "score_s": times,
         "needles_first": found,
     }
 
 
-def _score(share: float, q: Tensor, device: Side, side: Side, bounds: Tensor) -> Tensor:
+def _score(
+    share: float, q: Tensor, tables: SpanTables, params: LayerParams, bounds: Tensor
+) -> Tensor:
     if share == 1.0:
-        return ROUTER.logmass(q, device, side, bounds)
-    mass, _ = two_level.logmass(ROUTER, Levels(0, share), q, device, side, bounds)
+        return ROUTER.logmass(q, tables, params, bounds)
+    mass, _ = two_level.logmass(Levels(0, share), q, tables, params, bounds)
     return mass
 
 
@@ -97,9 +99,9 @@ def _keys(tokens: int, made: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     return k, needles, places
 
 
-def _sketch(k: Tensor, side: Side) -> Tensor:
-    parts = [ROUTER.build(part, part, side)["sketch.t"] for part in torch.split(k, 1 << 16, 1)]
-    return torch.cat(parts, 1)
+def _sketch(k: Tensor, params: LayerParams) -> SpanTables:
+    parts = (ROUTER.build(part, part, params) for part in torch.split(k, 1 << 16, 1))
+    return SpanTables.joined(list(parts))
 
 
 def main(lengths: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from engine.compression.codecs.base import Codec
 from engine.compression.codecs.shared_basis import SharedBasis
 from engine.compression.codecs.span_svd import SpanSVD
 from engine.compression.methods import METHODS
+from engine.compression.params import LayerParams
 from engine.compression.quantize import bit_price
 from engine.compression.ranges import gather_ranges
 from engine.compression.statistics import LayerStatistics
@@ -85,11 +86,11 @@ def _code(
         statistics = [replace(each, code_price=price) for each in statistics]
     out, kept, whole = [], 0, 0
     for (k, v, _), each, exact in zip(body.layers, statistics, subject.rows, strict=True):
-        side = codec.fit(k, v, each)
-        records = codec.encode(k, v, body.bounds, side)
-        kept += records.payload.nbytes + sum(t.nbytes for t in side.values())
+        params = codec.fit(k, v, each)
+        records = codec.encode(k, v, body.bounds, params)
+        kept += records.payload.nbytes + params.nbytes
         whole += 2 * (k.numel() + v.numel())
-        heads = [_decode(codec, h, records, body.bounds, len(k), side) for h in range(len(k))]
+        heads = [_decode(codec, h, records, body.bounds, len(k), params) for h in range(len(k))]
         rows = torch.stack([k for k, _ in heads]), torch.stack([v for _, v in heads])
         for space in reversed(spaces):
             rows = space.leave(*rows)
@@ -101,12 +102,12 @@ def _code(
 
 
 def _decode(
-    codec: Codec, head: int, records: Any, bounds: Tensor, heads: int, side: Any
+    codec: Codec, head: int, records: Any, bounds: Tensor, heads: int, params: LayerParams
 ) -> tuple[Tensor, Tensor]:
     sizes = records.offsets.diff()[head::heads]
     payload = records.payload[gather_ranges(records.offsets[head:-1:heads], sizes)]
     offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-    return codec.decode(head, payload, offsets, bounds.diff(), side)
+    return codec.decode(head, payload, offsets, bounds.diff(), params)
 
 
 RESIDUAL = 12.0
@@ -136,8 +137,8 @@ def _basis(
     body = _Body.of(subject, spaces, weighted=weighted)
     beside = whole = 0
     for k, v, known in body.layers:
-        side = SharedBasis(bits=1.0).fit(k, v, LayerStatistics.of(k, v, known))
-        beside += sum(t.nbytes for t in side.values())
+        params = SharedBasis(bits=1.0).fit(k, v, LayerStatistics.of(k, v, known))
+        beside += params.nbytes
         whole += 2 * (k.numel() + v.numel())
     out = {}
     for share in SHARES:

@@ -15,15 +15,17 @@ import torch
 from torch import Tensor
 
 from engine.compression import encode
-from engine.compression.codecs.base import Side
 from engine.compression.methods import METHODS, Method
+from engine.compression.params import LayerParams, needed
 from engine.compression.ranges import span_ids
 from engine.compression.routers import two_level
 from engine.compression.routers.baselines import Box, Representatives, SecondOrder
 from engine.compression.routers.sketch import MeanKey, RoutedRows, Sketch, choose
-from engine.compression.routers.two_level import Levels, Sketched
+from engine.compression.routers.two_level import Levels
 from engine.compression.scores import NEG_INF, span_logsumexp
+from engine.compression.span_tables import SpanTables
 from engine.compression.spans import COMPRESSED, Fixed, Spans
+from engine.compression.statistics import NOT_GIVEN
 from engine.compression.summaries import SurprisalMean
 from engine.lab.bench.bootstrap import interval
 from engine.lab.bench.fidelity.subjects import AskedQuestion, Subject, scores_of
@@ -118,21 +120,20 @@ class Routing:
         given = encode.prepare(recipe, subject.rows, subject.learnt) if contender.weighted else []
         built, kept = [], 0
         for layer, (k, v) in enumerate(subject.rows):
-            known = given[layer] if given else encode.NOT_GIVEN
-            side = encode.fit(recipe, k, v, subject.surprisal, spans, known)
+            known = given[layer] if given else NOT_GIVEN
+            params = encode.fit(recipe, k, v, subject.surprisal, spans, known)
             keys = recipe.summariser.summarise(k, subject.surprisal, spans.bounds)
-            owner = span_ids(spans.bounds)
-            device = recipe.router.build(k, keys, side, RoutedRows(owner))
+            rows = RoutedRows(span_ids(spans.bounds))
+            tables = recipe.router.build(k, keys, params, rows)
             if contender.spans_first:
-                more = two_level.fit(device, side, spans.bounds)
-                side |= more
-                device |= two_level.build(device, side, spans.bounds)
-                kept += sum(t.nbytes for t in more.values())
-            built.append((device, side))
-            kept += sum(t.nbytes for t in device.values())
-            if "sketch.t" in device:
-                names = ("k_mean", "k_basis", "k_scale", "sketch_bits", "sketch_step")
-                kept += sum(side[name].nbytes for name in names)
+                params = two_level.fit(tables, params, spans.bounds)
+                tables = two_level.build(tables, params, spans.bounds)
+                kept += needed(params.bounds).nbytes
+            built.append((tables, params))
+            kept += tables.nbytes
+            if params.sketch is not None:
+                kept += LayerParams(keys=params.keys).nbytes
+                kept += params.sketch.bits.nbytes + params.sketch.step.nbytes
         full = sum(2 * (k.numel() + v.numel()) for k, v in subject.rows)
         cells.bytes_share.append(kept / full)
         for asked in subject.asked:
@@ -218,18 +219,18 @@ class _Look:
         subject: Subject,
         asked: AskedQuestion,
         spans: Spans,
-        device: Side,
-        side: Side,
+        tables: SpanTables,
+        params: LayerParams,
     ) -> _Look:
         q = asked.queries[layer]
         scores = scores_of(q, subject.rows[layer][0])
         true = span_logsumexp(scores, spans.bounds)
         router, refined = recipe.router, torch.ones(1, dtype=torch.bool)
-        if "ball.s" in device and isinstance(router, Sketched):
-            guess, chosen = two_level.logmass(router, recipe.levels, q, device, side, spans.bounds)
+        if tables.means is not None:
+            guess, chosen = two_level.logmass(recipe.levels, q, tables, params, spans.bounds)
             refined = chosen[:, None]
         else:
-            guess = router.logmass(q, device, side, spans.bounds)
+            guess = router.logmass(q, tables, params, spans.bounds)
         exact = spans.kind != COMPRESSED
         beside = torch.cat(
             [

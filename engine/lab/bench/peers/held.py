@@ -13,7 +13,9 @@ from engine.attention.budget import Limits
 from engine.attention.layer import LayerMemory, Shared
 from engine.attention.softmax import merge_resolutions
 from engine.attention.view import no_spans
+from engine.compression.params import LayerParams
 from engine.compression.scores import NEG_INF, group_queries
+from engine.compression.span_tables import SpanTables
 from engine.errors import SekvError
 from engine.memory.budget import parse_budget
 from engine.memory.open import Memory
@@ -86,7 +88,10 @@ class HeldLayer(LayerMemory):
     def __init__(self, layer: LayerMemory, shared: Shared, held: Held):
         rows = (layer.pinned_k[:, :0], layer.pinned_v[:, :0], layer.pinned_token[:0])
         limits, view = Limits(math.inf, 1.0), no_spans(layer.device)
-        super().__init__(layer.layer, layer.recipe, shared, limits, {}, rows, view, {}, layer.host)
+        nothing, recipe = LayerParams(), layer.recipe
+        super().__init__(
+            layer.layer, recipe, shared, limits, nothing, rows, view, SpanTables(), layer.host
+        )
         self.held = held
 
     @property

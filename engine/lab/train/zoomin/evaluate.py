@@ -14,14 +14,13 @@ from torch import Tensor
 
 from engine.attention.view import View
 from engine.compression import encode
-from engine.compression.codecs.base import Side
-from engine.compression.codecs.layer_basis import document_bytes
 from engine.compression.codecs.shared_basis import SharedBasis
-from engine.compression.encode import Given
 from engine.compression.methods import METHODS, Method, with_router
+from engine.compression.params import LayerParams, TrainedLayer
 from engine.compression.routers.sketch import Sketch
-from engine.compression.routers.span_zoom import Gated
+from engine.compression.span_tables import SpanTables
 from engine.compression.spans import COMPRESSED, Spans
+from engine.compression.statistics import Given
 from engine.lab.train.zoomin.student import cut, fitted
 from engine.lab.train.zoomin.teacher import TeacherBlock, TeacherQueries, TeacherReading, span_mass
 
@@ -87,7 +86,7 @@ def _ranks(
     rows: list[tuple[Tensor, Tensor]],
     reading: TeacherReading,
     spans: Spans,
-    trained: list[Side],
+    trained: list[TrainedLayer],
 ) -> list[_Ranks]:
     """Every layer of a document, as `ingest` folds it."""
     known = encode.prepare(recipe, rows, reading.asked, trained, reading.tokens)
@@ -101,16 +100,22 @@ class _Ranks:
     """One layer of a document under one router: how it ranks the folded spans."""
 
     def __init__(
-        self, recipe: Method, device: Side, side: Side, k: Tensor, view: View, tokens: int
+        self,
+        recipe: Method,
+        tables: SpanTables,
+        params: LayerParams,
+        k: Tensor,
+        view: View,
+        tokens: int,
     ):
-        """device: of the view's spans.  k: [Hkv, n, D] their keys.  tokens: of the document."""
-        self.recipe, self.device, self.side = recipe, device, side
+        """tables: of the view's spans.  k: [Hkv, n, D] their keys.  tokens: of the document."""
+        self.recipe, self.tables, self.params = recipe, tables, params
         self.k, self.view, self.tokens = k, view, tokens
 
     @property
     def bytes(self) -> int:
         """On a device, of everything but exact rows."""
-        return sum(t.nbytes for t in self.device.values()) + document_bytes(self.side)
+        return self.tables.nbytes + self.params.nbytes
 
     @classmethod
     def of(
@@ -122,27 +127,25 @@ class _Ranks:
         spans: Spans,
     ) -> _Ranks:
         k, v = row
-        side = encode.fit(recipe, k, v, reading.surprisal, spans, known)
-        device = encode.compress_layer(
-            recipe, k, v, reading.surprisal, spans, known.trained | side
-        ).device
+        params = encode.fit(recipe, k, v, reading.surprisal, spans, known)
+        made = encode.compress_layer(recipe, k, v, reading.surprisal, spans, params)
         one = torch.zeros(len(spans.kind), dtype=torch.int64)
         everything = View.of(torch.arange(len(spans.kind)), spans.bounds, one)
         folded = spans.kind == COMPRESSED
         view, rows = everything.pick(folded)
-        kept = {name: t for name, t in device.items() if not name.startswith("pinned")}
-        kept = everything.slice(kept, folded, rows)
-        return cls(recipe, kept, side, k[:, rows], view, reading.tokens)
+        tables = made.device.tables.pick(rows, folded)
+        return cls(recipe, tables, params, k[:, rows], view, reading.tokens)
 
     def scores(self, look: TeacherQueries, mined: Tensor) -> Tensor:
         """[Hkv, M, S], higher first, of the mined positions."""
         q = look.queries[:, :, mined].cpu()
         router, bounds = self.recipe.router, self.view.bounds
         heads, group, count, size = q.shape
-        if isinstance(router, Gated):
-            wishes = [router.wish(q[:, :, i], self.device, self.side, bounds) for i in range(count)]
-            return torch.stack(wishes, 1)
-        mass = router.logmass(q.reshape(heads, -1, size), self.device, self.side, bounds)
+        if router.gated:
+            by_row = (q[:, :, row] for row in range(count))
+            found = [router.zoom_scores(each, self.tables, self.params, bounds) for each in by_row]
+            return torch.stack(found, 1)
+        mass = router.logmass(q.reshape(heads, -1, size), self.tables, self.params, bounds)
         total = look.total[:, :, mined].cpu()
         return (mass.reshape(heads, group, count, -1) - total[..., None]).amax(1)
 

@@ -15,9 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.compression.basis import moment_basis
-from engine.compression.codecs.base import Side
-from engine.compression.codecs.layer_basis import OWN, pack_basis
-from engine.compression.codecs.rank_gates import gate_shapes
+from engine.compression.params import Basis, ModelBases, ModelBasis, RankGates, ZoomWeights, needed
 
 THRESHOLD = 0.05
 """Where every tau begins, as published."""
@@ -64,7 +62,7 @@ class SpanForm(nn.Module):
         self.tau = nn.Parameter(torch.full((*lead, shape.group), THRESHOLD))
         self.register_buffer("size", torch.ones(*lead, 1, 1, 1))
         self.gates = nn.ParameterDict(
-            {name: nn.Parameter(torch.zeros(s)) for name, s in gate_shapes(shape.size).items()}
+            {name: nn.Parameter(torch.zeros(s)) for name, s in RankGates.shapes(shape.size).items()}
         )
 
     @torch.no_grad()
@@ -95,9 +93,14 @@ class SpanForm(nn.Module):
         """How many parameters were trained."""
         return sum(p.numel() for p in self.parameters())
 
-    def side(self, layer: int) -> Side:
-        """The layer's tensors as `policies.zoom.SpanZoom` is given them."""
-        return {"zoom_w": self.w[layer] * self.size[layer], "zoom_tau": self.tau[layer]}
+    def zoom(self, layer: int) -> ZoomWeights:
+        """The layer's projections and thresholds as `SpanZoom` is given them."""
+        return ZoomWeights(self.w[layer] * self.size[layer], self.tau[layer])
+
+    @property
+    def rank_gates(self) -> RankGates:
+        """The gates as `SpanSVD` is given them."""
+        return needed(RankGates.of(dict(self.gates)))
 
 
 class SketchForm(nn.Module):
@@ -145,20 +148,21 @@ class SketchForm(nn.Module):
         return float((self.keys + self.values + self.queries).square().mean())
 
     @torch.no_grad()
-    def side(self, layer: int) -> Side:
-        """The layer's bases as `SharedBasis` is given them."""
+    def bases(self, layer: int) -> ModelBases:
+        """The layer's bases as `fit_axes` is given them."""
         keys, values, queries = (
             (moment[layer] / self.documents[layer]).cpu()
             for moment in (self.keys, self.values, self.queries)
         )
-        made: Side = {}
-        for name, rows, metric in (("k", keys, queries), ("v", values, None)):
-            basis, _ = moment_basis(rows, metric)
-            if self.shape.columns:
-                basis = completed(basis[..., : self.shape.columns])
-            packed = pack_basis(name, basis[..., 0], basis)
-            made |= {f"{OWN}{name}_{part}": packed[f"{name}_{part}"] for part in ("basis", "scale")}
-        return made
+        return ModelBases(self._basis(keys, queries), self._basis(values, None))
+
+    def _basis(self, rows: Tensor, metric: Tensor | None) -> ModelBasis:
+        """Of second moments [Hkv, D, D] of rows and of what they are multiplied with."""
+        basis, _ = moment_basis(rows, metric)
+        if self.shape.columns:
+            basis = completed(basis[..., : self.shape.columns])
+        packed = Basis.packed(basis[..., 0], basis)
+        return ModelBasis(packed.columns, needed(packed.scale))
 
 
 def completed(columns: Tensor) -> Tensor:

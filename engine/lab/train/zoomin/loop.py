@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from engine.compression.methods import METHODS
+from engine.compression.params import RankGates, TrainedLayer, on_device
 from engine.compression.routers import router_file
 from engine.errors import TrainError
 from engine.lab.train.zoomin.evaluate import found
@@ -170,9 +171,9 @@ def train_router(options: Options, progress: Progress, reader: hf.Reader | None 
         "best_step": trainer.state.best_step,
         "found": trainer.state.best,
     }
-    layers, common = trainer.sides()
+    layers, gates = trainer.learnt()
     if accelerator.is_main_process:
-        router_file.save(options.output, owner, layers, common, record)
+        router_file.save(options.output, owner, layers, gates, record)
     accelerator.wait_for_everyone()
     return Result(
         trainer.state.step,
@@ -384,10 +385,10 @@ class _Trainer:
         Not its loss decides: that can fall while what is ranked first gets worse.
         """
         state = self.state
-        layers, common = self.sides()
+        layers, gates = self.learnt()
         router_now = router_file.TrainedRouter(
             router_file.Owner.of(self.reader.identity),
-            [{**side, **common} for side in layers],
+            [replace(layer, gates=gates) for layer in layers],
             "now",
             {},
         )
@@ -443,18 +444,19 @@ class _Trainer:
         """The form of that kind, if it is learnt."""
         return [form for form in self.forms.values() if isinstance(form, kind)]
 
-    def sides(self) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+    @torch.no_grad()
+    def learnt(self) -> tuple[list[TrainedLayer], RankGates | None]:
         """What the router file holds: per layer, and for all layers."""
-        forms = [form for _, form in self.named()]
-        with torch.no_grad():
-            layers = [
-                {k: t.cpu() for form in forms for k, t in form.side(i).items()}
-                for i in range(self.reader.layers)
-            ]
-        common: dict[str, Tensor] = {}
-        for form in self._of(SpanForm):
-            common |= {k: p.detach().cpu() for k, p in form.gates.items()}
-        return layers, common
+        span, sketch = next(iter(self._of(SpanForm)), None), next(iter(self._of(SketchForm)), None)
+        cpu = torch.device("cpu")
+        layers = [
+            TrainedLayer(
+                zoom=None if span is None else on_device(span.zoom(layer), cpu),
+                bases=None if sketch is None else sketch.bases(layer),
+            )
+            for layer in range(self.reader.layers)
+        ]
+        return layers, None if span is None else on_device(span.rank_gates, cpu)
 
     @property
     def saved(self) -> bool:

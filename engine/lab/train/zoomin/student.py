@@ -22,7 +22,7 @@ from engine.compression.codecs.rank_gates import RANK, rank_gates
 from engine.compression.encode import pinned_tokens, segment
 from engine.compression.methods import Method
 from engine.compression.ranges import span_ids
-from engine.compression.routers.span_zoom import zoom_scores
+from engine.compression.routers.span_zoom import zoom_logits
 from engine.compression.scores import NEG_INF, group_queries
 from engine.compression.spans import COMPRESSED, Spans
 from engine.lab.train.zoomin.forms import SpanForm
@@ -122,14 +122,10 @@ class SpanLayer:
         rows = q.shape[1]
         grouped = group_queries(q, heads)
         scale = 1 / math.sqrt(size)
-        side = self.form.side(self.layer)
-        scores = zoom_scores(
-            grouped.reshape(heads, -1, rows, size),
-            f.summary_k,
-            side["zoom_w"].to(f.k),
-            f.lengths,
-        )
-        zoom = straight_through(scores.sigmoid(), side["zoom_tau"].to(f.k)[..., None, None])
+        learnt = self.form.zoom(self.layer)
+        by_head = grouped.reshape(heads, -1, rows, size)
+        scores = zoom_logits(by_head, f.summary_k, learnt.w.to(f.k), f.lengths)
+        zoom = straight_through(scores.sigmoid(), learnt.tau.to(f.k)[..., None, None])
         opened = zoom.reshape(heads, -1, len(f.lengths))
         rebuilt_k, rebuilt_v = (self._rebuilt(i) for i in (0, 1))
         near = torch.bmm(grouped, live_k.float().mT) * scale
@@ -154,7 +150,7 @@ class SpanLayer:
         heads, tokens, size = f.k.shape
         out = f.k.new_zeros(heads, tokens, size)
         for index, u, w, energy, context in self._factors[which]:
-            gates = rank_gates(energy, context, dict(self.form.gates))
+            gates = rank_gates(energy, context, self.form.rank_gates)
             rows = torch.bmm(u * gates[:, None], w)
             flat = rows.reshape(heads, -1, size)
             out = out.index_copy(1, index, flat)
@@ -164,8 +160,8 @@ class SpanLayer:
         f = self.folding
         q = look.queries[:, :, mined.to(f.k.device)]
         heads, _, _, size = q.shape
-        side = self.form.side(self.layer)
-        scores = zoom_scores(q, f.summary_k, side["zoom_w"].to(f.k), f.lengths)
+        w = self.form.zoom(self.layer).w.to(f.k)
+        scores = zoom_logits(q, f.summary_k, w, f.lengths)
         mass = span_mass(q.reshape(heads, -1, size), f.k, f.bounds)
         wanted = to_zoom(mass.reshape(scores.shape))
         zoom = F.binary_cross_entropy_with_logits(
@@ -186,9 +182,9 @@ class SpanLayer:
 
     def _gates(self) -> list[tuple[Tensor, Tensor]]:
         """Gates [B, m] and energy [B, m] of all spans, of K and of V, by length."""
-        weights = dict(self.form.gates)
+        network = self.form.rank_gates
         return [
-            (rank_gates(energy, context, weights), energy)
+            (rank_gates(energy, context, network), energy)
             for factors in self._factors
             for _, _, _, energy, context in factors
         ]
