@@ -97,8 +97,8 @@ class Choice(Protocol):
 class Selector(Protocol):
     """hides: spans that are not zoomed are not seen at all; else they stand as summaries.
     static: the choice does not follow the query, so that the device holds no routing tensors.
-    by_share: a choice is the spans of the largest estimated shares that have room, whatever was
-    chosen before, so that one can be left out, or done again with more room."""
+    by_share: every span is zoomed while there is room, by its estimated share alone, so that a step
+    can be done again with more room."""
 
     hides: ClassVar[bool]
     static: ClassVar[bool]
