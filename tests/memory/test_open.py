@@ -294,8 +294,8 @@ def test_budgets_are_a_share_or_a_number(text: str, tokens: float) -> None:
     assert parse_budget(text, 1000) == tokens
 
 
-@pytest.mark.parametrize(("document", "tokens"), [(100, 1024), (5120, 1024), (50_000, 10_000)])
-def test_a_budget_that_nobody_named_is_a_fifth_but_never_a_few_sentences(
+@pytest.mark.parametrize(("document", "tokens"), [(100, 1024), (3000, 1024), (50_000, 15_000)])
+def test_a_budget_that_nobody_named_is_a_third_but_never_a_few_sentences(
     document: int, tokens: float
 ) -> None:
     assert parse_budget(AUTO, document) == tokens
