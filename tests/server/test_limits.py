@@ -349,7 +349,14 @@ def test_a_server_told_to_end_while_it_answers_says_so(
     url = json.loads(process.stdout.readline())["url"]
     host, _, port = url.removeprefix("http://").removesuffix("/v1").partition(":")
     got: dict[bool, tuple[int, bytes]] = {}
-    begun = {True: threading.Event(), False: threading.Event()}
+    begun = threading.Event()
+
+    def waiting() -> int:
+        connection = http.client.HTTPConnection(host, int(port), timeout=120)
+        connection.request("GET", "/health")
+        told = json.loads(connection.getresponse().read())
+        connection.close()
+        return int(told["waiting"])
 
     def ask(stream: bool) -> None:
         connection = http.client.HTTPConnection(host, int(port), timeout=120)
@@ -358,18 +365,19 @@ def test_a_server_told_to_end_while_it_answers_says_so(
         if stream:
             response = connection.getresponse()
             first = response.readline()
-            begun[stream].set()
+            begun.set()
             got[stream] = response.status, first + response.read()
         else:
-            begun[stream].set()
             response = connection.getresponse()
             got[stream] = response.status, response.read()
         connection.close()
 
     threads = [threading.Thread(target=ask, args=(stream,)) for stream in (True, False)]
-    for thread, stream in zip(threads, (True, False), strict=True):
-        thread.start()
-        assert begun[stream].wait(60)  # the stream first: it begins before the other is answered
+    threads[0].start()
+    assert begun.wait(60)  # the stream first: it begins before the other is answered
+    threads[1].start()
+    while waiting() < 2:
+        assert threads[1].is_alive()
     for number in signals:
         process.send_signal(number)
     out, err = process.communicate(timeout=60)
