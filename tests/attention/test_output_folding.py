@@ -152,6 +152,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoint("llama", tmp_path_factory.mktemp("m"), max_position_embeddings=16384)
 
 
+@pytest.fixture(scope="module")
+def reader(model: Path) -> hf.Reader:
+    return hf.load(str(model), device="cpu")
+
+
 def answered(
     tmp_path: Path, model: Path, reader: hf.Reader, rule: Thoughts | None, tokens: int
 ) -> Any:
