@@ -362,6 +362,10 @@ def test_ask_finds_the_server_and_loads_nothing(
         assert answer["stats"].pop("read_bytes") > 0
         assert answer["stats"].pop("read_host_bytes") >= 0
         assert answer["stats"].pop("first_text_s") > 0
+        assert 0 <= answer["stats"].pop("reuse_rate") <= 1
+        assert answer["stats"].pop("fetched_bytes") >= 0
+        brought = answer["stats"].pop("fetched_spans")
+        answer["stats"]["zoomed_spans"] = brought + answer["stats"].pop("reused_spans")
     for part in ("answer", "citations", "usage", "memory", "stats"):
         assert through_server[part] == told[part]
     assert run([*line, "--budget", "60%", "--stats", "--trace", os.devnull]) == 0
