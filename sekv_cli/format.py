@@ -85,8 +85,11 @@ def share_text(part: float, whole: float) -> str:
 
 
 def amount_text(number: float, unit: str) -> str:
-    """1234, "tokens" -> "1,234 tokens"; bytes in their own way."""
-    return bytes_text(round(number)) if unit == "bytes" else f"{count_text(round(number))} {unit}"
+    """1234, "tokens" -> "1,234 tokens"; 0.31 keeps two digits; bytes in their own way."""
+    if unit == "bytes":
+        return bytes_text(round(number))
+    few = number < 10 and number != round(number)
+    return f"{number:.2g} {unit}" if few else f"{count_text(round(number))} {unit}"
 
 
 def some(number: int, thing: str) -> str:

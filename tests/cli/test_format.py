@@ -13,7 +13,7 @@ from rich.console import Console
 
 from engine.types import Citation, InspectReport
 from sekv_cli import progress, strips
-from sekv_cli.format import bytes_text, clean, print_citations, seconds_text
+from sekv_cli.format import amount_text, bytes_text, clean, print_citations, seconds_text
 from sekv_cli.inspection import print_summary
 
 
@@ -34,6 +34,11 @@ from sekv_cli.inspection import print_summary
 def test_bytes_are_decimal_and_short(number: int, text: str) -> None:
     """What a file manager shows; never "1000.0 kB"."""
     assert bytes_text(number) == text
+
+
+def test_a_slow_pace_is_not_none() -> None:
+    shown = [amount_text(pace, "tokens") for pace in (0.314, 2.53, 3, 41.7, 1234)]
+    assert shown == ["0.31 tokens", "2.5 tokens", "3 tokens", "42 tokens", "1,234 tokens"]
 
 
 @pytest.mark.parametrize(
