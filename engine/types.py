@@ -204,6 +204,20 @@ class Citation:
 
 
 @dataclass(frozen=True)
+class WindowRead:
+    """A window that was seen while a question was answered, and why.
+
+    page: the label of the page that it begins on. lexical: BM25 of its best passage for the words
+    of the question. attention: votes of the question's attention. None: nobody asked.
+    """
+
+    window: int
+    page: str
+    lexical: float | None = None
+    attention: float | None = None
+
+
+@dataclass(frozen=True)
 class Usage:
     document_tokens: int
     recomputed_document_tokens: int
@@ -253,6 +267,7 @@ class Answer:
 
     support: 0 to 1, how far the document carries the answer. supported: False where it does not;
     never of an answer that was cut short. thinking: what a reasoning model said to itself first.
+    retrieval: the windows that were seen, best first.
     `stats` holds what `--stats` prints beyond the contract's keys; its "cut_short" is True of an
     answer that ended for want of tokens.
     """
@@ -267,6 +282,7 @@ class Answer:
     supported: bool = True
     support: float = 1.0
     thinking: str = ""
+    retrieval: tuple[WindowRead, ...] = ()
 
     @property
     def cut_short(self) -> bool:
@@ -297,6 +313,7 @@ class Answer:
             "citations": tuple(Citation(**citation) for citation in record["citations"]),
             "usage": Usage(**record["usage"]),
             "memory": MemoryUse(**record["memory"]),
+            "retrieval": tuple(WindowRead(**window) for window in record.get("retrieval", ())),
         }
         return cls(**{**record, **parts})
 
@@ -360,6 +377,7 @@ class Recorded:
     citations: tuple[Citation, ...] = ()
     moves: tuple[Move, ...] = ()
     zoom: tuple[ZoomView, ...] = ()
+    retrieval: tuple[WindowRead, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -379,6 +397,7 @@ class InspectReport:
     said: tuple[str, ...] = ()
     citations: tuple[Citation, ...] = ()
     changed: tuple[str, ...] = ()
+    retrieval: tuple[WindowRead, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

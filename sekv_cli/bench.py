@@ -47,7 +47,9 @@ def bench(
     support: where the evidence stands among the cited passages of what plain
     transformers answers on excerpts, and what support tells of questions
     without an answer.
-
+    retrieval: is the evidence among the windows and passages of a whole
+    document that a question would read? Of windows of --length tokens; text
+    alone, no model is run.
 
     fidelity: natural questions on excerpts, of the full cache and of every
     method at every budget: answers, next tokens, divergence; then what routers
@@ -115,6 +117,9 @@ def bench(
             source = natural(questions, documents, "support")
             support_asked = (*source, _numbers(length or "1100")[0], seed)
             measured = _support(model, support_asked, samples or 200, device, output, shown)
+        elif suites[0] is chosen.SuiteName.retrieval:
+            source = natural(questions, documents, "retrieval")
+            measured = _retrieval(model, *source, _numbers(length or "512,1024,2048"), shown)
         else:
             if text is None:
                 raise SekvError("the efficiency suite reads books; name their folder: --text")
@@ -235,6 +240,23 @@ def _support(
     files = [(load_questions(path), documents)]
     report = support.measure(reader, files, setting, output, shown)
     return report, support.markdown(report), {}
+
+
+def _retrieval(
+    model: str, path: Path, documents: Path, sizes: list[int], shown: Progress
+) -> _Measured:
+    from functools import partial
+
+    from engine.documents.tokens import tokenize
+    from engine.lab.bench import retrieval
+    from engine.lab.bench.questions import load_questions
+    from engine.models.load import load_tokenizer
+    from engine.models.locate import locate
+
+    tokenizer = load_tokenizer(locate(model, progress=shown).folder)
+    questions = load_questions(path)
+    report = retrieval.measure(questions, documents, partial(tokenize, tokenizer=tokenizer), sizes)
+    return report, retrieval.markdown(report), {}
 
 
 def _efficiency(

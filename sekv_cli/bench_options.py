@@ -16,6 +16,7 @@ class SuiteName(StrEnum):
     fidelity = "fidelity"
     efficiency = "efficiency"
     support = "support"
+    retrieval = "retrieval"
     niah = "niah"
     ruler = "ruler"
     multi = "multi"
@@ -26,7 +27,8 @@ class SuiteName(StrEnum):
 COMPARED = tuple(
     name
     for name in SuiteName
-    if name not in (SuiteName.fidelity, SuiteName.efficiency, SuiteName.support)
+    if name
+    not in (SuiteName.fidelity, SuiteName.efficiency, SuiteName.support, SuiteName.retrieval)
 )
 """Suites that compare methods: they can be one run with one report."""
 
@@ -50,7 +52,8 @@ Questions = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Natural questions, JSON lines (qa, fidelity, support); see docs/questions/README.md.",
+        help="Natural questions, JSON lines (qa, fidelity, support, retrieval); see "
+        "docs/questions/README.md.",
         show_default=False,
     ),
 ]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from engine.types import (
         Answer,
         Citation,
+        WindowRead,
     )
 
 _CONTROL = re.compile(
@@ -263,6 +264,20 @@ def _where(citation: Citation) -> str:
     return f", {'pp.' if several else 'p.'} {page}{also}"
 
 
+def windows_text(retrieval: Sequence[WindowRead]) -> str:
+    """The windows that were chosen and by what: "12 (p. 5, words 14.2), 40 (words 9.7)"; "" where
+    none was chosen, because all were seen."""
+    parts = []
+    for each in retrieval:
+        page = f"p. {each.page}" if each.page.isdigit() else clean(each.page)
+        why = [page] if page else []
+        why += [f"words {each.lexical:.1f}"] if each.lexical is not None else []
+        why += [f"votes {each.attention:.1f}"] if each.attention is not None else []
+        if each.lexical is not None or each.attention is not None:
+            parts.append(f"{each.window} ({', '.join(why)})")
+    return ", ".join(parts)
+
+
 def print_stats(out: Console, answer: Answer) -> None:
     """Tokens, memory and time of one answer, and whatever else the engine counted."""
     usage, memory, timing = answer.usage, answer.memory, answer.timing
@@ -290,6 +305,7 @@ def print_stats(out: Console, answer: Answer) -> None:
                     "zoom",
                     f"{count_text(memory.zoomed_spans)} of {some(memory.total_spans, 'span')}",
                 ),
+                ("chosen windows", windows_text(answer.retrieval)),
                 ("time", _timing(timing)),
                 *((name.replace("_", " "), _plain(name, value)) for name, value in other),
             ]

@@ -23,6 +23,7 @@ from sekv_cli.format import (
     reading,
     share_text,
     some,
+    windows_text,
 )
 
 if TYPE_CHECKING:
@@ -204,6 +205,8 @@ def print_asked(out: Console, report: InspectReport) -> None:
     out.print(clean(report.answer))
     sources = [str(source["path"]) for source in report.manifest["sources"]]
     print_citations(out, report.citations, sources)
+    if read := windows_text(report.retrieval):
+        out.print(f"windows read: {read}", style="dim")
 
 
 def print_zoom(out: Console, report: InspectReport, excerpts: Mapping[int, str]) -> None:

@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,6 +70,15 @@ class DocumentText:
             torch.from_numpy(document[name]).long() for name in ("starts", "ends", "source")
         )
         return cls(store.manifest.sources, store.texts(), starts, ends, owner)
+
+    def text_of(self, stretch: tuple[int, int]) -> str:
+        """The text of document tokens [first, end); a line break between two sources."""
+        first, end = stretch
+        changes = self.source[first:end].diff().nonzero()[:, 0] + first + 1
+        return "\n".join(
+            self.texts[int(self.source[a])][int(self.starts[a]) : int(self.ends[b - 1])]
+            for a, b in pairwise([first, *changes.tolist(), end])
+        )
 
     def page_at(self, source: int, offset: int) -> str:
         """The label of the page or section a character stands on, "" where there is none."""

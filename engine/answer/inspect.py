@@ -79,6 +79,7 @@ def inspect(
         recorded.said,
         recorded.citations,
         tuple(check_sources(manifest, store)),
+        recorded.retrieval,
     )
 
 

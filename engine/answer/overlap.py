@@ -37,10 +37,15 @@ NUMBERS = {
 """Numbers that books write as words and models as figures."""
 
 
+def content_words(text: str) -> list[str]:
+    """The words of a text in lower case but for stop words, in order."""
+    return [word for word in WORD.findall(text.lower()) if word not in STOP]
+
+
 def stem_list(text: str) -> list[str]:
     """The stems of a text's words but for stop words, in order, each once; small numbers as
     figures."""
-    words = (word for word in WORD.findall(text.lower()) if word not in STOP)
+    words = content_words(text)
     return list(dict.fromkeys(NUMBERS.get(word) or ENDING.sub("", word) for word in words))
 
 

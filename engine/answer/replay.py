@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.errors import SekvError
 from engine.store.manifest import Manifest
-from engine.types import Citation, Move, Recorded, ZoomView
+from engine.types import Citation, Move, Recorded, WindowRead, ZoomView
 
 ZOOM = {"span": int, "layer": int, "kv_head": int, "step": int, "score": float, "weight": float}
 MOVE = dict.fromkeys(("layer", "step", "fetched_bytes", "fetched_spans", "reused_spans"), int)
@@ -52,6 +52,7 @@ def parse(trace: Mapping[str, Any], manifest: Manifest) -> Recorded:
         ),
         moves=tuple(Move(**_typed(entry, MOVE)) for entry in trace["moves"]),
         zoom=tuple(ZoomView(**_typed(entry, ZOOM)) for entry in trace["zoom"]),
+        retrieval=tuple(_window(entry) for entry in trace.get("retrieval", ())),
     )
     sources = [source.sha256 for source in manifest.sources]
     if (trace["weights"], trace["sources"]) != (manifest.model.weights, sources):
@@ -59,6 +60,8 @@ def parse(trace: Mapping[str, Any], manifest: Manifest) -> Recorded:
     layers, heads = manifest.model.layers, manifest.model.kv_heads
     if any(not 0 <= z.span < manifest.spans for z in recorded.zoom):
         raise _Foreign("it names spans this one lacks")
+    if any(not 0 <= each.window < len(manifest.windows) for each in recorded.retrieval):
+        raise _Foreign("it names windows this one lacks")
     if any(not (0 <= z.layer < layers and 0 <= z.kv_head < heads) for z in recorded.zoom):
         raise _Foreign("it names layers or heads this one lacks")
     if any(not 0 <= z.step <= len(recorded.said) for z in recorded.zoom):
@@ -68,6 +71,13 @@ def parse(trace: Mapping[str, Any], manifest: Manifest) -> Recorded:
 
 class _Foreign(ValueError):
     """A trace, but of another store."""
+
+
+def _window(entry: Mapping[str, Any]) -> WindowRead:
+    lexical, attention = (
+        None if entry[name] is None else float(entry[name]) for name in ("lexical", "attention")
+    )
+    return WindowRead(int(entry["window"]), str(entry["page"]), lexical, attention)
 
 
 def _typed(entry: Mapping[str, Any], kinds: Mapping[str, type]) -> dict[str, Any]:

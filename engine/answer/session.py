@@ -18,7 +18,7 @@ import torch
 from engine.answer import limits
 from engine.answer.citations import DocumentText
 from engine.answer.generate import Speaker
-from engine.answer.overlap import stems
+from engine.answer.overlap import content_words, stems
 from engine.answer.support import CALIBRATED, WORDS_ALONE, Signals, refuses
 from engine.answer.trace import Evidence, Trace
 from engine.attention import seam
@@ -30,6 +30,7 @@ from engine.errors import OptionError, QuestionError, StoreError
 from engine.memory.budget import parse_budget
 from engine.memory.conversation import Conversation
 from engine.memory.open import Memory, open_memory
+from engine.memory.retrieval import Retrieval, Retrieved
 from engine.models import chunked, evidence_heads, hf
 from engine.models.chunked import Stop
 from engine.models.locate import of_store
@@ -43,6 +44,7 @@ from engine.types import (
     Progress,
     Turn,
     Usage,
+    WindowRead,
 )
 
 TURNS_SHARE = 0.125
@@ -51,9 +53,6 @@ always stays free to zoom. Older ones fold; see `memory.conversation`."""
 
 TURNS_POSITIONS = 0.25
 """Share of the positions behind the document that these turns may take."""
-
-MOST_WINDOWS = 8
-"""Windows of a long document that stay visible while a question is answered."""
 
 
 class Session:
@@ -86,6 +85,8 @@ class Session:
         self._check_widening(options)
         self.ids = _known_ids(document["ids"], self.reader, store)
         self.book = DocumentText.of(self.store, document)
+        windows = [(window.start, window.end) for window in manifest.windows]
+        self._retrieval = Retrieval(windows, self.book.text_of)
         self._store_s += time.perf_counter() - at
         self._heads = evidence_heads.worth_of(self.reader.identity)
         self._trace = Trace()
@@ -114,6 +115,7 @@ class Session:
             "answer": self._answer.answer if self._answer else "",
             "citations": [asdict(c) for c in self._answer.citations] if self._answer else [],
             "said": self._trace.said,
+            "retrieval": [asdict(w) for w in self._answer.retrieval] if self._answer else [],
             "moves": self._trace.moves,
             "zoom": self._trace.zoom,
         }
@@ -159,7 +161,7 @@ class Session:
         trace, evidence = Trace(), Evidence(self.ids, self._heads)
         self._trace, self._answer = trace, None
         speaker = Speaker(self.reader, evidence, trace, on_text, stop, self.options.stop)
-        windows = self._scout(asked.prompt, stop)
+        retrieved = self._retrieve(_told(question, turns), asked.prompt, stop)
         if self.options.widen > 1:
             self._widening = Retry(self.memory.shared, self.options.widen, self.options.coverage)
         cache = self._cache()
@@ -185,7 +187,8 @@ class Session:
             ),
             memory=self._memory_use(),
             timing=self._timing(speaker, started, done),
-            stats=self._stats(windows, cache)
+            retrieval=self._windows_read(retrieved),
+            stats=self._stats(retrieved, cache)
             | {
                 "turns_read": asked.turns,
                 "turns_folded": self.past.shown,
@@ -240,7 +243,7 @@ class Session:
     def answer_from(self, memory: Memory) -> None:
         """Answer from this memory and nothing else."""
         self.memory = memory
-        self.past = Conversation(self.reader, memory, self._scout)
+        self.past = Conversation(self.reader, memory, self._retrieve)
 
     def _check_widening(self, options: AskOptions) -> None:
         """Refuse to do steps again where a method keeps what a step did."""
@@ -292,26 +295,46 @@ class Session:
         cache.widening = self._widening
         return cache
 
-    def _scout(self, prompt: list[int], stop: Stop | None = None) -> torch.Tensor | None:
-        """For a document of many windows: look over all of them once, keep those that matter."""
-        shared = self.memory.shared
-        first = self.memory.layers[0]
-        if shared.windows <= MOST_WINDOWS or first.full or not len(first.view.spans):
+    def _retrieve(
+        self, texts: Sequence[str], prompt: list[int], stop: Stop | None = None
+    ) -> Retrieved:
+        """Have the memory see the passages of a long document that matter, and no others.
+
+        Args:
+            texts: what is asked, then what else tells what it is about.
+        """
+        queries = [content_words(text) for text in texts]
+        retrieved = self._retrieval.choose(queries, lambda: self._vote(prompt, stop))
+        for layer in self.memory.layers:
+            layer.focus(retrieved.stretches)
+        return retrieved
+
+    def _vote(self, prompt: list[int], stop: Stop | None) -> torch.Tensor | None:
+        """Let the rows of a prompt vote for windows, [W], by what the router says of their spans;
+        None where it is never asked. Heads count by how much they look at evidence."""
+        shared, first = self.memory.shared, self.memory.layers[0]
+        if first.full or not len(first.view.spans):
             return None
-        score = torch.zeros(shared.windows)
-        shared.scout = torch.zeros(len(self.memory.layers), shared.windows)
+        shared.votes = torch.zeros(
+            len(self.memory.layers), self.store.manifest.model.heads, shared.windows
+        )
         try:
             for _ in chunked.read(self.reader.model, prompt, self._cache(), stop):
-                score += shared.scout.sum(0)
+                pass
+            worth = torch.ones(shared.votes.shape[:2]) if self._heads is None else self._heads
+            return torch.einsum("lhw,lh->w", shared.votes, worth)
         finally:
-            shared.scout = None
-        windows = score.topk(MOST_WINDOWS).indices.sort().values
-        self._focus(windows)
-        return windows
+            shared.votes = None
 
-    def _focus(self, windows: torch.Tensor | None) -> None:
-        for layer in self.memory.layers:
-            layer.focus(windows)
+    def _windows_read(self, retrieved: Retrieved) -> tuple[WindowRead, ...]:
+        found = []
+        for window in retrieved.windows:
+            token = self.store.manifest.windows[window].start
+            source, start = int(self.book.source[token]), int(self.book.starts[token])
+            lexical, attention = retrieved.lexical.get(window), retrieved.attention.get(window)
+            page = self.book.page_at(source, start)
+            found.append(WindowRead(window, page, lexical, attention))
+        return tuple(found)
 
     def _generate(self, cache: seam.MemoryCache, asked: _Asked, speaker: Speaker) -> None:
         """Read the prompt and say up to `most` tokens."""
@@ -384,7 +407,7 @@ class Session:
             "tokens_per_s": (len(speaker.tokens) - 1) / max(1e-9, done - speaker.first),
         }
 
-    def _stats(self, windows: torch.Tensor | None, cache: seam.MemoryCache) -> dict[str, Any]:
+    def _stats(self, retrieved: Retrieved, cache: seam.MemoryCache) -> dict[str, Any]:
         traffic = [layer.zoomed.traffic for layer in self.memory.layers]
         shared = self.memory.shared
         fetched = sum(t.fetched_spans for t in traffic)
@@ -392,7 +415,9 @@ class Session:
         return {
             "context": "exact" if shared.windows == 1 else "parallel windows",
             "windows": shared.windows,
-            "windows_read": shared.windows if windows is None else len(windows),
+            "windows_read": len(retrieved.windows),
+            "windows_by": retrieved.by,
+            "tokens_seen": retrieved.tokens(self.store.manifest.tokens),
             "pinned_rows": int(self.memory.layers[0].pinned_k.shape[1]),
             "fetched_bytes": sum(t.fetched_bytes for t in traffic),
             "fetched_spans": fetched,
@@ -406,6 +431,13 @@ class Session:
             "reuse_rate": reused / max(1, reused + fetched),
             "answer_kv_bytes": cache.peak_live_bytes,
         }
+
+
+def _told(question: str, turns: Sequence[Turn]) -> list[str]:
+    """What is asked, alone and behind the latest turn, which a question may take up."""
+    if not turns:
+        return [question]
+    return [question, f"{turns[-1].question} {turns[-1].answer} {question}"]
 
 
 @dataclass(frozen=True)

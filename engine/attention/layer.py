@@ -8,6 +8,7 @@ Positions never change: keys are stored after RoPE, at the positions they were r
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,8 +20,8 @@ from torch import Tensor
 from engine.attention.budget import Coverage, Limits, allot
 from engine.attention.index import SpanIndex
 from engine.attention.residency import Host, Traffic
-from engine.attention.resident import NOWHERE, Needs, ResidentSpans, row_scores
-from engine.attention.view import Segment, View
+from engine.attention.resident import NOWHERE, Needs, ResidentSpans, row_bytes, row_scores
+from engine.attention.view import Segment, Stretch, View
 from engine.compression.code_space import from_basis, widened
 from engine.compression.methods import Method
 from engine.compression.params import LayerParams, needed
@@ -70,7 +71,7 @@ class Watcher(Protocol):
 class Shared:
     """What all layers know of the document. bounds: int64 [S + 1] tokens. windows: how many.
 
-    scout: float [L, windows] while a question looks for its windows, else None.
+    votes: float [L, H, W] while the rows of a question vote for windows, else None.
     layers: all of them, in order. peak_bytes: the most that was resident at once. working_bytes:
     the most that one layer took beside it for one forward.
     recomputed_tokens: of the document, that the model read once more while it answered.
@@ -85,7 +86,7 @@ class Shared:
     bounds: Tensor
     windows: int
     watchers: list[Watcher] = field(default_factory=list)
-    scout: Tensor | None = None
+    votes: Tensor | None = None
     layers: list[LayerMemory] = field(default_factory=list)
     peak_bytes: int = 0
     working_bytes: int = 0
@@ -195,25 +196,27 @@ class LayerMemory:
         self.bounds = shared.bounds.to(rows[0].device)
         self.heads, _, self.size = rows[0].shape
         self.device = rows[0].device
-        self._rows, self._document = rows, view
+        self._own_rows, self._document = rows, view
         self.index = SpanIndex.of(recipe.router, recipe.levels, params, tables)
         self._behind: list[Segment] | None = []  # None while it changes
         self._see_all(view, rows)
 
     def _see_all(self, view: View, rows: tuple[Tensor, Tensor, Tensor]) -> None:
         """Have these spans and these rows that stay."""
-        self._all = self.view = view
+        self._all, self._rows, self.view = view, rows, view
         self.zoomed = ResidentSpans(self.recipe.codec, self.params, rows, view)
-        self._see(view)
+        self._see(view, rows)
 
-    def _see(self, view: View) -> None:
-        """Look at these spans; what the last steps wanted is forgotten. Nothing is zoomed then, but
-        where all of the same spans were: a question that comes next would zoom them all again."""
+    def _see(self, view: View, rows: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Look at these spans and rows; what the last steps wanted is forgotten. Nothing is zoomed
+        then, but where all of the same spans were: a question that comes next would zoom them all
+        again."""
         self.choice: Choice = self.recipe.selector.begin()
-        if self.zoomed.holds_all and torch.equal(view.spans, self.view.spans):
+        same = torch.equal(rows[2].int(), self.zoomed.pinned_token)
+        if same and self.zoomed.holds_all and torch.equal(view.spans, self.view.spans):
             return
         self.view = view
-        self.zoomed.begin(view)
+        self.zoomed.begin(view, rows)
         self._needs: Needs | None = None
         self._planned: tuple[float, int, Limits] | None = None
         self._told = int((view.spans < self.shared.spans).sum())  # of the document itself
@@ -240,9 +243,11 @@ class LayerMemory:
 
     @property
     def fixed_bytes(self) -> int:
-        """Bytes that are on the device whatever is zoomed: rows that stay, the index, and what
-        either is read with. A static ranking stays on the host."""
+        """Bytes that are on the device whatever is zoomed: rows that stay, those that a focus hides
+        among them, the index, and what either is read with. A static ranking stays on the host."""
         taken = self.zoomed.fixed_bytes
+        if len(self._rows[2]) > self.zoomed.pinned:
+            taken += row_bytes(self._rows)
         if self.recipe.selector.static or not len(self._all.spans):
             return taken
         return taken + self.index.nbytes + self.params.nbytes
@@ -312,7 +317,7 @@ class LayerMemory:
         window[own.spans] = own.window
         tables = [stretch.tables.to(self.device) for stretch in behind]
         self.index = self.index.followed_by(len(own.spans), own.tokens, tables)
-        k, v, token = self._rows
+        k, v, token = self._own_rows
         more = [[x.to(k) for x in stretch.rows] for stretch in behind]
         k, v = (
             torch.cat([k, *(each[0] for each in more)], 1),
@@ -323,16 +328,22 @@ class LayerMemory:
         self._see_all(View.of(ids, self.bounds, window), (k, v, token))
         self._behind = list(behind)
 
-    def focus(self, windows: Tensor | None) -> None:
-        """See only these windows' spans (int64 ids), or all; forget what the last steps wanted."""
-        if windows is None:
+    def focus(self, stretches: Sequence[Stretch] | None) -> None:
+        """See only the spans that have tokens in these stretches of the document, and the exact
+        rows in them; None: all. What stands before and behind the document is always seen. What
+        the last steps wanted is forgotten."""
+        if stretches is None:
             self.index = self.index.pick(None, None)
-            self._see(self._all)
+            self._see(self._all, self._rows)
             return
-        behind = windows.new_full((1,), self.shared.windows)
-        ids = torch.cat([windows, behind]).to(self.device).sort().values
-        self.index = self.index.pick(*self._all.runs(ids))
-        self._see(self._all.pick(torch.isin(self._all.window, ids))[0])
+        spans, tokens = self._all.runs([*stretches, (self.shared.tokens, sys.maxsize)])
+        self.index = self.index.pick(spans, tokens)
+        k, v, token = self._rows
+        seen = token < 0
+        for first, end in stretches:
+            seen |= (first <= token) & (token < end)
+        rows = k[:, seen], v[:, seen], token[seen]
+        self._see(self._all.pick(self._all.within(spans))[0], rows)
 
     def release(self) -> None:
         """Be as no question had been asked: give back what one brought to the device, unless every
@@ -372,15 +383,15 @@ class LayerMemory:
             q: [Hkv, R, D].  pinned, live: their scores on the rows that are exact.
         """
         shared, hides = self.shared, self.recipe.selector.hides
-        looking = shared.scout is not None and not hides
+        looking = shared.votes is not None and not hides
         if not looking:
             self._plan()
         if self._everything_fits():
             self.zoomed.sync(torch.ones_like(self.zoomed.held), self.host)
             return Routed()
         mass, refined = self.index.mass(q, self.view)
-        if shared.scout is not None:
-            self._scout(mass if refined is None else mass.masked_fill(~refined[:, None], NEG_INF))
+        if shared.votes is not None:
+            self._vote(mass if refined is None else mass.masked_fill(~refined[:, None], NEG_INF))
         if looking:
             return Routed(mass=mass)
         share, worth, drawn = self._worth(q, mass, refined, pinned, live)
@@ -395,7 +406,7 @@ class LayerMemory:
         estimated: what a method that fills its room has room for."""
         if self.full or not len(self.view.spans):
             return True
-        if self.shared.estimates or self.shared.scout is not None or self.limits.coverage < 1:
+        if self.shared.estimates or self.shared.votes is not None or self.limits.coverage < 1:
             return False
         if not self.recipe.selector.by_share or self.recipe.router.gated:
             return False
@@ -455,17 +466,19 @@ class LayerMemory:
         chosen = choose(worth.masked_fill(~kept, -1.0), cost, caps, uncovered, drawn) & kept
         return chosen.expand(self.heads, -1)
 
-    def _scout(self, mass: Tensor) -> None:
+    def _vote(self, mass: Tensor) -> None:
         """Let every query row vote for windows by the best span of each; mass [Hkv, GQ, F].
 
         Windows are held against each other alone, so that a head which mostly looks at the
         question still says where in the document it would look.
         """
-        assert self.shared.scout is not None
+        assert self.shared.votes is not None
         best = mass.new_full((*mass.shape[:2], self.shared.windows + 1), NEG_INF)
         best.scatter_reduce_(2, self.view.window.expand_as(mass), mass, "amax")
-        votes = torch.softmax(best[..., :-1], -1).sum((0, 1))  # what stands behind has no window
-        self.shared.scout[self.layer] = votes.to(self.shared.scout.device)
+        votes = torch.softmax(best[..., :-1], -1)  # what stands behind has no window
+        heads = self.shared.votes.shape[1]
+        votes = votes.reshape(heads, -1, self.shared.windows).sum(1)
+        self.shared.votes[self.layer] += votes.to(self.shared.votes.device)
 
     def _merge(self, asked: Asked, rows: int, live_v: Tensor) -> tuple[Tensor, Weights]:
         """One softmax over slots, live rows and summaries: [Hkv, R, D], and what it weighed."""
@@ -521,7 +534,7 @@ class LayerMemory:
                 coefs, total = (sums, more) if coefs is None else _added(coefs, sums, total, more)
         if coefs is not None:
             out += from_basis(coefs, total, needed(self.params.values))
-        if self.shared.scout is None:
+        if self.shared.votes is None:
             self.shared.coverage.note(self.layer, weight[..., :0] if summary is None else summary)
         return out, weight, summary
 

@@ -139,19 +139,19 @@ class ResidentSpans:
     ):
         """rows: k, v [Hkv, P, D] that stay and their document tokens [P], -1 for none."""
         self.codec, self.params = codec, params
-        self.k, self.v, token = rows
-        self.heads, self.pinned, self.size = self.k.shape
-        self.device = self.k.device
-        self._pinned_tokens = token.int().expand(self.heads, -1)
+        self.device = rows[0].device
         layout = codec.layout(params) if len(view.spans) else None
         self.space: CodeSpace | None = None
         if layout is not None:
             self.space = CodeSpace(needed(params.keys), needed(params.codes), layout)
         self.traffic = Traffic()
-        self.begin(view)
+        self.begin(view, rows)
 
-    def begin(self, view: View) -> None:
-        """Hold nothing and have no slots; spans of this view may come."""
+    def begin(self, view: View, rows: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Hold nothing but these rows and have no slots; spans of this view may come."""
+        self.k, self.v, token = rows
+        self.heads, self.pinned, self.size = self.k.shape
+        self._pinned_tokens = token.int().expand(self.heads, -1)
         self.view = view
         nothing = torch.zeros(3, self.heads, len(view.spans), dtype=torch.int32)
         self.allocate(Room(0, 0, (0,) * self.heads), nothing)
@@ -209,9 +209,8 @@ class ResidentSpans:
     @property
     def fixed_bytes(self) -> int:
         """Bytes of the rows that stay, and of what codes are read with."""
-        rows = self.pinned_k.nbytes + self.pinned_v.nbytes
         layout = 0 if self.space is None else self.space.layout.nbytes
-        return rows + TOKEN_BYTES * self.heads * self.pinned + layout
+        return row_bytes((self.pinned_k, self.pinned_v, self.pinned_token)) + layout
 
     @property
     def nbytes(self) -> int:
@@ -379,6 +378,12 @@ def _of(records: Placed, some: Tensor, first: Tensor) -> tuple[Placed, Tensor]:
     """The records where bool [M] holds, and the document tokens they are of; first: [M] of each."""
     mine = records.where(some)
     return mine, gather_ranges(first[some], mine.lengths)
+
+
+def row_bytes(rows: tuple[Tensor, Tensor, Tensor]) -> int:
+    """Bytes of exact rows k, v [Hkv, P, D] and of the token of each, which every head notes."""
+    k, v, token = rows
+    return k.nbytes + v.nbytes + TOKEN_BYTES * len(k) * len(token)
 
 
 def row_scores(q: Tensor, k: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +13,9 @@ from engine.compression.codecs.base import Records
 from engine.compression.columns import Runs
 from engine.compression.ranges import gather_ranges, span_ids
 from engine.compression.span_tables import SpanTables
+
+Stretch = tuple[int, int]
+"""Document tokens [first, end)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +65,23 @@ class View:
         part = View(self.spans[keep], lengths, _sums(lengths), self.window[keep], self.starts[keep])
         return part, rows
 
-    def runs(self, windows: Tensor) -> tuple[Runs, Runs]:
-        """The places that the spans of some windows (ascending ids) have, as ranges of spans and
-        of tokens."""
-        first = torch.searchsorted(self.window, windows)
-        last = torch.searchsorted(self.window, windows, right=True)
-        tokens = zip(self.bounds[first].tolist(), self.bounds[last].tolist(), strict=True)
-        return tuple(zip(first.tolist(), last.tolist(), strict=True)), tuple(tokens)
+    def runs(self, stretches: Sequence[Stretch]) -> tuple[Runs, Runs]:
+        """The places of the spans that have tokens in some stretches of the document (ascending,
+        none in another), as ranges of spans and of tokens."""
+        edges = self.starts.new_tensor(stretches).reshape(-1, 2)
+        first = torch.searchsorted(self.starts + self.lengths, edges[:, 0].contiguous(), right=True)
+        end = torch.searchsorted(self.starts, edges[:, 1].contiguous())
+        first[1:] = torch.maximum(first[1:], end[:-1])  # a span of two stretches is seen once
+        end = torch.maximum(first, end)
+        tokens = zip(self.bounds[first].tolist(), self.bounds[end].tolist(), strict=True)
+        return tuple(zip(first.tolist(), end.tolist(), strict=True)), tuple(tokens)
+
+    def within(self, runs: Runs) -> Tensor:
+        """bool [F]: which spans lie in ranges of them."""
+        inside = torch.zeros(len(self.spans), dtype=torch.bool, device=self.spans.device)
+        for first, end in runs:
+            inside[first:end] = True
+        return inside
 
     def to(self, device: torch.device) -> View:
         """The same on a device."""

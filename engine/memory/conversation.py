@@ -37,8 +37,9 @@ MOST_HELD = 1 << 28
 """Bytes of folded turns that are kept of other conversations than the newest."""
 
 
-Scout = Callable[[list[int], Stop | None], object]
-"""Looks for the windows of a long document that matter to some tokens."""
+Retrieve = Callable[[Sequence[str], list[int], Stop | None], object]
+"""Lets the memory see the passages of a long document that matter to some texts, which are read as
+these tokens, and no others."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,11 @@ class Conversation:
     under their words and serves every conversation that begins with them.
 
     length: positions that prefix, document and the turns recalled last take together. shown: of
-    these turns, how many are still there. scout: lets the memory see the windows of a long
-    document that matter to some tokens, and no others.
+    these turns, how many are still there.
     """
 
-    def __init__(self, reader: Reader, memory: Memory, scout: Scout):
-        self._reader, self._memory, self._scout = reader, memory, scout
+    def __init__(self, reader: Reader, memory: Memory, retrieve: Retrieve):
+        self._reader, self._memory, self._retrieve = reader, memory, retrieve
         self._held: OrderedDict[tuple[Turn, ...], CompressedTurn] = OrderedDict()
         self.length, self.shown = memory.length, 0
 
@@ -104,7 +104,9 @@ class Conversation:
             if told[:count] not in self._held:
                 chunked.check(stop)
                 self._show(chain)
-                ids = prompt.turn(tokenizer, told[count - 1], first=count == 1)
+                turn = told[count - 1]
+                ids = prompt.turn(tokenizer, turn, first=count == 1)
+                self._retrieve([f"{turn.question} {turn.answer}"], ids, stop)
                 self._held[told[:count]] = self._read(ids, stop)
             self._held.move_to_end(told[:count])
             chain.append(self._held[told[:count]])
@@ -129,7 +131,6 @@ class Conversation:
 
     def _read(self, ids: list[int], stop: Stop | None) -> CompressedTurn:
         """Read a turn behind what is shown, and fold it layer by layer."""
-        self._scout(ids, stop)
         cache = self.cache()
         surprisal = self._reader.read_behind(ids, cache, stop)
         pieces = [self._reader.tokenizer.decode([token]) for token in ids]

@@ -211,6 +211,9 @@ def test_a_trace_shows_the_last_question_s_decisions(
     assert {(m.layer, m.step) for m in report.moves} == {(n, s) for n in range(3) for s in range(3)}
     assert sum(m.fetched_bytes for m in report.moves) > 0
     assert report.citations
+    assert {window.window for window in report.retrieval} < set(
+        range(len(report.manifest["windows"]))
+    )
     assert list(report.to_json()["zoom"]) == zoom
     assert zoom
     narrowed = look(stores["sekv"], trace=path, layer=1, head=0)
@@ -251,6 +254,9 @@ WRONG_TRACES = [
     (["said"], None, "is not a trace"),
     (["moves", 0, "fetched_bytes"], "much", "is not a trace"),
     (["citations", 0], {}, "is not a trace"),
+    (["retrieval", 0, "window"], 10**6, "of another store: it names windows"),
+    (["retrieval", 0, "lexical"], "much", "is not a trace"),
+    (["retrieval", 0], {}, "is not a trace"),
 ]
 
 

@@ -12,6 +12,7 @@ from engine.answer import limits
 from engine.compression.methods import METHODS
 from engine.compression.routers.static import RetrievalHeads
 from engine.errors import QuestionError, StoppedError
+from engine.memory.retrieval import READ_WINDOWS
 from engine.models import chunked, hf
 from engine.types import Answer, Turn
 from tiny_books import log, read, session
@@ -116,7 +117,8 @@ def test_reading_stops_between_chunks(
         assert again.usage == expected.usage
 
 
-def test_a_scout_of_many_windows_stops_too(model: Path, tmp_path: Path, small: None) -> None:
+def test_a_vote_for_windows_stops_too(model: Path, tmp_path: Path, small: None) -> None:
+    strange = "Qui a mangé le fromage ? " * 8
     place = checkpoint("llama", tmp_path / "model", max_position_embeddings=1024)
     reader = hf.load(str(place), device="cpu")
     made = read(tmp_path / "store", place, log(20), reader=reader, window=96)
@@ -128,11 +130,11 @@ def test_a_scout_of_many_windows_stops_too(model: Path, tmp_path: Path, small: N
         return asked > 3
 
     with session(made, reader) as opened:
-        assert len(opened.store.manifest.windows) > 8
+        assert len(opened.store.manifest.windows) > READ_WINDOWS
         with pytest.raises(StoppedError):
-            opened.ask(LONG, stop=stop)
-        assert opened.memory.shared.scout is None
-        assert opened.ask(LONG).stats["windows_read"] == 8
+            opened.ask(strange, stop=stop)
+        assert opened.memory.shared.votes is None
+        assert opened.ask(strange).stats["windows_by"] == "attention"
     assert asked == 4
 
 

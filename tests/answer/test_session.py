@@ -16,14 +16,18 @@ from hypothesis import strategies as st
 
 from engine.answer import support
 from engine.answer.generate import LOOP_TIMES
-from engine.answer.session import MOST_WINDOWS, TURNS_SHARE, Session
+from engine.answer.session import TURNS_SHARE, Session
 from engine.errors import BudgetError, ReaderError, SekvError, StoppedError
+from engine.memory.retrieval import READ, READ_WINDOWS
 from engine.models import evidence_heads, hf
 from engine.models.prompt import PLAIN_CUE
 from engine.types import Answer, AskOptions, Turn
 from fake_model import scripted
-from tiny_books import QUESTION, TEXT, read, session
+from tiny_books import QUESTION, TEXT, log, read, session
 from tiny_models import checkpoint
+
+STRANGE = "Qui a mangé le fromage ?"
+"""A question of which no word stands in the log."""
 
 # ---------------------------------------------------------------------------- what is told
 
@@ -53,7 +57,7 @@ CONTRACT = {
     },
 }
 
-ADDED = {"supported", "support", "thinking"}
+ADDED = {"supported", "support", "thinking", "retrieval"}
 
 
 def test_the_json_of_an_answer_has_the_keys_of_the_contract(store: Path, reader: hf.Reader) -> None:
@@ -90,17 +94,18 @@ def forwards(reader: hf.Reader) -> Iterator[list[int]]:
         hook.remove()
 
 
-@pytest.mark.parametrize("windows", [1, 11])
+@pytest.mark.parametrize(
+    ("windows", "question", "times"), [(1, QUESTION, 1), (11, QUESTION, 1), (11, STRANGE, 2)]
+)
 def test_no_document_token_goes_through_the_model_again(
-    windows: int, store: Path, many: Path, reader: hf.Reader
+    windows: int, question: str, times: int, store: Path, many: Path, reader: hf.Reader
 ) -> None:
-    """Counted at the model's door: the question (once more where it scouts) and the answer."""
+    """Counted at the model's door: the question (once more where it votes) and the answer."""
     with forwards(reader) as seen, session(store if windows == 1 else many, reader) as opened:
         assert len(opened.store.manifest.windows) == windows
-        usage = opened.ask(QUESTION).usage
+        usage = opened.ask(question).usage
     assert usage.recomputed_document_tokens == 0
-    scouted = 0 if windows <= MOST_WINDOWS else usage.question_tokens
-    assert sum(seen) == scouted + usage.question_tokens + usage.answer_tokens - 1
+    assert sum(seen) == times * usage.question_tokens + usage.answer_tokens - 1
 
 
 def test_citations_are_exact_slices_of_the_source(
@@ -564,23 +569,62 @@ def test_without_trace_nothing_is_recorded(store: Path, reader: hf.Reader) -> No
         assert opened.trace()["zoom"] == []
 
 
-def test_of_many_windows_only_the_best_stay(many: Path, reader: hf.Reader) -> None:
-    with session(many, reader, trace=True, budget="60%") as opened:
-        count = len(opened.store.manifest.windows)
-        assert count > MOST_WINDOWS
-        answer = opened.ask(QUESTION)
-        assert answer.stats["windows"] == count
-        assert answer.stats["windows_read"] == MOST_WINDOWS
-        seen = {int(w) for layer in opened.memory.layers for w in layer.view.window}
-        assert len(seen) == MOST_WINDOWS
-        window = torch.searchsorted(
-            torch.tensor([w.end for w in opened.store.manifest.windows]),
-            opened.memory.shared.bounds[:-1],
-            right=True,
-        )
-        zoomed = {int(window[entry["span"]]) for entry in opened.trace()["zoom"]}
-        assert zoomed <= seen
+@pytest.mark.parametrize(("method", "full"), [("sekv", False), ("sekv", True), ("full", False)])
+def test_of_many_windows_the_passages_with_the_words_of_the_question_are_seen(
+    method: str, full: bool, model: Path, reader: hf.Reader, tmp_path: Path
+) -> None:
+    """A character is a token to this reader, and its windows are shorter than a passage."""
+    many = read(tmp_path / "many", model, log(14), reader=reader, window=80, method=method)
+    with session(many, reader, trace=True, budget="60%", full=full) as opened:
+        windows = opened.store.manifest.windows
+        answer = opened.ask("What happened on day 13?")
+        assert answer.stats["windows"] == len(windows) > READ
+        assert answer.stats["windows_read"] == len(answer.retrieval) == READ
+        assert answer.stats["windows_by"] == "words"
+        best = windows[answer.retrieval[0].window]
+        assert "day 13" in log(14)[best.start : best.end]
+        assert all(isinstance(each.lexical, float) for each in answer.retrieval)
+        assert all(each.attention is None for each in answer.retrieval)
+        assert opened.trace()["retrieval"] == list(answer.to_json()["retrieval"])
+
+        seen = {
+            token
+            for each in answer.retrieval
+            for token in range(windows[each.window].start, windows[each.window].end)
+        }
+        assert answer.stats["tokens_seen"] == len(seen)
+        bounds = opened.memory.shared.bounds
+        for layer in opened.memory.layers:
+            assert {int(token) for token in layer.pinned_token if token >= 0} <= seen
+            assert set(bounds[layer.view.spans].tolist()) <= seen
+        assert {int(bounds[entry["span"]]) for entry in opened.trace()["zoom"]} <= seen
         assert answer.citations
+        assert all(set(range(c.start, c.end)) & seen for c in answer.citations)
+
+
+def test_where_no_word_of_the_question_stands_in_the_document_attention_votes(
+    many: Path, reader: hf.Reader
+) -> None:
+    with session(many, reader) as opened:
+        answer = opened.ask(STRANGE)
+        assert answer.stats["windows_by"] == "attention"
+        assert answer.stats["windows_read"] == READ_WINDOWS
+        votes = [each.attention for each in answer.retrieval]
+        assert votes == sorted(votes, reverse=True)
+        assert all(each.lexical is None for each in answer.retrieval)
+        assert opened.ask(QUESTION).stats["windows_by"] == "words"
+
+
+@pytest.mark.parametrize("method", ["sekv", "full"])
+def test_a_memory_that_cannot_vote_sees_all_windows_where_no_word_fits(
+    method: str, model: Path, reader: hf.Reader, tmp_path: Path
+) -> None:
+    many = read(tmp_path / method, model, log(14), reader=reader, window=80, method=method)
+    with session(many, reader, full=method == "sekv") as opened:
+        answer = opened.ask(STRANGE)
+        assert answer.stats["windows_by"] == "all"
+        assert answer.stats["windows_read"] == len(answer.retrieval) == answer.stats["windows"]
+        assert answer.stats["tokens_seen"] == answer.usage.document_tokens
 
 
 @pytest.mark.parametrize("budget", ["1", "1%", "2%", "4%", "6%"])

@@ -306,15 +306,15 @@ def windowed(
 
 
 @pytest.mark.parametrize("chosen", [[0], [1], [2], [0, 2], [0, 1, 2]])
-def test_focus_hides_the_other_windows_but_no_exact_row(chosen: list[int]) -> None:
+def test_focus_hides_everything_else_and_its_exact_rows(chosen: list[int]) -> None:
     memory, k, v = windowed(11)
-    memory.focus(torch.tensor(chosen))
-    question = asked(11)
     starts = [0, 20, 50, 60]
+    memory.focus([(starts[window], starts[window + 1]) for window in chosen])
+    question = asked(11)
     hidden = [
         token
         for window in set(range(3)) - set(chosen)
-        for token in range(starts[window] + 1, starts[window + 1])
+        for token in range(starts[window], starts[window + 1])
     ]
     expected = truth(k, v, question, hidden)
     torch.testing.assert_close(memory.attend(*question), expected, atol=2e-5, rtol=2e-5)
@@ -325,16 +325,47 @@ def test_focus_hides_the_other_windows_but_no_exact_row(chosen: list[int]) -> No
 
 
 @pytest.mark.parametrize("router", sorted(ROUTERS))
-def test_focus_on_windows_without_spans_leaves_the_exact_rows(router: str) -> None:
-    memory, k, v = windowed(12, replace(EXACT, router=ROUTERS[router]))
-    memory.focus(torch.tensor([7]))
+def test_focus_on_a_window_without_spans_leaves_its_exact_rows(router: str) -> None:
+    cuts = [fixed_spans(20, 5), fixed_spans(1, 1), fixed_spans(39, 3)]
+    memory, k, v = windowed(12, replace(EXACT, router=ROUTERS[router]), cuts)
+    memory.focus([(20, 21)])
     question = asked(12)
-    hidden = [token for token in range(60) if token not in (0, 20, 50)]
+    hidden = [token for token in range(60) if token != 20]
     out = memory.attend(*question)
     torch.testing.assert_close(out, truth(k, v, question, hidden), atol=2e-5, rtol=2e-5)
 
 
-def test_a_scout_zooms_nothing_and_lets_every_query_vote_for_windows() -> None:
+@pytest.mark.parametrize(
+    ("stretches", "seen"),
+    [
+        ([(22, 23)], [(21, 26)]),  # behind a window's first token, which is an exact row
+        ([(25, 27)], [(21, 32)]),
+        ([(22, 23), (24, 25)], [(21, 26)]),  # two stretches of one span
+        ([(0, 1), (20, 27)], [(0, 1), (20, 32)]),
+    ],
+)
+def test_focus_on_part_of_a_window_shows_the_spans_that_it_has_tokens_of(
+    stretches: list[tuple[int, int]], seen: list[tuple[int, int]]
+) -> None:
+    memory, k, v = windowed(15)
+    memory.focus(stretches)
+    question = asked(15)
+    hidden = [t for t in range(60) if not any(first <= t < end for first, end in seen)]
+    out = memory.attend(*question)
+    torch.testing.assert_close(out, truth(k, v, question, hidden), atol=2e-5, rtol=2e-5)
+
+
+def test_rows_that_a_focus_hides_are_bytes_still() -> None:
+    memory, _, _ = windowed(12)
+    before = memory.fixed_bytes
+    memory.focus([(20, 50)])
+    row = 2 * 4 * KV_HEADS * SIZE + 4 * KV_HEADS
+    assert memory.fixed_bytes == before + row
+    memory.focus(None)
+    assert memory.fixed_bytes == before
+
+
+def test_a_vote_zooms_nothing_and_lets_every_query_vote_for_windows() -> None:
     """A query's vote is shared among windows by their best span; live and exact rows have none."""
     cuts = [fixed_spans(n, 1) for n in (20, 30, 10)]
     memory, k, _ = windowed(13, replace(EXACT, router=MeanKey()), cuts)
@@ -342,13 +373,13 @@ def test_a_scout_zooms_nothing_and_lets_every_query_vote_for_windows() -> None:
     scores = question[0] @ k.repeat_interleave(2, 0).mT / math.sqrt(SIZE)
     scores[..., [0, 20, 50]] = -math.inf
     best = torch.stack([w.amax(-1) for w in scores.split([20, 30, 10], -1)], -1)
-    memory.shared.scout = torch.zeros(1, 3)
+    memory.shared.votes = torch.zeros(1, HEADS, 3)
     memory.attend(*question)
-    votes = memory.shared.scout[0]
-    torch.testing.assert_close(votes, best.softmax(-1).sum((0, 1)), atol=0.02, rtol=0)
+    votes = memory.shared.votes[0]
+    torch.testing.assert_close(votes, best.softmax(-1).sum(1), atol=0.02, rtol=0)
     assert float(votes.sum()) == pytest.approx(HEADS * 3)
     assert all(len(ids) == 0 for ids in memory.zoomed.spans)
-    memory.shared.scout = None
+    memory.shared.votes = None
     memory.attend(*question)
     assert all(len(ids) for ids in memory.zoomed.spans)
 

@@ -11,9 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from engine.types import Citation, InspectReport
+from engine.types import Citation, InspectReport, WindowRead
 from sekv_cli import progress, strips
-from sekv_cli.format import amount_text, bytes_text, clean, print_citations, seconds_text
+from sekv_cli.format import (
+    amount_text,
+    bytes_text,
+    clean,
+    print_citations,
+    seconds_text,
+    windows_text,
+)
 from sekv_cli.inspection import print_summary
 
 
@@ -84,6 +91,13 @@ def test_a_page_is_called_by_its_label_and_where_that_differs_by_its_sheet(
             out = Console(file=io.StringIO(), width=100)
             print_citations(out, [Citation("x/a.pdf", page, 0, 1, "z", 1.0, sheet)])
             assert out.file.getvalue().splitlines()[0].strip() == f"[1] {shown}"  # type: ignore[attr-defined]
+
+
+def test_chosen_windows_are_told_with_why() -> None:
+    by_words = (WindowRead(12, "5", 14.21), WindowRead(40, "", 9.0), WindowRead(7, "Of Ice", 1.0))
+    assert windows_text(by_words) == "12 (p. 5, words 14.2), 40 (words 9.0), 7 (Of Ice, words 1.0)"
+    assert windows_text((WindowRead(3, "ii", None, 2.25),)) == "3 (ii, votes 2.2)"
+    assert windows_text((WindowRead(0, ""), WindowRead(1, "2"))) == ""
 
 
 def test_a_summary_tells_what_was_noted_of_the_sources() -> None:

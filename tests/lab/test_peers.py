@@ -43,7 +43,7 @@ def whole(model: Path, reader: hf.Reader, tmp_path_factory: pytest.TempPathFacto
 def windowed(model: Path, reader: hf.Reader, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of the full cache of several windows."""
     folder = tmp_path_factory.mktemp("windowed")
-    return read(folder, model, log(12), reader=reader, method="full", window=300)
+    return read(folder, model, log(12), reader=reader, method="full", window=400)
 
 
 def answers(opened: Session) -> list[str]:

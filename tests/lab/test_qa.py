@@ -26,18 +26,9 @@ from engine.lab.bench.suites.types import Ask
 from engine.models import hf
 from engine.types import Answer, Citation, MemoryUse, Silent, Usage
 from sekv_cli.main import run
-from tiny_books import log
+from tiny_books import log, words_of
 
 KINDS = ("lexical", "paraphrase", "unanswerable")
-
-
-def words_of(document: Any) -> Tokens:
-    """Five characters a token: what is cut need not be a word."""
-    text = document.sources[0].text
-    starts = np.arange(0, len(text), 5)
-    ends = np.minimum(starts + 5, len(text))
-    none = np.zeros(len(starts))
-    return Tokens(*(a.astype(np.int32) for a in (none, starts, ends, none)), "tiktoken")
 
 
 def question(number: int, document: str, day: int, kind: str = "lexical") -> Question:

@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from engine.answer.session import MOST_WINDOWS, Session
+from engine.answer.session import Session
 from engine.attention.layer import LayerMemory
 from engine.compression import methods as recipes
 from engine.errors import StoppedError
 from engine.memory import conversation as folding
 from engine.memory.conversation import beginning
+from engine.memory.retrieval import READ
 from engine.models import hf
 from engine.types import Turn
 from exact_methods import EXACT
@@ -360,10 +361,10 @@ def test_of_many_windows_a_focus_hides_no_turn(
         answer = opened.ask(QUESTION, turns=TALK[:2])
         windows = len(opened.store.manifest.windows)
         assert answer.stats["turns_folded"] == 2
-        assert answer.stats["windows_read"] == MOST_WINDOWS < windows
+        assert answer.stats["windows_read"] == READ < windows
         for layer in opened.memory.layers:
             seen = set(layer.view.window.tolist())
-            assert len(seen) == MOST_WINDOWS + 1
+            assert len(seen) == READ + 1
             assert windows in seen
 
 

@@ -1,0 +1,144 @@
+"""Window retrieval on natural questions: is the evidence among what would be read?
+
+Text alone: documents are tokenized and cut as `ingest` cuts them, and asked through the same index
+as `sekv ask`; no weights are loaded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from engine.answer.overlap import content_words
+from engine.documents import load
+from engine.ingest.windows import cut_windows
+from engine.lab.bench.questions import Question, placed
+from engine.memory.retrieval import PassageIndex
+
+if TYPE_CHECKING:
+    from engine.attention.view import Stretch
+    from engine.documents import Document
+    from engine.documents.tokens import Tokens
+
+COUNTS = (1, 2, 4, 8)
+"""How many windows or passages are read."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One question. windows: rank, from 0, of the first window that has a part of the evidence.
+    passages: how many of the best passages hold all of it together. None: not found at all."""
+
+    question: Question
+    windows: int | None
+    passages: int | None
+
+
+def measure(
+    questions: Sequence[Question],
+    documents: Path,
+    tokenize: Callable[[Document], Tokens],
+    sizes: Sequence[int],
+) -> dict[str, Any]:
+    """Recall of the evidence by window size, kind of question and what is read.
+
+    Args:
+        sizes: tokens of a window.
+    Raises:
+        DocumentError: a document is not there, or does not hold the evidence of a question.
+    """
+    answerable = [question for question in questions if question.answerable]
+    ranked: dict[int, list[Ranked]] = {size: [] for size in sizes}
+    build, search, longest = 0.0, [], 0
+    for name in dict.fromkeys(question.document for question in answerable):
+        document = load([str(documents / name)])
+        text, tokens = document.sources[0].text, tokenize(document)
+        longest = max(longest, len(tokens))
+
+        def words_of(stretch: Stretch, text: str = text, tokens: Tokens = tokens) -> str:
+            return text[int(tokens.starts[stretch[0]]) : int(tokens.ends[stretch[1] - 1])]
+
+        for size in sizes:
+            bounds = cut_windows(document, tokens, size).bounds
+            at = time.process_time()
+            index = PassageIndex(list(pairwise(bounds)), words_of)
+            build = max(build, time.process_time() - at)
+            for question in answerable:
+                if question.document != name:
+                    continue
+                start, end = placed(question, text)
+                first = int((tokens.ends <= start).sum())
+                place = first, int((tokens.starts < end).sum())
+                at = time.process_time()
+                found = list(index.scores(content_words(question.text)))
+                search.append(time.process_time() - at)
+                ranked[size].append(_rank(question, index, found, place))
+    return {
+        "suite": "retrieval",
+        "questions": len(answerable),
+        "longest_tokens": longest,
+        "index_s": round(build, 3),
+        "question_s": round(median(search), 5),
+        "recall": [_row(size, ranked[size]) for size in sizes],
+    }
+
+
+def _rank(question: Question, index: PassageIndex, found: list[int], place: Stretch) -> Ranked:
+    """Where evidence stands among passages, best first. place: its tokens."""
+    first, end = place
+    windows = list(dict.fromkeys(index.window[passage] for passage in found))
+    holds = [index.windows[window] for window in windows]
+    rank = next((rank for rank, (a, b) in enumerate(holds) if a < end and b > first), None)
+    missing = set(range(first, end))
+    for count, passage in enumerate(found, 1):
+        missing.difference_update(range(*index.passages[passage]))
+        if not missing:
+            return Ranked(question, rank, count)
+    return Ranked(question, rank, None)
+
+
+def _row(size: int, ranked: Sequence[Ranked]) -> dict[str, Any]:
+    kinds = defaultdict(list)
+    for each in ranked:
+        kinds[each.question.kind].append(each)
+    row: dict[str, Any] = {"window": size}
+    for kind, group in sorted(kinds.items()):
+        row[kind] = {
+            "questions": len(group),
+            "windows": {count: _share([r.windows for r in group], count - 1) for count in COUNTS},
+            "passages": {count: _share([r.passages for r in group], count) for count in COUNTS},
+        }
+    return row
+
+
+def _share(ranks: Sequence[int | None], most: int) -> float:
+    return round(sum(rank is not None and rank <= most for rank in ranks) / len(ranks), 4)
+
+
+def markdown(made: dict[str, Any]) -> str:
+    """The report as a table."""
+    heads = [f"{count}" for count in COUNTS]
+    lines = [
+        f"{made['questions']} answerable questions. The index of the longest document "
+        f"({made['longest_tokens']:,} tokens at most) took {made['index_s']:.2f} s, a question "
+        f"{1000 * made['question_s']:.1f} ms.",
+        "",
+        f"| tokens of a window | questions | evidence in the best {' / '.join(heads)} windows | "
+        f"whole in the best {' / '.join(heads)} passages |",
+        "|---|---|---:|---:|",
+    ]
+    for row in made["recall"]:
+        for kind in (name for name in row if name != "window"):
+            shares = [
+                " / ".join(f"{100 * share:.0f}" for share in row[kind][what].values())
+                for what in ("windows", "passages")
+            ]
+            count = row[kind]["questions"]
+            lines.append(f"| {row['window']} | {count} {kind} | {shares[0]} % | {shares[1]} % |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,188 @@
+"""Window retrieval: which windows of a long document a question needs, and which passages of them.
+
+BM25 over overlapping passages of the store's own text; a window is worth what its best passage is.
+The index is SQLite's FTS5, in memory, and takes a tenth of a second for a book. Where no word of a
+question stands in the document, attention's vote decides.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from math import fsum
+
+from torch import Tensor
+
+from engine.attention.view import Stretch
+from engine.errors import SekvError
+
+READ = 2
+"""Passages that are seen while a question is answered; see docs/results.md."""
+
+READ_WINDOWS = 2
+"""Windows that are seen where attention chose them; a document of no more is seen whole."""
+
+PASSAGE, STEP = 256, 128
+"""Tokens of a passage, and from the beginning of one to the next."""
+
+RANK = 60
+"""How little a rank counts beside the next one in `fuse`; the value of its source."""
+
+TABLE = """
+    CREATE VIRTUAL TABLE passages
+    USING fts5(text, content='', tokenize='porter unicode61 remove_diacritics 2')
+"""
+"""Words of letters and digits without accents, English ones cut to their stems; the text itself is
+not kept."""
+
+ALONE = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3]")
+"""Characters of scripts without spaces; each counts as a word."""
+
+WORDS, ATTENTION, ALL = "words", "attention", "all"
+"""By what windows were chosen."""
+
+
+class PassageIndex:
+    """BM25 over the passages of windows.
+
+    windows, passages: where they lie, in order. window: the number of each passage's window.
+    """
+
+    def __init__(self, windows: Sequence[Stretch], text: Callable[[Stretch], str]):
+        """text: of a stretch of the document.
+
+        Raises:
+            SekvError: the SQLite of this Python has no full-text search.
+        """
+        self.windows = windows
+        parts = [(passage, number) for number, w in enumerate(windows) for passage in passages(w)]
+        self.passages = [passage for passage, _ in parts]
+        self.window = [number for _, number in parts]
+        self._index = sqlite3.connect(":memory:", check_same_thread=False)
+        try:
+            self._index.execute(TABLE)
+        except sqlite3.OperationalError as error:
+            raise SekvError(
+                f"long documents are searched with the FTS5 of SQLite 3.27 or newer, and this "
+                f"Python has {sqlite3.sqlite_version} ({error}): use another build of Python"
+            ) from None
+        rows = ((number, _apart(text(passage))) for number, passage in enumerate(self.passages))
+        self._index.executemany("INSERT INTO passages(rowid, text) VALUES (?, ?)", rows)
+
+    def scores(self, words: Iterable[str]) -> dict[int, float]:
+        """BM25 of the passages that have any of the words, by their number, best first."""
+        terms = dict.fromkeys(chain.from_iterable(_apart(word).split() for word in words))
+        if not terms:
+            return {}
+        query = " OR ".join(f'"{term}"' for term in terms)
+        found = self._index.execute(
+            "SELECT rowid, -rank FROM passages WHERE passages MATCH ? ORDER BY rank, rowid", [query]
+        )
+        return dict(found.fetchall())
+
+
+def _apart(text: str) -> str:
+    return ALONE.sub(r" \g<0> ", text)
+
+
+def passages(window: Stretch) -> list[Stretch]:
+    """The passages of a window, which overlap by half; the last one ends where the window does."""
+    first, end = window
+    starts = range(first, max(first + 1, end - PASSAGE + STEP), STEP)
+    return [(start, min(start + PASSAGE, end)) for start in starts]
+
+
+def fuse(rankings: Iterable[Iterable[int]]) -> list[int]:
+    """Reciprocal rank fusion: what several rankings, best first, have in all of them, best first.
+
+    Source: Cormack, Clarke and Buettcher (SIGIR 2009).
+    """
+    shares: dict[int, list[float]] = defaultdict(list)
+    for ranking in rankings:
+        for rank, one in enumerate(ranking, 1):
+            shares[one].append(1 / (RANK + rank))
+    return sorted(shares, key=lambda one: (-fsum(shares[one]), one))
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """What a question sees of a document, and why.
+
+    windows: those that it sees some of, best first. by: WORDS, ATTENTION or ALL. stretches: what it
+    sees of them, ascending and apart; None: the whole document. lexical, attention: scores of
+    windows by their number; empty where nobody asked.
+    """
+
+    windows: tuple[int, ...]
+    by: str
+    stretches: tuple[Stretch, ...] | None = None
+    lexical: Mapping[int, float] = field(default_factory=dict)
+    attention: Mapping[int, float] = field(default_factory=dict)
+
+    def tokens(self, document: int) -> int:
+        """How many tokens are seen of a document of so many."""
+        if self.stretches is None:
+            return document
+        return sum(end - first for first, end in self.stretches)
+
+
+class Retrieval:
+    """Chooses what questions see of one document."""
+
+    def __init__(self, windows: Sequence[Stretch], text: Callable[[Stretch], str]):
+        """See `PassageIndex`, which only documents of many windows have."""
+        self._windows = windows
+        self._index = PassageIndex(windows, text) if len(windows) > READ_WINDOWS else None
+
+    def choose(
+        self, queries: Sequence[Sequence[str]], vote: Callable[[], Tensor | None]
+    ) -> Retrieved:
+        """The passages with the words of a question, or the windows that attention votes for.
+
+        Args:
+            queries: words of the question, then of what else tells what it is about; their
+                rankings are fused.
+            vote: votes [W] of attention for windows, None of a memory that has none; asked only
+                where no word of any query stands in the document.
+        """
+        everything = Retrieved(tuple(range(len(self._windows))), ALL)
+        if self._index is None:
+            return everything
+        found = [self._index.scores(words) for words in queries]
+        ranked = fuse(found)
+        if ranked:
+            return self._with_words(self._index, ranked[:READ], found)
+        votes = vote()
+        return everything if votes is None else self._voted(votes)
+
+    def _with_words(
+        self, index: PassageIndex, best: Sequence[int], found: Sequence[Mapping[int, float]]
+    ) -> Retrieved:
+        lexical: dict[int, float] = {}
+        for passage in best:
+            score = max(scores.get(passage, 0.0) for scores in found)
+            window = index.window[passage]
+            lexical[window] = max(score, lexical.get(window, 0.0))
+        stretches = joined(index.passages[passage] for passage in best)
+        return Retrieved(tuple(lexical), WORDS, stretches, lexical=lexical)
+
+    def _voted(self, votes: Tensor) -> Retrieved:
+        best = votes.argsort(descending=True, stable=True)[:READ_WINDOWS].tolist()
+        attention = {window: float(votes[window]) for window in best}
+        stretches = joined(self._windows[window] for window in best)
+        return Retrieved(tuple(best), ATTENTION, stretches, attention=attention)
+
+
+def joined(stretches: Iterable[Stretch]) -> tuple[Stretch, ...]:
+    """The same tokens as stretches in ascending order, none of which touches another."""
+    out: list[Stretch] = []
+    for first, end in sorted(stretches):
+        if out and first <= out[-1][1]:
+            out[-1] = (out[-1][0], max(out[-1][1], end))
+        else:
+            out.append((first, end))
+    return tuple(out)

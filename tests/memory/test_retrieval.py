@@ -1,0 +1,194 @@
+"""Which windows a question reads: BM25 over passages, fused rankings, and attention's vote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import accumulate, pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.errors import SekvError
+from engine.memory import retrieval as module
+from engine.memory.retrieval import (
+    ALL,
+    ATTENTION,
+    PASSAGE,
+    READ,
+    READ_WINDOWS,
+    STEP,
+    WORDS,
+    PassageIndex,
+    Retrieval,
+    Retrieved,
+    fuse,
+    joined,
+    passages,
+)
+
+BOOK = [
+    "It rained, and the horses were led into the barn. " * 30,
+    "The captain warned the crew of ice. " + "It rained again. " * 80,
+    "Zoë sold the vineyard for eleven thousand crowns. " + "It rained. " * 90,
+    "It rained, and nobody went out. " * 40,
+    "It rained there. " * 70 + "In Lübeck the organ was paid for.",
+    "It rained on the last day as well. " * 30,
+]
+RANKINGS = st.lists(st.lists(st.integers(0, 9), unique=True, max_size=8), max_size=4)
+STRETCHES = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)), max_size=6).map(
+    lambda pairs: [(first, first + length) for first, length in pairs]
+)
+
+
+def book(texts: list[str]) -> tuple[list[tuple[int, int]], Callable[[tuple[int, int]], str]]:
+    """Windows and the text of a stretch, as if every character were a token."""
+    ends = list(accumulate(map(len, texts)))
+    whole = "".join(texts)
+    return list(pairwise([0, *ends])), lambda stretch: whole[slice(*stretch)]
+
+
+def windows_with(texts: list[str], *words: str) -> list[int]:
+    index = PassageIndex(*book(texts))
+    return list(dict.fromkeys(index.window[passage] for passage in index.scores(words)))
+
+
+def no_vote() -> torch.Tensor:
+    raise AssertionError("attention is not asked where words are found")
+
+
+@pytest.mark.parametrize(
+    ("words", "window"),
+    [
+        (["warns", "captains"], 1),  # other forms of the words
+        (["zoe", "selling"], 2),  # without its accent
+        (["organ"], 4),
+        (["LÜBECK"], 4),
+        (["horse", "unheard"], 0),
+        (["rained", "ice"], 1),  # a rare word counts more than a common one
+    ],
+)
+def test_the_window_with_the_words_comes_first(words: list[str], window: int) -> None:
+    assert windows_with(BOOK, *words)[0] == window
+
+
+def test_passages_without_any_of_the_words_are_not_found() -> None:
+    assert set(windows_with(BOOK, "crowns", "ice")) == {1, 2}
+    assert windows_with(BOOK, "whales") == []
+    assert windows_with(BOOK) == []
+
+
+def test_words_of_a_question_are_no_query_language() -> None:
+    assert windows_with(BOOK, "NOT", "ice", "NEAR", "text", "OR") == [1]
+    assert windows_with(BOOK, *(f"word{i}" for i in range(5000)), "ice") == [1]
+
+
+def test_scripts_without_spaces_are_found_by_their_characters() -> None:
+    texts = ["昨日は雨が降った。", "村の橋は石でできている。"]
+    assert windows_with(texts, "橋は何でできていますか")[0] == 1
+
+
+def test_a_python_without_full_text_search_is_told_of_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "TABLE", "CREATE VIRTUAL TABLE passages USING none(text)")
+    with pytest.raises(SekvError, match=r"FTS5 .*no such module"):
+        Retrieval(*book(BOOK))
+
+
+@given(st.integers(0, 50), st.integers(1, 5 * PASSAGE), st.data())
+def test_every_stretch_of_half_a_passage_lies_within_one(
+    first: int, length: int, data: st.DataObject
+) -> None:
+    """So that no statement of that length is cut in two."""
+    found = passages((first, first + length))
+    assert found[0][0] == first
+    assert found[-1][1] == first + length
+    assert all(0 < end - start <= PASSAGE for start, end in found)
+    size = min(length, STEP)
+    place = data.draw(st.integers(first, first + length - size))
+    assert any(start <= place and place + size <= end for start, end in found)
+
+
+@given(STRETCHES)
+def test_joined_stretches_have_the_same_tokens_in_order_and_apart(
+    stretches: list[tuple[int, int]],
+) -> None:
+    made = joined(stretches)
+    assert [t for pair in made for t in range(*pair)] == sorted(
+        {t for pair in stretches for t in range(*pair)}
+    )
+    assert all(end < start for (_, end), (start, _) in pairwise(made))
+
+
+@given(RANKINGS)
+def test_a_fused_ranking_has_everything_once(rankings: list[list[int]]) -> None:
+    assert sorted(fuse(rankings)) == sorted({one for ranking in rankings for one in ranking})
+
+
+@given(st.lists(st.integers(0, 9), unique=True), st.integers(1, 4))
+def test_rankings_that_agree_stay_as_they_are(ranking: list[int], times: int) -> None:
+    assert fuse([ranking] * times) == ranking
+
+
+@given(RANKINGS)
+def test_the_order_of_rankings_does_not_matter(rankings: list[list[int]]) -> None:
+    assert fuse(rankings) == fuse(rankings[::-1])
+
+
+@given(RANKINGS)
+def test_what_is_before_another_in_every_ranking_is_before_it_in_the_end(
+    rankings: list[list[int]],
+) -> None:
+    fused = fuse(rankings)
+    for a in fused:
+        for b in fused:
+            if all(
+                a in ranking and (b not in ranking or ranking.index(a) < ranking.index(b))
+                for ranking in rankings
+            ):
+                assert a == b or fused.index(a) < fused.index(b)
+
+
+def test_the_best_passages_are_seen_and_their_windows_named_best_first() -> None:
+    windows, text = book(BOOK)
+    chosen = Retrieval(windows, text).choose([["organ", "lubeck", "ice"]], no_vote)
+    assert chosen.by == WORDS
+    assert chosen.windows[0] == 4
+    assert 1 in PassageIndex(windows, text).window
+    assert chosen.stretches is not None
+    seen = " ".join(map(text, chosen.stretches))
+    assert "In Lübeck the organ was paid for." in seen
+    assert len(seen) <= READ * (PASSAGE + 1)
+    scores = [chosen.lexical[window] for window in chosen.windows]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_a_question_that_says_nothing_itself_is_led_by_the_turn_before_it() -> None:
+    chosen = Retrieval(*book(BOOK)).choose([["she", "much"], ["vineyard", "much"]], no_vote)
+    assert chosen.windows == (2,)
+
+
+def test_where_no_word_stands_in_the_document_attention_votes_for_windows() -> None:
+    windows, text = book(BOOK)
+    votes = torch.tensor([0.0, 3.0, 1.0, 5.0, 2.0, 4.0])
+    chosen = Retrieval(windows, text).choose([["fromage"]], lambda: votes)
+    best = (3, 5, 1, 4)[:READ_WINDOWS]
+    assert chosen == Retrieved(
+        best,
+        ATTENTION,
+        joined(windows[window] for window in best),
+        attention={window: float(votes[window]) for window in best},
+    )
+
+
+def test_without_words_and_votes_all_windows_are_seen() -> None:
+    chosen = Retrieval(*book(BOOK)).choose([["fromage"]], lambda: None)
+    assert chosen == Retrieved(tuple(range(6)), ALL)
+
+
+def test_a_document_of_few_windows_has_no_index_and_is_seen_whole() -> None:
+    windows, _ = book(BOOK[:READ_WINDOWS])
+    few = Retrieval(windows, lambda stretch: pytest.fail("asked for its text"))
+    assert few.choose([["organ"]], no_vote) == Retrieved(tuple(range(READ_WINDOWS)), ALL)
