@@ -7,13 +7,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SAMPLE := docs/sample/dracula.pdf
 DEMO := runs/dracula.sekv
-PAGES := 1-11
+PAGES := 1-31
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check docs table clean
 
 help:
-	@echo "make demo   read the first chapter of the sample book, ask three questions, look inside"
+	@echo "make demo   read three chapters of the sample book, ask three questions, look inside"
 	@echo "make test   run the tests"
 	@echo "make check  lint, formatting, types"
 	@echo "make docs   write the generated pages anew"

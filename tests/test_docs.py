@@ -46,13 +46,13 @@ def test_the_demo_is_answered_right(
     from sekv_cli.main import run
 
     sample, store = ROOT / "docs" / "sample", str(tmp_path / "dracula.sekv")
-    assert run(["ingest", str(sample / "dracula.pdf"), "--pages", "1-11", "-o", store]) == 0
+    assert run(["ingest", str(sample / "dracula.pdf"), "--pages", "1-31", "-o", store]) == 0
     capsys.readouterr()
     line = ["ask", store, "-f", str(sample / "questions.txt"), "--no-server", "--json"]
     assert run(line) == 0
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     for one, (right, page) in zip(
-        told, (("Hotel Royale", "2"), ("crucifix", "5"), ("Golden Mediasch", "6")), strict=True
+        told, (("Hotel Royale", "2"), ("Golden Mediasch", "6"), ("wall", "28")), strict=True
     ):
         assert right in one["answer"]
         assert page in one["citations"][0]["page"].split("-")
