@@ -242,12 +242,17 @@ class LayerMemory:
         return self.zoomed.pinned_token
 
     @property
+    def _focused(self) -> bool:
+        """Whether exact rows are hidden; those that are seen are then copies."""
+        return self.zoomed.pinned < len(self._rows[2])
+
+    @property
     def fixed_bytes(self) -> int:
         """Bytes that are on the device whatever is zoomed: rows that stay, those that a focus hides
         among them, the index, and what either is read with. A static ranking stays on the host."""
         taken = self.zoomed.fixed_bytes
-        if len(self._rows[2]) > self.zoomed.pinned:
-            taken += row_bytes(self._rows)
+        if self._focused:
+            taken += row_bytes(self._rows) - self.zoomed.row_bytes
         if self.recipe.selector.static or not len(self._all.spans):
             return taken
         return taken + self.index.nbytes + self.params.nbytes
@@ -539,10 +544,13 @@ class LayerMemory:
         return out, weight, summary
 
     def _note_working(self, rows: int, all_rows: int, columns: int) -> None:
-        """Bytes that this forward takes beside what is resident: codes as they are unpacked, what a
-        router works out, and scores and weights of the rows that are attended to at once."""
+        """Bytes that this forward takes beside what is resident: codes as they are unpacked, copies
+        of the exact rows that a focus shows, what a router works out, and scores and weights of the
+        rows that are attended to at once."""
         scores = 4 * self.heads * (2 * rows * columns + all_rows * columns)
         taken = scores + self.zoomed.working_bytes(rows)
+        if self._focused:
+            taken += self.zoomed.row_bytes
         if len(self._all.spans) and not self._everything_fits():
             taken += self.index.working_bytes(all_rows, self.view)
         self.shared.working_bytes = max(self.shared.working_bytes, taken)

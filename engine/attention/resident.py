@@ -209,8 +209,12 @@ class ResidentSpans:
     @property
     def fixed_bytes(self) -> int:
         """Bytes of the rows that stay, and of what codes are read with."""
-        layout = 0 if self.space is None else self.space.layout.nbytes
-        return row_bytes((self.pinned_k, self.pinned_v, self.pinned_token)) + layout
+        return self.row_bytes + (0 if self.space is None else self.space.layout.nbytes)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the rows that stay."""
+        return row_bytes((self.pinned_k, self.pinned_v, self.pinned_token))
 
     @property
     def nbytes(self) -> int:

@@ -24,6 +24,7 @@ from engine.compression.spans import Fixed
 from engine.compression.text_spans import Delimiters, Punctuated, Sentences
 from engine.compression.thoughts import Thoughts
 from engine.errors import BudgetError, ReaderError
+from engine.memory.retrieval import READ, READ_WINDOWS
 from engine.models import hf
 from engine.models.retrieval_heads import Heads
 from engine.store.reader import Store
@@ -358,20 +359,25 @@ def test_a_resumed_reading_has_observed_the_same(
 
 
 @pytest.mark.parametrize("method", NAMES)
-def test_many_windows_are_looked_over_first(
+def test_of_many_windows_every_method_sees_few(
     method: str, model: Path, reader: hf.Reader, tmp_path: Path
 ) -> None:
-    """More windows than an answer may see: every method votes for some, within its bytes."""
+    """By the words of the question, or by a vote where none stands in the document; within its
+    bytes. What keeps every row has nothing to vote with."""
+    whole = METHODS[method].whole
     store = read(tmp_path, model, TEXT, reader=reader, method=method, window=70)
     with session(store, reader, budget="20%", max_new_tokens=4) as opened:
         windows = len(opened.store.manifest.windows)
-        answer = opened.ask(QUESTION)
+        answers = [opened.ask(QUESTION), opened.ask("Qui a mangé le fromage ?")]
         tokens = opened.store.manifest.tokens
     assert windows > 10
-    assert answer.usage.answer_tokens == 4
-    if not METHODS[method].whole:
-        assert answer.stats["windows_read"] == 8
-        assert answer.memory.device_kv_bytes <= 0.2 * tokens * 4 * 3 * 2 * 16
+    by = ["words", "all" if whole else "attention"]
+    assert [answer.stats["windows_by"] for answer in answers] == by
+    assert answers[0].stats["windows_read"] == READ
+    assert answers[1].stats["windows_read"] == (windows if whole else READ_WINDOWS)
+    for answer in answers:
+        assert answer.usage.answer_tokens == 4
+        assert whole or answer.memory.device_kv_bytes <= 0.2 * tokens * 4 * 3 * 2 * 16
 
 
 def test_more_can_be_appended_to_any_store(

@@ -537,10 +537,10 @@ def test_appended_sources_are_new_windows_and_the_old_ones_stay(
     assert [Path(s.path).name for s in made.sources] == ["log.txt", "more.txt"]
     with session(Path(first.store), reader, budget="60%") as opened:
         assert opened.store.verify() == []
-        assert opened.ask(QUESTION).usage.document_tokens == made.tokens
         last = set(range(made.tokens - 8, made.tokens))
         for layer in opened.memory.layers:
             assert last <= set(layer.pinned_token.tolist())
+        assert opened.ask(QUESTION).usage.document_tokens == made.tokens
 
 
 def test_an_interrupted_append_leaves_the_store_as_it_was(
