@@ -35,7 +35,7 @@ infinitebench: `kvpress` means all its presses, `peers` all there is. A peer is 
 gets the document that the model has read, in the same windows, holds it in its own way before it
 has seen any question, and then answers all questions through the same session as every store: the
 same prompt and greedy decoding, the question's own rows exact. It sees all windows, where our
-methods see the best passages of a document of more than two. Bytes are
+methods see the best passages of a document of more than one. Bytes are
 those that really lie on the device; of a float32 model exact rows are kept in 16 bits, as ours
 are, except by `transformers:plain` and `transformers:reload`, which like `full` keep the model's
 own. `transformers:plain` reads the document anew with the attention of transformers itself, so that

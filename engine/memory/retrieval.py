@@ -24,7 +24,7 @@ READ = 2
 """Passages that are seen while a question is answered; see docs/results.md."""
 
 READ_WINDOWS = 2
-"""Windows that are seen where attention chose them; a document of no more is seen whole."""
+"""Windows that are seen where attention chose them."""
 
 PASSAGE, STEP = 256, 128
 """Tokens of a passage, and from the beginning of one to the next."""
@@ -131,12 +131,12 @@ class Retrieved:
 
 
 class Retrieval:
-    """Chooses what questions see of one document."""
+    """Chooses what questions see of one document. windows: where they lie."""
 
     def __init__(self, windows: Sequence[Stretch], text: Callable[[Stretch], str]):
-        """See `PassageIndex`, which only documents of many windows have."""
-        self._windows = windows
-        self._index = PassageIndex(windows, text) if len(windows) > READ_WINDOWS else None
+        """See `PassageIndex`; a document of one window has none and is seen whole."""
+        self.windows = windows
+        self._index = PassageIndex(windows, text) if len(windows) > 1 else None
 
     def choose(
         self, queries: Sequence[Sequence[str]], vote: Callable[[], Tensor | None]
@@ -149,7 +149,7 @@ class Retrieval:
             vote: votes [W] of attention for windows, None of a memory that has none; asked only
                 where no word of any query stands in the document.
         """
-        everything = Retrieved(tuple(range(len(self._windows))), ALL)
+        everything = Retrieved(tuple(range(len(self.windows))), ALL)
         if self._index is None:
             return everything
         found = [self._index.scores(words) for words in queries]
@@ -173,7 +173,7 @@ class Retrieval:
     def _voted(self, votes: Tensor) -> Retrieved:
         best = votes.argsort(descending=True, stable=True)[:READ_WINDOWS].tolist()
         attention = {window: float(votes[window]) for window in best}
-        stretches = joined(self._windows[window] for window in best)
+        stretches = joined(self.windows[window] for window in best)
         return Retrieved(tuple(best), ATTENTION, stretches, attention=attention)
 
 

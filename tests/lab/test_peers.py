@@ -23,6 +23,7 @@ from engine.lab.bench.log import ANSWERS
 from engine.lab.bench.peers import caches, gguf, held, llama, presses
 from engine.lab.bench.peers.held import Held, PeerError, allowed_bytes
 from engine.lab.bench.suites.types import Ask, Item, Sample
+from engine.memory.retrieval import ALL, Retrieval, Retrieved
 from engine.models import hf
 from engine.types import Silent
 from sekv_cli.main import run
@@ -53,6 +54,17 @@ def answers(opened: Session) -> list[str]:
 # ---------------------------------------------------------------------------- the full cache
 
 
+@pytest.fixture
+def everything_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As peers do, our methods see all windows of a document."""
+
+    def choose(self: Retrieval, queries: Any, vote: Any) -> Retrieved:
+        return Retrieved(tuple(range(len(self.windows))), ALL)
+
+    monkeypatch.setattr(Retrieval, "choose", choose)
+
+
+@pytest.mark.usefixtures("everything_seen")
 @pytest.mark.parametrize("kind", ["whole", "windowed"])
 def test_the_reloaded_cache_is_the_full_one_and_its_bytes_are_the_files(
     kind: str, reader: hf.Reader, tmp_path: Path, request: pytest.FixtureRequest
@@ -233,6 +245,7 @@ def test_a_press_that_keeps_too_much_is_asked_for_less(
         greedy.hold(opened, "20%", tmp_path)
 
 
+@pytest.mark.usefixtures("everything_seen")
 def test_of_later_windows_the_prefix_is_not_seen_twice(
     reader: hf.Reader, windowed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
