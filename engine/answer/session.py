@@ -23,9 +23,9 @@ from engine.answer.support import CALIBRATED, WORDS_ALONE, Signals, refuses
 from engine.answer.trace import Evidence, Trace
 from engine.attention import seam
 from engine.attention.budget import Coverage
-from engine.attention.layer import Watcher
 from engine.attention.residency import Traffic
 from engine.attention.retry import Retry, can_retry
+from engine.attention.step import Watcher
 from engine.errors import OptionError, QuestionError, StoreError
 from engine.memory.budget import parse_budget
 from engine.memory.conversation import Conversation

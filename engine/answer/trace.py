@@ -15,7 +15,7 @@ from engine.attention.residency import Traffic
 from engine.compression.ranges import gather_ranges
 
 if TYPE_CHECKING:
-    from engine.attention.layer import Step
+    from engine.attention.step import Step
 
 COPY, GLANCE = 1.0, 0.02
 """Worth of attention to a token that is then said, and the least worth of any other attention."""

@@ -10,105 +10,30 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from engine.attention.budget import Coverage, Limits, allot
+from engine.attention.budget import Limits, allot
 from engine.attention.index import SpanIndex
-from engine.attention.residency import Host, Traffic
+from engine.attention.residency import Host
 from engine.attention.resident import NOWHERE, Needs, ResidentSpans, row_bytes, row_scores
+from engine.attention.shared import Shared
+from engine.attention.softmax import AttendedRows, AttentionWeights, QueryRows
+from engine.attention.step import Step
 from engine.attention.view import Segment, Stretch, View
-from engine.compression.code_space import from_basis, widened
 from engine.compression.methods import Method
-from engine.compression.params import LayerParams, needed
-from engine.compression.products import CodeProducts
-from engine.compression.ranges import gather_ranges
+from engine.compression.params import LayerParams
 from engine.compression.routers import two_level
 from engine.compression.routers.sketch import choose
 from engine.compression.scores import NEG_INF, group_queries
-from engine.compression.selectors import Choice, RoutingInput, Transcript
+from engine.compression.selectors import Choice, RoutingInput
 from engine.compression.span_tables import SpanTables
 
 MOST_SCORES = 1 << 22
 """Scores of query rows that are held at once; more rows are attended to one part after another."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one layer did in one forward, for traces and citations.
-
-    spans: [F] document spans that could zoom, with the document token that each begins at and its
-    lengths. share: [Hkv, F] the router's estimate of their share of attention, zeros where it was
-    not asked. zoomed: bool [Hkv, F]. summary: [Hkv, G, F] weight of each summary row for the newest
-    query. tokens: int32 [Hkv, n] the document tokens of the rows that are there, negative for
-    none. weight: [Hkv, G, n] of those rows for the newest query; total: the same, added up over the
-    newest `Shared.asked` queries of the forward. traffic: what moved for this layer since the
-    question began.
-    """
-
-    layer: int
-    spans: Tensor
-    starts: Tensor
-    lengths: Tensor
-    share: Tensor
-    zoomed: Tensor
-    summary: Tensor
-    tokens: Tensor
-    weight: Tensor
-    total: Tensor
-    traffic: Traffic = field(default_factory=Traffic)
-
-
-class Watcher(Protocol):
-    def see(self, step: Step) -> None: ...
-
-
-@dataclass
-class Shared:
-    """What all layers know of the document. bounds: int64 [S + 1] tokens. windows: how many.
-
-    votes: float [L, H, W] while the rows of a question vote for windows, else None.
-    layers: all of them, in order. peak_bytes: the most that was resident at once. working_bytes:
-    the most that one layer took beside it for one forward.
-    recomputed_tokens: of the document, that the model read once more while it answered.
-    reserved: bytes per layer that the turns of a conversation take from the room to zoom.
-    width: budgets that may be resident now; more than one while an unsure step is done again.
-    coverage: since the question was asked.
-    heard: the question that is being answered, and the answer so far.
-    estimates: whether watchers want what the router estimates even where nothing is to be chosen.
-    asked: tokens of the question that is being answered; the turns before it are none of them.
-    """
-
-    bounds: Tensor
-    windows: int
-    watchers: list[Watcher] = field(default_factory=list)
-    votes: Tensor | None = None
-    layers: list[LayerMemory] = field(default_factory=list)
-    peak_bytes: int = 0
-    working_bytes: int = 0
-    recomputed_tokens: int = 0
-    reserved: int = 0
-    width: float = 1.0
-    coverage: Coverage = field(default_factory=Coverage)
-    heard: Transcript = field(default_factory=Transcript)
-    estimates: bool = True
-    asked: int = 1
-
-    def __post_init__(self) -> None:
-        self.tokens, self.spans = int(self.bounds[-1]), len(self.bounds) - 1
-
-    @property
-    def device_bytes(self) -> int:
-        """Bytes of all layers on their devices now."""
-        return sum(layer.device_bytes for layer in self.layers)
-
-    def note_bytes(self) -> None:
-        """Remember the most that was ever resident at once."""
-        self.peak_bytes = max(self.peak_bytes, self.device_bytes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,59 +44,6 @@ class Routed:
 
     share: Tensor | None = None
     mass: Tensor | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """Query rows and what is known of their scores. q: [Hkv, R, D] float32. pinned: [Hkv, R, P].
-    live: [Hkv, R, n]. mass: [Hkv, R, F] of the rows that stand for spans, None where none do."""
-
-    q: Tensor
-    pinned: Tensor
-    live: Tensor
-    mass: Tensor | None
-
-    def __len__(self) -> int:
-        return int(self.q.shape[1])
-
-    @property
-    def columns(self) -> int:
-        """Of live rows and summaries."""
-        return int(self.live.shape[-1]) + (0 if self.mass is None else int(self.mass.shape[-1]))
-
-    def of(self, rows: Tensor) -> Asked:
-        """Some of the rows."""
-        mass = None if self.mass is None else self.mass[:, rows]
-        return Asked(self.q[:, rows], self.pinned[:, rows], self.live[:, rows], mass)
-
-
-@dataclass(frozen=True, eq=False)
-class Values:
-    """What weights are multiplied with: live rows [Hkv, n, D], and the codes of the slots."""
-
-    live: Tensor
-    codes: CodeProducts | None
-
-
-@dataclass(frozen=True, eq=False)
-class Weights:
-    """What a softmax weighed, for every query head of a group.
-
-    newest: [Hkv, G, n] of all slots for the newest query; total: the same, added up over the newest
-    few. summary: [Hkv, G, F] of the summary rows for the newest query, None where there are none.
-    """
-
-    newest: Tensor
-    total: Tensor
-    summary: Tensor | None
-
-    @classmethod
-    def of(cls, weight: Tensor, summary: Tensor | None, rows: int, first: int) -> Weights:
-        """From weights [Hkv, G * rows, n or F]; added up are the queries from `first` on."""
-        each = weight.view(len(weight), -1, rows, weight.shape[-1])
-        newest = slice(rows - 1, None, rows)
-        total = each[:, :, first:].sum(2) if rows - first > 1 else each[:, :, -1]
-        return cls(each[:, :, -1], total, None if summary is None else summary[:, newest])
 
 
 class LayerMemory:
@@ -376,7 +248,7 @@ class LayerMemory:
         routed = self._route(q, rows, pinned, live, live_k)
         if self.choice.hidden is not None:
             live = live.masked_fill(self.choice.hidden[:, None], NEG_INF)
-        out, told = self._merge(Asked(q, pinned, live, routed.mass), rows, live_v)
+        out, told = self._merge(QueryRows(q, pinned, live, routed.mass), rows, live_v)
         if self.shared.watchers:
             self._report(routed, told)
         return out.reshape(-1, rows, self.size)
@@ -485,63 +357,33 @@ class LayerMemory:
         votes = votes.reshape(heads, -1, self.shared.windows).sum(1)
         self.shared.votes[self.layer] += votes.to(self.shared.votes.device)
 
-    def _merge(self, asked: Asked, rows: int, live_v: Tensor) -> tuple[Tensor, Weights]:
-        """One softmax over slots, live rows and summaries: [Hkv, R, D], and what it weighed."""
-        values = Values(live_v, self.zoomed.products())
-        columns = self.zoomed.tokens.shape[1] + asked.columns
+    def _merge(
+        self, queries: QueryRows, rows: int, live_v: Tensor
+    ) -> tuple[Tensor, AttentionWeights]:
+        """One softmax over slots, live rows and summaries: [Hkv, R, D], and its weights."""
+        attended = AttendedRows(self.zoomed, self.zoomed.products(), self.index, live_v)
+        columns = self.zoomed.tokens.shape[1] + queries.columns
         at_once = max(1, MOST_SCORES // (self.heads * columns))
-        self._note_working(min(at_once, len(asked)), len(asked), columns)
+        self._note_working(min(at_once, len(queries)), len(queries), columns)
         first = max(0, rows - self.shared.asked)
-        if len(asked) <= at_once:
-            out, weight, summary = self._softmax(asked, values)
-            return out, Weights.of(weight, summary, rows, first)
-        places = torch.arange(len(asked), device=self.device)
-        parts = [places[at : at + at_once] for at in range(0, len(asked), at_once)]
-        out = torch.cat([self._softmax(asked.of(some), values)[0] for some in parts], 1)
-        return out, self._weights_in_parts(asked, values, places.view(-1, rows)[:, first:], at_once)
+        if len(queries) <= at_once:
+            out, weight, summary = attended.attend(queries)
+            self._note_coverage(weight, summary)
+            return out, AttentionWeights.of(weight, summary, rows, first)
+        places = torch.arange(len(queries), device=self.device)
+        parts = []
+        for at in range(0, len(places), at_once):
+            some = places[at : at + at_once]
+            out, weight, summary = attended.attend(queries.pick(some))
+            self._note_coverage(weight, summary)
+            parts.append(out)
+        newest = places.view(-1, rows)[:, first if self.shared.watchers else -1 :]
+        return torch.cat(parts, 1), attended.weights(queries, newest, at_once)
 
-    def _weights_in_parts(
-        self, asked: Asked, values: Values, places: Tensor, at_once: int
-    ) -> Weights:
-        """Weights of the newest rows of many. places: int64 [G, n] of those rows."""
-        before = self.shared.coverage.copy()
-        step = max(1, at_once // len(places)) if self.shared.watchers else 1
-        first = 0 if self.shared.watchers else places.shape[1] - 1
-        found = []
-        for at in range(first, places.shape[1], step):
-            some = places[:, at : at + step]
-            _, weight, summary = self._softmax(asked.of(some.reshape(-1)), values)
-            found.append(Weights.of(weight, summary, some.shape[1], 0))
-        self.shared.coverage = before  # these rows were counted already
-        return replace(found[-1], total=torch.stack([each.total for each in found]).sum(0))
-
-    def _softmax(self, asked: Asked, values: Values) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Output [Hkv, R, D], weights of slots [Hkv, R, n] and of summaries [Hkv, R, F]."""
-        slots, codes = self.zoomed, values.codes
-        found = slots.scores(asked.q, asked.pinned, codes)
-        parts = [found, asked.live] + ([] if asked.mass is None else [asked.mass])
-        weights = torch.cat(parts, -1).softmax(-1)
-        before, behind = found.shape[-1], found.shape[-1] + asked.live.shape[-1]
-        weight, live, summary = (
-            weights[..., :before],
-            weights[..., before:behind],
-            None if asked.mass is None else weights[..., behind:],
-        )
-        out, coefs, total = slots.outputs(weight, codes)
-        out = torch.baddbmm(out, live, values.live.float())
-        if summary is not None:
-            sums, space = self.index.value_sums(summary), self.index.space
-            if space is None:
-                out += sums
-            else:
-                more = summary.sum(-1, keepdim=True)
-                sums = space.value(sums, more)
-                coefs, total = (sums, more) if coefs is None else _added(coefs, sums, total, more)
-        if coefs is not None:
-            out += from_basis(coefs, total, needed(self.params.values))
+    def _note_coverage(self, weight: Tensor, summary: Tensor | None) -> None:
+        """Count what summaries weigh beside exact rows, but while rows vote for windows."""
         if self.shared.votes is None:
             self.shared.coverage.note(self.layer, weight[..., :0] if summary is None else summary)
-        return out, weight, summary
 
     def _note_working(self, rows: int, all_rows: int, columns: int) -> None:
         """Bytes that this forward takes beside what is resident: codes as they are unpacked, copies
@@ -555,7 +397,7 @@ class LayerMemory:
             taken += self.index.working_bytes(all_rows, self.view)
         self.shared.working_bytes = max(self.shared.working_bytes, taken)
 
-    def _report(self, routed: Routed, told: Weights) -> None:
+    def _report(self, routed: Routed, told: AttentionWeights) -> None:
         """Tell the watchers of the document's own spans and tokens."""
         view, own = self.view, self._told
         none = told.newest.new_zeros(self.heads, own)
@@ -588,26 +430,3 @@ def _shares(pinned: Tensor, live: Tensor, mass: Tensor) -> Tensor:
     total = torch.logaddexp(pinned.logsumexp(-1), live.logsumexp(-1))
     total = torch.logaddexp(total, mass.logsumexp(-1))
     return torch.exp(mass - total[..., None])
-
-
-def _added(a: Tensor, b: Tensor, total: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
-    """Coefficients of two kinds in one basis, and their weights, together."""
-    size = max(a.shape[-1], b.shape[-1])
-    return widened(a, size) + widened(b, size), total + more
-
-
-def whole_rows(
-    recipe: Method, host: Host, bounds: Tensor, params: LayerParams
-) -> tuple[Tensor, Tensor]:
-    """All tokens of a layer decoded from the host: k, v float32 [Hkv, N, D], on the CPU."""
-    payload, starts = host.fetch(torch.arange(len(bounds) - 1))
-    lengths = bounds.diff()
-    ks, vs = [], []
-    for head in range(host.heads):
-        size = host.sizes[head].long()
-        records = payload[gather_ranges(starts[:, head], size)]
-        offsets = torch.cat([size.new_zeros(1), size.cumsum(0)])
-        k, v = recipe.codec.decode(head, records, offsets, lengths, params)
-        ks.append(k)
-        vs.append(v)
-    return torch.stack(ks), torch.stack(vs)

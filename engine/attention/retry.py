@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from engine.attention.budget import Coverage
-from engine.attention.layer import Shared, Step, Watcher
+from engine.attention.shared import Shared
+from engine.attention.step import Step, Watcher
 from engine.compression.selectors import Choice, Selector
 
 MARGIN = 1.0

@@ -20,9 +20,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from engine.attention.causal_chunk import attend_chunk
-from engine.attention.layer import LayerMemory, Shared
+from engine.attention.layer import LayerMemory
 from engine.attention.output_folding import LongAnswer, LongAnswerLayer
 from engine.attention.retry import Retry
+from engine.attention.shared import Shared
 from engine.compression.query_statistics import Probe
 from engine.compression.selectors import Transcript
 from engine.errors import ReaderError

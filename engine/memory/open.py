@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from engine.attention.budget import Limits
-from engine.attention.layer import LayerMemory, Shared, whole_rows
+from engine.attention.layer import LayerMemory
 from engine.attention.residency import Host
+from engine.attention.shared import Shared
 from engine.attention.view import View, no_spans
 from engine.compression.methods import Method
 from engine.compression.params import (
@@ -25,6 +26,7 @@ from engine.compression.params import (
     of_layers,
     with_model_bases,
 )
+from engine.compression.ranges import gather_ranges
 from engine.compression.routers import router_file, two_level
 from engine.compression.span_tables import SpanTables
 from engine.compression.spans import COMPRESSED
@@ -306,3 +308,20 @@ def _join_rows(
         torch.cat([prefix[1].to(dtype), v.to(dtype)], 1).to(device),
         torch.cat([none, tokens]).to(device),
     )
+
+
+def whole_rows(
+    recipe: Method, host: Host, bounds: Tensor, params: LayerParams
+) -> tuple[Tensor, Tensor]:
+    """All tokens of a layer decoded from the host: k, v float32 [Hkv, N, D], on the CPU."""
+    payload, starts = host.fetch(torch.arange(len(bounds) - 1))
+    lengths = bounds.diff()
+    ks, vs = [], []
+    for head in range(host.heads):
+        size = host.sizes[head].long()
+        records = payload[gather_ranges(starts[:, head], size)]
+        offsets = torch.cat([size.new_zeros(1), size.cumsum(0)])
+        k, v = recipe.codec.decode(head, records, offsets, lengths, params)
+        ks.append(k)
+        vs.append(v)
+    return torch.stack(ks), torch.stack(vs)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from engine.answer.trace import COPY, EARLY, GLANCE, Evidence, Trace
-from engine.attention.layer import Step
 from engine.attention.residency import Traffic
+from engine.attention.step import Step
 
 IDS = torch.tensor([7, 8, 7, 9, 8, 7])
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from engine.attention.budget import Limits, allot
 from engine.attention.index import SpanIndex
-from engine.attention.layer import LayerMemory, Shared, whole_rows
+from engine.attention.layer import LayerMemory
 from engine.attention.residency import Traffic
+from engine.attention.shared import Shared
 from engine.attention.view import View, no_spans
 from engine.compression.codecs.raw import Raw
 from engine.compression.codecs.span_svd import SpanSVD
@@ -27,6 +28,7 @@ from engine.compression.selectors import ByShare
 from engine.compression.span_tables import SpanTables
 from engine.compression.spans import Spans
 from engine.compression.summaries import Mean, SurprisalMean
+from engine.memory.open import whole_rows
 from tiny_memory import EXACT, NO_LIMIT, Keeper, fixed_spans, layer, layers, plain, rows
 
 HEADS, KV_HEADS, SIZE, TOKENS = 4, 2, 16, 60

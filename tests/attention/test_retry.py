@@ -11,8 +11,8 @@ import torch
 
 from engine.attention import retry
 from engine.attention.budget import Coverage
-from engine.attention.layer import Shared
 from engine.attention.retry import Retry, can_retry
+from engine.attention.shared import Shared
 from engine.compression.selectors import ByShare, Once
 from engine.errors import BudgetError
 from engine.models import hf

@@ -95,8 +95,9 @@ def test_only_the_published_form_decides_by_a_score_of_its_own() -> None:
 def test_attention_runs_on_what_was_learnt() -> None:
     """Within a layer's memory: everything is zoomed where there is room, nothing where not."""
     from engine.attention.budget import Limits
-    from engine.attention.layer import LayerMemory, Shared
+    from engine.attention.layer import LayerMemory
     from engine.attention.residency import Host
+    from engine.attention.shared import Shared
     from engine.attention.view import View
     from engine.compression.encode import compress_layer, fit
     from tiny_memory import EXACT, Section, fixed_spans

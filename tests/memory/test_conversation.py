@@ -207,8 +207,8 @@ def test_what_only_an_early_turn_said_is_found_in_the_fold(
 
 def decoded(layer: LayerMemory, stretch: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """A stretch's rows as its codes have them."""
-    from engine.attention.layer import whole_rows
     from engine.attention.residency import Host, _Held
+    from engine.memory.open import whole_rows
 
     host = Host(0, [_Held(stretch.records, layer.heads)], [len(stretch.folded)], layer.heads)
     return whole_rows(layer.recipe, host, stretch.bounds, layer.params)

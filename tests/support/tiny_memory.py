@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from engine.attention.budget import Limits
-from engine.attention.layer import LayerMemory, Shared, Step
+from engine.attention.layer import LayerMemory
 from engine.attention.residency import Host
+from engine.attention.shared import Shared
+from engine.attention.step import Step
 from engine.attention.view import View
 from engine.compression.codecs.base import Records
 from engine.compression.codecs.shared_basis import SharedBasis

@@ -24,7 +24,7 @@ from engine.answer.citations import DocumentText
 from engine.answer.overlap import overlap, rarities, stems
 from engine.answer.support import Calibration, Signals
 from engine.answer.trace import Evidence
-from engine.attention.layer import Step
+from engine.attention.step import Step
 from engine.documents import Document, Source
 from engine.documents.tokens import tokenize
 from engine.lab.bench.questions import Excerpts, Question, find

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from engine.attention.budget import Limits
-from engine.attention.layer import LayerMemory, Shared
+from engine.attention.layer import LayerMemory
+from engine.attention.shared import Shared
 from engine.attention.softmax import merge_resolutions
 from engine.attention.view import no_spans
 from engine.compression.params import LayerParams

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from engine.attention.layer import Shared
 from engine.attention.seam import Attends, MemoryCache
+from engine.attention.shared import Shared
 from engine.compression.observation import Observe
 from engine.compression.query_statistics import SPREAD, QueryMoments
 from engine.compression.ranges import blocks_of_spans

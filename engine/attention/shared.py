@@ -1,0 +1,59 @@
+"""What all layers of a memory know: the document, the question and what is resident."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from engine.attention.budget import Coverage
+from engine.attention.step import Watcher
+from engine.compression.selectors import Transcript
+
+if TYPE_CHECKING:
+    from engine.attention.layer import LayerMemory
+
+
+@dataclass
+class Shared:
+    """What all layers know of the document. bounds: int64 [S + 1] tokens. windows: how many.
+
+    votes: float [L, H, W] while the rows of a question vote for windows, else None.
+    layers: all of them, in order. peak_bytes: the most that was resident at once. working_bytes:
+    the most that one layer took beside it for one forward.
+    recomputed_tokens: of the document, that the model read once more while it answered.
+    reserved: bytes per layer that the turns of a conversation take from the room to zoom.
+    width: budgets that may be resident now; more than one while an unsure step is done again.
+    coverage: since the question was asked.
+    heard: the question that is being answered, and the answer so far.
+    estimates: whether watchers want what the router estimates even where nothing is to be chosen.
+    asked: tokens of the question that is being answered; the turns before it are none of them.
+    """
+
+    bounds: Tensor
+    windows: int
+    watchers: list[Watcher] = field(default_factory=list)
+    votes: Tensor | None = None
+    layers: list[LayerMemory] = field(default_factory=list)
+    peak_bytes: int = 0
+    working_bytes: int = 0
+    recomputed_tokens: int = 0
+    reserved: int = 0
+    width: float = 1.0
+    coverage: Coverage = field(default_factory=Coverage)
+    heard: Transcript = field(default_factory=Transcript)
+    estimates: bool = True
+    asked: int = 1
+
+    def __post_init__(self) -> None:
+        self.tokens, self.spans = int(self.bounds[-1]), len(self.bounds) - 1
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of all layers on their devices now."""
+        return sum(layer.device_bytes for layer in self.layers)
+
+    def note_bytes(self) -> None:
+        """Remember the most that was ever resident at once."""
+        self.peak_bytes = max(self.peak_bytes, self.device_bytes)

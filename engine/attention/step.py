@@ -1,0 +1,40 @@
+"""What one layer's attention did in one forward, for traces and citations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from engine.attention.residency import Traffic
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one layer did in one forward, for traces and citations.
+
+    spans: [F] document spans that could zoom, with the document token that each begins at and its
+    lengths. share: [Hkv, F] the router's estimate of their share of attention, zeros where it was
+    not asked. zoomed: bool [Hkv, F]. summary: [Hkv, G, F] weight of each summary row for the newest
+    query. tokens: int32 [Hkv, n] the document tokens of the rows that are there, negative for
+    none. weight: [Hkv, G, n] of those rows for the newest query; total: the same, added up over the
+    newest `Shared.asked` queries of the forward. traffic: what moved for this layer since the
+    question began.
+    """
+
+    layer: int
+    spans: Tensor
+    starts: Tensor
+    lengths: Tensor
+    share: Tensor
+    zoomed: Tensor
+    summary: Tensor
+    tokens: Tensor
+    weight: Tensor
+    total: Tensor
+    traffic: Traffic = field(default_factory=Traffic)
+
+
+class Watcher(Protocol):
+    def see(self, step: Step) -> None: ...
