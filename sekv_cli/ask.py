@@ -113,14 +113,9 @@ def ask(
                 shown.clear()
                 format.emit_json(answer.to_json())
             else:
-                stream = Stream(
-                    shown,
-                    question if several else "",
-                    live=not no_stream,
-                    sources=glance.source_paths(store),
-                )
-                answer = session.ask(question, stream.text)
-                stream.finish(answer, stats=stats)
+                heading, sources = question if several else "", glance.source_paths(store)
+                stream = Stream(shown, heading, live=not no_stream, sources=sources)
+                stream.finish(session.ask(question, stream.text), stats=stats)
             if trace is not None:
                 traces.append(json.dumps(session.trace()))
                 outputs.write(trace, "\n".join(traces) + "\n")

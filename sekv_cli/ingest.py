@@ -108,14 +108,7 @@ def ingest(
       sekv ingest second.pdf --append book.sekv
       pdftotext scan.pdf - | sekv ingest - -o scan.sekv
     """
-    if password_stdin and "-" in sources:
-        raise DocumentError("stdin cannot carry both a document and a password")
-    if sources.count("-") > 1:
-        raise DocumentError("stdin was named twice; it can be read once")
-    if "" in sources:
-        raise DocumentError("a source has an empty name")
-
-    check_named_once(sources)
+    _check_sources(sources, password_stdin=password_stdin)
     if append is not None and (output is not None or overwrite or dry_run):
         raise SekvError("--append goes with none of -o, --overwrite and --dry-run")
     check_there(sources)
@@ -157,6 +150,17 @@ def ingest(
         reports.print_plan(format.console(), plan)
     else:
         reports.print_ingest(format.console(), report)
+
+
+def _check_sources(sources: list[str], *, password_stdin: bool) -> None:
+    """Refuse names that no two sources, or no source and a password, can share."""
+    if password_stdin and "-" in sources:
+        raise DocumentError("stdin cannot carry both a document and a password")
+    if sources.count("-") > 1:
+        raise DocumentError("stdin was named twice; it can be read once")
+    if "" in sources:
+        raise DocumentError("a source has an empty name")
+    check_named_once(sources)
 
 
 def _password() -> str:

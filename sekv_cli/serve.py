@@ -5,9 +5,10 @@ from __future__ import annotations
 import ipaddress
 import os
 from contextlib import closing
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -92,7 +93,7 @@ def serve(
     if any(find_spec(name) is None for name in ("starlette", "uvicorn")):
         raise SekvError("sekv serve needs two more packages: pip install 'sekv[serve]'")
 
-    from sekv_cli import format, progress, reports
+    from sekv_cli import progress
 
     chosen = AskOptions(
         budget=budget,
@@ -115,14 +116,8 @@ def serve(
             shown.clear()
             local, path = unix_socket.bind()
             url = _url(listening)
-            told = {"url": url, "pid": os.getpid(), "stores": list(names), "socket": str(path)}
-
-            def ready() -> None:
-                if as_json:
-                    format.emit_json(told)
-                else:
-                    reports.print_serving(format.console(), url, list(names))
-
+            found = {"url": url, "pid": os.getpid(), "stores": list(names), "socket": str(path)}
+            ready = partial(_announce, found, as_json=as_json)
             try:
                 underway = Underway()
                 limits = ServerLimits(timeout, most_tokens)
@@ -130,6 +125,16 @@ def serve(
                 process.run(made, [listening, local], 2 * queue + 64, ready, underway)
             finally:
                 path.unlink(missing_ok=True)
+
+
+def _announce(found: dict[str, Any], *, as_json: bool) -> None:
+    """Say where the server listens. found: its url, process, stores and socket."""
+    from sekv_cli import format, reports
+
+    if as_json:
+        format.emit_json(found)
+    else:
+        reports.print_serving(format.console(), found["url"], found["stores"])
 
 
 def _token(file: Path | None) -> str:

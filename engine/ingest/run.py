@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -22,8 +22,12 @@ from engine.ingest.windows import Windows, cut_windows, longest_window
 from engine.types import IngestOptions, IngestReport, Plan, Progress
 
 if TYPE_CHECKING:
+    from engine.compression.params import Tensors
     from engine.documents import Document, Source
+    from engine.documents.tokens import Tokens
     from engine.models.hf import Reader
+    from engine.store.manifest import Manifest
+    from engine.store.reader import Store
 
 
 def plan(
@@ -177,35 +181,17 @@ def append(
         SekvError: one line that says what is wrong; the store is then as it was.
     """
     clock = Clock()
-    from engine.documents import Document, Page, Source
-    from engine.documents.tokens import Tokens, tokenize
+    from engine.documents import Document
+    from engine.documents.tokens import tokenize
     from engine.documents.types import HEADERS_KEPT
-    from engine.memory.open import in_its_bases
     from engine.models import hf
     from engine.models.locate import of_store
-    from engine.store.library import compare_identity
     from engine.store.reader import Store
-    from engine.store.schema import Schema, recipe_of
     from engine.store.writer import StoreWriter
 
     with Store.open(target) as store:
-        base = store.manifest
-        tables = store.document()
-        shared = store.shared()
-        old = tuple(
-            Source(
-                path=entry.path,
-                kind=entry.kind,
-                text=store.text(index),
-                pages=tuple(
-                    Page(label, start, entry.sheet(page))
-                    for page, (label, start) in enumerate(entry.pages)
-                ),
-                sha256=entry.sha256,
-                notes=entry.notes,
-            )
-            for index, entry in enumerate(base.sources)
-        )
+        base, table, shared = store.manifest, store.document(), store.shared()
+        old = _stored_sources(store)
     if any(HEADERS_KEPT in entry.notes for entry in base.sources):
         options = replace(options, keep_headers=True)
     new = _load(paths, options, progress, stdin, old)
@@ -214,29 +200,13 @@ def append(
         target, base.model, options.model, offline=options.offline, progress=progress
     )
     reader = reader or hf.load(located, device=options.device, dtype=base.dtype, progress=progress)
-    different = compare_identity(base.model, reader.identity, (base.dtype, reader.dtype_name))
-    if different:
-        raise StoreMismatchError(f"{target}: {different}")
-    try:
-        recipe = recipe_of(base)
-        Schema.of(base, recipe).check_shared(in_its_bases(shared, recipe, reader, options.router))
-    except StoreError as error:
-        raise type(error)(f"{target}: {error}") from None
+    recipe = _method_of(target, base, shared, reader, options.router)
     clock.lap("load_s")
     added = tokenize(new, reader.tokenizer)
     clock.lap("tokenize_s")
     cuts = cut_windows(new, added, base.window_tokens)
-    tokens = Tokens(
-        ids=_joined(tables["ids"], added.ids),
-        starts=_joined(tables["starts"], added.starts),
-        ends=_joined(tables["ends"], added.ends),
-        source=_joined(tables["source"], added.source + len(old)),
-        engine=added.engine,
-    )
-    windows = Windows(
-        (*(w.start for w in base.windows), *(base.tokens + b for b in cuts.bounds)),
-        base.window_tokens,
-    )
+    bounds = (*(w.start for w in base.windows), *(base.tokens + b for b in cuts.bounds))
+    tokens, windows = _appended(table, len(old), added), Windows(bounds, base.window_tokens)
     document = Document((*old, *new.sources))
     trained = learnt_before(target, recipe, shared, options.router, located.folder, reader)
     job = _job(document, windows, reader, recipe, options)
@@ -248,6 +218,52 @@ def append(
         return work.make(target, progress, clock)
 
 
+def _stored_sources(store: Store) -> tuple[Source, ...]:
+    """The sources of a store as they were read."""
+    from engine.documents import Page, Source
+
+    return tuple(
+        Source(
+            path=entry.path,
+            kind=entry.kind,
+            text=store.text(index),
+            pages=tuple(
+                Page(label, start, entry.sheet(page))
+                for page, (label, start) in enumerate(entry.pages)
+            ),
+            sha256=entry.sha256,
+            notes=entry.notes,
+        )
+        for index, entry in enumerate(store.manifest.sources)
+    )
+
+
+def _method_of(
+    target: Path, manifest: Manifest, shared: Tensors, reader: Reader, router: str
+) -> Method:
+    """The method of a store that this reader can go on with.
+
+    Raises:
+        StoreError: the store belongs to another reader, or is damaged.
+        RouterError: the router that it was made with is not at hand.
+    """
+    from engine.memory.open import in_its_bases
+    from engine.store.library import compare_identity
+    from engine.store.schema import Schema, recipe_of
+
+    dtypes = manifest.dtype, reader.dtype_name
+    different = compare_identity(manifest.model, reader.identity, dtypes)
+    if different:
+        raise StoreMismatchError(f"{target}: {different}")
+    try:
+        recipe = recipe_of(manifest)
+        schema = Schema.of(manifest, recipe)
+        schema.check_shared(in_its_bases(shared, recipe, reader, router))
+    except StoreError as error:
+        raise type(error)(f"{target}: {error}") from None
+    return recipe
+
+
 def default_target(paths: Sequence[str]) -> Path:
     """`<first source's stem>.sekv` in the current folder; "stdin.sekv" for "-"."""
     if not paths:
@@ -256,11 +272,26 @@ def default_target(paths: Sequence[str]) -> Path:
     return Path(f"{stem}.sekv")
 
 
-def _joined(first: Any, second: Any) -> Any:
-    """Two integer tables one after the other, of the first's dtype."""
+def _appended(table: Mapping[str, Any], sources: int, added: Tokens) -> Tokens:
+    """The tokens of a store, which has so many sources, and behind them those of others.
+
+    table: integers [N] by name, see `Store.document`.
+    """
     import numpy as np
 
-    return np.concatenate([first, second]).astype(first.dtype)
+    from engine.documents.tokens import Tokens
+
+    more = {
+        "ids": added.ids,
+        "starts": added.starts,
+        "ends": added.ends,
+        "source": added.source + sources,
+    }
+    joined = {
+        name: np.concatenate([table[name], column]).astype(table[name].dtype)
+        for name, column in more.items()
+    }
+    return Tokens(**joined, engine=added.engine)
 
 
 def _load(
