@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.answer import replay
+from engine.compression.tensor_names import CODING_ERRORS, KEYS, VALUES, bits_of, of_layer
 from engine.errors import DocumentError, SekvError, StoreError
 from engine.store.library import check_sources
 from engine.store.manifest import SHARED, Manifest, device_file, host_file
@@ -255,7 +256,7 @@ def _errors(store: Store, layer: int | None, head: int | None) -> npt.NDArray[np
     import numpy as np
 
     layers = range(store.manifest.model.layers) if layer is None else [layer]
-    names = [f"{number}.error.s" for number in layers]
+    names = [of_layer(number, CODING_ERRORS) for number in layers]
     parts = []
     for index, window in enumerate(store.manifest.windows):
         tables = store.tables(device_file(index), names)
@@ -277,14 +278,12 @@ def _ranks(
         raise StoreError(f"{store.path}: unknown method settings: open it with {manifest.creator}")
     if codec.get("kind") == "SpanSVD" and not codec.get("exact"):
         return _svd_ranks(store, layer, head)
-    tables = store.tables(SHARED, (f"{layer}.k_bits", f"{layer}.v_bits"))
+    names = [of_layer(layer, bits_of(part)) for part in (KEYS, VALUES)]
+    tables = store.tables(SHARED, names)
     for name, table in tables.items():
         if table.shape != (manifest.model.kv_heads, size):
             raise StoreError(f"{store.path}: {SHARED} is damaged in {name!r}: ingest again")
-    kept = [
-        int((tables[name][head] > 0).sum()) if name in tables else size
-        for name in (f"{layer}.k_bits", f"{layer}.v_bits")
-    ]
+    kept = [int((tables[name][head] > 0).sum()) if name in tables else size for name in names]
     return np.full(manifest.spans, kept[0]), np.full(manifest.spans, kept[1])
 
 

@@ -1,13 +1,11 @@
 """The parameters of a layer that all windows of a document share, and their names in a store.
 
 What a codec, a router and the summaries of a layer have in common (the bases) stands here once.
-A store holds plain tensors, `{layer}.{name}`; no other file knows these names.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import pairwise
 from typing import Any, Self, TypeVar, cast
@@ -15,7 +13,7 @@ from typing import Any, Self, TypeVar, cast
 import torch
 from torch import Tensor
 
-from engine.errors import StoreError
+from engine.compression.tensor_names import CALIBRATED, KEYS, SKETCH, SUMMARIES, VALUES, bits_of
 
 Tensors = dict[str, Tensor]
 """Tensors by their names in a file."""
@@ -72,7 +70,7 @@ class ModelBasis:
         return ModelBasis(self.columns.gather(-1, index), self.scale.gather(-1, order))
 
     def tensors(self, name: str) -> Tensors:
-        """name: "k" or "v"."""
+        """name: `KEYS` or `VALUES`."""
         return {f"own_{name}_basis": self.columns, f"own_{name}_scale": self.scale}
 
     @classmethod
@@ -90,12 +88,12 @@ class ModelBases:
     values: ModelBasis
 
     def tensors(self) -> Tensors:
-        return self.keys.tensors("k") | self.values.tensors("v")
+        return self.keys.tensors(KEYS) | self.values.tensors(VALUES)
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> ModelBases | None:
         """Raises KeyError where one of its tensors is missing and others are there."""
-        keys, values = ModelBasis.of("k", tensors), ModelBasis.of("v", tensors)
+        keys, values = ModelBasis.of(KEYS, tensors), ModelBasis.of(VALUES, tensors)
         return None if keys is None or values is None else cls(keys, values)
 
 
@@ -144,7 +142,7 @@ class Basis:
         return replace(self, columns=self.columns[..., :used].contiguous(), scale=scale, order=None)
 
     def tensors(self, name: str, *, with_model: bool = True) -> Tensors:
-        """name: "k" or "v".  with_model: the model's own columns among them."""
+        """name: `KEYS` or `VALUES`.  with_model: the model's own columns among them."""
         found = {f"{name}_mean": self.mean}
         if self.order is not None:
             found[f"{name}_order"] = self.order
@@ -158,7 +156,7 @@ class Basis:
 
     @classmethod
     def of(cls, name: str, tensors: Mapping[str, Tensor]) -> Basis | None:
-        """Of tensors that `with_model_bases` has completed."""
+        """Of tensors that `stored_layers.with_model_bases` has completed."""
         if f"{name}_mean" not in tensors:
             return None
         mean, model = tensors[f"{name}_mean"], ModelBasis.of(name, tensors)
@@ -191,7 +189,7 @@ class Quantizer:
 
     @classmethod
     def of(cls, name: str, tensors: Mapping[str, Tensor]) -> Self | None:
-        if f"{name}_bits" not in tensors:
+        if bits_of(name) not in tensors:
             return None
         return cls(*(tensors[f"{name}_{field.name}"] for field in fields(cls)))
 
@@ -212,11 +210,11 @@ class Codes:
     values: CodeQuantizer
 
     def tensors(self) -> Tensors:
-        return self.keys.tensors("k") | self.values.tensors("v")
+        return self.keys.tensors(KEYS) | self.values.tensors(VALUES)
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Codes | None:
-        keys, values = CodeQuantizer.of("k", tensors), CodeQuantizer.of("v", tensors)
+        keys, values = CodeQuantizer.of(KEYS, tensors), CodeQuantizer.of(VALUES, tensors)
         return None if keys is None or values is None else cls(keys, values)
 
 
@@ -331,10 +329,6 @@ class LayerCalibration:
         return cls(*(tensors[name] for name in CALIBRATED))
 
 
-CALIBRATED = ("retrieval_heads", "layer_share")
-"""The names of a calibration's tensors."""
-
-
 @dataclass(frozen=True)
 class LayerParams:
     """The parameters of a layer; a part that its method does not use is None.
@@ -359,22 +353,22 @@ class LayerParams:
     def tensors(self, *, with_model: bool = True) -> Tensors:
         """As a store has them. with_model: the model's own bases among them."""
         found = _merged(self.rows, self.codes, self.zoom, self.calibration)
-        for name, basis in (("k", self.keys), ("v", self.values)):
+        for name, basis in ((KEYS, self.keys), (VALUES, self.values)):
             found |= {} if basis is None else basis.tensors(name, with_model=with_model)
-        for name, quantizer in (("sketch", self.sketch), ("value", self.summaries)):
+        for name, quantizer in ((SKETCH, self.sketch), (SUMMARIES, self.summaries)):
             found |= {} if quantizer is None else quantizer.tensors(name)
         return found
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> LayerParams:
-        """Of tensors that `with_model_bases` has completed; others among them are left out."""
+        """Of tensors that `stored_layers.with_model_bases` has completed; others are left out."""
         return cls(
             rows=RowFormat.of(tensors),
-            keys=Basis.of("k", tensors),
-            values=Basis.of("v", tensors),
+            keys=Basis.of(KEYS, tensors),
+            values=Basis.of(VALUES, tensors),
             codes=Codes.of(tensors),
-            sketch=SketchQuantizer.of("sketch", tensors),
-            summaries=Quantizer.of("value", tensors),
+            sketch=SketchQuantizer.of(SKETCH, tensors),
+            summaries=Quantizer.of(SUMMARIES, tensors),
             zoom=ZoomWeights.of(tensors),
             calibration=LayerCalibration.of(tensors),
         )
@@ -413,76 +407,6 @@ class LayerParams:
             sketch=sketch and sketch.trimmed(of_keys),
             summaries=summaries and summaries.trimmed(of_values),
         )
-
-
-@dataclass(frozen=True)
-class SharedLayer:
-    """What a store keeps once of a layer. prefix: k, v [Hkv, P, D], of the prompt before the
-    document."""
-
-    params: LayerParams
-    prefix: tuple[Tensor, Tensor]
-
-    def tensors(self, *, with_model: bool = True) -> Tensors:
-        k, v = self.prefix
-        return {**self.params.tensors(with_model=with_model), "prefix_k": k, "prefix_v": v}
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> SharedLayer:
-        return cls(LayerParams.of(tensors), (tensors["prefix_k"], tensors["prefix_v"]))
-
-
-def bit_tables(tensors: Mapping[str, Tensor]) -> Tensors:
-    """The tensors of a stored layer that say how many bits components have."""
-    names = (f"{part}_bits" for part in ("k", "v", "sketch", "value"))
-    return {name: tensors[name] for name in names if name in tensors}
-
-
-def in_model_bases(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a stored layer is coded in the model's own bases."""
-    return "k_order" in tensors
-
-
-def lacks_bases(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a stored layer needs bases of the model that are not among its tensors."""
-    return in_model_bases(tensors) and ModelBases.of(tensors) is None
-
-
-def with_model_bases(tensors: Tensors, bases: ModelBases | None) -> Tensors:
-    """A stored layer with the model's own bases, in its order, where it needs them.
-
-    Raises:
-        StoreError: what is stored is no order of the columns.
-    """
-    if not lacks_bases(tensors):
-        return tensors
-    found = dict(tensors)
-    for name, basis in (("k", needed(bases).keys), ("v", needed(bases).values)):
-        try:
-            found |= basis.in_order(tensors.get(f"{name}_order", torch.empty(0))).tensors(name)
-        except ValueError as error:
-            raise StoreError(f"tensor '{name}_order' is {error}: ingest again") from None
-    return found
-
-
-def by_layer(tensors: Mapping[str, Tensor], layers: int) -> list[Tensors]:
-    """Tensors `{layer}.{name}` by layer.
-
-    Raises:
-        StoreError: one belongs to no layer.
-    """
-    found: list[Tensors] = [{} for _ in range(layers)]
-    for name, tensor in tensors.items():
-        match = re.fullmatch(r"(\d{1,6})\.(.+)", name, re.ASCII)
-        if match is None or int(match[1]) >= layers:
-            raise StoreError(f"the store holds {name[:80]!r}, which no layer has: ingest again")
-        found[int(match[1])][match[2]] = tensor
-    return found
-
-
-def of_layers(layers: Iterable[Mapping[str, Tensor]]) -> Tensors:
-    """The other way: tensors of layer after layer as `{layer}.{name}`."""
-    return {f"{i}.{name}": t for i, layer in enumerate(layers) for name, t in layer.items()}
 
 
 def needed(part: Part | None) -> Part:

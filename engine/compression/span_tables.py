@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.compression.params import Tensors
+from engine.compression.tensor_names import CODING_ERRORS
 
 Change = Callable[[Tensor], Tensor]
 
@@ -121,9 +122,9 @@ class DeviceLayer:
         found = self.tables.tensors(key_names)
         if self.exact is not None:
             found |= zip(("pinned_k", "pinned_v"), self.exact, strict=True)
-        return found if self.errors is None else {**found, "error.s": self.errors}
+        return found if self.errors is None else {**found, CODING_ERRORS: self.errors}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], key_names: Sequence[str]) -> DeviceLayer:
         exact = (tensors["pinned_k"], tensors["pinned_v"]) if "pinned_k" in tensors else None
-        return cls(SpanTables.of(tensors, key_names), exact, tensors.get("error.s"))
+        return cls(SpanTables.of(tensors, key_names), exact, tensors.get(CODING_ERRORS))

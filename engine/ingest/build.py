@@ -155,8 +155,8 @@ class StoreBuild:
         """
         import torch
 
-        from engine.compression.params import SharedLayer, of_layers
         from engine.compression.spans import ANCHOR
+        from engine.compression.stored_layers import SharedLayer, of_layers
         from engine.store.manifest import WindowEntry
 
         surprisal = torch.cat([chunk.surprisal for chunk in chunks])
@@ -261,12 +261,8 @@ class StoreBuild:
 
     def _known_params(self) -> list[Any] | None:
         """The layers' parameters as an earlier run, or the store that is added to, has them."""
-        from engine.compression.params import (
-            LayerParams,
-            TrainedLayer,
-            by_layer,
-            with_model_bases,
-        )
+        from engine.compression.params import LayerParams, TrainedLayer
+        from engine.compression.stored_layers import by_layer, with_model_bases
 
         shared = self.writer.shared()
         if shared is None:

@@ -52,8 +52,8 @@ def learnt_before(
     Raises:
         RouterError: the router at hand is not that one.
     """
-    from engine.compression.params import by_layer, lacks_bases
     from engine.compression.routers import router_file
+    from engine.compression.stored_layers import by_layer, lacks_bases
 
     used = recipe.trained_by
     if not used and asked not in ("", router_file.NONE):

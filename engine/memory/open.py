@@ -16,21 +16,19 @@ from engine.attention.residency import Host
 from engine.attention.shared import Shared
 from engine.attention.view import View, no_spans
 from engine.compression.methods import Method
-from engine.compression.params import (
-    LayerParams,
-    SharedLayer,
-    Tensors,
-    by_layer,
-    lacks_bases,
-    needed,
-    of_layers,
-    with_model_bases,
-)
+from engine.compression.params import LayerParams, Tensors, needed
 from engine.compression.ranges import gather_ranges
 from engine.compression.routers import router_file, two_level
 from engine.compression.span_tables import SpanTables
 from engine.compression.spans import COMPRESSED
 from engine.compression.statistics import Given
+from engine.compression.stored_layers import (
+    SharedLayer,
+    by_layer,
+    lacks_bases,
+    of_layers,
+    with_model_bases,
+)
 from engine.errors import (
     OptionError,
     RouterError,

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from engine.compression.encode import pinned_tokens
-from engine.compression.params import Tensors, by_layer
+from engine.compression.params import Tensors
 from engine.compression.span_tables import DeviceLayer
+from engine.compression.stored_layers import by_layer
 from engine.store.records import SPAN_TABLE
 
 if TYPE_CHECKING:

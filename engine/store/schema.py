@@ -15,20 +15,13 @@ from torch import Tensor
 
 from engine.compression.encode import compress_layer, fit, pinned_tokens
 from engine.compression.methods import Method, from_settings
-from engine.compression.params import (
-    CALIBRATED,
-    LayerCalibration,
-    LayerParams,
-    SharedLayer,
-    Tensors,
-    bit_tables,
-    by_layer,
-    in_model_bases,
-)
+from engine.compression.params import LayerCalibration, LayerParams, Tensors
 from engine.compression.quantize import is_allocation
 from engine.compression.span_tables import Change, DeviceLayer
 from engine.compression.spans import COMPRESSED, Spans, pin_ends
 from engine.compression.statistics import Given
+from engine.compression.stored_layers import SharedLayer, bit_tables, by_layer, in_model_bases
+from engine.compression.tensor_names import CALIBRATED
 from engine.errors import StoreDamagedError, StoreError
 from engine.store.manifest import SHARED, Manifest, device_file
 from engine.store.records import SPAN_TABLE, span_table_fault
@@ -81,7 +74,7 @@ class Schema:
         """Raises StoreError, in one line, when the tensors of all windows are not the recipe's.
 
         Args:
-            shared: what is the model's own among it, see `params.with_model_bases`.
+            shared: what is the model's own among it, see `stored_layers.with_model_bases`.
         """
         for layer, tensors in enumerate(by_layer(shared, self.manifest.model.layers)):
             place = f"{SHARED}, layer {layer}"

@@ -17,10 +17,11 @@ from engine.compression.encode import (
     segment,
 )
 from engine.compression.methods import METHODS, Method
-from engine.compression.params import LayerCalibration, LayerParams, SharedLayer, by_layer, needed
+from engine.compression.params import LayerCalibration, LayerParams, needed
 from engine.compression.span_tables import DeviceLayer
 from engine.compression.spans import COMPRESSED, PINNED, Spans
 from engine.compression.statistics import Given
+from engine.compression.stored_layers import SharedLayer, by_layer
 from tiny_memory import EXACT, fixed_spans, rows
 
 TOKENS = 120

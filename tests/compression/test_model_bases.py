@@ -19,13 +19,13 @@ from engine.compression.params import (
     ModelBasis,
     TrainedLayer,
     needed,
-    with_model_bases,
 )
 from engine.compression.ranges import gather_ranges
 from engine.compression.routers.sketch import Sketch
 from engine.compression.scores import span_logsumexp
 from engine.compression.spans import COMPRESSED, Spans
 from engine.compression.statistics import LayerStatistics
+from engine.compression.stored_layers import with_model_bases
 from engine.errors import StoreError
 
 SIZE, HEADS, TOKENS = 32, 2, 240
