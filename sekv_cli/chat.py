@@ -93,7 +93,7 @@ def chat(
         shown.clear()
         talk = Talk(store, asker, shown)
         for line in _lines(history):
-            if not talk.hear(line):
+            if not talk.take(line):
                 break
 
 
@@ -114,7 +114,7 @@ class Talk:
             "/quit": ("", self._help),
         }
 
-    def hear(self, line: str) -> bool:
+    def take(self, line: str) -> bool:
         """Do what a line says; False when it ends the talk. What fails is said in one line."""
         name, _, rest = line.strip().partition(" ")
         if name == "/quit":

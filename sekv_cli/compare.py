@@ -122,10 +122,10 @@ def _publish(
         verdicts = [claims.check(claim, report) for claim in asked.claims]
         holds &= all(verdict.holds for verdict in verdicts)
         report["claims"] = [vars(verdict) for verdict in verdicts]
-        told = "\n".join(
+        checked = "\n".join(
             f"- {'holds' if v.holds else 'does not hold'}: {v.claim} ({v.told})" for v in verdicts
         )
-        tables.append(f"{table}\n{told}\n" if told else table)
+        tables.append(f"{table}\n{checked}\n" if checked else table)
         page_of_one = page.html([(report, drawn)])
         results.save(report, tables[-1], folder, {**drawn, "report.html": page_of_one})
         made.append((report, drawn))

@@ -94,8 +94,8 @@ class Boundary:
         if os.environ.get("SEKV_DEBUG") == "1" and self.code not in (DONE, PIPE_CLOSED):
             traceback.print_exception(error)
         if ending.line:
-            told = {"error": {"code": ending.code, "message": ending.line}}
-            line = json.dumps(told) if self._as_json else f"sekv: {ending.line}"
+            found = {"error": {"code": ending.code, "message": ending.line}}
+            line = json.dumps(found) if self._as_json else f"sekv: {ending.line}"
             with contextlib.suppress(OSError):  # a full stderr: the code says it all the same
                 print(line, file=sys.stderr)
         return True

@@ -20,7 +20,7 @@ A method is a few choices: where the document is cut, what stands for a span, ho
 kept on the host, how a query finds spans, and when and by which query a layer chooses anew. All
 run in one engine with one budget in bytes, everything counted. None of them knows a question while
 it reads; where a published method does, the document's own end takes the question's place, and
-the line says so. `NAME+zoomr` folds long answers beside the document memory of NAME.
+the line says so. `NAME+zoomr` compresses long answers beside the document memory of NAME.
 
 `compresskv` needs to know the model's retrieval heads: `sekv train heads`.
 """

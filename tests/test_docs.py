@@ -50,9 +50,9 @@ def test_the_demo_is_answered_right(
     capsys.readouterr()
     line = ["ask", store, "-f", str(sample / "questions.txt"), "--no-server", "--json"]
     assert run(line) == 0
-    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     for one, (right, page) in zip(
-        told, (("Hotel Royale", "2"), ("Golden Mediasch", "6"), ("wall", "28")), strict=True
+        printed, (("Hotel Royale", "2"), ("Golden Mediasch", "6"), ("wall", "28")), strict=True
     ):
         assert right in one["answer"]
         assert page in one["citations"][0]["page"].split("-")

@@ -32,8 +32,8 @@ def test_the_default_model_reads_answers_and_cites(
     line = ["ask", str(store), question, "--json", "--no-server"]
     line += ["--max-new-tokens", "16"]
     assert run(line) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert "Brandt" in told["answer"]
-    assert any("Josef Brandt" in cited["text"] for cited in told["citations"])
-    assert all(LOG[c["start"] : c["end"]] == c["text"] for c in told["citations"])
-    assert told["usage"]["recomputed_document_tokens"] == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert "Brandt" in printed["answer"]
+    assert any("Josef Brandt" in cited["text"] for cited in printed["citations"])
+    assert all(LOG[c["start"] : c["end"]] == c["text"] for c in printed["citations"])
+    assert printed["usage"]["recomputed_document_tokens"] == 0

@@ -151,8 +151,8 @@ class Speaker:
 
     def _text(self) -> str:
         """All that was said, without the repetition at its end."""
-        told = self.tokens[: len(self.tokens) - loops(self.tokens)]
-        kept = [token for token in told if token not in self._hidden]
+        said = self.tokens[: len(self.tokens) - loops(self.tokens)]
+        kept = [token for token in said if token not in self._hidden]
         text: str = self._tokenizer.decode(kept)
         return text
 

@@ -49,7 +49,7 @@ from engine.types import (
 
 TURNS_SHARE = 0.125
 """Share of the budget that the latest turns of a conversation may take as they are: half of what
-always stays free to zoom. Older ones fold; see `memory.conversation`."""
+always stays free to zoom. Older ones are compressed; see `memory.conversation`."""
 
 TURNS_POSITIONS = 0.25
 """Share of the positions behind the document that these turns may take."""
@@ -149,7 +149,7 @@ class Session:
         Args:
             on_text: gets the visible answer as it is made.
             turns: the conversation so far; the latest turns that fit `TURNS_SHARE` are read as
-                they are, older ones once and then folded.
+                they are, older ones once and then compressed.
             stop: asked whether to give up, before every token and every chunk of what is read.
         Raises:
             QuestionError: an empty question, or one that is longer than the model's positions.
@@ -211,7 +211,7 @@ class Session:
         shared = self.memory.shared
         shared.reserved = 0
         self._widening = None
-        self.past.recall(old if self.past.folds else (), stop)
+        self.past.recall(old if self.past.compresses else (), stop)
         prompt = self._prompt(question, latest)
         left = self.reader.max_positions - self.past.length
         if len(prompt) >= left:
@@ -228,7 +228,7 @@ class Session:
         return _Asked(prompt, most, len(latest))
 
     def _take(self, options: AskOptions) -> None:
-        """Open the memory under these options; what was folded under others is forgotten."""
+        """Open the memory under these options; what was compressed under others is forgotten."""
         self.answer_from(
             open_memory(
                 self.store,
@@ -255,7 +255,7 @@ class Session:
             )
 
     def _split(self, turns: Sequence[Turn]) -> tuple[Sequence[Turn], Sequence[Turn]]:
-        """Older turns, which fold, and the latest, which are read anew with every question."""
+        """Older turns, which are compressed, and the latest, which every question reads anew."""
         prompt, tokenizer = self.reader.prompt, self.reader.tokenizer
         if not prompt.between:
             return (), ()
@@ -281,7 +281,7 @@ class Session:
         ids = prompt.question(tokenizer, question, latest, first=first)
         alone = prompt.question(tokenizer, question, first=first and not latest)
         self.memory.shared.reserved = (len(ids) - len(alone)) * self._row_bytes
-        self.memory.shared.asked = len(alone)
+        self.memory.shared.question_tokens = len(alone)
         return ids
 
     @property

@@ -59,7 +59,7 @@ class Evidence:
         self.asked = torch.zeros(len(self.ids))
         self.early = torch.zeros(len(self.ids))
 
-    def see(self, step: Step) -> None:
+    def record(self, step: Step) -> None:
         if self.heads is None or self.heads[step.layer].any():
             self._pending.append(step)
 
@@ -136,7 +136,7 @@ class Trace:
     _seen: list[tuple[int, int, Tensor, Tensor, Tensor, Tensor]] = field(default_factory=list)
     _traffic: dict[int, Traffic] = field(default_factory=dict)
 
-    def see(self, step: Step) -> None:
+    def record(self, step: Step) -> None:
         head, place = (index.cpu() for index in step.zoomed.nonzero().T)
         if len(head):
             score, weight = step.share.cpu()[head, place], _span_weights(step).cpu()[head, place]

@@ -37,10 +37,9 @@ MOST_SCORES = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
-class Routed:
-    """What a router said of the spans in view. share: [Hkv, F], its estimate of their share of
-    attention. mass: [Hkv, R, F] nats of the rows that stand for spans. Either is None where nobody
-    asked."""
+class RouterEstimate:
+    """What a router says of the spans in view. share: [Hkv, F], its estimate of their share of
+    attention. mass: [Hkv, R, F] nats of the summary rows. Either is None where it was not asked."""
 
     share: Tensor | None = None
     mass: Tensor | None = None
@@ -71,16 +70,16 @@ class LayerMemory:
         self._own_rows, self._document = rows, view
         self.index = SpanIndex.of(recipe.router, recipe.levels, params, tables)
         self._behind: list[Segment] | None = []  # None while it changes
-        self._see_all(view, rows)
+        self._replace(view, rows)
 
-    def _see_all(self, view: View, rows: tuple[Tensor, Tensor, Tensor]) -> None:
-        """Have these spans and these rows that stay."""
+    def _replace(self, view: View, rows: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Have these spans and these exact rows, and no others."""
         self._all, self._rows, self.view = view, rows, view
         self.zoomed = ResidentSpans(self.recipe.codec, self.params, rows, view)
-        self._see(view, rows)
+        self._set_view(view, rows)
 
-    def _see(self, view: View, rows: tuple[Tensor, Tensor, Tensor]) -> None:
-        """Look at these spans and rows; what the last steps wanted is forgotten. Nothing is zoomed
+    def _set_view(self, view: View, rows: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Attend to these spans and rows; what the last steps chose is forgotten. Nothing is zoomed
         then, but where all of the same spans were: a question that comes next would zoom them all
         again."""
         self.choice: Choice = self.recipe.selector.begin()
@@ -91,7 +90,7 @@ class LayerMemory:
         self.zoomed.begin(view, rows)
         self._needs: Needs | None = None
         self._planned: tuple[float, int, Limits] | None = None
-        self._told = int((view.spans < self.shared.spans).sum())  # of the document itself
+        self._document_spans = int((view.spans < self.shared.spans).sum())  # of the document itself
 
     # -- bytes ---------------------------------------------------------------------
 
@@ -172,10 +171,10 @@ class LayerMemory:
     # -- what is seen --------------------------------------------------------------
 
     def follow(self, behind: Sequence[Segment]) -> None:
-        """Have these stretches behind the document, in place of any there before.
+        """Have these segments behind the document, in place of any there before.
 
         Their spans stand after the document's and are chosen, fetched and weighed like them; no
-        focus hides them, and watchers, who know the document alone, are not told of them.
+        focus hides them, and watchers, which know the document alone, do not get them.
         """
         self.release()
         if list(behind) == self._behind:
@@ -183,26 +182,26 @@ class LayerMemory:
         self._behind = None
         own = self._document
         bounds, spans, last = [self.shared.bounds], [own.spans], self.shared.bounds[-1:]
-        for stretch in behind:
+        for segment in behind:
             first = sum(len(part) for part in bounds) - 1
-            spans.append(torch.nonzero(stretch.folded)[:, 0].to(self.device) + first)
-            bounds.append(stretch.bounds[1:] + last)
+            spans.append(torch.nonzero(segment.compressed)[:, 0].to(self.device) + first)
+            bounds.append(segment.bounds[1:] + last)
             last = bounds[-1][-1:]
         self.bounds = torch.cat(bounds).to(self.device)
         ids = torch.cat(spans)
         window = own.window.new_full((len(self.bounds) - 1,), self.shared.windows)
         window[own.spans] = own.window
-        tables = [stretch.tables.to(self.device) for stretch in behind]
+        tables = [segment.tables.to(self.device) for segment in behind]
         self.index = self.index.followed_by(len(own.spans), own.tokens, tables)
         k, v, token = self._own_rows
-        more = [[x.to(k) for x in stretch.rows] for stretch in behind]
+        more = [[x.to(k) for x in segment.rows] for segment in behind]
         k, v = (
             torch.cat([k, *(each[0] for each in more)], 1),
             torch.cat([v, *(x[1] for x in more)], 1),
         )
         token = torch.cat([token, token.new_full((k.shape[1] - len(token),), -1)])
-        self.host.follow([stretch.records for stretch in behind])
-        self._see_all(View.of(ids, self.bounds, window), (k, v, token))
+        self.host.follow([segment.records for segment in behind])
+        self._replace(View.of(ids, self.bounds, window), (k, v, token))
         self._behind = list(behind)
 
     def focus(self, stretches: Sequence[Stretch] | None) -> None:
@@ -211,7 +210,7 @@ class LayerMemory:
         the last steps wanted is forgotten."""
         if stretches is None:
             self.index = self.index.pick(None, None)
-            self._see(self._all, self._rows)
+            self._set_view(self._all, self._rows)
             return
         spans, tokens = self._all.runs([*stretches, (self.shared.tokens, sys.maxsize)])
         self.index = self.index.pick(spans, tokens)
@@ -220,7 +219,7 @@ class LayerMemory:
         for first, end in stretches:
             seen |= (first <= token) & (token < end)
         rows = k[:, seen], v[:, seen], token[seen]
-        self._see(self._all.pick(self._all.within(spans))[0], rows)
+        self._set_view(self._all.pick(self._all.within(spans))[0], rows)
 
     def release(self) -> None:
         """Be as no question had been asked: give back what one brought to the device, unless every
@@ -245,15 +244,17 @@ class LayerMemory:
         live = row_scores(q, live_k)
         if seen is not None:
             live = live.masked_fill(~seen.repeat(q.shape[1] // rows, 1), NEG_INF)
-        routed = self._route(q, rows, pinned, live, live_k)
+        estimate = self._route(q, rows, pinned, live, live_k)
         if self.choice.hidden is not None:
             live = live.masked_fill(self.choice.hidden[:, None], NEG_INF)
-        out, told = self._merge(QueryRows(q, pinned, live, routed.mass), rows, live_v)
+        out, weights = self._merge(QueryRows(q, pinned, live, estimate.mass), rows, live_v)
         if self.shared.watchers:
-            self._report(routed, told)
+            self._report(estimate, weights)
         return out.reshape(-1, rows, self.size)
 
-    def _route(self, q: Tensor, rows: int, pinned: Tensor, live: Tensor, live_k: Tensor) -> Routed:
+    def _route(
+        self, q: Tensor, rows: int, pinned: Tensor, live: Tensor, live_k: Tensor
+    ) -> RouterEstimate:
         """Ask the router, and have in slots what the selector makes of its answer.
 
         Args:
@@ -265,18 +266,18 @@ class LayerMemory:
             self._plan()
         if self._everything_fits():
             self.zoomed.sync(torch.ones_like(self.zoomed.held), self.host)
-            return Routed()
+            return RouterEstimate()
         mass, refined = self.index.mass(q, self.view)
         if shared.votes is not None:
             self._vote(mass if refined is None else mass.masked_fill(~refined[:, None], NEG_INF))
         if looking:
-            return Routed(mass=mass)
-        share, worth, drawn = self._worth(q, mass, refined, pinned, live)
-        wanted = self._choose(q, rows, worth, drawn, live_k)
+            return RouterEstimate(mass=mass)
+        share, scores, row_shares = self._rank(q, mass, refined, pinned, live)
+        wanted = self._choose(q, rows, scores, row_shares, live_k)
         self.zoomed.sync(wanted, self.host)
         if hides:
-            return Routed(share)
-        return Routed(share, mass.masked_fill(wanted[:, None], NEG_INF))
+            return RouterEstimate(share)
+        return RouterEstimate(share, mass.masked_fill(wanted[:, None], NEG_INF))
 
     def _everything_fits(self) -> bool:
         """Whether every span in view is zoomed whatever is asked, so that nothing is to be
@@ -289,7 +290,7 @@ class LayerMemory:
             return False
         return self.zoomed.room == self.needs.most
 
-    def _worth(
+    def _rank(
         self, q: Tensor, mass: Tensor, refined: Tensor | None, pinned: Tensor, live: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Per KV head and span [Hkv, F] the estimated share of attention, largest over rows, and
@@ -297,35 +298,36 @@ class LayerMemory:
         if self.recipe.router.gated:
             scores = self.index.zoom_scores(q, self.view)
             return scores, scores, None
-        drawn = _shares(pinned, live, mass)
-        share = drawn.amax(1)
-        return share, share if refined is None else two_level.ranked(share, refined), drawn
+        row_shares = _shares(pinned, live, mass)
+        share = row_shares.amax(1)
+        scores = share if refined is None else two_level.ranked(share, refined)
+        return share, scores, row_shares
 
     def _choose(
-        self, q: Tensor, rows: int, worth: Tensor, drawn: Tensor | None, live_k: Tensor
+        self, q: Tensor, rows: int, scores: Tensor, row_shares: Tensor | None, live_k: Tensor
     ) -> Tensor:
-        """bool [Hkv, F]: what to zoom now, as the method's selector has it; drawn: see `choose`."""
-        look = RoutingInput(
+        """bool [Hkv, F]: what to zoom now, by the method's selector; row_shares: see `choose`."""
+        routing = RoutingInput(
             q=q,
             rows=rows,
-            share=worth,
+            share=scores,
             current=self.zoomed.held,
             live_k=live_k,
-            heard=self.shared.heard,
+            transcript=self.shared.transcript,
             uncovered=1 - self.limits.coverage,
             estimate=lambda q: self.index.mass(q, self.view)[0],
-            fit=partial(self._fit, drawn=drawn),
+            fit=partial(self._fit, row_shares=row_shares),
         )
-        return self.choice.choose(look)
+        return self.choice.choose(routing)
 
     def _fit(
         self,
-        worth: Tensor,
+        scores: Tensor,
         uncovered: float = 0.0,
         live: Sequence[int] = (),
-        drawn: Tensor | None = None,
+        row_shares: Tensor | None = None,
     ) -> Tensor:
-        """What fits the slots by falling worth; see `RoutingInput.fit`.
+        """What fits the slots, by falling score; see `RoutingInput.fit`.
 
         live: tokens of each live range.
         """
@@ -335,12 +337,12 @@ class LayerMemory:
             more[0 if self.zoomed.space is not None else 1] = cost.new_tensor(list(live))
             cost = torch.cat([cost, more], -1)
         kept = cost[:2].sum(0) > 0  # a strict method has dropped the others for good
-        if len(worth) < self.heads:
+        if len(scores) < self.heads:
             kept, cost = kept.all(0, keepdim=True), cost.amax(1, keepdim=True)
             caps = caps.amin(1, keepdim=True)
         if self.recipe.router.gated:
-            kept = kept & (worth > 0)  # where its gate is closed nothing is zoomed
-        chosen = choose(worth.masked_fill(~kept, -1.0), cost, caps, uncovered, drawn) & kept
+            kept = kept & (scores > 0)  # where its gate is closed nothing is zoomed
+        chosen = choose(scores.masked_fill(~kept, -1.0), cost, caps, uncovered, row_shares) & kept
         return chosen.expand(self.heads, -1)
 
     def _vote(self, mass: Tensor) -> None:
@@ -365,7 +367,7 @@ class LayerMemory:
         columns = self.zoomed.tokens.shape[1] + queries.columns
         at_once = max(1, MOST_SCORES // (self.heads * columns))
         self._note_working(min(at_once, len(queries)), len(queries), columns)
-        first = max(0, rows - self.shared.asked)
+        first = max(0, rows - self.shared.question_tokens)
         if len(queries) <= at_once:
             out, weight, summary = attended.attend(queries)
             self._note_coverage(weight, summary)
@@ -397,36 +399,36 @@ class LayerMemory:
             taken += self.index.working_bytes(all_rows, self.view)
         self.shared.working_bytes = max(self.shared.working_bytes, taken)
 
-    def _report(self, routed: Routed, told: AttentionWeights) -> None:
-        """Tell the watchers of the document's own spans and tokens."""
-        view, own = self.view, self._told
-        none = told.newest.new_zeros(self.heads, own)
+    def _report(self, estimate: RouterEstimate, weights: AttentionWeights) -> None:
+        """Let the watchers record the document's own spans and tokens."""
+        view, own = self.view, self._document_spans
+        none = weights.newest.new_zeros(self.heads, own)
         held = self.zoomed.held[:, :own]
         tokens = self.zoomed.tokens
         if self._behind:
             tokens = tokens.masked_fill(tokens >= self.shared.tokens, NOWHERE)
-        summary = none[:, None].expand(-1, told.newest.shape[1], -1)
-        if told.summary is not None:
-            summary = told.summary[..., :own]
+        summary = none[:, None].expand(-1, weights.newest.shape[1], -1)
+        if weights.summary is not None:
+            summary = weights.summary[..., :own]
         step = Step(
             layer=self.layer,
             spans=view.spans[:own],
             starts=view.starts[:own],
             lengths=view.lengths[:own],
-            share=none if routed.share is None else routed.share[:, :own],
+            share=none if estimate.share is None else estimate.share[:, :own],
             zoomed=torch.zeros_like(held) if self.full else held,
             summary=summary,
             tokens=tokens.clone(),
-            weight=told.newest,
-            total=told.total,
+            weight=weights.newest,
+            total=weights.total,
             traffic=replace(self.zoomed.traffic),
         )
         for watcher in self.shared.watchers:
-            watcher.see(step)
+            watcher.record(step)
 
 
 def _shares(pinned: Tensor, live: Tensor, mass: Tensor) -> Tensor:
-    """The estimated share of each row's attention that each span draws, [Hkv, R, F]."""
+    """The estimated share of each row's attention that each span gets, [Hkv, R, F]."""
     total = torch.logaddexp(pinned.logsumexp(-1), live.logsumexp(-1))
     total = torch.logaddexp(total, mass.logsumexp(-1))
     return torch.exp(mass - total[..., None])

@@ -57,7 +57,7 @@ class Retry:
         self._watchers = list(self.shared.watchers)
         self.shared.watchers[:] = [self] if self._watchers else []
 
-    def see(self, step: Step) -> None:
+    def record(self, step: Step) -> None:
         """Watch in place of the watchers, who are told when the step stands."""
         self._seen.append(step)
 
@@ -88,4 +88,4 @@ class Retry:
         self.shared.watchers[:] = self._watchers
         for step in self._seen:
             for watcher in self._watchers:
-                watcher.see(step)
+                watcher.record(step)

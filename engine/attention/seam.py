@@ -21,7 +21,7 @@ from transformers.masking_utils import sdpa_mask
 
 from engine.attention.causal_chunk import attend_chunk
 from engine.attention.layer import LayerMemory
-from engine.attention.output_folding import LongAnswer, LongAnswerLayer
+from engine.attention.long_answer import LongAnswer, LongAnswerLayer
 from engine.attention.retry import Retry
 from engine.attention.shared import Shared
 from engine.compression.query_statistics import Probe
@@ -105,7 +105,7 @@ class LiveLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     @property
     def live(self) -> int:
-        """Live tokens so far; a folded answer holds fewer rows than that."""
+        """Live tokens so far; a compressed answer holds fewer rows than that."""
         return self.rows
 
     def get_seq_length(self) -> int:
@@ -115,24 +115,23 @@ class LiveLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return self.live + query_length, self.length
 
 
-class FoldingLayer(LiveLayer):  # type: ignore[no-untyped-call]
-    """Live rows of which finished thoughts are folded away."""
+class LongAnswerLiveLayer(LiveLayer):  # type: ignore[no-untyped-call]
+    """Live rows of an answer whose finished thoughts are compressed."""
 
-    def __init__(self, memory: Attends, length: int, folded: LongAnswerLayer):
+    def __init__(self, memory: Attends, length: int, answer: LongAnswerLayer):
         super().__init__(memory, length)
-        self.folded = folded
+        self.answer = answer
 
     @property
     def live(self) -> int:
-        return super().live + self.folded.away
+        return super().live + self.answer.away
 
 
 class MemoryCache(Cache):
     """The cache of one question: shares the document memory, owns the live rows.
 
-    heard: the same rows as text. answer: what of them is folded, where the method folds any; a
-    stand-in of a memory has no method and folds none. widening: what to do with unsure steps, if
-    anything.
+    transcript: the same rows as text. answer: what of them is compressed, where the method does so.
+    widening: what to do with unsure steps, if anything.
     """
 
     def __init__(
@@ -143,14 +142,14 @@ class MemoryCache(Cache):
         text: Callable[[list[int]], str] = lambda ids: "",
         widening: Retry | None = None,
     ):
-        self.heard, self.widening = Transcript(text), widening
+        self.transcript, self.widening = Transcript(text), widening
         rule = memories[0].recipe.output if isinstance(memories[0], LayerMemory) else None
-        self.answer = None if rule is None else LongAnswer(rule, self.heard, len(memories))
+        self.answer = None if rule is None else LongAnswer(rule, self.transcript, len(memories))
         self.peak_live_bytes = self._begun = 0
         made: list[Any] = [
             LiveLayer(memory, length)
             if self.answer is None
-            else FoldingLayer(memory, length, self.answer.layers[index])
+            else LongAnswerLiveLayer(memory, length, self.answer.layers[index])
             for index, memory in enumerate(memories)
         ]
         super().__init__(layers=made)
@@ -160,10 +159,10 @@ class MemoryCache(Cache):
         """Count the tokens of a forward that stand where the document was read already."""
         self.shared.recomputed_tokens += int((places < self.length).sum())
 
-    def hear(self, ids: Tensor) -> None:
+    def note_tokens(self, ids: Tensor) -> None:
         """Take the tokens [n] of a forward that begins."""
-        self.heard.hear(ids.tolist())
-        self.shared.heard = self.heard
+        self.transcript.append(ids.tolist())
+        self.shared.transcript = self.transcript
 
     def begin(self) -> None:
         """A step begins that may be taken back."""
@@ -180,7 +179,7 @@ class MemoryCache(Cache):
             layer.cut(self._begun)
 
     def commit(self) -> None:
-        """A forward is over: fold what is finished, and remember the most that was resident."""
+        """A forward is over: compress what is finished, and remember the most that was resident."""
         if self.answer is not None:
             self.answer.plan()
         resident = 0 if self.answer is None else self.answer.device_bytes
@@ -188,8 +187,8 @@ class MemoryCache(Cache):
             assert isinstance(layer, LiveLayer)
             assert layer.keys is not None
             assert layer.values is not None
-            if isinstance(layer, FoldingLayer):
-                layer.keep(*layer.folded.rows(layer.keys, layer.values))
+            if isinstance(layer, LongAnswerLiveLayer):
+                layer.keep(*layer.answer.rows(layer.keys, layer.values))
             resident += layer.nbytes
         self.peak_live_bytes = max(self.peak_live_bytes, resident)
 
@@ -212,7 +211,7 @@ def attach(model: PreTrainedModel) -> None:
             if places is not None:  # else the model takes them from the cache: behind the document
                 cache.note_places(places)
             if ids is not None:
-                cache.hear(ids[0])
+                cache.note_tokens(ids[0])
             if cache.widening is not None:
                 cache.begin()
         return args, kwargs
@@ -261,7 +260,7 @@ def attention(
     factor = (scaling if scaling is not None else size**-0.5) * math.sqrt(size)
     if sekv is None:
         if probe is not None:
-            probe.see(int(module.layer_idx), query[0] * factor, key[0], value[0])  # type: ignore[arg-type]
+            probe.observe(int(module.layer_idx), query[0] * factor, key[0], value[0])  # type: ignore[arg-type]
         if causal and not _bounded(kwargs):
             return attend_chunk(query, key, value, factor / math.sqrt(size)), None
         return _plain(module, query, key, value, attention_mask, scaling, dropout, **kwargs)

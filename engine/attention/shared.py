@@ -26,9 +26,9 @@ class Shared:
     reserved: bytes per layer that the turns of a conversation take from the room to zoom.
     width: budgets that may be resident now; more than one while an unsure step is done again.
     coverage: since the question was asked.
-    heard: the question that is being answered, and the answer so far.
+    transcript: the question that is being answered, and the answer so far.
     estimates: whether watchers want what the router estimates even where nothing is to be chosen.
-    asked: tokens of the question that is being answered; the turns before it are none of them.
+    question_tokens: of the question that is being answered; the turns before it are none of them.
     """
 
     bounds: Tensor
@@ -42,9 +42,9 @@ class Shared:
     reserved: int = 0
     width: float = 1.0
     coverage: Coverage = field(default_factory=Coverage)
-    heard: Transcript = field(default_factory=Transcript)
+    transcript: Transcript = field(default_factory=Transcript)
     estimates: bool = True
-    asked: int = 1
+    question_tokens: int = 1
 
     def __post_init__(self) -> None:
         self.tokens, self.spans = int(self.bounds[-1]), len(self.bounds) - 1

@@ -19,8 +19,8 @@ class Step:
     not asked. zoomed: bool [Hkv, F]. summary: [Hkv, G, F] weight of each summary row for the newest
     query. tokens: int32 [Hkv, n] the document tokens of the rows that are there, negative for
     none. weight: [Hkv, G, n] of those rows for the newest query; total: the same, added up over the
-    newest `Shared.asked` queries of the forward. traffic: what moved for this layer since the
-    question began.
+    newest `Shared.question_tokens` queries of the forward. traffic: what moved for this layer since
+    the question began.
     """
 
     layer: int
@@ -37,4 +37,4 @@ class Step:
 
 
 class Watcher(Protocol):
-    def see(self, step: Step) -> None: ...
+    def record(self, step: Step) -> None: ...

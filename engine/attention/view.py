@@ -1,4 +1,4 @@
-"""Which spans a layer sees as summaries, and what was read behind the document."""
+"""Views: which spans of a document a layer attends to, and the turns that follow the document."""
 
 from __future__ import annotations
 
@@ -101,15 +101,15 @@ def no_spans(device: torch.device) -> View:
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """One layer of what was read behind the document and folded as it is: a turn of a talk.
+    """One layer of a turn of a conversation that was read behind the document and compressed.
 
-    bounds: int64 [S + 1] tokens, from 0. folded: bool [S] spans that may zoom; the others are
-    exact. rows: k, v [Hkv, P, D] of the exact ones. tables: router and summaries of the folded.
+    bounds: int64 [S + 1] tokens, from 0. compressed: bool [S] spans that may zoom; the others are
+    exact. rows: k, v [Hkv, P, D] of the exact ones. tables: router and summaries of the compressed.
     records: of all S.
     """
 
     bounds: Tensor
-    folded: Tensor
+    compressed: Tensor
     rows: tuple[Tensor, Tensor]
     tables: SpanTables
     records: Records

@@ -40,7 +40,7 @@ class Method:
     whole: everything stays in full, nothing is summarised or routed (the reference).
     half_rows: exact rows of a float32 model are kept in float16.
     selector: when and by which query it is chosen anew what is zoomed.
-    output: how a long answer folds while it is written, or None.
+    output: how a long answer is compressed while it is generated, or None.
     keep: share of the tokens that the store keeps; the others are gone for good.
     levels: when a sketch is scored span by span first; no store depends on it.
     source: where the method comes from. differs: how ours is not that, in one line.
@@ -324,7 +324,7 @@ METHODS["zoomr"] = replace(
 
 
 def named(name: str) -> Method:
-    """The recipe of that name; "NAME+zoomr" folds long answers beside the memory of NAME.
+    """The recipe of that name; "NAME+zoomr" compresses long answers beside the memory of NAME.
 
     Raises:
         BudgetError: there is none; the line lists the known ones.

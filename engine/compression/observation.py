@@ -1,7 +1,7 @@
-"""What is looked at while a model reads: its queries and where its attention goes.
+"""Observes a prefill: the queries of a window, and how far back its attention reaches.
 
 A probe is handed to the attention function of every layer. It changes nothing; a forward
-without one costs nothing. What is done with what it saw is up to `policies`.
+without one costs nothing. What it observed is used by spans, routers and bases.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ObservingProbe:
     at meaning rather than form.
     """
 
-    observe: Observe
+    wanted: Observe
     layers: int
     before: int
     picked: list[int] = field(default_factory=list)
@@ -56,17 +56,17 @@ class ObservingProbe:
 
     @property
     def sampled(self) -> tuple[int, ...]:
-        """The layers whose attention is looked at."""
+        """The layers whose attention is measured."""
         return tuple(sorted({self.layers // 3, max(self.layers // 3, 2 * self.layers // 3 - 1)}))
 
-    def see(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        if self.observe.rows:
+    def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+        if self.wanted.rows:
             # A copy: a view would keep the queries of the whole chunk.
-            self.queries.append(q[:, -self.observe.rows :].detach().clone().cpu())
-        if self.observe.spread:
+            self.queries.append(q[:, -self.wanted.rows :].detach().clone().cpu())
+        if self.wanted.spread:
             self.spread.append(q[:, self.picked].detach().cpu())
-        if self.observe.reach and layer in self.sampled:
-            near = nearness(q, k[:, self.before :], self.observe.reach).cpu() / len(self.sampled)
+        if self.wanted.reach and layer in self.sampled:
+            near = nearness(q, k[:, self.before :], self.wanted.reach).cpu() / len(self.sampled)
             self.near = near if self.near is None else self.near + near
 
 

@@ -36,7 +36,7 @@ BLOCK = 16
 class Probe(Protocol):
     """What is handed to the attention function of every layer to look on; it changes nothing."""
 
-    def see(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+    def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         """One layer's call: q [H, n, D] scaled so that scores are q.k / sqrt(D), of the newest n
         tokens; k, v [Hkv, N, D] of all tokens so far."""
         ...

@@ -36,7 +36,7 @@ class Transcript:
     began: int = 0
     ended: bool = False
 
-    def hear(self, ids: list[int]) -> None:
+    def append(self, ids: list[int]) -> None:
         """Take the tokens of one forward; the first forwards are the question."""
         if len(self.ids) < self.expected:
             self.ids += ids
@@ -75,7 +75,7 @@ class RoutingInput:
     share: Tensor
     current: Tensor
     live_k: Tensor
-    heard: Transcript
+    transcript: Transcript
     uncovered: float
     estimate: Callable[[Tensor], Tensor]
     fit: Callable[..., Tensor]
@@ -206,7 +206,7 @@ class _Resident:
         wanted = look.fit(in_turns(look.estimate(look.q)))
         common = int((wanted & look.current).sum())
         stays = common >= self.overlap * int(wanted.sum())
-        if self.chosen and stays and not look.heard.opens:
+        if self.chosen and stays and not look.transcript.opens:
             return look.current
         self.chosen = True
         return wanted
@@ -243,7 +243,7 @@ class _Sentence:
         heads, _, size = look.q.shape
         q = look.q.reshape(heads, -1, look.rows, size)
         first = self.total is None
-        if self.total is None or look.heard.opens:
+        if self.total is None or look.transcript.opens:
             self.total, self.count = torch.zeros_like(q[:, :, 0]), 0
         self.total = self.total + q.sum(2)
         self.count += look.rows
@@ -255,7 +255,7 @@ class _Sentence:
             return look.current
         query = self.total / self.count
         scores = look.estimate(query)
-        old = [(a, b) for a, b in look.heard.sentences if b <= live - self.recent]
+        old = [(a, b) for a, b in look.transcript.sentences if b <= live - self.recent]
         if not old:
             self.hidden = None
             return look.fit(in_turns(scores))

@@ -25,7 +25,7 @@ class Spans:
 
     bounds: int64 [S + 1] from 0 to n, strictly ascending.
     kind: uint8 [S]: COMPRESSED is summarised and zoomed on demand; ANCHOR is one boundary token
-    kept exact; PINNED is kept exact for another reason (sink, local window, too short to fold).
+    kept exact; PINNED is kept exact for another reason (sink, local window, too short to compress).
     """
 
     bounds: Tensor

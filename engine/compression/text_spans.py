@@ -77,7 +77,7 @@ class Sentences:
         ends = np.cumsum([len(piece) for piece in pieces])
         cuts = np.searchsorted(ends, sentence_ends("".join(pieces))) + 1
         edges = np.unique(np.concatenate([[0], cuts, [len(pieces)]]).astype(np.int64))
-        return _folded(split_long(edges[edges <= len(pieces)], self.longest))
+        return _compressed_spans(split_long(edges[edges <= len(pieces)], self.longest))
 
     def exact_share(self) -> float:
         return 0.0
@@ -100,7 +100,7 @@ class Punctuated:
 
     def cut(self, surprisal: Tensor, pieces: list[str]) -> Spans:
         worth = self.mark * strengths(pieces)
-        return _folded(_cut_near(worth, self.target, self.slack, self.distance))
+        return _compressed_spans(_cut_near(worth, self.target, self.slack, self.distance))
 
     def exact_share(self) -> float:
         return 0.0
@@ -135,7 +135,7 @@ class Delimiters:
             raise ValueError("delimiters are scored by attention, and none was observed")
         marked = strengths(pieces) > 0
         worth = np.where(marked, self.scores(near), -np.inf)
-        return _folded(_cut_near(worth, self.target, self.slack, self.distance))
+        return _compressed_spans(_cut_near(worth, self.target, self.slack, self.distance))
 
     def scores(self, near: Tensor) -> np.ndarray:
         """What a cut after each token is worth, [n]; 0 where nothing follows."""
@@ -188,5 +188,5 @@ def _cut_near(worth: np.ndarray, target: int, slack: int, distance: float) -> np
     return np.array([*edges, n], dtype=np.int64)
 
 
-def _folded(edges: np.ndarray) -> Spans:
+def _compressed_spans(edges: np.ndarray) -> Spans:
     return Spans(torch.from_numpy(edges), torch.zeros(len(edges) - 1, dtype=torch.uint8))

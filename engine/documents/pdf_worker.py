@@ -129,28 +129,28 @@ class _Page:
         self._box: tuple[float, float, float, float] = page.get_bbox()
         self._text = page.get_textpage()
 
-    def told(self) -> dict[str, Any]:
+    def measured(self) -> dict[str, Any]:
         """Text and everything else that `_give` takes."""
         text = self._text.get_text_range()
-        told: dict[str, Any] = {"size": [round(side, 2) for side in self.size]}
+        measured: dict[str, Any] = {"size": [round(side, 2) for side in self.size]}
         marks, hidden = self._marks()
         if hidden:
-            told["hidden"] = hidden
+            measured["hidden"] = hidden
         if marks:
-            told["marks"] = marks
+            measured["marks"] = marks
         beyond = self._beyond_plane()
         sideways = self._sideways(text)
         if marks or beyond or sideways or _RIGHT_TO_LEFT.search(text):
             lines = self._lines(0, self._text.count_chars(), sideways)
-            told["glyphs"] = _with_signs(lines, beyond)
+            measured["glyphs"] = _with_signs(lines, beyond)
             if sideways:
-                told["glyphs"] = self._turned(told["glyphs"], sideways)
-            return {"text": text, **told}
+                measured["glyphs"] = self._turned(measured["glyphs"], sideways)
+            return {"text": text, **measured}
         lines_of_text = [match.span() for match in re.finditer(r"[^\r\n]+", text)]
         filled = [(a, b) for a, b in lines_of_text if not text[a:b].isspace()]
-        told["lines"] = len(filled)
+        measured["lines"] = len(filled)
         outer = {"head": filled[:EDGE], "foot": filled[: -EDGE - 1 : -1]}
-        return {"text": text, **told, **{k: self._measured(v) for k, v in outer.items()}}
+        return {"text": text, **measured, **{k: self._measured(v) for k, v in outer.items()}}
 
     def _measured(self, spans: list[tuple[int, int]]) -> list[list[Glyph]]:
         index = self._raw.FPDFText_GetCharIndexFromTextIndex
@@ -397,8 +397,8 @@ def _pdfium(data: bytes, request: dict[str, Any], restart: Callable[[], None]) -
         try:
             page = pdf[number - 1]
             read = _Page(raw, page, form)
-            told = read.told()
-            _give(number, told.pop("text"), request, **told)
+            measured = read.measured()
+            _give(number, measured.pop("text"), request, **measured)
             page.close()
         except pypdfium2.PdfiumError as error:
             _say({"page": number, "error": str(error)})

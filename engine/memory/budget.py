@@ -132,12 +132,12 @@ def affordable_summaries(
     router: SpanTables,
     params: LayerParams,
     rows: Tensor,
-    folded: Tensor,
+    compressed: Tensor,
     room: float,
 ) -> Tensor:
     """bool [S]: spans whose summaries fit beside the exact rows, the most surprising first.
 
-    Those that are not folded need none. What is free for zoomed spans stays free.
+    Those that are not compressed need none. What is free for zoomed spans stays free.
     """
     heads = rows.shape[0]
     lengths = tables.bounds.diff()
@@ -145,7 +145,7 @@ def affordable_summaries(
     room -= used
     of_tokens, of_spans = router.token_bytes, router.nbytes - router.token_bytes
     cost = of_tokens / heads / int(lengths.sum()) * lengths + of_spans / heads / len(lengths)
-    cost[~folded] = 0
+    cost[~compressed] = 0
     if float(cost.sum()) <= room:
         return torch.ones(len(lengths), dtype=torch.bool)
     totals = torch.zeros(len(lengths)).index_add_(0, span_ids(tables.bounds), tables.surprisal)

@@ -1,4 +1,4 @@
-"""Old turns of a conversation fold as the document does, and follow it in its memory.
+"""Compresses old turns of a conversation like the document, and lets them follow it in memory.
 
 A turn is read once, behind the document and what is kept of the turns before it; its keys and
 values then become anchors, sketches, summaries and codes by the choices of the document's method
@@ -27,14 +27,14 @@ from engine.models.hf import Reader
 from engine.types import Turn
 
 SHARE = 0.0625
-"""Share of the budget that folded turns may take while nothing of them is zoomed: a quarter of
+"""Share of the budget that compressed turns may take while nothing of them is zoomed: a quarter of
 what always stays free to zoom."""
 
 POSITIONS = 0.25
-"""Share of the positions behind the document that folded turns may take."""
+"""Share of the positions behind the document that compressed turns may take."""
 
 MOST_HELD = 1 << 28
-"""Bytes of folded turns that are kept of other conversations than the newest."""
+"""Bytes of compressed turns that are kept of other conversations than the newest."""
 
 
 Retrieve = Callable[[Sequence[str], list[int], Stop | None], object]
@@ -55,10 +55,10 @@ class CompressedTurn:
 
 
 class Conversation:
-    """The folded turns of conversations over one memory.
+    """The compressed turns of conversations over one memory.
 
-    What a turn folds to follows from the turns before it and nothing else, so that it is kept
-    under their words and serves every conversation that begins with them.
+    A compressed turn depends on the turns before it and on nothing else. It is cached by their text
+    and reused by every conversation that begins with them.
 
     length: positions that prefix, document and the turns recalled last take together. shown: of
     these turns, how many are still there.
@@ -70,8 +70,8 @@ class Conversation:
         self.length, self.shown = memory.length, 0
 
     @property
-    def folds(self) -> bool:
-        """Whether turns can fold by the document's method: not where everything is exact, where
+    def compresses(self) -> bool:
+        """Whether turns can be compressed by the document's method: not where everything is exact,
         or where spans are ranked by what a window's own end looked at."""
         recipe = self._memory.layers[0].recipe
         return (
@@ -98,18 +98,18 @@ class Conversation:
         prompt, tokenizer = self._reader.prompt, self._reader.tokenizer
         most = POSITIONS * (self._reader.max_positions - self._memory.length)
         lengths = [len(prompt.turn(tokenizer, turn, first=not i)) for i, turn in enumerate(turns)]
-        told = tuple(turns[beginning(lengths, most) :])
+        kept = tuple(turns[beginning(lengths, most) :])
         chain: list[CompressedTurn] = []
-        for count in range(1, len(told) + 1):
-            if told[:count] not in self._held:
+        for count in range(1, len(kept) + 1):
+            if kept[:count] not in self._held:
                 chunked.check(stop)
                 self._show(chain)
-                turn = told[count - 1]
+                turn = kept[count - 1]
                 ids = prompt.turn(tokenizer, turn, first=count == 1)
                 self._retrieve([f"{turn.question} {turn.answer}"], ids, stop)
-                self._held[told[:count]] = self._read(ids, stop)
-            self._held.move_to_end(told[:count])
-            chain.append(self._held[told[:count]])
+                self._held[kept[:count]] = self._read(ids, stop)
+            self._held.move_to_end(kept[:count])
+            chain.append(self._held[kept[:count]])
         self._show(chain)
         self._forget(keep=len(chain))
 
@@ -119,18 +119,18 @@ class Conversation:
         left = [SHARE * min(layer.limits.cap for layer in layers)] * len(layers)
         first = len(chain)
         while first:
-            sizes = (stretch.device_bytes for stretch in chain[first - 1].layers)
+            sizes = (segment.device_bytes for segment in chain[first - 1].layers)
             left = [room - size for room, size in zip(left, sizes, strict=True)]
             if min(left) < 0:
                 break
             first -= 1
         self.shown = len(chain) - first
-        self.length = self._memory.length + sum(folded.tokens for folded in chain)
+        self.length = self._memory.length + sum(turn.tokens for turn in chain)
         for index, layer in enumerate(layers):
-            layer.follow([folded.layers[index] for folded in chain[first:]])
+            layer.follow([turn.layers[index] for turn in chain[first:]])
 
     def _read(self, ids: list[int], stop: Stop | None) -> CompressedTurn:
-        """Read a turn behind what is shown, and fold it layer by layer."""
+        """Read a turn behind what is shown, and compress it layer by layer."""
         cache = self.cache()
         surprisal = self._reader.read_behind(ids, cache, stop)
         pieces = [self._reader.tokenizer.decode([token]) for token in ids]
@@ -139,8 +139,8 @@ class Conversation:
         everything = View.of(
             torch.arange(len(spans.kind)), spans.bounds, torch.zeros_like(spans.bounds)
         )
-        folded = spans.kind == COMPRESSED
-        _, rows = everything.pick(folded)
+        compressed = spans.kind == COMPRESSED
+        _, rows = everything.pick(compressed)
         layers = []
         for layer, live in zip(self._memory.layers, cache.layers, strict=True):
             assert isinstance(live, LiveLayer)
@@ -152,14 +152,14 @@ class Conversation:
             tables = made.device.tables
             if layer.index.has_span_level:
                 tables = two_level.build(tables, params, spans.bounds)
-            tables = tables.pick(rows, folded)
+            tables = tables.pick(rows, compressed)
             exact = needed(made.device.exact)
-            layers.append(Segment(spans.bounds, folded, exact, tables, made.records))
+            layers.append(Segment(spans.bounds, compressed, exact, tables, made.records))
         return CompressedTurn(len(ids), layers)
 
     def _forget(self, keep: int) -> None:
         """Drop what was not recalled for longest until the others take no more than they may."""
-        others = [folded.nbytes for folded in self._held.values()][: len(self._held) - keep]
+        others = [turn.nbytes for turn in self._held.values()][: len(self._held) - keep]
         while sum(others) > MOST_HELD:
             self._held.popitem(last=False)
             del others[0]

@@ -144,11 +144,11 @@ class _Opening:
             fits=partial(self.recipe.codec.fits, lengths=lengths, params=params),
         )
 
-    def _view(self, folded: Tensor, device: torch.device) -> View:
-        """Of the spans where `folded` bool [S] holds; layers that see the same ones share it."""
-        key = (folded.numpy().tobytes(), str(device))
+    def _view(self, compressed: Tensor, device: torch.device) -> View:
+        """Of the spans where `compressed` bool [S] holds; layers with the same ones share it."""
+        key = (compressed.numpy().tobytes(), str(device))
         if key not in self._views:
-            self._views[key] = self._everything.pick(folded)[0].to(device)
+            self._views[key] = self._everything.pick(compressed)[0].to(device)
         return self._views[key]
 
     def _add(
@@ -178,13 +178,13 @@ class _Opening:
 
     def hold_codes(self) -> None:
         """Every span zoomed, whatever is asked: neither routing nor summaries are needed."""
-        folded = self.tables.kind == COMPRESSED
+        compressed = self.tables.kind == COMPRESSED
         for index, device in enumerate(self.reader.devices):
             k, v = needed(self.tables.layer(index).exact)
             prefix = self.layers[index].prefix
             rows = _join_rows(prefix, k, v, self.tables.pinned, device, k.dtype)
             params = self.layers[index].params.trimmed().to(device)
-            view = self._view(folded, device) if bool(folded.any()) else no_spans(device)
+            view = self._view(compressed, device) if bool(compressed.any()) else no_spans(device)
             self._add(index, self._host(index), NO_LIMIT, params, rows, view, SpanTables())
 
     def hold_budget(self, tokens: float) -> None:
@@ -211,19 +211,21 @@ class _Opening:
                 pins = shares.affordable_pins(recipe, tables, router, lean, prefix, k, least)
             keep = tables.pinned_span_mask(pins)
             rows = _join_rows(prefix, k[:, keep], v[:, keep], tables.pinned[keep], device, k.dtype)
-            folded = torch.ones(len(tables.kind), dtype=torch.bool)
-            folded[pins] = False
-            folded &= shares.affordable_summaries(tables, router, lean, rows[0], folded, room)
+            compressed = torch.ones(len(tables.kind), dtype=torch.bool)
+            compressed[pins] = False
+            compressed &= shares.affordable_summaries(
+                tables, router, lean, rows[0], compressed, room
+            )
             limits = Limits(caps[index] * self.heads, self.coverage)
-            if not bool(folded.any()):  # not even routing fits: the exact rows alone remain
+            if not bool(compressed.any()):  # not even routing fits: the exact rows alone remain
                 nothing = LayerParams(), rows, no_spans(device), SpanTables()
                 self._add(index, self._host(index), limits, *nothing)
                 continue
             where = device
             if recipe.selector.static:
                 router, lean, where = made.tables, params[index], torch.device("cpu")
-            router = router.pick(self._everything.pick(folded)[1], folded).to(where)
-            view = self._view(folded, device)
+            router = router.pick(self._everything.pick(compressed)[1], compressed).to(where)
+            view = self._view(compressed, device)
             self._add(index, self._host(index), limits, lean.to(device), rows, view, router)
 
 

@@ -68,7 +68,7 @@ def read_ahead(model: Any, ids: list[int], cache: MemoryCache, stop: Stop | None
     Raises:
         StoppedError: `stop` said so between two chunks.
     """
-    cache.heard.expected = len(ids)
+    cache.transcript.expected = len(ids)
     last = max(0, len(ids) - CHUNK_TOKENS)
     widening, cache.widening = cache.widening, None
     for _ in read(model, ids[:last], cache, stop):

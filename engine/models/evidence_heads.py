@@ -239,7 +239,7 @@ class _Share:
     inside: Tensor
     rows: int
 
-    def see(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+    def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         seen = attention_rows(q[:, -self.rows :], k)[:, :, self.text.start : self.text.stop].cpu()
         on = seen[:, :, self.inside].sum((1, 2))
         self.total[layer] += on / seen.sum((1, 2)).clamp_min(1e-12)

@@ -267,8 +267,8 @@ class Reader:
         """
         outputs = chunked.read(self.model, ids, cache, stop, output_hidden_states=True)
         hidden = torch.cat([out.hidden_states[-1][0] for out in outputs])
-        foretold = [self._surprisal(hidden[:-1], ids[1:])] if ids[1:] else []
-        return torch.cat([torch.zeros(1), *foretold])
+        within = [self._surprisal(hidden[:-1], ids[1:])] if ids[1:] else []
+        return torch.cat([torch.zeros(1), *within])
 
     def _forward(
         self,
@@ -283,15 +283,15 @@ class Reader:
         cache, which a CPU attends to without a mask."""
         tokens = torch.tensor([ids], device=self.devices[0])
         places = torch.arange(position, position + len(ids), device=self.devices[0])[None]
-        told: dict[str, Any] = {} if probe is None else {"probe": probe}
+        keywords: dict[str, Any] = {} if probe is None else {"probe": probe}
         if causal and all(device.type == "cpu" for device in self.devices):
-            told["causal"] = True
+            keywords["causal"] = True
         out = self.model.base_model(
             input_ids=tokens,
             position_ids=places,
             past_key_values=cache,
             use_cache=True,
-            **told,
+            **keywords,
         )
         hidden: Tensor = out.last_hidden_state[0]
         return hidden

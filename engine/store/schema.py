@@ -1,8 +1,8 @@
 """What the tensors of a store must look like before anything computes with them.
 
 Checksums tell that bytes are those that were written, not that a sane program wrote them. The
-shapes and dtypes of a recipe follow from the recipe: it folds a few made-up rows here, and what
-is stored must look like the outcome. No files, no model, no repair.
+shapes and dtypes of a recipe follow from the recipe: a few made-up rows are compressed here, and
+what is stored must look like the outcome. No files, no model, no repair.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class Schema:
         return k.to(getattr(torch, self.manifest.dtype)), v.to(getattr(torch, self.manifest.dtype))
 
     def _spans(self) -> tuple[Tensor, Spans]:
-        """Surprisal and spans of the made-up rows: one span pinned, one folded."""
+        """Surprisal and spans of the made-up rows: one span pinned, one compressed."""
         spans = Spans(
             torch.tensor([0, _SPAN, 2 * _SPAN]), torch.full((2,), COMPRESSED, dtype=torch.uint8)
         )

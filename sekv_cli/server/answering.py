@@ -33,7 +33,7 @@ from engine.types import UNSUPPORTED
 from sekv_cli.server import wire
 from sekv_cli.server.guard import is_own_socket
 from sekv_cli.server.replies import JsonReply, event, refusal
-from sekv_cli.server.warm import Told, Warm
+from sekv_cli.server.warm import ServedAnswer, Warm
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ class Answering:
                 loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
 
         future = warm.submit(asked, on_text, self._stopped.is_set)
-        self._told: asyncio.Future[Told] = asyncio.wrap_future(future)
-        self._told.add_done_callback(self._done)
+        self._future: asyncio.Future[ServedAnswer] = asyncio.wrap_future(future)
+        self._future.add_done_callback(self._done)
         self._timer = loop.call_later(limits.seconds, self.give_up, _End.LATE)
         underway.add(self)
 
@@ -118,9 +118,11 @@ class Answering:
             streaming = self.asked.stream
             if streaming:
                 return _Stream(self, self._events(item))
-            told = self._told.result()
+            served = self._future.result()
             return JsonReply(
-                wire.completion(self._number, self._created, self.asked, told.answer, told.trace)
+                wire.completion(
+                    self._number, self._created, self.asked, served.answer, served.trace
+                )
             )
         finally:
             watching.cancel()
@@ -148,11 +150,11 @@ class Answering:
         if failure is not None:
             yield event(wire.failure(failure.status, str(failure), failure.param, failure.code))
             return
-        told = self._told.result()
-        answer = told.answer
+        served = self._future.result()
+        answer = served.answer
         if not shown and answer.stated:  # said as a whole, such as that nothing is stated
             yield chunk({"content": answer.stated})
-        own = wire.own_part(self.asked, answer, told.trace)
+        own = wire.own_part(self.asked, answer, served.trace)
         # What was shown while it was made may turn out to have no support.
         late = {} if answer.supported or not shown else {"content": f"\n{UNSUPPORTED}"}
         yield chunk(late, wire.finish(answer), sekv=own)
@@ -160,9 +162,9 @@ class Answering:
             yield chunk(None, usage=wire.usage(answer))
         yield b"data: [DONE]\n\n"
 
-    def _done(self, told: asyncio.Future[Told]) -> None:
-        if not told.cancelled():
-            told.exception()  # looked at, also when nobody waits for the answer any more
+    def _done(self, future: asyncio.Future[ServedAnswer]) -> None:
+        if not future.cancelled():
+            future.exception()  # looked at, also when nobody waits for the answer any more
         self._pieces.put_nowait(_End.DONE)
 
     def close(self) -> None:
@@ -180,9 +182,9 @@ class Answering:
             return None
         if item is _End.LATE:
             return wire.RefusedError(504, "the answer took longer than this server allows")
-        if item is _End.CLOSING or self._told.cancelled():
+        if item is _End.CLOSING or self._future.cancelled():
             return wire.RefusedError(503, "the server is about to end")
-        error = self._told.exception()
+        error = self._future.exception()
         if error is None:
             return None
         if not isinstance(error, SekvError):
@@ -199,12 +201,12 @@ class Answering:
             return wire.RefusedError(400, str(error), param, error.code)
         if isinstance(error, StoppedError):
             return wire.RefusedError(503, "the answer was given up")
-        told = " ".join(str(error).split())
-        print(f"sekv: {self.asked.store}: {told}", file=sys.stderr, flush=True)
+        reason = " ".join(str(error).split())
+        print(f"sekv: {self.asked.store}: {reason}", file=sys.stderr, flush=True)
         if not own:  # names of files, and advice for whoever runs the server
-            told = f"{self.asked.store} cannot answer now; the server's stderr says why"
+            reason = f"{self.asked.store} cannot answer now; the server's stderr says why"
         return wire.RefusedError(
-            503 if isinstance(error, StoreError) else 500, told, "", error.code
+            503 if isinstance(error, StoreError) else 500, reason, "", error.code
         )
 
 

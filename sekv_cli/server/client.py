@@ -139,9 +139,11 @@ def _refusal(status: int, body: bytes) -> ServeError:
 
 def _said(failure: dict[str, Any]) -> ServeError:
     """What a server refused with: its words and its code."""
-    told = failure["error"]
-    error = ServeError(f"{told['message']} (a running server said so; --no-server asks without it)")
-    error.code = str(told["code"])
+    reason = failure["error"]
+    error = ServeError(
+        f"{reason['message']} (a running server said so; --no-server asks without it)"
+    )
+    error.code = str(reason["code"])
     return error
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Told:
+class ServedAnswer:
     """An answer, and its trace where the request asked for one."""
 
     answer: Answer
@@ -89,7 +89,7 @@ class Warm:
 
     def submit(
         self, asked: Request, on_text: Callable[[str], None], stop: Callable[[], bool]
-    ) -> Future[Told]:
+    ) -> Future[ServedAnswer]:
         """Queue a question; `on_text` and `stop` are called by the worker, see `Session.ask`.
 
         Raises:
@@ -113,13 +113,13 @@ class Warm:
             session.store.close()
         self._held.clear()
 
-    def _one_less(self, _: Future[Told]) -> None:
+    def _one_less(self, _: Future[ServedAnswer]) -> None:
         with self._lock:
             self.waiting -= 1
 
     def _answer(
         self, asked: Request, on_text: Callable[[str], None], stop: Callable[[], bool]
-    ) -> Told:
+    ) -> ServedAnswer:
         def over() -> bool:
             return self._closing.is_set() or stop()
 
@@ -130,7 +130,9 @@ class Warm:
         answer = session.ask(asked.question, on_text, turns=asked.turns, stop=over)
         # Nothing was loaded for this question.
         timing = {**answer.timing, "model_load_s": 0.0, "store_open_s": 0.0}
-        return Told(replace(answer, timing=timing), session.trace() if asked.options.trace else {})
+        return ServedAnswer(
+            replace(answer, timing=timing), session.trace() if asked.options.trace else {}
+        )
 
     def _session(self, name: str) -> Session:
         """The open store of that name as it is on disk now; while that cannot be opened, none."""

@@ -140,19 +140,19 @@ def test_the_best_three_come_first() -> None:
         made, (0, "Two", 0.4), (0, "Five", 0.3), (0, "One", 0.2), (0, "Four", 0.08), (0, "Three", 1)
     )
     weight[0] = 0.2
-    told = made.citations(weight)
-    assert [c.text for c in told] == ["Three sat.", "One sat. Two sat.", "Five sat."]
-    assert len(told) == MOST
-    assert told[0].weight == pytest.approx(1 / 1.98, abs=1e-4)
-    assert told[1].weight == pytest.approx(0.6 / 1.98, abs=1e-4)
+    passages = made.citations(weight)
+    assert [c.text for c in passages] == ["Three sat.", "One sat. Two sat.", "Five sat."]
+    assert len(passages) == MOST
+    assert passages[0].weight == pytest.approx(1 / 1.98, abs=1e-4)
+    assert passages[1].weight == pytest.approx(0.6 / 1.98, abs=1e-4)
 
 
 def test_sentences_side_by_side_are_one_passage_where_both_matter() -> None:
     """Not with a gap, not across sources, and not longer than people read."""
     made = book("One sat. Two sat. Three sat.", "One sat.")
     even = [(0, "One", 0.3), (0, "Two", 0.3), (1, "One", 0.3)]
-    told = made.citations(evidence(made, *even))
-    assert [(c.source, c.text) for c in told] == [
+    passages = made.citations(evidence(made, *even))
+    assert [(c.source, c.text) for c in passages] == [
         ("0.txt", "One sat. Two sat."),
         ("1.txt", "One sat."),
     ]
@@ -166,8 +166,8 @@ def test_sentences_side_by_side_are_one_passage_where_both_matter() -> None:
 
 def test_a_passage_over_a_page_break_names_both_pages() -> None:
     made = book("One sat. Two sat. Three sat.", pages=(("6", 0), ("7", 12)))
-    told = made.citations(evidence(made, (0, "Two", 0.5), (0, "Three", 0.1)))
-    assert [(c.text, c.page) for c in told] == [("Two sat.", "6-7"), ("Three sat.", "7")]
+    passages = made.citations(evidence(made, (0, "Two", 0.5), (0, "Three", 0.1)))
+    assert [(c.text, c.page) for c in passages] == [("Two sat.", "6-7"), ("Three sat.", "7")]
     named = book("One sat. Two sat.", pages=(("I", 0), ("II", 12)))
     assert named.citations(evidence(named, (0, "Two", 0.5)))[0].page == "I"
 
@@ -187,8 +187,8 @@ def test_a_page_begins_at_its_first_character(offset: int, label: str) -> None:
 
 def test_a_citation_names_source_and_page() -> None:
     made = book("One sat. Two sat.", "Three sat. Four sat.", pages=(("1", 0), ("2", 9)))
-    told = made.citations(evidence(made, (1, "Four", 0.6), (0, "One", 0.4)))
-    assert told == (
+    passages = made.citations(evidence(made, (1, "Four", 0.6), (0, "One", 0.4)))
+    assert passages == (
         Citation("1.txt", "2", 11, 20, "Four sat.", 0.6),
         Citation("0.txt", "1", 0, 8, "One sat.", 0.4),
     )
@@ -214,10 +214,10 @@ def test_any_evidence_gives_exact_slices_around_it(text: str, data: st.DataObjec
     made = book(text, words=data.draw(st.booleans()))
     count = len(made.starts)
     weight = torch.tensor(data.draw(st.lists(st.floats(0, 1), min_size=count, max_size=count)))
-    told = made.citations(weight)
-    assert len(told) <= MOST
-    assert len({(c.start, c.end) for c in told}) == len(told)
-    for citation in told:
+    passages = made.citations(weight)
+    assert len(passages) <= MOST
+    assert len({(c.start, c.end) for c in passages}) == len(passages)
+    for citation in passages:
         assert 0 <= citation.start < citation.end <= len(text)
         assert citation.text == text[citation.start : citation.end]
         assert citation.text == citation.text.strip()

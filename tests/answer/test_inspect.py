@@ -324,9 +324,9 @@ def test_a_store_without_text_can_still_be_looked_into(
     assert "[span 0, tokens 0 to" in (tmp_path / "bare.html").read_text(encoding="utf-8")
     capsys.readouterr()
     assert run(["inspect", str(bare), "--text", "0:20"]) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
 
 
 def test_a_store_without_text_is_not_asked(stores: dict[str, Path], tmp_path: Path) -> None:

@@ -63,20 +63,20 @@ ADDED = {"supported", "support", "thinking", "retrieval"}
 def test_the_json_of_an_answer_has_the_keys_of_the_contract(store: Path, reader: hf.Reader) -> None:
     with session(store, reader) as opened:
         answer = opened.ask(QUESTION)
-    told = json.loads(json.dumps(answer.to_json()))
-    assert set(told) == {"question", "answer", *CONTRACT, *ADDED, "stats"}
-    assert told["citations"]
-    for citation in told["citations"]:
+    reply = json.loads(json.dumps(answer.to_json()))
+    assert set(reply) == {"question", "answer", *CONTRACT, *ADDED, "stats"}
+    assert reply["citations"]
+    for citation in reply["citations"]:
         assert set(citation) == CONTRACT["citations"] | {"sheet"}
     for part in ("usage", "memory", "timing"):
-        assert set(told[part]) == CONTRACT[part]
-    assert told["question"] == QUESTION
-    assert told["usage"]["document_tokens"] == len(TEXT)
-    assert told["usage"]["question_tokens"] == len(f"\n\nQuestion: {PLAIN_CUE}") + len(QUESTION)
-    assert told["usage"]["answer_tokens"] == 8
-    assert told["memory"]["full_kv_bytes"] == 2 * 3 * 2 * 16 * 4 * len(TEXT)
-    assert 0 < told["memory"]["zoomed_spans"] <= told["memory"]["total_spans"]
-    assert 0 < told["timing"]["first_token_s"] <= told["timing"]["total_s"]
+        assert set(reply[part]) == CONTRACT[part]
+    assert reply["question"] == QUESTION
+    assert reply["usage"]["document_tokens"] == len(TEXT)
+    assert reply["usage"]["question_tokens"] == len(f"\n\nQuestion: {PLAIN_CUE}") + len(QUESTION)
+    assert reply["usage"]["answer_tokens"] == 8
+    assert reply["memory"]["full_kv_bytes"] == 2 * 3 * 2 * 16 * 4 * len(TEXT)
+    assert 0 < reply["memory"]["zoomed_spans"] <= reply["memory"]["total_spans"]
+    assert 0 < reply["timing"]["first_token_s"] <= reply["timing"]["total_s"]
 
 
 @contextmanager
@@ -144,7 +144,7 @@ def say(store: Path, reader: hf.Reader) -> Iterator[Script]:
     """A session whose model says what it is told: text, or bytes, one token each; then its end."""
     with session(store, reader, max_new_tokens=400) as opened, scripted(reader) as queue:
 
-        def told(script: str | list[int]) -> tuple[Answer, list[str]]:
+        def reply(script: str | list[int]) -> tuple[Answer, list[str]]:
             tokens = script
             if isinstance(script, str):
                 tokens = reader.tokenizer.encode(script, add_special_tokens=False)
@@ -155,7 +155,7 @@ def say(store: Path, reader: hf.Reader) -> Iterator[Script]:
             queue.clear()
             return answer, pieces
 
-        yield told
+        yield reply
 
 
 def test_a_character_of_several_bytes_is_shown_whole(say: Script) -> None:
@@ -198,10 +198,10 @@ def test_any_bytes_stream_as_they_are_told(say: Script, tokens: list[int]) -> No
 def test_thinking_is_kept_apart_and_never_shown(
     said: str, answer: str, thinking: str, say: Script
 ) -> None:
-    told, pieces = say(said)
-    assert (told.answer, told.thinking) == (answer, thinking)
+    reply, pieces = say(said)
+    assert (reply.answer, reply.thinking) == (answer, thinking)
     assert "".join(pieces) == answer
-    assert told.to_json()["thinking"] == thinking
+    assert reply.to_json()["thinking"] == thinking
 
 
 def test_a_prompt_that_opens_the_thinking_is_closed_by_the_model(
@@ -213,16 +213,16 @@ def test_a_prompt_that_opens_the_thinking_is_closed_by_the_model(
     said = "Hm.</think>Two"
     with session(store, thinker, max_new_tokens=len(said)) as opened, scripted(reader) as queue:
         queue.extend(reader.tokenizer.encode(said, add_special_tokens=False))
-        told = opened.ask(QUESTION, pieces.append)
-    assert (told.answer, told.thinking, "".join(pieces)) == ("Two", "Hm.", "Two")
+        reply = opened.ask(QUESTION, pieces.append)
+    assert (reply.answer, reply.thinking, "".join(pieces)) == ("Two", "Hm.", "Two")
 
 
 def test_a_plain_answer_ends_where_another_question_begins(say: Script) -> None:
     """What a model without a template goes on with is no part of its answer."""
-    told, pieces = say("Sixteen.\n\nQuestion: Which ship?\nAnswer: 7")
-    assert told.answer == "".join(pieces) == "Sixteen."
-    assert told.usage.answer_tokens == len("Sixteen.\n\nQuestion:")
-    assert not told.cut_short
+    reply, pieces = say("Sixteen.\n\nQuestion: Which ship?\nAnswer: 7")
+    assert reply.answer == "".join(pieces) == "Sixteen."
+    assert reply.usage.answer_tokens == len("Sixteen.\n\nQuestion:")
+    assert not reply.cut_short
 
 
 def test_an_answer_ends_with_the_mark_of_its_template(store: Path, reader: hf.Reader) -> None:
@@ -238,16 +238,16 @@ def test_an_answer_ends_with_the_mark_of_its_template(store: Path, reader: hf.Re
     )
     with session(store, ended, max_new_tokens=9) as opened, scripted(reader) as queue:
         queue.extend([*reader.tokenizer.encode("16", add_special_tokens=False), end])
-        told = opened.ask(QUESTION)
-    assert (told.answer, told.usage.answer_tokens, told.cut_short) == ("16", 3, False)
+        reply = opened.ask(QUESTION)
+    assert (reply.answer, reply.usage.answer_tokens, reply.cut_short) == ("16", 3, False)
 
 
 def test_an_answer_that_only_repeats_itself_is_over(say: Script) -> None:
     """And says what it repeats once."""
-    told, _ = say("I see it," + " and a day" * 9)
-    assert told.answer == "I see it, and a day"
-    assert told.usage.answer_tokens == len("I see it," + " and a day" * LOOP_TIMES)
-    assert not told.cut_short
+    reply, _ = say("I see it," + " and a day" * 9)
+    assert reply.answer == "I see it, and a day"
+    assert reply.usage.answer_tokens == len("I see it," + " and a day" * LOOP_TIMES)
+    assert not reply.cut_short
     counted, _ = say("aaa bbb ababab 1000")
     assert counted.answer == "aaa bbb ababab 1000"
 
@@ -274,10 +274,10 @@ def test_a_model_that_says_itself_that_nothing_is_stated_is_believed(
     said = ended.tokenizer.encode("The document does not say.", add_special_tokens=False)
     with session(store, ended, max_new_tokens=60) as opened, scripted(ended) as queue:
         queue.extend([*said, ended.prompt.ends[0]])
-        told = opened.ask(QUESTION)
-        assert (told.supported, told.support) == (False, 0.0)
-        assert told.answer == "The document does not say."
-        assert told.shown == told.stated == "not stated in the document"
+        reply = opened.ask(QUESTION)
+        assert (reply.supported, reply.support) == (False, 0.0)
+        assert reply.answer == "The document does not say."
+        assert reply.shown == reply.stated == "not stated in the document"
         queue.extend([ended.prompt.ends[0]])
         assert opened.ask(QUESTION).shown == "not stated in the document"
 
@@ -289,20 +289,20 @@ def test_a_cut_answer_claims_nothing_of_the_document(
     said = ended.tokenizer.encode("The document does not say.", add_special_tokens=False)
     with session(store, ended, max_new_tokens=most) as opened, scripted(ended) as queue:
         queue.extend(said)
-        told = opened.ask(QUESTION)
-    assert told.cut_short
-    assert told.supported
-    assert told.shown == f"{told.answer} (cut short)"
-    assert "not stated" not in told.shown
+        reply = opened.ask(QUESTION)
+    assert reply.cut_short
+    assert reply.supported
+    assert reply.shown == f"{reply.answer} (cut short)"
+    assert "not stated" not in reply.shown
 
 
 def test_without_measured_heads_an_answer_is_not_denied(store: Path, ended: hf.Reader) -> None:
     said = ended.tokenizer.encode("Nine zebras.", add_special_tokens=False)
     with session(store, ended, max_new_tokens=60) as opened, scripted(ended) as queue:
         queue.extend([*said, ended.prompt.ends[0]])
-        told = opened.ask(QUESTION)
-    assert told.supported
-    assert told.support < 0.5
+        reply = opened.ask(QUESTION)
+    assert reply.supported
+    assert reply.support < 0.5
 
 
 def test_with_measured_heads_an_answer_that_nothing_carries_is_denied(
@@ -319,13 +319,13 @@ def test_with_measured_heads_an_answer_that_nothing_carries_is_denied(
     evidence_heads.EvidenceHeads("tiny", [identity.weights], table).save(path)
     with session(store, ended, max_new_tokens=90, full=True) as opened, scripted(ended) as queue:
 
-        def told(said: str) -> Answer:
+        def reply(said: str) -> Answer:
             ids = ended.tokenizer.encode(said, add_special_tokens=False)
             queue.extend([*ids, ended.prompt.ends[0]])
             return opened.ask(QUESTION)
 
-        made_up = told("Nine zebras of Zanzibar.")
-        stated = told("The crew of a ship saw them on a day, and it rained.")
+        made_up = reply("Nine zebras of Zanzibar.")
+        stated = reply("The crew of a ship saw them on a day, and it rained.")
     assert 0 < made_up.support < 0.5 < stated.support < 1
     assert (made_up.supported, stated.supported) == (False, True)
     assert made_up.to_json()["answer"] == "Nine zebras of Zanzibar."
@@ -409,8 +409,8 @@ def test_a_question_longer_than_the_positions_is_one_line(tmp_path: Path) -> Non
 
 def test_marks_of_the_prompt_in_a_question_stay_text(store: Path, reader: hf.Reader) -> None:
     with session(store, reader, max_new_tokens=2) as opened:
-        told = opened.ask("<|end|><|assistant|>")
-        assert told.usage.question_tokens == len(f"\n\nQuestion: {PLAIN_CUE}<|end|><|assistant|>")
+        reply = opened.ask("<|end|><|assistant|>")
+        assert reply.usage.question_tokens == len(f"\n\nQuestion: {PLAIN_CUE}<|end|><|assistant|>")
 
 
 def test_a_model_that_moved_is_named(
@@ -458,17 +458,17 @@ def test_turns_are_read_before_the_question_and_pay_from_the_budget(
     turns = [Turn("a?", "b"), Turn("c?", "d")]
     with session(store, reader, budget="400%") as opened:
         alone = opened.ask(QUESTION)
-        told = opened.ask(QUESTION, turns=turns)
+        reply = opened.ask(QUESTION, turns=turns)
         shared = opened.memory.shared
-        asked = told.usage.question_tokens - alone.usage.question_tokens
-        assert told.stats["turns_read"] == 2
+        asked = reply.usage.question_tokens - alone.usage.question_tokens
+        assert reply.stats["turns_read"] == 2
         assert asked == sum(
             len(f"\n\nQuestion: {turn.question}{PLAIN_CUE} {turn.answer}") for turn in turns
         )
         assert shared.reserved == asked * 2 * 2 * 16 * 4
         cap = sum(layer.limits.cap for layer in opened.memory.layers)
-        assert told.memory.device_kv_bytes <= cap
-        assert told.memory.device_kv_bytes == shared.peak_bytes + 3 * shared.reserved
+        assert reply.memory.device_kv_bytes <= cap
+        assert reply.memory.device_kv_bytes == shared.peak_bytes + 3 * shared.reserved
         assert opened.ask(QUESTION).answer == alone.answer
         assert shared.reserved == 0
 
@@ -476,17 +476,17 @@ def test_turns_are_read_before_the_question_and_pay_from_the_budget(
 def test_of_a_long_conversation_the_latest_turns_that_fit_are_read_as_they_are(
     store: Path, reader: hf.Reader
 ) -> None:
-    """The others come before them, and fold where there is something to fold them with."""
+    """The others come before them, and are compressed where the method can."""
     turns = [Turn(f"{i}?", f"{i}.") for i in range(10, 50)]
     with session(store, reader, budget="400%") as opened:
-        told = opened.ask(QUESTION, turns=turns)
-        read = told.stats["turns_read"]
+        reply = opened.ask(QUESTION, turns=turns)
+        read = reply.stats["turns_read"]
         assert 0 < read < 40
         assert opened._split(turns) == (turns[:-read], turns[-read:])
-        assert opened.past.folds
+        assert opened.past.compresses
         assert opened.past.length > opened.memory.length
         cap = sum(layer.limits.cap for layer in opened.memory.layers)
-        assert told.memory.device_kv_bytes <= cap
+        assert reply.memory.device_kv_bytes <= cap
         assert 0 < 3 * opened.memory.shared.reserved <= TURNS_SHARE * cap
 
 
@@ -494,9 +494,9 @@ def test_a_prompt_for_one_question_reads_no_turns(store: Path, reader: hf.Reader
     prompt = replace(reader.prompt, between="")
     alone = hf.Reader(reader.model, reader.tokenizer, reader.identity, prompt, reader.located)
     with session(store, alone) as opened:
-        told = opened.ask(QUESTION, turns=[Turn("Which ship?", "Ship 3.")])
-        assert told.stats["turns_read"] == 0
-        assert told.usage == opened.ask(QUESTION).usage
+        reply = opened.ask(QUESTION, turns=[Turn("Which ship?", "Ship 3.")])
+        assert reply.stats["turns_read"] == 0
+        assert reply.usage == opened.ask(QUESTION).usage
 
 
 def test_options_change_without_loading_anew(store: Path, reader: hf.Reader) -> None:

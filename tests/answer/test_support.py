@@ -37,8 +37,8 @@ def test_forms_of_a_word_are_one_and_stop_words_are_none() -> None:
 
 def test_rare_words_tell_more() -> None:
     text = ("the ship sailed. " * 50 + "a whale came. ").lower()
-    told = rarities({"ship", "whal", "zebra"}, text)
-    assert told["zebra"] > told["whal"] > told["ship"] > 0
+    result = rarities({"ship", "whal", "zebra"}, text)
+    assert result["zebra"] > result["whal"] > result["ship"] > 0
 
 
 def test_overlap_is_the_share_of_rarity_found() -> None:
@@ -53,7 +53,7 @@ def test_overlap_is_the_share_of_rarity_found() -> None:
 @given(question=st.text(max_size=30), text=st.text(max_size=60))
 def test_any_text_has_an_overlap_between_none_and_all(question: str, text: str) -> None:
     wanted = rarities(stems(question), text.lower())
-    assert all(math.isfinite(told) and told > 0 for told in wanted.values())
+    assert all(math.isfinite(result) and result > 0 for result in wanted.values())
     assert 0 <= overlap(wanted, text) <= 1 + 1e-12
 
 
@@ -109,8 +109,8 @@ def test_an_answer_with_a_negation_is_an_answer(answer: str) -> None:
 
 
 def row(number: int, answerable: bool, **signals: float) -> SupportRow:
-    told = replace(NOTHING, **signals)
-    return SupportRow(str(number), f"book{number % 7}", answerable, answerable, "x", 1, told)
+    result = replace(NOTHING, **signals)
+    return SupportRow(str(number), f"book{number % 7}", answerable, answerable, "x", 1, result)
 
 
 def test_fitting_finds_the_signal_that_tells() -> None:
@@ -130,8 +130,8 @@ def test_fitting_finds_the_signal_that_tells() -> None:
 
 def test_held_out_rows_come_from_documents_that_were_not_fitted_on() -> None:
     rows = [row(i, i % 2 == 0, held=float(i % 2 == 0)) for i in range(42)]
-    told = support.held_out(rows, 5)
-    assert sorted(one.id for one, _ in told) == sorted(one.id for one in rows)
+    result = support.held_out(rows, 5)
+    assert sorted(one.id for one, _ in result) == sorted(one.id for one in rows)
     odd = [replace(one, signals=replace(NOTHING, held=99.0)) for one in rows[::7]]
     again = dict(support.held_out([*[r for r in rows if r.document != "book0"], *odd], 7))
     assert len(again) == 36 + len(odd)

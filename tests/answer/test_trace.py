@@ -43,7 +43,7 @@ def step(
 def test_attention_to_the_token_that_is_said_counts_in_full() -> None:
     """A query head's other attention counts by the share it copied; query heads add up."""
     evidence = Evidence(IDS)
-    evidence.see(step([[0, 3, 4]], [[[0.1, 0.2, 0.2], [0.4, 0.0, 0.1]]]))
+    evidence.record(step([[0, 3, 4]], [[[0.1, 0.2, 0.2], [0.4, 0.0, 0.1]]]))
     assert torch.equal(evidence.weight, torch.zeros(6))
     evidence.said(7)
     expected = torch.zeros(6)
@@ -56,9 +56,9 @@ def test_attention_to_the_token_that_is_said_counts_in_full() -> None:
 def test_layers_heads_and_steps_add_up() -> None:
     evidence = Evidence(IDS)
     for layer in range(2):
-        evidence.see(step([[0], [0]], [[[0.25]], [[0.5]]], layer=layer))
+        evidence.record(step([[0], [0]], [[[0.25]], [[0.5]]], layer=layer))
     evidence.said(7)
-    evidence.see(step([[0], [1]], [[[1.0]], [[1.0]]]))
+    evidence.record(step([[0], [1]], [[[1.0]], [[1.0]]]))
     evidence.said(8)
     # Layer 0 has copied a quarter and a half so far: of its last looks each head copied one.
     assert float(evidence.weight[0]) == pytest.approx(2 * 0.75 * COPY + 0.25 / 1.25)
@@ -68,9 +68,9 @@ def test_layers_heads_and_steps_add_up() -> None:
 def test_heads_that_copy_tell_the_evidence_and_others_hardly() -> None:
     """Two heads look at different places; only the one that copied before is believed."""
     evidence = Evidence(IDS)
-    evidence.see(step([[0], [3]], [[[0.5]], [[0.5]]]))
+    evidence.record(step([[0], [3]], [[[0.5]], [[0.5]]]))
     evidence.said(7)  # which stands at 0
-    evidence.see(step([[1], [3]], [[[0.5]], [[0.5]]]))
+    evidence.record(step([[1], [3]], [[[0.5]], [[0.5]]]))
     evidence.said(4095)  # which stands nowhere
     assert evidence.weight[1] == pytest.approx(0.5 * 0.5)
     assert evidence.weight[3] == pytest.approx(2 * 0.5 * GLANCE)
@@ -79,7 +79,7 @@ def test_heads_that_copy_tell_the_evidence_and_others_hardly() -> None:
 def test_rows_that_are_no_document_tokens_are_no_evidence() -> None:
     """The prompt's prefix and the padding between heads."""
     evidence = Evidence(IDS)
-    evidence.see(step([[-1, 2, -1]], [[[0.9, 0.1, 0.5]]]))
+    evidence.record(step([[-1, 2, -1]], [[[0.9, 0.1, 0.5]]]))
     evidence.said(7)
     assert evidence.weight.tolist() == pytest.approx([0, 0, 0.1, 0, 0, 0])
 
@@ -90,12 +90,12 @@ def test_measured_heads_count_by_their_weight_and_with_all_rows_of_the_question(
     evidence = Evidence(IDS, heads)
     for layer in (0, 1):
         seen = [[[0.2, 0.4], [0.9, 0.9]], [[0.7, 0.7], [0.1, 0.3]]]
-        evidence.see(step([[0, 3], [3, -1]], seen, layer=layer))
+        evidence.record(step([[0, 3], [3, -1]], seen, layer=layer))
     evidence.said(7)  # a token that stands at 0 counts no more than another
     expected = torch.zeros(6)
     expected[[0, 3]] = torch.tensor([2 * 0.5 * 0.2, 2 * 0.5 * 0.4 + 2 * 0.1])
     torch.testing.assert_close(evidence.weight, expected)
-    evidence.see(step([[5], [5]], [[[0.5], [0.5]], [[0.5], [0.5]]]))
+    evidence.record(step([[5], [5]], [[[0.5], [0.5]], [[0.5], [0.5]]]))
     evidence.said(7)
     torch.testing.assert_close(evidence.asked, expected)  # the question's part stays
     assert float(evidence.weight[5]) == pytest.approx(2 * 0.5 * 0.5 + 2 * 0.5)
@@ -106,7 +106,7 @@ def test_support_is_judged_by_the_first_tokens_of_an_answer() -> None:
     """However long it goes on, looking elsewhere."""
     evidence = Evidence(IDS, torch.tensor([[1.0]]))
     for row in range(3 * EARLY):
-        evidence.see(step([[1 if row < EARLY else 4]], [[[0.3]]]))
+        evidence.record(step([[1 if row < EARLY else 4]], [[[0.3]]]))
         evidence.said(8)
     assert evidence.answered.tolist() == pytest.approx([0, 0.6, 0, 0, 0, 0])
     assert float(evidence.weight[4]) == pytest.approx(2 * EARLY * 0.6)
@@ -122,14 +122,14 @@ def test_attention_to_a_summary_counts_for_all_tokens_of_its_span() -> None:
         lengths=torch.tensor([2, 3]),
         summary=torch.tensor([[[0.2, 0.0], [0.4, 0.3]]]),
     )
-    evidence.see(seen)
+    evidence.record(seen)
     evidence.said(7)
     assert evidence.weight.tolist() == pytest.approx([0, 0.25, 0.25, 0.1, 0.1, 0.1])
 
 
 def test_what_led_to_no_token_is_forgotten() -> None:
     evidence = Evidence(IDS)
-    evidence.see(step([[0]], [[[1.0]]]))
+    evidence.record(step([[0]], [[[1.0]]]))
     evidence.forget()
     evidence.said(7)
     assert torch.equal(evidence.weight, torch.zeros(6))
@@ -145,9 +145,9 @@ def test_a_trace_tells_estimate_and_real_weight_of_every_zoomed_span() -> None:
         zoomed=[[10, 30], []],
         layer=4,
     )
-    trace.see(seen)
+    trace.record(seen)
     trace.tell(" whale")
-    trace.see(seen)
+    trace.record(seen)
     first = [
         {"span": 10, "layer": 4, "kv_head": 0, "step": 0, "score": 0.5, "weight": 0.3},
         {"span": 30, "layer": 4, "kv_head": 0, "step": 0, "score": 0.2, "weight": 0.5},
@@ -161,7 +161,7 @@ def test_a_trace_tells_what_moved_since_the_step_before() -> None:
     for fetched, reused in ((100, 0), (100, 3), (160, 5)):
         for layer in (0, 1):
             moved = Traffic(fetched + layer, fetched // 20, reused)
-            trace.see(replace(step([[0]], [[[1.0]]], layer=layer), traffic=moved))
+            trace.record(replace(step([[0]], [[[1.0]]], layer=layer), traffic=moved))
         trace.tell("x")
     moves = [tuple(move.values()) for move in trace.moves]
     assert list(trace.moves[0]) == [
@@ -184,5 +184,5 @@ def test_a_trace_tells_what_moved_since_the_step_before() -> None:
 
 def test_nothing_zoomed_is_nothing_traced() -> None:
     trace = Trace()
-    trace.see(step([[0, 1]], [[[0.5, 0.5], [0.5, 0.5]]]))
+    trace.record(step([[0, 1]], [[[0.5, 0.5], [0.5, 0.5]]]))
     assert trace.zoom == []

@@ -29,7 +29,7 @@ from engine.compression.span_tables import SpanTables
 from engine.compression.spans import Spans
 from engine.compression.summaries import Mean, SurprisalMean
 from engine.memory.open import whole_rows
-from tiny_memory import EXACT, NO_LIMIT, Keeper, fixed_spans, layer, layers, plain, rows
+from tiny_memory import EXACT, NO_LIMIT, StepRecorder, fixed_spans, layer, layers, plain, rows
 
 HEADS, KV_HEADS, SIZE, TOKENS = 4, 2, 16, 60
 ROUTERS: dict[str, Router] = {"sketch": Sketch(1.25), "mean": MeanKey()}
@@ -129,11 +129,11 @@ def test_a_zoomed_span_is_not_counted_twice() -> None:
     memory = layer(k, v, fixed_spans(TOKENS, 6))
     need = memory.fixed_bytes + 3000
     memory.limits = Limits(need, 1.0)
-    keeper = Keeper()
-    memory.shared.watchers.append(keeper)
+    recorder = StepRecorder()
+    memory.shared.watchers.append(recorder)
     q, live_k, live_v, seen = asked(4, queries=1, live=1)
     memory.attend(q, torch.full_like(live_k, -1e4) * q.sum(), live_v, ~seen)
-    (step,) = keeper.steps
+    (step,) = recorder.steps
     assert 0 < int(step.zoomed[0].sum()) < len(step.spans)
     for head in range(KV_HEADS):
         zoomed = step.zoomed[head]
@@ -389,21 +389,21 @@ def test_a_vote_zooms_nothing_and_lets_every_query_vote_for_windows() -> None:
 def test_a_whole_layer_is_plain_attention_and_reports_its_rows() -> None:
     k, v = rows(14, KV_HEADS, TOKENS, SIZE)
     spans = fixed_spans(TOKENS, 6)
-    folded = layer(k, v, spans, recipe=replace(EXACT, codec=Raw(), summariser=Mean()))
-    got_k, got_v = whole_rows(folded.recipe, folded.host, folded.shared.bounds, folded.params)
+    coded = layer(k, v, spans, recipe=replace(EXACT, codec=Raw(), summariser=Mean()))
+    got_k, got_v = whole_rows(coded.recipe, coded.host, coded.shared.bounds, coded.params)
     assert torch.equal(got_k, k)
     assert torch.equal(got_v, v)
-    keeper = Keeper()
-    shared = Shared(folded.shared.bounds, 1, watchers=[keeper])
+    recorder = StepRecorder()
+    shared = Shared(coded.shared.bounds, 1, watchers=[recorder])
     nothing = no_spans(k.device)
     place = (k, v, torch.arange(TOKENS))
     params, tables = LayerParams(), SpanTables()
-    memory = LayerMemory(0, EXACT, shared, NO_LIMIT, params, place, nothing, tables, folded.host)
+    memory = LayerMemory(0, EXACT, shared, NO_LIMIT, params, place, nothing, tables, coded.host)
     question = asked(14)
     torch.testing.assert_close(
         memory.attend(*question), truth(k, v, question), atol=1e-5, rtol=1e-5
     )
-    (step,) = keeper.steps
+    (step,) = recorder.steps
     assert step.tokens[0].tolist() == list(range(TOKENS))
     assert all(w.shape == (2, TOKENS) for w in step.weight)
     memory.release()
@@ -414,12 +414,12 @@ def test_a_step_reports_the_newest_query() -> None:
     """The weights a citation is made of are those of the last row, for every query head."""
     k, v = rows(15, KV_HEADS, TOKENS, SIZE)
     memory = layer(k, v, fixed_spans(TOKENS, 6))
-    keeper = Keeper()
-    memory.shared.watchers.append(keeper)
+    recorder = StepRecorder()
+    memory.shared.watchers.append(recorder)
     q, live_k, live_v, seen = asked(15)
     memory.attend(q, live_k, live_v, seen)
     memory.attend(q[:, -1:], live_k, live_v, seen[-1:])
-    whole, last = keeper.steps
+    whole, last = recorder.steps
     for a, b in zip(whole.weight, last.weight, strict=True):
         torch.testing.assert_close(a, b)
     torch.testing.assert_close(whole.summary, last.summary)

@@ -206,7 +206,7 @@ def test_a_set_that_stays_costs_nothing(name: str, monkeypatch: pytest.MonkeyPat
 @settings(max_examples=60, deadline=None)
 @given(name=st.sampled_from(sorted(CODECS)), room=st.integers(0, 40_000))
 def test_slots_never_take_more_than_their_room(name: str, room: int) -> None:
-    """What is allocated is what is promised, and the wish that fits is held."""
+    """What is allocated is what is promised, and a set that fits is held whole."""
     layer = slots(name, room)
     needs, resident = layer.needs, layer.resident
     assert resident.nbytes == needs.nbytes(resident.room) <= max(room, 0)

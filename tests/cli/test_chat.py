@@ -262,7 +262,7 @@ def test_on_a_terminal_lines_are_edited_and_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ending", "told"),
+    ("ending", "expected"),
     [
         ({}, "?ohW\n\n  [1]"),
         ({"stats": {"cut_short": True}}, "?ohW (cut short)\n\n  [1]"),
@@ -273,11 +273,11 @@ def test_on_a_terminal_lines_are_edited_and_kept(tmp_path: Path) -> None:
     ],
 )
 def test_what_an_answer_is_worth_is_said_behind_it(
-    ending: dict[str, Any], told: str, talk: Any, fake: Fake
+    ending: dict[str, Any], expected: str, talk: Any, fake: Fake
 ) -> None:
     fake.ending = ending
     out, _ = talk("Who?")
-    assert told in out
+    assert expected in out
 
 
 def test_an_answer_without_support_is_remembered_as_none(talk: Any, fake: Fake) -> None:

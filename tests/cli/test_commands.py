@@ -521,8 +521,8 @@ def test_a_trace_is_one_object_per_question(fake: FakeEngine, tmp_path: Path) ->
     """One question makes a plain JSON file, which `inspect --trace` reads."""
     trace = tmp_path / "trace.json"
     assert run(["ask", "book.sekv", "One?", "--trace", str(trace)]) == 0
-    told = {"store": "book.sekv", "question": "One?", "zoom": []}
-    assert json.loads(trace.read_text()) == told
+    printed = {"store": "book.sekv", "question": "One?", "zoom": []}
+    assert json.loads(trace.read_text()) == printed
     assert run(["ask", "book.sekv", "One?", "Two?", "--trace", str(trace)]) == 0
     lines = trace.read_text().splitlines()
     assert [json.loads(line)["question"] for line in lines] == ["One?", "Two?"]
@@ -579,10 +579,10 @@ def test_inspect_with_a_question_shows_what_was_zoomed(
     row = next(line.split() for line in shown.splitlines() if line.split()[:1] == ["7"])
     assert row[:7] == ["7", "1", "0-2", "0.0", "1.0", "0.250", "0.500"]
     assert "eve of St. George’s Day" in shown
-    told = " ".join(shown.split())
-    assert "Which day? a b [1] book.pdf, p. 6" in told
-    assert "3 steps: 10 fetched and 10 reused (50.0 %), 2.0 kB moved" in told
-    assert "step says fetched reused moved 0 a 10 2 2.0 kB 1 0 4 0 B 2 b 0 4 0 B" in told
+    printed = " ".join(shown.split())
+    assert "Which day? a b [1] book.pdf, p. 6" in printed
+    assert "3 steps: 10 fetched and 10 reused (50.0 %), 2.0 kB moved" in printed
+    assert "step says fetched reused moved 0 a 10 2 2.0 kB 1 0 4 0 B 2 b 0 4 0 B" in printed
     assert "layer 1" in shown
     assert "10.0 % of the spans" in shown
 
@@ -781,10 +781,10 @@ def test_scripts_are_told_what_went_wrong_by_a_code(
     assert run(["ask", "b.sekv", "Q?", "--json"]) != 0
     captured = capsys.readouterr()
     assert captured.out == ""
-    told = json.loads(captured.err)["error"]
-    assert told.keys() == {"code", "message"}
-    assert told["code"] == code
-    assert told["message"] == explain(failure).line
+    printed = json.loads(captured.err)["error"]
+    assert printed.keys() == {"code", "message"}
+    assert printed["code"] == code
+    assert printed["message"] == explain(failure).line
 
 
 def test_a_question_that_looks_like_an_option_makes_no_json(

@@ -310,8 +310,8 @@ def answered(place: Place, request: tuple[str, Any, dict[str, str]]) -> None:
     got = asyncio.run(exchange(place.served, body, headers, path=path))
     assert 200 <= got.status < 500, got.body
     events = [line for line in got.body.split(b"\n\n") if line.startswith(b"data: {")]
-    for told in events or [got.body]:
-        parsed = json.loads(told.removeprefix(b"data: "))
+    for event in events or [got.body]:
+        parsed = json.loads(event.removeprefix(b"data: "))
         if got.status >= 400:
             assert parsed["error"]["message"]
             assert "--" not in parsed["error"]["message"]

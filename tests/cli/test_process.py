@@ -51,8 +51,8 @@ def test_nothing_heavy_is_imported_to_say_no() -> None:
         check=True,
         cwd=ROOT,
     )
-    told = [row for row in done.stdout.splitlines() if row.startswith("heavy:")]
-    assert dict(zip(LIGHT, told, strict=True)) == dict.fromkeys(LIGHT, "heavy: []")
+    printed = [row for row in done.stdout.splitlines() if row.startswith("heavy:")]
+    assert dict(zip(LIGHT, printed, strict=True)) == dict.fromkeys(LIGHT, "heavy: []")
 
 
 def test_the_module_runs_like_the_script() -> None:

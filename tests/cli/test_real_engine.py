@@ -191,9 +191,9 @@ def test_what_cannot_be_done_is_one_line(
             assert run(line.split()) == 2
             captured = capsys.readouterr()
             assert captured.out == ""
-            told = captured.err.splitlines()
-            assert said in told[-1]
-            assert told[-1].startswith("sekv: ")
+            printed = captured.err.splitlines()
+            assert said in printed[-1]
+            assert printed[-1].startswith("sekv: ")
             assert "Traceback" not in captured.err
             assert not (place / "new.sekv").exists()
 
@@ -225,8 +225,8 @@ def test_interrupted_leaves_nothing_half_and_goes_on(
     out, err = running.communicate(timeout=120)
     assert running.returncode == 130, err
     assert out == ""
-    told = json.loads(err.splitlines()[-1])["error"]
-    assert told == {
+    printed = json.loads(err.splitlines()[-1])["error"]
+    assert printed == {
         "code": "interrupted",
         "message": "interrupted; run the same command to continue",
     }

@@ -132,12 +132,12 @@ def test_no_file_gets_the_number_of_a_closed_stream(place: Path) -> None:
 def test_a_question_that_is_no_text_is_one_line(place: Path, line: str) -> None:
     done = shell(place, line)
     assert (done.returncode, done.stdout) == (2, b"")
-    told = done.stderr.decode()
+    printed = done.stderr.decode()
     if "--json" in line:
-        told = json.loads(told)["error"]
-        assert told == {"code": "question", "message": "the question is not UTF-8 text"}
+        printed = json.loads(printed)["error"]
+        assert printed == {"code": "question", "message": "the question is not UTF-8 text"}
     else:
-        assert told == "sekv: the question is not UTF-8 text\n"
+        assert printed == "sekv: the question is not UTF-8 text\n"
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ QUERIES = torch.randn(4, 8, 16, generator=torch.Generator().manual_seed(5))
 """Calibrated heads and observed queries, for the methods that need them."""
 
 
-def folded(
+def compressed(
     recipe: Method, seed: int = 1, spans: Spans | None = None
 ) -> tuple[CompressedLayer, LayerParams]:
     k, v = rows(seed, 2, TOKENS, 16)
@@ -43,7 +43,7 @@ def folded(
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method_s_records_give_the_rows_back(name: str) -> None:
     """Exactly where the method is exact, nearly where it is not."""
-    made, params = folded(replace(METHODS[name], keep=1.0))
+    made, params = compressed(replace(METHODS[name], keep=1.0))
     spans = fixed_spans(TOKENS, 8, sinks=4)
     k, v = rows(1, 2, TOKENS, 16)
     for head in range(2):
@@ -63,7 +63,7 @@ def test_every_method_s_records_give_the_rows_back(name: str) -> None:
             assert float((mine - true).norm() / true.norm()) <= limit
 
 
-def test_exact_rows_are_the_tokens_of_every_span_that_is_not_folded() -> None:
+def test_exact_rows_are_the_tokens_of_every_span_that_is_not_compressed() -> None:
     k, v = rows(1, 2, TOKENS, 16)
     bounds = torch.tensor([0, 3, 4, 20, 21, 60, 110, 120])
     kind = torch.tensor(
@@ -71,10 +71,10 @@ def test_exact_rows_are_the_tokens_of_every_span_that_is_not_folded() -> None:
     )
     kept = [0, 1, 2, 20, *range(60, 110)]
     assert pinned_tokens(bounds, kind).tolist() == kept
-    made, _ = folded(EXACT, spans=Spans(bounds, kind))
+    made, _ = compressed(EXACT, spans=Spans(bounds, kind))
     for mine, true in zip(needed(made.device.exact), (k, v), strict=True):
         assert torch.equal(mine, true[:, kept])
-    half, _ = folded(replace(EXACT, half_rows=True), spans=Spans(bounds, kind))
+    half, _ = compressed(replace(EXACT, half_rows=True), spans=Spans(bounds, kind))
     assert torch.equal(needed(half.device.exact)[0], k[:, kept].half())
 
 
@@ -95,7 +95,7 @@ def test_exact_rows_take_sixteen_bits_unless_the_method_is_exact(
 
 
 def test_the_reference_keeps_nothing_but_rows() -> None:
-    made, params = folded(METHODS["full"])
+    made, params = compressed(METHODS["full"])
     assert made.device.tensors(()) == {}
     assert set(params.tensors()) == {"rows"}
 
@@ -114,10 +114,10 @@ def test_outlying_first_tokens_do_not_stretch_what_is_fitted() -> None:
             assert torch.equal(tensor, stretched.tensors()[name])
 
 
-def test_later_windows_are_folded_with_what_the_first_one_taught() -> None:
+def test_later_windows_are_compressed_with_what_the_first_one_taught() -> None:
     """The same params, and records that need nothing else."""
     recipe = METHODS["sekv"]
-    made, params = folded(recipe)
+    made, params = compressed(recipe)
     before = {name: tensor.clone() for name, tensor in params.tensors().items()}
     k, v = rows(9, 2, 40, 16)
     spans = fixed_spans(40, 8)
@@ -140,7 +140,7 @@ def test_only_the_last_window_has_a_local_window() -> None:
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 @pytest.mark.parametrize("tokens", [1, 2, 3, 7])
-def test_windows_of_a_few_tokens_are_folded(name: str, tokens: int) -> None:
+def test_windows_of_a_few_tokens_are_compressed(name: str, tokens: int) -> None:
     recipe = METHODS[name]
     k, v = rows(3, 2, tokens, 16)
     near = torch.rand(tokens, 16)
@@ -166,7 +166,7 @@ def test_shared_tensors_are_told_apart_by_layer() -> None:
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_a_layer_is_read_as_it_was_stored(name: str) -> None:
     """Parameters and tables, of every method: the names they are stored by lose nothing."""
-    made, params = folded(METHODS[name])
+    made, params = compressed(METHODS[name])
     stored = SharedLayer(params, (torch.ones(2, 1, 16), torch.zeros(2, 1, 16))).tensors()
     again = SharedLayer.of(stored).tensors()
     assert list(again) == list(stored)
@@ -185,7 +185,7 @@ def test_what_the_exact_settings_keep_is_larger_than_the_rows() -> None:
         ("exact", replace(EXACT, codec=SpanSVD(exact=True))),
         ("sekv", METHODS["sekv"]),
     ):
-        made, _ = folded(replace(recipe, summariser=METHODS["sekv-paper"].summariser))
+        made, _ = compressed(replace(recipe, summariser=METHODS["sekv-paper"].summariser))
         sizes[name] = len(made.records.payload)
     rows_bytes = 2 * 2 * TOKENS * 16 * 2
     assert sizes["sekv"] <= 0.5 * rows_bytes < sizes["exact"]

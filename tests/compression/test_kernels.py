@@ -66,8 +66,8 @@ def test_the_kernel_says_on_a_gpu_what_the_reference_says() -> None:
         wanted = packed_span_masses(packed, bits, q, shift, bounds)
         there = [x.cuda() for x in (packed, bits, q, shift, bounds)]
         for found in (kernels.span_masses(*there), sketch.span_masses(*there)):
-            heard = torch.isfinite(wanted)
-            torch.testing.assert_close(found.cpu()[heard], wanted[heard], atol=1e-4, rtol=1e-4)
+            finite = torch.isfinite(wanted)
+            torch.testing.assert_close(found.cpu()[finite], wanted[finite], atol=1e-4, rtol=1e-4)
 
 
 @given(

@@ -128,12 +128,12 @@ def test_a_larger_budget_is_used(method: str, stores: dict[str, Path], reader: h
             logits(opened)
             used.append(opened.memory.shared.peak_bytes)
             tokens = opened.store.manifest.tokens
-            folded = len(opened.memory.layers[0].view.spans)
+            spans = len(opened.memory.layers[0].view.spans)
             zoomed = [len(z) for layer in opened.memory.layers for z in layer.zoomed.spans]
     row = 4 * 3 * 2 * 16
     assert used[0] < used[1] < used[2]
     keeps = min(0.6, METHODS[method].keep)
-    assert used[2] >= 0.5 * keeps * tokens * row or min(zoomed) == folded
+    assert used[2] >= 0.5 * keeps * tokens * row or min(zoomed) == spans
 
 
 def test_no_two_methods_run_the_same_code(stores: dict[str, Path], reader: hf.Reader) -> None:
@@ -149,7 +149,7 @@ def test_no_two_methods_run_the_same_code(stores: dict[str, Path], reader: hf.Re
     ]
     assert alike == [
         ("sekv", "zoomr")
-    ]  # they differ in long answers alone: tests/attention/test_output_folding.py
+    ]  # they differ in long answers alone: tests/attention/test_long_answer.py
 
 
 CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -286,7 +286,7 @@ def test_a_model_without_calibration_is_refused_in_a_line(
 # ---------------------------------------------------------------------------- the table
 
 
-def test_folding_answers_goes_with_any_memory(
+def test_compressing_answers_goes_with_any_memory(
     model: Path, reader: hf.Reader, tmp_path: Path
 ) -> None:
     recipe = named("snapkv+zoomr")

@@ -122,7 +122,7 @@ def test_short_documents_borrow_and_long_ones_do_not() -> None:
 
 
 def test_sketch_and_summaries_use_the_same_bases() -> None:
-    """A layer folds whole, and its sketch finds what a sketch in the document's bases does."""
+    """Its sketch finds what a sketch in the document's bases does."""
     k, v = rows(6)
     spans = Spans(torch.arange(0, TOKENS + 1, 8), torch.full((TOKENS // 8,), COMPRESSED).byte())
     q = torch.randn(HEADS, 4, SIZE, generator=torch.Generator().manual_seed(7))
@@ -131,7 +131,7 @@ def test_sketch_and_summaries_use_the_same_bases() -> None:
     for trained, tokens in (([TrainedLayer(bases=model_bases())], 1), ([], 1)):
         [given] = encode.prepare(RECIPE, [(k, v)], [], trained, tokens)
         params = encode.fit(RECIPE, k, v, torch.ones(TOKENS), spans, given)
-        folded = encode.compress_layer(RECIPE, k, v, torch.ones(TOKENS), spans, params)
-        found = RECIPE.router.logmass(q, folded.device.tables, params, spans.bounds)
+        made = encode.compress_layer(RECIPE, k, v, torch.ones(TOKENS), spans, params)
+        found = RECIPE.router.logmass(q, made.device.tables, params, spans.bounds)
         errors.append(float((found - true).abs().mean()))
     assert errors[0] < 1.3 * errors[1]

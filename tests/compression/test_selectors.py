@@ -58,23 +58,23 @@ def words(ids: list[int]) -> str:
     return "".join("." if i == 9 else f" w{i}" for i in ids)
 
 
-# ---------------------------------------------------------------------------- what is heard
+# ---------------------------------------------------------------------------- the transcript
 
 
 def test_sentences_of_the_answer_are_heard_and_the_question_is_one() -> None:
-    heard = Transcript(words)
-    heard.hear([1, 9, 2])
-    assert (heard.question, heard.sentences, heard.opens) == (3, [], False)
-    heard.hear([3])
-    assert heard.opens
-    heard.hear([4])
-    assert not heard.opens
-    heard.hear([9])
-    assert heard.ended
-    assert heard.sentences == [(3, 6)]
-    heard.hear([5])
-    assert heard.opens
-    assert not heard.ended
+    transcript = Transcript(words)
+    transcript.append([1, 9, 2])
+    assert (transcript.question, transcript.sentences, transcript.opens) == (3, [], False)
+    transcript.append([3])
+    assert transcript.opens
+    transcript.append([4])
+    assert not transcript.opens
+    transcript.append([9])
+    assert transcript.ended
+    assert transcript.sentences == [(3, 6)]
+    transcript.append([5])
+    assert transcript.opens
+    assert not transcript.ended
 
 
 # ---------------------------------------------------------------------------- the mean query
@@ -83,12 +83,12 @@ def test_sentences_of_the_answer_are_heard_and_the_question_is_one() -> None:
 def test_the_query_is_the_mean_over_the_sentence_so_far() -> None:
     """What is zoomed is what the mean of all its queries would choose, not the newest one."""
     made = memory(SENTENCES, ROOM)
-    heard = made.shared.heard = Transcript(words)
-    heard.hear([1, 2])
+    transcript = made.shared.transcript = Transcript(words)
+    transcript.append([1, 2])
     ask(made, 1, 2, 2)
     asked = []
     for place, token in enumerate([3, 4, 5, 6]):
-        heard.hear([token])
+        transcript.append([token])
         asked.append(ask(made, 20 + place, 1, 3 + place)[:, 0])
     mean = torch.stack(asked).mean(0)
     k, _ = rows(5, KV_HEADS, TOKENS, SIZE)
@@ -108,31 +108,31 @@ def test_the_query_is_the_mean_over_the_sentence_so_far() -> None:
 def test_a_new_sentence_forgets_the_old_one_s_queries() -> None:
     """And keeps its choice until it has two tokens of its own."""
     made = memory(SENTENCES, ROOM)
-    heard = made.shared.heard = Transcript(words)
-    heard.hear([1, 2, 3])
+    transcript = made.shared.transcript = Transcript(words)
+    transcript.append([1, 2, 3])
     ask(made, 3, 3, 3)
     for place, token in enumerate([4, 9]):
-        heard.hear([token])
+        transcript.append([token])
         ask(made, 30 + place, 1, 4 + place)
     before = zoomed(made)
-    heard.hear([5])
+    transcript.append([5])
     ask(made, 40, 1, 6)
     assert zoomed(made) == before
-    heard.hear([6])
+    transcript.append([6])
     ask(made, 40, 1, 7)
     after = zoomed(made)
     fresh = memory(SENTENCES, ROOM)
-    fresh.shared.heard = Transcript(words)
-    fresh.shared.heard.hear([1])
+    fresh.shared.transcript = Transcript(words)
+    fresh.shared.transcript.append([1])
     ask(fresh, 40, 1, 1)
-    fresh.shared.heard.hear([6])
+    fresh.shared.transcript.append([6])
     ask(fresh, 40, 1, 2)
     assert after == zoomed(fresh)
     assert after != before
 
 
 def live_weights(made: LayerMemory, seed: int, live: int) -> torch.Tensor:
-    """How loudly each live row is heard: the change of the output when its value changes."""
+    """How much each live row counts: the change of the output when its value changes."""
     drawn = torch.Generator().manual_seed(seed)
     q = 2 * torch.randn(HEADS, 1, SIZE, generator=drawn)
     k, v = (torch.randn(KV_HEADS, live, SIZE, generator=drawn) for _ in range(2))
@@ -151,28 +151,28 @@ def live_weights(made: LayerMemory, seed: int, live: int) -> torch.Tensor:
 def test_finished_sentences_become_buckets_that_must_be_chosen() -> None:
     """Older than the recent ones they are seen only if they rank among the document's."""
     made = memory(SENTENCES, 0.0)  # no room: no document span and no bucket is chosen
-    heard = made.shared.heard = Transcript(words)
-    heard.hear([1, 2, 3])
+    transcript = made.shared.transcript = Transcript(words)
+    transcript.append([1, 2, 3])
     ask(made, 1, 3, 3)
     for place, token in enumerate([4, 5, 9, 6, 7, 8, 6, 7]):
-        heard.hear([token])
+        transcript.append([token])
         ask(made, 50 + place, 1, 4 + place)
-    heard.hear([5])
-    heardness = live_weights(made, 99, 12)
+    transcript.append([5])
+    influence = live_weights(made, 99, 12)
     bucket = slice(3, 6)
-    assert float(heardness[:, bucket].max()) == 0.0
-    assert bool((heardness[:, :3] > 0).all())  # the question
-    assert bool((heardness[:, 6:] > 0).all())  # what is recent, and the sentence itself
+    assert float(influence[:, bucket].max()) == 0.0
+    assert bool((influence[:, :3] > 0).all())  # the question
+    assert bool((influence[:, 6:] > 0).all())  # what is recent, and the sentence itself
     made.limits = replace(made.limits, cap=math.inf)
-    heard.hear([5])
+    transcript.append([5])
     assert float(live_weights(made, 98, 13)[:, bucket].min()) > 0.0
 
 
 def test_what_is_not_zoomed_is_not_seen() -> None:
     """No summary stands in: the output is plain attention over pinned, zoomed and live rows."""
     made = memory(SENTENCES, ROOM)
-    made.shared.heard = Transcript(words)
-    made.shared.heard.hear([1, 2])
+    made.shared.transcript = Transcript(words)
+    made.shared.transcript.append([1, 2])
     k, v = rows(5, KV_HEADS, TOKENS, SIZE)
     drawn = torch.Generator().manual_seed(8)
     q = torch.randn(HEADS, 2, SIZE, generator=drawn)
@@ -233,11 +233,11 @@ def drift(made: LayerMemory, steps: int) -> tuple[int, int]:
     """Spans fetched and kept by queries that turn slowly."""
     drawn = torch.Generator().manual_seed(6)
     first, second = (2 * torch.randn(HEADS, 1, SIZE, generator=drawn) for _ in range(2))
-    heard = made.shared.heard = Transcript(words)
-    heard.hear([1])
+    transcript = made.shared.transcript = Transcript(words)
+    transcript.append([1])
     for step in range(steps):
         if step:
-            heard.hear([2])
+            transcript.append([2])
         turn = step / steps
         q = math.cos(turn) * first + math.sin(turn) * second
         live = torch.zeros(KV_HEADS, step + 1, SIZE)
@@ -259,14 +259,14 @@ def test_only_newly_selected_sentences_are_fetched() -> None:
 
 def test_a_sentence_s_end_renews_the_choice() -> None:
     made = memory(replace(SENTENCES, selector=Blocks(0.0)), ROOM)
-    heard = made.shared.heard = Transcript(words)
-    heard.hear([1])
+    transcript = made.shared.transcript = Transcript(words)
+    transcript.append([1])
     ask(made, 1, 1, 1)
     first = zoomed(made)
-    heard.hear([2])  # opens the answer's first sentence
+    transcript.append([2])  # opens the answer's first sentence
     ask(made, 2, 1, 2)
     second = zoomed(made)
-    heard.hear([3])
+    transcript.append([3])
     ask(made, 3, 1, 3)
     assert second != first
     assert zoomed(made) == second

@@ -35,8 +35,8 @@ def scores(router: SpanKey | KeyBox | PartMeans, q: Tensor, k: Tensor, means: Te
 def test_a_bucket_is_heard_by_the_mean_of_its_keys() -> None:
     """However many they are: neither the sum of a bucket's keys nor its loudest one."""
     q, k, means = drawn(1)
-    told = scores(SpanKey(), q, k, means)
-    torch.testing.assert_close(told, q @ means.mT / math.sqrt(SIZE), atol=1e-2, rtol=1e-2)
+    mass = scores(SpanKey(), q, k, means)
+    torch.testing.assert_close(mass, q @ means.mT / math.sqrt(SIZE), atol=1e-2, rtol=1e-2)
 
 
 @given(seed=st.integers(0, 999))
@@ -44,12 +44,12 @@ def test_a_bucket_is_heard_by_the_mean_of_its_keys() -> None:
 def test_no_key_of_a_box_scores_more_than_the_box(seed: int) -> None:
     """And a box of one key scores what that key does."""
     q, k, means = drawn(seed)
-    told = scores(KeyBox(), q, k, means)
+    mass = scores(KeyBox(), q, k, means)
     each = q @ k.mT / math.sqrt(SIZE)
     best = torch.stack([each[..., span == OWNER].amax(-1) for span in range(4)], -1)
-    assert bool((told >= best - 1e-4).all())
-    torch.testing.assert_close(told[..., 0], best[..., 0])
-    assert bool((told[..., 3] > best[..., 3]).all())
+    assert bool((mass >= best - 1e-4).all())
+    torch.testing.assert_close(mass[..., 0], best[..., 0])
+    assert bool((mass[..., 3] > best[..., 3]).all())
 
 
 def test_blocks_of_any_length_are_as_many_rows() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engine.compression.params import LayerParams
 from engine.compression.routers import two_level
-from engine.compression.routers.sketch import Sketch, folded_queries
+from engine.compression.routers.sketch import Sketch, projected_queries
 from engine.compression.routers.two_level import Levels, expected_bytes, span_level
 from engine.compression.scores import group_queries
 from engine.compression.span_tables import SpanTables
@@ -59,7 +59,7 @@ def test_no_span_outweighs_its_bound(seed: int, strength: float, bits: float) ->
     params = two_level.fit(tables, params, bounds)
     tables = two_level.build(tables, params, bounds)
     q = queries(seed, HEADS, 4)
-    moved, shift = folded_queries(q, params)
+    moved, shift = projected_queries(q, params)
     estimate, bound = span_level(moved, shift, tables, params, bounds)
     mass = router.logmass(q, tables, params, bounds)
     assert bool((mass <= bound + 1e-3).all())
@@ -92,7 +92,7 @@ def test_what_its_bound_sets_apart_is_refined(seed: int, share: float) -> None:
     k[:, int(bounds[-1]) // 2] *= 9
     tables, params = with_balls(k, bounds)
     q = torch.cat([queries(seed, HEADS, 2), k[:, int(bounds[-1]) // 2, None]], 1)[:, -1:]
-    moved, shift = folded_queries(q, params)
+    moved, shift = projected_queries(q, params)
     _, bound = span_level(moved, shift, tables, params, bounds)
     _, refined = two_level.logmass(Levels(0, share * 4), q, tables, params, bounds)
     mass = ROUTER.logmass(q, tables, params, bounds)
@@ -109,7 +109,7 @@ def test_spans_that_are_not_refined_keep_what_their_ball_says_less_its_bias() ->
     q = queries(3, HEADS, 5)
     mass, refined = two_level.logmass(Levels(0, 0.25), q, tables, params, bounds)
     assert refined.sum(-1).tolist() == [30, 30]
-    estimate, bound = span_level(*folded_queries(q, params), tables, params, bounds)
+    estimate, bound = span_level(*projected_queries(q, params), tables, params, bounds)
     exact = ROUTER.logmass(q, tables, params, bounds)
     for head in range(HEADS):
         mine = refined[head]
@@ -125,7 +125,7 @@ def test_a_ball_of_equal_tokens_is_nearly_exact() -> None:
     k, _ = rows(4, HEADS, 50, SIZE)
     tables, params = with_balls(k.repeat_interleave(8, 1), bounds)
     q = queries(4, HEADS, 5)
-    estimate, bound = span_level(*folded_queries(q, params), tables, params, bounds)
+    estimate, bound = span_level(*projected_queries(q, params), tables, params, bounds)
     exact = ROUTER.logmass(q, tables, params, bounds)
     alone = float((exact - exact.mean(-1, keepdim=True)).square().mean())
     assert float((estimate - exact).square().mean()) < 0.1 * alone

@@ -149,7 +149,7 @@ def test_a_window_that_cannot_be_is_one_line(asked: int) -> None:
 
 
 @dataclass
-class Told(Silent):
+class RecordedProgress(Silent):
     """A Progress that remembers."""
 
     stages: list[tuple[str, int, str]] = field(default_factory=list)
@@ -178,10 +178,10 @@ def write(folder: Path, text: str, name: str = "log.txt") -> str:
 
 
 def test_a_report_tells_what_was_made(model: Path, reader: hf.Reader, tmp_path: Path) -> None:
-    told = Told()
+    progress = RecordedProgress()
     source = write(tmp_path, TEXT)
     store = tmp_path / "log.sekv"
-    made = ingest([source], store, IngestOptions(model=str(model)), told, None, reader)
+    made = ingest([source], store, IngestOptions(model=str(model)), progress, None, reader)
     plain = json.loads(json.dumps(made.to_json()))
     assert set(plain) == {
         "store",
@@ -211,8 +211,8 @@ def test_a_report_tells_what_was_made(model: Path, reader: hf.Reader, tmp_path: 
         assert opened.manifest.spans == plain["spans"]
         assert opened.manifest.anchors == plain["anchors"]
         assert opened.verify() == []
-    assert told.stages[-1:] == [("reading", len(TEXT), "tokens")]
-    assert told.done == len(TEXT)
+    assert progress.stages[-1:] == [("reading", len(TEXT), "tokens")]
+    assert progress.done == len(TEXT)
 
 
 def test_spans_partition_every_window(model: Path, reader: hf.Reader, tmp_path: Path) -> None:
@@ -337,11 +337,11 @@ def test_an_interrupted_run_is_finished_by_the_next_to_the_same_bytes(
     interrupted(monkeypatch, what, at, tmp_path, model, reader=reader, **PIECES)
     store = tmp_path / "log.sekv"
     assert not store.exists()
-    told = Told()
+    progress = RecordedProgress()
     options = IngestOptions(model=str(model), **PIECES)
-    made = ingest([str(tmp_path / "log.txt")], store, options, told, None, reader)
+    made = ingest([str(tmp_path / "log.txt")], store, options, progress, None, reader)
     assert 0 < made.resumed_tokens < made.tokens
-    assert told.done == made.tokens
+    assert progress.done == made.tokens
     files = tree(store)
     del files[NAME]
     assert files == uninterrupted

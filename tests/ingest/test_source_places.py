@@ -58,10 +58,10 @@ def places(tmp_path: Path, sekv: Any) -> tuple[Path, Path]:
 
 def changed(sekv: Any, folder: Path, store: str) -> list[str]:
     """What `verify` and `inspect` say of the sources, which is the same."""
-    code, told, _ = sekv(folder, f"verify {store}")
+    code, printed, _ = sekv(folder, f"verify {store}")
     assert code == 0
-    assert sekv(folder, f"inspect {store}")[1]["changed"] == told["sources"]
-    lines: list[str] = told["sources"]
+    assert sekv(folder, f"inspect {store}")[1]["changed"] == printed["sources"]
+    lines: list[str] = printed["sources"]
     return lines
 
 
@@ -159,8 +159,8 @@ def test_a_file_is_taken_once(places: tuple[Path, Path], sekv: Any, again: str) 
 def test_the_same_content_under_two_names_is_remarked(places: tuple[Path, Path], sekv: Any) -> None:
     here, _ = places
     (here / "copy.md").write_text(MINUTES)
-    code, told, err = sekv(here, "ingest minutes.md copy.md -o two.sekv")
-    assert (code, len(told["sources"])) == (0, 2)
+    code, printed, err = sekv(here, "ingest minutes.md copy.md -o two.sekv")
+    assert (code, len(printed["sources"])) == (0, 2)
     assert "copy.md has the same content as minutes.md" in err
 
 
@@ -169,8 +169,8 @@ def test_a_changed_source_may_be_added_and_is_remarked(
 ) -> None:
     here, _ = places
     (here / "minutes.md").write_text(log(2))
-    code, told, err = sekv(here, "ingest minutes.md --append minutes.sekv")
-    assert (code, len(told["sources"])) == (0, 2)
+    code, printed, err = sekv(here, "ingest minutes.md --append minutes.sekv")
+    assert (code, len(printed["sources"])) == (0, 2)
     assert "minutes.md changed since it was added; both contents are kept" in err
 
 

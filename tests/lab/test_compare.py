@@ -75,9 +75,11 @@ def test_the_full_method_is_the_plain_model_in_every_suite(
     suite = suites(tmp_path)[name]
     setting = ComparisonSetting(("full",), (), most=4)
     measure(reader, str(model), suite, setting, tmp_path / "out", Silent())
-    told = [json.loads(line) for line in (tmp_path / "out" / ANSWERS).read_text().splitlines()[1:]]
-    assert len(told) == len(suite.items)
-    for item, entry in zip(suite.items, told, strict=True):
+    written = [
+        json.loads(line) for line in (tmp_path / "out" / ANSWERS).read_text().splitlines()[1:]
+    ]
+    assert len(written) == len(suite.items)
+    for item, entry in zip(suite.items, written, strict=True):
         sample = suite.draw(item, lambda text: len(reader.tokenizer.encode(text)))
         for ask, said in zip(sample.asks, entry["answers"], strict=True):
             assert said == plain_answer(reader, model, sample.document, ask.text, 4)
@@ -133,7 +135,7 @@ def test_rows_are_other_rows(report: dict[str, Any]) -> None:
 def test_a_document_is_read_once_for_all_methods(
     model: Path, reader: hf.Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And folding it for one method takes nothing from the next."""
+    """And compressing it for one method takes nothing from the next."""
     forwards = []
     before = hf.Reader._forward
 
@@ -367,11 +369,11 @@ def test_claims_are_held_against_the_rows(subtests: pytest.Subtests) -> None:
 
 def test_a_table_says_of_whom_we_are_not_ahead() -> None:
     """Whole documents are drawn again; a lead within the interval is none."""
-    told = made_up(full=[1.0] * 40, sekv_10=[1.0] * 39 + [0.0], snapkv_10=[0.0, 1.0] * 20,
+    written = made_up(full=[1.0] * 40, sekv_10=[1.0] * 39 + [0.0], snapkv_10=[0.0, 1.0] * 20,
                    dynsplit_10=[1.0] * 38 + [0.0] * 2, sekv_5=[0.0] * 40)  # fmt: skip
-    for row in told["rows"]:
+    for row in written["rows"]:
         row["method"], _, row["budget"] = row["row"].partition("@")
-    (line,) = claims.standing(told)
+    (line,) = claims.standing(written)
     assert line.startswith("sekv@10%, outside the interval: ahead of snapkv; not ahead of dynsplit")
     assert "(0.0 to 7.5 points)." in line
 
@@ -400,9 +402,9 @@ def test_the_command_compares_asserts_and_continues(
     line += ["--method", "full,streaming", "--budget", "10%", "--length", "300", "--depth", "50"]
     line += ["--samples", "1", "--device", "cpu", "--out", str(tmp_path / "out")]
     assert run([*line, "--json", "--assert", "full >= 0"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert [row["row"] for row in told["rows"]] == ["full", "streaming@10%"]
-    assert told["claims"][0]["holds"] is True
+    written = json.loads(capsys.readouterr().out)
+    assert [row["row"] for row in written["rows"]] == ["full", "streaming@10%"]
+    assert written["claims"][0]["holds"] is True
     assert run([*line, "--assert", "full > 1", "--assert", "full >= 0"]) == 1
     printed = capsys.readouterr().out
     assert "does not hold: full > 1" in printed
@@ -426,11 +428,11 @@ def test_several_suites_are_one_run_with_one_report(
     assert {path.name for path in out.iterdir()} == {
         "niah", "ruler", "results.json", "table.md", "report.html",
     }  # fmt: skip
-    told = json.loads((out / "results.json").read_text())["suites"]
+    written = json.loads((out / "results.json").read_text())["suites"]
     for name in ("niah", "ruler"):
-        assert told[name] == json.loads((out / name / "results.json").read_text())
-        assert told[name]["claims"][0]["holds"] is True
-        assert told[name]["skipped"][0]["what"] == "llama.cpp@nowhere.gguf"
+        assert written[name] == json.loads((out / name / "results.json").read_text())
+        assert written[name]["claims"][0]["holds"] is True
+        assert written[name]["skipped"][0]["what"] == "llama.cpp@nowhere.gguf"
         assert f"<h1>Suite {name}</h1>" in (out / "report.html").read_text()
     assert (out / "table.md").read_text().count("llama.cpp@nowhere.gguf | skipped: ") == 2
 

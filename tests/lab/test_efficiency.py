@@ -34,7 +34,7 @@ TEXT = log(16)
 
 
 @dataclass
-class Told(Silent):
+class RecordedProgress(Silent):
     done: int = 0
     total: int = 0
 
@@ -46,17 +46,19 @@ class Told(Silent):
 
 
 @pytest.fixture(scope="module")
-def told() -> Told:
-    return Told()
+def progress() -> RecordedProgress:
+    return RecordedProgress()
 
 
 @pytest.fixture(scope="module")
-def report(model: Path, reader: hf.Reader, told: Told) -> dict[str, Any]:
-    return measure(reader, str(model), TEXT, SETTING, told)
+def report(model: Path, reader: hf.Reader, progress: RecordedProgress) -> dict[str, Any]:
+    return measure(reader, str(model), TEXT, SETTING, progress)
 
 
-def test_every_contender_is_timed_in_every_round(report: dict[str, Any], told: Told) -> None:
-    assert told.done == told.total == 4
+def test_every_contender_is_timed_in_every_round(
+    report: dict[str, Any], progress: RecordedProgress
+) -> None:
+    assert progress.done == progress.total == 4
     assert [row["asked_tokens"] for row in report["lengths"]] == [300, 700]
     for row in report["lengths"]:
         assert row["tokens"] == row["asked_tokens"]
@@ -154,11 +156,11 @@ def test_what_is_read_and_saved_is_counted(report: dict[str, Any]) -> None:
 def test_processes_are_timed_and_their_memory_is_their_own() -> None:
     small = [sys.executable, "-S", "-c", "pass"]
     large = [sys.executable, "-S", "-c", "b = bytearray(90_000_000)"]
-    told = processes.measure({"small": small, "large": large, "again": small}, 2)
-    assert list(told) == ["small", "large", "again"]
-    assert all(len(one["all_s"]) == 2 for one in told.values())
-    assert told["large"]["peak_bytes"] > told["small"]["peak_bytes"] + 80_000_000
-    assert told["again"]["peak_bytes"] < told["large"]["peak_bytes"] - 80_000_000
+    progress = processes.measure({"small": small, "large": large, "again": small}, 2)
+    assert list(progress) == ["small", "large", "again"]
+    assert all(len(one["all_s"]) == 2 for one in progress.values())
+    assert progress["large"]["peak_bytes"] > progress["small"]["peak_bytes"] + 80_000_000
+    assert progress["again"]["peak_bytes"] < progress["large"]["peak_bytes"] - 80_000_000
     with pytest.raises(SekvError, match="bad failed with exit code 1: ValueError: no"):
         processes.measure({"bad": [*small[:2], "-c", "raise ValueError('no')"]}, 1)
 

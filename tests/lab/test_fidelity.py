@@ -324,10 +324,10 @@ def test_the_words_followed_are_the_full_caches_own(
     assert len(own.words) == answers.FOLLOWED
     words = list(own.words)
     words[2] += 1
-    [(_, [heard])] = ask(options, 0, [replace(own, words=words)])
-    assert heard.words == words
-    torch.testing.assert_close(heard.logits[:3], own.logits[:3], atol=1e-4, rtol=1e-4)
-    for mine, full in zip(heard.logits[3:], own.logits[3:], strict=True):
+    [(_, [reply])] = ask(options, 0, [replace(own, words=words)])
+    assert reply.words == words
+    torch.testing.assert_close(reply.logits[:3], own.logits[:3], atol=1e-4, rtol=1e-4)
+    for mine, full in zip(reply.logits[3:], own.logits[3:], strict=True):
         assert not torch.allclose(mine, full, atol=1e-2)
 
 

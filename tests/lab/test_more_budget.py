@@ -77,9 +77,9 @@ def test_the_next_token_moves_no_further_from_the_full_cache_s_with_more_budget(
     for budget, (report, replies) in zip(
         BUDGETS, asked(reader, excerpt, tmp_path, method, BUDGETS, truth), strict=True
     ):
-        told = answers.counted(replies, truth, excerpt.questions, report, reader.dtype.itemsize)
-        assert max(told["resident"]) <= float(budget.rstrip("%")) / 100
-        moved.append(fmean(told["kl_nats"]))
+        counts = answers.counted(replies, truth, excerpt.questions, report, reader.dtype.itemsize)
+        assert max(counts["resident"]) <= float(budget.rstrip("%")) / 100
+        moved.append(fmean(counts["kl_nats"]))
     print(method, dict(zip(BUDGETS, moved, strict=True)))
     assert all(more <= less + NOISE for less, more in pairwise(moved))
     assert moved[-1] < 0.05

@@ -476,8 +476,8 @@ def test_a_peer_is_a_row_and_a_missing_one_is_named(
     (skipped,) = report["skipped"]
     assert skipped["what"] == "kvpress:snapkv"
     assert "needs kvpress, which is not installed: pip install" in skipped["why"]
-    told = [json.loads(line) for line in (tmp_path / ANSWERS).read_text().splitlines()[1:]]
-    said = {(entry["key"], entry["row"]): entry["answers"] for entry in told}
+    written = [json.loads(line) for line in (tmp_path / ANSWERS).read_text().splitlines()[1:]]
+    said = {(entry["key"], entry["row"]): entry["answers"] for entry in written}
     for item in Logs.items:
         assert said[item.key, "full"] == said[item.key, "transformers:reload"]
     assert claims.check("transformers:fp8 >= transformers:reload - 1", report).holds
@@ -536,9 +536,9 @@ def test_the_command_names_who_is_missing(
     printed = capsys.readouterr().out
     assert "llama.cpp@nowhere.gguf" in printed
     assert "transformers:reload" in printed
-    told = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert [row["row"] for row in told["rows"]] == ["full", "transformers:reload"]
-    why = told["skipped"][0]["why"]
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["row"] for row in written["rows"]] == ["full", "transformers:reload"]
+    why = written["skipped"][0]["why"]
     known = importlib.util.find_spec("llama_cpp") is not None
     assert ("there is no file" in why) if known else ("needs llama-cpp-python" in why)
     assert run([*line, "--method", "kvpress:none"]) == 2

@@ -221,11 +221,11 @@ WITHOUT = Ask("?", (), "contains", 8, id="q2", kind="unanswerable")
 def test_an_answer_is_measured_by_its_words_its_citations_and_its_refusal(
     given_answer: Answer, looks: bool, values: dict[str, float | None]
 ) -> None:
-    told = qa_report.measured([(ASK, given_answer), (WITHOUT, given_answer)], TEXT, looks=looks)
-    assert {name: pair[0] for name, pair in told["measures"].items()} == values
-    without = {name: pair[1] for name, pair in told["measures"].items()}
+    logged = qa_report.measured([(ASK, given_answer), (WITHOUT, given_answer)], TEXT, looks=looks)
+    assert {name: pair[0] for name, pair in logged["measures"].items()} == values
+    without = {name: pair[1] for name, pair in logged["measures"].items()}
     assert without == {**dict.fromkeys(values), "refused": values["refused"]}
-    assert told["questions"] == ["q1", "q2"]
+    assert logged["questions"] == ["q1", "q2"]
 
 
 def test_questions_of_other_suites_are_not_measured() -> None:
@@ -233,7 +233,7 @@ def test_questions_of_other_suites_are_not_measured() -> None:
     assert qa_report.measured([(other, answer("9"))], TEXT, looks=True) == {}
 
 
-def told(row: str, said: list[Answer], *, looks: bool, task: str = "d") -> dict[str, Any]:
+def logged(row: str, said: list[Answer], *, looks: bool, task: str = "d") -> dict[str, Any]:
     """What a run keeps of answers to ASK, but for the last, which is to WITHOUT."""
     asked = [ASK] * (len(said) - 1) + [WITHOUT]
     pairs = list(zip(asked, said, strict=True))
@@ -253,8 +253,8 @@ def test_a_report_sums_up_by_kind_beside_plain_transformers() -> None:
         answer("x", supported=False, support=0.4),
     ]
     entries = {
-        ("k", PLAIN): told(PLAIN, plain, looks=False),
-        ("k", "m"): told("m", mine, looks=True),
+        ("k", PLAIN): logged(PLAIN, plain, looks=False),
+        ("k", "m"): logged("m", mine, looks=True),
     }
     rows = [{"row": name, "scores": {"k": []}} for name in (PLAIN, "m")]
     report: dict[str, Any] = {"rows": rows, "tasks": {"k": "d"}}
@@ -291,7 +291,7 @@ def test_support_thresholds_catch_the_share_they_say() -> None:
     for i, (right, without) in enumerate(zip([0.05, 0.6, 0.7, 0.8, 0.9],
                                              [0.1, 0.1, 0.2, 0.3, 0.95], strict=True)):  # fmt: skip
         said = [answer("nine", support=right), answer("x", support=without)]
-        entries[f"k{i}", "m"] = told("m", said, looks=True)
+        entries[f"k{i}", "m"] = logged("m", said, looks=True)
     rows: Any = [{"row": "m", "scores": {f"k{i}": [] for i in range(5)}}]
     qa_report.add({"rows": rows, "tasks": {}}, entries)
     at = rows[0]["refusals"]["at"]

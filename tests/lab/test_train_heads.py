@@ -44,7 +44,7 @@ def staged(looker: int) -> tuple[Needle, torch.Tensor, torch.Tensor, torch.Tenso
 def test_the_head_that_looks_at_the_needle_is_found(looker: int) -> None:
     needle, q, k, v = staged(looker)
     score = torch.zeros(1, 4)
-    Scores(score, needle).see(0, q, k, v)
+    Scores(score, needle).observe(0, q, k, v)
     assert int(score[0].argmax()) == looker
     assert float(score[0, looker]) == pytest.approx(SAID, rel=1e-3)  # all mass, in every row
     others = [head for head in range(4) if head != looker]
@@ -57,12 +57,12 @@ def test_a_layer_that_needs_few_tokens_loses_nothing() -> None:
     lost = {}
     for heads in ([[2, 0]], [[0]]):
         error = torch.zeros(1)
-        Errors(error, needle, heads, rows=6).see(0, q, k, v)
+        Errors(error, needle, heads, rows=6).observe(0, q, k, v)
         lost[heads[0][0]] = float(error[0])
     assert lost[2] < 0.01
     assert lost[0] > 0.3
     error = torch.zeros(1)
-    Errors(error, needle, [[0]], rows=TOKENS).see(0, q, k, v)
+    Errors(error, needle, [[0]], rows=TOKENS).observe(0, q, k, v)
     assert float(error[0]) == pytest.approx(0.0, abs=1e-4)
 
 
@@ -113,8 +113,8 @@ def test_the_command_writes_beside_the_model(
     own = shutil.copytree(model, tmp_path / "model")
     line = ["train", "heads", "--text", str(books), "--model", str(own), "--needles", "1"]
     assert run([*line, "--device", "cpu", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["heads"] == str(own / "heads.json")
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["heads"] == str(own / "heads.json")
     assert json.loads((own / "heads.json").read_text())["format"] == "sekv-heads 1"
     assert run(["train", "heads", "--text", str(tmp_path / "none")]) == 2
     assert "there is no folder" in capsys.readouterr().err

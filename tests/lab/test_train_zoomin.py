@@ -40,7 +40,7 @@ from engine.lab.train.zoomin.loop import (
     train_router,
 )
 from engine.lab.train.zoomin.sizes import MODELS, router_parameters
-from engine.lab.train.zoomin.student import SpanLayer, cut, fitted, fold
+from engine.lab.train.zoomin.student import SpanLayer, compressed_layer, cut, fitted
 from engine.lab.train.zoomin.teacher import TeacherReading, forward, read, span_mass, watch
 from engine.models import hf
 from engine.models.checkpoint import weights_fingerprint
@@ -96,9 +96,9 @@ def reading(reader: hf.Reader) -> TeacherReading:
     return read(reader, ids)
 
 
-def folded(reading: TeacherReading, method: str, index: int = 0) -> student.Folding:
+def compressed(reading: TeacherReading, method: str, index: int = 0) -> student.StudentDocument:
     recipe = fitted(METHODS[method], reading.tokens)
-    found = fold(recipe, reading, cut(recipe, reading), index)
+    found = compressed_layer(recipe, reading, cut(recipe, reading), index)
     assert found is not None
     return found
 
@@ -185,7 +185,9 @@ def test_with_everything_zoomed_the_student_is_the_teacher(
     truth = watch(reader, reading, block, 40, 0.5).logp
     form = SpanForm(shape_of(reader))
     opened(form, 1 - 1e-7)
-    layers = [SpanLayer(form, i, folded(reading, "sekv-paper", i)) for i in range(reader.layers)]
+    layers = [
+        SpanLayer(form, i, compressed(reading, "sekv-paper", i)) for i in range(reader.layers)
+    ]
     got = forward(reader, reading, block, layers).log_softmax(-1)
     torch.testing.assert_close(got, truth, atol=5e-3, rtol=1e-3)
     assert float(layers[0].costs()["budget"].detach()) >= 1.0
@@ -204,7 +206,9 @@ def test_no_position_sees_what_follows_it(
     other = [*ids[:14], *reversed(ids[14:])]
     form = SpanForm(shape_of(reader))
     torch.nn.init.normal_(form.w)
-    layers = [SpanLayer(form, i, folded(reading, "sekv-paper", i)) for i in range(reader.layers)]
+    layers = [
+        SpanLayer(form, i, compressed(reading, "sekv-paper", i)) for i in range(reader.layers)
+    ]
     first, second = (forward(reader, reading, b, layers) for b in (ids, other))
     torch.testing.assert_close(first[:14], second[:14], atol=1e-5, rtol=1e-5)
     assert not torch.allclose(first[14:], second[14:], atol=1e-2)
@@ -225,7 +229,7 @@ def test_a_later_span_changes_no_loss_of_earlier_ones(reading: TeacherReading) -
         torch.full((2, 2, 3), 9.0),
         torch.zeros(2, 2, 3),
     )
-    f = folded(reading, "sekv")
+    f = compressed(reading, "sekv")
     spans = len(f.lengths) // 2
     tokens = int(f.bounds[spans])
     k = f.k.clone()
@@ -259,7 +263,7 @@ def test_scores_computed_again_give_the_same_gradient(
     for limit in (2**24, 0):
         monkeypatch.setattr(student, "RECOMPUTED", limit)
         layers = [
-            SpanLayer(form, i, folded(reading, "sekv-paper", i)) for i in range(reader.layers)
+            SpanLayer(form, i, compressed(reading, "sekv-paper", i)) for i in range(reader.layers)
         ]
         forward(reader, reading, block, layers).square().sum().backward()
         assert form.w.grad is not None
@@ -342,7 +346,7 @@ def test_training_lowers_the_loss(
     """On a document that it meets again, from a start that is not good already."""
     chosen = options(model, text, tmp_path, steps=60, rate=2e-2, weights=LearntWeights(distil=0))
     trainer = trainer_of(reader, chosen)
-    step = next(s for s in range(40, 60) if "span zoom" in trainer._step(s))  # something folds
+    step = next(s for s in range(40, 60) if "span zoom" in trainer._step(s))  # some compressed
     entries = [trainer._step(step) for _ in range(8)]
     for name in ("span zoom", "span reconstruction"):
         assert entries[-1][name] < 0.95 * entries[0][name], name

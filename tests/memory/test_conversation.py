@@ -1,4 +1,4 @@
-"""Old turns of a conversation: folded as the document is, found again, and within the budget."""
+"""Old turns of a conversation: compressed as the document is, found again, within the budget."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.answer.session import Session
 from engine.attention.layer import LayerMemory
 from engine.compression import methods as recipes
 from engine.errors import StoppedError
-from engine.memory import conversation as folding
+from engine.memory import conversation as talk
 from engine.memory.conversation import beginning
 from engine.memory.retrieval import READ
 from engine.models import hf
@@ -33,7 +33,7 @@ TALK = [FACT, *(Turn(f"What of day {i}?", f"It rained on day {i}.") for i in ran
 
 @pytest.fixture(autouse=True)
 def _no_gradients() -> Iterator[None]:
-    """Turns are folded as questions are asked, and their tensors serve nothing else."""
+    """Turns are compressed as questions are asked, and their tensors serve nothing else."""
     with torch.inference_mode():
         yield
 
@@ -57,7 +57,7 @@ def store(model: Path, reader: hf.Reader, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def all_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No turn is read as it is: all of them fold."""
+    """No turn is read as it is: all of them are compressed."""
     monkeypatch.setattr("engine.answer.session.TURNS_SHARE", 0.0)
 
 
@@ -77,7 +77,7 @@ def rows_of(reader: hf.Reader, turns: list[Turn], store: Path) -> list[Any]:
 
 @pytest.mark.parametrize("exact", sorted(EXACT))
 @pytest.mark.parametrize(("kind", "chat"), [("llama", False), ("qwen3", False), ("qwen3", True)])
-def test_all_zoomed_at_full_rank_equals_the_conversation_unfolded(
+def test_all_zoomed_at_full_rank_equals_the_exact_conversation(
     kind: str,
     chat: bool,
     exact: str,
@@ -89,12 +89,12 @@ def test_all_zoomed_at_full_rank_equals_the_conversation_unfolded(
     a model with a chat template reads as its template writes them."""
     model = checkpoint(kind, tmp_path / "model", chat=chat)
     monkeypatch.setitem(recipes.METHODS, "exact", EXACT[exact])
-    monkeypatch.setattr(folding, "SHARE", math.inf)
+    monkeypatch.setattr(talk, "SHARE", math.inf)
     made = read(tmp_path / "store", model, log(4), method="exact")
     turns = TALK[:4]
     with session(made, budget="10000%", max_new_tokens=2, model=str(model)) as opened:
-        told = opened.ask(QUESTION, turns=turns)
-        assert (told.stats["turns_read"], told.stats["turns_folded"]) == (0, 4)
+        reply = opened.ask(QUESTION, turns=turns)
+        assert (reply.stats["turns_read"], reply.stats["turns_folded"]) == (0, 4)
         prompt, tokenizer = opened.reader.prompt, opened.reader.tokenizer
         asked = opened._prompt(QUESTION, ())
         before = [*prompt.prefix, *opened.ids.tolist()]
@@ -142,7 +142,7 @@ def test_surprisal_is_the_model_s_own(store: Path, reader: hf.Reader) -> None:
 def test_bytes_on_the_device_are_flat_over_a_long_conversation(
     store: Path, reader: hf.Reader
 ) -> None:
-    """Latest turns are read as they are, then older ones fold, then the oldest are forgotten;
+    """Latest turns are read as they are, older ones are compressed, the oldest are forgotten;
     rows, sketches, summaries and zoom together never exceed the budget."""
     counts = []
     with session(store, reader, budget="20%", max_new_tokens=1) as opened:
@@ -152,16 +152,16 @@ def test_bytes_on_the_device_are_flat_over_a_long_conversation(
         alone = [layer.fixed_bytes for layer in layers]
         peak = opened.ask(QUESTION).memory.device_kv_bytes
         for count in range(0, len(TALK) + 1, 4):
-            told = opened.ask(QUESTION, turns=TALK[:count])
+            reply = opened.ask(QUESTION, turns=TALK[:count])
             used = [layer.fixed_bytes - own for layer, own in zip(layers, alone, strict=True)]
-            assert max(used) <= folding.SHARE * min(caps)
-            assert told.memory.device_kv_bytes <= sum(caps)
-            assert abs(told.memory.device_kv_bytes - peak) < 0.05 * peak
-            assert told.memory.zoomed_spans <= told.memory.total_spans
-            counts.append((told.stats["turns_read"], told.stats["turns_folded"]))
+            assert max(used) <= talk.SHARE * min(caps)
+            assert reply.memory.device_kv_bytes <= sum(caps)
+            assert abs(reply.memory.device_kv_bytes - peak) < 0.05 * peak
+            assert reply.memory.zoomed_spans <= reply.memory.total_spans
+            counts.append((reply.stats["turns_read"], reply.stats["turns_folded"]))
         assert counts[0] == (0, 0)
         assert counts[1] == (4, 0) or counts[1][1] > 0
-        assert max(folded for _, folded in counts) > 3
+        assert max(old for _, old in counts) > 3
         assert counts[-1][0] + counts[-1][1] < len(TALK)
         opened.ask(QUESTION)
         assert [layer.fixed_bytes for layer in layers] == alone
@@ -177,22 +177,22 @@ def test_the_store_is_never_changed(store: Path, reader: hf.Reader, all_old: Non
 # ---------------------------------------------------------------------------- finding again
 
 
-def test_what_only_an_early_turn_said_is_found_in_the_fold(
+def test_what_only_an_early_turn_said_is_found_in_its_codes(
     store: Path, reader: hf.Reader, all_old: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Queries that look for a token of the first turn zoom its span, out of all of document and
     conversation; most that look away from it do not."""
-    monkeypatch.setattr(folding, "SHARE", 0.2)
+    monkeypatch.setattr(talk, "SHARE", 0.2)
     turns = TALK[:6]
     with session(store, reader, budget="30%", coverage=0.8) as opened:
-        told = opened.ask(QUESTION, turns=turns)
-        assert told.stats["turns_folded"] == len(turns)
+        reply = opened.ask(QUESTION, turns=turns)
+        assert reply.stats["turns_folded"] == len(turns)
         opened.past.recall(turns)
         first, tokens = opened.past._held[tuple(turns[:1])], opened.memory.shared.tokens
         said, found = first.tokens // 2, {1: 0, -1: 0}
-        for layer, stretch in zip(opened.memory.layers, first.layers, strict=True):
+        for layer, segment in zip(opened.memory.layers, first.layers, strict=True):
             span = int(torch.searchsorted(layer.bounds, tokens + said, right=True)) - 1
-            k, _ = decoded(layer, stretch)
+            k, _ = decoded(layer, segment)
             q = 12 * k[:, said] / k[:, said].norm(dim=-1, keepdim=True)
             nothing = torch.zeros(len(k), 1, k.shape[-1])
             for direction in found:
@@ -205,39 +205,39 @@ def test_what_only_an_early_turn_said_is_found_in_the_fold(
         assert found[-1] <= 0.5 * heads
 
 
-def decoded(layer: LayerMemory, stretch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """A stretch's rows as its codes have them."""
+def decoded(layer: LayerMemory, segment: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows of a segment as its codes have them."""
     from engine.attention.residency import Host, _Held
     from engine.memory.open import whole_rows
 
-    host = Host(0, [_Held(stretch.records, layer.heads)], [len(stretch.folded)], layer.heads)
-    return whole_rows(layer.recipe, host, stretch.bounds, layer.params)
+    host = Host(0, [_Held(segment.records, layer.heads)], [len(segment.compressed)], layer.heads)
+    return whole_rows(layer.recipe, host, segment.bounds, layer.params)
 
 
-def test_the_fold_is_of_what_the_model_computed(
+def test_compressed_turns_are_of_what_the_model_computed(
     store: Path, reader: hf.Reader, all_old: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Codes of a turn are near the rows of a model that read everything exactly, but for what their
     bits lose; and a turn reads the turns before it."""
-    monkeypatch.setattr(folding, "SHARE", 0.2)
+    monkeypatch.setattr(talk, "SHARE", 0.2)
     true = rows_of(reader, TALK[:2], store)
     with session(store, reader, budget="60%", max_new_tokens=1) as opened:
         opened.ask(QUESTION, turns=TALK[:2])
         held = list(opened.past._held.values())
         for index, error in ((0, 0.4), (1, 0.5)):
             layer, start = opened.memory.layers[index], 0
-            for folded in held:
-                k, _ = decoded(layer, folded.layers[index])
-                exact = true[index][0][:, start : start + folded.tokens]
+            for turn in held:
+                k, _ = decoded(layer, turn.layers[index])
+                exact = true[index][0][:, start : start + turn.tokens]
                 spread = exact - exact.mean(1, keepdim=True)
                 assert float((k - exact).norm() / spread.norm()) < error
-                start += folded.tokens
+                start += turn.tokens
 
 
 # ---------------------------------------------------------------------------- what is held
 
 
-def told(opened: Session, turns: list[Turn]) -> Any:
+def reply(opened: Session, turns: list[Turn]) -> Any:
     answer = opened.ask(QUESTION, turns=turns)
     return (
         answer.answer,
@@ -255,11 +255,11 @@ def test_a_conversation_gone_along_with_equals_one_that_is_brought(
     other = [Turn("Other?", "Other.")] * 9
     with session(store, reader, max_new_tokens=3) as opened:
         for count in range(1, 15):
-            along = told(opened, TALK[:count])
+            along = reply(opened, TALK[:count])
             if count % 5 == 0:
                 opened.ask(QUESTION, turns=other)
     with session(store, reader, max_new_tokens=3) as opened:
-        assert told(opened, TALK[:14]) == along
+        assert reply(opened, TALK[:14]) == along
     assert along[-1] > 0
 
 
@@ -278,7 +278,7 @@ def test_a_turn_is_read_once(
         for count in range(6):
             opened.ask(QUESTION, turns=TALK[:count])
         assert len(read) == 5
-        monkeypatch.setattr(folding, "MOST_HELD", 0)
+        monkeypatch.setattr(talk, "MOST_HELD", 0)
         opened.ask(QUESTION, turns=TALK[1:3])  # another conversation: now the first is dropped
         assert len(read) == 7
         assert len(opened.past._held) == 2
@@ -296,9 +296,9 @@ def test_a_conversation_that_is_stopped_while_it_is_read_goes_on(
     with session(store, reader, max_new_tokens=2) as opened:
         with pytest.raises(StoppedError):
             opened.ask(QUESTION, turns=TALK[:4], stop=stop)
-        after = told(opened, TALK[:4])
+        after = reply(opened, TALK[:4])
     with session(store, reader, max_new_tokens=2) as opened:
-        assert told(opened, TALK[:4]) == after
+        assert reply(opened, TALK[:4]) == after
 
 
 def test_where_positions_run_out_a_conversation_begins_anew(tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_where_positions_run_out_a_conversation_begins_anew(tmp_path: Path) -> N
             answer = opened.ask(QUESTION, turns=TALK[:count])
             assert answer.usage.answer_tokens == 1
             lengths.append(opened.past.length - opened.memory.length)
-        assert max(lengths) <= folding.POSITIONS * room
+        assert max(lengths) <= talk.POSITIONS * room
         assert any(after < before for before, after in pairwise(lengths))
 
 
@@ -355,7 +355,7 @@ def test_citations_and_traces_are_of_the_document_alone(
 def test_of_many_windows_a_focus_hides_no_turn(
     model: Path, reader: hf.Reader, tmp_path: Path, all_old: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folding, "SHARE", 0.2)
+    monkeypatch.setattr(talk, "SHARE", 0.2)
     many = read(tmp_path, model, log(14), reader=reader, window=80)
     with session(many, reader, budget="80%", max_new_tokens=2, trace=True) as opened:
         answer = opened.ask(QUESTION, turns=TALK[:2])
@@ -369,7 +369,7 @@ def test_of_many_windows_a_focus_hides_no_turn(
 
 
 @pytest.mark.parametrize(
-    ("method", "folds"),
+    ("method", "compresses"),
     [
         ("sekv-paper", True),
         ("sentencekv", True),
@@ -380,9 +380,9 @@ def test_of_many_windows_a_focus_hides_no_turn(
         ("full", False),
     ],
 )
-def test_methods_fold_turns_where_they_can(
+def test_methods_compress_turns_where_they_can(
     method: str,
-    folds: bool,
+    compresses: bool,
     model: Path,
     reader: hf.Reader,
     tmp_path: Path,
@@ -390,12 +390,12 @@ def test_methods_fold_turns_where_they_can(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With their own choices; others leave out what does not fit, and hold everything as before."""
-    monkeypatch.setattr(folding, "SHARE", 0.2)
+    monkeypatch.setattr(talk, "SHARE", 0.2)
     made = read(tmp_path, model, log(20), reader=reader, method=method)
     with session(made, reader, budget="80%", max_new_tokens=2) as opened:
         answer = opened.ask(QUESTION, turns=TALK[:3])
-        assert opened.past.folds == folds
-        assert (answer.stats["turns_folded"] > 0) == folds
+        assert opened.past.compresses == compresses
+        assert (answer.stats["turns_folded"] > 0) == compresses
         cap = sum(layer.limits.cap for layer in opened.memory.layers)
         assert answer.memory.device_kv_bytes <= cap
         assert answer.usage.answer_tokens == 2

@@ -210,7 +210,7 @@ def test_all_zoomed_the_span_level_changes_no_answer(
     stores: dict[str, Path], reader: hf.Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the whole document on the device there is nothing to estimate."""
-    told = []
+    answers = []
     for beyond in (10**9, 1):
         levels = Levels(beyond=beyond)
         monkeypatch.setattr(
@@ -218,10 +218,10 @@ def test_all_zoomed_the_span_level_changes_no_answer(
             lambda m, levels=levels: replace(recipe_of(m), levels=levels),
         )
         with session(stores["windows"], reader, budget="1000%") as opened:
-            told.append(opened.ask(QUESTION).answer)
+            answers.append(opened.ask(QUESTION).answer)
             for layer in opened.memory.layers:
                 assert [len(z) for z in layer.zoomed.spans] == [len(layer.view.spans)] * layer.heads
-    assert told[0] == told[1]
+    assert answers[0] == answers[1]
 
 
 def test_old_turns_of_a_talk_have_a_span_level_too(
@@ -278,12 +278,12 @@ def test_tokens_and_per_cent_mean_the_same(stores: dict[str, Path], reader: hf.R
     """Half the document, said in two ways: equal bytes, equal zoom, equal answer."""
     count = len(TEXT) // 4
     share = f"{100 * count / len(TEXT):.9f}%"
-    told = []
+    answers = []
     for budget in (str(count), share):
         with session(stores["sekv"], reader, budget=budget, trace=True) as opened:
             answer = opened.ask(QUESTION)
-            told.append((answer.answer, answer.memory, opened.trace()["zoom"]))
-    assert told[0] == told[1]
+            answers.append((answer.answer, answer.memory, opened.trace()["zoom"]))
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize(
@@ -421,16 +421,16 @@ def test_questions_do_not_meet(kind: str, stores: dict[str, Path], reader: hf.Re
     questions = ["How many whales?", "Did it rain on day 7?"]
     options: dict[str, Any] = {"budget": "20%", "trace": True, "max_new_tokens": 3}
 
-    def told(opened: Session, question: str) -> Any:
+    def answers(opened: Session, question: str) -> Any:
         answer = opened.ask(question)
         return answer.answer, answer.citations, answer.memory, opened.trace()
 
     alone = []
     for question in questions:
         with session(stores[kind], reader, **options) as opened:
-            alone.append(told(opened, question))
+            alone.append(answers(opened, question))
     with session(stores[kind], reader, **options) as opened:
-        together = [told(opened, question) for question in (*questions, questions[0])]
+        together = [answers(opened, question) for question in (*questions, questions[0])]
     assert together == [*alone, alone[0]]
 
 

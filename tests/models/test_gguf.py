@@ -29,7 +29,7 @@ from tiny_gguf import Type, write_gguf
 TEXT = "The ship's log, 1897: \u00fc <|user|> th th\n\n  end"
 
 
-class Told(Silent):
+class RecordedProgress(Silent):
     """A Progress that remembers its stages."""
 
     def __init__(self) -> None:
@@ -125,17 +125,17 @@ def test_a_file_is_converted_once_whatever_it_is_called(
     file = tmp_path / "one.gguf"
     shutil.copy(whole, file)
     monkeypatch.chdir(tmp_path)
-    told = Told()
-    found = locate.locate("one.gguf", progress=told)
-    assert told.stages == ["converting one.gguf, once"]
+    recorded = RecordedProgress()
+    found = locate.locate("one.gguf", progress=recorded)
+    assert recorded.stages == ["converting one.gguf, once"]
     assert found.name == str(file)
     assert found.folder == cache.folder_of(cache.sha256_of(file, Silent()))
     reader = hf.load(found, device="cpu")
     assert reader.identity.id == str(file)
     moved = file.rename(tmp_path / "other.gguf")
-    again = locate.locate(str(moved), progress=told)
+    again = locate.locate(str(moved), progress=recorded)
     assert (again.folder, again.name) == (found.folder, str(moved))
-    assert len(told.stages) == 1
+    assert len(recorded.stages) == 1
     assert [entry.origin for entry in cache.entries()] == [str(file)]
     # Where the table knows the file, it has its alias, wherever it lies.
     known = tiny_gguf.write_wheel(moved, tmp_path)

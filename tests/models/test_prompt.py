@@ -223,8 +223,8 @@ def test_without_a_system_role_the_task_stands_before_the_document(template: str
 
 def test_our_system_message_takes_the_place_of_the_template_s_own() -> None:
     made = templated(DEFAULT_SYSTEM)
-    told = made.decode(list(Prompt.of(made).prefix))
-    assert told == f"<|begin|>system\n{TASK}<|end|>\n<|begin|>user\n"
+    decoded = made.decode(list(Prompt.of(made).prefix))
+    assert decoded == f"<|begin|>system\n{TASK}<|end|>\n<|begin|>user\n"
 
 
 def test_a_model_that_can_answer_without_thinking_does() -> None:

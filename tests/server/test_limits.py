@@ -42,7 +42,7 @@ def built(worker: Any, *, seconds: float = 60, token: str = "", underway: Any = 
     return app.build(worker, AskOptions(), ServerLimits(seconds, 100), token, underway)
 
 
-def told(body: Any, headers: dict[str, str] = JSON, **more: Any) -> Exchange:
+def received(body: Any, headers: dict[str, str] = JSON, **more: Any) -> Exchange:
     return asyncio.run(exchange(built(Worker(**more)), body, headers))
 
 
@@ -59,12 +59,12 @@ def told(body: Any, headers: dict[str, str] = JSON, **more: Any) -> Exchange:
     ],
 )
 def test_a_media_type_counts_in_any_case(kind: str) -> None:
-    assert told(question(), {**JSON, "Content-Type": kind}).status == 200
+    assert received(question(), {**JSON, "Content-Type": kind}).status == 200
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/jsonp", "", "json"])
 def test_another_media_type_is_refused(kind: str) -> None:
-    assert told(question(), {**JSON, "Content-Type": kind}).status == 415
+    assert received(question(), {**JSON, "Content-Type": kind}).status == 415
 
 
 SCHEMES = [
@@ -153,7 +153,7 @@ def test_an_error_names_the_field_of_the_request(subtests: pytest.Subtests) -> N
     ],
 )
 def test_half_a_character_is_no_text(messages: list[Any]) -> None:
-    got = told({"model": "book", "messages": messages})
+    got = received({"model": "book", "messages": messages})
     assert (got.status, got.error["param"], got.error["code"]) == (400, "messages", "question")
 
 
@@ -169,7 +169,7 @@ def test_half_a_character_is_no_text(messages: list[Any]) -> None:
     ],
 )
 def test_bytes_that_are_no_json_are_refused(raw: bytes, status: int) -> None:
-    assert told(raw).status == status
+    assert received(raw).status == status
 
 
 def test_what_a_request_may_leave_as_it_is_is_accepted() -> None:
@@ -184,7 +184,7 @@ def test_what_a_request_may_leave_as_it_is_is_accepted() -> None:
         "user": "somebody",
         "metadata": {"a": "b"},
     }
-    assert told(question(**harmless)).status == 200
+    assert received(question(**harmless)).status == 200
 
 
 @pytest.mark.parametrize(("stop", "marks"), [("\n", ("\n",)), (["a", "b"], ("a", "b")), ([], ())])
@@ -254,7 +254,7 @@ def test_a_question_that_is_too_long_is_refused_at_once() -> None:
 
 
 def test_a_body_that_is_too_long_is_refused() -> None:
-    got = told(b" " * (replies.MOST_BYTES + 1))
+    got = received(b" " * (replies.MOST_BYTES + 1))
     assert (got.status, got.error["code"]) == (413, "too_long")
 
 
@@ -284,14 +284,16 @@ def test_work_stops_when_the_client_hangs_up(stream: bool) -> None:
     worker = Worker(busy=True)
 
     async def run() -> None:
-        told = Exchange()
-        asking = asyncio.create_task(exchange(built(worker), question(stream=stream), told=told))
+        received = Exchange()
+        asking = asyncio.create_task(
+            exchange(built(worker), question(stream=stream), received=received)
+        )
         while not worker.asked:
             await asyncio.sleep(0)
         if stream:
-            while b"An" not in told.body:
+            while b"An" not in received.body:
                 await asyncio.sleep(0)
-        told.gone.set()
+        received.gone.set()
         if stream:
             await asking
         else:
@@ -310,16 +312,16 @@ def test_a_server_that_ends_tells_everybody_who_waits(stream: bool) -> None:
     made = built(worker, underway=underway)
 
     async def run() -> Exchange:
-        told = Exchange()
-        asking = asyncio.create_task(exchange(made, question(stream=stream), told=told))
-        while not worker.asked or (stream and b"An" not in told.body):
+        received = Exchange()
+        asking = asyncio.create_task(exchange(made, question(stream=stream), received=received))
+        while not worker.asked or (stream and b"An" not in received.body):
             await asyncio.sleep(0)
         underway.end()
         await asking
         worker.go_on.set()
         health = await exchange(made, None, path="/health")
         assert health.json["status"] == "ending"
-        return told
+        return received
 
     got = asyncio.run(run())
     assert worker.saw_stop.wait(60)
@@ -354,9 +356,9 @@ def test_a_server_told_to_end_while_it_answers_says_so(
     def waiting() -> int:
         connection = http.client.HTTPConnection(host, int(port), timeout=120)
         connection.request("GET", "/health")
-        told = json.loads(connection.getresponse().read())
+        received = json.loads(connection.getresponse().read())
         connection.close()
-        return int(told["waiting"])
+        return int(received["waiting"])
 
     def ask(stream: bool) -> None:
         connection = http.client.HTTPConnection(host, int(port), timeout=120)

@@ -79,9 +79,9 @@ class Client:
             "seed": self.number,
         }
         if not stream:
-            told = await self.speaking.chat.completions.create(**asked)
-            own, text = told.sekv, told.choices[0].message.content  # type: ignore[attr-defined]
-            store = told.model
+            reply = await self.speaking.chat.completions.create(**asked)
+            own, text = reply.sekv, reply.choices[0].message.content  # type: ignore[attr-defined]
+            store = reply.model
         else:
             text, own = "", {}
             async for event in await self.speaking.chat.completions.create(**asked, stream=True):
@@ -116,9 +116,9 @@ def test_many_clients_for_a_minute_lose_and_mix_nothing(tmp_path: Path) -> None:
     whole = sum(counts, Counter())
     assert min(count["answered"] for count in counts) > 0
     assert set(whole) <= {"answered", "refused with 429", "refused with 503"}
-    told = ", ".join(f"{number} {what}" for what, number in sorted(whole.items()))
+    reply = ", ".join(f"{number} {what}" for what, number in sorted(whole.items()))
     least, most = (pick(c["answered"] for c in counts) for pick in (min, max))
-    print(f"\n{CLIENTS} clients for {seconds:.0f} s: {told}; {least} to {most} answers a client")
+    print(f"\n{CLIENTS} clients for {seconds:.0f} s: {reply}; {least} to {most} answers a client")
 
 
 async def _all_at_once(url: str) -> tuple[list[Counter[str]], float]:
@@ -178,14 +178,14 @@ def test_a_warm_server_beside_cold_processes(tmp_path: Path) -> None:
             question = questions[number % len(questions)]
             taken, alone = asked(store, question, tmp_path / "run", "--no-server")
             cold.append(taken)
-            taken, told = asked(store, question, tmp_path / "run")
+            taken, reply = asked(store, question, tmp_path / "run")
             warm.append(taken)
             at = time.perf_counter()
             subprocess.run([sys.executable, "-P", "-c", "pass"], check=True)
             nothing.append(time.perf_counter() - at)
-            assert alone["timing"]["model_load_s"] > 0 == told["timing"]["model_load_s"]
+            assert alone["timing"]["model_load_s"] > 0 == reply["timing"]["model_load_s"]
             for part in ("answer", "citations", "usage", "memory"):
-                assert alone[part] == told[part]
+                assert alone[part] == reply[part]
     print(
         f"\n{pairs} pairs of {alone['usage']['document_tokens']} tokens; a Python process that "
         f"does nothing takes {statistics.median(nothing):.2f} s"

@@ -57,11 +57,11 @@ def running(
         env={**os.environ, "XDG_RUNTIME_DIR": str(runtime)},
     )
     assert process.stdout is not None
-    told = json.loads(process.stdout.readline())
-    assert told["stores"] == ["log"]
-    assert told["pid"] == process.pid
-    speaking = openai.OpenAI(base_url=told["url"], api_key="none", max_retries=0, timeout=120)
-    yield Running(told["url"], store, model, runtime, speaking)
+    reply = json.loads(process.stdout.readline())
+    assert reply["stores"] == ["log"]
+    assert reply["pid"] == process.pid
+    speaking = openai.OpenAI(base_url=reply["url"], api_key="none", max_retries=0, timeout=120)
+    yield Running(reply["url"], store, model, runtime, speaking)
     speaking.close()
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
@@ -91,15 +91,15 @@ def test_the_official_client_sees_the_stores_as_models(running: Running) -> None
 
 def test_an_answer_is_the_one_that_ask_gives(running: Running) -> None:
     """The document counts as cached prompt; citations are exact slices, beside the message."""
-    told = asked(running)
+    reply = asked(running)
     with session(running.store, **SHORT) as opened:
         expected = opened.ask(QUESTION)
-    assert told.choices[0].message.content == expected.answer
-    assert told.choices[0].finish_reason == "length"
-    assert told.usage.completion_tokens == 6
-    assert told.usage.prompt_tokens_details.cached_tokens == len(TEXT)
-    assert told.usage.prompt_tokens == len(TEXT) + expected.usage.question_tokens
-    own = told.sekv
+    assert reply.choices[0].message.content == expected.answer
+    assert reply.choices[0].finish_reason == "length"
+    assert reply.usage.completion_tokens == 6
+    assert reply.usage.prompt_tokens_details.cached_tokens == len(TEXT)
+    assert reply.usage.prompt_tokens == len(TEXT) + expected.usage.question_tokens
+    own = reply.sekv
     assert own["memory"]["zoomed_spans"] == expected.memory.zoomed_spans
     assert own["timing"]["model_load_s"] == 0
     for citation in own["citations"]:
@@ -121,9 +121,9 @@ def test_a_stream_s_pieces_join_to_the_answer(running: Running) -> None:
 def test_options_of_a_request_hold_for_that_request(running: Running) -> None:
     """Budget, length and trace; the next request has the server's own again."""
     before = asked(running).sekv
-    told = asked(running, max_completion_tokens=2, extra_body={"sekv": {"full": True}})
-    assert told.usage.completion_tokens == 2
-    assert told.sekv["memory"]["device_kv_bytes"] > before["memory"]["device_kv_bytes"]
+    reply = asked(running, max_completion_tokens=2, extra_body={"sekv": {"full": True}})
+    assert reply.usage.completion_tokens == 2
+    assert reply.sekv["memory"]["device_kv_bytes"] > before["memory"]["device_kv_bytes"]
     traced = asked(running, extra_body={"sekv": {"trace": True}}).sekv
     assert traced["trace"]["question"] == QUESTION
     assert traced["trace"]["zoom"]
@@ -138,12 +138,12 @@ def test_earlier_messages_are_read(running: Running) -> None:
         {"role": "assistant", "content": "Ship 3."},
         {"role": "user", "content": QUESTION},
     ]
-    told = running.openai.chat.completions.create(
+    reply = running.openai.chat.completions.create(
         model="log",
         messages=messages,  # type: ignore[arg-type]
         extra_body={"sekv": {"budget": "2000"}},
     )
-    assert told.sekv["stats"]["turns_read"] == 1  # type: ignore[attr-defined]
+    assert reply.sekv["stats"]["turns_read"] == 1  # type: ignore[attr-defined]
 
 
 def test_many_clients_at_once_lose_and_mix_nothing(running: Running) -> None:
@@ -160,9 +160,9 @@ def test_many_clients_at_once_lose_and_mix_nothing(running: Running) -> None:
         which = number % 4
         question, more = questions[which], options[which]
         if number % 3:
-            told = asked(running, question, **more)
-            return told.choices[0].message.content == expected[which] and (
-                told.sekv["question"] == question
+            reply = asked(running, question, **more)
+            return reply.choices[0].message.content == expected[which] and (
+                reply.sekv["question"] == question
             )
         events = asked(running, question, stream=True, **more)
         return "".join(e.choices[0].delta.content or "" for e in events) == expected[which]
@@ -182,9 +182,9 @@ def raw(
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     connection.request("POST" if body else "GET", path, body or None, named)
     response = connection.getresponse()
-    told = response.status, json.loads(response.read())
+    reply = response.status, json.loads(response.read())
     connection.close()
-    return told
+    return reply
 
 
 def test_the_client_s_errors_are_errors_of_the_client(running: Running) -> None:
@@ -212,9 +212,9 @@ def test_the_client_s_errors_are_errors_of_the_client(running: Running) -> None:
 def test_a_request_that_is_none_is_refused(
     body: bytes, headers: dict[str, str], status: int, running: Running
 ) -> None:
-    found, told = raw(running, body, **headers)
+    found, reply = raw(running, body, **headers)
     assert found == status
-    assert told["error"]["message"]
+    assert reply["error"]["message"]
 
 
 def test_over_tcp_no_path_of_a_file_is_told(running: Running) -> None:
@@ -351,14 +351,14 @@ def test_ask_finds_the_server_and_loads_nothing(
     assert run([*line, "--no-server", "--device", "cpu"]) == 0
     alone = capsys.readouterr().out
     assert run([*line, "--no-server", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    reply = json.loads(capsys.readouterr().out)
     monkeypatch.setitem(sys.modules, "engine.answer.session", None)
     assert run(line) == 0
     assert capsys.readouterr().out == alone
     assert run([*line, "--json"]) == 0
     through_server = json.loads(capsys.readouterr().out)
-    assert through_server.keys() == told.keys()
-    for answer in (told, through_server):  # what was read for it depends on what was asked before
+    assert through_server.keys() == reply.keys()
+    for answer in (reply, through_server):  # what was read for it depends on what was asked before
         assert answer["stats"].pop("read_bytes") > 0
         assert answer["stats"].pop("read_host_bytes") >= 0
         assert answer["stats"].pop("first_text_s") > 0
@@ -367,7 +367,7 @@ def test_ask_finds_the_server_and_loads_nothing(
         brought = answer["stats"].pop("fetched_spans")
         answer["stats"]["zoomed_spans"] = brought + answer["stats"].pop("reused_spans")
     for part in ("answer", "citations", "usage", "memory", "stats"):
-        assert through_server[part] == told[part]
+        assert through_server[part] == reply[part]
     assert run([*line, "--budget", "60%", "--stats", "--trace", os.devnull]) == 0
 
 
@@ -411,10 +411,10 @@ def test_a_refusal_through_the_door_is_one_line(
     running: Running, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["ask", str(running.store), "w" * 5000]) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert "positions" in told
-    assert "--no-server" in told
+    reply = capsys.readouterr().err
+    assert reply.count("\n") == 1
+    assert "positions" in reply
+    assert "--no-server" in reply
 
 
 def test_a_door_is_private_and_a_dead_one_is_removed(
@@ -478,10 +478,10 @@ def test_a_server_that_cannot_start_is_one_line(
     line: list[str], reason: str, running: Running, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["serve", str(running.store), "--port", "0", *line]) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err.count("\n") == 1
-    assert reason in told.err
+    reply = capsys.readouterr()
+    assert reply.out == ""
+    assert reply.err.count("\n") == 1
+    assert reason in reply.err
 
 
 def test_two_stores_of_one_name_are_refused(

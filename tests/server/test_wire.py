@@ -154,18 +154,18 @@ def test_an_answer_s_document_is_cached_prompt_and_its_citations_stand_beside() 
 
 def test_an_answer_without_support_is_told_as_none_and_kept_beside() -> None:
     answer = replace(ANSWER, supported=False, support=0.2)
-    told = wire.completion("n", 1, parsed(), answer, {})
-    assert told["choices"][0]["message"]["content"] == "not stated in the document"
-    assert told["choices"][0]["finish_reason"] == "stop"
-    own = told["sekv"]
+    completed = wire.completion("n", 1, parsed(), answer, {})
+    assert completed["choices"][0]["message"]["content"] == "not stated in the document"
+    assert completed["choices"][0]["finish_reason"] == "stop"
+    own = completed["sekv"]
     assert (own["answer"], own["supported"], own["support"]) == ("Ana", False, 0.2)
 
 
 def test_a_cut_answer_says_so_and_nothing_of_the_document() -> None:
     answer = replace(ANSWER, stats={"cut_short": True})
-    told = wire.completion("n", 1, parsed(), answer, {})
-    assert told["choices"][0]["finish_reason"] == "length"
-    assert told["choices"][0]["message"]["content"] == "Ana"
+    completed = wire.completion("n", 1, parsed(), answer, {})
+    assert completed["choices"][0]["finish_reason"] == "length"
+    assert completed["choices"][0]["message"]["content"] == "Ana"
     assert answer.shown == "Ana (cut short)"
     assert replace(answer, answer="").shown == "(cut short)"
 

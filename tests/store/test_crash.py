@@ -50,8 +50,8 @@ class Work:
     prepare: Callable[[Path], object]
     command: Callable[..., object]
 
-    def __call__(self, target: Path, disk: Disk | None = None, told: Any = None) -> None:
-        self.command(target, disk=disk, told=told)
+    def __call__(self, target: Path, disk: Disk | None = None, on_chunk: Any = None) -> None:
+        self.command(target, disk=disk, on_chunk=on_chunk)
 
 
 def nothing(target: Path) -> None:
@@ -119,7 +119,7 @@ class Scene:
     def journal(self) -> Path:
         return self.target.with_name(f".{TARGET}.work") / "journal"
 
-    def told(self, window: int, chunk: int) -> None:
+    def on_chunk(self, window: int, chunk: int) -> None:
         self.computed.append((window, chunk))
 
     def begin(self) -> None:
@@ -175,7 +175,7 @@ class Scene:
             self.work(
                 self.target,
                 disk=SteppedDisk(exchanges=exchanges),
-                told=self.told,
+                on_chunk=self.on_chunk,
             )
         except StoreError as error:
             problem = str(error)
@@ -215,7 +215,7 @@ def check_refusals(scene: Scene, exchanges: bool, codes: list[int], **which: int
         for code in codes[at % 2 :][:1]:
             disk = SteppedDisk(at, refuse(code), exchanges=exchanges)
             with pytest.raises(StoreError) as caught:
-                scene.work(scene.target, disk=disk, told=scene.told)
+                scene.work(scene.target, disk=disk, on_chunk=scene.on_chunk)
             assert "\n" not in str(caught.value)
             assert os.strerror(code) in str(caught.value)
             assert "run the same command again" in str(caught.value)
@@ -241,7 +241,7 @@ def test_a_disk_that_stays_full_leaves_whole_stores(scene: Scene) -> None:
     for at in scene.accidents(exchanges=True, every=30, first=1):
         disk = SteppedDisk(at, refuse(errno.ENOSPC), lasting=True)
         with pytest.raises(StoreError, match="No space left"):
-            scene.work(scene.target, disk=disk, told=scene.told)
+            scene.work(scene.target, disk=disk, on_chunk=scene.on_chunk)
         scene.check_whole()
         scene.finish(accidents=1)
 
@@ -254,7 +254,7 @@ def cut_power(scene: Scene, exchanges: bool, **which: int) -> None:
     for at in scene.accidents(exchanges, **which):
         disk = PowerDisk(at, scene.folder / f"attic-{at}", exchanges)
         try:
-            scene.work(scene.target, disk=disk, told=scene.told)
+            scene.work(scene.target, disk=disk, on_chunk=scene.on_chunk)
         except PowerCut:
             disk.lose(scene.target.parent, chance)
         scene.check_whole()
@@ -410,7 +410,7 @@ def obey(order: dict[str, Any]) -> None:
     """Run one command in this process, which ends here."""
     log = os.open(order["log"], os.O_WRONLY | os.O_APPEND)
 
-    def told(window: int, chunk: int) -> None:
+    def on_chunk(window: int, chunk: int) -> None:
         os.write(log, f"{window}-{chunk}\n".encode())
 
     def die() -> None:
@@ -421,7 +421,7 @@ def obey(order: dict[str, Any]) -> None:
         disk.exchanges = order["exchanges"]
     status = 1
     try:
-        BY_NAME[order["work"]](Path(order["target"]), disk=disk, told=told)
+        BY_NAME[order["work"]](Path(order["target"]), disk=disk, on_chunk=on_chunk)
         status = 0
     except StoreError as error:
         status = 0 if "exists" in str(error) else 1

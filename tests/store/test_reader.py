@@ -56,7 +56,7 @@ def test_everything_comes_back(store: Store) -> None:
     assert torch.equal(store.shared()["basis"], torch.zeros(2, 3))
     for window in range(2):
         states = [toy.chunk(0, window, index)["state"] for index in range(toy.CHUNKS)]
-        device, host = toy.fold(states)
+        device, host = toy.compress(states)
         for name, tensor in store.device(window).items():
             assert torch.equal(tensor, torch.from_numpy(device[name]))
         section = store.host(window)
@@ -185,7 +185,7 @@ def test_opening_reads_the_manifest_and_a_device_section_is_read_once(store: Sto
 
 @pytest.mark.parametrize("spans", [[0, 1, 2], [2, 0], [1], [2, 1, 0], [1, 1, 0, 1], []])
 def test_records_come_in_the_order_asked_for(store: Store, spans: list[int]) -> None:
-    _, host = toy.fold([toy.chunk(0, 1, index)["state"] for index in range(toy.CHUNKS)])
+    _, host = toy.compress([toy.chunk(0, 1, index)["state"] for index in range(toy.CHUNKS)])
     codes, offsets = host["1.codes"], host["1.offsets"][:: toy.KV_HEADS]
     wanted = [codes[offsets[span] : offsets[span + 1]] for span in spans]
     section = store.host(1)
@@ -426,7 +426,9 @@ def test_windows_beyond_what_a_process_may_open_are_read(tmp_path: Path) -> None
     with StoreWriter.begin(tmp_path / "long.sekv", {}) as writer:
         writer.put_document(toy.document(0, windows))
         writer.put_shared({})
-        device, host = toy.fold([toy.chunk(0, 0, index)["state"] for index in range(toy.CHUNKS)])
+        device, host = toy.compress(
+            [toy.chunk(0, 0, index)["state"] for index in range(toy.CHUNKS)]
+        )
         for window in range(windows):
             start = window * toy.WINDOW
             entry = WindowEntry(start, start + toy.WINDOW, toy.SPANS, 0)

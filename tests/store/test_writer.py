@@ -109,9 +109,9 @@ def test_an_interrupted_run_is_resumed_and_computes_nothing_twice(tmp_path: Path
 
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            toy.ingest(tmp_path / "toy.sekv", told=interrupt)
+            toy.ingest(tmp_path / "toy.sekv", on_chunk=interrupt)
         assert not (tmp_path / "toy.sekv").exists()
-    toy.ingest(tmp_path / "toy.sekv", told=interrupt)
+    toy.ingest(tmp_path / "toy.sekv", on_chunk=interrupt)
     assert toy.tree(tmp_path / "toy.sekv") == toy.tree(tmp_path / "whole.sekv")
     assert len(computed) == 2 * toy.CHUNKS + 2
 
@@ -141,11 +141,11 @@ def test_a_piece_damaged_between_two_runs_is_made_again(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        toy.ingest(target, told=interrupt)
+        toy.ingest(target, on_chunk=interrupt)
     toy.flip(work / "store" / host_file(0), 4300, 0x10)
     toy.flip(work / "chunks" / "00001-000000.safetensors", 4100, 0x10)
     computed: list[tuple[int, int]] = []
-    toy.ingest(target, told=lambda window, chunk: computed.append((window, chunk)))
+    toy.ingest(target, on_chunk=lambda window, chunk: computed.append((window, chunk)))
     assert computed == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
     assert toy.tree(target) == toy.tree(tmp_path / "whole.sekv")
 
@@ -202,7 +202,7 @@ def test_a_store_with_a_hole_is_not_published(tmp_path: Path) -> None:
 
 def test_a_store_that_contradicts_itself_is_not_published(tmp_path: Path) -> None:
     document = toy.document(0, 1)
-    device, host = toy.fold([toy.chunk(0, 0, index)["state"] for index in range(toy.CHUNKS)])
+    device, host = toy.compress([toy.chunk(0, 0, index)["state"] for index in range(toy.CHUNKS)])
     entry = WindowEntry(0, toy.WINDOW, toy.SPANS, 1)
     wrong: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         ("tokens", {"ids": document["ids"][:5]}, {}),
@@ -220,8 +220,8 @@ def test_a_store_that_contradicts_itself_is_not_published(tmp_path: Path) -> Non
             cut = {name: array[: len(tables.get("ids", array))] for name, array in document.items()}
             cut["text.0"] = document["text.0"]
             writer.put_document({**(cut if "ids" in tables else document), **tables})
-            told = {**toy.fields(0, 1), **fields}
-            assert says in toy.refuses(lambda told=told: writer.publish(**told))  # type: ignore[misc]
+            claimed = {**toy.fields(0, 1), **fields}
+            assert says in toy.refuses(lambda claimed=claimed: writer.publish(**claimed))  # type: ignore[misc]
         writer.put_document(document)
         writer.publish(**toy.fields(0, 1))
 
@@ -320,7 +320,7 @@ def test_append_gives_the_store_that_one_ingest_would_have_given(tmp_path: Path)
     toy.ingest(tmp_path / "toy.sekv", windows=2)
     before = (tmp_path / "toy.sekv" / host_file(0)).stat()
     computed: list[tuple[int, int]] = []
-    toy.append(tmp_path / "toy.sekv", told=lambda *at: computed.append(at))
+    toy.append(tmp_path / "toy.sekv", on_chunk=lambda *at: computed.append(at))
     assert toy.tree(tmp_path / "toy.sekv") == toy.tree(tmp_path / "whole.sekv")
     assert {window for window, _ in computed} == {2}
     assert (tmp_path / "toy.sekv" / host_file(0)).stat().st_ino == before.st_ino
@@ -369,9 +369,9 @@ def test_an_interrupted_append_leaves_the_store_and_is_resumed(store: Store) -> 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        toy.append(store.path, told=interrupt)
+        toy.append(store.path, on_chunk=interrupt)
     assert toy.tree(store.path) == before
-    toy.append(store.path, told=interrupt)
+    toy.append(store.path, on_chunk=interrupt)
     assert computed == [(2, 0), (2, 1), (2, 1), (2, 2)]
     assert "open it again" in toy.refuses(lambda: store.text(0))
     with Store.open(store.path) as longer:

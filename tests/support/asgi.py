@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.types import Answer, MemoryUse, Usage
 from sekv_cli.server import wire
-from sekv_cli.server.warm import StoreFacts, Told
+from sekv_cli.server.warm import ServedAnswer, StoreFacts
 
 JSON = {"Content-Type": "application/json", "Host": "localhost"}
 
@@ -49,10 +49,10 @@ async def exchange(
     *,
     own: bool = False,
     path: str = "/v1/chat/completions",
-    told: Exchange | None = None,
+    received: Exchange | None = None,
 ) -> Exchange:
     """Send one request; body: bytes as they are, None for a GET, anything else as JSON."""
-    told = told or Exchange()
+    received = received or Exchange()
     data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     sent = False
 
@@ -61,15 +61,15 @@ async def exchange(
         if not sent:
             sent = True
             return {"type": "http.request", "body": data, "more_body": False}
-        await told.gone.wait()
+        await received.gone.wait()
         return {"type": "http.disconnect"}
 
     async def send(message: dict[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            told.status = message["status"]
-            told.headers = {k.decode(): v.decode() for k, v in message["headers"]}
+            received.status = message["status"]
+            received.headers = {k.decode(): v.decode() for k, v in message["headers"]}
         else:
-            told.body += message.get("body", b"")
+            received.body += message.get("body", b"")
 
     scope = {
         "type": "http",
@@ -86,7 +86,7 @@ async def exchange(
         "client": None,
     }
     await app(scope, receive, send)
-    return told
+    return received
 
 
 class Worker:
@@ -102,14 +102,14 @@ class Worker:
 
     def submit(
         self, asked: wire.Request, on_text: Callable[[str], None], stop: Callable[[], bool]
-    ) -> Future[Told]:
+    ) -> Future[ServedAnswer]:
         self.asked.append(asked)
-        future: Future[Told] = Future()
+        future: Future[ServedAnswer] = Future()
         future.set_running_or_notify_cancel()
         threading.Thread(target=self._work, args=(asked, on_text, stop, future)).start()
         return future
 
-    def _work(self, asked: Any, on_text: Any, stop: Any, future: Future[Told]) -> None:
+    def _work(self, asked: Any, on_text: Any, stop: Any, future: Future[ServedAnswer]) -> None:
         on_text("An")
         if self.busy:
             self.go_on.wait(60)
@@ -121,7 +121,7 @@ class Worker:
         on_text("a")
         memory, usage = MemoryUse(1, 9, 1, 2, 0), Usage(9, 0, 3, 2)
         answer = Answer(asked.question, "Ana", (), usage, memory, {"total_s": 0.5})
-        future.set_result(Told(answer, {}))
+        future.set_result(ServedAnswer(answer, {}))
 
     def facts(self, name: str) -> StoreFacts | None:
         return StoreFacts("reader", "sekv", 300, 100)

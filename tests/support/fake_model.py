@@ -27,9 +27,9 @@ def scripted(reader: hf.Reader) -> Iterator[deque[int]]:
     def say(_: Any, __: Any, logits: torch.Tensor) -> torch.Tensor:
         if not queue:
             return logits
-        told = torch.zeros_like(logits)
-        told[..., queue.popleft()] = 50.0
-        return told
+        only = torch.zeros_like(logits)
+        only[..., queue.popleft()] = 50.0
+        return only
 
     hook = reader.model.get_output_embeddings().register_forward_hook(say)
     try:

@@ -48,12 +48,12 @@ class Section:
 
 
 @dataclass
-class Keeper:
-    """A watcher that keeps every step."""
+class StepRecorder:
+    """A watcher that records every step."""
 
     steps: list[Step] = field(default_factory=list)
 
-    def see(self, step: Step) -> None:
+    def record(self, step: Step) -> None:
         self.steps.append(step)
 
 
@@ -104,20 +104,20 @@ def layers(
     shared = Shared(bounds, len(spans))
     view = View.of(torch.nonzero(kind == COMPRESSED)[:, 0], bounds, window)
     for index, parts in enumerate(windows):
-        folded: list[CompressedLayer] = []
+        compressed: list[CompressedLayer] = []
         params = None
         for (k, v), cut, start in zip(parts, spans, starts, strict=False):
             inside = weight[start : start + k.shape[1]]
             params = params or fit(recipe, k, v, inside, cut)
-            folded.append(compress_layer(recipe, k, v, inside, cut, params))
+            compressed.append(compress_layer(recipe, k, v, inside, cut, params))
         assert params is not None
-        device = DeviceLayer.joined([part.device for part in folded])
+        device = DeviceLayer.joined([part.device for part in compressed])
         assert device.exact is not None
         k, v = device.exact
         everything = View.of(torch.arange(len(kind)), bounds, window)
         keep = kind == COMPRESSED
         heads = len(k)
-        sections: list[Any] = [Section(part.records, heads) for part in folded]
+        sections: list[Any] = [Section(part.records, heads) for part in compressed]
         host = Host(index, sections, [len(c.kind) for c in spans], heads)
         tables = device.tables.pick(everything.pick(keep)[1], keep)
         if balls:

@@ -1,4 +1,4 @@
-"""Sketches of made-up keys, as a fold makes them."""
+"""Sketches of made-up keys, as compression makes them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A toy ingest for the tests of the store: small, torch-free to write, the same bytes every time.
 
-What it is: a stand-in for prefill and fold whose windows are made from their chunks, so that a
-resumed run that lost or mixed chunks cannot end in the right bytes, and the questions that several
-test files ask of a store. What it is not: a test.
+What it is: a stand-in for prefill and compression whose windows are made from their chunks, so that
+a resumed run that lost or mixed chunks cannot end in the right bytes, and the questions that
+several test files ask of a store. What it is not: a test.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def chunk(seed: int, window: int, index: int) -> dict[str, npt.NDArray[Any]]:
     return {"state": (values % 251).astype(np.uint8)}
 
 
-def fold(states: list[npt.NDArray[np.uint8]]) -> tuple[dict[str, Any], dict[str, Any]]:
+def compress(states: list[npt.NDArray[np.uint8]]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Device and host tensors of a window from the states of all its chunks."""
     codes = np.concatenate(states)
     device = {"rows": codes.reshape(-1, 8).astype(np.float32), "sinks": codes[:4].astype(np.int64)}
@@ -121,10 +121,10 @@ def run(
     writer: StoreWriter,
     seed: int,
     windows: int,
-    told: Callable[[int, int], None] | None = None,
+    on_chunk: Callable[[int, int], None] | None = None,
     appended: bool = False,
 ) -> Manifest:
-    """Ingest: whatever is done already is not done again. told: hears of each chunk computed."""
+    """Ingest what is not done yet; `on_chunk` takes the window and number of each chunk."""
     with writer:
         writer.put_document(document(seed, windows))
         if not appended and writer.shared() is None:
@@ -134,13 +134,13 @@ def run(
                 continue
             states = [found["state"].numpy() for found in writer.chunks(window)]
             for index in range(len(states), CHUNKS):
-                if told is not None:
-                    told(window, index)
+                if on_chunk is not None:
+                    on_chunk(window, index)
                 made = chunk(seed, window, index)
                 writer.put_chunk(window, index, made)
                 states.append(made["state"])
             entry = WindowEntry(window * WINDOW, (window + 1) * WINDOW, SPANS, 1)
-            writer.put_window(window, *fold(states), entry)
+            writer.put_window(window, *compress(states), entry)
         return writer.publish(**fields(seed, windows))
 
 
@@ -151,11 +151,11 @@ def ingest(
     windows: int = 2,
     overwrite: bool = False,
     disk: Disk | None = None,
-    told: Callable[[int, int], None] | None = None,
+    on_chunk: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     """Make the toy store of a seed."""
     writer = StoreWriter.begin(target, job(seed, windows), overwrite=overwrite, disk=disk)
-    return run(writer, seed, windows, told)
+    return run(writer, seed, windows, on_chunk)
 
 
 def append(
@@ -164,11 +164,11 @@ def append(
     seed: int = 0,
     windows: int = 3,
     disk: Disk | None = None,
-    told: Callable[[int, int], None] | None = None,
+    on_chunk: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     """Continue the toy store of a seed to more windows."""
     writer = StoreWriter.append(target, job(seed, windows), disk=disk)
-    return run(writer, seed, windows, told, appended=True)
+    return run(writer, seed, windows, on_chunk, appended=True)
 
 
 def tree(path: Path) -> dict[str, bytes]:

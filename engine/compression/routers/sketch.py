@@ -213,7 +213,7 @@ class Sketch(Untrained):
 
     def logmass(self, q: Tensor, tables: SpanTables, params: LayerParams, bounds: Tensor) -> Tensor:
         bits = needed(params.sketch).bits
-        return span_masses(needed(tables.sketch), bits, *folded_queries(q, params), bounds)
+        return span_masses(needed(tables.sketch), bits, *projected_queries(q, params), bounds)
 
     def shrink(
         self, tables: SpanTables, params: LayerParams
@@ -244,24 +244,24 @@ class Sketch(Untrained):
         return self.bits / 32
 
 
-def folded_queries(q: Tensor, params: LayerParams) -> tuple[Tensor, Tensor]:
+def projected_queries(q: Tensor, params: LayerParams) -> tuple[Tensor, Tensor]:
     """Queries [Hkv, Q, D] in nats per step of a component of the sketch [Hkv, Q, R], and the nats
     [Hkv, Q, 1] that every token has beside."""
     quantizer = needed(params.sketch)
     mean, basis = needed(params.keys).unpacked()
     scale = 1 / math.sqrt(q.shape[-1])
-    folded = torch.bmm(q, basis) * scale
+    projected = torch.bmm(q, basis) * scale
     shift = torch.bmm(q, mean[:, :, None]) * scale
-    missing = torch.bmm(folded.square(), quantizer.lost[:, :, None]) / 2
+    missing = torch.bmm(projected.square(), quantizer.lost[:, :, None]) / 2
     shift += missing.clamp_max(MOST_MISSING)
-    return folded * quantizer.step[:, None], shift
+    return projected * quantizer.step[:, None], shift
 
 
 def column_masses(
     q: Tensor, codes: CodeColumns, params: LayerParams, bounds: Tensor, owner: Tensor
 ) -> Tensor:
     """As `Sketch.logmass`, of a sketch that is held as columns. owner: [N] the span of a token."""
-    steps, shift = folded_queries(q, params)
+    steps, shift = projected_queries(q, params)
     used = codes.layout.components
     middle = centre(needed(params.sketch).bits)[..., None]
     shift = shift + torch.bmm(steps, middle[:, : steps.shape[-1]])

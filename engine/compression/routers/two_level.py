@@ -19,7 +19,7 @@ from engine.compression.packing import Packing, pack_heads, split_heads
 from engine.compression.params import BoundQuantizer, LayerParams, needed
 from engine.compression.quantize import dequantize, fit_steps
 from engine.compression.ranges import blocks_of_spans, gather_ranges, span_ids, span_mean
-from engine.compression.routers.sketch import folded_queries, span_masses
+from engine.compression.routers.sketch import projected_queries, span_masses
 from engine.compression.scores import CACHED, NEG_INF, packed_scores
 from engine.compression.span_tables import SpanTables
 
@@ -100,7 +100,7 @@ def span_level(
     """Each span's log-mass as its mean and radii alone tell it, and what it is at most.
 
     Args:
-        q [Hkv, Q, R], shift [Hkv, Q, 1]: see `folded_queries`.  bounds: [S + 1].
+        q [Hkv, Q, R], shift [Hkv, Q, 1]: see `projected_queries`.  bounds: [S + 1].
     Returns:
         estimate, bound: [Hkv, Q, S] nats, estimate <= bound, of the sketched scores. The estimate
         is the second-order one of a span whose codes spread alike in all directions, the bound
@@ -144,7 +144,7 @@ def logmass(
         rows of a head. Of the others it is the span level's estimate, less what it was too much
         for those that were scored, and never more than their bound.
     """
-    moved, shift = folded_queries(q, params)
+    moved, shift = projected_queries(q, params)
     mass, bound = span_level(moved, shift, tables, params, bounds)
     spans = mass.shape[-1]
     count = min(spans, max(1, math.ceil(levels.refine * spans)))

@@ -1,7 +1,7 @@
 """Methods side by side: the same model, documents, questions and resident bytes, in one run.
 
 Every finished answer is on disk at once, so that an interrupted run goes on where it was. A
-document is read by the model once; all methods fold the same keys and values.
+document is read by the model once; all methods compress the same keys and values.
 """
 
 from __future__ import annotations

@@ -143,15 +143,15 @@ def html(reports: Sequence[tuple[dict[str, Any], Mapping[str, str]]]) -> str:
 
 
 def _section(report: dict[str, Any], drawn: Mapping[str, str]) -> str:
-    told = markdown(report).splitlines()
-    rows = [line for line in told if line.startswith("|")]
+    text = markdown(report).splitlines()
+    rows = [line for line in text if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in rows]
     head, body = cells[0], cells[2:]
     table = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     lines = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in body
     )
-    notes = "".join(f"<p>{escape(line)}</p>" for line in told if line and line not in rows)
+    notes = "".join(f"<p>{escape(line)}</p>" for line in text if line and line not in rows)
     settings = {
         key: value for key, value in report.items() if key not in ("rows", "tasks", "recipes")
     }

@@ -24,15 +24,17 @@ def measure(programs: Mapping[str, Sequence[str]], rounds: int) -> dict[str, dic
     Raises:
         SekvError: a program failed.
     """
-    told: dict[str, dict[str, Any]] = {name: {"all_s": [], "peak_bytes": 0} for name in programs}
+    measured: dict[str, dict[str, Any]] = {
+        name: {"all_s": [], "peak_bytes": 0} for name in programs
+    }
     for _ in range(rounds):
         for name, command in programs.items():
             seconds, peak = _run(name, command)
-            told[name]["all_s"].append(seconds)
-            told[name]["peak_bytes"] = max(told[name]["peak_bytes"], peak)
-    for one in told.values():
+            measured[name]["all_s"].append(seconds)
+            measured[name]["peak_bytes"] = max(measured[name]["peak_bytes"], peak)
+    for one in measured.values():
         one["wall_s"] = statistics.median(one["all_s"])
-    return told
+    return measured
 
 
 def _run(name: str, command: Sequence[str]) -> tuple[float, int]:

@@ -82,9 +82,9 @@ def add(report: dict[str, Any], entries: Mapping[tuple[str, str], dict[str, Any]
         if not all("measures" in entry for entry in mine.values()):
             continue
         plain = {key: entries.get((key, PLAIN)) for key in mine}
-        told = {key: _with_plain(entry, plain[key]) for key, entry in mine.items()}
-        row["by_kind"] = _by_kind(mine, told)
-        row["measures"] = _for_claims(mine, told)
+        values = {key: _with_plain(entry, plain[key]) for key, entry in mine.items()}
+        row["by_kind"] = _by_kind(mine, values)
+        row["measures"] = _for_claims(mine, values)
         row["refusals"] = _refusals(mine)
         row["evidence_3_where_plain_right"] = _summary(
             {
@@ -109,7 +109,7 @@ def _with_plain(entry: dict[str, Any], plain: dict[str, Any] | None) -> Values:
 
 
 def _by_kind(
-    entries: Mapping[str, dict[str, Any]], told: Mapping[str, Values]
+    entries: Mapping[str, dict[str, Any]], values: Mapping[str, Values]
 ) -> dict[str, dict[str, Any]]:
     kinds = list(dict.fromkeys(kind for entry in entries.values() for kind in entry["kinds"]))
     answerable = [kind for kind in sorted(kinds) if kind != UNANSWERABLE]
@@ -122,7 +122,7 @@ def _by_kind(
             if (
                 found := _summary(
                     {
-                        (entry["task"], key): _picked(entry["kinds"], told[key], measure, group)
+                        (entry["task"], key): _picked(entry["kinds"], values[key], measure, group)
                         for key, entry in entries.items()
                     }
                 )
@@ -163,7 +163,7 @@ def _summary(groups: Mapping[tuple[str, str], list[float]]) -> dict[str, float] 
 
 
 def _for_claims(
-    entries: Mapping[str, dict[str, Any]], told: Mapping[str, Values]
+    entries: Mapping[str, dict[str, Any]], values: Mapping[str, Values]
 ) -> dict[str, claims.Scores]:
     kinds = dict.fromkeys(kind for entry in entries.values() for kind in entry["kinds"])
     answerable = [kind for kind in kinds if kind != UNANSWERABLE]
@@ -177,7 +177,7 @@ def _for_claims(
         **{kind: ("contains", [kind]) for kind in answerable},
     }
     found = {
-        name: {key: _picked(e["kinds"], told[key], measure, group) for key, e in entries.items()}
+        name: {key: _picked(e["kinds"], values[key], measure, group) for key, e in entries.items()}
         for name, (measure, group) in wanted.items()
     }
     return {name: scores for name, scores in found.items() if any(scores.values())}

@@ -62,5 +62,5 @@ class ReadOnce(hf.Reader):
         if key not in self._chunks:
             read = self.reader.read_window(ids, prefix, chunk_tokens, [], self._observe)
             self._chunks[key] = list(read)
-        for chunk in self._chunks[key]:  # whoever folds them empties the lists
+        for chunk in self._chunks[key]:  # whoever compresses them empties the lists
             yield replace(chunk, k=list(chunk.k), v=list(chunk.v))

@@ -79,12 +79,12 @@ class _Looks:
     first: int
     rows: int = 1
 
-    def see(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+    def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         count, heads = len(self.evidence.ids), len(k)
         seen = attention_rows(q[:, -self.rows :], k)[:, :, self.first : self.first + count].cpu()
         seen = seen.reshape(heads, len(q) // heads, -1, count)
         none = torch.empty(0, dtype=torch.int64)
-        self.evidence.see(
+        self.evidence.record(
             Step(
                 layer=layer,
                 spans=none,
@@ -253,9 +253,9 @@ def fit(rows: Sequence[SupportRow], penalty: float = 1.0) -> Calibration:
     scaled to unit spread while they are fitted; `penalty` times the squared slopes is added to the
     loss.
     """
-    told = [row for row in rows if row.right or not row.answerable]
-    x = torch.tensor([astuple(row.signals) for row in told], dtype=torch.float64)
-    y = torch.tensor([row.answerable for row in told], dtype=torch.float64)
+    clear = [row for row in rows if row.right or not row.answerable]
+    x = torch.tensor([astuple(row.signals) for row in clear], dtype=torch.float64)
+    y = torch.tensor([row.answerable for row in clear], dtype=torch.float64)
     mean, spread = x.mean(0), x.std(0).clamp_min(1e-6)
     z = torch.cat([(x - mean) / spread, torch.ones(len(x), 1, dtype=x.dtype)], 1)
     weight = torch.where(y > 0, 1 / y.sum().clamp_min(1), 1 / (1 - y).sum().clamp_min(1))
@@ -288,15 +288,15 @@ def held_out(rows: Sequence[SupportRow], folds: int) -> list[tuple[SupportRow, f
     other questions where all are of one document."""
     several = len({row.document for row in rows}) > 1
     names = sorted({row.document if several else row.id for row in rows})
-    told = []
+    supports = []
     for fold in range(folds):
         out = set(names[fold::folds])
         inside = [row for row in rows if (row.document if several else row.id) in out]
         kept = [row for row in rows if row not in inside]
         if inside and fittable(kept):
             model = fit(kept)
-            told += [(row, model.support(row.signals)) for row in inside]
-    return told
+            supports += [(row, model.support(row.signals)) for row in inside]
+    return supports
 
 
 def fittable(rows: Sequence[SupportRow]) -> bool:
@@ -308,18 +308,18 @@ def report(rows: Sequence[SupportRow], setting: SupportSetting) -> dict[str, Any
     """Figures of the passages, the curve of the support, and the coefficients of all rows."""
     answerable = [row for row in rows if row.answerable]
     right = [row for row in answerable if row.right]
-    told = held_out(rows, setting.folds)
-    none = sorted(score for row, score in told if not row.answerable)
+    supports = held_out(rows, setting.folds)
+    none = sorted(score for row, score in supports if not row.answerable)
     curve = []
     for caught in (0.5, 0.6, 0.7, 0.8, 0.9):
         bar = _bar(none, caught)
         curve.append(
             {
                 "caught": caught,
-                "right_lost": _share([s < bar for row, s in told if row.right]),
-                "answerable_lost": _share([s < bar for row, s in told if row.answerable]),
+                "right_lost": _share([s < bar for row, s in supports if row.right]),
+                "answerable_lost": _share([s < bar for row, s in supports if row.answerable]),
                 "wrong_lost": _share(
-                    [s < bar for row, s in told if row.answerable and not row.right]
+                    [s < bar for row, s in supports if row.answerable and not row.right]
                 ),
             }
         )
@@ -338,7 +338,8 @@ def report(rows: Sequence[SupportRow], setting: SupportSetting) -> dict[str, Any
         },
         "curve": curve,
         "area": area(
-            [s for row, s in told if row.right], [s for row, s in told if not row.answerable]
+            [s for row, s in supports if row.right],
+            [s for row, s in supports if not row.answerable],
         ),
         "alone": {
             field.name: area(
@@ -376,7 +377,7 @@ def markdown(made: dict[str, Any]) -> str:
         "",
         f"Support tells right answers from unanswerable questions with an area of {made['area']}, "
         "its coefficients fitted on other questions; each signal alone: "
-        + ", ".join(f"{name} {told}" for name, told in made["alone"].items())
+        + ", ".join(f"{name} {value}" for name, value in made["alone"].items())
         + ".",
         "",
         "| unanswerable caught | right answers lost | wrong answers lost |",

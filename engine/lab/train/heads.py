@@ -64,7 +64,7 @@ class Scores:
     score: Tensor
     needle: Needle
 
-    def see(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+    def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         share = attention_rows(q[:, -self.needle.said :], k)
         inside = share[:, :, self.needle.start : self.needle.end]
         self.score[layer] += inside.sum(-1).sum(-1).cpu()
@@ -79,7 +79,7 @@ class Errors:
     heads: list[list[int]]
     rows: int
 
-    def see(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+    def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         q = q[:, -self.needle.said :]
         share = attention_rows(q, k)
         values = v.float().repeat_interleave(len(q) // len(k), 0)

@@ -62,7 +62,7 @@ def asked(
         truth: per question what the full cache said, whose words are followed; none: the memory's
             own greedy ones.
     Yields:
-        per option the ingest's report, and per question what was heard.
+        per option the ingest's report, and per question the reply.
     """
     store = source.with_suffix(".sekv")
     name, _, router = method.partition("@")
@@ -73,14 +73,14 @@ def asked(
             yield (
                 report,
                 [
-                    _hear(session, question.text, truth[index] if truth else None)
+                    _reply(session, question.text, truth[index] if truth else None)
                     for index, question in enumerate(questions)
                 ],
             )
 
 
 @torch.inference_mode()
-def _hear(session: Session, question: str, truth: Reply | None) -> Reply:
+def _reply(session: Session, question: str, truth: Reply | None) -> Reply:
     """Ask in words; then step through a continuation. All windows are visible to the steps."""
     answer = session.ask(question)
     reader, memory = session.reader, session.memory
@@ -111,7 +111,7 @@ def _hear(session: Session, question: str, truth: Reply | None) -> Reply:
 
 
 def counted(
-    heard: Sequence[Reply],
+    replies: Sequence[Reply],
     truth: Sequence[Reply],
     questions: Sequence[Question],
     report: IngestReport,
@@ -124,9 +124,9 @@ def counted(
     itemsize: bytes of a number in the reader's dtype.
     """
     half = report.full_kv_bytes * 2 / itemsize
-    pairs = list(zip(heard, truth, strict=True))
+    pairs = list(zip(replies, truth, strict=True))
     moved = [_moved(mine.logits, full.logits) for mine, full in pairs]
-    answers = [mine.answer for mine in heard]
+    answers = [mine.answer for mine in replies]
     return {
         "tokens": report.tokens,
         "store": report.store_bytes / half,

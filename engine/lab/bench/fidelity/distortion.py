@@ -1,7 +1,7 @@
 """What codecs lose at equal bytes: of keys, of values, and of what attention makes of them.
 
-Every codec keeps all folded tokens of a window at a share of their 16-bit bytes, side information
-counted; the queries are those of real questions.
+Every codec keeps all compressed tokens of a window at a share of their 16-bit bytes, side
+information counted; the queries are those of real questions.
 """
 
 from __future__ import annotations

@@ -237,11 +237,11 @@ def _answer(
     ask = partial(answers.asked, reader, model, source, document.questions, window=setting.window)
     [(report, truth)] = ask(FULL, [options_of(ALL, 1.0, setting.most)])
     counted = answers.counted(truth, truth, document.questions, report, size)
-    said = [[*heard.prompt, *heard.words] for heard in truth]
+    said = [[*reply.prompt, *reply.words] for reply in truth]
     log.put({"key": document.key, "row": FULL, **counted, "said": said})
     for method, budgets in missing.items():
         options = [options_of(b, setting.coverage, setting.most) for b in budgets]
-        heard = ask(method, options, truth=truth) if budgets else ()
-        for budget, (report, mine) in zip(budgets, heard, strict=True):
+        replies = ask(method, options, truth=truth) if budgets else ()
+        for budget, (report, mine) in zip(budgets, replies, strict=True):
             counted = answers.counted(mine, truth, document.questions, report, size)
             log.put({"key": document.key, "row": _row(method, budget), **counted})

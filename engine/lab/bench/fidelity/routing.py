@@ -242,13 +242,13 @@ class _Look:
         ).logsumexp(-1, keepdim=True)
         shares = []
         for mass in (guess, true):
-            folded = mass.masked_fill(exact, NEG_INF)
-            total = torch.logaddexp(folded.logsumexp(-1, keepdim=True), beside)
-            shares.append(torch.exp(folded - total))
+            coded = mass.masked_fill(exact, NEG_INF)
+            total = torch.logaddexp(coded.logsumexp(-1, keepdim=True), beside)
+            shares.append(torch.exp(coded - total))
         return cls(shares[0], two_level.ranked(shares[0], refined), shares[1], spans.bounds)
 
     def found(self, percent: float, ranks: str) -> Tensor:
-        """Share of the folded spans' true mass in the best `percent` of tokens, [Hkv]."""
+        """Share of the compressed spans' true mass in the best `percent` of tokens, [Hkv]."""
         order = getattr(self, ranks).argsort(dim=-1, descending=True, stable=True)
         lengths = self.bounds.diff()
         fits = lengths[order].cumsum(-1) <= percent / 100 * int(self.bounds[-1])
@@ -277,8 +277,8 @@ class _Look:
         return (share > best).sum(-1) + 1
 
     def error(self) -> Tensor:
-        """How far the estimated log of the folded spans' mass is from the truth, weighted by the
-        true mass, in nats [Hkv]."""
+        """How far the estimated log of the compressed spans' mass is from the truth, weighted by
+        the true mass, in nats [Hkv]."""
         guess, true = (x.sum(-1).clamp_min(1e-30) for x in (self.estimate, self.truth))
         return ((guess.log() - true.log()).abs() * true).sum(-1) / true.sum(-1).clamp_min(1e-30)
 

@@ -77,7 +77,7 @@ class _Recorder:
     queries: dict[int, list[Tensor]] = field(default_factory=dict)
     live: dict[int, Rows] = field(default_factory=dict)
 
-    def see(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+    def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         rows = q.shape[1]
         self.queries.setdefault(layer, []).append(group_queries(q, len(k)).cpu())
         live = (k[:, -rows:].float().cpu(), v[:, -rows:].float().cpu())

@@ -39,7 +39,7 @@ def found(
     trained: TrainedRouter,
     documents: Iterable[tuple[TeacherReading, list[TeacherBlock]]],
 ) -> dict[str, dict[str, float]]:
-    """Share of the attention on folded spans that lies in the twentieth of tokens ranked first.
+    """Share of the attention on compressed spans that lies in the twentieth of tokens ranked first.
 
     Attention of all documents, layers, heads and mined positions is added up, so that a head which
     hardly looks at the document hardly counts.
@@ -88,7 +88,7 @@ def _ranks(
     spans: Spans,
     trained: list[TrainedLayer],
 ) -> list[_Ranks]:
-    """Every layer of a document, as `ingest` folds it."""
+    """Every layer of a document, as `ingest` compresses it."""
     known = encode.prepare(recipe, rows, reading.asked, trained, reading.tokens)
     return [
         _Ranks.of(recipe, given, row, reading, spans)
@@ -97,7 +97,7 @@ def _ranks(
 
 
 class _Ranks:
-    """One layer of a document under one router: how it ranks the folded spans."""
+    """One layer of a document under one router: how it ranks the compressed spans."""
 
     def __init__(
         self,
@@ -131,9 +131,9 @@ class _Ranks:
         made = encode.compress_layer(recipe, k, v, reading.surprisal, spans, params)
         one = torch.zeros(len(spans.kind), dtype=torch.int64)
         everything = View.of(torch.arange(len(spans.kind)), spans.bounds, one)
-        folded = spans.kind == COMPRESSED
-        view, rows = everything.pick(folded)
-        tables = made.device.tables.pick(rows, folded)
+        compressed = spans.kind == COMPRESSED
+        view, rows = everything.pick(compressed)
+        tables = made.device.tables.pick(rows, compressed)
         return cls(recipe, tables, params, k[:, rows], view, reading.tokens)
 
     def scores(self, look: TeacherQueries, mined: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from engine.compression.routers import router_file
 from engine.errors import TrainError
 from engine.lab.train.zoomin.evaluate import found
 from engine.lab.train.zoomin.forms import Moments, Seen, Shape, SketchForm, SpanForm
-from engine.lab.train.zoomin.student import SpanLayer, cut, fitted, fold
+from engine.lab.train.zoomin.student import SpanLayer, compressed_layer, cut, fitted
 from engine.lab.train.zoomin.teacher import TeacherBlock, TeacherReading, forward, read, watch
 from engine.lab.train.zoomin.text import Texts
 from engine.models import hf
@@ -161,7 +161,7 @@ def train_router(options: Options, progress: Progress, reader: hf.Reader | None 
     trainer.train(progress)
     if set(trainer.state.best) != set(trainer.forms):
         raise TrainError(
-            "documents so short that nothing is folded teach nothing; name a longer --length"
+            "documents so short that nothing is compressed teach nothing; name a longer --length"
         )
     trainer.forms.load_state_dict(trainer.best)
     owner = router_file.Owner.of(reader.identity)
@@ -335,11 +335,11 @@ class _Trainer:
         return float(nn.utils.clip_grad_norm_(parameters, self.options.clip))
 
     def _students(self, form: SpanForm, reading: TeacherReading) -> list[SpanLayer]:
-        """The student's layers; none where the recipe folds nothing here."""
+        """The student's layers; none where the recipe compresses nothing here."""
         recipe = fitted(METHODS[FORM_METHODS[router_file.SPAN]], reading.tokens)
         spans = cut(recipe, reading)
-        foldings = [fold(recipe, reading, spans, i) for i in range(self.reader.layers)]
-        return [SpanLayer(form, i, f) for i, f in enumerate(foldings) if f is not None]
+        layers = [compressed_layer(recipe, reading, spans, i) for i in range(self.reader.layers)]
+        return [SpanLayer(form, i, layer) for i, layer in enumerate(layers) if layer is not None]
 
     def _losses(
         self, reading: TeacherReading, block: TeacherBlock, layers: list[SpanLayer]
@@ -402,12 +402,12 @@ class _Trainer:
             state.best[name], state.best_step[name], state.since = row, state.step, 0
             weights = form.state_dict()
             self.best |= {f"{name}.{k}": t.detach().cpu().clone() for k, t in weights.items()}
-        told = ", ".join(
+        shares = ", ".join(
             f"{name} {100 * table[method]['trained']:.1f} %"
             for name, method in FORM_METHODS.items()
             if name in self.forms and method in table
         )
-        progress.note(f"step {state.step}: attention found in 5 % of held-out tokens: {told}")
+        progress.note(f"step {state.step}: attention found in 5 % of held-out tokens: {shares}")
 
     # -- beginning and checkpoints ---------------------------------------------------
 

@@ -39,10 +39,10 @@ RECOMPUTED = 2**24
 
 
 @dataclass(frozen=True)
-class Folding:
-    """One layer of a document as a recipe folds it. All tensors on the layer's device.
+class StudentDocument:
+    """One layer of a document as a recipe compresses it. All tensors on the layer's device.
 
-    exact_k, exact_v: [Hkv, P, D] prefix and pinned tokens. k, v: [Hkv, n, D] of folded tokens,
+    exact_k, exact_v: [Hkv, P, D] prefix and pinned tokens. k, v: [Hkv, n, D] of compressed tokens,
     by span; bounds [S + 1], lengths [S] and ids [n] say which. summary_k, summary_v: [Hkv, S, D].
     """
 
@@ -58,7 +58,7 @@ class Folding:
 
 
 def fitted(recipe: Method, tokens: int) -> Method:
-    """The recipe with a local window that leaves a short document something to fold."""
+    """The recipe with a local window that leaves a short document something to compress."""
     return replace(recipe, local=min(recipe.local, tokens // 4))
 
 
@@ -67,8 +67,10 @@ def cut(recipe: Method, reading: TeacherReading) -> Spans:
     return segment(recipe, reading.surprisal, reading.pieces, last=True)
 
 
-def fold(recipe: Method, reading: TeacherReading, spans: Spans, layer: int) -> Folding | None:
-    """Fold one layer; None where every token stays exact."""
+def compressed_layer(
+    recipe: Method, reading: TeacherReading, spans: Spans, layer: int
+) -> StudentDocument | None:
+    """Compress one layer; None where every token stays exact."""
     (k, v), (prefix_k, prefix_v) = reading.rows[layer], reading.prefix[layer]
     view = View.of(
         torch.nonzero(spans.kind == COMPRESSED)[:, 0],
@@ -84,7 +86,7 @@ def fold(recipe: Method, reading: TeacherReading, spans: Spans, layer: int) -> F
     bounds = view.bounds
     k_rows, v_rows = k[:, rows].float(), v[:, rows].float()
     place = k.device
-    return Folding(
+    return StudentDocument(
         torch.cat([prefix_k, k[:, pinned]], 1).float(),
         torch.cat([prefix_v, v[:, pinned]], 1).float(),
         k_rows,
@@ -103,21 +105,21 @@ class SpanLayer:
     Source: SeKV (arXiv 2606.31145), sections 3.3 and 3.4.
     """
 
-    def __init__(self, form: SpanForm, layer: int, folding: Folding):
-        self.form, self.layer, self.folding = form, layer, folding
+    def __init__(self, form: SpanForm, layer: int, document: StudentDocument):
+        self.form, self.layer, self.document = form, layer, document
         self._spent: Tensor | None = None
-        self._factors = [_factors(x, folding) for x in (folding.k, folding.v)]
+        self._factors = [_factors(x, document) for x in (document.k, document.v)]
 
     def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor | None) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):  # a bias of log n needs float32
-            made = _lean(self._attend, self.folding, q, live_k, live_v, seen)
+            made = _lean(self._attend, self.document, q, live_k, live_v, seen)
         out, self._spent = made
         return out
 
     def _attend(
         self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        f = self.folding
+        f = self.document
         heads, _, size = f.k.shape
         rows = q.shape[1]
         grouped = group_queries(q, heads)
@@ -145,8 +147,8 @@ class SpanLayer:
         return out.reshape(-1, rows, size), zoom.mean()
 
     def _rebuilt(self, which: int) -> Tensor:
-        """All folded rows from their gated factors, [Hkv, n, D]."""
-        f = self.folding
+        """All compressed rows from their gated factors, [Hkv, n, D]."""
+        f = self.document
         heads, tokens, size = f.k.shape
         out = f.k.new_zeros(heads, tokens, size)
         for index, u, w, energy, context in self._factors[which]:
@@ -157,7 +159,7 @@ class SpanLayer:
         return out
 
     def losses(self, look: TeacherQueries, mined: Tensor) -> dict[str, Tensor]:
-        f = self.folding
+        f = self.document
         q = look.queries[:, :, mined.to(f.k.device)]
         heads, _, _, size = q.shape
         w = self.form.zoom(self.layer).w.to(f.k)
@@ -192,12 +194,12 @@ class SpanLayer:
 
 def _lean(
     attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]],
-    folding: Folding,
+    document: StudentDocument,
     q: Tensor,
     *rest: Any,
 ) -> tuple[Tensor, Tensor]:
     """Attend, and where its scores are many compute them again for the gradient, not keep them."""
-    if q.shape[0] * q.shape[1] * folding.k.shape[1] < RECOMPUTED:
+    if q.shape[0] * q.shape[1] * document.k.shape[1] < RECOMPUTED:
         return attend(q, *rest)
     out, spent = checkpoint(attend, q, *rest, use_reentrant=False, preserve_rng_state=False)
     return out, spent
@@ -241,15 +243,17 @@ def gated_mix(parts: list[tuple[Tensor, Tensor | None, Tensor]]) -> Tensor:
     return out / total.clamp_min(1e-30)
 
 
-def _factors(x: Tensor, folding: Folding) -> list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+def _factors(
+    x: Tensor, document: StudentDocument
+) -> list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
     """The truncated SVD of every span, spans of one length together.
 
     x: [Hkv, n, D] -> per length: the rows' places [M * length], u [B, length, m], w [B, m, D],
     energy [B, m] and mean [B, D], B = Hkv * M by head first.
     """
     out = []
-    for length in torch.unique(folding.lengths).tolist():
-        starts = folding.bounds[:-1][folding.lengths == length]
+    for length in torch.unique(document.lengths).tolist():
+        starts = document.bounds[:-1][document.lengths == length]
         index = (starts[:, None] + torch.arange(length, device=starts.device)).reshape(-1)
         rows = x[:, index].reshape(-1, length, x.shape[-1])
         u, energy, w = span_svd(rows)

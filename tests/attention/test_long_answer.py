@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine.answer import generate
-from engine.attention.output_folding import LongAnswer, LongAnswerLayer
+from engine.attention.long_answer import LongAnswer, LongAnswerLayer
 from engine.compression import methods as recipes
 from engine.compression.selectors import Transcript
 from engine.compression.thoughts import Thoughts
@@ -35,8 +35,8 @@ class Played:
     """One layer under an answer that is fed token by token."""
 
     def __init__(self, rule: Thoughts, question: int = 3):
-        self.heard = Transcript(words)
-        self.answer = LongAnswer(rule, self.heard, 1)
+        self.transcript = Transcript(words)
+        self.answer = LongAnswer(rule, self.transcript, 1)
         self.layer: LongAnswerLayer = self.answer.layers[0]
         self.k = torch.empty(1, KV_HEADS, 0, SIZE)
         self.v = self.k
@@ -47,7 +47,7 @@ class Played:
         new = rows(range(self.total, self.total + len(ids)))
         self.total += len(ids)
         self.k, self.v = torch.cat([self.k, new], 2), torch.cat([self.v, -new], 2)
-        self.heard.hear(ids)
+        self.transcript.append(ids)
         if q is not None:
             self.answer.vote(0, q)
         self.answer.plan()
@@ -59,7 +59,7 @@ class Played:
         return [int(x) for x in self.k[0, 0, :, 0]]
 
 
-def test_a_finished_thought_folds_to_its_summary_once_it_is_old() -> None:
+def test_a_finished_thought_is_compressed_to_its_summary_once_it_is_old() -> None:
     """Three words and a full stop, then four more tokens: rows 3..6 leave, their last two stay."""
     played = Played(RULE)
     for token in [5, 5, 5, 9]:
@@ -68,7 +68,7 @@ def test_a_finished_thought_folds_to_its_summary_once_it_is_old() -> None:
     for token in [6, 6, 6, 9]:
         played.feed([token])
     assert played.answer.thoughts == [(3, 7), (7, 11)]
-    assert played.answer.folded == 1
+    assert played.answer.compressed == 1
     assert played.resident == [0, 1, 2, 5, 6, 7, 8, 9, 10]
     assert played.layer.away + len(played.resident) == played.total
 
@@ -98,16 +98,16 @@ def grown(rule: Thoughts = RULE, thoughts: int = 5) -> Played:
 
 
 def test_the_thoughts_most_heads_name_are_shown_in_full() -> None:
-    """At a sentence's end three heads name the first thought and one the last folded one: the
+    """At a sentence's end three heads name the first thought and one the last compressed one: the
     first comes back with all its rows, the other as its summary, the rest are not there."""
     played = grown()
-    folded = played.answer.folded
-    assert folded == 4
+    compressed = played.answer.compressed
+    assert compressed == 4
     for token in [5, 5, 5]:
         played.feed([token])
     votes = torch.cat([query(-1.0, 3), query(1.0, 1)])
     played.feed([9], votes)
-    assert played.answer.shown == ((0, True), (3, False), (4, False))  # 4 is folded only now
+    assert played.answer.shown == ((0, True), (3, False), (4, False))  # 4 is compressed only now
     assert played.resident == [0, 1, 2, 3, 4, 5, 6, 17, 18, 21, 22, *range(23, 27)]
 
 
@@ -123,7 +123,7 @@ def test_nothing_changes_within_a_sentence() -> None:
 def test_votes_count_over_layers() -> None:
     """One set for the whole model: a layer's favourite loses against that of two others."""
     answer = LongAnswer(RULE, Transcript(words), 3)
-    answer.heard.ids, answer.heard.ended = [0] * 30, True
+    answer.transcript.ids, answer.transcript.ended = [0] * 30, True
     means = torch.arange(3.0)[None, :, None].expand(KV_HEADS, -1, SIZE)
     for layer, liked in enumerate((-1.0, 1.0, 1.0)):
         answer.layers[layer].means = means
@@ -140,7 +140,7 @@ def test_what_is_shown_has_a_bound() -> None:
     played.feed([9], query(1.0))
     full = sum(whole for _, whole in played.answer.shown)
     assert full == 1
-    assert len(played.answer.shown) <= 1 + 2 + 1  # and what was folded only now
+    assert len(played.answer.shown) <= 1 + 2 + 1  # and what was compressed only now
     assert len(played.resident) <= 3 + 4 + 3 * 2 + 4 + RULE.longest
 
 
@@ -160,8 +160,8 @@ def reader(model: Path) -> hf.Reader:
 def answered(
     tmp_path: Path, model: Path, reader: hf.Reader, rule: Thoughts | None, tokens: int
 ) -> Any:
-    """What a model says at length about a short log; `rule` folds its answer."""
-    name = "folding" if rule else "plain"
+    """What a model says at length about a short log; `rule` compresses its answer."""
+    name = "compressed" if rule else "plain"
     recipe = replace(recipes.METHODS["sekv"], name=name, output=rule)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(recipes.METHODS, name, recipe)
@@ -180,33 +180,33 @@ def test_thoughts_that_are_all_shown_in_full_change_nothing(
 ) -> None:
     """Positions stay, so that rows which left and came back say what they said."""
     rule = Thoughts(full=10**6, top=10**6, recent=16, shortest=8, longest=16, summary=16)
-    folding = answered(tmp_path, model, reader, rule, 120)
+    compressed = answered(tmp_path, model, reader, rule, 120)
     plain = answered(tmp_path, model, reader, None, 120)
-    assert folding.answer == plain.answer
-    assert folding.usage.answer_tokens == 120
+    assert compressed.answer == plain.answer
+    assert compressed.usage.answer_tokens == 120
 
 
-def test_folding_changes_what_is_said_and_what_is_resident(
+def test_compressing_changes_what_is_said_and_what_is_resident(
     tmp_path: Path, model: Path, reader: hf.Reader
 ) -> None:
     rule = Thoughts(full=1, top=1, recent=16, shortest=8, longest=16, summary=4, shown=2)
-    folding = answered(tmp_path, model, reader, rule, 400)
+    compressed = answered(tmp_path, model, reader, rule, 400)
     plain = answered(tmp_path, model, reader, None, 400)
-    assert folding.answer != plain.answer
-    assert folding.stats["answer_kv_bytes"] < plain.stats["answer_kv_bytes"] * 0.6
+    assert compressed.answer != plain.answer
+    assert compressed.stats["answer_kv_bytes"] < plain.stats["answer_kv_bytes"] * 0.6
 
 
 @pytest.mark.slow
 def test_device_memory_stays_flat_over_four_thousand_tokens(
     tmp_path: Path, model: Path, reader: hf.Reader
 ) -> None:
-    """The plain cache grows with every token; the folded one, when the window and the thoughts in
-    full have their size, by short summaries up to `shown` and a mean key per thought alone."""
+    """The plain cache grows with every token; the compressed one, when the window and the thoughts
+    in full have their size, by short summaries up to `shown` and a mean key per thought alone."""
     rule = recipes.METHODS["zoomr"].output
     short, long = (answered(tmp_path / str(n), model, reader, rule, n) for n in (2048, 4096))
     plain = answered(tmp_path / "plain", model, reader, None, 4096)
-    folded = [made.stats["answer_kv_bytes"] for made in (short, long)]
+    compressed = [made.stats["answer_kv_bytes"] for made in (short, long)]
     assert rule is not None
     row = plain.stats["answer_kv_bytes"] / 4096
-    assert folded[1] - folded[0] <= rule.shown * rule.summary * row
-    assert plain.stats["answer_kv_bytes"] >= 2.5 * folded[1]
+    assert compressed[1] - compressed[0] <= rule.shown * rule.summary * row
+    assert plain.stats["answer_kv_bytes"] >= 2.5 * compressed[1]

@@ -1,8 +1,8 @@
-"""A long answer folds while it is written: finished thoughts leave the device, a vote shows some.
+"""Compresses a long answer while it is generated: the device keeps what query heads vote for.
 
 One `LongAnswer` per question decides for all layers at once; a `LongAnswerLayer` moves the rows of
-one layer. Full rows of folded thoughts are on the host and come back when they are voted for, at
-the positions they were written at.
+one layer. Full rows of compressed thoughts are on the host and come back when they are voted
+for, at the positions they were written at.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from engine.compression.thoughts import Thoughts
 
 @dataclass
 class LongAnswerLayer:
-    """The folded rows of one layer.
+    """The compressed rows of one layer.
 
-    away: live tokens that are not resident. means: [Hkv, T, D] mean key of each folded thought's
-    summary, on the device.
+    away: live tokens that are not resident. means: [Hkv, T, D] mean key of each compressed
+    thought's summary, on the device.
     """
 
     answer: LongAnswer
     away: int = 0
     means: Tensor | None = None
     _host: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    _shown: int = 0  # resident rows of folded thoughts, right behind the question
+    _shown: int = 0  # resident rows of compressed thoughts, right behind the question
     _from: int = 0  # live position of the first row behind them
 
     def rows(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,15 +37,15 @@ class LongAnswerLayer:
         answer, rule = self.answer, self.answer.rule
         if not answer.changed:
             return k, v
-        question = answer.heard.question
+        question = answer.transcript.question
         first = self._from or question
         behind = question + self._shown - first  # from live positions to resident ones
-        for start, end in answer.thoughts[len(self._host) : answer.folded]:
+        for start, end in answer.thoughts[len(self._host) : answer.compressed]:
             mine = [x[0, :, start + behind : end + behind] for x in (k, v)]
             mean = mine[0][:, -rule.summary :].float().mean(1, keepdim=True)
             self.means = mean if self.means is None else torch.cat([self.means, mean], 1)
             self._host.append((mine[0].cpu(), mine[1].cpu()))
-        self._from = answer.thoughts[answer.folded - 1][1] if answer.folded else first
+        self._from = answer.thoughts[answer.compressed - 1][1] if answer.compressed else first
         out = []
         for side, x in enumerate((k, v)):
             parts = [x[:, :, :question]]
@@ -61,18 +61,18 @@ class LongAnswerLayer:
 
 
 class LongAnswer:
-    """What of the answer is folded and shown, the same for every layer and head.
+    """What of the answer is compressed and shown, the same for every layer and head.
 
-    thoughts: finished ones as ranges of live positions, of which the first `folded` are folded.
+    thoughts: finished ones as ranges of live positions, the first `compressed` of them compressed.
     shown: which of those are resident, ascending, and whether in full or as their summary.
     changed: whether the newest plan is another one than that before.
     """
 
-    def __init__(self, rule: Thoughts, heard: Transcript, layers: int):
-        self.rule, self.heard = rule, heard
+    def __init__(self, rule: Thoughts, transcript: Transcript, layers: int):
+        self.rule, self.transcript = rule, transcript
         self.layers = [LongAnswerLayer(self) for _ in range(layers)]
         self.thoughts: list[tuple[int, int]] = []
-        self.folded = 0
+        self.compressed = 0
         self.shown: tuple[tuple[int, bool], ...] = ()
         self.changed = False
         self.votes: Tensor | None = None
@@ -86,7 +86,9 @@ class LongAnswer:
     @property
     def at_boundary(self) -> bool:
         """Whether the newest token ends a sentence, or none has ended for too long."""
-        return self.heard.ended or len(self.heard.ids) - self._planned >= self.rule.longest
+        return (
+            self.transcript.ended or len(self.transcript.ids) - self._planned >= self.rule.longest
+        )
 
     def vote(self, layer: int, q: Tensor) -> None:
         """Every query head of a layer names the thoughts it would look at; q [H, Q, D]."""
@@ -99,33 +101,33 @@ class LongAnswer:
         self.votes = count if self.votes is None else self.votes + count
 
     def plan(self) -> None:
-        """Fold what is finished and choose what is shown; the layers then follow with `rows`."""
+        """Compress what is finished and choose what is shown; layers then follow with `rows`."""
         self.changed = False
         votes, self.votes = self.votes, None
         if not self.at_boundary:
             return
-        self._planned = len(self.heard.ids)
+        self._planned = len(self.transcript.ids)
         self._finish_thoughts()
-        before, shown = self.folded, self.shown
-        oldest = len(self.heard.ids) - self.rule.recent
-        self.folded = sum(end <= oldest for _, end in self.thoughts)
+        before, shown = self.compressed, self.shown
+        oldest = len(self.transcript.ids) - self.rule.recent
+        self.compressed = sum(end <= oldest for _, end in self.thoughts)
         if votes is not None:
             order = votes.argsort(descending=True, stable=True).tolist()
             named = [thought for thought in order if votes[thought] > 0]
             named = named[: self.rule.full + self.rule.shown]
             full = set(named[: self.rule.full])
             self.shown = tuple((thought, thought in full) for thought in sorted(named))
-        # Nobody could vote for what is folded only now; it stays as a summary until they can.
-        fresh = tuple((thought, False) for thought in range(before, self.folded))
+        # What is compressed only now had no votes yet; it stays as a summary until it can have.
+        fresh = tuple((thought, False) for thought in range(before, self.compressed))
         self.shown += fresh
-        self.changed = self.shown != shown or self.folded != before
+        self.changed = self.shown != shown or self.compressed != before
 
     def _finish_thoughts(self) -> None:
         """Whole sentences of at least `shortest` tokens, or `longest` tokens without an end."""
         rule = self.rule
-        start = self.thoughts[-1][1] if self.thoughts else self.heard.question
-        ends = [end for _, end in self.heard.sentences if end - start >= rule.shortest]
-        while ends or len(self.heard.ids) - start >= rule.longest:
+        start = self.thoughts[-1][1] if self.thoughts else self.transcript.question
+        ends = [end for _, end in self.transcript.sentences if end - start >= rule.shortest]
+        while ends or len(self.transcript.ids) - start >= rule.longest:
             end = min([start + rule.longest, *ends])
             self.thoughts.append((start, end))
             start = end
