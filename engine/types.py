@@ -1,4 +1,4 @@
-"""The nouns that the use cases take and give: options in, reports out.
+"""Options and reports of the use cases.
 
 Torch-free and import-light, so that the command line can name them before any
 heavy import. What a store claims about itself is `manifest.Manifest`, not here.

@@ -1,4 +1,4 @@
-"""What the ending of a command means: a code for the shell, a code for scripts, a line for people.
+"""Exit codes and error lines: how each error ends a command.
 
 The only place where errors become exit codes. Free of the engine's heavy parts.
 """

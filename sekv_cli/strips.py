@@ -1,4 +1,4 @@
-"""Pictures in characters: pure functions from numbers to short strings.
+"""Bars, maps and curves of characters: pure functions from numbers to short strings.
 
 No rich, no colour, no knowledge of stores. `format` places and paints them.
 """

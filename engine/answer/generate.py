@@ -1,4 +1,4 @@
-"""What is made of an answer's tokens while they are generated: text to show, thinking, its end.
+"""Streams an answer while it is generated: visible text, thinking, and where it ends.
 
 Decoding is transformers' own `generate`, which calls a `Speaker` twice a token: with the logits,
 and as a stopping criterion with the token that was chosen. Its streamers are told too late for

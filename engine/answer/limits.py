@@ -1,4 +1,4 @@
-"""What a question and its options may be: checked before anything is loaded or computed.
+"""Checks questions and their options before anything is loaded or computed.
 
 Torch-free, and the one place for these bounds: the command line, the server and the engine ask
 here, so that all of them refuse the same values for the same reason.

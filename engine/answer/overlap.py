@@ -1,4 +1,4 @@
-"""Which words of a question stand in a passage; words that are rare in the document count more.
+"""Lexical overlap of a question with passages; words that are rare in the document count more.
 
 Words are cut to stems, so that "warned" and "warns" are one. Rarity is inverse document frequency
 (Sparck Jones, 1972) with sentences as documents, their number taken from the length of the text.

@@ -1,6 +1,6 @@
-"""A recorded answer read back: a line of `ask --trace`, checked against the store it is shown with.
+"""Reads back a recorded answer, a line of `ask --trace`, and checks it against its store.
 
-Torch-free. What it is not: the recording, which is `trace`.
+Torch-free. `trace` records it.
 """
 
 from __future__ import annotations

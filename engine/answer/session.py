@@ -88,7 +88,7 @@ class Session:
         windows = [(window.start, window.end) for window in manifest.windows]
         self._retrieval = Retrieval(windows, self.book.text_of)
         self._store_s += time.perf_counter() - at
-        self._heads = evidence_heads.worth_of(self.reader.identity)
+        self._heads = evidence_heads.importance_of(self.reader.identity)
         self._trace = Trace()
         self._answer: Answer | None = None
         self._widening: Retry | None = None
@@ -321,8 +321,8 @@ class Session:
         try:
             for _ in chunked.read(self.reader.model, prompt, self._cache(), stop):
                 pass
-            worth = torch.ones(shared.votes.shape[:2]) if self._heads is None else self._heads
-            return torch.einsum("lhw,lh->w", shared.votes, worth)
+            importance = torch.ones(shared.votes.shape[:2]) if self._heads is None else self._heads
+            return torch.einsum("lhw,lh->w", shared.votes, importance)
         finally:
             shared.votes = None
 

@@ -1,4 +1,4 @@
-"""Texts that end an answer when the model says them: where to cut, and what to hold back.
+"""Stop sequences: where they cut an answer, and what a stream holds back for them.
 
 A mark may come in pieces, so that a streamed text must not show what may yet become one.
 """

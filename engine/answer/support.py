@@ -1,4 +1,4 @@
-"""How far a document carries an answer, from 0 to 1, and from where on it counts as stated.
+"""Support: how far a document carries an answer, from 0 to 1, and from where it is stated.
 
 A logistic regression over a few signals that every model gives: how much of the attention lay on a
 cited passage while the answer was said, and which of the words that the answer adds to the question

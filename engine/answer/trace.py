@@ -1,4 +1,4 @@
-"""What was looked at: records of zoom decisions, and the evidence an answer was read from.
+"""Zoom decisions as a trace, and evidence: the attention on document tokens behind an answer.
 
 Both watch the memory's steps; neither changes anything.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from engine.attention.step import Step
 
 COPY, GLANCE = 1.0, 0.02
-"""Worth of attention to a token that is then said, and the least worth of any other attention."""
+"""Weight of attention to a token that is then generated, and the least weight of any other."""
 
 EARLY = 24
 """Tokens of an answer that its support is judged by, so that how long it rambles on counts for
@@ -40,23 +40,23 @@ class Evidence:
     The attention to a span that stands as a summary counts for all its tokens alike.
 
     heads: float [L, H] or None. weight: float [N].
-    asked: what of it is the question's. early: what of it lay before the answer had EARLY tokens.
-    rows: tokens said so far.
+    of_question: what of it is the question's. early: what of it lay before the answer had EARLY
+    tokens. rows: tokens generated so far.
     """
 
     ids: Tensor  # int64 [N] document tokens
     heads: Tensor | None = None
     weight: Tensor = field(init=False)
-    asked: Tensor = field(init=False)
+    of_question: Tensor = field(init=False)
     early: Tensor = field(init=False)
     rows: int = 0
     _pending: list[Step] = field(default_factory=list)
     _copied: dict[int, Tensor] = field(default_factory=dict)
-    _looked: dict[int, Tensor] = field(default_factory=dict)
+    _attended: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.weight = torch.zeros(len(self.ids))
-        self.asked = torch.zeros(len(self.ids))
+        self.of_question = torch.zeros(len(self.ids))
         self.early = torch.zeros(len(self.ids))
 
     def record(self, step: Step) -> None:
@@ -72,7 +72,7 @@ class Evidence:
                 self._count_measured(step, self.heads[step.layer])
         self._pending.clear()
         if not self.rows:
-            self.asked.copy_(self.weight)
+            self.of_question.copy_(self.weight)
         self.rows += 1
         if self.rows == EARLY:
             self.early.copy_(self.weight)
@@ -84,24 +84,24 @@ class Evidence:
         measured heads."""
         if self.heads is None or self.rows < 2:
             return torch.zeros_like(self.weight)
-        told = self.early if self.rows > EARLY else self.weight
+        until = self.early if self.rows > EARLY else self.weight
         rows = min(self.rows, EARLY) - 1
-        return (told - self.asked) / (self.heads.sum().clamp_min(1e-9) * rows)
+        return (until - self.of_question) / (self.heads.sum().clamp_min(1e-9) * rows)
 
-    def _count_measured(self, step: Step, worth: Tensor) -> None:
-        """Add what a layer's heads of this worth [H] looked at, rows and summaries."""
+    def _count_measured(self, step: Step, heads: Tensor) -> None:
+        """Add the attention to rows and summaries of a layer's heads of this importance [H]."""
         tokens, weight = step.tokens.cpu().long(), step.total.float().cpu()
-        worth = worth.view(len(tokens), -1)
-        drawn = (weight * worth[..., None]).sum(1) * (tokens >= 0)
-        self.weight.index_add_(0, tokens.clamp_min(0).flatten(), drawn.flatten())
-        spread = (step.summary.float().cpu() * worth[..., None]).sum((0, 1))
+        heads = heads.view(len(tokens), -1)
+        evidence = (weight * heads[..., None]).sum(1) * (tokens >= 0)
+        self.weight.index_add_(0, tokens.clamp_min(0).flatten(), evidence.flatten())
+        spread = (step.summary.float().cpu() * heads[..., None]).sum((0, 1))
         if spread.any():
             starts, lengths = step.starts.cpu().long(), step.lengths.cpu().long()
             each = torch.repeat_interleave(spread / lengths.clamp_min(1), lengths)
             self.weight.index_add_(0, gather_ranges(starts, lengths), each)
 
     def _count_copied(self, step: Step, said: int) -> None:
-        """Add what the heads of one layer looked at before a token was said."""
+        """Add the attention of one layer's heads before a token was generated."""
         layer, tokens = step.layer, step.tokens.cpu().long()
         inside = tokens >= 0
         weight = step.weight.cpu() * inside[:, None]  # [Hkv, G, n]
@@ -109,13 +109,13 @@ class Evidence:
         copies = inside & (self.ids[tokens] == said)
         copied = torch.bmm(weight, copies[..., None].to(weight))  # [Hkv, G, 1]
         self._copied[layer] = self._copied.get(layer, 0.0) + copied
-        self._looked[layer] = self._looked.get(layer, 0.0) + weight.sum(-1, keepdim=True)
-        retrieval = self._copied[layer] / self._looked[layer].clamp_min(1e-12)
-        worth = retrieval.clamp_min(GLANCE)
-        drawn = torch.bmm(worth.mT, weight)[:, 0]  # of all heads of a group, [Hkv, n]
-        told = torch.bmm((COPY - worth).mT, weight)[:, 0]
-        drawn += torch.where(copies, told, 0.0)
-        self.weight.index_add_(0, tokens.flatten(), drawn.flatten())
+        self._attended[layer] = self._attended.get(layer, 0.0) + weight.sum(-1, keepdim=True)
+        retrieval = self._copied[layer] / self._attended[layer].clamp_min(1e-12)
+        heads = retrieval.clamp_min(GLANCE)
+        evidence = torch.bmm(heads.mT, weight)[:, 0]  # of all heads of a group, [Hkv, n]
+        more = torch.bmm((COPY - heads).mT, weight)[:, 0]
+        evidence += torch.where(copies, more, 0.0)
+        self.weight.index_add_(0, tokens.flatten(), evidence.flatten())
 
     def forget(self) -> None:
         """Drop what was seen since the last token."""

@@ -1,4 +1,4 @@
-"""What each layer may hold, and how much of the attention that leaves to estimates."""
+"""Each layer's share of a budget, and coverage: how much of the attention was exact."""
 
 from __future__ import annotations
 

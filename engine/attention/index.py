@@ -1,5 +1,4 @@
-"""What is resident of every span in view whatever is zoomed: what a router scores, and the values
-that stand for spans."""
+"""The span index of a layer: the sketch that a router scores, and the values of summary rows."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The memory of a document as attention sees it: three resolutions per KV head and span.
+"""One layer of a document memory: attention over exact rows, coded spans and span summaries.
 
 Pinned rows are exact and always there; compressed spans are summary rows until a query needs them,
-then their coded rows; hidden windows are not there at all. One softmax over everything. What was
-read behind the document and compressed, as the old turns of a talk are, stands after its last span.
+then their coded rows; hidden windows are not there at all. One softmax over everything. Old
+turns of a conversation, read behind the document and compressed, stand after its last span.
 Positions never change: keys are stored after RoPE, at the positions they were read at.
 """
 

@@ -1,4 +1,4 @@
-"""Span records of one layer as they come from the store, and what moved of them.
+"""Fetches the span records of one layer from the store, and counts what was moved.
 
 It decides nothing and keeps nothing on a device: see `layer` and `resident`.
 """
@@ -21,7 +21,7 @@ class Section(Protocol):
     """Where the records of some spans lie; `store.HostSection` is one on disk."""
 
     def offsets(self, layer: int) -> Tensor:
-        """[S * Hkv + 1] places of the records; see `policies.codec.Records`."""
+        """[S * Hkv + 1] places of the records; see `codecs.base.Records`."""
         ...
 
     def read(self, layer: int, spans: Tensor, *, out: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""An unsure step may be done again with more room: which steps are, and what is taken back.
+"""Retries a decoding step with a wider budget where its next token is uncertain.
 
 A step is unsure where the two likeliest next tokens are nearly as likely as each other, or where
 less of its attention was exact than was asked for; only a wider budget can help either. Nothing of

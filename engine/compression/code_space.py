@@ -27,7 +27,7 @@ class CodeSpace:
     layout: CodeLayout
 
     def query(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries float32 [Hkv, Q, D] -> what they are worth per unpacked code [Hkv, Q, R], and the
+        """Queries float32 [Hkv, Q, D] -> nats per unpacked code [Hkv, Q, R], and the
         nats [Hkv, Q, 1] that every row has beside."""
         mean, basis = self.keys.unpacked()
         q = q / math.sqrt(q.shape[-1])

@@ -1,4 +1,4 @@
-"""A window's keys and values become what the store keeps: prefill + recipe -> tensors.
+"""Compresses a window: from the keys and values of a prefill to the tensors that a store keeps.
 
 Pure tensor work: no files, no model. `fit` finds a layer's parameters from the first window's rows;
 `compress_layer` turns any window's rows into span tables for a device and records for a host.

@@ -1,4 +1,4 @@
-"""A method is a table row: where to cut, how to summarise, code and route, when to choose.
+"""The table of methods: where each cuts spans, and its summaries, codec, router and selector.
 
 METHODS is the one place where methods are named; docs and `--method` are made from it.
 """

@@ -1,4 +1,4 @@
-"""The parameters of a layer that all windows of a document share, and their names in a store.
+"""The parameters of a layer that all windows of a document share, as dataclasses and as tensors.
 
 What a codec, a router and the summaries of a layer have in common (the bases) stands here once.
 """

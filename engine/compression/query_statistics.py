@@ -1,4 +1,4 @@
-"""What queries make of a layer's keys and values, learnt from the document's own queries.
+"""Query statistics of a layer: the second moment of queries that the document itself yields.
 
 Queries of tokens spread over the first window are kept while it is read. They tell in which
 directions the error of a key shows, and how much the errors of a head matter; see
@@ -20,7 +20,7 @@ SPREAD = 256
 """Tokens of a window whose queries are kept: all of them give the moment of the queries."""
 
 WEIGHED = 64
-"""Of how many of these the attention is looked at, for what an error is worth to a head."""
+"""Of how many of these the attention is measured, for how much an error weighs in a head."""
 
 FIRST = 4
 """First tokens that do not count: they draw attention whatever they say, and stay exact."""
@@ -47,15 +47,15 @@ class QueryMoments:
     """What queries make of a layer's keys and values.
 
     moment: E[q qT], float32 [Hkv, D, D].
-    score_worth, value_worth: [Hkv] squared relative error of the head's output for one squared nat
-        of error in every compressed token's score, and for errors of their values as large as
+    score_weight, value_weight: [Hkv] squared relative error of the head's output for one squared
+        nat of error in every compressed token's score, and for errors of their values as large as
         their spread: to first order the output moves by sum p (v - o) ds + sum p dv.
     outputs: [Hkv, D, D] the same as `moment` for values, where heads do not count alike.
     """
 
     moment: Tensor
-    score_worth: Tensor
-    value_worth: Tensor
+    score_weight: Tensor
+    value_weight: Tensor
     outputs: Tensor | None = None
 
 

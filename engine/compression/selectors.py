@@ -1,4 +1,4 @@
-"""When a layer chooses anew what it shows of the document, by which query, and what is left out.
+"""Selectors: when a layer chooses spans anew, by which query, and what is hidden.
 
 A router says how much each span matters to a query (`routers`); a selector turns that into what is
 zoomed now. A frozen dataclass is the rule and begins one choice per layer and question, which
@@ -65,8 +65,8 @@ class RoutingInput:
     q: [Hkv, G * Q, D] scaled queries. rows: Q. share: [Hkv, F] estimated share of attention, the
     largest over heads and rows. current: bool [Hkv, F], what is zoomed. live_k: [Hkv, n, D].
     estimate: queries [Hkv, m, D] -> the router's log-mass [Hkv, m, F].
-    fit: worth [Hkv, F], or [1, F] where all heads choose alike -> bool [Hkv, F], what fits the
-    room by falling worth. With more columns than spans, those after the spans are ranges of
+    fit: scores [Hkv, F], or [1, F] where all heads choose alike -> bool [Hkv, F], what fits the
+    room by falling score. With more columns than spans, those after the spans are ranges of
     live rows, whose bytes it is given.
     """
 
@@ -89,7 +89,7 @@ class Choice(Protocol):
 
     hidden: Tensor | None
 
-    def choose(self, look: RoutingInput) -> Tensor:
+    def choose(self, routing: RoutingInput) -> Tensor:
         """bool [Hkv, F]: the spans to have in full now."""
         ...
 
@@ -135,13 +135,13 @@ class _Shares:
     rule: ByShare
     hidden: Tensor | None = None
 
-    def choose(self, look: RoutingInput) -> Tensor:
-        held = look.current
-        worth = torch.where(held, self.rule.in_use * look.share, look.share)
-        wanted = look.fit(worth, uncovered=look.uncovered)
-        if look.uncovered > 0 or not held.any():
+    def choose(self, routing: RoutingInput) -> Tensor:
+        held = routing.current
+        scores = torch.where(held, self.rule.in_use * routing.share, routing.share)
+        wanted = routing.fit(scores, uncovered=routing.uncovered)
+        if routing.uncovered > 0 or not held.any():
             return wanted
-        gain = (look.share * wanted).sum(-1) - (look.share * held).sum(-1)
+        gain = (routing.share * wanted).sum(-1) - (routing.share * held).sum(-1)
         return wanted if bool((gain > self.rule.worthwhile).any()) else held
 
 
@@ -170,10 +170,10 @@ class _Kept:
     hidden: Tensor | None = None
     kept: Tensor | None = None
 
-    def choose(self, look: RoutingInput) -> Tensor:
+    def choose(self, routing: RoutingInput) -> Tensor:
         if self.kept is None:
-            mass = look.estimate(look.q[:, :1])
-            self.kept = look.fit(in_turns(mass[:1] if self.alike else mass))
+            mass = routing.estimate(routing.q[:, :1])
+            self.kept = routing.fit(in_turns(mass[:1] if self.alike else mass))
         return self.kept
 
 
@@ -202,12 +202,12 @@ class _Resident:
     hidden: Tensor | None = None
     chosen: bool = False
 
-    def choose(self, look: RoutingInput) -> Tensor:
-        wanted = look.fit(in_turns(look.estimate(look.q)))
-        common = int((wanted & look.current).sum())
+    def choose(self, routing: RoutingInput) -> Tensor:
+        wanted = routing.fit(in_turns(routing.estimate(routing.q)))
+        common = int((wanted & routing.current).sum())
         stays = common >= self.overlap * int(wanted.sum())
-        if self.chosen and stays and not look.transcript.opens:
-            return look.current
+        if self.chosen and stays and not routing.transcript.opens:
+            return routing.current
         self.chosen = True
         return wanted
 
@@ -239,37 +239,37 @@ class _Sentence:
     total: Tensor | None = None
     count: int = 0
 
-    def choose(self, look: RoutingInput) -> Tensor:
-        heads, _, size = look.q.shape
-        q = look.q.reshape(heads, -1, look.rows, size)
+    def choose(self, routing: RoutingInput) -> Tensor:
+        heads, _, size = routing.q.shape
+        q = routing.q.reshape(heads, -1, routing.rows, size)
         first = self.total is None
-        if self.total is None or look.transcript.opens:
+        if self.total is None or routing.transcript.opens:
             self.total, self.count = torch.zeros_like(q[:, :, 0]), 0
         self.total = self.total + q.sum(2)
-        self.count += look.rows
-        live = look.live_k.shape[1]
+        self.count += routing.rows
+        live = routing.live_k.shape[1]
         if self.count < 2 and not first:
             if self.hidden is not None:
                 more = live - self.hidden.shape[1]
                 self.hidden = torch.nn.functional.pad(self.hidden, (0, more))
-            return look.current
+            return routing.current
         query = self.total / self.count
-        scores = look.estimate(query)
-        old = [(a, b) for a, b in look.transcript.sentences if b <= live - self.recent]
+        scores = routing.estimate(query)
+        old = [(a, b) for a, b in routing.transcript.sentences if b <= live - self.recent]
         if not old:
             self.hidden = None
-            return look.fit(in_turns(scores))
-        keys = torch.stack([look.live_k[:, a:b].float().mean(1) for a, b in old], 1)
+            return routing.fit(in_turns(scores))
+        keys = torch.stack([routing.live_k[:, a:b].float().mean(1) for a, b in old], 1)
         own = torch.bmm(query, keys.mT) / math.sqrt(size)
-        seen = look.fit(in_turns(torch.cat([scores, own], -1)), live=[b - a for a, b in old])
-        self.hidden = look.live_k.new_zeros(heads, live, dtype=torch.bool)
+        seen = routing.fit(in_turns(torch.cat([scores, own], -1)), live=[b - a for a, b in old])
+        self.hidden = routing.live_k.new_zeros(heads, live, dtype=torch.bool)
         for place, (a, b) in enumerate(old, scores.shape[-1]):
             self.hidden[:, a:b] = ~seen[:, place, None]
         return seen[:, : scores.shape[-1]]
 
 
 def in_turns(scores: Tensor) -> Tensor:
-    """Worth of each span when every row takes its best in turn: the sum of 1 / rank over rows.
+    """Score of each span when every row takes its best in turn: the sum of 1 / rank over rows.
 
     Args:
         scores: [Hkv, m, F], comparable within a row alone.
@@ -279,5 +279,5 @@ def in_turns(scores: Tensor) -> Tensor:
     """
     order = scores.argsort(dim=-1, descending=True, stable=True)
     turn = 1 / torch.arange(1, scores.shape[-1] + 1, device=scores.device).float()
-    worth = torch.zeros_like(scores, dtype=torch.float32)
-    return worth.scatter_(-1, order, turn.expand_as(order)).sum(1)
+    fused = torch.zeros_like(scores, dtype=torch.float32)
+    return fused.scatter_(-1, order, turn.expand_as(order)).sum(1)

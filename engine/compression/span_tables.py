@@ -1,4 +1,4 @@
-"""What a device holds of the spans of a layer, and its names in the device section of a store.
+"""Span tables: what a device holds of the spans of a layer, and its names in a store.
 
 A window is written as one `DeviceLayer` per layer; a memory joins those of all windows and picks
 the spans that it shows as summaries.

@@ -1,4 +1,4 @@
-"""What is computed once of a layer's keys and values, for its codec, its router and its summaries.
+"""Statistics of a layer's keys and values, computed once for its codec, router and summaries.
 
 Means, covariances and bases of the first window's rows, and what leaving out a component of them
 costs; see `encode.prepare`, which lets the layers share their bits by it.
@@ -22,10 +22,10 @@ class LayerStatistics:
 
     keys, values: their axes, those of keys weighted by queries where these are known.
     sketch_cost: [Hkv, D] what leaving out a component of the keys costs: squared nats of score
-        where queries are known, else its share of the variance. Routers do without what an error
-        is worth to a head: what one that now looks elsewhere will look for is not known.
-    code_cost: [2 Hkv, D] the same of keys and then of values, times what it is worth to the head's
-        output.
+        where queries are known, else its share of the variance. Routers do without how much
+        an error weighs in a head: what one that now attends elsewhere will seek is not known.
+    code_cost: [2 Hkv, D] the same of keys and then of values, times how much it weighs in the
+        head's output.
     code_price, sketch_price: what a bit of the codes and of the sketch must save, see
         `quantize.bit_price`; None where the layer spends the bits of all layers on its own.
     """
@@ -55,8 +55,8 @@ class LayerStatistics:
             of_keys = _share(keys.variance)
             return cls(keys, values, of_keys, torch.cat([of_keys, of_values]))
         of_keys = keys.variance / keys.variance.shape[-1]
-        worth = of_keys * queries.score_worth[:, None], of_values * queries.value_worth[:, None]
-        return cls(keys, values, of_keys, torch.cat(worth))
+        costs = of_keys * queries.score_weight[:, None], of_values * queries.value_weight[:, None]
+        return cls(keys, values, of_keys, torch.cat(costs))
 
     @property
     def axes(self) -> LayerAxes:

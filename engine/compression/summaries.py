@@ -1,4 +1,4 @@
-"""What stands for a span that is not zoomed: one key and one value per KV head.
+"""Span summaries: one key and one value per KV head for a span that is not zoomed.
 
 The key side of a summary belongs to the router; here are the weights of the mean and how the
 values are kept on the device.

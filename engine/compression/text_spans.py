@@ -99,8 +99,8 @@ class Punctuated:
     distance: float = 0.5
 
     def cut(self, surprisal: Tensor, pieces: list[str]) -> Spans:
-        worth = self.mark * strengths(pieces)
-        return _compressed_spans(_cut_near(worth, self.target, self.slack, self.distance))
+        scores = self.mark * strengths(pieces)
+        return _compressed_spans(_cut_near(scores, self.target, self.slack, self.distance))
 
     def exact_share(self) -> float:
         return 0.0
@@ -110,7 +110,7 @@ class Punctuated:
 class Delimiters:
     """Blocks near a length that end at the delimiter which attention crosses least.
 
-    A delimiter at token i is worth the mean, over the next `reach` tokens, of the attention they
+    A delimiter at token i scores the mean, over the next `reach` tokens, of the attention they
     give to tokens from i on, less `alpha` times what they give to those before; it must lie
     within `slack` tokens of `target` and pays `distance` for being as far as that. Where there is
     no delimiter, the block ends at the target.
@@ -134,11 +134,11 @@ class Delimiters:
         if near is None:
             raise ValueError("delimiters are scored by attention, and none was observed")
         marked = strengths(pieces) > 0
-        worth = np.where(marked, self.scores(near), -np.inf)
-        return _compressed_spans(_cut_near(worth, self.target, self.slack, self.distance))
+        scores = np.where(marked, self.scores(near), -np.inf)
+        return _compressed_spans(_cut_near(scores, self.target, self.slack, self.distance))
 
     def scores(self, near: Tensor) -> np.ndarray:
-        """What a cut after each token is worth, [n]; 0 where nothing follows."""
+        """The score of a cut after each token, [n]; 0 where nothing follows."""
         n = len(near)
         total, count = torch.zeros(n), torch.zeros(n)
         for later in range(1, min(self.reach, n)):
@@ -171,18 +171,18 @@ def strengths(pieces: list[str]) -> np.ndarray:
     return out
 
 
-def _cut_near(worth: np.ndarray, target: int, slack: int, distance: float) -> np.ndarray:
-    """Edges of spans of `target` tokens, give or take `slack`, each ending where it is worth most.
+def _cut_near(scores: np.ndarray, target: int, slack: int, distance: float) -> np.ndarray:
+    """Edges of spans of `target` tokens, give or take `slack`, each ending where the score is best.
 
-    worth: [n] of ending after a token; -inf where a span may end only at the target itself.
+    scores: [n] of ending after a token; -inf where a span may end only at the target itself.
     """
-    n = len(worth)
+    n = len(scores)
     price = distance * np.abs(np.arange(-slack, slack + 1)) / max(1, slack)
     edges = [0]
     while n - edges[-1] > target + slack:
         first = edges[-1] + max(1, target - slack)
         last = edges[-1] + target + slack
-        score = worth[first - 1 : last] - price[len(price) - (last - first + 1) :]
+        score = scores[first - 1 : last] - price[len(price) - (last - first + 1) :]
         best = int(score.argmax())
         edges.append(first + best if np.isfinite(score[best]) else edges[-1] + target)
     return np.array([*edges, n], dtype=np.int64)

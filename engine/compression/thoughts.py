@@ -1,4 +1,4 @@
-"""What of a long answer stays on the device while it is written.
+"""The rule by which a long answer is compressed while it is generated (ZoomR).
 
 The rule only; `attention.long_answer` follows it. It knows nothing of the document.
 """

@@ -1,4 +1,4 @@
-"""Sources in, text out: every format behind one `load`.
+"""Loads documents: every source format behind one `load`.
 
 What a format looks like is in its own module; here a source is read once,
 hashed, recognised, and handed to the loader of its kind. Heavy libraries are

@@ -1,5 +1,4 @@
-"""What a store keeps on a device when a budget is too small for everything it could: routing and
-summaries first, then pinned rows, and always some room to zoom."""
+"""Fits a memory into its budget: routing and summaries first, then exact rows, and room to zoom."""
 
 from __future__ import annotations
 
@@ -117,12 +116,12 @@ def affordable_pins(
         return pinned
     starts = torch.tensor([0, *torch.nonzero(tables.window.diff())[:, 0].add(1).tolist()])
     totals = torch.zeros(len(lengths)).index_add_(0, span_ids(tables.bounds), tables.surprisal)
-    worth = totals / lengths
+    scores = totals / lengths
     last = tables.bounds[1:] > tables.bounds[-1] - recipe.local
-    worth[last] = 1e6 + tables.bounds[1:][last]
-    worth[tables.bounds[:-1] < tables.bounds[starts][tables.window] + recipe.sinks] = float("inf")
-    worth = worth[pinned]
-    order = worth.argsort(descending=True, stable=True)
+    scores[last] = 1e6 + tables.bounds[1:][last]
+    scores[tables.bounds[:-1] < tables.bounds[starts][tables.window] + recipe.sinks] = float("inf")
+    scores = scores[pinned]
+    order = scores.argsort(descending=True, stable=True)
     fits = cost[order].cumsum(0) <= room
     return pinned[order[fits]].sort().values
 

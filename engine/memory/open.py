@@ -1,4 +1,4 @@
-"""A store and a reader become a memory under a budget: loads the device tier, moves no codes."""
+"""Opens a store as a memory under a budget: loads its device sections and moves no codes."""
 
 from __future__ import annotations
 

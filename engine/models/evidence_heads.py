@@ -1,4 +1,4 @@
-"""Which heads look at the sentence that answers a question: one weight for every query head.
+"""Evidence heads: how much each query head attends to the sentence that answers a question.
 
 Measured once per model on a short text with questions, written for this purpose: the model reads
 the text and a question, is made to say the answer, and each head is scored by the share of its
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 FORMAT = "sekv-evidence-heads 1"
 CHANCE, POWER, LEAST = 0.05, 2.0, 0.01
-"""A head below the first share looks at evidence no more than at anything else; heads worth less
-than the last are not asked at all. See `EvidenceHeads.worth`."""
+"""A head below the first share looks at evidence no more than at anything else; heads of less
+importance than the last do not count at all. See `EvidenceHeads.importance`."""
 SHIPPED = Path(__file__).parent / "heads"
 
 TEXT = (
@@ -126,15 +126,15 @@ class EvidenceHeads:
     share: list[list[float]]
     made: dict[str, Any] = field(default_factory=dict)
 
-    def worth(self) -> Tensor:
+    def importance(self) -> Tensor:
         """How much each head's attention counts, float32 [L, H], 1 for the best head.
 
         Most heads look everywhere a little; the power lets the few that look at evidence decide.
         """
         share = torch.tensor(self.share, dtype=torch.float32)
         above = (share - CHANCE).clamp_min(0)
-        worth = (above / above.max().clamp_min(1e-6)) ** POWER
-        return worth.masked_fill(worth < LEAST, 0)
+        importance = (above / above.max().clamp_min(1e-6)) ** POWER
+        return importance.masked_fill(importance < LEAST, 0)
 
     def save(self, path: Path) -> None:
         body = {"format": FORMAT, **asdict(self)}
@@ -178,12 +178,12 @@ def find(identity: ModelIdentity) -> EvidenceHeads | None:
     return None
 
 
-def worth_of(identity: ModelIdentity) -> Tensor | None:
+def importance_of(identity: ModelIdentity) -> Tensor | None:
     """How much each head's attention counts, float32 [L, H]; None of a model that nobody measured,
     or in which no head looks at evidence more than at anything else."""
     found = find(identity)
-    worth = None if found is None else found.worth()
-    return worth if worth is not None and worth.any() else None
+    importance = None if found is None else found.importance()
+    return importance if importance is not None and importance.any() else None
 
 
 def ensure(reader: Reader) -> EvidenceHeads:

@@ -1,6 +1,6 @@
-"""What is measured once per model and kept beside it: semantic retrieval heads and layer errors.
+"""Retrieval heads and layer errors, measured once per model and kept beside it.
 
-A JSON file, tied to the weights it was measured on. How it is measured: `train.heads`.
+A JSON file, tied to the weights it was measured on. How it is measured: `lab.train.heads`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What of the known models is here, and putting them there or away: `sekv models`."""
+"""Lists, fetches and removes known models: `sekv models`."""
 
 from __future__ import annotations
 

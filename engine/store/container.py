@@ -1,9 +1,8 @@
 """The file format of tensors: safetensors, written and parsed by ourselves.
 
-What it is: the bytes of one `.safetensors` file as `docs/format.md` narrows them (data section
-4 KiB aligned, largest item first, one checksum per tensor and one for the header), and a strict
-parser that believes nothing it reads. What it is not: it opens no file, knows no torch, no
-manifest and no policy. Any safetensors tool opens what it writes.
+The bytes of one `.safetensors` file as `docs/format.md` narrows them (data section 4 KiB aligned,
+largest item first, one checksum per tensor and one for the header), and a strict parser that
+believes nothing it reads. Opens no file; torch-free. Any safetensors tool opens what it writes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Every change a store makes to a file system, one small method each.
 
-What it is: the seam that tests replace to break a disk at any instant. What it is not: it knows
-no format and keeps no promise beyond the durability of the one step it names. Paths are absolute.
+The seam that tests replace to break a disk at any instant. Each method promises the durability of
+the one step that it names. Paths are absolute.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The document of a store: token tables and texts, each held against the manifest when read.
 
-What it is: the one rule about `document.safetensors`, for opening and for verifying. What it is
-not: it writes nothing. torch-free.
+The one rule about `document.safetensors`, for opening and for verifying. torch-free.
 """
 
 from __future__ import annotations

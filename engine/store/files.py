@@ -1,8 +1,7 @@
 """Reading one file of a store: check it, read ranges of it.
 
-What it is: `preadv` into the caller's memory, and the checks of a header and of tensors against
-the manifest. What it is not: it knows no torch and
-no meaning of any tensor.
+`preadv` into the caller's memory, and the checks of a header and of tensors against the manifest.
+torch-free.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The open folder of a store and the descriptors of its files.
 
-What it is: files that are opened without leaving the folder and shared by whoever reads them, few
-at a time however many windows a document has. What it is not: it reads nothing.
+Files are opened without leaving the folder and shared by whoever reads them, few at a time however
+many windows a document has.
 """
 
 from __future__ import annotations

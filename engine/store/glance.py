@@ -1,6 +1,6 @@
-"""What a path is, told at a glance: no numpy, no torch, no lock, nothing checked but its place.
+"""Recognises a store by its place alone: no numpy, no torch, no lock, nothing else checked.
 
-So that a name that is no store is refused before anything heavy is imported.
+A name that is no store is refused before anything heavy is imported.
 """
 
 from __future__ import annotations

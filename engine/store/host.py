@@ -1,8 +1,7 @@
 """Span records of one window, fetched by offset when the zoom asks for them.
 
-What it is: `preadv` of the wanted records into one staging tensor, every record checked before
-anybody sees it. What it is not: a cache; `attention.residency` decides what stays. Several threads
-may read at the same time.
+`preadv` of the wanted records into one staging tensor, every record checked before anybody sees it.
+Nothing is cached: see `attention.resident`. Several threads may read at the same time.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Stores from the outside: which there are, whether they fit a model, whether sources changed.
 
-What it is: questions that the manifest alone answers, torch-free. What it is not: it reads no
-tensor.
+Questions that the manifest alone answers. torch-free.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One writer per target: an exclusive lock on a file beside it.
 
-What it is: `flock` on `.NAME.lock`, given back by the kernel when the process ends however it
-ends, so a dead writer never blocks. What it is not: a lock for readers, who need none.
+`flock` on `.NAME.lock`, which the kernel gives back however the process ends, so that a dead writer
+never blocks. Readers need no lock.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """What a store claims about itself: `manifest.json`, torch-free.
 
-What it is: frozen records of everything a reader must know before it touches a tensor, with a
-strict way to and from the bytes of the file. What it is not: it opens no file and trusts none;
-whatever a hostile manifest says, the outcome is a Manifest that keeps every promise written here
-or one StoreError of one line.
+Frozen records of everything a reader must know before it touches a tensor, with a strict way to and
+from the bytes of the file. Whatever a hostile manifest says, the outcome is a Manifest that keeps
+every promise written here or one StoreError of one line.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The pieces a store is made of while it is written: their names and whether they are sound.
 
-What it is: the keys of the journal and the files behind them. What it is not: it writes nothing
-but the removal of files that no piece names.
+The keys of the journal and the files behind them. Removes files that no piece names, and writes
+nothing else.
 """
 
 from __future__ import annotations

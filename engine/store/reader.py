@@ -1,8 +1,8 @@
 """Opening a store: the manifest at once, everything else when it is asked for.
 
-What it is: read-only access in which no damaged byte is ever used, by any number of processes at
-the same time. What it is not: it decides nothing about devices; tensors come on the CPU. torch is
-imported by the methods that give torch tensors, so that `list`, `inspect` and `verify` need none.
+Read-only access in which no damaged byte is ever used, by any number of processes at the same time.
+Tensors come on the CPU. torch is imported by the methods that give torch tensors, so that `list`,
+`inspect` and `verify` need none.
 """
 
 from __future__ import annotations

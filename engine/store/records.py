@@ -1,8 +1,8 @@
 """The tables of a window: its spans, where each span's record lies and what it must sum to.
 
-What it is: the one rule about `bounds`, `kind` and `surprisal` of a device section and about
-`{layer}.codes`, `{layer}.offsets` and `{layer}.check` of a host section, for the side that writes
-and the sides that read. What it is not: it reads and writes nothing. torch-free.
+The one rule about `bounds`, `kind` and `surprisal` of a device section and about `{layer}.codes`,
+`{layer}.offsets` and `{layer}.check` of a host section, for the side that writes and the sides that
+read. torch-free.
 """
 
 from __future__ import annotations

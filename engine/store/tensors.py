@@ -1,7 +1,7 @@
 """Tensors in, bytes out and back: the only place of the store that knows torch.
 
-What it is: conversions between torch or numpy arrays and the blocks of `container`. What it is
-not: it reads and writes no file. torch is imported when a torch tensor is asked for, not before.
+Converts between torch or numpy arrays and the blocks of `container`. torch is imported when a torch
+tensor is wanted, not before.
 """
 
 from __future__ import annotations

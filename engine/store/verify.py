@@ -1,7 +1,6 @@
 """Checking a whole store: every byte against its checksum, every table against the manifest.
 
-What it is: the walk behind `sekv verify`, torch-free and of bounded memory. What it is not: it
-repairs nothing.
+The walk behind `sekv verify`: torch-free, in bounded memory. It repairs nothing.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The work folder of one unfinished store: what is done, and nothing that is not.
 
-What it is: `.NAME.work` beside the target, holding `job.json` (whose work this is), `journal`
-(one line per finished piece, written after the piece is durable), `chunks/` (raw prefill state)
-and `store/` (the store to be). A piece without its line does not exist: a killed run leaves at
-most bytes that nobody names. What it is not: it knows no tensors and no manifest.
+`.NAME.work` beside the target, holding `job.json` (whose work this is), `journal` (one line per
+finished piece, written after the piece is durable), `chunks/` (raw prefill state) and `store/` (the
+store to be). A piece without its line does not exist: a killed run leaves at most bytes that nobody
+names.
 """
 
 from __future__ import annotations

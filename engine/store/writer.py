@@ -1,8 +1,8 @@
 """Writing a store: piece by piece beside the target, published by one rename.
 
-What it is: the only way a store comes to be, grows or is replaced. Each piece is durable before
-it is promised in the journal, so that whatever kills the process, the same command continues
-after the last promised piece. What it is not: it decides nothing about the document or the model.
+The only way a store comes to be, grows or is replaced. Each piece is durable before it is promised
+in the journal, so that whatever kills the process, the same command continues after the last
+promised piece.
 """
 
 from __future__ import annotations

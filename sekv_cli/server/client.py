@@ -1,6 +1,6 @@
 """Ask a server of the same user that has the store loaded: no torch, no model, no waiting.
 
-What it is not: a client for other machines; those speak the OpenAI protocol themselves.
+For this machine alone; clients of others speak the OpenAI protocol.
 """
 
 from __future__ import annotations

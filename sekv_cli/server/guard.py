@@ -1,4 +1,4 @@
-"""Who may ask: the user through their own socket, the holder of the token, or whoever is local.
+"""Access control: the user through their own socket, a holder of the token, or loopback alone.
 
 Without a token only loopback names are answered over TCP, so that no web page can reach the server
 under another name.

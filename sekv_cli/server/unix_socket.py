@@ -1,4 +1,4 @@
-"""Where servers listen, and where a user's own are found: in a folder nobody else may enter.
+"""Unix sockets of running servers, in a folder that only their user may open.
 
 Torch-free. A server binds one socket there beside its TCP port; whoever can open it is the same
 user, so that no token and no port number is needed. A socket whose server is gone is removed by

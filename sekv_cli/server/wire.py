@@ -1,4 +1,4 @@
-"""What is said over the wire: chat-completion requests in, completions and their chunks out.
+"""The protocol: parses chat-completion requests, renders completions and their chunks.
 
 Pure: JSON values to records and back, as the OpenAI API has them. What the API has no word for
 stands under the key "sekv": budget, coverage, full, widen and trace of a request, citations, memory

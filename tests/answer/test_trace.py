@@ -97,7 +97,7 @@ def test_measured_heads_count_by_their_weight_and_with_all_rows_of_the_question(
     torch.testing.assert_close(evidence.weight, expected)
     evidence.record(step([[5], [5]], [[[0.5], [0.5]], [[0.5], [0.5]]]))
     evidence.said(7)
-    torch.testing.assert_close(evidence.asked, expected)  # the question's part stays
+    torch.testing.assert_close(evidence.of_question, expected)  # the question's part stays
     assert float(evidence.weight[5]) == pytest.approx(2 * 0.5 * 0.5 + 2 * 0.5)
     assert float(evidence.answered[5]) == pytest.approx((2 * 0.5 * 0.5 + 2 * 0.5) / 1.5)
 

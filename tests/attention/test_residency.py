@@ -217,8 +217,8 @@ def test_slots_never_take_more_than_their_room(name: str, room: int) -> None:
     assert allocated + residuals - pinned == resident.nbytes
     if room >= needs.nbytes(needs.most):
         assert resident.room == needs.most
-    worth = torch.rand(HEADS, SPANS, generator=torch.Generator().manual_seed(room))
-    wanted = choose(worth, needs.cost, resident.room.caps(CPU), 0.0)
+    scores = torch.rand(HEADS, SPANS, generator=torch.Generator().manual_seed(room))
+    wanted = choose(scores, needs.cost, resident.room.caps(CPU), 0.0)
     resident.sync(wanted, layer.host)
     check(layer, *({int(s) for s in spans} for spans in resident.spans))
     assert sum(len(some.place) for some in resident.residuals) <= sum(resident.room.residuals)

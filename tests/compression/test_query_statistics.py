@@ -62,8 +62,8 @@ def test_what_a_head_s_errors_are_worth_by_the_book() -> None:
                     wanted[1] += share * spread[head]
                 wanted[2] += out.square().sum()
         torch.testing.assert_close(learnt.moment[head], moment, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(learnt.score_worth[head], wanted[0] / wanted[2])
-        torch.testing.assert_close(learnt.value_worth[head], wanted[1] / wanted[2])
+        torch.testing.assert_close(learnt.score_weight[head], wanted[0] / wanted[2])
+        torch.testing.assert_close(learnt.value_weight[head], wanted[1] / wanted[2])
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 5, 100])
@@ -72,9 +72,9 @@ def test_windows_of_a_few_tokens_have_finite_moments(tokens: int) -> None:
     q = torch.randn(4, min(tokens, 7), 16, generator=torch.Generator().manual_seed(2))
     prompt, window = (k[:, :1], v[:, :1]), (k[:, 1:], v[:, 1:])
     learnt = query_moments(q, spread_places(tokens, 7), window, prompt)
-    for tensor in (learnt.moment, learnt.score_worth, learnt.value_worth):
+    for tensor in (learnt.moment, learnt.score_weight, learnt.value_weight):
         assert bool(tensor.isfinite().all())
-    assert bool((learnt.score_worth > 0).all())
+    assert bool((learnt.score_weight > 0).all())
 
 
 def test_what_is_learnt_does_not_depend_on_the_chunks(reader: hf.Reader) -> None:
@@ -91,7 +91,7 @@ def test_what_is_learnt_does_not_depend_on_the_chunks(reader: hf.Reader) -> None
     assert len(found[0]) == reader.layers
     for one, other in (found[:2], found[1:]):
         for mine, theirs in zip(one, other, strict=True):
-            for name in ("moment", "score_worth", "value_worth"):
+            for name in ("moment", "score_weight", "value_weight"):
                 a, b = getattr(mine, name), getattr(theirs, name)
                 torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
         assert mine.moment.shape == (2, 16, 16)

@@ -402,13 +402,13 @@ def test_a_codec_without_loss_has_no_error(subject: Subject) -> None:
 
 def test_recall_by_hand() -> None:
     """Two spans of two tokens; the router takes the one that has 30 % of the mass first."""
-    look = routing._Look(
+    look = routing._RankedQuery(
         estimate=torch.tensor([[[0.1, 0.6]]]),
-        worth=torch.tensor([[[0.6, 0.1]]]),
+        scores=torch.tensor([[[0.6, 0.1]]]),
         truth=torch.tensor([[[0.3, 0.7]]]),
         bounds=torch.tensor([0, 2, 4]),
     )
-    assert look.found(50, "worth").tolist() == pytest.approx([0.3])
+    assert look.found(50, "scores").tolist() == pytest.approx([0.3])
     assert look.found(50, "truth").tolist() == pytest.approx([0.7])
     assert look.found(49, "truth").tolist() == [0.0]
     assert look.rank(range(3, 4)).tolist() == [2]

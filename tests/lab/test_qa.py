@@ -190,7 +190,7 @@ WITHOUT = Ask("?", (), "contains", 8, id="q2", kind="unanswerable")
 
 
 @pytest.mark.parametrize(
-    ("given_answer", "looks", "values"),
+    ("given_answer", "cites", "values"),
     [
         (
             answer("Nine.", "saw nine", "Nothing here."),
@@ -219,9 +219,9 @@ WITHOUT = Ask("?", (), "contains", 8, id="q2", kind="unanswerable")
     ],
 )  # fmt: skip
 def test_an_answer_is_measured_by_its_words_its_citations_and_its_refusal(
-    given_answer: Answer, looks: bool, values: dict[str, float | None]
+    given_answer: Answer, cites: bool, values: dict[str, float | None]
 ) -> None:
-    logged = qa_report.measured([(ASK, given_answer), (WITHOUT, given_answer)], TEXT, looks=looks)
+    logged = qa_report.measured([(ASK, given_answer), (WITHOUT, given_answer)], TEXT, cites=cites)
     assert {name: pair[0] for name, pair in logged["measures"].items()} == values
     without = {name: pair[1] for name, pair in logged["measures"].items()}
     assert without == {**dict.fromkeys(values), "refused": values["refused"]}
@@ -230,16 +230,16 @@ def test_an_answer_is_measured_by_its_words_its_citations_and_its_refusal(
 
 def test_questions_of_other_suites_are_not_measured() -> None:
     other = Ask("?", ("9",), "all_found", 8)
-    assert qa_report.measured([(other, answer("9"))], TEXT, looks=True) == {}
+    assert qa_report.measured([(other, answer("9"))], TEXT, cites=True) == {}
 
 
-def logged(row: str, said: list[Answer], *, looks: bool, task: str = "d") -> dict[str, Any]:
+def logged(row: str, said: list[Answer], *, cites: bool, task: str = "d") -> dict[str, Any]:
     """What a run keeps of answers to ASK, but for the last, which is to WITHOUT."""
     asked = [ASK] * (len(said) - 1) + [WITHOUT]
     pairs = list(zip(asked, said, strict=True))
     return {
         "row": row, "task": task, "answers": [one.answer for one in said],
-        **qa_report.measured(pairs, TEXT, looks=looks),
+        **qa_report.measured(pairs, TEXT, cites=cites),
     }  # fmt: skip
 
 
@@ -253,8 +253,8 @@ def test_a_report_sums_up_by_kind_beside_plain_transformers() -> None:
         answer("x", supported=False, support=0.4),
     ]
     entries = {
-        ("k", PLAIN): logged(PLAIN, plain, looks=False),
-        ("k", "m"): logged("m", mine, looks=True),
+        ("k", PLAIN): logged(PLAIN, plain, cites=False),
+        ("k", "m"): logged("m", mine, cites=True),
     }
     rows = [{"row": name, "scores": {"k": []}} for name in (PLAIN, "m")]
     report: dict[str, Any] = {"rows": rows, "tasks": {"k": "d"}}
@@ -291,7 +291,7 @@ def test_support_thresholds_catch_the_share_they_say() -> None:
     for i, (right, without) in enumerate(zip([0.05, 0.6, 0.7, 0.8, 0.9],
                                              [0.1, 0.1, 0.2, 0.3, 0.95], strict=True)):  # fmt: skip
         said = [answer("nine", support=right), answer("x", support=without)]
-        entries[f"k{i}", "m"] = logged("m", said, looks=True)
+        entries[f"k{i}", "m"] = logged("m", said, cites=True)
     rows: Any = [{"row": "m", "scores": {f"k{i}": [] for i in range(5)}}]
     qa_report.add({"rows": rows, "tasks": {}}, entries)
     at = rows[0]["refusals"]["at"]

@@ -110,8 +110,8 @@ def compressed(reading: TeacherReading, method: str, index: int = 0) -> student.
 def test_the_teacher_is_the_plain_model(
     stretch: int, reader: hf.Reader, reading: TeacherReading, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever stretch of keys is scored at a time: the logits of one forward over everything."""
-    monkeypatch.setattr(teacher, "STRETCH", stretch)
+    """Whatever block of keys is scored at a time: the logits of one forward over everything."""
+    monkeypatch.setattr(teacher, "MOST_SCORES", stretch)
     monkeypatch.setattr(teacher, "LEAST", 7)
     ids = reader.tokenizer.encode(log(8), add_special_tokens=False)
     document, block = ids[:TOKENS], ids[TOKENS : TOKENS + QUERY]
@@ -128,15 +128,15 @@ def test_far_attention_is_what_lies_beyond(reader: hf.Reader, reading: TeacherRe
     block = reader.tokenizer.encode("On day 3 the crew", add_special_tokens=False)
     seen = watch(reader, reading, block, beyond=40, share=0.3)
     (k, _), (prefix, _) = reading.rows[0], reading.prefix[0]
-    look = seen.looks[0]
-    heads, group, count, size = look.queries.shape
-    q = look.queries.reshape(heads, -1, size)
+    target = seen.layers[0]
+    heads, group, count, size = target.queries.shape
+    q = target.queries.reshape(heads, -1, size)
     far = torch.bmm(q, k[:, :-40].mT) / math.sqrt(size)
-    expected = (far.logsumexp(-1).reshape(heads, group, count) - look.total).exp()
-    torch.testing.assert_close(look.far, expected, atol=1e-5, rtol=1e-4)
+    expected = (far.logsumexp(-1).reshape(heads, group, count) - target.total).exp()
+    torch.testing.assert_close(target.far, expected, atol=1e-5, rtol=1e-4)
     document = torch.bmm(q, torch.cat([prefix, k], 1).mT).logsumexp(-1)
-    assert bool((look.total.reshape(heads, -1) >= document / math.sqrt(size) - 1e3).all())
-    score = torch.stack([each.far.mean((0, 1)) for each in seen.looks]).mean(0)
+    assert bool((target.total.reshape(heads, -1) >= document / math.sqrt(size) - 1e3).all())
+    score = torch.stack([each.far.mean((0, 1)) for each in seen.layers]).mean(0)
     left = [i for i in range(count) if i not in seen.mined.tolist()]
     assert float(score[seen.mined].min()) >= float(score[left].max())
 
@@ -145,7 +145,7 @@ def test_far_attention_is_what_lies_beyond(reader: hf.Reader, reading: TeacherRe
 def test_span_masses_in_stretches_are_the_masses(
     stretch: int, reading: TeacherReading, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(teacher, "STRETCH", stretch)
+    monkeypatch.setattr(teacher, "MOST_SCORES", stretch)
     monkeypatch.setattr(teacher, "LEAST", 7)
     k = reading.rows[0][0]
     q = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
@@ -224,7 +224,7 @@ def test_no_position_sees_what_follows_it(
 
 def test_a_later_span_changes_no_loss_of_earlier_ones(reading: TeacherReading) -> None:
     """A document that goes on differently gives the spans before the same targets and scores."""
-    look = teacher.TeacherQueries(
+    target = teacher.TeacherQueries(
         torch.randn(2, 2, 3, 16, generator=torch.Generator().manual_seed(1)),
         torch.full((2, 2, 3), 9.0),
         torch.zeros(2, 2, 3),
@@ -234,7 +234,7 @@ def test_a_later_span_changes_no_loss_of_earlier_ones(reading: TeacherReading) -
     tokens = int(f.bounds[spans])
     k = f.k.clone()
     k[:, tokens:] += 1.0
-    q = look.queries.reshape(2, -1, 16)
+    q = target.queries.reshape(2, -1, 16)
     before, after = span_mass(q, f.k, f.bounds), span_mass(q, k, f.bounds)
     torch.testing.assert_close(before[..., :spans], after[..., :spans])
     assert not torch.allclose(before[..., spans:], after[..., spans:])

@@ -36,10 +36,12 @@ def test_every_question_has_one_sentence_of_the_text() -> None:
     assert len({begins for _, _, begins in ASKED}) == len(ASKED)
 
 
-def test_worth_rises_with_the_share_and_leaves_out_heads_near_chance(reader: hf.Reader) -> None:
+def test_importance_rises_with_the_share_and_leaves_out_heads_near_chance(
+    reader: hf.Reader,
+) -> None:
     made = replace(heads(reader.identity), share=[[0.01, 0.05, 0.051, 0.25], [0.45, 0, 0, 0]])
-    worth = made.worth()
-    assert worth.flatten().tolist() == pytest.approx([0, 0, 0, 0.25, 1, 0, 0, 0])
+    importance = made.importance()
+    assert importance.flatten().tolist() == pytest.approx([0, 0, 0, 0.25, 1, 0, 0, 0])
     assert LEAST > (0.001 / 0.4) ** 2
 
 
@@ -50,7 +52,7 @@ def test_a_model_whose_heads_all_look_everywhere_has_none(reader: hf.Reader) -> 
     path.parent.mkdir(parents=True)
     flat.save(path)
     assert evidence_heads.find(reader.identity) == flat
-    assert evidence_heads.worth_of(reader.identity) is None
+    assert evidence_heads.importance_of(reader.identity) is None
 
 
 def test_measuring_gives_every_head_a_share_and_spares_the_cache(reader: hf.Reader) -> None:
@@ -120,9 +122,9 @@ def test_the_default_model_s_table_ships() -> None:
     body = json.loads(path.read_text())
     assert body["model"] == "smollm2"
     assert all(len(fingerprint) == 32 for fingerprint in body["weights"])
-    worth = evidence_heads._load(path)
-    assert worth is not None
-    table = worth.worth()
+    found = evidence_heads._load(path)
+    assert found is not None
+    table = found.importance()
     assert table.shape == (30, 9)
     assert 0 < int((table > 0).sum()) < 90
     best = table.flatten().topk(4).indices.tolist()

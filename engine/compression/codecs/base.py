@@ -1,4 +1,4 @@
-"""What a codec is: the rows of a span as records, and records as rows again.
+"""The codec protocol: encodes rows of a span as records, and decodes records to rows.
 
 A codec turns the keys and values of a window into *records*, one per span and KV head, and
 records back into rows. It knows nothing of files, devices or which spans are wanted.

@@ -1,4 +1,4 @@
-"""The plainest codec at an honest price: every row as it is, in sixteen bits."""
+"""Keeps every row uncompressed in sixteen bits."""
 
 from __future__ import annotations
 

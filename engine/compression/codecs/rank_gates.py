@@ -1,7 +1,7 @@
 """Rank gates of the published method: how much of each direction of a span's SVD is kept.
 
 A small network reads the spectrum and the mean of a span. `codec.SpanSVD` uses it where a router
-was trained; how it learns is in `train.zoomin`.
+was trained; how it learns is in `lab.train.zoomin`.
 """
 
 from __future__ import annotations

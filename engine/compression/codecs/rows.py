@@ -1,4 +1,4 @@
-"""The honest baselines of the codecs: every row by itself at a few bits, nothing shared."""
+"""Baseline codecs: every row is quantized by itself, with nothing shared between rows."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A trained router: one safetensors file that belongs to one model.
 
-It holds what the training code has learnt and hands it, layer by layer, to the policies that run
-it. The weights in it act while a document is compressed; a store keeps what a question needs.
+It holds what the training code has learnt, layer by layer, for the routers, codecs and bases that
+use it. The weights in it act while a document is compressed; a store keeps what a question needs.
 No training here, and no model.
 """
 

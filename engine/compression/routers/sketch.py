@@ -1,5 +1,4 @@
-"""How a query finds the spans it needs: the device's estimate of their attention mass, and the
-choice of what to zoom under a budget.
+"""Routing by sketched keys: estimates each span's attention mass and chooses what to zoom.
 
 A router keeps a little of every key on the device and turns a query into the log-mass of every
 span; the same estimate is the logit of the summary row of a span that is not zoomed. It fetches
@@ -309,8 +308,8 @@ def choose(
     taken = cost.gather(-1, order.expand_as(cost))
     fits = ((taken.cumsum(-1) <= room[..., None]) | (taken == 0)).all(0)
     if uncovered > 0:
-        drawn = share[:, None] if rows is None else rows
+        row_shares = share[:, None] if rows is None else rows
         rising = order.flip(-1)[:, None]
-        left = drawn.gather(-1, rising.expand_as(drawn)).cumsum(-1).amax(1).flip(-1)
+        left = row_shares.gather(-1, rising.expand_as(row_shares)).cumsum(-1).amax(1).flip(-1)
         fits &= left > uncovered
     return torch.zeros_like(fits).scatter_(-1, order, fits)

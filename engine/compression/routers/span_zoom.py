@@ -1,7 +1,7 @@
-"""The published zoom-in: the same choice as in `sketch`, with what a router has learnt.
+"""The trained router of SeKV: projected span summaries against a threshold per head.
 
-A projection of span summaries with a threshold per head. It runs without the training code; how it
-learns is in `train.zoomin`, and the file it comes from is `router`'s.
+It runs without the training code; `lab.train.zoomin` trains it, and `router_file` reads its
+weights.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rankings made while the document is read: nothing here follows a question.
+"""Static selection: rankings that are made at prefill and follow no question.
 
 The published methods take the last tokens of a prompt that ends in the question as observers.
 A store knows no question, so the observers are the last tokens of each window of the document.

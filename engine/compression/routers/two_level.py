@@ -1,4 +1,4 @@
-"""Spans first, tokens only inside the best: what makes a sketch of very many tokens quick to score.
+"""Two-level routing: spans are scored first, and tokens of the best spans alone.
 
 A span is bounded by a ball in code space: the mean of its tokens' codes in few bits, how far they
 lie from it at most, and how far on average. The first radius bounds every token's score (no needle
@@ -149,12 +149,12 @@ def logmass(
     spans = mass.shape[-1]
     count = min(spans, max(1, math.ceil(levels.refine * spans)))
     total = mass.logsumexp(-1, keepdim=True)
-    worth, most = (
+    mass, most = (
         torch.cat([(x[..., here] - total).amax(1) for here in _pieces(q, spans)], -1)
         for x in (mass, bound)
     )
-    refined = torch.zeros_like(worth, dtype=torch.bool)
-    for rank, few in ((worth, count - count // BY_BOUND), (most, count // BY_BOUND)):
+    refined = torch.zeros_like(mass, dtype=torch.bool)
+    for rank, few in ((mass, count - count // BY_BOUND), (most, count // BY_BOUND)):
         best = rank.masked_fill(refined, NEG_INF).topk(few, -1).indices
         refined.scatter_(-1, best, True)
     bits = needed(params.sketch).bits

@@ -220,7 +220,7 @@ class Run:
                 "depth": item.depth,
                 "store_bytes": stored,
                 **_counted(said, reader.dtype.itemsize),
-                **qa_report.measured(said, text, looks=peer is None),
+                **qa_report.measured(said, text, cites=peer is None),
             }
 
     def _store(self, source: Path, method: str, reader: hf.Reader, *, keep: bool) -> Path:

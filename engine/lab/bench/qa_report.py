@@ -1,4 +1,4 @@
-"""What the answers to natural questions are worth: right words, right passages, right refusals.
+"""Scores of answers to natural questions: right words, right passages, right refusals.
 
 Source: exact match and F1 as SQuAD has them (arXiv 1606.05250); refusals of unanswerable questions
 as in SQuAD 2.0 (arXiv 1806.03822). docs/questions/README.md says what counts as right.
@@ -30,36 +30,36 @@ Values = dict[str, list[float | None]]
 """One value a question by measure, None where a measure does not apply."""
 
 
-def measured(said: Sequence[tuple[Ask, Answer]], text: str, *, looks: bool) -> dict[str, Any]:
+def measured(said: Sequence[tuple[Ask, Answer]], text: str, *, cites: bool) -> dict[str, Any]:
     """What is kept of each answer on one document, JSON values; nothing of other suites' questions.
 
     Args:
-        text: the document's.  looks: whether passages were cited and support was judged.
+        text: the document's.  cites: whether passages were cited and support was judged.
     """
     if not all(ask.kind for ask, _ in said):
         return {}
-    each = [_measured(ask, answer, text, looks=looks) for ask, answer in said]
+    each = [_measured(ask, answer, text, cites=cites) for ask, answer in said]
     return {
         "questions": [ask.id for ask, _ in said],
         "kinds": [ask.kind for ask, _ in said],
         "measures": {name: [one[name] for one in each] for name in each[0]},
-        "support": [answer.support if looks else None for _, answer in said],
+        "support": [answer.support if cites else None for _, answer in said],
         "citations": [[[c.start, c.end] for c in answer.citations] for _, answer in said],
     }
 
 
-def _measured(ask: Ask, answer: Answer, text: str, *, looks: bool) -> dict[str, float | None]:
+def _measured(ask: Ask, answer: Answer, text: str, *, cites: bool) -> dict[str, float | None]:
     given: dict[str, float | None] = dict.fromkeys(
         ("contains", "exact", "f1", "evidence_1", "evidence_3", "kept")
     )
-    given["refused"] = float(not answer.supported) if looks else None
+    given["refused"] = float(not answer.supported) if cites else None
     if not ask.answers:
         return given
     right = contains(answer.answer, ask.answers)
     given["contains"] = right
     given["exact"] = exact_match(answer.answer, ask.answers)
     given["f1"] = qa_f1(answer.answer, ask.answers, ())
-    if looks:
+    if cites:
         given["kept"] = right * answer.supported
         place = find(text, ask.evidence)
         overlaps = [place and c.start < place[1] and c.end > place[0] for c in answer.citations]

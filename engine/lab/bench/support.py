@@ -69,7 +69,7 @@ class SupportRow:
 
 
 @dataclass
-class _Looks:
+class _EvidenceProbe:
     """A probe that feeds `Evidence` what a memory's steps would: the attention of one forward.
 
     first: position of the excerpt's first token.
@@ -175,14 +175,14 @@ def _answers(
     entry = SourceEntry("excerpt", "text", "", len(text))
     book = DocumentText((entry,), (text,), *columns)
     ids = [*reader.prompt.prefix, *map(int, tokens.ids)]
-    worth = ensure(reader).worth()
+    importance = ensure(reader).importance()
     cache = DynamicCache(config=reader.model.config)
     for start in range(0, len(ids), CHUNK):
         _forward(reader, ids[start : start + CHUNK], start, cache)
     for question in questions:
-        evidence = Evidence(torch.from_numpy(tokens.ids).long(), worth)
-        looks = _Looks(evidence, len(reader.prompt.prefix))
-        said, read = _say(reader, question.text, len(ids), cache, looks, setting.answer)
+        evidence = Evidence(torch.from_numpy(tokens.ids).long(), importance)
+        probe = _EvidenceProbe(evidence, len(reader.prompt.prefix))
+        said, read = _say(reader, question.text, len(ids), cache, probe, setting.answer)
         cache.crop(-read)
         cited = book.citations(evidence.weight, book.rare(stems(f"{question.text} {said}")))
         signals = Signals.of(book, question.text, said, cited, evidence)
@@ -205,7 +205,12 @@ def _answers(
 
 
 def _say(
-    reader: Reader, question: str, position: int, cache: DynamicCache, looks: _Looks, most: int
+    reader: Reader,
+    question: str,
+    position: int,
+    cache: DynamicCache,
+    probe: _EvidenceProbe,
+    most: int,
 ) -> tuple[str, int]:
     """The greedy answer, and the tokens that were put into the cache."""
     own = reader.model.generation_config.eos_token_id
@@ -214,12 +219,12 @@ def _say(
     said: list[int] = []
     read = 0
     while len(said) < most and not (said and said[-1] in ends):
-        looks.rows = len(piece)
-        row = _forward(reader, piece, position + read, cache, looks)
+        probe.rows = len(piece)
+        row = _forward(reader, piece, position + read, cache, probe)
         read += len(piece)
         token = int(reader.model.get_output_embeddings()(row)[0].argmax())
         said.append(token)
-        looks.evidence.said(token)
+        probe.evidence.said(token)
         piece = [token]
     text = reader.tokenizer.decode([token for token in said if token not in ends])
     for mark in reader.prompt.stops:

@@ -1,4 +1,4 @@
-"""Which heads look at an answer while it is said, and what compression costs each layer.
+"""Measures retrieval heads of a model, and what compression costs each layer.
 
 Needles are hidden in ordinary text, the model reads it with a question behind and is made to say
 the needle; nothing is trained and no evaluation text is read. The result is
@@ -59,7 +59,7 @@ class Needle:
 
 @dataclass
 class Scores:
-    """The probe of the first look: how much each head looks at the needle. score: [L, H]."""
+    """Measures how much attention each head gives to the needle. score: [L, H]."""
 
     score: Tensor
     needle: Needle
@@ -72,7 +72,7 @@ class Scores:
 
 @dataclass
 class Errors:
-    """The probe of the second look: what is lost when a layer has `rows` tokens. error: [L]."""
+    """Measures what is lost when a layer has `rows` tokens. error: [L]."""
 
     error: Tensor
     needle: Needle

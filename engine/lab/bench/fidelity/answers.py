@@ -117,7 +117,7 @@ def counted(
     report: IngestReport,
     itemsize: int,
 ) -> dict[str, Any]:
-    """What one document's answers are worth, JSON values with one number per question.
+    """Scores of one document's answers, JSON values with one number per question.
 
     same: word for word the full cache's. right: the answer or an alias is said. Also the share of
     next tokens that agree, KL(full || mine) in nats, and bytes over 16-bit keys and values.

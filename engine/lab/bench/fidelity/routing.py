@@ -1,4 +1,4 @@
-"""Do routers find what attention looks at? Recall of the true mass, head by head.
+"""Do routers find what attention weighs most? Recall of the true mass, head by head.
 
 Every router keeps its own few bytes per token and ranks the same document's spans for the same
 queries. Beside the mass found stands what an oracle finds that knows the true mass.
@@ -72,7 +72,7 @@ def contenders() -> dict[str, Contender]:
 
 
 def levels() -> dict[str, Contender]:
-    """The default router as it is, and as it looks where a view is very long."""
+    """The default router as it is, and as it scores where a view is very long."""
     plain = Contender(METHODS["sekv"], weighted=True)
     shares = (0.125, 0.25, 0.5)
     return {
@@ -137,19 +137,19 @@ class Routing:
         full = sum(2 * (k.numel() + v.numel()) for k, v in subject.rows)
         cells.bytes_share.append(kept / full)
         for asked in subject.asked:
-            looks = [
-                _Look.of(recipe, layer, subject, asked, spans, *built[layer])
+            ranked = [
+                _RankedQuery.of(recipe, layer, subject, asked, spans, *built[layer])
                 for layer in range(len(subject.rows))
             ]
             for p in SHARES:
-                for into, ranks in ((cells.found, "worth"), (cells.best, "truth")):
-                    into[p].append(torch.cat([look.found(p, ranks) for look in looks]))
+                for into, ranks in ((cells.found, "scores"), (cells.best, "truth")):
+                    into[p].append(torch.cat([each.found(p, ranks) for each in ranked]))
             for c in COVERAGES:
-                cells.covered[c].append(torch.stack([look.covered(c) for look in looks]).mean(0))
-            cells.error.append(torch.cat([look.error() for look in looks]))
+                cells.covered[c].append(torch.stack([each.covered(c) for each in ranked]).mean(0))
+            cells.error.append(torch.cat([each.error() for each in ranked]))
             cells.of.append(self._documents)
             if asked.value:
-                cells.rank.append(torch.cat([look.rank(asked.value) for look in looks]))
+                cells.rank.append(torch.cat([each.rank(asked.value) for each in ranked]))
                 cells.of_rank.append(self._documents)
 
     def report(self) -> dict[str, Any]:
@@ -202,12 +202,12 @@ class Routing:
 
 
 @dataclass(frozen=True)
-class _Look:
+class _RankedQuery:
     """One question in one layer. estimate, truth: shares of all attention, [Hkv, R, S], zero for
-    spans that are always exact. worth: the estimate as spans are ranked by it."""
+    spans that are always exact. scores: the estimate as spans are ranked by it."""
 
     estimate: Tensor
-    worth: Tensor
+    scores: Tensor
     truth: Tensor
     bounds: Tensor
 
@@ -221,7 +221,7 @@ class _Look:
         spans: Spans,
         tables: SpanTables,
         params: LayerParams,
-    ) -> _Look:
+    ) -> _RankedQuery:
         q = asked.queries[layer]
         scores = scores_of(q, subject.rows[layer][0])
         true = span_logsumexp(scores, spans.bounds)
@@ -272,7 +272,7 @@ class _Look:
             int(torch.searchsorted(self.bounds, at, right=True)) - 1
             for at in (value.start, value.stop - 1)
         )
-        share = self.worth.amax(1)
+        share = self.scores.amax(1)
         best = share[:, first : last + 1].amax(-1, keepdim=True)
         return (share > best).sum(-1) + 1
 

@@ -83,20 +83,20 @@ class Together:
         return rows.reshape(rows.shape[1], self.heads, -1).transpose(0, 1)
 
     def _weighed(self, v: Tensor, given: Known) -> Known:
-        """What an error is worth differs between heads that now share a basis, so it goes into the
-        metrics: of keys that of the queries, of values a number per head."""
+        """How much an error weighs differs between heads that now share a basis, so it goes into
+        the metrics: of keys that of the queries, of values a number per head."""
         if given is None:
             return None
         heads, _, size = v.shape
         # The errors of a score and of a value are shares: of D components, of a head's spread.
-        queries = given.moment * given.score_worth[:, None, None] * heads
-        worth = given.value_worth / v.float().var(1, correction=0).sum(-1).clamp_min(1e-30)
+        queries = given.moment * given.score_weight[:, None, None] * heads
+        weight = given.value_weight / v.float().var(1, correction=0).sum(-1).clamp_min(1e-30)
         blocks = torch.eye(heads)[:, None, :, None] * queries[:, :, None]
         return QueryMoments(
             moment=blocks.reshape(1, heads * size, heads * size),
-            score_worth=torch.ones(1),
-            value_worth=given.value_worth.sum()[None],
-            outputs=worth.repeat_interleave(size).diag()[None],
+            score_weight=torch.ones(1),
+            value_weight=given.value_weight.sum()[None],
+            outputs=weight.repeat_interleave(size).diag()[None],
         )
 
 

@@ -1,4 +1,4 @@
-"""What the laboratory looks at: a window's real keys and values, and who asks for them.
+"""The data of the laboratory: real keys and values of a window, and queries of real questions.
 
 Queries are those of real questions and of the answers that the full cache gives to them, taken
 by the model's own forward behind the window.

@@ -1,6 +1,6 @@
 """Does a trained router find what the untrained one of the same device bytes misses?
 
-Held-out documents, the policies as `ask` runs them, and the reader's true attention. No training.
+Held-out documents, the routers as `ask` runs them, and the reader's true attention. No training.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def found(
             for layer, pair in enumerate(zip(untrained, same, strict=True)):
                 ranks = dict(zip(("untrained", "trained"), pair, strict=True))
                 for block in blocks:
-                    row = _shares(ranks, block.looks[layer], block.mined)
+                    row = _shares(ranks, block.layers[layer], block.mined)
                     table = sums.setdefault(method, dict.fromkeys(row, 0.0))
                     for name, value in row.items():
                         table[name] += value
@@ -136,9 +136,9 @@ class _Ranks:
         tables = made.device.tables.pick(rows, compressed)
         return cls(recipe, tables, params, k[:, rows], view, reading.tokens)
 
-    def scores(self, look: TeacherQueries, mined: Tensor) -> Tensor:
+    def scores(self, target: TeacherQueries, mined: Tensor) -> Tensor:
         """[Hkv, M, S], higher first, of the mined positions."""
-        q = look.queries[:, :, mined].cpu()
+        q = target.queries[:, :, mined].cpu()
         router, bounds = self.recipe.router, self.view.bounds
         heads, group, count, size = q.shape
         if router.gated:
@@ -146,20 +146,20 @@ class _Ranks:
             found = [router.zoom_scores(each, self.tables, self.params, bounds) for each in by_row]
             return torch.stack(found, 1)
         mass = router.logmass(q.reshape(heads, -1, size), self.tables, self.params, bounds)
-        total = look.total[:, :, mined].cpu()
+        total = target.total[:, :, mined].cpu()
         return (mass.reshape(heads, group, count, -1) - total[..., None]).amax(1)
 
 
-def _shares(ranks: dict[str, _Ranks], look: TeacherQueries, mined: Tensor) -> dict[str, float]:
+def _shares(ranks: dict[str, _Ranks], target: TeacherQueries, mined: Tensor) -> dict[str, float]:
     """The attention that each ranking finds, that the true mass would, and all of it, added up."""
     first = ranks["trained"]
-    q = look.queries[:, :, mined].cpu()
+    q = target.queries[:, :, mined].cpu()
     heads, group, count, size = q.shape
     mass = span_mass(q.reshape(heads, -1, size), first.k, first.view.bounds)
     mass = mass.reshape(heads, group, count, -1)
-    weight = mass - look.total[:, :, mined].cpu()[..., None]
+    weight = mass - target.total[:, :, mined].cpu()[..., None]
     share = weight.exp().sum(1)
-    scores = {name: rank.scores(look, mined) for name, rank in ranks.items()}
+    scores = {name: rank.scores(target, mined) for name, rank in ranks.items()}
     scores["oracle"] = weight.amax(1)
     room = ZOOMED * first.tokens
     out = {"all": float(share.sum())}

@@ -1,9 +1,9 @@
-"""What is learnt: the two forms of the router as modules.
+"""The two forms of a trained router as torch modules.
 
 `SpanForm` is the published one (W, tau and the rank gates g_phi) and learns by gradients: how far
 it is from what it should be is in `student`. `SketchForm` are bases of keys and values that belong
-to the model, and learns in closed form. Each gives, layer by layer, the tensors that policies are
-given while a document is compressed.
+to the model, and learns in closed form. Each gives, layer by layer, the tensors that a
+router takes while a document is compressed.
 """
 
 from __future__ import annotations

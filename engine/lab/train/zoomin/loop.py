@@ -201,8 +201,8 @@ def document_length(progress: float, longest: int) -> int:
 def _moments(reading: TeacherReading, blocks: list[TeacherBlock]) -> Iterator[Moments]:
     """What one document shows of each layer: its keys and values, and the queries that look far."""
     for layer, (k, v) in enumerate(reading.rows):
-        looks = [(block.looks[layer].queries, block.mined) for block in blocks]
-        q = torch.cat([x[:, :, mined.to(x.device)].flatten(1, 2) for x, mined in looks], 1)
+        queries = [(block.layers[layer].queries, block.mined) for block in blocks]
+        q = torch.cat([x[:, :, mined.to(x.device)].flatten(1, 2) for x, mined in queries], 1)
         body = slice(min(SINKS, k.shape[1] - 1), None)
         yield Moments.of(q, k[:, body].float(), v[:, body].float())
 
@@ -347,8 +347,8 @@ class _Trainer:
         """Every loss of a block by name, unweighed."""
         device = self.accelerator.device
         gathered: dict[str, list[Tensor]] = {}
-        for layer, look in zip(layers, block.looks, strict=True):
-            for kind, value in layer.losses(look, block.mined).items():
+        for layer, target in zip(layers, block.layers, strict=True):
+            for kind, value in layer.losses(target, block.mined).items():
                 gathered.setdefault(kind, []).append(value.to(device))
         if self.options.weights.distil:
             with self.accelerator.autocast():

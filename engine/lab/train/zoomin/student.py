@@ -158,9 +158,9 @@ class SpanLayer:
             out = out.index_copy(1, index, flat)
         return out
 
-    def losses(self, look: TeacherQueries, mined: Tensor) -> dict[str, Tensor]:
+    def losses(self, target: TeacherQueries, mined: Tensor) -> dict[str, Tensor]:
         f = self.document
-        q = look.queries[:, :, mined.to(f.k.device)]
+        q = target.queries[:, :, mined.to(f.k.device)]
         heads, _, _, size = q.shape
         w = self.form.zoom(self.layer).w.to(f.k)
         scores = zoom_logits(q, f.summary_k, w, f.lengths)

@@ -1,7 +1,7 @@
-"""What a frozen reader looks at when it sees everything: the targets a router learns from.
+"""Full attention of a frozen reader over a document: the targets a router learns from.
 
 A document is read as `ingest` reads it; a block of further tokens then attends to all of it, one
-stretch of keys after another, so that no more than one stretch of scores is ever held. All spans
+block of keys after another, so that no more than one block of scores is ever held. All spans
 lie before the block: no position sees what follows it.
 """
 
@@ -26,11 +26,11 @@ from engine.compression.scores import NEG_INF, group_queries, span_logsumexp
 if TYPE_CHECKING:
     from engine.models.hf import Reader
 
-STRETCH = 2**22
+MOST_SCORES = 2**22
 """Scores of one KV head that are held at once."""
 
 LEAST = 256
-"""Keys of a stretch at least."""
+"""Keys of a block at least."""
 
 
 @dataclass(frozen=True)
@@ -73,25 +73,25 @@ class TeacherQueries:
 
 @dataclass(frozen=True)
 class TeacherBlock:
-    """A block under the teacher. looks: per layer. logp: [Q, V] log-probabilities.
+    """A block under the teacher. layers: its queries in each. logp: [Q, V] log-probabilities.
 
     mined: int64 [M], the positions that look far back most.
     """
 
     ids: list[int]
-    looks: list[TeacherQueries]
+    layers: list[TeacherQueries]
     logp: Tensor
     mined: Tensor
 
 
 @dataclass
-class _Witness:
-    """A layer's document that answers in full and remembers the queries."""
+class _FullAttention:
+    """Full attention over a document in one layer, which records the queries."""
 
     rows: tuple[Tensor, Tensor]
     prefix: tuple[Tensor, Tensor]
     beyond: int
-    look: list[TeacherQueries] = field(default_factory=list)
+    recorded: list[TeacherQueries] = field(default_factory=list)
 
     def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor | None) -> Tensor:
         k, v = self.rows
@@ -109,7 +109,7 @@ class _Witness:
         out = torch.zeros_like(grouped)
         for logits, values in parts:
             out += torch.bmm(torch.exp(logits - total[..., None]), values.float())
-        step = max(LEAST, STRETCH // grouped.shape[1])
+        step = max(LEAST, MOST_SCORES // grouped.shape[1])
         edges = sorted({*range(0, tokens, step), max(0, tokens - self.beyond), tokens})
         for first, last in pairwise(edges):
             scores = torch.bmm(grouped, k[:, first:last].float().mT) * scale
@@ -121,7 +121,7 @@ class _Witness:
             if last <= tokens - self.beyond:
                 far = torch.logaddexp(far, mass)
         shape = (heads, -1, rows)
-        self.look.append(
+        self.recorded.append(
             TeacherQueries(
                 grouped.reshape(*shape, size),
                 total.reshape(shape),
@@ -134,7 +134,7 @@ class _Witness:
 def read(
     reader: Reader, document: list[int], *, ask: bool = False, chunk: int = 1024
 ) -> TeacherReading:
-    """Read a document as ingest does; `ask` lets it ask itself too."""
+    """Read a document as ingest does; `ask` measures its query statistics too."""
     prefix = reader.prefix()
     observe = Observe(spread=SPREAD if ask else 0)
     chunks = list(reader.read_window(document, prefix, chunk, [], observe))
@@ -162,15 +162,15 @@ def watch(
     Args:
         beyond: tokens behind which attention counts as far.  share: of positions to mine.
     """
-    witnesses = [
-        _Witness(rows, prefix, beyond)
+    memories = [
+        _FullAttention(rows, prefix, beyond)
         for rows, prefix in zip(reading.rows, reading.prefix, strict=True)
     ]
-    logp = forward(reader, reading, ids, witnesses).float().log_softmax(-1)
-    looks = [witness.look[0] for witness in witnesses]
-    far = torch.stack([look.far.mean((0, 1)).cpu() for look in looks]).mean(0)
+    logp = forward(reader, reading, ids, memories).float().log_softmax(-1)
+    queries = [memory.recorded[0] for memory in memories]
+    far = torch.stack([each.far.mean((0, 1)).cpu() for each in queries]).mean(0)
     mined = far.topk(max(1, round(share * len(ids)))).indices.sort().values
-    return TeacherBlock(ids, looks, logp, mined)
+    return TeacherBlock(ids, queries, logp, mined)
 
 
 def forward(
@@ -189,7 +189,7 @@ def forward(
 
 
 def span_mass(q: Tensor, k: Tensor, bounds: Tensor) -> Tensor:
-    """True log-mass of spans, in stretches of keys.
+    """True log-mass of spans, in blocks of keys.
 
     Args:
         q: [Hkv, R, D].  k: [Hkv, n, D] of the spans' tokens.  bounds: [S + 1] their places.
@@ -198,7 +198,7 @@ def span_mass(q: Tensor, k: Tensor, bounds: Tensor) -> Tensor:
     """
     scale = 1 / math.sqrt(q.shape[-1])
     out = [q.new_zeros(*q.shape[:2], 0)]
-    for first, last in blocks_of_spans(bounds, max(LEAST, STRETCH // q.shape[1])):
+    for first, last in blocks_of_spans(bounds, max(LEAST, MOST_SCORES // q.shape[1])):
         start, end = int(bounds[first]), int(bounds[last])
         scores = torch.bmm(q, k[:, start:end].float().mT) * scale
         out.append(span_logsumexp(scores, bounds[first : last + 1] - start))

@@ -1,4 +1,4 @@
-"""Documents to learn from: stretches of a folder's texts, and what a reader reads after them.
+"""Documents to learn from: excerpts of a folder's texts, and what a reader reads after them.
 
 Every document is a function of the seed and the step, so that a resumed run meets the same ones.
 What is held out, whole texts or the last tenth of every one, is never trained on.
