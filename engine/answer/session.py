@@ -82,7 +82,7 @@ class Session:
         self._model_s = time.perf_counter() - at
         at = time.perf_counter()
         self._take(options)
-        self._check_widening(options)
+        self._check_retry(options)
         self.ids = _known_ids(document["ids"], self.reader, store)
         self.book = DocumentText.of(self.store, document)
         windows = [(window.start, window.end) for window in manifest.windows]
@@ -91,7 +91,7 @@ class Session:
         self._heads = evidence_heads.importance_of(self.reader.identity)
         self._trace = Trace()
         self._answer: Answer | None = None
-        self._widening: Retry | None = None
+        self._retry: Retry | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -129,7 +129,7 @@ class Session:
             BudgetError: a bad option; everything stays as it was.
         """
         limits.check_options(options, measuring=True)
-        self._check_widening(options)
+        self._check_retry(options)
         now = self.options
         if (options.budget, options.coverage, options.full) != (now.budget, now.coverage, now.full):
             self._take(options)
@@ -157,21 +157,21 @@ class Session:
         """
         limits.check_question(question, turns)
         started = time.perf_counter()
-        asked = self._prepare(question, turns, stop)
+        prepared = self._prepare(question, turns, stop)
         trace, evidence = Trace(), Evidence(self.ids, self._heads)
         self._trace, self._answer = trace, None
         speaker = Speaker(self.reader, evidence, trace, on_text, stop, self.options.stop)
-        retrieved = self._retrieve(_told(question, turns), asked.prompt, stop)
+        retrieved = self._retrieve(_told(question, turns), prepared.prompt, stop)
         if self.options.widen > 1:
-            self._widening = Retry(self.memory.shared, self.options.widen, self.options.coverage)
+            self._retry = Retry(self.memory.shared, self.options.widen, self.options.coverage)
         cache = self._cache()
         try:
-            self._generate(cache, asked, speaker)
+            self._generate(cache, prepared, speaker)
         finally:
             self.memory.shared.watchers.clear()
         speaker.finish()
         done = time.perf_counter()
-        citations, support, supported = self._judge(question, speaker, asked.most)
+        citations, support, supported = self._judge(question, speaker, prepared.most)
         self._answer = Answer(
             question=question,
             answer=speaker.answer,
@@ -182,7 +182,7 @@ class Session:
             usage=Usage(
                 self.store.manifest.tokens,
                 self.memory.shared.recomputed_tokens,
-                len(asked.prompt),
+                len(prepared.prompt),
                 len(speaker.tokens),
             ),
             memory=self._memory_use(),
@@ -190,9 +190,9 @@ class Session:
             retrieval=self._windows_read(retrieved),
             stats=self._stats(retrieved, cache)
             | {
-                "turns_read": asked.turns,
+                "turns_read": prepared.turns,
                 "turns_folded": self.past.shown,
-                "cut_short": speaker.cut_short(asked.most),
+                "cut_short": speaker.cut_short(prepared.most),
                 "first_text_s": (speaker.shown or done) - started,
             },
         )
@@ -200,7 +200,9 @@ class Session:
 
     # -- steps ---------------------------------------------------------------------
 
-    def _prepare(self, question: str, turns: Sequence[Turn], stop: Stop | None) -> _Asked:
+    def _prepare(
+        self, question: str, turns: Sequence[Turn], stop: Stop | None
+    ) -> _PreparedQuestion:
         """Bring back the turns before a question and reset what is counted per question.
 
         Raises:
@@ -210,7 +212,7 @@ class Session:
         old, latest = self._split(turns)
         shared = self.memory.shared
         shared.reserved = 0
-        self._widening = None
+        self._retry = None
         self.past.recall(old if self.past.compresses else (), stop)
         prompt = self._prompt(question, latest)
         left = self.reader.max_positions - self.past.length
@@ -225,7 +227,7 @@ class Session:
         shared.coverage = Coverage()
         shared.estimates = self.options.trace
         most = min(self.options.max_new_tokens, left - len(prompt))
-        return _Asked(prompt, most, len(latest))
+        return _PreparedQuestion(prompt, most, len(latest))
 
     def _take(self, options: AskOptions) -> None:
         """Open the memory under these options; what was compressed under others is forgotten."""
@@ -245,7 +247,7 @@ class Session:
         self.memory = memory
         self.past = Conversation(self.reader, memory, self._retrieve)
 
-    def _check_widening(self, options: AskOptions) -> None:
+    def _check_retry(self, options: AskOptions) -> None:
         """Refuse to do steps again where a method keeps what a step did."""
         recipe = self.memory.layers[0].recipe
         if options.widen > 1 and (recipe.output is not None or not can_retry(recipe.selector)):
@@ -292,7 +294,7 @@ class Session:
 
     def _cache(self) -> seam.MemoryCache:
         cache = self.past.cache()
-        cache.widening = self._widening
+        cache.retry = self._retry
         return cache
 
     def _retrieve(
@@ -336,11 +338,13 @@ class Session:
             found.append(WindowRead(window, page, lexical, attention))
         return tuple(found)
 
-    def _generate(self, cache: seam.MemoryCache, asked: _Asked, speaker: Speaker) -> None:
+    def _generate(
+        self, cache: seam.MemoryCache, prepared: _PreparedQuestion, speaker: Speaker
+    ) -> None:
         """Read the prompt and say up to `most` tokens."""
         options = self.options
         # Evidence and trace are of the last chunk, which holds all of a question that fits in one.
-        rest = chunked.read_ahead(self.reader.model, asked.prompt, cache, speaker.stop)
+        rest = chunked.read_ahead(self.reader.model, prepared.prompt, cache, speaker.stop)
         watchers: list[Watcher] = [speaker.evidence]
         self.memory.shared.watchers[:] = [*watchers, speaker.trace] if options.trace else watchers
         sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None}
@@ -358,7 +362,7 @@ class Session:
                 ids,
                 attention_mask=torch.ones(1, cache.get_seq_length() + len(rest)).to(ids),
                 past_key_values=cache,
-                max_new_tokens=asked.most,
+                max_new_tokens=prepared.most,
                 top_k=None,
                 pad_token_id=self.reader.tokenizer.pad_token_id or 0,
                 **speaker.controls(),
@@ -427,7 +431,7 @@ class Session:
             "read_host_bytes": self.store.host_bytes_read,
             "estimated_coverage": round(shared.coverage.mean, 4),
             "least_coverage": round(shared.coverage.least, 4),
-            "widened_steps": self._widening.steps if self._widening else 0,
+            "widened_steps": self._retry.steps if self._retry else 0,
             "reuse_rate": reused / max(1, reused + fetched),
             "answer_kv_bytes": cache.peak_live_bytes,
         }
@@ -441,7 +445,7 @@ def _told(question: str, turns: Sequence[Turn]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _PreparedQuestion:
     """A question ready to be read. prompt: its token ids. most: tokens that its answer may have.
     turns: earlier ones that are read with it."""
 

@@ -133,7 +133,7 @@ class SpanIndex:
 
     @cached_property
     def space(self) -> SpanValues | None:
-        """How values of few bits are turned back; None of those in sixteen."""
+        """How values of few bits are projected back; None of those in sixteen."""
         if self.values is None:
             return None
         return SpanValues(needed(self.params.summaries), self.values.layout)

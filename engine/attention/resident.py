@@ -351,8 +351,8 @@ class ResidentSpans:
         parts = [pinned]
         if codes is not None:
             assert self.space is not None
-            turned, beside = self.space.query(q)
-            parts.insert(0, codes.scores(0, turned).add_(beside))
+            projected, beside = self.space.query(q)
+            parts.insert(0, codes.scores(0, projected).add_(beside))
         if self.room.exact:
             parts.append(row_scores(q, self.k[:, self.pinned :]))
         found = torch.cat(parts, -1) if len(parts) > 1 else pinned

@@ -131,7 +131,7 @@ class MemoryCache(Cache):
     """The cache of one question: shares the document memory, owns the live rows.
 
     transcript: the same rows as text. answer: what of them is compressed, where the method does so.
-    widening: what to do with unsure steps, if anything.
+    retry: what to do with unsure steps, if anything.
     """
 
     def __init__(
@@ -140,9 +140,9 @@ class MemoryCache(Cache):
         length: int,
         shared: Shared,
         text: Callable[[list[int]], str] = lambda ids: "",
-        widening: Retry | None = None,
+        retry: Retry | None = None,
     ):
-        self.transcript, self.widening = Transcript(text), widening
+        self.transcript, self.retry = Transcript(text), retry
         rule = memories[0].recipe.output if isinstance(memories[0], LayerMemory) else None
         self.answer = None if rule is None else LongAnswer(rule, self.transcript, len(memories))
         self.peak_live_bytes = self._begun = 0
@@ -166,13 +166,13 @@ class MemoryCache(Cache):
 
     def begin(self) -> None:
         """A step begins that may be taken back."""
-        assert self.widening is not None
-        self.widening.begin()
+        assert self.retry is not None
+        self.retry.begin()
         first = self.layers[0]
         assert isinstance(first, LiveLayer)
         self._begun = first.live
 
-    def take_back(self) -> None:
+    def rollback(self) -> None:
         """Forget the live rows of the step."""
         for layer in self.layers:
             assert isinstance(layer, LiveLayer)
@@ -205,14 +205,14 @@ def attach(model: PreTrainedModel) -> None:
             if ids is not None and len(ids) != 1:
                 raise ReaderError("a document memory answers one sequence at a time (no beams)")
             kwargs = {**kwargs, "sekv": cache}
-            if cache.widening is not None and cache.widening.again:
+            if cache.retry is not None and cache.retry.again:
                 return args, kwargs  # all else was noted at the first try
             places = kwargs.get("position_ids")
             if places is not None:  # else the model takes them from the cache: behind the document
                 cache.note_places(places)
             if ids is not None:
                 cache.note_tokens(ids[0])
-            if cache.widening is not None:
+            if cache.retry is not None:
                 cache.begin()
         return args, kwargs
 
@@ -225,13 +225,13 @@ def attach(model: PreTrainedModel) -> None:
                     f"{type(model).__name__} does not call the registered attention in layers "
                     f"{missed}: the memory would be silently bypassed"
                 )
-            widening = cache.widening
-            if widening is not None and not widening.again:
-                if widening.unsure(output.logits[0, -1]):
-                    with widening.wider():
-                        cache.take_back()
+            retry = cache.retry
+            if retry is not None and not retry.again:
+                if retry.unsure(output.logits[0, -1]):
+                    with retry.wider():
+                        cache.rollback()
                         output = model(*args, **kwargs)
-                widening.commit()
+                retry.commit()
             cache.commit()
         return output
 

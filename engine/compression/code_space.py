@@ -2,7 +2,8 @@
 back through it once.
 
 A coded key is k = mean + B c with c = (code + centre) * step, so that q.k is q.mean + (B'q * step)
-.(code + centre); a sum of coded values is that of their codes, turned back by the same few numbers.
+.(code + centre); a sum of coded values is that of their codes, projected back by the same
+numbers.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class CodeSpace:
         mean, basis = self.keys.unpacked()
         q = q / math.sqrt(q.shape[-1])
         lowered, middle = self._of_keys
-        turned = torch.bmm(q, widened(basis, self.layout.components))
-        return turned * lowered, torch.bmm(q, mean[:, :, None]) + torch.bmm(turned, middle)
+        projected = torch.bmm(q, widened(basis, self.layout.components))
+        return projected * lowered, torch.bmm(q, mean[:, :, None]) + torch.bmm(projected, middle)
 
     @cached_property
     def _of_keys(self) -> tuple[Tensor, Tensor]:

@@ -124,7 +124,7 @@ class Basis:
         return cls(mean.half(), whole, scale)
 
     @classmethod
-    def borrowed(cls, mean: Tensor, basis: ModelBasis, order: Tensor) -> Basis:
+    def of_model(cls, mean: Tensor, basis: ModelBasis, order: Tensor) -> Basis:
         """The model's columns in a document's order; see `ModelBasis.in_order`."""
         basis = basis.in_order(order)
         return cls(mean, basis.columns, basis.scale, order.to(torch.int16), from_model=True)

@@ -16,5 +16,5 @@ def apply_rope(rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def invert_rope(rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """What `apply_rope` turned; tables may be scaled alike, as YaRN's are."""
+    """What `apply_rope` rotated; tables may be scaled alike, as YaRN's are."""
     return apply_rope(rows, cos, -sin) / (cos.square() + sin.square())

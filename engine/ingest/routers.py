@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def routed(
-    recipe: Method, asked: str, folder: Path, reader: Reader, progress: Progress
+    recipe: Method, requested: str, folder: Path, reader: Reader, progress: Progress
 ) -> tuple[Method, list[Any]]:
     """The recipe with its trained router, if there is one, and what that knows of each layer.
 
@@ -26,13 +26,13 @@ def routed(
     """
     from engine.compression.routers import router_file
 
-    trained, remark = router_file.find(asked, folder, reader.identity)
+    trained, remark = router_file.find(requested, folder, reader.identity)
     if remark:
         progress.note(remark)
-    if trained is None or not (asked or trained.pays(recipe.router)):
+    if trained is None or not (requested or trained.pays(recipe.router)):
         return recipe, []
-    if asked:
-        check_use(trained, recipe, asked)
+    if requested:
+        check_use(trained, recipe, requested)
     found = with_router(recipe, trained)
     return (recipe, []) if found == recipe else (found, trained.layers)
 
@@ -44,7 +44,7 @@ def check_use(trained: TrainedRouter, recipe: Method, file: str) -> None:
 
 
 def learnt_before(
-    target: Path, recipe: Method, shared: Any, asked: str, folder: Path, reader: Reader
+    target: Path, recipe: Method, shared: Any, requested: str, folder: Path, reader: Reader
 ) -> list[Any]:
     """What the router that a store was made with knows of each layer; empty if it had none, or
     the store keeps what it needs of it.
@@ -56,12 +56,14 @@ def learnt_before(
     from engine.compression.stored_layers import by_layer, lacks_bases
 
     used = recipe.trained_by
-    if not used and asked not in ("", router_file.NONE):
+    if not used and requested not in ("", router_file.NONE):
         raise RouterError(f"{target} is routed without training; --router cannot change that")
     acts = bool(recipe.router.weights)
-    if not used or not (asked or acts or any(map(lacks_bases, by_layer(shared, reader.layers)))):
+    if not used or not (
+        requested or acts or any(map(lacks_bases, by_layer(shared, reader.layers)))
+    ):
         return []
-    trained, _ = router_file.find(asked, folder, reader.identity)
+    trained, _ = router_file.find(requested, folder, reader.identity)
     if trained is None or trained.fingerprint != used:
         raise RouterError(
             f"{target} was made with the router {used[:8]}; name that file with --router"

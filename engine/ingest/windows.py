@@ -26,7 +26,7 @@ class Windows:
         return len(self.bounds) - 1
 
 
-def longest_window(config: Any, asked: int, reads_well: int) -> int:
+def longest_window(config: Any, requested: int, reads_well: int) -> int:
     """Document tokens per context: what was asked, what the reader reads well, or what fits.
 
     Raises:
@@ -34,11 +34,12 @@ def longest_window(config: Any, asked: int, reads_well: int) -> int:
     """
     room = min(ROOM, config.max_position_embeddings // 4)
     most = int(config.max_position_embeddings - room)
-    if asked < 0 or asked > most:
+    if requested < 0 or requested > most:
         raise BudgetError(
-            f"--window {asked}: this model holds at most {most} document tokens beside a question"
+            f"--window {requested}: this model holds at most {most} document tokens beside a "
+            "question"
         )
-    return asked or min(most, reads_well or most)
+    return requested or min(most, reads_well or most)
 
 
 def cut_windows(document: Document, tokens: Tokens, most: int) -> Windows:

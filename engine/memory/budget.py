@@ -51,12 +51,12 @@ def caps(
     heads: int,
     cap: float,
     row: float,
-    balls: int,
+    bounded: int,
 ) -> list[float]:
     """Bytes per KV head for every layer, `cap` on average: what it needs for routing and summaries
     (less where all layers together need too much), and an equal share of the rest. Layers that
     were calibrated have their shares instead; a static choice needs no routing. row: bytes of
-    one token's. balls: spans that will have a span level."""
+    one token's. bounded: spans that will have a span level."""
     calibrated = [each.calibration for each in params if each.calibration is not None]
     if calibrated:
         shares = [float(each.share[0]) for each in calibrated]
@@ -65,7 +65,7 @@ def caps(
         return [cap] * len(params)
     needs = []
     for each, windows in zip(params, tables.layers, strict=True):
-        fixed = two_level.expected_bytes(each, balls) + read_with(each)
+        fixed = two_level.expected_bytes(each, bounded) + read_with(each)
         needs.append((fixed + sum(window.tables.nbytes for window in windows)) / heads)
     mean = sum(needs) / len(needs)
     tight = min(1.0, (1 - ZOOM_RESERVE) * cap / max(1.0, mean))

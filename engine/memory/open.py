@@ -192,8 +192,8 @@ class _Opening:
         recipe, tables, row = self.recipe, self.tables, 4.0 * self.size
         cap = row * tokens
         params = [layer.params.trimmed() for layer in self.layers]
-        balls = len(tables.kind) if self.shared.tokens >= recipe.levels.beyond else 0
-        caps = shares.caps(recipe, tables, params, self.heads, cap, row, balls)
+        bounded = len(tables.kind) if self.shared.tokens >= recipe.levels.beyond else 0
+        caps = shares.caps(recipe, tables, params, self.heads, cap, row, bounded)
         pins: Tensor | None = None
         for index, device in enumerate(self.reader.devices):
             room = caps[index] - ZOOM_RESERVE * min(cap, caps[index])
@@ -201,8 +201,8 @@ class _Opening:
             (k, v), router, lean = needed(made.exact), made.tables, params[index]
             if recipe.selector.static:  # chosen once, from the host: no routing on the device
                 router, lean = SpanTables(), LayerParams()
-            router, lean = shares.fit(recipe, router, lean, room * self.heads, balls)
-            if balls and router.sketch is not None:
+            router, lean = shares.fit(recipe, router, lean, room * self.heads, bounded)
+            if bounded and router.sketch is not None:
                 lean = two_level.fit(router, lean, tables.bounds)
                 router = two_level.build(router, lean, tables.bounds)
             prefix = self.layers[index].prefix
@@ -230,16 +230,16 @@ class _Opening:
 
 
 def _with_router(
-    store: Store, reader: Reader, recipe: Method, layers: list[SharedLayer], asked: str
+    store: Store, reader: Reader, recipe: Method, layers: list[SharedLayer], requested: str
 ) -> tuple[Method, list[SharedLayer]]:
     """The store's recipe and layers under the router asked for.
 
     A router of span summaries can take another's place, for it works on what any such store
     holds; a sketch was made while the document was compressed.
     """
-    if not asked:
+    if not requested:
         return recipe, layers
-    trained, _ = router_file.find(asked, Path(), reader.identity)
+    trained, _ = router_file.find(requested, Path(), reader.identity)
     choice = None if trained is None else trained.in_place_of(recipe.router)
     if trained is not None and choice is not None and not recipe.whole:
         none = torch.empty(0)
@@ -252,15 +252,15 @@ def _with_router(
     if used != ("" if trained is None else trained.fingerprint):
         raise RouterError(
             f"{store.path} was made with {f'the router {used[:8]}' if used else 'no router'}; "
-            f"to use '{asked}', ingest again with --router {asked}"
+            f"to use '{requested}', ingest again with --router {requested}"
         )
     return recipe, layers
 
 
-def in_its_bases(stored: Tensors, recipe: Method, reader: Reader, asked: str) -> Tensors:
+def in_its_bases(stored: Tensors, recipe: Method, reader: Reader, requested: str) -> Tensors:
     """Shared tensors of a store with the model's own bases among them, where it uses these.
 
-    asked: a router's file; "" for the one beside the model.
+    requested: a router's file; "" for the one beside the model.
 
     Raises:
         RouterError: the router that the store was made with is not at hand.
@@ -270,12 +270,12 @@ def in_its_bases(stored: Tensors, recipe: Method, reader: Reader, asked: str) ->
     if not any(map(lacks_bases, layers)):
         return stored
     used = recipe.trained_by
-    trained, _ = router_file.find(asked, reader.located.folder, reader.identity)
+    trained, _ = router_file.find(requested, reader.located.folder, reader.identity)
     if trained is None or trained.fingerprint != used:
         raise RouterError(
             f"the store is kept in the bases of router {used[:8]}, which is not the one "
-            f"{'named' if asked else 'beside the model'}; name its file with --router, or ingest "
-            "again"
+            f"{'named' if requested else 'beside the model'}; name its file with --router, or "
+            "ingest again"
         )
     return of_layers(
         with_model_bases(tensors, known.bases)

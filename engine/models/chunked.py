@@ -70,9 +70,9 @@ def read_ahead(model: Any, ids: list[int], cache: MemoryCache, stop: Stop | None
     """
     cache.transcript.expected = len(ids)
     last = max(0, len(ids) - CHUNK_TOKENS)
-    widening, cache.widening = cache.widening, None
+    retry, cache.retry = cache.retry, None
     for _ in read(model, ids[:last], cache, stop):
         pass
-    cache.widening = widening
+    cache.retry = retry
     check(stop)
     return ids[last:]

@@ -81,7 +81,7 @@ TEXT = (
 )
 """Made up for this measurement; no place or person of it exists."""
 
-ASKED: tuple[tuple[str, str, str], ...] = (
+QUESTIONS: tuple[tuple[str, str, str], ...] = (
     ("Who built the bridge over the Telm?", "Peter Lund", "A stone bridge of five"),
     ("How did people get over the river in earlier times?", "by a ferry", "Before the bridge"),
     ("What is the inn called?", "the Green Heron", "The oldest house is"),
@@ -150,19 +150,19 @@ def measure(reader: Reader) -> EvidenceHeads:
     cache = DynamicCache(config=reader.model.config)
     _read(reader, before + ids, 0, cache)
     total = torch.zeros(reader.layers, reader.identity.heads)
-    for question, answer, begins in ASKED:
+    for question, answer, begins in QUESTIONS:
         asked = reader.prompt.question(reader.tokenizer, question)
         said = reader.tokenizer.encode(f" {answer}", add_special_tokens=False)
         gold = bisect_right(_starts(), TEXT.index(begins)) - 1
         probe = _Share(total, text, owner == gold, len(said))
         _read(reader, [*asked, *said[:-1]], text.stop, cache, probe)
         cache.crop(-(len(asked) + len(said) - 1))
-    share = total / len(ASKED)
+    share = total / len(QUESTIONS)
     return EvidenceHeads(
         model=reader.identity.id,
         weights=[reader.identity.weights],
         share=[[round(float(s), 5) for s in layer] for layer in share],
-        made={"questions": len(ASKED), "tokens": len(ids), "prompt": reader.prompt.kind},
+        made={"questions": len(QUESTIONS), "tokens": len(ids), "prompt": reader.prompt.kind},
     )
 
 

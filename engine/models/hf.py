@@ -221,7 +221,7 @@ class Reader:
 
     @torch.inference_mode()
     def rotation(self, start: int, tokens: int) -> tuple[Tensor, Tensor]:
-        """How keys are turned at positions start .. start + tokens - 1, see `rope.apply_rope`:
+        """How keys are rotated at positions start .. start + tokens - 1, see `rope.apply_rope`:
         cos, sin float32 [tokens, D].
 
         Raises:
@@ -238,8 +238,8 @@ class Reader:
         # The first layer's key follows from token and position alone: held against each other.
         first, last = (self._first_key(place) for place in (start, start + tokens - 1))
         if cos.shape[-1] == size:
-            turned = apply_rope(invert_rope(first, cos[:1], sin[:1]), cos[-1:], sin[-1:])
-            if float((turned - last).norm()) <= 0.05 * float(last.norm()):  # 16-bit models round
+            rotated = apply_rope(invert_rope(first, cos[:1], sin[:1]), cos[-1:], sin[-1:])
+            if float((rotated - last).norm()) <= 0.05 * float(last.norm()):  # 16-bit models round
                 return cos, sin
         raise ReaderError(
             f"{name} turns only a part of a key's components, or other pairs than (i, i + D / 2): "

@@ -11,7 +11,7 @@ import torch
 
 from engine.errors import ReaderError
 from engine.models import evidence_heads, hf
-from engine.models.evidence_heads import ASKED, FORMAT, LEAST, TEXT, EvidenceHeads
+from engine.models.evidence_heads import FORMAT, LEAST, QUESTIONS, TEXT, EvidenceHeads
 from engine.types import ModelIdentity
 from tiny_books import read
 
@@ -30,10 +30,10 @@ def heads(identity: ModelIdentity, share: float = 0.1) -> EvidenceHeads:
 def test_every_question_has_one_sentence_of_the_text() -> None:
     """So that a reader of the table can trust what was measured."""
     starts = evidence_heads._starts()
-    for _, _, begins in ASKED:
+    for _, _, begins in QUESTIONS:
         assert TEXT.count(begins) == 1
         assert TEXT.index(begins) in starts
-    assert len({begins for _, _, begins in ASKED}) == len(ASKED)
+    assert len({begins for _, _, begins in QUESTIONS}) == len(QUESTIONS)
 
 
 def test_importance_rises_with_the_share_and_leaves_out_heads_near_chance(

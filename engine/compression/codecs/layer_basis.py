@@ -87,7 +87,7 @@ def fit_axes(
     variance, order = (variance * weight).sort(dim=-1, descending=True, stable=True)
     place = order[:, None].expand_as(axes.basis)
     axes = Axes(axes.mean, axes.basis.gather(-1, place), axes.inverse.gather(-1, place))
-    return FittedAxes(axes, variance, Basis.borrowed(mean, model, order))
+    return FittedAxes(axes, variance, Basis.of_model(mean, model, order))
 
 
 def sample(rows: Tensor) -> Tensor:

@@ -157,23 +157,23 @@ def load(path: Path) -> TrainedRouter:
     return router
 
 
-def find(asked: str, folder: Path, identity: ModelIdentity) -> tuple[TrainedRouter | None, str]:
+def find(requested: str, folder: Path, identity: ModelIdentity) -> tuple[TrainedRouter | None, str]:
     """The router to use with a model, and a remark worth a line ("" for none).
 
     Args:
-        asked: a file, `NONE`, or "" for the one in the model's own `folder`, if it fits.
+        requested: a file, `NONE`, or "" for the one in the model's own `folder`, if it fits.
     Raises:
         RouterError: the file asked for is no router, or that of another model.
     """
-    if asked == NONE:
+    if requested == NONE:
         return None, ""
-    path = Path(asked) if asked else folder / NAME
-    if not asked and not path.is_file():
+    path = Path(requested) if requested else folder / NAME
+    if not requested and not path.is_file():
         return None, ""
     router = load(path)
     if router.owner.weights == identity.weights:
         return router, ""
-    if asked:
+    if requested:
         raise RouterError(
             f"{path} was trained for {router.owner.id} ({router.owner.weights[:8]}), not for "
             f"{identity.id} ({identity.weights[:8]}); train one with `sekv train`"
