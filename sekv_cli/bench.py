@@ -125,7 +125,7 @@ def bench(
                 raise SekvError("the efficiency suite reads books; name their folder: --text")
             lengths = _numbers(length or "2048,6144")
             measured = _efficiency(
-                model, text, lengths, (method or "sekv", budget), window, device, shown
+                model, text, lengths, (method or "sekv", budget), samples, window, device, shown
             )
     from engine.lab.bench.results import save
 
@@ -264,6 +264,7 @@ def _efficiency(
     text: Path,
     lengths: list[int],
     compared: tuple[str, str],
+    rounds: int | None,
     window: int,
     device: str,
     shown: Progress,
@@ -284,6 +285,7 @@ def _efficiency(
         lengths=tuple(lengths),
         method=own[0] if own else "sekv",
         budgets=tuple(_names(compared[1])) or efficiency.EfficiencySetting.budgets,
+        rounds=rounds or efficiency.EfficiencySetting.rounds,
         window=window,
         peer=others[0] if others else "",
     )

@@ -91,8 +91,8 @@ Samples = Annotated[
         min=1,
         metavar="N",
         help="Questions, drawn evenly over kinds and documents (qa), questions per line of the "
-        "table (fidelity), documents per cell (niah, ruler, multi) or lines per file. "
-        "[default: 100; 100; 4, 5, 2; 20]",
+        "table (fidelity), rounds (efficiency), documents per cell (niah, ruler, multi) or lines "
+        "per file. [default: 100; 100; 5; 4, 5, 2; 20]",
         show_default=False,
     ),
 ]

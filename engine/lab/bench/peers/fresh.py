@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 def main(name: str, file: Path, question: str) -> None:
     """Print the first token of the answer."""
     tokenizer = AutoTokenizer.from_pretrained(name)
-    model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
     rows = load_file(file)
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=rows["0.k"].dtype)
     cache = DynamicCache([(rows[f"{i}.k"], rows[f"{i}.v"]) for i in range(len(rows) // 2)])
     ids = tokenizer(question, return_tensors="pt", add_special_tokens=False).input_ids
     out = model(input_ids=ids, past_key_values=cache, logits_to_keep=1)
