@@ -1,8 +1,8 @@
 """Streams an answer while it is generated: visible text, thinking, and where it ends.
 
-Decoding is transformers' own `generate`, which calls a `Speaker` twice a token: with the logits,
-and as a stopping criterion with the token that was chosen. Its streamers are told too late for
-that: after the criteria were asked, and on some devices after the next forward.
+Decoding is transformers' own `generate`, which calls an `AnswerStreamer` as a stopping criterion
+with every token that was chosen. Its own streamers get a token too late: after the criteria were
+asked, and on some devices after the next forward.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def loops(tokens: list[int]) -> int:
     return 0
 
 
-class Speaker:
+class AnswerStreamer:
     """Takes tokens as they are generated; shows the answer, feeds evidence and trace.
 
     stop: asked before every token whether to give up. marks: texts that end the answer, beside
@@ -102,7 +102,7 @@ class Speaker:
         """What `generate` takes so that this sees what it needs and ends what is over."""
         ends = {"eos_token_id": self.ends} if self.ends else {}
         return {
-            "stopping_criteria": Criteria([_Over(self)]),
+            "stopping_criteria": Criteria([_EndOfAnswer(self)]),
             **ends,
         }
 
@@ -115,9 +115,9 @@ class Speaker:
         chunked.check(self.stop)
         if not self.tokens:
             self.first = time.perf_counter()
-        self.evidence.said(token)
+        self.evidence.add_token(token)
         self.tokens.append(token)
-        self.trace.tell(self._tokenizer.decode([token]))
+        self.trace.add_token(self._tokenizer.decode([token]))
         self._show(self._settled())
         return self.over
 
@@ -180,14 +180,14 @@ class Speaker:
             self._written = text
 
 
-class _Over(StoppingCriteria):
-    """Ends the answer where the speaker says that it is over."""
+class _EndOfAnswer(StoppingCriteria):
+    """Ends the answer where the streamer says so."""
 
-    def __init__(self, speaker: Speaker):
-        self._speaker = speaker
+    def __init__(self, streamer: AnswerStreamer):
+        self._streamer = streamer
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> Any:
-        over = self._speaker.put(int(input_ids[0, -1]))
+        over = self._streamer.put(int(input_ids[0, -1]))
         return torch.full((len(input_ids),), over, device=input_ids.device)
 
 

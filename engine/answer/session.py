@@ -1,7 +1,7 @@
 """Use case: one loaded model and store, many questions.
 
-Decoding is transformers' own `generate`; this file prepares the memory and turns what was said and
-looked at into an answer. What happens token by token is `generate.Speaker`'s business.
+Decoding is transformers' own `generate`; this file prepares the memory and turns tokens and
+evidence into an answer. `generate.AnswerStreamer` handles its tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from engine.answer import limits
 from engine.answer.citations import DocumentText
-from engine.answer.generate import Speaker
+from engine.answer.generate import AnswerStreamer
 from engine.answer.overlap import content_words, stems
 from engine.answer.support import CALIBRATED, WORDS_ALONE, Signals, refuses
 from engine.answer.trace import Evidence, Trace
@@ -160,40 +160,40 @@ class Session:
         prepared = self._prepare(question, turns, stop)
         trace, evidence = Trace(), Evidence(self.ids, self._heads)
         self._trace, self._answer = trace, None
-        speaker = Speaker(self.reader, evidence, trace, on_text, stop, self.options.stop)
+        streamer = AnswerStreamer(self.reader, evidence, trace, on_text, stop, self.options.stop)
         retrieved = self._retrieve(_told(question, turns), prepared.prompt, stop)
         if self.options.widen > 1:
             self._retry = Retry(self.memory.shared, self.options.widen, self.options.coverage)
         cache = self._cache()
         try:
-            self._generate(cache, prepared, speaker)
+            self._generate(cache, prepared, streamer)
         finally:
             self.memory.shared.watchers.clear()
-        speaker.finish()
+        streamer.finish()
         done = time.perf_counter()
-        citations, support, supported = self._judge(question, speaker, prepared.most)
+        citations, support, supported = self._judge(question, streamer, prepared.most)
         self._answer = Answer(
             question=question,
-            answer=speaker.answer,
+            answer=streamer.answer,
             supported=supported,
             support=support,
-            thinking=speaker.thinking,
+            thinking=streamer.thinking,
             citations=citations,
             usage=Usage(
                 self.store.manifest.tokens,
                 self.memory.shared.recomputed_tokens,
                 len(prepared.prompt),
-                len(speaker.tokens),
+                len(streamer.tokens),
             ),
             memory=self._memory_use(),
-            timing=self._timing(speaker, started, done),
+            timing=self._timing(streamer, started, done),
             retrieval=self._windows_read(retrieved),
             stats=self._stats(retrieved, cache)
             | {
                 "turns_read": prepared.turns,
                 "turns_folded": self.past.shown,
-                "cut_short": speaker.cut_short(prepared.most),
-                "first_text_s": (speaker.shown or done) - started,
+                "cut_short": streamer.cut_short(prepared.most),
+                "first_text_s": (streamer.shown or done) - started,
             },
         )
         return self._answer
@@ -339,14 +339,14 @@ class Session:
         return tuple(found)
 
     def _generate(
-        self, cache: seam.MemoryCache, prepared: _PreparedQuestion, speaker: Speaker
+        self, cache: seam.MemoryCache, prepared: _PreparedQuestion, streamer: AnswerStreamer
     ) -> None:
         """Read the prompt and say up to `most` tokens."""
         options = self.options
         # Evidence and trace are of the last chunk, which holds all of a question that fits in one.
-        rest = chunked.read_ahead(self.reader.model, prepared.prompt, cache, speaker.stop)
-        watchers: list[Watcher] = [speaker.evidence]
-        self.memory.shared.watchers[:] = [*watchers, speaker.trace] if options.trace else watchers
+        rest = chunked.read_ahead(self.reader.model, prepared.prompt, cache, streamer.stop)
+        watchers: list[Watcher] = [streamer.evidence]
+        self.memory.shared.watchers[:] = [*watchers, streamer.trace] if options.trace else watchers
         sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None}
         if options.temperature > 0:
             sampling = {
@@ -365,18 +365,18 @@ class Session:
                 max_new_tokens=prepared.most,
                 top_k=None,
                 pad_token_id=self.reader.tokenizer.pad_token_id or 0,
-                **speaker.controls(),
+                **streamer.controls(),
                 **sampling,
             )
 
     def _judge(
-        self, question: str, speaker: Speaker, most: int
+        self, question: str, streamer: AnswerStreamer, most: int
     ) -> tuple[tuple[Citation, ...], float, bool]:
         """The passages of an answer, its support, and whether the document states it.
 
         Of an answer that was cut short nothing is claimed.
         """
-        answer, evidence = speaker.answer, speaker.evidence
+        answer, evidence = streamer.answer, streamer.evidence
         words = self.book.rare(stems(f"{question} {answer}"))
         citations = self.book.citations(evidence.weight, words)
         signals = Signals.of(self.book, question, answer, citations, evidence)
@@ -384,7 +384,7 @@ class Session:
         said = bool(answer) and not refuses(answer)
         support = calibration.support(signals) if said else 0.0
         stated = said and support >= calibration.least
-        return citations, round(support, 4), stated or speaker.cut_short(most)
+        return citations, round(support, 4), stated or streamer.cut_short(most)
 
     def _memory_use(self) -> MemoryUse:
         manifest, shared = self.store.manifest, self.memory.shared
@@ -401,14 +401,14 @@ class Session:
             budget_tokens=round(parse_budget(self.options.budget, manifest.tokens)),
         )
 
-    def _timing(self, speaker: Speaker, started: float, done: float) -> dict[str, float]:
+    def _timing(self, streamer: AnswerStreamer, started: float, done: float) -> dict[str, float]:
         return {
             "model_load_s": self._model_s,
             "store_open_s": self._store_s,
-            "first_token_s": speaker.first - started,
+            "first_token_s": streamer.first - started,
             "total_s": done - started,
             # The first token came before the clock of the others started.
-            "tokens_per_s": (len(speaker.tokens) - 1) / max(1e-9, done - speaker.first),
+            "tokens_per_s": (len(streamer.tokens) - 1) / max(1e-9, done - streamer.first),
         }
 
     def _stats(self, retrieved: Retrieved, cache: seam.MemoryCache) -> dict[str, Any]:

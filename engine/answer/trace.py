@@ -63,7 +63,7 @@ class Evidence:
         if self.heads is None or self.heads[step.layer].any():
             self._pending.append(step)
 
-    def said(self, token: int) -> None:
+    def add_token(self, token: int) -> None:
         """The newest rows of the newest forward led to this token."""
         for step in self._pending:
             if self.heads is None:
@@ -153,7 +153,7 @@ class Trace:
             }
         )
 
-    def tell(self, text: str) -> None:
+    def add_token(self, text: str) -> None:
         """The newest step led to a token of this text."""
         self.said.append(text)
         self.step += 1

@@ -45,11 +45,11 @@ def test_attention_to_the_token_that_is_said_counts_in_full() -> None:
     evidence = Evidence(IDS)
     evidence.record(step([[0, 3, 4]], [[[0.1, 0.2, 0.2], [0.4, 0.0, 0.1]]]))
     assert torch.equal(evidence.weight, torch.zeros(6))
-    evidence.said(7)
+    evidence.add_token(7)
     expected = torch.zeros(6)
     expected[[0, 3, 4]] = torch.tensor([0.5 * COPY, 0.2 * 0.2, 0.2 * 0.2 + 0.8 * 0.1])
     torch.testing.assert_close(evidence.weight, expected)
-    evidence.said(7)
+    evidence.add_token(7)
     torch.testing.assert_close(evidence.weight, expected)
 
 
@@ -57,9 +57,9 @@ def test_layers_heads_and_steps_add_up() -> None:
     evidence = Evidence(IDS)
     for layer in range(2):
         evidence.record(step([[0], [0]], [[[0.25]], [[0.5]]], layer=layer))
-    evidence.said(7)
+    evidence.add_token(7)
     evidence.record(step([[0], [1]], [[[1.0]], [[1.0]]]))
-    evidence.said(8)
+    evidence.add_token(8)
     # Layer 0 has copied a quarter and a half so far: of its last looks each head copied one.
     assert float(evidence.weight[0]) == pytest.approx(2 * 0.75 * COPY + 0.25 / 1.25)
     assert float(evidence.weight[1]) == pytest.approx(COPY)
@@ -69,9 +69,9 @@ def test_heads_that_copy_tell_the_evidence_and_others_hardly() -> None:
     """Two heads look at different places; only the one that copied before is believed."""
     evidence = Evidence(IDS)
     evidence.record(step([[0], [3]], [[[0.5]], [[0.5]]]))
-    evidence.said(7)  # which stands at 0
+    evidence.add_token(7)  # which stands at 0
     evidence.record(step([[1], [3]], [[[0.5]], [[0.5]]]))
-    evidence.said(4095)  # which stands nowhere
+    evidence.add_token(4095)  # which stands nowhere
     assert evidence.weight[1] == pytest.approx(0.5 * 0.5)
     assert evidence.weight[3] == pytest.approx(2 * 0.5 * GLANCE)
 
@@ -80,7 +80,7 @@ def test_rows_that_are_no_document_tokens_are_no_evidence() -> None:
     """The prompt's prefix and the padding between heads."""
     evidence = Evidence(IDS)
     evidence.record(step([[-1, 2, -1]], [[[0.9, 0.1, 0.5]]]))
-    evidence.said(7)
+    evidence.add_token(7)
     assert evidence.weight.tolist() == pytest.approx([0, 0, 0.1, 0, 0, 0])
 
 
@@ -91,12 +91,12 @@ def test_measured_heads_count_by_their_weight_and_with_all_rows_of_the_question(
     for layer in (0, 1):
         seen = [[[0.2, 0.4], [0.9, 0.9]], [[0.7, 0.7], [0.1, 0.3]]]
         evidence.record(step([[0, 3], [3, -1]], seen, layer=layer))
-    evidence.said(7)  # a token that stands at 0 counts no more than another
+    evidence.add_token(7)  # a token that stands at 0 counts no more than another
     expected = torch.zeros(6)
     expected[[0, 3]] = torch.tensor([2 * 0.5 * 0.2, 2 * 0.5 * 0.4 + 2 * 0.1])
     torch.testing.assert_close(evidence.weight, expected)
     evidence.record(step([[5], [5]], [[[0.5], [0.5]], [[0.5], [0.5]]]))
-    evidence.said(7)
+    evidence.add_token(7)
     torch.testing.assert_close(evidence.of_question, expected)  # the question's part stays
     assert float(evidence.weight[5]) == pytest.approx(2 * 0.5 * 0.5 + 2 * 0.5)
     assert float(evidence.answered[5]) == pytest.approx((2 * 0.5 * 0.5 + 2 * 0.5) / 1.5)
@@ -107,7 +107,7 @@ def test_support_is_judged_by_the_first_tokens_of_an_answer() -> None:
     evidence = Evidence(IDS, torch.tensor([[1.0]]))
     for row in range(3 * EARLY):
         evidence.record(step([[1 if row < EARLY else 4]], [[[0.3]]]))
-        evidence.said(8)
+        evidence.add_token(8)
     assert evidence.answered.tolist() == pytest.approx([0, 0.6, 0, 0, 0, 0])
     assert float(evidence.weight[4]) == pytest.approx(2 * EARLY * 0.6)
 
@@ -123,7 +123,7 @@ def test_attention_to_a_summary_counts_for_all_tokens_of_its_span() -> None:
         summary=torch.tensor([[[0.2, 0.0], [0.4, 0.3]]]),
     )
     evidence.record(seen)
-    evidence.said(7)
+    evidence.add_token(7)
     assert evidence.weight.tolist() == pytest.approx([0, 0.25, 0.25, 0.1, 0.1, 0.1])
 
 
@@ -131,7 +131,7 @@ def test_what_led_to_no_token_is_forgotten() -> None:
     evidence = Evidence(IDS)
     evidence.record(step([[0]], [[[1.0]]]))
     evidence.forget()
-    evidence.said(7)
+    evidence.add_token(7)
     assert torch.equal(evidence.weight, torch.zeros(6))
 
 
@@ -146,7 +146,7 @@ def test_a_trace_tells_estimate_and_real_weight_of_every_zoomed_span() -> None:
         layer=4,
     )
     trace.record(seen)
-    trace.tell(" whale")
+    trace.add_token(" whale")
     trace.record(seen)
     first = [
         {"span": 10, "layer": 4, "kv_head": 0, "step": 0, "score": 0.5, "weight": 0.3},
@@ -162,7 +162,7 @@ def test_a_trace_tells_what_moved_since_the_step_before() -> None:
         for layer in (0, 1):
             moved = Traffic(fetched + layer, fetched // 20, reused)
             trace.record(replace(step([[0]], [[[1.0]]], layer=layer), traffic=moved))
-        trace.tell("x")
+        trace.add_token("x")
     moves = [tuple(move.values()) for move in trace.moves]
     assert list(trace.moves[0]) == [
         "layer",

@@ -149,12 +149,12 @@ def logmass(
     spans = mass.shape[-1]
     count = min(spans, max(1, math.ceil(levels.refine * spans)))
     total = mass.logsumexp(-1, keepdim=True)
-    mass, most = (
+    by_mass, by_bound = (
         torch.cat([(x[..., here] - total).amax(1) for here in _pieces(q, spans)], -1)
         for x in (mass, bound)
     )
-    refined = torch.zeros_like(mass, dtype=torch.bool)
-    for rank, few in ((mass, count - count // BY_BOUND), (most, count // BY_BOUND)):
+    refined = torch.zeros_like(by_mass, dtype=torch.bool)
+    for rank, few in ((by_mass, count - count // BY_BOUND), (by_bound, count // BY_BOUND)):
         best = rank.masked_fill(refined, NEG_INF).topk(few, -1).indices
         refined.scatter_(-1, best, True)
     bits = needed(params.sketch).bits

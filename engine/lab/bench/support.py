@@ -224,7 +224,7 @@ def _say(
         read += len(piece)
         token = int(reader.model.get_output_embeddings()(row)[0].argmax())
         said.append(token)
-        probe.evidence.said(token)
+        probe.evidence.add_token(token)
         piece = [token]
     text = reader.tokenizer.decode([token for token in said if token not in ends])
     for mark in reader.prompt.stops:
