@@ -38,6 +38,9 @@ COMPRESSED, ANCHOR, PINNED = 0, 1, 2
 """The kinds of a span in a window's table: summarised and zoomed on demand; one boundary token
 that stays exact; exact for another reason."""
 
+DEVICES = "auto|cpu|cuda(?::(?:0|[1-9][0-9]?))?"
+"""What may be said of where to compute, as a pattern; N of cuda:N as torch writes it."""
+
 DTYPES = ("float32", "bfloat16", "float16")
 """Numbers that a model may compute in, by the names that torch has for them."""
 
