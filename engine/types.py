@@ -293,6 +293,13 @@ class Answer:
         return bool(self.stats.get("cut_short"))
 
     @property
+    def remark(self) -> str:
+        """What people are told behind it: that it was cut short, or that nothing supports it."""
+        if self.cut_short:
+            return CUT_SHORT
+        return "" if self.supported else UNSUPPORTED
+
+    @property
     def stated(self) -> str:
         """What is said in its place: the answer, or that the document does not state one."""
         return self.answer if self.supported else NOT_STATED
@@ -371,11 +378,12 @@ class Move:
 class Recorded:
     """One answer as a trace holds it; everything empty where nothing was asked.
 
-    said: the text of each token of the answer; step s led to said[s].
+    said: the text of each token of the answer; step s led to said[s]. remark: see `Answer`.
     """
 
     question: str = ""
     answer: str = ""
+    remark: str = ""
     said: tuple[str, ...] = ()
     citations: tuple[Citation, ...] = ()
     moves: tuple[Move, ...] = ()
@@ -399,6 +407,7 @@ class InspectReport:
     answer: str = ""
     said: tuple[str, ...] = ()
     citations: tuple[Citation, ...] = ()
+    remark: str = ""
     changed: tuple[str, ...] = ()
     retrieval: tuple[WindowRead, ...] = ()
 
