@@ -38,6 +38,9 @@ COMPRESSED, ANCHOR, PINNED = 0, 1, 2
 """The kinds of a span in a window's table: summarised and zoomed on demand; one boundary token
 that stays exact; exact for another reason."""
 
+DEVICES = "auto|cpu|cuda(?::(?:0|[1-9][0-9]?))?"
+"""What may be said of where to compute, as a pattern; N of cuda:N as torch writes it."""
+
 DTYPES = ("float32", "bfloat16", "float16")
 """Numbers that a model may compute in, by the names that torch has for them."""
 
@@ -290,6 +293,13 @@ class Answer:
         return bool(self.stats.get("cut_short"))
 
     @property
+    def remark(self) -> str:
+        """What people are told behind it: that it was cut short, or that nothing supports it."""
+        if self.cut_short:
+            return CUT_SHORT
+        return "" if self.supported else UNSUPPORTED
+
+    @property
     def stated(self) -> str:
         """What is said in its place: the answer, or that the document does not state one."""
         return self.answer if self.supported else NOT_STATED
@@ -368,11 +378,12 @@ class Move:
 class Recorded:
     """One answer as a trace holds it; everything empty where nothing was asked.
 
-    said: the text of each token of the answer; step s led to said[s].
+    said: the text of each token of the answer; step s led to said[s]. remark: see `Answer`.
     """
 
     question: str = ""
     answer: str = ""
+    remark: str = ""
     said: tuple[str, ...] = ()
     citations: tuple[Citation, ...] = ()
     moves: tuple[Move, ...] = ()
@@ -396,6 +407,7 @@ class InspectReport:
     answer: str = ""
     said: tuple[str, ...] = ()
     citations: tuple[Citation, ...] = ()
+    remark: str = ""
     changed: tuple[str, ...] = ()
     retrieval: tuple[WindowRead, ...] = ()
 

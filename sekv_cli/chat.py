@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine.answer import limits
-from engine.errors import SekvError
+from engine.errors import OutputError, SekvError
 from engine.store import glance
 from engine.types import AUTO, AskOptions
 from sekv_cli import options, outputs, streams
@@ -98,7 +98,10 @@ def chat(
 
 
 class Talk:
-    """The conversation so far, and what a line does to it."""
+    """The conversation so far, and what a line does to it.
+
+    What fails is said in one line and the talk goes on, but where stdout takes nothing any more.
+    """
 
     def __init__(self, store: Path, asker: Asker, shown: Shown) -> None:
         self._store, self._asker, self._shown = store, asker, shown
@@ -115,7 +118,11 @@ class Talk:
         }
 
     def take(self, line: str) -> bool:
-        """Do what a line says; False when it ends the talk. What fails is said in one line."""
+        """Do what a line says; False when it ends the talk.
+
+        Raises:
+            OSError: stdout takes nothing.
+        """
         name, _, rest = line.strip().partition(" ")
         if name == "/quit":
             return False
@@ -128,7 +135,7 @@ class Talk:
                 self._ask(line.strip())
         except KeyboardInterrupt:
             print("\n(stopped)", flush=True)
-        except (SekvError, OSError) as error:
+        except SekvError as error:
             self._shown.clear()
             print(f"sekv: {explain(error).line}", file=sys.stderr, flush=True)
         return True
@@ -204,7 +211,10 @@ class Talk:
         from sekv_cli import format
 
         sources = glance.source_paths(self._store)
-        outputs.write(path, format.conversation(str(self._store), self._answers, sources))
+        try:
+            outputs.write(path, format.conversation(str(self._store), self._answers, sources))
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written: {error.strerror}") from error
         print(f"saved to {path}", flush=True)
 
     def _forget(self, rest: str) -> None:
@@ -234,7 +244,7 @@ class Talk:
 def _lines(history: Path | None) -> Iterator[str]:
     """What is typed, with a line editor on a terminal; else the lines of stdin."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        for line in streams.binary():  # what is not UTF-8 is refused as a question
+        for line in streams.raw_lines():  # what is not UTF-8 is refused as a question
             yield line.decode("utf-8", "surrogateescape")
         return
     from prompt_toolkit import PromptSession

@@ -165,4 +165,4 @@ def _check_sources(sources: list[str], *, password_stdin: bool) -> None:
 
 def _password() -> str:
     """The first line of stdin; spaces belong to the password."""
-    return streams.decoded(streams.binary().readline(), 1)
+    return next(streams.lines(), "")

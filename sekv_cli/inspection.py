@@ -202,7 +202,7 @@ def print_asked(out: Console, report: InspectReport) -> None:
     """The question that zoomed, what was answered, and where it was read."""
     out.print()
     print_question(out, report.question)
-    out.print(clean(report.answer))
+    out.print(clean(f"{report.answer} {report.remark}".strip()))
     sources = [str(source["path"]) for source in report.manifest["sources"]]
     print_citations(out, report.citations, sources)
     if read := windows_text(report.retrieval):

@@ -17,7 +17,7 @@ import typer
 
 from engine.answer import limits
 from engine.errors import OptionError, ReaderError
-from engine.types import AUTO, AUTO_SHARE, AUTO_TOKENS
+from engine.types import AUTO, AUTO_SHARE, AUTO_TOKENS, DEVICES
 
 
 class DType(StrEnum):
@@ -28,7 +28,7 @@ class DType(StrEnum):
 
 
 def _device(text: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+    if not re.fullmatch(DEVICES, text):
         raise typer.BadParameter(f"{text!r} is not auto, cpu, cuda or cuda:N.")
     return text
 

@@ -38,6 +38,16 @@ def check_history(file: Path | None) -> None:
     _check(file, "history", lambda old: _ENTRY.match(old.read(4096)) is not None)
 
 
+def check_router(file: Path) -> None:
+    """Whether `train` may write this file. Raises OutputError."""
+    _check(file, "router", lambda old: b"sekv-router " in old.read(4096))
+
+
+def check_heads(file: Path) -> None:
+    """Whether `train heads` may write this file. Raises OutputError."""
+    _check(file, "list of heads", lambda old: b'"sekv-heads ' in old.read(4096))
+
+
 def check_new(file: Path) -> None:
     """Whether a file can be made that is not there yet. Raises OutputError."""
     _check(file, "", lambda old: False)
@@ -50,10 +60,10 @@ def write(file: Path, text: str) -> None:
         OSError: it cannot be written; what was there is there still.
     """
     data = text.encode("utf-8", "replace")
-    target = Path(os.path.realpath(file))
-    if target.exists() and not target.is_file():  # a device or a pipe
-        target.write_bytes(data)
+    if file.exists() and not file.is_file():  # a device or a pipe, which may have no path
+        file.write_bytes(data)
         return
+    target = Path(os.path.realpath(file))
     beside = target.with_name(f".{target.name[:100]}.{os.getpid()}.tmp")
     try:
         beside.write_bytes(data)
@@ -68,7 +78,7 @@ def write(file: Path, text: str) -> None:
 def _check(file: Path | None, kind: str, is_own: Callable[[BinaryIO], bool]) -> None:
     if file is None:
         return
-    if "\0" in str(file):
+    if "\0" in str(file) or str(file) == "-":
         raise OutputError(f"{str(file)!a} is no name of a file; name another")
     if file.is_dir() or not file.absolute().parent.is_dir():
         raise OutputError(f"{file} cannot be written; name a file in an existing folder")

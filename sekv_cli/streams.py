@@ -6,12 +6,13 @@ number, and what is meant for a terminal ends up in it; `secure` keeps the numbe
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
 import sys
 from collections.abc import Iterator
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from engine.errors import StreamError
 
@@ -31,8 +32,9 @@ def secure() -> None:
                 os.close(null)
     if sys.stdout is None:
         sys.stdout = io.TextIOWrapper(cast("BinaryIO", _Closed()), write_through=True)
-    if sys.stderr is None:
-        sys.stderr = io.TextIOWrapper(io.BufferedWriter(io.FileIO(2, "w", closefd=False)))
+    if sys.stderr is None or not sys.stderr.isatty():
+        encoding = None if sys.stderr is None else sys.stderr.encoding
+        sys.stderr = io.TextIOWrapper(cast("BinaryIO", _Remarks()), encoding, write_through=True)
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -47,6 +49,21 @@ class _Closed(io.RawIOBase):
 
     def write(self, _: object) -> int:
         raise OSError(errno.EBADF, "it is closed, so the result has nowhere to go", "stdout")
+
+
+class _Remarks(io.RawIOBase):
+    """Stderr, whose loss stops nothing: what a closed or full one does not take is gone."""
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return 2
+
+    def write(self, data: Any) -> int:
+        with contextlib.suppress(OSError):
+            os.write(2, data)
+        return memoryview(data).nbytes
 
 
 def binary() -> BinaryIO:
@@ -64,10 +81,18 @@ def lines() -> Iterator[str]:
     """The lines of standard input as they come, without their ends; a byte order mark is none.
 
     Raises:
-        StreamError: it is closed, or a line is not UTF-8 text.
+        StreamError: it is closed or cannot be read, or a line is not UTF-8 text.
     """
-    for number, line in enumerate(binary(), 1):
+    for number, line in enumerate(raw_lines(), 1):
         yield decoded(line, number)
+
+
+def raw_lines() -> Iterator[bytes]:
+    """The lines of standard input as they come. Raises StreamError: it cannot be read."""
+    try:
+        yield from binary()
+    except OSError as error:  # open for writing alone, or a terminal that went away
+        raise StreamError(f"stdin cannot be read: {error.strerror}") from None
 
 
 def decoded(line: bytes, number: int) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from engine.errors import TrainError
-from sekv_cli import options
+from sekv_cli import options, outputs
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -113,8 +113,7 @@ def router(
         raise typer.Exit(2)
     if not text.is_dir():
         raise TrainError(f"there is no folder {text}; name one of .txt files with --text")
-    if output.is_dir():
-        raise TrainError(f"{output} is a folder; name a file with -o")
+    outputs.check_router(output)
     with progress.on_stderr() as shown:
         from engine.compression.routers.router_file import FORMS
         from engine.lab.train.zoomin.loop import Options, train_router
@@ -182,6 +181,9 @@ def heads(
       sekv train heads --text books
       sekv train heads --text books --model Qwen/Qwen3-4B -o heads.json
     """
+    if output is not None:
+        outputs.check_heads(output)
+
     from engine.lab.bench.books import load_books
     from engine.lab.train.heads import HeadSetting, calibrate
     from engine.models import hf

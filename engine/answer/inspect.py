@@ -79,6 +79,7 @@ def inspect(
         recorded.answer,
         recorded.said,
         recorded.citations,
+        recorded.remark,
         tuple(check_sources(manifest, store)),
         recorded.retrieval,
     )

@@ -36,7 +36,8 @@ def check_question(question: str, turns: Sequence[Turn] = ()) -> None:
     """Whether a question and the turns before it can be read.
 
     Raises:
-        QuestionError: it is empty or too long, or a text holds what is no character.
+        QuestionError: it is empty or too long, or holds what is no character or a NUL; an
+            earlier turn holds what is no character.
     """
     if not question.strip():
         raise QuestionError("the question is empty")
@@ -45,6 +46,8 @@ def check_question(question: str, turns: Sequence[Turn] = ()) -> None:
             f"the question has {len(question):,} characters, the most is {MOST_CHARS:,}; "
             "ingest a long text as a document and ask about it"
         )
+    if "\0" in question:
+        raise QuestionError("the question holds NUL characters; is it UTF-16? save it as UTF-8")
     if not is_text(question):
         raise QuestionError("the question is not UTF-8 text")
     if not all(is_text(turn.question) and is_text(turn.answer) for turn in turns):

@@ -45,6 +45,7 @@ def parse(trace: Mapping[str, Any], manifest: Manifest) -> Recorded:
     recorded = Recorded(
         question=str(trace["question"]),
         answer=str(trace["answer"]),
+        remark=str(trace.get("remark", "")),
         said=tuple(str(piece) for piece in trace["said"]),
         citations=tuple(
             Citation(**_typed(entry, CITATION), sheet=str(entry.get("sheet", "")))

@@ -113,6 +113,7 @@ class Session:
             "sources": [source.sha256 for source in self.store.manifest.sources],
             "question": self._answer.question if self._answer else "",
             "answer": self._answer.answer if self._answer else "",
+            "remark": self._answer.remark if self._answer else "",
             "citations": [asdict(c) for c in self._answer.citations] if self._answer else [],
             "said": self._trace.said,
             "retrieval": [asdict(w) for w in self._answer.retrieval] if self._answer else [],

@@ -35,7 +35,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _KINDS = {
     ".pdf": "pdf", ".txt": "text", ".text": "text", ".md": "markdown", ".markdown": "markdown",
     ".html": "html", ".htm": "html", ".xhtml": "html", ".epub": "epub", ".docx": "docx",
-    ".eml": "email", ".mht": "email", ".mhtml": "email",
+    ".eml": "email", ".mbox": "email", ".mht": "email", ".mhtml": "email",
 }  # fmt: skip
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _KNOWN = "sekv reads PDF, text, Markdown, HTML, EPUB, DOCX and e-mail (.eml)"

@@ -43,14 +43,16 @@ _OWN = re.compile(
     r"[\s\-–—.|·•*~()\[\]]*"
     r"(?:(?:page|pg|pag|pág|página|pagina|seite|blatt|side|sida|strana|strona|stránka|стр|страница"
     rf"|sayfa|oldal|p|s)\b\.?\s*)?({_NUMERAL})"
-    r"(?:\s*(?:of|/|von|de|di|sur|av|af|van|z|ze|из|od|\|)\s*\d{1,5})?(?:\s*\|?\s*page)?"
+    r"(?:\s*(?:of|/|von|de|di|sur|av|af|van|z|ze|из|od|\|)\s*(\d{1,5}))?(?:\s*\|?\s*page)?"
     r"[\s\-–—.|·•*~()\[\]]*|第\s*(\d{1,5})\s*[页頁](?:\s*[/共]\s*共?\s*\d{1,5}\s*[页頁]?)?",
     re.IGNORECASE,
 )
 _WHOLE_NUMERAL = re.compile(rf"[\-–—.|·•]*({_NUMERAL})[\-–—.|·•]*", re.IGNORECASE)
-# "Status: approved": what a form says of one page, however many pages say the same.
-_ANSWER = re.compile(r"[^:]{1,40}:\s+\S")
-_CAPITAL = re.compile("[IVXLC]+")
+# "Status: approved": what a form says of one page, however many pages say the same; an address
+# and a time of day are none.
+_ANSWER = re.compile(r"[^:：=]{1,40}(?:(?<!\d):(?!//)|[：=])\s*\S")
+# How a heading is numbered, and rarely a page: "IV", "3.", "(3)".
+_HEADING = re.compile(rf"[IVXLC]+\.?|(?:{_NUMERAL})[.)]|\((?:{_NUMERAL})\)")
 _LABEL = re.compile(r"(?:[:#№]|\bno\.?|\bnr\.?|\bnum\.?|\bnumber)$", re.IGNORECASE)
 _ROMAN = {"i": 1, "v": 5, "x": 10, "l": 50, "c": 100}
 
@@ -164,7 +166,7 @@ class _Edge:
     page, line: which; top: at the head. text: in small letters. number, key: the number by which
     it counts the page, and which numbering that is a member of: the difference to the sheet, or
     "label" where it is the page's own label; 0 for none. own: it says nothing but the number;
-    words: what else it says. capital: it is a Roman numeral in capitals.
+    words: what else it says. heading: it is a number as headings have it.
     """
 
     page: int
@@ -176,7 +178,7 @@ class _Edge:
     key: int | str = 0
     own: bool = False
     words: str = ""
-    capital: bool = False
+    heading: bool = False
 
 
 def drop_running(
@@ -192,7 +194,9 @@ def drop_running(
       sheets or is the page's label, on at least three pages;
     - words and, set apart at the outer margin, that number; on three pages of
       at least eight that count so;
-    - the same text on four fifths of all pages, or of all left or right ones.
+    - the same text on four fifths of all pages, or of all left or right ones,
+      whose others have nothing in its place: where "APPROVED" is "REFUSED" on
+      one page of ten, it says something of each.
 
     A line with words stays where it stands first. A line whose place is not
     known goes only if it is the page's own number, at the foot.
@@ -254,7 +258,7 @@ def _edges(page: int, lines: Sequence[Line], top: bool) -> list[_Edge]:
             top,
             " ".join(lines[at].text.split()).casefold(),
             lines[at].place,
-            capital=bool(_CAPITAL.fullmatch(lines[at].text.strip(" .-–—"))),
+            heading=bool(_HEADING.fullmatch(lines[at].text.strip(" -–—"))),
         )
         for at in outer
     ]
@@ -275,16 +279,18 @@ def _row_of(edge: _Edge, lines: Sequence[Line]) -> str:
 def _counted(edge: _Edge, row: str, sheet: int, label: str) -> _Edge:
     """A line with the number by which it may count its page; row: what else stands beside it."""
     whole = _OWN.fullmatch(edge.text)
+    if whole and whole.group(2) and _value(whole.group(1)) > int(whole.group(2)):
+        return edge  # "13/1" is a date, no page of so many
     if whole and row:
-        numeral, words, own = whole.group(1) or whole.group(2), row.casefold(), False
+        numeral, words, own = whole.group(1) or whole.group(3), row.casefold(), False
         outside = edge.place and (edge.place.right > 0.7 or edge.place.left < 0.3)
         if not outside or _LABEL.search(words):
             return edge
     elif whole:
-        numeral = whole.group(1) or whole.group(2)
+        numeral = whole.group(1) or whole.group(3)
         own, words = True, ""
-        if edge.capital and edge.top and numeral != label.casefold():
-            return edge  # "IV" over a text is its heading, "iv" its page
+        if edge.heading and edge.top and numeral != label.casefold():
+            return edge
     else:
         numeral, words = _set_apart(edge)
         own = False
@@ -364,7 +370,7 @@ def _groups(
             found[f"number {words}"] = group
     for text, group in same.items():
         group = _in_place(group, least=3)
-        if group and _everywhere({edge.page for edge in group}, filled):
+        if group and _everywhere(group, edges, filled):
             found[f"text {text}"] = group
     return found
 
@@ -373,25 +379,30 @@ def _in_place(group: Sequence[_Edge], least: int) -> list[_Edge]:
     """Lines of a group that stand at one height on `least` pages or more."""
     kept = []
     for edge in group:
-        near = {
-            other.page
-            for other in group
-            if edge.place is None
-            or (other.place and abs(other.place.top - edge.place.top) <= _IN_PLACE)
-        }
+        near = {other.page for other in group if edge.place is None or _level(edge, other)}
         if len(near) >= least:
             kept.append(edge)
     return kept
 
 
-def _everywhere(on: set[int], filled: Mapping[int, int]) -> bool:
-    """Whether pages are four fifths of all with text, or of all left or all right ones."""
+def _level(edge: _Edge, other: _Edge) -> bool:
+    """Whether two lines stand at one height of their pages."""
+    if edge.place is None or other.place is None:
+        return False
+    return abs(other.place.top - edge.place.top) <= _IN_PLACE
+
+
+def _everywhere(group: Sequence[_Edge], edges: Sequence[_Edge], filled: Mapping[int, int]) -> bool:
+    """Whether lines of one text are on four fifths of all pages with text, or of all left or all
+    right ones, and nothing else stands in their place on the others of these."""
+    on = {edge.page for edge in group}
+    others = {edge.page for edge in edges if edge.page not in on and _level(group[0], edge)}
     for some in (
         set(filled),
         {page for page, sheet in filled.items() if sheet % 2},
         {page for page, sheet in filled.items() if not sheet % 2},
     ):
-        if on <= some and len(on) * 5 >= len(some) * 4:
+        if on <= some and len(on) * 5 >= len(some) * 4 and not others & some:
             return True
     return False
 

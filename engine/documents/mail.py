@@ -1,4 +1,5 @@
-"""E-mail and web pages saved as MIME (.eml, .mht): the head that people read, then the text.
+"""E-mail, mailboxes and web pages saved as MIME (.eml, .mbox, .mht): of each message the head
+that people read, then the text.
 
 The standard library takes the message apart. Of alternatives the plain text is
 read, or the HTML where there is no other; attachments are named and not read.
@@ -6,6 +7,7 @@ read, or the HTML where there is no other; attachments are named and not read.
 
 from __future__ import annotations
 
+import codecs
 import email
 import re
 from email.errors import MessageError
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 _SHOWN = ("From", "To", "Cc", "Date", "Subject")
 _FIELD = re.compile(rb"[!-9;-~]+:[^\r\n]*(?:\r?\n[ \t][^\r\n]*)*\r?\n")
+# Between the messages of a mailbox: "From ana@kiel.example Mon Jan  1 09:00:00 2024".
+_SEPARATOR = re.compile(rb"(?:\A|(?<=\n\n)|(?<=\n\r\n))From \S+ [^\r\n]*\d\d:\d\d[^\r\n]*\r?\n")
 _TYPICAL = re.compile(
     rb"(?:received|return-path|delivered-to|message-id|mime-version|x-[a-z-]+|from|date|subject):",
     re.IGNORECASE,
@@ -35,7 +39,7 @@ def looks_like_mail(raw: bytes) -> bool:
     """Whether bytes begin with the head of a message: a blank line after fields of which three
     are such as only a message has."""
     at, typical = 0, set()
-    head = raw[: 2**16]
+    head = _messages(raw)[0][: 2**16]
     while match := _FIELD.match(head, at):
         if kind := _TYPICAL.match(match.group()):
             typical.add(kind.group().lower())
@@ -44,11 +48,23 @@ def looks_like_mail(raw: bytes) -> bool:
 
 
 def load_mail(raw: bytes) -> Extract:
-    """One message: who wrote it to whom and when, then its text.
+    """Each message: who wrote it to whom and when, then its text.
 
     Raises:
-        DocumentError: it has no text that can be read; a predicate without a subject.
+        DocumentError: one has no text that can be read; a predicate without a subject.
     """
+    extracts = [_read(message) for message in _messages(raw)]
+    notes = dict.fromkeys(note for extract in extracts for note in extract.notes)
+    return Extract("\n".join(extract.text for extract in extracts), (), tuple(notes))
+
+
+def _messages(raw: bytes) -> list[bytes]:
+    """The messages of a mailbox, or the one that this is; without a byte order mark."""
+    first, *others = _SEPARATOR.split(raw.removeprefix(codecs.BOM_UTF8))
+    return [first, *others] if first.strip() or not others else others
+
+
+def _read(raw: bytes) -> Extract:
     try:
         message = email.message_from_bytes(raw)
         parts = list(_texts(message, 0))

@@ -106,7 +106,7 @@ EDGE = 4
 """Lines at the head and at the foot of a page whose places are told."""
 
 _RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]")
-_TEXT, _FORM = 1, 5  # FPDF_PAGEOBJ_TEXT, _FORM
+_TEXT = 1  # FPDF_PAGEOBJ_TEXT
 _FREE_TEXT, _WIDGET, _LINK, _POPUP = 3, 20, 2, 16  # FPDF_ANNOT_*
 _HIDDEN = 2 | 32  # the annotation flags Hidden and NoView
 _CHECK, _RADIO, _COMBO, _LIST, _FIELD = 2, 3, 4, 5, 6  # FPDF_FORMFIELD_*
@@ -127,7 +127,25 @@ class _Page:
         self.size: tuple[float, float] = page.get_size()
         self._rotation = page.get_rotation()
         self._box: tuple[float, float, float, float] = page.get_bbox()
+        self._broaden()
         self._text = page.get_textpage()
+
+    def _broaden(self) -> None:
+        """Give a breadth to text that has none; else PDFium leaves it out.
+
+        A font that is neither in the file nor on this machine has no outlines to measure by: its
+        lone signs ("男" in a cell) and its lines set sideways have none. A stroke has a breadth.
+        """
+        raw = self._raw
+        sides = [ctypes.c_float() for _ in range(4)]
+        for at in range(min(raw.FPDFPage_CountObjects(self._page), MAX_OBJECTS)):
+            item = raw.FPDFPage_GetObject(self._page, at)
+            raw.FPDFPageObj_GetBounds(item, *sides)
+            if sides[0].value != sides[2].value or raw.FPDFPageObj_GetType(item) != _TEXT:
+                continue
+            if not raw.FPDFFont_GetIsEmbedded(raw.FPDFTextObj_GetFont(item)):
+                raw.FPDFTextObj_SetTextRenderMode(item, raw.FPDF_TEXTRENDERMODE_STROKE)
+                raw.FPDFPageObj_Transform(item, 1, 0, 0, 1, 0, 0)  # measures anew
 
     def measured(self) -> dict[str, Any]:
         """Text and everything else that `_give` takes."""
@@ -280,8 +298,8 @@ class _Page:
             said, label = "", None
             if raw.FPDFAnnot_GetFlags(annotation) & _HIDDEN:
                 pass
-            elif kind == _WIDGET and self._form:
-                said, label = self._field(annotation)
+            elif kind == _WIDGET:
+                said, label = (self._field if self._form else self._orphan)(annotation)
             elif kind == _FREE_TEXT:
                 said = _string(raw.FPDFAnnot_GetStringValue, annotation, b"Contents")
             elif kind not in (_WIDGET, _LINK, _POPUP):
@@ -293,6 +311,16 @@ class _Page:
                 marks.append([said.strip(), *sides, label])
             raw.FPDFPage_CloseAnnot(annotation)
         return marks, hidden
+
+    def _orphan(self, annotation: Any) -> tuple[str, str]:
+        """The same of a field whose form was lost, as where files were joined; it shows still."""
+        said = {
+            key: _string(self._raw.FPDFAnnot_GetStringValue, annotation, key.encode())
+            for key in ("FT", "T", "TU", "V", "AS")
+        }
+        if said["FT"] == "Btn" and said["AS"]:
+            said["V"] = "[ ]" if said["AS"] == "Off" else "[x]"
+        return said["V"], said["TU"] or said["T"]
 
     def _field(self, annotation: Any) -> tuple[str, str]:
         """What a form field shows, and what it is called."""

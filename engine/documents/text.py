@@ -54,6 +54,8 @@ _CANDIDATES = [
     "euc_kr",
 ]
 _DETECT_BYTES = 2**18
+_IDEOGRAPH = re.compile("[\u3000-\ud7ff]")
+_PLAIN_TAIL = re.compile(rb"[\t\n\r -~]{4,}\Z")
 _SEVERAL_BYTES = frozenset({"cp932", "euc_jp", "iso2022_jp", "gb18030", "big5", "euc_kr"})
 _CJK = frozenset({"CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "IDEOGRAPHIC", "FULLWIDTH"})
 _WIDE_SAMPLE = 4_000
@@ -66,8 +68,9 @@ _UNNATURAL = re.compile("[^\\W\\d_\\x00-\\x7f](?:[^\\w\\s\\x00-\\x7f]|[²³¹º�
 # Signs that stand between letters in no Western language, but do when the
 # text is of another code page (Polish, Czech, Turkish, Baltic).
 _FOREIGN = re.compile("(?<=[^\\W\\d_])[¡¢£¤¥¦§¨©¬®¯°±²³´µ¶¸¹¼½¾¿×÷ðýþ](?=[a-zà-ÿ])")
-_LETTER = re.compile("[^\\W\\d_]")
+_WORD = re.compile("[^\\W\\d_]{2,}")
 _ACCENTED = re.compile("[À-ÿ]")
+_ALL_ACCENTS = re.compile("[À-ÿ]+")
 
 
 def unix_lines(text: str) -> str:
@@ -89,13 +92,17 @@ def decode(raw: bytes, declared: str = "") -> tuple[str, tuple[str, ...]]:
     """
     for mark, encoding in _BOMS:
         if raw.startswith(mark):
+            name = encoding.upper()
             try:
-                return unix_lines(raw.decode(encoding)), ()
+                text = raw.decode(encoding)
             except UnicodeDecodeError:
-                if encoding != "utf-8-sig":
-                    name = encoding.upper()
-                    raise DocumentError(f"begins as {name} but is damaged; save it again") from None
-    if b"\0" in raw or len(_CONTROLS.findall(raw)) > len(raw) // 200:
+                if encoding == "utf-8-sig":
+                    break
+                raise DocumentError(f"begins as {name} but is damaged; save it again") from None
+            if encoding == "utf-16" and _goes_on_in_bytes(raw, text):
+                raise DocumentError(f"begins as {name} and goes on in single bytes; save it again")
+            return unix_lines(text), ()
+    if b"\0" in raw or len(_CONTROLS.findall(raw)) > max(1, len(raw) // 200):
         return _wide(raw), ()
     try:
         return unix_lines(raw.decode("utf-8")), ()
@@ -124,6 +131,12 @@ def decode(raw: bytes, declared: str = "") -> tuple[str, tuple[str, ...]]:
         return _wide(raw), ()
     text = raw.decode(encoding, errors="replace")
     return unix_lines(text), (f"encoding guessed: {encoding}",)
+
+
+def _goes_on_in_bytes(raw: bytes, text: str) -> bool:
+    """Whether plain bytes were added to UTF-16, where two of them look like one ideograph."""
+    tail = _PLAIN_TAIL.search(raw)
+    return tail is not None and not _IDEOGRAPH.search(text, 0, tail.start() // 2 - 1)
 
 
 def _web_name(declared: str) -> str:
@@ -178,7 +191,7 @@ def _mixed(raw: bytes) -> tuple[str, tuple[str, ...]] | None:
     None where this is not so: where no line is UTF-8 beyond ASCII, or what looks like UTF-8 is
     natural in the other encoding.
     """
-    lines = raw.split(b"\n")
+    lines = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
     # Of a line that is not valid UTF-8 but has a character of it, a byte is damaged.
     older = [
         at for at, line in enumerate(lines) if not _is_utf8(line) and not _SEQUENCE.search(line)
@@ -227,9 +240,11 @@ def _detect(raw: bytes) -> str:
 
     sample = _sample(raw)
     western = sample.decode("cp1252", errors="replace")
-    accents, letters = len(_ACCENTED.findall(western)), len(_LETTER.findall(western))
+    words = [word for word in _WORD.findall(western) if _ACCENTED.search(word)]
+    # No Western word is accents alone; in another alphabet nearly each is.
+    other = sum(_ALL_ACCENTS.fullmatch(word) is not None for word in words)
     odd = len(_FOREIGN.findall(western)) + western.count("\ufffd")
-    if odd * 20 <= sum(c > "\x7f" for c in western) and accents * 4 <= letters:
+    if odd * 20 <= sum(c > "\x7f" for c in western) and other * 5 <= len(words):
         return "cp1252"
     best = from_bytes(sample, cp_isolation=_CANDIDATES, enable_fallback=False).best()
     if best is None:

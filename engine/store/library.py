@@ -83,7 +83,8 @@ def check_sources(manifest: Manifest, store: Path) -> list[str]:
         if not near and not path.is_absolute():
             found.append(f"{path} is not found beside the store; {kept}")
         elif not digests[0]:
-            found.append(f"{path} is no longer there ({where}); {kept}")
+            moved = ", or the store was moved away from it" if near else ""
+            found.append(f"{path} is no longer there ({where}){moved}; {kept}")
         elif near:
             found.append(
                 f"{path} ({where}) is not what was read: it changed since, or the store was moved "

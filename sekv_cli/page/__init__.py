@@ -181,7 +181,7 @@ def _asked(report: InspectReport, texts: Sequence[str]) -> dict[str, Any]:
                 break
     return {
         "question": report.question,
-        "answer": report.answer,
+        "answer": f"{report.answer} {report.remark}".strip(),
         "said": [piece.encode("utf-8", "replace").decode("utf-8") for piece in report.said],
         "citations": places,
         "rates": rates,

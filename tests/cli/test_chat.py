@@ -145,6 +145,54 @@ def test_a_line_that_is_no_text_is_told_and_the_talk_goes_on(talk: Any, fake: Fa
     ]
 
 
+@pytest.mark.parametrize(
+    ("failure", "code", "told"),
+    [
+        (OSError(28, "No space left on device"), 2, "sekv: No space left on device\n"),
+        (BrokenPipeError(), 141, ""),
+    ],
+)
+def test_the_talk_ends_where_nobody_can_read_it(
+    failure: OSError,
+    code: int,
+    told: str,
+    fake: Fake,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A full disk behind stdout, or a reader that went away: one line, and no code of success."""
+    fake.failure = failure
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Who?\nWhen?\n")))
+    assert run(["chat", "book.sekv"]) == code
+    assert capsys.readouterr().err == told
+    assert len(fake.asked) == 1
+
+
+def test_a_conversation_that_cannot_be_saved_goes_on(
+    talk: Any, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sekv_cli.outputs.write", full)
+    _, err = talk("Who?", "/save talk.md", "When?")
+    assert err == "sekv: talk.md cannot be written: No space left on device\n"
+    assert len(fake.asked) == 2
+
+
+@pytest.mark.parametrize("line", ["W\0h\0o\0?\0", "w" * 40_000, "\0"])
+def test_other_lines_that_are_no_questions_are_told(line: str, talk: Any, fake: Fake) -> None:
+    _, err = talk(line, "When?")
+    assert [question for question, _, _ in fake.asked] == ["When?"]
+    assert len(err.splitlines()) == 1
+
+
+def test_a_cut_answer_is_saved_as_one(talk: Any, fake: Fake, tmp_path: Path) -> None:
+    fake.ending = {"stats": {"cut_short": True}}
+    talk("Who?", "/save talk.md")
+    assert "?ohW (cut short)" in (tmp_path / "talk.md").read_text()
+
+
 def test_a_history_is_never_somebody_else_s_file(
     fake: Fake,
     tmp_path: Path,

@@ -1,4 +1,5 @@
-"""Whatever comes as arguments, through stdin or over HTTP: an answer or one line, never a defect.
+"""Whatever comes as arguments, through stdin, over HTTP or in a document: an answer or one line,
+never a defect.
 
 The engine is the real one with a tiny model, loaded once. The short version is in every run; the
 long one takes ten minutes and is run by name: pytest -m slow tests/cli/test_fuzz.py.
@@ -11,6 +12,7 @@ import contextlib
 import io
 import json
 import os
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ from hypothesis import strategies as st
 
 import toy_store
 from asgi import JSON, exchange
+from damages import damaged
 from engine.models import hf
 from engine.store.disk import Disk
 from engine.types import AskOptions, Silent
@@ -32,9 +35,10 @@ from sekv_cli.server import app
 from sekv_cli.server.answering import ServerLimits
 from sekv_cli.server.warm import Warm
 from tiny_books import log, read
+from tiny_documents import CHAPTERS, NAV, NAV_ITEM, PROSE, make_docx, make_epub, make_pdf, para
 
-LONG_SECONDS = 200
-"""Of each of the three long runs."""
+LONG_SECONDS = 150
+"""Of each of the four long runs."""
 
 ENDINGS = {0, 1, 2}
 
@@ -65,6 +69,7 @@ def place(
         (folder / "notes.md").write_text("# Notes\n\nAna has the keys.\n")
         (folder / "latin.txt").write_bytes(b"caf\xe9 Who?\n")
         (folder / "empty").touch()
+        (folder / "lines.jsonl").write_text('{"id": 1}\n[]\n' + "[" * 100_000)
         options = AskOptions(device="cpu", max_new_tokens=2)
         warm = Warm({"log": folder / "log.sekv"}, options, Silent(), most_waiting=8)
         yield Place(folder, model, app.build(warm, options, ServerLimits(60, 3)))
@@ -110,7 +115,18 @@ NUMBERS = st.sampled_from(
     ]
 )
 FILES = st.sampled_from(
-    ["log.sekv", "toy.sekv", "notes.md", "latin.txt", "empty", "log.txt", ".", "none", "none/none"]
+    [
+        "log.sekv",
+        "toy.sekv",
+        "notes.md",
+        "latin.txt",
+        "empty",
+        "log.txt",
+        "lines.jsonl",
+        ".",
+        "none",
+        "none/none",
+    ]
 )
 WORDS = TEXTS | NUMBERS | FILES
 QUESTIONS = TEXTS | st.sampled_from(["Who?", "How many whales?", "w" * 40_000, "notes.md"])
@@ -124,7 +140,9 @@ ANSWER_OPTIONS = {
     "--temperature": NUMBERS,
     "--top-p": NUMBERS,
     "--seed": NUMBERS,
-    "--device": st.sampled_from(["cpu", "auto", "cuda:9"]) | TEXTS,
+    "--device": st.sampled_from(["cpu", "auto", "cuda:9", "cuda:٣"])
+    | NUMBERS.map("cuda:{}".format)
+    | TEXTS,
     "--dtype": st.sampled_from(["auto", "float32", "int8"]) | TEXTS,
     "--full": None,
     "--json": None,
@@ -147,6 +165,23 @@ COMMANDS: dict[str, tuple[st.SearchStrategy[str], dict[str, Any]]] = {
             "--layer": NUMBERS,
             "--head": NUMBERS,
             "--html": WORDS,
+        },
+    ),
+    "chat": (WORDS, {**ANSWER_OPTIONS, "--history": FILES | TEXTS}),
+    "models": (WORDS, {"--json": None, "--offline": None}),
+    "bench": (
+        WORDS,
+        {
+            "--suite": st.sampled_from(["qa", "fidelity", "niah"]) | TEXTS,
+            "--questions": FILES,
+            "--documents": FILES,
+            "--text": FILES,
+            "--budget": WORDS,
+            "--length": NUMBERS,
+            "--depth": NUMBERS,
+            "--assert": WORDS,
+            "--data": FILES,
+            "-o": FILES,
         },
     ),
     "verify": (WORDS, {"--json": None}),
@@ -206,6 +241,7 @@ LINES = st.lists(
     max_size=4,
 ).map(b"\n".join)
 SHORT = ["--max-new-tokens", "2"]
+ENCODINGS = st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32", "latin-1"])
 READERS = st.sampled_from(
     [
         ["ask", "log.sekv", "-", *SHORT],
@@ -269,6 +305,47 @@ PATHS = st.just("/v1/chat/completions") | st.sampled_from(
 
 
 @st.composite
+def written(draw: st.DrawFn, body: Any) -> bytes:
+    """A body as another client writes it: in another encoding, with its signs as they are, with a
+    field twice, in brackets, cut, or wrong in some byte."""
+    raw = (
+        body
+        if isinstance(body, bytes)
+        else json.dumps(body, ensure_ascii=draw(st.booleans())).encode(draw(ENCODINGS), "replace")
+    )
+    form = draw(st.sampled_from(["whole", "twice", "nested", "damaged"]))
+    if form == "twice":
+        return raw.rstrip(b"}") + b"," + raw.lstrip(b"{")
+    if form == "nested":
+        many = draw(st.sampled_from([1, 500, 100_000]))
+        return b"[" * many + raw + b"]" * many
+    return damaged(random.Random(draw(st.integers())), raw) if form == "damaged" and raw else raw
+
+
+DOCUMENTS = {
+    "a.pdf": make_pdf([PROSE, PROSE[:2], [], PROSE[1:]]),
+    "a.epub": make_epub(CHAPTERS, {"OPS/nav.xhtml": NAV}, NAV_ITEM),
+    "a.docx": make_docx(para("One", "U1") + "".join(map(para, PROSE))),
+    "a.html": "<html><meta charset=utf-8><h1>Café</h1><p>A<svg><p>B<table><tr><td>C".encode(),
+    "a.md": "---\na: b\n---\n# Café\n\nTwo\n===\n\n> ### Three\n".encode(),
+    "a.eml": b"From: =?utf-8?B?SsO8?= <j@x.org>\nTo: a\nSubject: b\nContent-Type: multipart/mixed;"
+    b" boundary=B\n\n--B\nContent-Type: text/plain; charset=koi8-r\n\nKeys.\n--B--\n",
+    "a.txt": "Die Schlüssel bringt Märta.\f第二页。\n".encode("utf-16"),
+    "a": "Die Schlüssel bringt Märta.\n".encode("latin-1"),
+}
+
+
+@st.composite
+def documents(draw: st.DrawFn) -> tuple[str, bytes]:
+    """A name and a content, mostly with something wrong; the name may promise another kind."""
+    name, other = (draw(st.sampled_from(sorted(DOCUMENTS))) for _ in range(2))
+    raw = DOCUMENTS[name]
+    if draw(st.integers(0, 3)):
+        raw = damaged(random.Random(draw(st.integers())), raw)
+    return draw(st.sampled_from([name, name, other])), raw
+
+
+@st.composite
 def requests(draw: st.DrawFn) -> tuple[str, Any, dict[str, str]]:
     """A path, a body and headers; mostly a request that has a chance."""
     body: Any = {
@@ -279,6 +356,8 @@ def requests(draw: st.DrawFn) -> tuple[str, Any, dict[str, str]]:
         body = {"messages": [{"role": "user", "content": "Who?"}], **body}
     if not draw(st.integers(0, 9)):
         body = draw(st.binary(max_size=60) | VALUES.filter(lambda value: value is not None))
+    if not draw(st.integers(0, 3)):
+        body = draw(written(body))
     headers = draw(HEADERS) if not draw(st.integers(0, 9)) else {}
     return draw(PATHS), body, {**JSON, **headers}
 
@@ -314,7 +393,13 @@ def answered(place: Place, request: tuple[str, Any, dict[str, str]]) -> None:
         parsed = json.loads(event.removeprefix(b"data: "))
         if got.status >= 400:
             assert parsed["error"]["message"]
-            assert "--" not in parsed["error"]["message"]
+            assert not any(flag in parsed["error"]["message"] for flag in ANSWER_OPTIONS)
+
+
+def ingested(place: Place, document: tuple[str, bytes]) -> None:
+    name, raw = document
+    (place.folder / name).write_bytes(raw)
+    ran(["ingest", name, "-o", "new.sekv", "--dry-run"])
 
 
 QUICK = settings(
@@ -340,6 +425,12 @@ def test_any_request_is_answered_or_refused(
     place: Place, request: tuple[str, Any, dict[str, str]]
 ) -> None:
     answered(place, request)
+
+
+@QUICK
+@given(document=documents())
+def test_any_document_is_read_or_refused(place: Place, document: tuple[str, bytes]) -> None:
+    ingested(place, document)
 
 
 # ---------------------------------------------------------------------------- ten minutes
@@ -382,3 +473,12 @@ def test_requests_for_long(place: Place) -> None:
         answered(place, request)
 
     for_long(check, request=requests())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_documents_for_long(place: Place) -> None:
+    def check(document: tuple[str, bytes]) -> None:
+        ingested(place, document)
+
+    for_long(check, document=documents())

@@ -33,6 +33,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instant_disk: None) -
     toy_store.ingest(tmp_path / "toy.sekv")
     (tmp_path / "minutes.md").write_bytes(TEXT)
     (tmp_path / "link.md").symlink_to("minutes.md")
+    (tmp_path / "hard.md").hardlink_to(tmp_path / "minutes.md")
+    (tmp_path / "books").mkdir()
     (tmp_path / "page.html").write_text("<!doctype html>\n<title>somebody's</title>\n")
     (tmp_path / "data.json").write_text('{"store": 1}\n')
     (tmp_path / "questions.txt").write_text("Who?\n")
@@ -43,6 +45,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instant_disk: None) -
 TAKEN = [
     "inspect toy.sekv --html minutes.md",
     "inspect toy.sekv --html link.md",
+    "inspect toy.sekv --html hard.md",
+    "inspect toy.sekv --html ./books/../minutes.md",
     "inspect toy.sekv --html page.html",
     "inspect toy.sekv --html toy.sekv/manifest.json",
     "inspect toy.sekv --html data.json --json",
@@ -51,6 +55,9 @@ TAKEN = [
     "ask toy.sekv Who? --trace data.json",
     "ask toy.sekv -f questions.txt --trace questions.txt",
     "ask toy.sekv Who? --trace toy.sekv/document.safetensors",
+    "train --text books -o minutes.md",
+    "train heads --text books -o minutes.md",
+    "train heads --text books -o data.json",
     "chat toy.sekv --history minutes.md",
     "chat toy.sekv --history toy.sekv/manifest.json",
 ]
@@ -103,6 +110,24 @@ def test_what_can_be_no_file_is_one_line(kind: str, tmp_path: Path) -> None:
     for file in (tmp_path, tmp_path / "nowhere" / "file", Path("a\0b")):
         with pytest.raises(OutputError, match="name a"):
             CHECKS[kind](file)
+
+
+def test_a_dash_is_no_file(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is stdin where something is read; written to it, a file of that name would surprise."""
+    assert run(["inspect", "toy.sekv", "--html", "-"]) == 2
+    assert run(["ask", "toy.sekv", "Who?", "--trace", "-"]) == 2
+    assert capsys.readouterr().err.count("is no name of a file; name another") == 2
+    assert not Path("-").exists()
+
+
+def test_what_goes_into_a_pipe_goes_through_it() -> None:
+    """As `--html /dev/stdout | less` does."""
+    out, into = os.pipe()
+    outputs.check_page(Path(f"/dev/fd/{into}"))
+    outputs.write(Path(f"/dev/fd/{into}"), "text")
+    os.close(into)
+    assert os.read(out, 10) == b"text"
+    os.close(out)
 
 
 def test_a_saved_talk_is_always_a_new_file(tmp_path: Path) -> None:

@@ -260,3 +260,37 @@ def test_the_options_of_the_environment_reach_the_engine(
     assert plan["dry_run"]
     assert plan["tokens"] == len(TEXT)
     assert plan["method"] == IngestOptions().method
+
+
+def test_a_cut_answer_is_marked_wherever_it_is_shown(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By `ask`, by `inspect` of a question and of a trace, and on its page."""
+    store, trace, page = str(place / "book.sekv"), tmp_path / "trace.json", tmp_path / "page.html"
+    asked = ["Who?", "--max-new-tokens", "2"]
+    assert run(["ask", store, *asked, "--trace", str(trace)]) == 0
+    assert "(cut short)" in capsys.readouterr().out
+    for line in (["-q", *asked], ["--trace", str(trace)]):
+        assert run(["inspect", store, *line]) == 0
+        assert "(cut short)" in capsys.readouterr().out
+    assert run(["inspect", store, "--trace", str(trace), "--html", str(page)]) == 0
+    assert "(cut short)" in page.read_text()
+    assert run(["inspect", store, "-q", *asked, "--json"]) == 0
+    capsys.readouterr()
+
+
+def test_a_source_whose_name_is_no_text_goes_all_the_way(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """File systems take any bytes as a name; those of another encoding come with old archives."""
+    source = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")
+    Path(source).write_text(TEXT)
+    store = source.removesuffix(".txt") + ".sekv"
+    model = ["--model", str(place / "model"), "--device", "cpu"]
+    assert run(["ingest", source, "-o", store, *model]) == 0
+    assert run(["ask", store, "Who?", "--max-new-tokens", "2", "--json"]) == 0
+    for line in (["list", str(tmp_path)], ["verify", store], ["inspect", store]):
+        assert run(line) == 0
+    captured = capsys.readouterr()
+    assert "caf\ufffd" in captured.out or "caf\udce9" in captured.out
+    assert "changed" not in captured.out

@@ -69,6 +69,9 @@ def test_a_closed_stdin_is_one_line(place: Path, line: str) -> None:
         ("sekv verify toy.sekv >&-", 2),
         ("sekv list <&- >&-", 2),
         ("sekv --version >&-", 2),
+        ("sekv models >&-", 2),
+        ("sekv ask --help >&-", 2),
+        ("sekv verify toy.sekv --json <&- >&-", 2),
         ("sekv ask none.sekv Q >&-", 2),
     ],
 )
@@ -80,7 +83,15 @@ def test_a_closed_stdout_is_one_line(place: Path, line: str, code: int) -> None:
     assert b"closed" in done.stderr or b"no store" in done.stderr
 
 
-@pytest.mark.parametrize("line", ["sekv list > /dev/full", "sekv list --json > /dev/full"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "sekv list > /dev/full",
+        "sekv list --json > /dev/full",
+        "sekv --help > /dev/full",
+        "sekv verify toy.sekv > /dev/full",
+    ],
+)
 def test_a_full_stdout_is_one_line(place: Path, line: str) -> None:
     done = shell(place, line)
     assert done.returncode == 2
@@ -104,6 +115,33 @@ def test_a_closed_stderr_changes_no_outcome(place: Path, line: str, code: int) -
     assert done.returncode == code
     assert done.stderr == b""
     assert b"sekv: " not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "sekv ask toy.sekv - 0> file",
+        "sekv ingest - -o new.sekv 0> file",
+        "sekv ingest minutes.md --password-stdin 0> file",
+    ],
+)
+def test_a_stdin_that_cannot_be_read_is_one_line(place: Path, line: str) -> None:
+    done = shell(place, line)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.decode() == "sekv: stdin cannot be read: Bad file descriptor\n"
+
+
+@pytest.mark.parametrize("where", ["2> /dev/full", "2>&-", "2< minutes.md"])
+def test_remarks_that_nobody_can_read_stop_nothing(place: Path, where: str) -> None:
+    program = (
+        "from sekv_cli import streams\nstreams.secure()\n"
+        "from sekv_cli import progress\n"
+        "with progress.on_stderr() as shown: shown.note('loading')\n"
+        "print('done')\n"
+    )
+    (place / "remarks.py").write_text(program)
+    done = shell(place, f'"{sys.executable}" remarks.py {where}')
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"done\n", b"")
 
 
 def test_no_file_gets_the_number_of_a_closed_stream(place: Path) -> None:
@@ -140,6 +178,21 @@ def test_a_question_that_is_no_text_is_one_line(place: Path, line: str) -> None:
         assert printed == "sekv: the question is not UTF-8 text\n"
 
 
+def test_a_question_in_utf16_is_not_read_as_one_in_utf8(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """What some shells pipe; without a mark it is UTF-8 full of NULs."""
+    from sekv_cli.main import run
+
+    monkeypatch.chdir(place)
+    (place / "asked.txt").write_bytes("Who?\n".encode("utf-16-le"))
+    (place / "marked.txt").write_bytes("Who?\n".encode("utf-16"))
+    assert run(["ask", "toy.sekv", "-f", "asked.txt"]) == 2
+    assert "the question holds NUL characters; is it UTF-16?" in capsys.readouterr().err
+    assert run(["ask", "toy.sekv", "-f", "marked.txt"]) == 2
+    assert "marked.txt is not UTF-8 text" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("line", "number"), [("sekv ask toy.sekv -", 1), ("sekv ask toy.sekv -f -", 1)]
 )
@@ -161,9 +214,10 @@ def test_a_password_that_is_no_text_is_one_line(place: Path) -> None:
 
 def test_questions_in_a_file_that_is_no_text_are_one_line(place: Path) -> None:
     (place / "latin.txt").write_bytes("Wer hat die Schlüssel?".encode("latin-1"))
-    done = shell(place, "sekv ask toy.sekv -f latin.txt")
-    assert done.returncode == 2
-    assert b"latin.txt is not UTF-8 text" in done.stderr
+    for line in ("ask toy.sekv -f latin.txt", "bench --questions latin.txt --documents ."):
+        done = shell(place, f"sekv {line}")
+        assert done.returncode == 2
+        assert done.stderr == b"sekv: latin.txt is not UTF-8 text; save the questions as UTF-8\n"
 
 
 @pytest.mark.parametrize(
@@ -201,6 +255,15 @@ OUT_OF_RANGE = [
     ("--widen 1e300", "--widen"),
     ("--max-new-tokens 18446744073709551616", "--max-new-tokens"),
     ("--top-p 0", "--top-p"),
+    ("--device cuda:99999999999999999999", "--device"),
+    ("--device cuda:٣", "--device"),
+    ("--device cuda:01", "--device"),
+    ("--coverage nan", "--coverage"),
+    ("--coverage -0", "--coverage"),
+    ("--budget 1e2%", "--budget"),
+    ("--budget 10,5%", "--budget"),
+    ("--seed 1e3", "--seed"),
+    ("--widen inf", "--widen"),
 ]
 
 

@@ -151,6 +151,25 @@ def test_an_element_without_an_end_ends_at_the_next_block(name: str) -> None:
     assert extract.notes == (f"a <{name}> without an end was ended at the next block",)
 
 
+@pytest.mark.parametrize(
+    ("markup", "text"),
+    [
+        ("<p>A<svg><title>t</title><p>B<p>C", "A\n\nB\n\nC"),
+        ("<p>A<SVG><G><P>B", "A\n\nB"),
+        ("<p>A<svg><text>t</text><table><tr><td>B</table>", "A\n\nB"),
+        ("<p>A<svg/><p>B", "A\n\nB"),
+        ("<p>A<math><mi>x</mi><p>B", "Ax\n\nB"),
+        ("<p>A<canvas>B<p>C", "AB\n\nC"),
+        ("<p>A<script><!-- <script> --></script><p>B", "A\n\nB"),
+        ("<p>A<![CDATA[x < y]]>B", "Ax < yB"),
+        ("<p>A<![CDATA[a <b> c]]y]]>B", "Aa <b> c]]yB"),
+        ("<p>A<![CDATA[]]>B", "AB"),
+    ],
+)
+def test_markup_of_other_kinds_hides_nothing(markup: str, text: str) -> None:
+    assert load_html(markup.encode()).text.strip() == text
+
+
 def test_a_comment_without_an_end_hides_nothing() -> None:
     extract = load_html(b"<p>one <!-- a remark <p>two</p>")
     assert extract.text == "one a remark\n\ntwo"
@@ -273,6 +292,35 @@ def test_html_is_read_where_a_message_has_no_plain_text() -> None:
 def test_what_only_begins_like_a_message_is_text() -> None:
     for text in (b"From: me\nTo: you\n\nhello", b"Note: x\nDate: y\n\nz", b"Subject: a\nb\n"):
         assert load(["-"], stdin=io.BytesIO(text)).sources[0].kind == "text"
+
+
+SECOND = b"""From: b@c
+Subject: second
+Content-Type: text/plain
+Content-Transfer-Encoding: base64
+
+VGhlIGtleXMgYXJlIHdpdGggTWFydGEu
+"""
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_every_message_of_a_mailbox_is_read(end: bytes) -> None:
+    """No message is taken for the text of the one before it, nor its code for words."""
+    lines = [b"From j@example.org Mon Jan  1 10:00:00 2024\n" + MAIL]
+    lines += [b"From b@c Tue Jan  2 10:00:00 2024\n" + SECOND]
+    raw = b"\n".join(lines).replace(b"\n", end)
+    (source,) = load(["-"], stdin=io.BytesIO(raw)).sources
+    assert source.kind == "email"
+    first, second = source.text.split("\n\nFrom: b@c\n")
+    assert first.endswith("The keys are at the Café.")
+    assert second == "Subject: second\n\nThe keys are with Marta.\n"
+    assert source.notes == ("1 attachment is not read: plan.pdf",)
+
+
+def test_a_message_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "a.eml"
+    path.write_bytes(b"\xef\xbb\xbf" + SECOND.replace(b"base64", b"8bit"))
+    assert load([str(path)]).sources[0].text.startswith("From: b@c\nSubject: second\n")
 
 
 def test_damaged_messages_never_give_a_traceback() -> None:

@@ -176,6 +176,10 @@ ENCODED = [
     (FRENCH, "latin-1"),
     ("“It’s fine,” he said — £5 or €6…", "cp1252"),
     ("caf\xe9", "latin-1"),
+    ("Café crème, déjà vu à l'hôtel.", "latin-1"),
+    ("São ações não há. É à mão.", "cp1252"),
+    ("Rødgrød på ø, æ å.", "cp1252"),
+    ("Ο φύλακας του φάρου είναι ο Νίκος", "cp1253"),
     (RUSSIAN, "cp1251"),
     (RUSSIAN, "koi8-r"),
     (POLISH, "cp1250"),
@@ -208,6 +212,35 @@ def test_joined_files_of_two_encodings(first: str, then: str, encoding: str) -> 
     text, notes = decode(f"{first}\n".encode() + then.encode(encoding) + f"\n{first}".encode())
     assert text == f"{first}\n{then}\n{first}"
     assert len(notes) == 1
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_of_two_encodings_may_end_as_on_any_system(end: str) -> None:
+    line = f"Café crème, déjà vu à l'hôtel.{end}"
+    text, notes = decode(line.encode() + line.encode("latin-1"))
+    assert text == "Café crème, déjà vu à l'hôtel.\n" * 2
+    assert notes == ("1 line is not UTF-8 as the others; encoding guessed: cp1252",)
+
+
+def test_bytes_added_to_utf16_are_not_read_as_ideographs() -> None:
+    """As where one program begins a file and another goes on."""
+    for encoding in ("utf-16", "utf-16-be"):
+        mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
+        with pytest.raises(DocumentError, match="goes on in single bytes"):
+            decode(mark + FRENCH.encode(encoding) + b"\nThe keeper is Ana.\n")
+    assert decode(f"{CHINESE}\n".encode("utf-16"))[0] == f"{CHINESE}\n"
+    with pytest.raises(DocumentError, match="binary, not text"):
+        decode(FRENCH.encode() + "\nThe keeper is Ana.".encode("utf-16-le"))
+
+
+def test_the_sign_with_which_dos_ended_files_makes_none_binary() -> None:
+    assert decode(b"The keys.\r\n\x1a") == ("The keys.\n\x1a", ())
+
+
+@pytest.mark.parametrize("name", ["a.html", "a.md", "a.csv", "a"])
+def test_utf16_without_a_mark_is_known_under_any_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes("Name;Ort\r\nÅsa;Kiel\r\n".encode("utf-16-le"))
+    assert one(tmp_path / name).text.split() == ["Name;Ort", "Åsa;Kiel"]
 
 
 def test_what_only_looks_like_utf8_is_not_taken_for_it() -> None:
@@ -271,6 +304,7 @@ def test_any_bytes_give_text_or_one_clear_line(raw: bytes) -> None:
 NO_TEXT = [
     (b"{\\rtf1\\ansi The keeper is \\b Ottilie\\b0 .}", "is RTF"),
     (b"\n  {\\rtf1 x}", "is RTF"),
+    (b"\xef\xbb\xbf{\\rtf1 x}", "is RTF"),
     (b"%!PS-Adobe-3.0\n/Helvetica findfont", "is PostScript"),
 ]
 
@@ -279,7 +313,7 @@ def test_what_only_looks_like_text_is_refused_with_what_to_do(
     tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
     for content, words in NO_TEXT:
-        for name in ("a.rtf", "a.txt", "a.md", "a"):
+        for name in ("a.rtf", "a.doc", "a.txt", "a.md", "a"):
             with subtests.test(name=name, content=content):
                 (tmp_path / name).write_bytes(content)
                 message = refusal(tmp_path / name)

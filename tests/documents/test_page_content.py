@@ -86,6 +86,59 @@ def test_a_heading_that_says_something_of_its_page_stays(subtests: pytest.Subtes
                         assert page.startswith(head + "\n")
 
 
+LONG = [[*lines, "In the year of the flood.", "Snow lay on the pier.", "Nobody wrote."] for lines in
+        BODY]  # fmt: skip
+"""Pages of which the lines at the head are none of those at the foot."""
+
+
+def headed_long(heads: list[str], font: str = "F1") -> list[str]:
+    """The text of pages of many lines with these heads, set apart from them."""
+    pages = [
+        said(72, 740, head, font=font) + said(72, 680, *LONG[at % 5])
+        for at, head in enumerate(heads)
+    ]
+    return pages_of(painted(pages, wide=font == "F2"))
+
+
+@pytest.mark.parametrize(
+    "heads",
+    [
+        ["APPROVED"] * 5 + ["REFUSED"],  # what differs on one page says something on each
+        ["APPROVED"] * 9 + ["NOT APPROVED"],
+        ["Status:approved"] * 4,
+        ["Status = approved"] * 4,
+        ["1.", "2.", "3.", "4."],
+        ["(1)", "(2)", "(3)", "(4)"],
+        ["I.", "II.", "III.", "IV."],
+        ["1/1", "2/1", "3/1", "4/1"],  # days of January
+        ["1 January", "2 January", "3 January"],
+        ["A", "B", "C", "D"],
+        ["#1", "#2", "#3", "#4"],
+        ["No. 1", "No. 2", "No. 3"],
+    ],
+)
+def test_headings_of_other_kinds_stay(heads: list[str]) -> None:
+    for head, page in zip(heads, headed_long(heads), strict=True):
+        assert page.startswith(head + "\n")
+
+
+@pytest.mark.parametrize("head", ["状态：已批准", "状态=已批准", "第一章"])
+def test_a_chinese_label_and_what_it_says_stay(head: str) -> None:
+    heads = [head] * 4 if head != "第一章" else ["第一章", "第二章", "第三章", "第四章"]
+    for each, page in zip(heads, headed_long(heads, "F2"), strict=True):
+        assert page.startswith(each + "\n")
+
+
+def test_a_running_header_goes_though_pages_without_it_begin_elsewhere() -> None:
+    """Such as the first page of a chapter."""
+    pages = [
+        (said(72, 760, "The Harbour") if at != 4 else "") + said(72, 700, *LONG[at % 5])
+        for at in range(10)
+    ]
+    texts = pages_of(painted(pages))
+    assert [text.startswith("The Harbour\n") for text in texts] == [True] + [False] * 9
+
+
 def test_what_a_form_says_below_a_line_that_varies_stays() -> None:
     """Only what has nothing beyond it at the edge can be a running line."""
     pages = [
@@ -255,6 +308,50 @@ def test_every_kind_of_field_and_a_note_are_read_at_their_place() -> None:
     )
 
 
+WIDGET = "<< /Type /Annot /Subtype /Widget"
+
+
+@pytest.mark.parametrize(
+    ("printed", "field", "text"),
+    [
+        ("Name:", "/FT /Tx /T (n) /V <feff00d30066738b>", "Name: Óf王"),
+        ("Where:", "/FT /Ch /Ff 393216 /T (g) /Opt [(North)] /V (Elsewhere)", "Where: Elsewhere"),
+        ("Sum:", "/FT /Tx /T (n) /V (0)", "Sum: 0"),
+        ("Paid:", "/FT /Btn /T (n) /V /Ja /AS /Ja /AP << /N << /Ja 7 0 R >> >>", "Paid: [x]"),
+        ("Click:", "/FT /Btn /Ff 65536 /T (b) /MK << /CA (Print) >>", "Click:"),
+    ],
+)
+@pytest.mark.parametrize("form", [True, False])
+def test_other_fields_are_read_too_also_where_their_form_was_lost(
+    printed: str, field: str, text: str, form: bool
+) -> None:
+    """As where pages of a form were joined with others."""
+    raw = painted(
+        [said(72, 700, printed)],
+        entries={0: "/Annots [6 0 R]"},
+        catalog="/AcroForm << /Fields [6 0 R] >>" if form else "",
+        objects=[f"{WIDGET} {field} /Rect [120 698 200 712] >>", "<< >>"],
+    )
+    assert load_pdf(raw).text == text + "\n"
+
+
+def test_fields_take_what_is_said_of_their_group() -> None:
+    """Two buttons, of which the group names the one that is chosen."""
+    button = f"{WIDGET} /Parent 6 0 R /AP << /N << /{{0}} 9 0 R /Off 9 0 R >> >>"
+    raw = painted(
+        [said(90, 700, "Yes") + said(190, 700, "No")],
+        entries={0: "/Annots [7 0 R 8 0 R]"},
+        catalog="/AcroForm << /Fields [6 0 R] >>",
+        objects=[
+            "<< /FT /Btn /Ff 49152 /T (agree) /V /ja /Kids [7 0 R 8 0 R] >>",
+            button.replace("{0}", "ja") + " /AS /ja /Rect [72 698 84 710] >>",
+            button.replace("{0}", "nein") + " /AS /Off /Rect [172 698 184 710] >>",
+            "<< >>",
+        ],
+    )
+    assert load_pdf(raw).text == "(x) Yes ( ) No\n"
+
+
 def test_a_form_over_a_scan_is_read_with_the_names_of_its_fields() -> None:
     field = "<< /Type /Annot /Subtype /Widget /FT /Tx /T (surname) /V (Brandt) /Rect [9 9 90 20] >>"
     raw = painted(
@@ -320,6 +417,14 @@ SEEN_AND_READ = [
     ("The word םולש means peace, and ןמא amen.", "The word שלום means peace, and אמן amen."),
     ("يواجهني"[::-1], "يواجهني"),
     ("plain text (1) stays", "plain text (1) stays"),
+    ("(2019) םולש", "שלום (2019)"),
+    ("50% לע", "על 50%"),
+    ("03-1234567 :ןופלט", "טלפון: 03-1234567"),
+    ("٢٠١٩ ماع", "عام ٢٠١٩"),
+    ("ےہ باتک ہی", "یہ کتاب ہے"),
+    ('"םולש" רמא', 'אמר "שלום"'),
+    ("2019-2020 תנש", "שנת 2019-2020"),
+    (".1 ףיעס", "סעיף 1."),
 ]
 
 
@@ -374,11 +479,12 @@ def test_a_stamp_in_the_margin_stays_one_line() -> None:
     assert sorted(load_pdf(raw).text.splitlines()) == sorted(["Draft of May", *PROSE])
 
 
-def test_emoji_that_only_the_meaning_of_a_glyph_names_are_kept() -> None:
-    smile = "😀".encode("utf-16-be").hex()
-    marked = f"/Span << /ActualText <feff{smile}> >> BDC {said(105, 700, '?')} EMC "
+@pytest.mark.parametrize("sign", ["😀", "👍🏽", "🇳🇴", "1️⃣", "❤️"])
+def test_emoji_that_only_the_meaning_of_a_glyph_names_are_kept(sign: str) -> None:
+    meant = sign.encode("utf-16-be").hex()
+    marked = f"/Span << /ActualText <feff{meant}> >> BDC {said(105, 700, '?')} EMC "
     raw = painted([said(72, 700, "Hello ") + marked + said(120, 700, "there")])
-    assert load_pdf(raw).text == "Hello 😀 there\n"
+    assert load_pdf(raw).text == f"Hello {sign} there\n"
 
 
 # ------------------------------------------------------------- page labels (report 11)
@@ -406,6 +512,24 @@ def test_pages_have_the_labels_of_the_file_and_their_sheets() -> None:
             load([path], pages=selection)
         assert words in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("numbering", "selection", "labels"),
+    [
+        ("0 << /S /R >> 2 << /S /D >>", "i-2", ["I", "II", "1", "2"]),
+        ("0 << /S /A >>", "b-c", ["B", "C"]),
+        ("0 << /S /D /St 100 >>", "101", ["101"]),
+        ("0 << /S /D /St 100 >>", "#1", ["100"]),
+        ("0 << /P (1-) /S /D >>", "1-1-1-3", ["1-1", "1-2", "1-3"]),
+        ("0 << /P <feff7b2c> /S /D >>", "第2", ["第2"]),
+    ],
+)
+def test_labels_of_every_style_are_pages(numbering: str, selection: str, labels: list[str]) -> None:
+    raw = painted(
+        [said(72, 700, line) for line in PROSE], catalog=f"/PageLabels << /Nums [{numbering}] >>"
+    )
+    assert [page.label for page in load_pdf(raw, pages=selection).pages] == labels
 
 
 def test_labels_may_be_anything() -> None:
@@ -449,6 +573,22 @@ def test_cells_of_a_chinese_table_are_not_split() -> None:
     assert (
         load_pdf(painted([cells + rows], wide=True)).text == "股东名称 持股比例\n王一 百分之三十\n"
     )
+
+
+def test_a_cell_of_one_sign_is_read_though_nobody_has_its_font() -> None:
+    """Without outlines a lone sign has no breadth, and PDFium leaves it out."""
+    table = said(72, 740, "Table 1") + said(72, 720, "Keepers")
+    table += said(72, 700, "姓名", font="F2") + said(200, 700, "性别", font="F2")
+    table += said(72, 680, "王一", font="F2") + said(200, 680, "男", font="F2")
+    table += said(72, 660, "李", font="F2") + said(200, 660, "女", font="F2")
+    rows = load_pdf(painted([table], wide=True)).text.splitlines()
+    assert rows[2:] == ["姓名 性别", "王一 男", "李 女"]
+
+
+@pytest.mark.parametrize("angle", [90, 270])
+def test_text_set_sideways_is_read_though_nobody_has_its_font(angle: int) -> None:
+    raw = painted([said(300, 400, "灯塔的看守人是王一。", angle=angle, font="F2")], wide=True)
+    assert load_pdf(raw).text == "灯塔的看守人是王一。\n"
 
 
 def test_chinese_set_with_space_between_its_signs_is_not_split() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,47 @@ def test_store_and_source_may_be_moved_together(places: tuple[Path, Path], sekv:
     assert changed(sekv, there, "../elsewhere/minutes.sekv") == []
 
 
+def test_a_source_is_found_by_every_name_of_its_store(places: tuple[Path, Path], sekv: Any) -> None:
+    """Through links, from within, with a slash behind it."""
+    here, there = places
+    (there / "link.sekv").symlink_to(here / "minutes.sekv")
+    (there / "folder").symlink_to(here)
+    for folder, store in (
+        (there, "link.sekv"),
+        (there, "folder/minutes.sekv/"),
+        (here / "minutes.sekv", "."),
+        (here, "./minutes.sekv/."),
+    ):
+        assert changed(sekv, folder, store) == []
+
+
+def test_a_store_copied_elsewhere_does_not_say_that_its_source_is_gone(
+    places: tuple[Path, Path], sekv: Any
+) -> None:
+    here, there = places
+    (there / "minutes.md").unlink()
+    shutil.copytree(here / "minutes.sekv", there / "copy.sekv")
+    (line,) = changed(sekv, there, "copy.sekv")
+    assert "or the store was moved away from it" in line
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "loop"])
+def test_what_took_the_place_of_a_source_is_none(
+    kind: str, places: tuple[Path, Path], sekv: Any
+) -> None:
+    here, _ = places
+    source = here / "minutes.md"
+    source.unlink()
+    if kind == "folder":
+        source.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(source)
+    else:
+        source.symlink_to("minutes.md")
+    (line,) = changed(sekv, here, "minutes.sekv")
+    assert line.startswith("minutes.md is no longer there")
+
+
 def test_a_store_moved_to_a_namesake_does_not_say_that_this_changed(
     places: tuple[Path, Path], sekv: Any
 ) -> None:
@@ -141,10 +183,13 @@ def test_a_whole_path_stays_as_it_was_given(places: tuple[Path, Path], sekv: Any
 # ---------------------------------------------------------------------------- taken once
 
 
-@pytest.mark.parametrize("again", ["minutes.md", "./minutes.md", "../here/minutes.md", "link.md"])
+@pytest.mark.parametrize(
+    "again", ["minutes.md", "./minutes.md", "../here/minutes.md", "link.md", "hard.md"]
+)
 def test_a_file_is_taken_once(places: tuple[Path, Path], sekv: Any, again: str) -> None:
     here, _ = places
     (here / "link.md").symlink_to("minutes.md")
+    (here / "hard.md").hardlink_to(here / "minutes.md")
     code, _, err = sekv(here, f"ingest minutes.md {again} -o two.sekv")
     assert code == 2
     assert json.loads(err)["error"]["message"].startswith(f"{again} is named twice")
@@ -187,6 +232,9 @@ def test_a_changed_source_may_be_added_and_is_remarked(
         (["-"], ["-"]),
         (["/a.md", "b/a.md"], ["/a.md", "b/a.md"]),
         (["/home/u/docs/book.pdf"], ["book.pdf"]),
+        (["a/m.md", "A/m.md"], ["a/m.md", "A/m.md"]),
+        (["a/m.md", "m.md/m.md"], ["a/m.md", "m.md/m.md"]),
+        (["-", "x/-"], ["-", "x/-"]),
     ],
 )
 def test_names_are_as_short_as_tells_sources_apart(paths: list[str], called: list[str]) -> None:

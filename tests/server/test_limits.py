@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import http.client
 import json
 import os
@@ -55,6 +56,7 @@ def received(body: Any, headers: dict[str, str] = JSON, **more: Any) -> Exchange
         "application/json",
         "Application/JSON",
         "APPLICATION/JSON; charset=UTF-8",
+        'Application/Json ; Charset="utf-8"',
         "application/json;",
     ],
 )
@@ -166,10 +168,49 @@ def test_half_a_character_is_no_text(messages: list[Any]) -> None:
         (b"", 400),
         (b"[1]", 400),
         (b"{" * 100_000, 400),
+        (b"[" * 100_000 + b"]" * 100_000, 400),
+        (gzip.compress(json.dumps(question()).encode()), 400),
+        (json.dumps(question("caf\xe9"), ensure_ascii=False).encode("latin-1"), 400),
+        (json.dumps(question("a\0b")).encode(), 400),
+        (json.dumps({**question(), "max_tokens": "2"}).encode(), 400),
+        (json.dumps({**question(), "max_tokens": 2.0}).encode(), 400),
+        (json.dumps({**question(), "seed": True}).encode(), 400),
+        (json.dumps({**question(), "temperature": True}).encode(), 400),
+        (json.dumps(question()).encode()[:-1] + b', "max_tokens": 0}', 400),
     ],
 )
 def test_bytes_that_are_no_json_are_refused(raw: bytes, status: int) -> None:
     assert received(raw).status == status
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_json_may_be_in_any_encoding_of_its_own(encoding: str) -> None:
+    worker = Worker()
+    body = json.dumps(question("Où?"), ensure_ascii=False).encode(encoding)
+    assert asyncio.run(exchange(built(worker), body)).status == 200
+    assert worker.asked[0].question == "Où?"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code"),
+    [
+        ("/nope", None, 404, "not_found"),
+        ("/v1/models", b"{}", 405, "method_not_allowed"),
+        ("/v1/chat/completions", None, 405, "method_not_allowed"),
+        ("/v1/models/\ufffd", None, 404, "model_not_found"),
+    ],
+)
+def test_what_is_not_there_is_told_in_json(path: str, body: Any, status: int, code: str) -> None:
+    got = asyncio.run(exchange(built(Worker()), body, path=path))
+    assert (got.status, got.error["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("LOCALHOST:8321", 200), ("[::1]:8321", 200), ("127.0.0.1", 200), ("evil.example", 403)],
+)
+def test_a_host_counts_in_any_case(host: str, status: int) -> None:
+    assert received(question(), {**JSON, "Host": host}).status == status
 
 
 def test_what_a_request_may_leave_as_it_is_is_accepted() -> None:
@@ -251,6 +292,12 @@ def test_a_question_that_is_too_long_is_refused_at_once() -> None:
     assert worker.asked == []
     got = asyncio.run(exchange(built(worker), question("w" * limits.MOST_CHARS)))
     assert got.status == 200
+
+
+def test_parts_of_a_question_are_counted_together() -> None:
+    parts = [{"type": "text", "text": "w" * (limits.MOST_CHARS // 2 + 1)}] * 2
+    got = received({"model": "book", "messages": [{"role": "user", "content": parts}]})
+    assert (got.status, got.error["param"]) == (413, "messages")
 
 
 def test_a_body_that_is_too_long_is_refused() -> None:

@@ -64,12 +64,14 @@ def load_questions(path: Path) -> list[Question]:
     """The questions of a file, in order.
 
     Raises:
-        DocumentError: no such file, or a line that is no question.
+        DocumentError: no such file, no UTF-8 text, or a line that is no question.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise DocumentError(f"cannot read questions from {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise DocumentError(f"{path} is not UTF-8 text; save the questions as UTF-8") from None
     found = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -85,7 +87,7 @@ def load_questions(path: Path) -> list[Question]:
                 evidence=str(record.get("evidence", "")),
                 kind=str(record.get("kind", "lexical")),
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DocumentError(f"{path}: line {number} is no question: {error!r}") from None
         if not one.text.strip() or one.answerable != bool(one.answer):
             raise DocumentError(f"{path}: line {number} has no question, or an answer too many")

@@ -305,7 +305,7 @@ def read_lines(path: Path, most: int, fields: Sequence[str]) -> list[tuple[int, 
         SekvError: a line is no JSON object or lacks a field; it is named.
     """
     found: list[tuple[int, dict[str, Any]]] = []
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, text in enumerate(file, 1):
             if len(found) == most:
                 break
@@ -313,7 +313,7 @@ def read_lines(path: Path, most: int, fields: Sequence[str]) -> list[tuple[int, 
                 continue
             try:
                 line = json.loads(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise SekvError(f"{path}, line {number}: not JSON ({error})") from error
             absent = [f for f in fields if not isinstance(line, dict) or f not in line]
             if absent:
