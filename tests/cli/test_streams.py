@@ -117,31 +117,36 @@ def test_a_closed_stderr_changes_no_outcome(place: Path, line: str, code: int) -
     assert b"sekv: " not in done.stdout
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "sekv ask toy.sekv - 0> file",
-        "sekv ingest - -o new.sekv 0> file",
-        "sekv ingest minutes.md --password-stdin 0> file",
-    ],
-)
-def test_a_stdin_that_cannot_be_read_is_one_line(place: Path, line: str) -> None:
-    done = shell(place, line)
-    assert (done.returncode, done.stdout) == (2, b"")
-    assert done.stderr.decode() == "sekv: stdin cannot be read: Bad file descriptor\n"
+WRITE_ONLY = [
+    "sekv ask toy.sekv - 0> file",
+    "sekv ingest - -o new.sekv 0> file",
+    "sekv ingest minutes.md --password-stdin 0> file",
+]
 
 
-@pytest.mark.parametrize("where", ["2> /dev/full", "2>&-", "2< minutes.md"])
-def test_remarks_that_nobody_can_read_stop_nothing(place: Path, where: str) -> None:
-    program = (
-        "from sekv_cli import streams\nstreams.secure()\n"
-        "from sekv_cli import progress\n"
-        "with progress.on_stderr() as shown: shown.note('loading')\n"
-        "print('done')\n"
-    )
-    (place / "remarks.py").write_text(program)
-    done = shell(place, f'"{sys.executable}" remarks.py {where}')
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"done\n", b"")
+def test_a_stdin_that_cannot_be_read_is_one_line(place: Path, subtests: pytest.Subtests) -> None:
+    for line in WRITE_ONLY:
+        with subtests.test(line=line):
+            done = shell(place, line)
+            assert (done.returncode, done.stdout) == (2, b"")
+            assert done.stderr.decode() == "sekv: stdin cannot be read: Bad file descriptor\n"
+
+
+UNHEARD = ["2> /dev/full", "2>&-", "2< minutes.md"]
+
+
+def test_remarks_that_nobody_can_read_stop_nothing(place: Path, subtests: pytest.Subtests) -> None:
+    for where in UNHEARD:
+        with subtests.test(where=where):
+            program = (
+                "from sekv_cli import streams\nstreams.secure()\n"
+                "from sekv_cli import progress\n"
+                "with progress.on_stderr() as shown: shown.note('loading')\n"
+                "print('done')\n"
+            )
+            (place / "remarks.py").write_text(program)
+            done = shell(place, f'"{sys.executable}" remarks.py {where}')
+            assert (done.returncode, done.stdout, done.stderr) == (0, b"done\n", b"")
 
 
 def test_no_file_gets_the_number_of_a_closed_stream(place: Path) -> None:

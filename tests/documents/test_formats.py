@@ -151,23 +151,24 @@ def test_an_element_without_an_end_ends_at_the_next_block(name: str) -> None:
     assert extract.notes == (f"a <{name}> without an end was ended at the next block",)
 
 
-@pytest.mark.parametrize(
-    ("markup", "text"),
-    [
-        ("<p>A<svg><title>t</title><p>B<p>C", "A\n\nB\n\nC"),
-        ("<p>A<SVG><G><P>B", "A\n\nB"),
-        ("<p>A<svg><text>t</text><table><tr><td>B</table>", "A\n\nB"),
-        ("<p>A<svg/><p>B", "A\n\nB"),
-        ("<p>A<math><mi>x</mi><p>B", "Ax\n\nB"),
-        ("<p>A<canvas>B<p>C", "AB\n\nC"),
-        ("<p>A<script><!-- <script> --></script><p>B", "A\n\nB"),
-        ("<p>A<![CDATA[x < y]]>B", "Ax < yB"),
-        ("<p>A<![CDATA[a <b> c]]y]]>B", "Aa <b> c]]yB"),
-        ("<p>A<![CDATA[]]>B", "AB"),
-    ],
-)
-def test_markup_of_other_kinds_hides_nothing(markup: str, text: str) -> None:
-    assert load_html(markup.encode()).text.strip() == text
+MARKUP = [
+    ("<p>A<svg><title>t</title><p>B<p>C", "A\n\nB\n\nC"),
+    ("<p>A<SVG><G><P>B", "A\n\nB"),
+    ("<p>A<svg><text>t</text><table><tr><td>B</table>", "A\n\nB"),
+    ("<p>A<svg/><p>B", "A\n\nB"),
+    ("<p>A<math><mi>x</mi><p>B", "Ax\n\nB"),
+    ("<p>A<canvas>B<p>C", "AB\n\nC"),
+    ("<p>A<script><!-- <script> --></script><p>B", "A\n\nB"),
+    ("<p>A<![CDATA[x < y]]>B", "Ax < yB"),
+    ("<p>A<![CDATA[a <b> c]]y]]>B", "Aa <b> c]]yB"),
+    ("<p>A<![CDATA[]]>B", "AB"),
+]
+
+
+def test_markup_of_other_kinds_hides_nothing(subtests: pytest.Subtests) -> None:
+    for markup, text in MARKUP:
+        with subtests.test(markup=markup):
+            assert load_html(markup.encode()).text.strip() == text
 
 
 def test_a_comment_without_an_end_hides_nothing() -> None:
@@ -303,18 +304,22 @@ VGhlIGtleXMgYXJlIHdpdGggTWFydGEu
 """
 
 
-@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
-def test_every_message_of_a_mailbox_is_read(end: bytes) -> None:
+LINE_ENDS = [b"\n", b"\r\n"]
+
+
+def test_every_message_of_a_mailbox_is_read(subtests: pytest.Subtests) -> None:
     """No message is taken for the text of the one before it, nor its code for words."""
-    lines = [b"From j@example.org Mon Jan  1 10:00:00 2024\n" + MAIL]
-    lines += [b"From b@c Tue Jan  2 10:00:00 2024\n" + SECOND]
-    raw = b"\n".join(lines).replace(b"\n", end)
-    (source,) = load(["-"], stdin=io.BytesIO(raw)).sources
-    assert source.kind == "email"
-    first, second = source.text.split("\n\nFrom: b@c\n")
-    assert first.endswith("The keys are at the Café.")
-    assert second == "Subject: second\n\nThe keys are with Marta.\n"
-    assert source.notes == ("1 attachment is not read: plan.pdf",)
+    for end in LINE_ENDS:
+        with subtests.test(end=end):
+            lines = [b"From j@example.org Mon Jan  1 10:00:00 2024\n" + MAIL]
+            lines += [b"From b@c Tue Jan  2 10:00:00 2024\n" + SECOND]
+            raw = b"\n".join(lines).replace(b"\n", end)
+            (source,) = load(["-"], stdin=io.BytesIO(raw)).sources
+            assert source.kind == "email"
+            first, second = source.text.split("\n\nFrom: b@c\n")
+            assert first.endswith("The keys are at the Café.")
+            assert second == "Subject: second\n\nThe keys are with Marta.\n"
+            assert source.notes == ("1 attachment is not read: plan.pdf",)
 
 
 def test_a_message_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:

@@ -214,12 +214,16 @@ def test_joined_files_of_two_encodings(first: str, then: str, encoding: str) -> 
     assert len(notes) == 1
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_lines_of_two_encodings_may_end_as_on_any_system(end: str) -> None:
-    line = f"Café crème, déjà vu à l'hôtel.{end}"
-    text, notes = decode(line.encode() + line.encode("latin-1"))
-    assert text == "Café crème, déjà vu à l'hôtel.\n" * 2
-    assert notes == ("1 line is not UTF-8 as the others; encoding guessed: cp1252",)
+LINE_ENDS = ["\n", "\r\n", "\r"]
+
+
+def test_lines_of_two_encodings_may_end_as_on_any_system(subtests: pytest.Subtests) -> None:
+    for end in LINE_ENDS:
+        with subtests.test(end=end):
+            line = f"Café crème, déjà vu à l'hôtel.{end}"
+            text, notes = decode(line.encode() + line.encode("latin-1"))
+            assert text == "Café crème, déjà vu à l'hôtel.\n" * 2
+            assert notes == ("1 line is not UTF-8 as the others; encoding guessed: cp1252",)
 
 
 def test_bytes_added_to_utf16_are_not_read_as_ideographs() -> None:
@@ -237,10 +241,16 @@ def test_the_sign_with_which_dos_ended_files_makes_none_binary() -> None:
     assert decode(b"The keys.\r\n\x1a") == ("The keys.\n\x1a", ())
 
 
-@pytest.mark.parametrize("name", ["a.html", "a.md", "a.csv", "a"])
-def test_utf16_without_a_mark_is_known_under_any_name(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes("Name;Ort\r\nÅsa;Kiel\r\n".encode("utf-16-le"))
-    assert one(tmp_path / name).text.split() == ["Name;Ort", "Åsa;Kiel"]
+NAMES = ["a.html", "a.md", "a.csv", "a"]
+
+
+def test_utf16_without_a_mark_is_known_under_any_name(
+    tmp_path: Path, subtests: pytest.Subtests
+) -> None:
+    for name in NAMES:
+        with subtests.test(name=name):
+            (tmp_path / name).write_bytes("Name;Ort\r\nÅsa;Kiel\r\n".encode("utf-16-le"))
+            assert one(tmp_path / name).text.split() == ["Name;Ort", "Åsa;Kiel"]
 
 
 def test_what_only_looks_like_utf8_is_not_taken_for_it() -> None:

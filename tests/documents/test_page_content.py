@@ -100,33 +100,38 @@ def headed_long(heads: list[str], font: str = "F1") -> list[str]:
     return pages_of(painted(pages, wide=font == "F2"))
 
 
-@pytest.mark.parametrize(
-    "heads",
-    [
-        ["APPROVED"] * 5 + ["REFUSED"],  # what differs on one page says something on each
-        ["APPROVED"] * 9 + ["NOT APPROVED"],
-        ["Status:approved"] * 4,
-        ["Status = approved"] * 4,
-        ["1.", "2.", "3.", "4."],
-        ["(1)", "(2)", "(3)", "(4)"],
-        ["I.", "II.", "III.", "IV."],
-        ["1/1", "2/1", "3/1", "4/1"],  # days of January
-        ["1 January", "2 January", "3 January"],
-        ["A", "B", "C", "D"],
-        ["#1", "#2", "#3", "#4"],
-        ["No. 1", "No. 2", "No. 3"],
-    ],
-)
-def test_headings_of_other_kinds_stay(heads: list[str]) -> None:
-    for head, page in zip(heads, headed_long(heads), strict=True):
-        assert page.startswith(head + "\n")
+HEADINGS = [
+    ["APPROVED"] * 5 + ["REFUSED"],  # what differs on one page says something on each
+    ["APPROVED"] * 9 + ["NOT APPROVED"],
+    ["Status:approved"] * 4,
+    ["Status = approved"] * 4,
+    ["1.", "2.", "3.", "4."],
+    ["(1)", "(2)", "(3)", "(4)"],
+    ["I.", "II.", "III.", "IV."],
+    ["1/1", "2/1", "3/1", "4/1"],  # days of January
+    ["1 January", "2 January", "3 January"],
+    ["A", "B", "C", "D"],
+    ["#1", "#2", "#3", "#4"],
+    ["No. 1", "No. 2", "No. 3"],
+]
 
 
-@pytest.mark.parametrize("head", ["状态：已批准", "状态=已批准", "第一章"])
-def test_a_chinese_label_and_what_it_says_stay(head: str) -> None:
-    heads = [head] * 4 if head != "第一章" else ["第一章", "第二章", "第三章", "第四章"]
-    for each, page in zip(heads, headed_long(heads, "F2"), strict=True):
-        assert page.startswith(each + "\n")
+def test_headings_of_other_kinds_stay(subtests: pytest.Subtests) -> None:
+    for heads in HEADINGS:
+        with subtests.test(heads=heads):
+            for head, page in zip(heads, headed_long(heads), strict=True):
+                assert page.startswith(head + "\n")
+
+
+CHINESE_HEADS = ["状态：已批准", "状态=已批准", "第一章"]
+
+
+def test_a_chinese_label_and_what_it_says_stay(subtests: pytest.Subtests) -> None:
+    for head in CHINESE_HEADS:
+        with subtests.test(head=head):
+            heads = [head] * 4 if head != "第一章" else ["第一章", "第二章", "第三章", "第四章"]
+            for each, page in zip(heads, headed_long(heads, "F2"), strict=True):
+                assert page.startswith(each + "\n")
 
 
 def test_a_running_header_goes_though_pages_without_it_begin_elsewhere() -> None:
@@ -311,28 +316,29 @@ def test_every_kind_of_field_and_a_note_are_read_at_their_place() -> None:
 WIDGET = "<< /Type /Annot /Subtype /Widget"
 
 
-@pytest.mark.parametrize(
-    ("printed", "field", "text"),
-    [
-        ("Name:", "/FT /Tx /T (n) /V <feff00d30066738b>", "Name: Óf王"),
-        ("Where:", "/FT /Ch /Ff 393216 /T (g) /Opt [(North)] /V (Elsewhere)", "Where: Elsewhere"),
-        ("Sum:", "/FT /Tx /T (n) /V (0)", "Sum: 0"),
-        ("Paid:", "/FT /Btn /T (n) /V /Ja /AS /Ja /AP << /N << /Ja 7 0 R >> >>", "Paid: [x]"),
-        ("Click:", "/FT /Btn /Ff 65536 /T (b) /MK << /CA (Print) >>", "Click:"),
-    ],
-)
-@pytest.mark.parametrize("form", [True, False])
+FILLED = [
+    ("Name:", "/FT /Tx /T (n) /V <feff00d30066738b>", "Name: Óf王"),
+    ("Where:", "/FT /Ch /Ff 393216 /T (g) /Opt [(North)] /V (Elsewhere)", "Where: Elsewhere"),
+    ("Sum:", "/FT /Tx /T (n) /V (0)", "Sum: 0"),
+    ("Paid:", "/FT /Btn /T (n) /V /Ja /AS /Ja /AP << /N << /Ja 7 0 R >> >>", "Paid: [x]"),
+    ("Click:", "/FT /Btn /Ff 65536 /T (b) /MK << /CA (Print) >>", "Click:"),
+]
+
+
 def test_other_fields_are_read_too_also_where_their_form_was_lost(
-    printed: str, field: str, text: str, form: bool
+    subtests: pytest.Subtests,
 ) -> None:
     """As where pages of a form were joined with others."""
-    raw = painted(
-        [said(72, 700, printed)],
-        entries={0: "/Annots [6 0 R]"},
-        catalog="/AcroForm << /Fields [6 0 R] >>" if form else "",
-        objects=[f"{WIDGET} {field} /Rect [120 698 200 712] >>", "<< >>"],
-    )
-    assert load_pdf(raw).text == text + "\n"
+    for printed, field, text in FILLED:
+        for catalog in ("/AcroForm << /Fields [6 0 R] >>", ""):
+            with subtests.test(printed=printed, catalog=catalog):
+                raw = painted(
+                    [said(72, 700, printed)],
+                    entries={0: "/Annots [6 0 R]"},
+                    catalog=catalog,
+                    objects=[f"{WIDGET} {field} /Rect [120 698 200 712] >>", "<< >>"],
+                )
+                assert load_pdf(raw).text == text + "\n"
 
 
 def test_fields_take_what_is_said_of_their_group() -> None:
@@ -479,12 +485,16 @@ def test_a_stamp_in_the_margin_stays_one_line() -> None:
     assert sorted(load_pdf(raw).text.splitlines()) == sorted(["Draft of May", *PROSE])
 
 
-@pytest.mark.parametrize("sign", ["😀", "👍🏽", "🇳🇴", "1️⃣", "❤️"])
-def test_emoji_that_only_the_meaning_of_a_glyph_names_are_kept(sign: str) -> None:
-    meant = sign.encode("utf-16-be").hex()
-    marked = f"/Span << /ActualText <feff{meant}> >> BDC {said(105, 700, '?')} EMC "
-    raw = painted([said(72, 700, "Hello ") + marked + said(120, 700, "there")])
-    assert load_pdf(raw).text == f"Hello {sign} there\n"
+EMOJI = ["😀", "👍🏽", "🇳🇴", "1️⃣", "❤️"]
+
+
+def test_emoji_that_only_the_meaning_of_a_glyph_names_are_kept(subtests: pytest.Subtests) -> None:
+    for sign in EMOJI:
+        with subtests.test(sign=sign):
+            meant = sign.encode("utf-16-be").hex()
+            marked = f"/Span << /ActualText <feff{meant}> >> BDC {said(105, 700, '?')} EMC "
+            raw = painted([said(72, 700, "Hello ") + marked + said(120, 700, "there")])
+            assert load_pdf(raw).text == f"Hello {sign} there\n"
 
 
 # ------------------------------------------------------------- page labels (report 11)
@@ -514,22 +524,24 @@ def test_pages_have_the_labels_of_the_file_and_their_sheets() -> None:
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("numbering", "selection", "labels"),
-    [
-        ("0 << /S /R >> 2 << /S /D >>", "i-2", ["I", "II", "1", "2"]),
-        ("0 << /S /A >>", "b-c", ["B", "C"]),
-        ("0 << /S /D /St 100 >>", "101", ["101"]),
-        ("0 << /S /D /St 100 >>", "#1", ["100"]),
-        ("0 << /P (1-) /S /D >>", "1-1-1-3", ["1-1", "1-2", "1-3"]),
-        ("0 << /P <feff7b2c> /S /D >>", "第2", ["第2"]),
-    ],
-)
-def test_labels_of_every_style_are_pages(numbering: str, selection: str, labels: list[str]) -> None:
-    raw = painted(
-        [said(72, 700, line) for line in PROSE], catalog=f"/PageLabels << /Nums [{numbering}] >>"
-    )
-    assert [page.label for page in load_pdf(raw, pages=selection).pages] == labels
+NUMBERINGS = [
+    ("0 << /S /R >> 2 << /S /D >>", "i-2", ["I", "II", "1", "2"]),
+    ("0 << /S /A >>", "b-c", ["B", "C"]),
+    ("0 << /S /D /St 100 >>", "101", ["101"]),
+    ("0 << /S /D /St 100 >>", "#1", ["100"]),
+    ("0 << /P (1-) /S /D >>", "1-1-1-3", ["1-1", "1-2", "1-3"]),
+    ("0 << /P <feff7b2c> /S /D >>", "第2", ["第2"]),
+]
+
+
+def test_labels_of_every_style_are_pages(subtests: pytest.Subtests) -> None:
+    for numbering, selection, labels in NUMBERINGS:
+        with subtests.test(numbering=numbering):
+            raw = painted(
+                [said(72, 700, line) for line in PROSE],
+                catalog=f"/PageLabels << /Nums [{numbering}] >>",
+            )
+            assert [page.label for page in load_pdf(raw, pages=selection).pages] == labels
 
 
 def test_labels_may_be_anything() -> None:

@@ -183,34 +183,40 @@ def test_bytes_that_are_no_json_are_refused(raw: bytes, status: int) -> None:
     assert received(raw).status == status
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
-def test_json_may_be_in_any_encoding_of_its_own(encoding: str) -> None:
-    worker = Worker()
-    body = json.dumps(question("Où?"), ensure_ascii=False).encode(encoding)
-    assert asyncio.run(exchange(built(worker), body)).status == 200
-    assert worker.asked[0].question == "Où?"
+JSON_ENCODINGS = ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"]
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "status", "code"),
-    [
-        ("/nope", None, 404, "not_found"),
-        ("/v1/models", b"{}", 405, "method_not_allowed"),
-        ("/v1/chat/completions", None, 405, "method_not_allowed"),
-        ("/v1/models/\ufffd", None, 404, "model_not_found"),
-    ],
-)
-def test_what_is_not_there_is_told_in_json(path: str, body: Any, status: int, code: str) -> None:
-    got = asyncio.run(exchange(built(Worker()), body, path=path))
-    assert (got.status, got.error["code"]) == (status, code)
+def test_json_may_be_in_any_encoding_of_its_own(subtests: pytest.Subtests) -> None:
+    for encoding in JSON_ENCODINGS:
+        with subtests.test(encoding=encoding):
+            worker = Worker()
+            body = json.dumps(question("Où?"), ensure_ascii=False).encode(encoding)
+            assert asyncio.run(exchange(built(worker), body)).status == 200
+            assert worker.asked[0].question == "Où?"
 
 
-@pytest.mark.parametrize(
-    ("host", "status"),
-    [("LOCALHOST:8321", 200), ("[::1]:8321", 200), ("127.0.0.1", 200), ("evil.example", 403)],
-)
-def test_a_host_counts_in_any_case(host: str, status: int) -> None:
-    assert received(question(), {**JSON, "Host": host}).status == status
+NOT_THERE = [
+    ("/nope", None, 404, "not_found"),
+    ("/v1/models", b"{}", 405, "method_not_allowed"),
+    ("/v1/chat/completions", None, 405, "method_not_allowed"),
+    ("/v1/models/\ufffd", None, 404, "model_not_found"),
+]
+
+
+def test_what_is_not_there_is_told_in_json(subtests: pytest.Subtests) -> None:
+    for path, body, status, code in NOT_THERE:
+        with subtests.test(path=path):
+            got = asyncio.run(exchange(built(Worker()), body, path=path))
+            assert (got.status, got.error["code"]) == (status, code)
+
+
+HOSTS = [("LOCALHOST:8321", 200), ("[::1]:8321", 200), ("127.0.0.1", 200), ("evil.example", 403)]
+
+
+def test_a_host_counts_in_any_case(subtests: pytest.Subtests) -> None:
+    for host, status in HOSTS:
+        with subtests.test(host=host):
+            assert received(question(), {**JSON, "Host": host}).status == status
 
 
 def test_what_a_request_may_leave_as_it_is_is_accepted() -> None:
