@@ -48,8 +48,8 @@ from engine.types import (
 )
 
 TURNS_SHARE = 0.125
-"""Share of the budget that the latest turns of a conversation may take as they are: half of what
-always stays free to zoom. Older ones are compressed; see `memory.conversation`."""
+"""Share of the budget that the latest turns of a conversation may take uncompressed. Older ones are
+compressed; see `memory.conversation`."""
 
 TURNS_POSITIONS = 0.25
 """Share of the positions behind the document that these turns may take."""
@@ -122,17 +122,18 @@ class Session:
         }
 
     def retune(self, options: AskOptions) -> None:
-        """Take other options; only another budget, coverage or `full` opens the memory anew.
+        """Take other options; another budget, coverage, `full` or router opens the memory anew.
 
-        Device, dtype and model stay those of the loaded reader.
+        Device, dtype and model stay those of the loaded reader. After an error everything stays
+        as it was.
 
         Raises:
-            BudgetError: a bad option; everything stays as it was.
+            OptionError, BudgetError: an option is out of its range.
+            RouterError: the store cannot be asked with this router.
         """
         limits.check_options(options, measuring=True)
         self._check_retry(options)
-        now = self.options
-        if (options.budget, options.coverage, options.full) != (now.budget, now.coverage, now.full):
+        if _memory_options(options) != _memory_options(self.options):
             self._take(options)
         self.options = options
 
@@ -232,16 +233,7 @@ class Session:
 
     def _take(self, options: AskOptions) -> None:
         """Open the memory under these options; what was compressed under others is forgotten."""
-        self.answer_from(
-            open_memory(
-                self.store,
-                self.reader,
-                budget=options.budget,
-                coverage=options.coverage,
-                full=options.full,
-                router=options.router,
-            )
-        )
+        self.answer_from(open_memory(self.store, self.reader, **_memory_options(options)))
 
     def answer_from(self, memory: Memory) -> None:
         """Answer from this memory and nothing else."""
@@ -342,7 +334,7 @@ class Session:
     def _generate(
         self, cache: seam.MemoryCache, prepared: _PreparedQuestion, streamer: AnswerStreamer
     ) -> None:
-        """Read the prompt and say up to `most` tokens."""
+        """Read the prompt and generate up to `prepared.most` tokens."""
         options = self.options
         # Evidence and trace are of the last chunk, which holds all of a question that fits in one.
         rest = chunked.read_ahead(self.reader.model, prepared.prompt, cache, streamer.stop)
@@ -375,7 +367,7 @@ class Session:
     ) -> tuple[tuple[Citation, ...], float, bool]:
         """The passages of an answer, its support, and whether the document states it.
 
-        Of an answer that was cut short nothing is claimed.
+        An answer that was cut short is never reported as not stated.
         """
         answer, evidence = streamer.answer, streamer.evidence
         words = self.book.rare(stems(f"{question} {answer}"))
@@ -436,6 +428,12 @@ class Session:
             "reuse_rate": reused / max(1, reused + fetched),
             "answer_kv_bytes": cache.peak_live_bytes,
         }
+
+
+def _memory_options(options: AskOptions) -> dict[str, Any]:
+    """The options that a memory is opened under; see `open_memory`."""
+    names = ("budget", "coverage", "full", "router")
+    return {name: getattr(options, name) for name in names}
 
 
 def _told(question: str, turns: Sequence[Turn]) -> list[str]:

@@ -27,8 +27,7 @@ from engine.models.hf import Reader
 from engine.types import Turn
 
 SHARE = 0.0625
-"""Share of the budget that compressed turns may take while nothing of them is zoomed: a quarter of
-what always stays free to zoom."""
+"""Share of the budget that compressed turns may take while none of them is zoomed."""
 
 POSITIONS = 0.25
 """Share of the positions behind the document that compressed turns may take."""

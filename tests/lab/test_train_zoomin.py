@@ -640,6 +640,13 @@ def test_a_store_of_summaries_takes_another_router_and_a_sketch_does_not(
     with session(paper, reader, router=str(trained)) as opened:
         assert isinstance(opened.memory.layers[0].recipe.router, SpanZoom)
         opened.ask("How many whales?")
+    with session(paper, reader) as opened:
+        opened.retune(replace(opened.options, router=str(trained)))
+        assert isinstance(opened.memory.layers[0].recipe.router, SpanZoom)
+        with pytest.raises(RouterError):
+            opened.retune(replace(opened.options, router=str(paper)))
+        assert opened.options.router == str(trained)
+        assert isinstance(opened.memory.layers[0].recipe.router, SpanZoom)
     plain = store_of(tmp_path / "plain", model, reader=reader, method="sekv")
     with pytest.raises(RouterError, match=r"made with no router; to use .* ingest again"):
         session(plain, reader, router=str(trained))

@@ -61,9 +61,9 @@ class Options:
 
     text: folder of .txt files.  held_out: names of those to test on, without .txt; () keeps back
         the last tenth of each.  output: the router file.  run: folder of checkpoint and log.
-    model, revision, device, dtype: the reader, as `readers.hf.load` takes them.
-    forms: of `router.FORMS`.  length: tokens of the longest document, 0 for what the reader reads
-        well; documents grow to it from a quarter.  query: tokens of a block read after one.
+    model, revision, device, dtype: the reader, as `models.hf.load` takes them.
+    forms: of `router_file.FORMS`.  length: tokens of the longest document, 0 for what the reader
+        reads well; documents grow to it from a quarter.  query: tokens of a block read after one.
     columns: of each basis that the sketch form learns, 0 for all.
     questions: blocks per document beside the text's own continuation.
     beyond: w of the paper, tokens behind which attention counts as far.  mined: share of a block's

@@ -1,7 +1,7 @@
 """A layer that attends through the router while it learns, and how far that is from the teacher.
 
-The forward is what `memory.LayerMemory` does, with gradients: choices are made hard and passed on
-soft (straight through).
+The forward is what `attention.layer.LayerMemory` does, with gradients: choices are made hard and
+passed on soft (straight through).
 """
 
 from __future__ import annotations
