@@ -17,18 +17,18 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from engine.attention.budget import Limits, allot
+from engine.attention.host_records import Host
 from engine.attention.index import SpanIndex
-from engine.attention.residency import Host
 from engine.attention.resident import NOWHERE, Needs, ResidentSpans, row_bytes, row_scores
 from engine.attention.shared import Shared
+from engine.attention.shares import Limits, allot
 from engine.attention.softmax import AttendedRows, AttentionWeights, QueryRows
 from engine.attention.step import Step
 from engine.attention.view import Segment, Stretch, View
+from engine.compression.choose_spans import choose
 from engine.compression.methods import Method
 from engine.compression.params import LayerParams
 from engine.compression.routers import two_level
-from engine.compression.routers.sketch import choose
 from engine.compression.scores import NEG_INF, group_queries
 from engine.compression.selectors import Choice, RoutingInput
 from engine.compression.span_tables import SpanTables

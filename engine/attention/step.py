@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from engine.attention.residency import Traffic
+from engine.attention.host_records import Traffic
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from engine.compression.spans import COMPRESSED
 from engine.memory.open import Memory
 from engine.models import chunked
 from engine.models.chunked import Stop
-from engine.models.hf import Reader
+from engine.models.reader import Reader
 from engine.types import Turn
 
 SHARE = 0.0625
