@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
-from engine.answer import limits
+from engine.answer import checks
 from engine.errors import SekvError
 from engine.store import glance
 from engine.types import (
@@ -38,7 +38,7 @@ from engine.types import (
 
 if TYPE_CHECKING:
     from engine.answer.session import Session
-    from engine.models.hf import Reader
+    from engine.models.reader import Reader
 
 __all__ = [
     "Answer",
@@ -159,7 +159,7 @@ def open_store(
         SekvError: its other kinds, as they say.
     """
     path, chosen = _store(store), options or AskOptions()
-    limits.check_options(chosen)
+    checks.check_options(chosen)
 
     from engine.answer.session import Session
 

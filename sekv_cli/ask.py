@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from engine.answer import limits
+from engine.answer import checks
 from engine.errors import SekvError
 from engine.store import glance
 from engine.store.manifest import NAME
@@ -134,7 +134,7 @@ def _questions(named: list[str], file: Path | None) -> Iterator[str]:
                 "their sources into one"
             )
         if question != "-":
-            limits.check_question(question)
+            checks.check_question(question)
     if "-" in named or str(file) == "-":
         streams.binary()
     from_file = _read(file) if file is not None and str(file) != "-" else []
@@ -162,7 +162,7 @@ def _read(file: Path) -> list[str]:
         raise SekvError(f"{file} is not UTF-8 text; save the questions as UTF-8") from None
     found = [line.strip() for line in text.splitlines() if line.strip()]
     for question in found:
-        limits.check_question(question)
+        checks.check_question(question)
     return found
 
 

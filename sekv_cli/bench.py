@@ -200,8 +200,8 @@ def _fidelity(
     from engine.lab.bench.fidelity import laboratory
     from engine.lab.bench.fidelity import report as shape
     from engine.lab.bench.questions import Excerpts, load_questions
-    from engine.models import hf
     from engine.models.locate import locate
+    from engine.models.reader import load_reader
 
     path, documents, lengths, seed, most = asked
     questions = load_questions(path)
@@ -214,7 +214,7 @@ def _fidelity(
         dissected=dissect,
     )
     located = locate(model, progress=shown)
-    reader, name = hf.load(located, device=device), str(located.folder)
+    reader, name = load_reader(located, device=device), str(located.folder)
     tokenize = partial(tokenise, tokenizer=reader.tokenizer)
     drawn = Excerpts(questions, documents, tokenize, lengths, seed)
     report = laboratory.measure(reader, name, drawn, setting, output, shown)
@@ -231,12 +231,12 @@ def _support(
 ) -> _Measured:
     from engine.lab.bench import support
     from engine.lab.bench.questions import load_questions
-    from engine.models import hf
     from engine.models.locate import locate
+    from engine.models.reader import load_reader
 
     path, documents, tokens, seed = asked
     setting = support.SupportSetting(tokens=tokens, samples=samples, seed=seed)
-    reader = hf.load(locate(model, progress=shown), device=device)
+    reader = load_reader(locate(model, progress=shown), device=device)
     files = [(load_questions(path), documents)]
     report = support.measure(reader, files, setting, output, shown)
     return report, support.markdown(report), {}
@@ -271,8 +271,8 @@ def _efficiency(
 ) -> _Measured:
     from engine.lab.bench import efficiency, peers
     from engine.lab.bench.books import load_books
-    from engine.models import hf
     from engine.models.locate import locate
+    from engine.models.reader import load_reader
 
     own = [name for name in _names(compared[0]) if not peers.is_peer(name)]
     others = [name for name in _names(compared[0]) if peers.is_peer(name)]
@@ -291,6 +291,6 @@ def _efficiency(
     )
     books = "\n\n".join(part for book in load_books(text) for part in book.paragraphs)
     located = locate(model, progress=shown)
-    reader, name = hf.load(located, device=device), str(located.folder)
+    reader, name = load_reader(located, device=device), str(located.folder)
     report = efficiency.measure(reader, name, books[: 8 * max(lengths)], setting, shown)
     return report, efficiency.markdown(report), {}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engine.answer import limits
+from engine.answer import checks
 from engine.errors import OutputError, SekvError
 from engine.store import glance
 from engine.types import AUTO, AskOptions
@@ -146,7 +146,7 @@ class Talk:
         from engine.types import Turn
         from sekv_cli.stream import Stream
 
-        limits.check_question(question)
+        checks.check_question(question)
         stream = Stream(self._shown, "", live=True, sources=glance.source_paths(self._store))
         answer = self._asker.ask(question, stream.text, turns=tuple(self._turns))
         stream.finish(answer, stats=False)

@@ -56,15 +56,15 @@ def compare(asked: ComparisonRequest, output: Path, *, as_json: bool) -> None:
     settings = [_setting(name, asked) for name in asked.suites]
     suites = [make_suite(name, asked) for name in asked.suites]
     from engine.lab.bench.compare import Run
-    from engine.models import hf
     from engine.models.locate import locate
+    from engine.models.reader import load_reader
     from sekv_cli import progress
 
     alone = len(suites) == 1
     folders = [output if alone else output / suite.name for suite in suites]
     with progress.on_stderr() as shown:
         located = locate(asked.model, progress=shown)
-        reader, name = hf.load(located, device=asked.device), str(located.folder)
+        reader, name = load_reader(located, device=asked.device), str(located.folder)
         runs = [
             Run(reader, name, suite, setting, folder)
             for suite, setting, folder in zip(suites, settings, folders, strict=True)

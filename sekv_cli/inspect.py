@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engine.answer import limits
+from engine.answer import checks
 from engine.errors import SekvError
 from engine.store import glance
 from engine.types import AUTO, AskOptions
@@ -163,7 +163,7 @@ def _check(question: str, trace: Path | None, text: str, html: Path | None) -> N
     if trace is not None and not trace.is_file():
         raise SekvError(f"there is no trace {trace}; `sekv ask --trace FILE` writes one")
     if question:
-        limits.check_question(question)
+        checks.check_question(question)
 
 
 def _print(

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from engine.answer import limits
+from engine.answer import checks
 from engine.errors import OptionError, ReaderError
 from engine.types import AUTO, AUTO_SHARE, AUTO_TOKENS, DEVICES
 
@@ -43,7 +43,7 @@ def _in_range(name: str) -> Callable[[Any], Any]:
 
     def checked(value: Any) -> Any:
         try:
-            limits.check(name, value)
+            checks.check(name, value)
         except OptionError as error:
             raise typer.BadParameter(f"{error.reason}.") from None
         return value

@@ -186,9 +186,9 @@ def heads(
 
     from engine.lab.bench.books import load_books
     from engine.lab.train.heads import HeadSetting, calibrate
-    from engine.models import hf
+    from engine.models.compresskv_heads import NAME
     from engine.models.locate import locate
-    from engine.models.retrieval_heads import NAME
+    from engine.models.reader import load_reader
     from sekv_cli import format, progress
 
     prose = "\n\n".join(part for book in load_books(text) for part in book.paragraphs[:400])
@@ -196,7 +196,7 @@ def heads(
     with progress.on_stderr() as shown:
         located = locate(model, progress=shown)
         target = output or located.folder / NAME
-        reader = hf.load(located, device=device)
+        reader = load_reader(located, device=device)
         made = calibrate(reader, prose[:1_000_000], HeadSetting(each=needles, seed=seed), shown)
     made.save(target)
     report = {"heads": str(target), "model": made.model, "layers": len(made.heads), **made.made}

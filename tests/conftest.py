@@ -11,8 +11,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from engine.models import hf
     from engine.models.locate import Located
+    from engine.models.reader import Reader
 
 USERS_CACHE = os.environ.get("SEKV_CACHE", "")
 # Before any test imports transformers: a test never asks a hub for anything.
@@ -80,15 +80,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def reader(model: Path) -> hf.Reader:
+def reader(model: Path) -> Reader:
     """The model, loaded."""
-    from engine.models import hf
+    from engine.models.reader import load_reader
 
-    return hf.load(str(model), device="cpu")
+    return load_reader(str(model), device="cpu")
 
 
 @pytest.fixture(scope="session")
-def store(model: Path, reader: hf.Reader, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def store(model: Path, reader: Reader, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of `tiny_books.TEXT` in one window, by the default method."""
     from tiny_books import read
 
@@ -96,7 +96,7 @@ def store(model: Path, reader: hf.Reader, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="session")
-def many(model: Path, reader: hf.Reader, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def many(model: Path, reader: Reader, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of `tiny_books.log(14)` in more windows than a question keeps."""
     from tiny_books import log, read
 

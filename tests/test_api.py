@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from engine import api, errors
-from engine.models import hf
 from engine.models.locate import Located
+from engine.models.reader import Reader
+from fake_model import replace_loading
 from repository import ROOT
 from tiny_books import QUESTION, TEXT
 
@@ -40,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def store(folder: Path, model: Path, reader: hf.Reader) -> Path:
+def store(folder: Path, model: Path, reader: Reader) -> Path:
     """Of log.txt."""
     options = api.IngestOptions(model=str(model))
     return Path(api.ingest(folder / "log.txt", folder / "log.sekv", options, reader=reader).store)
@@ -61,7 +62,7 @@ def test_sources_are_one_name_or_several_and_paths_or_texts(
 
 
 def test_a_store_answers_and_grows_with_a_model_that_is_loaded(
-    store: Path, tmp_path: Path, reader: hf.Reader
+    store: Path, tmp_path: Path, reader: Reader
 ) -> None:
     options = api.AskOptions(budget="50%", max_new_tokens=4)
     with api.open_store(store, options, reader=reader) as opened:
@@ -82,7 +83,7 @@ def test_what_is_wrong_is_an_error_of_its_kind_and_loads_no_model(
     def load(*_: object, **__: object) -> None:
         pytest.fail("a model is loaded")
 
-    monkeypatch.setattr(hf, "load", load)
+    replace_loading(monkeypatch, load)
     for kind, code, call in (
         (errors.DocumentError, "document", lambda: api.ingest("gone.pdf", folder / "new.sekv")),
         (errors.DocumentError, "document", lambda: api.ingest([], folder / "new.sekv")),

@@ -20,8 +20,9 @@ import pytest
 
 import toy_store
 from engine.ingest import run as use_case
-from engine.models import hf
+from engine.models.reader import Reader
 from engine.types import IngestOptions, Silent
+from fake_model import replace_loading
 from repository import environment
 from sekv_cli.main import run
 from tiny_books import QUESTION, TEXT, session
@@ -38,7 +39,7 @@ def resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_asking_twice_reads_nothing_of_the_document_again(store: Path, reader: hf.Reader) -> None:
+def test_asking_twice_reads_nothing_of_the_document_again(store: Path, reader: Reader) -> None:
     """paper-qa 1257, open-webui 23057: the whole document was processed at every question."""
     with session(store, reader) as opened:
         first, again = opened.ask(QUESTION), opened.ask(QUESTION)
@@ -57,7 +58,7 @@ def test_ingesting_twice_says_so_and_loads_no_model(
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(hf, "load", never)
+    replace_loading(monkeypatch, never)
     before = toy_store.tree(store)
     line = ["ingest", str(store.parent / "log.txt"), "-o", str(store), "--model", str(model)]
     assert run([*line, "--json"]) == 2
@@ -66,7 +67,7 @@ def test_ingesting_twice_says_so_and_loads_no_model(
 
 
 def test_five_hundred_files_make_one_store_in_bounded_memory(
-    model: Path, reader: hf.Reader, tmp_path: Path, instant_disk: None
+    model: Path, reader: Reader, tmp_path: Path, instant_disk: None
 ) -> None:
     """open-webui 25867: memory grew with every file until the process was restarted."""
     names = []

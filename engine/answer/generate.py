@@ -17,13 +17,14 @@ from transformers import StoppingCriteria
 from transformers import StoppingCriteriaList as Criteria
 
 from engine.answer import stop_marks
-from engine.answer.trace import Evidence, Trace
+from engine.answer.evidence import Evidence
+from engine.answer.trace import Trace
 from engine.models import chunked
 from engine.models.chunked import Stop
 from engine.models.prompt import THINKING
 
 if TYPE_CHECKING:
-    from engine.models.hf import Reader
+    from engine.models.reader import Reader
 
 _BLOCK = re.compile(
     "|".join(rf"\s*{re.escape(o)}(.*?)(?:{re.escape(c)}|\Z)" for o, c in THINKING), re.DOTALL

@@ -15,25 +15,27 @@ from typing import Any, Self
 
 import torch
 
-from engine.answer import limits
+from engine.answer import checks
 from engine.answer.citations import DocumentText
+from engine.answer.evidence import Evidence
 from engine.answer.generate import AnswerStreamer
 from engine.answer.overlap import content_words, stems
 from engine.answer.support import CALIBRATED, WORDS_ALONE, Signals, refuses
-from engine.answer.trace import Evidence, Trace
+from engine.answer.trace import Trace
 from engine.attention import seam
-from engine.attention.budget import Coverage
-from engine.attention.residency import Traffic
-from engine.attention.retry import Retry, can_retry
+from engine.attention.coverage import Coverage
+from engine.attention.host_records import Traffic
 from engine.attention.step import Watcher
+from engine.attention.widen import Retry, can_retry
 from engine.errors import OptionError, QuestionError, StoreError
-from engine.memory.budget import parse_budget
 from engine.memory.conversation import Conversation
+from engine.memory.fitting import parse_budget
 from engine.memory.open import Memory, open_memory
 from engine.memory.retrieval import Retrieval, Retrieved
-from engine.models import chunked, evidence_heads, hf
+from engine.models import chunked, evidence_heads
 from engine.models.chunked import Stop
 from engine.models.locate import of_store
+from engine.models.reader import Reader, load_reader
 from engine.store.manifest import Manifest
 from engine.store.reader import Store
 from engine.types import (
@@ -48,8 +50,8 @@ from engine.types import (
 )
 
 TURNS_SHARE = 0.125
-"""Share of the budget that the latest turns of a conversation may take as they are: half of what
-always stays free to zoom. Older ones are compressed; see `memory.conversation`."""
+"""Share of the budget that the latest turns of a conversation may take uncompressed. Older ones are
+compressed; see `memory.conversation`."""
 
 TURNS_POSITIONS = 0.25
 """Share of the positions behind the document that these turns may take."""
@@ -63,14 +65,14 @@ class Session:
         store: Path,
         options: AskOptions,
         progress: Progress,
-        reader: hf.Reader | None = None,
+        reader: Reader | None = None,
     ):
         """Load model and store once; `reader` is one already loaded, when there is.
 
         Raises:
             SekvError: a bad option, a damaged store, another model than the store's.
         """
-        limits.check_options(options, measuring=True)
+        checks.check_options(options, measuring=True)
         self.options = options
         at = time.perf_counter()
         self.store = Store.open(store)
@@ -78,7 +80,7 @@ class Session:
         document = self.store.document()
         self._store_s = time.perf_counter() - at
         at = time.perf_counter()
-        self.reader = reader or _load_reader(store, manifest, options, progress)
+        self.reader = reader or _reader_of(store, manifest, options, progress)
         self._model_s = time.perf_counter() - at
         at = time.perf_counter()
         self._take(options)
@@ -122,17 +124,18 @@ class Session:
         }
 
     def retune(self, options: AskOptions) -> None:
-        """Take other options; only another budget, coverage or `full` opens the memory anew.
+        """Take other options; another budget, coverage, `full` or router opens the memory anew.
 
-        Device, dtype and model stay those of the loaded reader.
+        Device, dtype and model stay those of the loaded reader. After an error everything stays
+        as it was.
 
         Raises:
-            BudgetError: a bad option; everything stays as it was.
+            OptionError, BudgetError: an option is out of its range.
+            RouterError: the store cannot be asked with this router.
         """
-        limits.check_options(options, measuring=True)
+        checks.check_options(options, measuring=True)
         self._check_retry(options)
-        now = self.options
-        if (options.budget, options.coverage, options.full) != (now.budget, now.coverage, now.full):
+        if _memory_options(options) != _memory_options(self.options):
             self._take(options)
         self.options = options
 
@@ -156,7 +159,7 @@ class Session:
             QuestionError: an empty question, or one that is longer than the model's positions.
             StoppedError: `stop` said so.
         """
-        limits.check_question(question, turns)
+        checks.check_question(question, turns)
         started = time.perf_counter()
         prepared = self._prepare(question, turns, stop)
         trace, evidence = Trace(), Evidence(self.ids, self._heads)
@@ -232,16 +235,7 @@ class Session:
 
     def _take(self, options: AskOptions) -> None:
         """Open the memory under these options; what was compressed under others is forgotten."""
-        self.answer_from(
-            open_memory(
-                self.store,
-                self.reader,
-                budget=options.budget,
-                coverage=options.coverage,
-                full=options.full,
-                router=options.router,
-            )
-        )
+        self.answer_from(open_memory(self.store, self.reader, **_memory_options(options)))
 
     def answer_from(self, memory: Memory) -> None:
         """Answer from this memory and nothing else."""
@@ -342,7 +336,7 @@ class Session:
     def _generate(
         self, cache: seam.MemoryCache, prepared: _PreparedQuestion, streamer: AnswerStreamer
     ) -> None:
-        """Read the prompt and say up to `most` tokens."""
+        """Read the prompt and generate up to `prepared.most` tokens."""
         options = self.options
         # Evidence and trace are of the last chunk, which holds all of a question that fits in one.
         rest = chunked.read_ahead(self.reader.model, prepared.prompt, cache, streamer.stop)
@@ -375,7 +369,7 @@ class Session:
     ) -> tuple[tuple[Citation, ...], float, bool]:
         """The passages of an answer, its support, and whether the document states it.
 
-        Of an answer that was cut short nothing is claimed.
+        An answer that was cut short is never reported as not stated.
         """
         answer, evidence = streamer.answer, streamer.evidence
         words = self.book.rare(stems(f"{question} {answer}"))
@@ -438,6 +432,12 @@ class Session:
         }
 
 
+def _memory_options(options: AskOptions) -> dict[str, Any]:
+    """The options that a memory is opened under; see `open_memory`."""
+    names = ("budget", "coverage", "full", "router")
+    return {name: getattr(options, name) for name in names}
+
+
 def _told(question: str, turns: Sequence[Turn]) -> list[str]:
     """What is asked, alone and behind the latest turn, which a question may take up."""
     if not turns:
@@ -455,7 +455,7 @@ class _PreparedQuestion:
     turns: int
 
 
-def _known_ids(ids: Any, reader: hf.Reader, store: Path) -> torch.Tensor:
+def _known_ids(ids: Any, reader: Reader, store: Path) -> torch.Tensor:
     """The document's token ids, int64 [N].
 
     Raises:
@@ -467,12 +467,10 @@ def _known_ids(ids: Any, reader: hf.Reader, store: Path) -> torch.Tensor:
     return torch.from_numpy(ids).long()
 
 
-def _load_reader(
-    store: Path, manifest: Manifest, options: AskOptions, progress: Progress
-) -> hf.Reader:
+def _reader_of(store: Path, manifest: Manifest, options: AskOptions, progress: Progress) -> Reader:
     """The reader that a store names, or the one the options put in its place."""
     progress.note(f"loading {manifest.model.id}")
-    return hf.load(
+    return load_reader(
         of_store(store, manifest.model, options.model, offline=options.offline, progress=progress),
         device=options.device,
         dtype=manifest.dtype if options.dtype == "auto" else options.dtype,

@@ -19,7 +19,7 @@ from engine.answer.overlap import overlap, stem_list, stems
 
 if TYPE_CHECKING:
     from engine.answer.citations import DocumentText
-    from engine.answer.trace import Evidence
+    from engine.answer.evidence import Evidence
     from engine.types import Citation
 
 FIRST = 3

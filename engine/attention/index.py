@@ -15,7 +15,8 @@ from engine.compression.columns import CodeColumns, CodeLayout, Runs
 from engine.compression.params import LayerParams, needed
 from engine.compression.products import CodeProducts
 from engine.compression.routers import two_level
-from engine.compression.routers.sketch import Router, column_masses, has_kernel
+from engine.compression.routers.base import Router
+from engine.compression.routers.sketch import column_masses, has_kernel
 from engine.compression.routers.two_level import Levels
 from engine.compression.span_tables import SpanTables
 

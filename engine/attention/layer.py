@@ -1,9 +1,10 @@
 """One layer of a document memory: attention over exact rows, coded spans and span summaries.
 
-Pinned rows are exact and always there; compressed spans are summary rows until a query needs them,
-then their coded rows; hidden windows are not there at all. One softmax over everything. Old
-turns of a conversation, read behind the document and compressed, stand after its last span.
-Positions never change: keys are stored after RoPE, at the positions they were read at.
+Pinned rows are exact and always attended to. A compressed span is one summary row; once it is
+chosen (zoomed), its coded rows replace the summary. What lies outside the passages chosen for a
+question is hidden. One softmax covers all rows that are left. Compressed older turns of a
+conversation come after the document's last span. Positions never change: keys are stored after
+RoPE, at the positions they were read at.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from engine.attention.budget import Limits, allot
+from engine.attention.host_records import Host
 from engine.attention.index import SpanIndex
-from engine.attention.residency import Host
 from engine.attention.resident import NOWHERE, Needs, ResidentSpans, row_bytes, row_scores
 from engine.attention.shared import Shared
+from engine.attention.shares import Limits, allot
 from engine.attention.softmax import AttendedRows, AttentionWeights, QueryRows
 from engine.attention.step import Step
 from engine.attention.view import Segment, Stretch, View
+from engine.compression.choose_spans import choose
 from engine.compression.methods import Method
 from engine.compression.params import LayerParams
 from engine.compression.routers import two_level
-from engine.compression.routers.sketch import choose
 from engine.compression.scores import NEG_INF, group_queries
 from engine.compression.selectors import Choice, RoutingInput
 from engine.compression.span_tables import SpanTables
@@ -38,8 +39,10 @@ MOST_SCORES = 1 << 22
 
 @dataclass(frozen=True, eq=False)
 class RouterEstimate:
-    """What a router says of the spans in view. share: [Hkv, F], its estimate of their share of
-    attention. mass: [Hkv, R, F] nats of the summary rows. Either is None where it was not asked."""
+    """A router's estimates for the spans in view; either is None where it was not computed.
+
+    share: [Hkv, F] of the attention.  mass: [Hkv, R, F] log-mass in nats, the logit of a summary.
+    """
 
     share: Tensor | None = None
     mass: Tensor | None = None
@@ -61,7 +64,8 @@ class LayerMemory:
         host: Host,
     ):
         """rows: pinned k, v [Hkv, P, D] and their document tokens [P], -1 for the prefix.
-        tables: router and summaries of `view`. All on one device."""
+        tables: router and summaries of `view`; on the CPU where the selector is static, all else
+        on the layer's device."""
         self.layer, self.recipe, self.shared, self.limits = layer, recipe, shared, limits
         self.params, self.host = params, host
         self.bounds = shared.bounds.to(rows[0].device)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.attention.residency import Host, Traffic
+from engine.attention.host_records import Host, Traffic
 from engine.attention.view import View
 from engine.compression.code_space import CodeSpace
 from engine.compression.codecs.base import Codec, CodedRows, ExactRows, Placed

@@ -22,8 +22,8 @@ from transformers.masking_utils import sdpa_mask
 from engine.attention.causal_chunk import attend_chunk
 from engine.attention.layer import LayerMemory
 from engine.attention.long_answer import LongAnswer, LongAnswerLayer
-from engine.attention.retry import Retry
 from engine.attention.shared import Shared
+from engine.attention.widen import Retry
 from engine.compression.query_statistics import Probe
 from engine.compression.selectors import Transcript
 from engine.errors import ReaderError

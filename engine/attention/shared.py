@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from engine.attention.budget import Coverage
+from engine.attention.coverage import Coverage
 from engine.attention.step import Watcher
 from engine.compression.selectors import Transcript
 

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from engine.compression import summaries
 from engine.compression.codecs.base import Records
-from engine.compression.codecs.layer_basis import LayerAxes
 from engine.compression.codecs.shared_basis import SharedBasis
+from engine.compression.layer_basis import LayerAxes
 from engine.compression.methods import Method
 from engine.compression.params import LayerParams, TrainedLayer, needed
 from engine.compression.quantize import bit_price, expected_error
 from engine.compression.query_statistics import QueryMoments
 from engine.compression.ranges import gather_ranges, span_ids
-from engine.compression.routers.sketch import RoutedRows, Sketch
+from engine.compression.routers.base import RoutedRows
+from engine.compression.routers.sketch import Sketch
 from engine.compression.span_tables import DeviceLayer
 from engine.compression.spans import COMPRESSED, Spans, pin_ends
 from engine.compression.statistics import NOT_GIVEN, Given, LayerStatistics

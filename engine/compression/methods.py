@@ -17,12 +17,13 @@ from engine.compression.codecs.span_svd import SpanSVD
 from engine.compression.observation import Observe
 from engine.compression.params import TrainedLayer
 from engine.compression.query_statistics import SPREAD
+from engine.compression.routers.base import Router
 from engine.compression.routers.baselines import Box, Representatives, SecondOrder
+from engine.compression.routers.question_blind import Observed, Recency, RetrievalHeads
 from engine.compression.routers.router_file import TrainedRouter
-from engine.compression.routers.sketch import MeanKey, Router, Sketch
-from engine.compression.routers.span_zoom import SpanZoom
-from engine.compression.routers.static import Observed, Recency, RetrievalHeads
-from engine.compression.routers.text import KeyBox, PartMeans, SpanKey
+from engine.compression.routers.sketch import MeanKey, Sketch
+from engine.compression.routers.span_keys import KeyBox, PartMeans, SpanKey
+from engine.compression.routers.trained_spans import SpanZoom
 from engine.compression.routers.two_level import Levels
 from engine.compression.selectors import Blocks, ByShare, Once, Selector, SentenceQuery
 from engine.compression.spans import Entropy, Fixed, Peaks, Segmenter

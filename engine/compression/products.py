@@ -46,8 +46,12 @@ def _kernels(device: torch.device, queries: int) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Residuals:
-    """What some codes of one part have beside them. place: int32 [M], each (head * R + component)
-    << shift | row; amount: float16 [M], in codes as they unpack. shift: bits that a row needs."""
+    """Sparse corrections to codes with a large rounding error, of the keys or of the values.
+
+    place: int32 [M], int64 where a layer is too large for it, each (head * R + component) << shift
+    | row. amount: float16 [M], in codes as they unpack. shift: how many low bits of `place` hold
+    the row.
+    """
 
     place: Tensor
     amount: Tensor

@@ -1,7 +1,7 @@
 """Where a window is cut into spans, and which of its tokens stay exact on the device.
 
 Segmentation sees the document alone (surprisal and text of its tokens), never a question.
-It is not about what a span is replaced by: see `summarise` and `codec`.
+What replaces a span is the business of `summaries` and `codecs`.
 """
 
 from __future__ import annotations

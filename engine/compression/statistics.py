@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from engine.compression.codecs.layer_basis import FittedAxes, LayerAxes, fit_axes
+from engine.compression.layer_basis import FittedAxes, LayerAxes, fit_axes
 from engine.compression.params import LayerCalibration, ModelBases, TrainedLayer
 from engine.compression.query_statistics import QueryMoments
 

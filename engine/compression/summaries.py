@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from engine.compression.codecs.layer_basis import Axes, fit_axes
+from engine.compression.layer_basis import Axes, fit_axes
 from engine.compression.packing import Packing, pack_heads, split_heads
 from engine.compression.params import LayerParams, Quantizer, needed
 from engine.compression.quantize import allocate_bits, dequantize, fit_steps

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from engine.documents import Document
     from engine.documents.tokens import Tokens
     from engine.ingest.windows import Windows
-    from engine.models.hf import Chunk, Reader
+    from engine.models.reader import Chunk, Reader
     from engine.store.manifest import SourceEntry
     from engine.store.writer import StoreWriter
 
@@ -313,7 +313,7 @@ def creator() -> str:
 
 def _take_rows(chunks: list[Chunk], layers: int) -> list[Any]:
     """k, v [Hkv, n, D] of each layer of all chunks, on the CPU; the chunks let go of theirs."""
-    from engine.models.hf import joined_rows
+    from engine.models.reader import joined_rows
 
     rows = []
     for layer in range(layers):
@@ -344,7 +344,7 @@ def _pack_chunk(chunk: Chunk) -> dict[str, Any]:
 
 
 def _unpack_chunk(tensors: dict[str, Any]) -> Chunk:
-    from engine.models.hf import Chunk
+    from engine.models.reader import Chunk
 
     layers = sum(name.endswith(".k") for name in tensors)
     return Chunk(

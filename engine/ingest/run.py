@@ -16,8 +16,8 @@ from engine.errors import (
     StoreMismatchError,
 )
 from engine.ingest.build import Clock, StoreBuild, creator, source_reports
-from engine.ingest.routers import check_use, learnt_before, routed
 from engine.ingest.sources import check_named_once, check_new, entries, remarks
+from engine.ingest.trained_router import check_use, learnt_before, routed
 from engine.ingest.windows import Windows, cut_windows, longest_window
 from engine.types import IngestOptions, IngestReport, Plan, Progress
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from engine.compression.params import Tensors
     from engine.documents import Document, Source
     from engine.documents.tokens import Tokens
-    from engine.models.hf import Reader
+    from engine.models.reader import Reader
     from engine.store.manifest import Manifest
     from engine.store.reader import Store
 
@@ -111,8 +111,9 @@ def ingest(
     clock.lap("read_s")
 
     from engine.documents.tokens import tokenize
-    from engine.models import hf, load, retrieval_heads
+    from engine.models import compresskv_heads, load
     from engine.models.locate import locate
+    from engine.models.reader import load_reader
 
     located = locate(
         options.model, revision=options.revision, offline=options.offline, progress=progress
@@ -130,7 +131,7 @@ def ingest(
     )
     if len(tokens.ids) < 2:
         raise DocumentError(f"{paths[0]}: hardly any text; nothing to read")
-    reader = reader or hf.load(
+    reader = reader or load_reader(
         located,
         device=options.device,
         dtype=options.dtype,
@@ -138,7 +139,7 @@ def ingest(
         progress=progress,
     )
     _measure_heads(reader, progress)
-    calibrated = retrieval_heads.needed(recipe, located.folder, options.heads, reader.identity)
+    calibrated = compresskv_heads.needed(recipe, located.folder, options.heads, reader.identity)
     recipe, trained = routed(recipe, options.router, located.folder, reader, progress)
     job = _job(document, windows, reader, recipe, options)
     if calibrated:
@@ -184,8 +185,8 @@ def append(
     from engine.documents import Document
     from engine.documents.tokens import tokenize
     from engine.documents.types import HEADERS_KEPT
-    from engine.models import hf
     from engine.models.locate import of_store
+    from engine.models.reader import load_reader
     from engine.store.reader import Store
     from engine.store.writer import StoreWriter
 
@@ -199,7 +200,9 @@ def append(
     located = of_store(
         target, base.model, options.model, offline=options.offline, progress=progress
     )
-    reader = reader or hf.load(located, device=options.device, dtype=base.dtype, progress=progress)
+    reader = reader or load_reader(
+        located, device=options.device, dtype=base.dtype, progress=progress
+    )
     recipe = _method_of(target, base, shared, reader, options.router)
     clock.lap("load_s")
     added = tokenize(new, reader.tokenizer)

@@ -23,12 +23,11 @@ from engine.compression.spans import COMPRESSED
 from engine.memory.open import Memory
 from engine.models import chunked
 from engine.models.chunked import Stop
-from engine.models.hf import Reader
+from engine.models.reader import Reader
 from engine.types import Turn
 
 SHARE = 0.0625
-"""Share of the budget that compressed turns may take while nothing of them is zoomed: a quarter of
-what always stays free to zoom."""
+"""Share of the budget that compressed turns may take while none of them is zoomed."""
 
 POSITIONS = 0.25
 """Share of the positions behind the document that compressed turns may take."""

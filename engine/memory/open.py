@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from engine.attention.budget import Limits
+from engine.attention.host_records import Host
 from engine.attention.layer import LayerMemory
-from engine.attention.residency import Host
 from engine.attention.shared import Shared
+from engine.attention.shares import Limits
 from engine.attention.view import View, no_spans
 from engine.compression.methods import Method
 from engine.compression.params import LayerParams, Tensors, needed
@@ -35,15 +35,15 @@ from engine.errors import (
     StoreError,
     StoreMismatchError,
 )
-from engine.memory import budget as shares
-from engine.memory.budget import ZOOM_RESERVE
+from engine.memory import fitting
+from engine.memory.fitting import ZOOM_RESERVE
 from engine.memory.tables import Tables
 from engine.store.library import compare_identity
 from engine.store.reader import Store
 from engine.store.schema import Schema, recipe_of
 
 if TYPE_CHECKING:
-    from engine.models.hf import Reader
+    from engine.models.reader import Reader
     from engine.store.manifest import Manifest
 
 
@@ -75,7 +75,7 @@ def open_memory(
         raise StoreMismatchError(f"{store.path}: {different}")
     if not 0 < coverage <= 1:
         raise OptionError("coverage", f"{coverage} is not in (0, 1]")
-    tokens = shares.parse_budget(budget, manifest.tokens)
+    tokens = fitting.parse_budget(budget, manifest.tokens)
     stored = store.shared()
     sections = [store.device(window) for window in range(len(manifest.windows))]
     try:
@@ -193,7 +193,7 @@ class _Opening:
         cap = row * tokens
         params = [layer.params.trimmed() for layer in self.layers]
         bounded = len(tables.kind) if self.shared.tokens >= recipe.levels.beyond else 0
-        caps = shares.caps(recipe, tables, params, self.heads, cap, row, bounded)
+        caps = fitting.caps(recipe, tables, params, self.heads, cap, row, bounded)
         pins: Tensor | None = None
         for index, device in enumerate(self.reader.devices):
             room = caps[index] - ZOOM_RESERVE * min(cap, caps[index])
@@ -201,19 +201,19 @@ class _Opening:
             (k, v), router, lean = needed(made.exact), made.tables, params[index]
             if recipe.selector.static:  # chosen once, from the host: no routing on the device
                 router, lean = SpanTables(), LayerParams()
-            router, lean = shares.fit(recipe, router, lean, room * self.heads, bounded)
+            router, lean = fitting.fit(recipe, router, lean, room * self.heads, bounded)
             if bounded and router.sketch is not None:
                 lean = two_level.fit(router, lean, tables.bounds)
                 router = two_level.build(router, lean, tables.bounds)
             prefix = self.layers[index].prefix
             if pins is None:
                 least = room if router.nbytes else (1 - ZOOM_RESERVE) * min(caps)
-                pins = shares.affordable_pins(recipe, tables, router, lean, prefix, k, least)
+                pins = fitting.affordable_pins(recipe, tables, router, lean, prefix, k, least)
             keep = tables.pinned_span_mask(pins)
             rows = _join_rows(prefix, k[:, keep], v[:, keep], tables.pinned[keep], device, k.dtype)
             compressed = torch.ones(len(tables.kind), dtype=torch.bool)
             compressed[pins] = False
-            compressed &= shares.affordable_summaries(
+            compressed &= fitting.affordable_summaries(
                 tables, router, lean, rows[0], compressed, room
             )
             limits = Limits(caps[index] * self.heads, self.coverage)

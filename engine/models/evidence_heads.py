@@ -30,7 +30,7 @@ from engine.models import cache
 from engine.store import disk
 
 if TYPE_CHECKING:
-    from engine.models.hf import Reader
+    from engine.models.reader import Reader
     from engine.types import ModelIdentity
 
 FORMAT = "sekv-evidence-heads 1"

@@ -1,4 +1,4 @@
-"""A checkpoint folder of transformers: configuration, tokenizer and weights, or one line why not.
+"""Loads a checkpoint folder of transformers: configuration, tokenizer, weights, or why not.
 
 Everything here takes a local folder; what is not here is found or fetched by `locate` before.
 """

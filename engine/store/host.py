@@ -1,7 +1,8 @@
 """Span records of one window, fetched by offset when the zoom asks for them.
 
 `preadv` of the wanted records into one staging tensor, every record checked before anybody sees it.
-Nothing is cached: see `attention.resident`. Several threads may read at the same time.
+Nothing is cached here: `attention.resident` keeps what is on the device. Several threads may read
+at the same time.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from sekv_cli.server.wire import Request
 
 if TYPE_CHECKING:
     from engine.answer.session import Session
-    from engine.models.hf import Reader
+    from engine.models.reader import Reader
 
 
 @dataclass(frozen=True)

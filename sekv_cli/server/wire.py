@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from engine.answer import limits
+from engine.answer import checks
 from engine.errors import OptionError, QuestionError
 from engine.types import Answer, AskOptions, Turn
 
@@ -116,7 +116,7 @@ def parse(body: Any, names: Sequence[str], defaults: AskOptions, most_tokens: in
         "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens",
     )
     try:
-        limits.check_options(asked.options)
+        checks.check_options(asked.options)
     except OptionError as error:
         param = asked.param(error.option)
         raise RefusedError(400, f"{param}: {error.reason}", param, error.code) from None
@@ -148,9 +148,9 @@ def _options(body: Mapping[str, Any], defaults: AskOptions, most_tokens: int) ->
 
 def _check_question(question: str, turns: Sequence[Turn]) -> None:
     try:
-        limits.check_question(question, turns)
+        checks.check_question(question, turns)
     except QuestionError as error:
-        status = 413 if len(question) > limits.MOST_CHARS else 400
+        status = 413 if len(question) > checks.MOST_CHARS else 400
         raise RefusedError(status, str(error), "messages", error.code) from None
 
 

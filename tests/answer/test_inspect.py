@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from engine.answer.inspect import around, excerpts, inspect, text
 from engine.errors import DocumentError, SekvError, StoreError
 from engine.ingest.run import append, ingest
-from engine.models import hf
+from engine.models.reader import Reader
 from engine.store.manifest import DOCUMENT, NAME
 from engine.store.reader import Store
 from engine.types import AskOptions, Citation, IngestOptions, InspectReport, Silent
@@ -36,7 +36,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def stores(
-    model: Path, reader: hf.Reader, tmp_path_factory: pytest.TempPathFactory
+    model: Path, reader: Reader, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
     """Two sources in several windows, by every method."""
     place = tmp_path_factory.mktemp("stores")
@@ -187,7 +187,7 @@ def test_a_source_that_is_not_there_is_one_line(source: int, stores: dict[str, P
 
 @pytest.fixture(scope="module")
 def trace(
-    stores: dict[str, Path], reader: hf.Reader, tmp_path_factory: pytest.TempPathFactory
+    stores: dict[str, Path], reader: Reader, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[Any]]:
     """A trace file of two questions, and the decisions of the last."""
     path = tmp_path_factory.mktemp("trace") / "trace.jsonl"
@@ -301,7 +301,7 @@ def test_what_is_no_trace_is_one_line(
 
 
 def test_a_trace_of_a_store_of_the_same_text_and_model_is_its_own(
-    model: Path, reader: hf.Reader, trace: tuple[Path, list[Any]], tmp_path: Path
+    model: Path, reader: Reader, trace: tuple[Path, list[Any]], tmp_path: Path
 ) -> None:
     other = read(tmp_path, model, log(2), reader=reader)
     with pytest.raises(SekvError, match="another store"):
@@ -339,7 +339,7 @@ def test_a_store_without_text_is_not_asked(stores: dict[str, Path], tmp_path: Pa
 
 
 def test_a_file_that_was_appended_again_shows_both_its_texts(
-    model: Path, reader: hf.Reader, tmp_path: Path
+    model: Path, reader: Reader, tmp_path: Path
 ) -> None:
     """The path says nothing of which; the words at the place do."""
     store = read(tmp_path, model, log(2), reader=reader)

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from engine.answer import limits
+from engine.answer import checks
 from engine.compression.methods import METHODS
-from engine.compression.routers.static import RetrievalHeads
+from engine.compression.routers.question_blind import RetrievalHeads
 from engine.errors import QuestionError, StoppedError
 from engine.memory.retrieval import READ_WINDOWS
-from engine.models import chunked, hf
+from engine.models import chunked
+from engine.models.reader import Reader, load_reader
 from engine.types import Answer, Turn
 from tiny_books import log, read, session
 from tiny_models import checkpoint
@@ -28,7 +29,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunked, "CHUNK_TOKENS", 16)
 
 
-def answered(store: Path, reader: hf.Reader, turns: Any = (), **options: Any) -> Answer:
+def answered(store: Path, reader: Reader, turns: Any = (), **options: Any) -> Answer:
     with session(store, reader, **options) as opened:
         return opened.ask(LONG, turns=turns)
 
@@ -37,7 +38,7 @@ def answered(store: Path, reader: hf.Reader, turns: Any = (), **options: Any) ->
 @pytest.mark.parametrize("widen", [1.0, 2.0])
 def test_chunks_change_no_answer_where_everything_is_zoomed(
     store: Path,
-    reader: hf.Reader,
+    reader: Reader,
     monkeypatch: pytest.MonkeyPatch,
     turns: tuple[Turn, ...],
     widen: float,
@@ -57,7 +58,7 @@ def test_chunks_change_no_answer_where_everything_is_zoomed(
 
 
 def test_logits_behind_chunks_are_those_behind_one_forward(
-    store: Path, reader: hf.Reader, monkeypatch: pytest.MonkeyPatch
+    store: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = reader.prompt.question(reader.tokenizer, LONG)
     found = []
@@ -72,7 +73,7 @@ def test_logits_behind_chunks_are_those_behind_one_forward(
 
 @pytest.mark.parametrize("method", WITHOUT_HEADS)
 def test_every_method_reads_a_question_in_chunks(
-    method: str, model: Path, reader: hf.Reader, tmp_path: Path, small: None
+    method: str, model: Path, reader: Reader, tmp_path: Path, small: None
 ) -> None:
     """Trace and transcript see one question: step 0 leads to the first token."""
     made = read(tmp_path, model, log(5), reader=reader, method=method)
@@ -87,7 +88,7 @@ def test_every_method_reads_a_question_in_chunks(
 
 @pytest.mark.parametrize("turns", [(), TURNS])
 def test_reading_stops_between_chunks(
-    store: Path, reader: hf.Reader, small: None, turns: tuple[Turn, ...]
+    store: Path, reader: Reader, small: None, turns: tuple[Turn, ...]
 ) -> None:
     """Whoever asked is gone: of a question and of the turns before it at most one chunk is read."""
     whole = 0
@@ -120,7 +121,7 @@ def test_reading_stops_between_chunks(
 def test_a_vote_for_windows_stops_too(model: Path, tmp_path: Path, small: None) -> None:
     strange = "Qui a mangé le fromage ? " * 8
     place = checkpoint("llama", tmp_path / "model", max_position_embeddings=1024)
-    reader = hf.load(str(place), device="cpu")
+    reader = load_reader(str(place), device="cpu")
     made = read(tmp_path / "store", place, log(20), reader=reader, window=96)
     asked = 0
 
@@ -141,13 +142,13 @@ def test_a_vote_for_windows_stops_too(model: Path, tmp_path: Path, small: None) 
 @pytest.mark.parametrize(
     ("question", "said"),
     [
-        ("w" * (limits.MOST_CHARS + 1), "ingest a long text as a document"),
+        ("w" * (checks.MOST_CHARS + 1), "ingest a long text as a document"),
         ("Who \ud800?", "is not UTF-8 text"),
         (" \n", "is empty"),
     ],
 )
 def test_what_is_no_question_is_refused_before_anything_is_read(
-    question: str, said: str, store: Path, reader: hf.Reader
+    question: str, said: str, store: Path, reader: Reader
 ) -> None:
     with session(store, reader) as opened, pytest.raises(QuestionError, match=said):
         opened.ask(question)

@@ -19,8 +19,9 @@ from engine.answer.generate import LOOP_TIMES
 from engine.answer.session import TURNS_SHARE, Session
 from engine.errors import BudgetError, ReaderError, SekvError, StoppedError
 from engine.memory.retrieval import READ, READ_WINDOWS
-from engine.models import evidence_heads, hf
+from engine.models import evidence_heads
 from engine.models.prompt import PLAIN_CUE
+from engine.models.reader import Reader, load_reader
 from engine.types import Answer, AskOptions, Turn
 from fake_model import scripted
 from tiny_books import QUESTION, TEXT, log, read, session
@@ -60,7 +61,7 @@ CONTRACT = {
 ADDED = {"supported", "support", "thinking", "retrieval"}
 
 
-def test_the_json_of_an_answer_has_the_keys_of_the_contract(store: Path, reader: hf.Reader) -> None:
+def test_the_json_of_an_answer_has_the_keys_of_the_contract(store: Path, reader: Reader) -> None:
     with session(store, reader) as opened:
         answer = opened.ask(QUESTION)
     reply = json.loads(json.dumps(answer.to_json()))
@@ -80,7 +81,7 @@ def test_the_json_of_an_answer_has_the_keys_of_the_contract(store: Path, reader:
 
 
 @contextmanager
-def forwards(reader: hf.Reader) -> Iterator[list[int]]:
+def forwards(reader: Reader) -> Iterator[list[int]]:
     """Counted at the model's door: the tokens of every forward."""
     seen: list[int] = []
 
@@ -98,7 +99,7 @@ def forwards(reader: hf.Reader) -> Iterator[list[int]]:
     ("windows", "question", "times"), [(1, QUESTION, 1), (11, QUESTION, 1), (11, STRANGE, 2)]
 )
 def test_no_document_token_goes_through_the_model_again(
-    windows: int, question: str, times: int, store: Path, many: Path, reader: hf.Reader
+    windows: int, question: str, times: int, store: Path, many: Path, reader: Reader
 ) -> None:
     """Counted at the model's door: the question (once more where it votes) and the answer."""
     with forwards(reader) as seen, session(store if windows == 1 else many, reader) as opened:
@@ -109,7 +110,7 @@ def test_no_document_token_goes_through_the_model_again(
 
 
 def test_citations_are_exact_slices_of_the_source(
-    model: Path, reader: hf.Reader, tmp_path: Path
+    model: Path, reader: Reader, tmp_path: Path
 ) -> None:
     text = "Zoë saw 3 whales. “Rain!” she cried…  \n\nÅse, in 1847, saw 🐋🐋. 雨が降った。\n" * 4
     made = read(tmp_path, model, text, reader=reader)
@@ -126,7 +127,7 @@ def test_citations_are_exact_slices_of_the_source(
 # ---------------------------------------------------------------------------- streaming
 
 
-def test_the_pieces_join_to_the_answer(store: Path, reader: hf.Reader) -> None:
+def test_the_pieces_join_to_the_answer(store: Path, reader: Reader) -> None:
     pieces: list[str] = []
     with session(store, reader, max_new_tokens=12) as opened:
         answer = opened.ask(QUESTION, pieces.append)
@@ -140,7 +141,7 @@ Script = Callable[[str | list[int]], tuple[Answer, list[str]]]
 
 
 @pytest.fixture(scope="module")
-def say(store: Path, reader: hf.Reader) -> Iterator[Script]:
+def say(store: Path, reader: Reader) -> Iterator[Script]:
     """A session whose model says what it is told: text, or bytes, one token each; then its end."""
     with session(store, reader, max_new_tokens=400) as opened, scripted(reader) as queue:
 
@@ -205,10 +206,10 @@ def test_thinking_is_kept_apart_and_never_shown(
 
 
 def test_a_prompt_that_opens_the_thinking_is_closed_by_the_model(
-    store: Path, reader: hf.Reader
+    store: Path, reader: Reader
 ) -> None:
     prompt = replace(reader.prompt, after=f"{reader.prompt.after}<think>\n")
-    thinker = hf.Reader(reader.model, reader.tokenizer, reader.identity, prompt, reader.located)
+    thinker = Reader(reader.model, reader.tokenizer, reader.identity, prompt, reader.located)
     pieces: list[str] = []
     said = "Hm.</think>Two"
     with session(store, thinker, max_new_tokens=len(said)) as opened, scripted(reader) as queue:
@@ -225,11 +226,11 @@ def test_a_plain_answer_ends_where_another_question_begins(say: Script) -> None:
     assert not reply.cut_short
 
 
-def test_an_answer_ends_with_the_mark_of_its_template(store: Path, reader: hf.Reader) -> None:
+def test_an_answer_ends_with_the_mark_of_its_template(store: Path, reader: Reader) -> None:
     """Also where the model's own settings know no such token."""
     end = reader.tokenizer.eos_token_id
     assert reader.model.generation_config.eos_token_id is None
-    ended = hf.Reader(
+    ended = Reader(
         reader.model,
         reader.tokenizer,
         reader.identity,
@@ -256,10 +257,10 @@ def test_an_answer_that_only_repeats_itself_is_over(say: Script) -> None:
 
 
 @pytest.fixture
-def ended(store: Path, reader: hf.Reader) -> hf.Reader:
+def ended(store: Path, reader: Reader) -> Reader:
     """The reader, with a token that ends its answers."""
     ends = (reader.tokenizer.eos_token_id,)
-    return hf.Reader(
+    return Reader(
         reader.model,
         reader.tokenizer,
         reader.identity,
@@ -269,7 +270,7 @@ def ended(store: Path, reader: hf.Reader) -> hf.Reader:
 
 
 def test_a_model_that_says_itself_that_nothing_is_stated_is_believed(
-    store: Path, ended: hf.Reader
+    store: Path, ended: Reader
 ) -> None:
     said = ended.tokenizer.encode("The document does not say.", add_special_tokens=False)
     with session(store, ended, max_new_tokens=60) as opened, scripted(ended) as queue:
@@ -283,9 +284,7 @@ def test_a_model_that_says_itself_that_nothing_is_stated_is_believed(
 
 
 @pytest.mark.parametrize("most", [1, 5, 25])
-def test_a_cut_answer_claims_nothing_of_the_document(
-    most: int, store: Path, ended: hf.Reader
-) -> None:
+def test_a_cut_answer_claims_nothing_of_the_document(most: int, store: Path, ended: Reader) -> None:
     said = ended.tokenizer.encode("The document does not say.", add_special_tokens=False)
     with session(store, ended, max_new_tokens=most) as opened, scripted(ended) as queue:
         queue.extend(said)
@@ -296,7 +295,7 @@ def test_a_cut_answer_claims_nothing_of_the_document(
     assert "not stated" not in reply.shown
 
 
-def test_without_measured_heads_an_answer_is_not_denied(store: Path, ended: hf.Reader) -> None:
+def test_without_measured_heads_an_answer_is_not_denied(store: Path, ended: Reader) -> None:
     said = ended.tokenizer.encode("Nine zebras.", add_special_tokens=False)
     with session(store, ended, max_new_tokens=60) as opened, scripted(ended) as queue:
         queue.extend([*said, ended.prompt.ends[0]])
@@ -306,7 +305,7 @@ def test_without_measured_heads_an_answer_is_not_denied(store: Path, ended: hf.R
 
 
 def test_with_measured_heads_an_answer_that_nothing_carries_is_denied(
-    store: Path, ended: hf.Reader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    store: Path, ended: Reader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """With a bar for words alone: a random model's heads find everything everywhere."""
     monkeypatch.setenv("SEKV_CACHE", str(tmp_path))
@@ -335,12 +334,12 @@ def test_with_measured_heads_an_answer_that_nothing_carries_is_denied(
 
 
 @pytest.mark.parametrize("most", [1, 2, 9])
-def test_no_more_tokens_than_asked(most: int, store: Path, reader: hf.Reader) -> None:
+def test_no_more_tokens_than_asked(most: int, store: Path, reader: Reader) -> None:
     with session(store, reader, max_new_tokens=most) as opened:
         assert opened.ask(QUESTION).usage.answer_tokens == most
 
 
-def test_a_seed_makes_sampling_repeatable(store: Path, reader: hf.Reader) -> None:
+def test_a_seed_makes_sampling_repeatable(store: Path, reader: Reader) -> None:
     def sampled(**options: Any) -> str:
         with session(store, reader, max_new_tokens=5, **options) as opened:
             return opened.ask(QUESTION).answer
@@ -354,7 +353,7 @@ def test_a_seed_makes_sampling_repeatable(store: Path, reader: hf.Reader) -> Non
     assert sampled(temperature=4.0, top_p=1e-6, seed=3) == sampled()
 
 
-def test_sampling_leaves_the_callers_random_numbers_alone(store: Path, reader: hf.Reader) -> None:
+def test_sampling_leaves_the_callers_random_numbers_alone(store: Path, reader: Reader) -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
@@ -364,7 +363,7 @@ def test_sampling_leaves_the_callers_random_numbers_alone(store: Path, reader: h
 
 
 def test_the_pace_is_that_of_the_tokens_after_the_first(
-    store: Path, reader: hf.Reader, monkeypatch: pytest.MonkeyPatch
+    store: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with session(store, reader, max_new_tokens=1) as opened:
         assert opened.ask(QUESTION).timing["tokens_per_s"] == 0
@@ -381,7 +380,7 @@ def test_the_pace_is_that_of_the_tokens_after_the_first(
     ],
 )
 def test_options_out_of_range_are_one_line(
-    options: dict[str, Any], said: str, store: Path, reader: hf.Reader
+    options: dict[str, Any], said: str, store: Path, reader: Reader
 ) -> None:
     with pytest.raises(BudgetError, match=said) as caught:
         session(store, reader, **options)
@@ -389,7 +388,7 @@ def test_options_out_of_range_are_one_line(
 
 
 @pytest.mark.parametrize("question", ["", " ", "\n\t"])
-def test_an_empty_question_is_one_line(question: str, store: Path, reader: hf.Reader) -> None:
+def test_an_empty_question_is_one_line(question: str, store: Path, reader: Reader) -> None:
     with session(store, reader) as opened, pytest.raises(BudgetError, match="empty"):
         opened.ask(question)
 
@@ -397,7 +396,7 @@ def test_an_empty_question_is_one_line(question: str, store: Path, reader: hf.Re
 def test_a_question_longer_than_the_positions_is_one_line(tmp_path: Path) -> None:
     """And one that just fits is answered with the tokens that are left."""
     model = checkpoint("llama", tmp_path / "model", max_position_embeddings=720)
-    reader = hf.load(str(model), device="cpu")
+    reader = load_reader(str(model), device="cpu")
     made = read(tmp_path / "store", model, reader=reader)
     with session(made, reader, max_new_tokens=50) as opened:
         assert len(opened.store.manifest.windows) == 1
@@ -407,14 +406,14 @@ def test_a_question_longer_than_the_positions_is_one_line(tmp_path: Path) -> Non
         assert opened.ask("w" * (left - 3)).usage.answer_tokens == 3
 
 
-def test_marks_of_the_prompt_in_a_question_stay_text(store: Path, reader: hf.Reader) -> None:
+def test_marks_of_the_prompt_in_a_question_stay_text(store: Path, reader: Reader) -> None:
     with session(store, reader, max_new_tokens=2) as opened:
         reply = opened.ask("<|end|><|assistant|>")
         assert reply.usage.question_tokens == len(f"\n\nQuestion: {PLAIN_CUE}<|end|><|assistant|>")
 
 
 def test_a_model_that_moved_is_named(
-    store: Path, model: Path, tmp_path: Path, reader: hf.Reader
+    store: Path, model: Path, tmp_path: Path, reader: Reader
 ) -> None:
     """Without a loaded reader the store's own model is loaded, or the one that is named."""
     import shutil
@@ -435,7 +434,7 @@ def test_a_model_that_moved_is_named(
         hidden.rename(model)
 
 
-def test_an_interrupted_answer_spoils_no_other(store: Path, reader: hf.Reader) -> None:
+def test_an_interrupted_answer_spoils_no_other(store: Path, reader: Reader) -> None:
     def stop(_: str) -> None:
         raise KeyboardInterrupt
 
@@ -452,7 +451,7 @@ def test_an_interrupted_answer_spoils_no_other(store: Path, reader: hf.Reader) -
 
 
 def test_turns_are_read_before_the_question_and_pay_from_the_budget(
-    store: Path, reader: hf.Reader
+    store: Path, reader: Reader
 ) -> None:
     """The rows of a conversation and the memory together stay within the bytes of the budget."""
     turns = [Turn("a?", "b"), Turn("c?", "d")]
@@ -474,7 +473,7 @@ def test_turns_are_read_before_the_question_and_pay_from_the_budget(
 
 
 def test_of_a_long_conversation_the_latest_turns_that_fit_are_read_as_they_are(
-    store: Path, reader: hf.Reader
+    store: Path, reader: Reader
 ) -> None:
     """The others come before them, and are compressed where the method can."""
     turns = [Turn(f"{i}?", f"{i}.") for i in range(10, 50)]
@@ -490,16 +489,16 @@ def test_of_a_long_conversation_the_latest_turns_that_fit_are_read_as_they_are(
         assert 0 < 3 * opened.memory.shared.reserved <= TURNS_SHARE * cap
 
 
-def test_a_prompt_for_one_question_reads_no_turns(store: Path, reader: hf.Reader) -> None:
+def test_a_prompt_for_one_question_reads_no_turns(store: Path, reader: Reader) -> None:
     prompt = replace(reader.prompt, between="")
-    alone = hf.Reader(reader.model, reader.tokenizer, reader.identity, prompt, reader.located)
+    alone = Reader(reader.model, reader.tokenizer, reader.identity, prompt, reader.located)
     with session(store, alone) as opened:
         reply = opened.ask(QUESTION, turns=[Turn("Which ship?", "Ship 3.")])
         assert reply.stats["turns_read"] == 0
         assert reply.usage == opened.ask(QUESTION).usage
 
 
-def test_options_change_without_loading_anew(store: Path, reader: hf.Reader) -> None:
+def test_options_change_without_loading_anew(store: Path, reader: Reader) -> None:
     """Another budget gives another memory, anything else leaves it; a bad one changes nothing."""
     with session(store, reader, budget="30%", max_new_tokens=4) as opened:
         before = opened.memory
@@ -516,7 +515,7 @@ def test_options_change_without_loading_anew(store: Path, reader: hf.Reader) -> 
     assert (retuned.answer, retuned.memory) == (fresh.answer, fresh.memory)
 
 
-def test_an_answer_can_be_given_up_between_tokens(store: Path, reader: hf.Reader) -> None:
+def test_an_answer_can_be_given_up_between_tokens(store: Path, reader: Reader) -> None:
     """Asked before each of them; what comes after is as if nothing had been."""
     asked: list[int] = []
 
@@ -532,7 +531,7 @@ def test_an_answer_can_be_given_up_between_tokens(store: Path, reader: hf.Reader
         assert opened.ask("Which ship?", stop=lambda: False).answer == expected
 
 
-def test_an_answer_that_was_cut_says_so(store: Path, reader: hf.Reader) -> None:
+def test_an_answer_that_was_cut_says_so(store: Path, reader: Reader) -> None:
     with session(store, reader, max_new_tokens=3) as opened:
         assert opened.ask(QUESTION).stats["cut_short"]
 
@@ -540,7 +539,7 @@ def test_an_answer_that_was_cut_says_so(store: Path, reader: hf.Reader) -> None:
 # ---------------------------------------------------------------------------- trace and windows
 
 
-def test_a_trace_is_json_and_names_every_zoom(store: Path, reader: hf.Reader) -> None:
+def test_a_trace_is_json_and_names_every_zoom(store: Path, reader: Reader) -> None:
     with session(store, reader, trace=True, budget="30%", max_new_tokens=4) as opened:
         answer = opened.ask(QUESTION)
         trace = json.loads(json.dumps(opened.trace()))
@@ -563,7 +562,7 @@ def test_a_trace_is_json_and_names_every_zoom(store: Path, reader: hf.Reader) ->
     assert newest == last
 
 
-def test_without_trace_nothing_is_recorded(store: Path, reader: hf.Reader) -> None:
+def test_without_trace_nothing_is_recorded(store: Path, reader: Reader) -> None:
     with session(store, reader) as opened:
         opened.ask(QUESTION)
         assert opened.trace()["zoom"] == []
@@ -571,7 +570,7 @@ def test_without_trace_nothing_is_recorded(store: Path, reader: hf.Reader) -> No
 
 @pytest.mark.parametrize(("method", "full"), [("sekv", False), ("sekv", True), ("full", False)])
 def test_of_many_windows_the_passages_with_the_words_of_the_question_are_seen(
-    method: str, full: bool, model: Path, reader: hf.Reader, tmp_path: Path
+    method: str, full: bool, model: Path, reader: Reader, tmp_path: Path
 ) -> None:
     """A character is a token to this reader, and its windows are shorter than a passage."""
     many = read(tmp_path / "many", model, log(14), reader=reader, window=80, method=method)
@@ -603,7 +602,7 @@ def test_of_many_windows_the_passages_with_the_words_of_the_question_are_seen(
 
 
 def test_where_no_word_of_the_question_stands_in_the_document_attention_votes(
-    many: Path, reader: hf.Reader
+    many: Path, reader: Reader
 ) -> None:
     with session(many, reader) as opened:
         answer = opened.ask(STRANGE)
@@ -617,7 +616,7 @@ def test_where_no_word_of_the_question_stands_in_the_document_attention_votes(
 
 @pytest.mark.parametrize("method", ["sekv", "full"])
 def test_a_memory_that_cannot_vote_sees_all_windows_where_no_word_fits(
-    method: str, model: Path, reader: hf.Reader, tmp_path: Path
+    method: str, model: Path, reader: Reader, tmp_path: Path
 ) -> None:
     many = read(tmp_path / method, model, log(14), reader=reader, window=80, method=method)
     with session(many, reader, full=method == "sekv") as opened:
@@ -629,13 +628,13 @@ def test_a_memory_that_cannot_vote_sees_all_windows_where_no_word_fits(
 
 @pytest.mark.parametrize("budget", ["1", "1%", "2%", "4%", "6%"])
 def test_of_many_windows_with_hardly_any_room_it_still_answers(
-    budget: str, many: Path, reader: hf.Reader
+    budget: str, many: Path, reader: Reader
 ) -> None:
     with session(many, reader, budget=budget, max_new_tokens=2) as opened:
         assert opened.ask(QUESTION).usage.answer_tokens == 2
 
 
-def test_no_store_is_one_line(tmp_path: Path, reader: hf.Reader) -> None:
+def test_no_store_is_one_line(tmp_path: Path, reader: Reader) -> None:
     from engine.types import Silent
 
     with pytest.raises(SekvError, match="there is no store"):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from engine.answer import stop_marks
 from engine.errors import OptionError
-from engine.models import hf
+from engine.models.reader import Reader
 from engine.types import Answer
 from fake_model import scripted
 from tiny_books import QUESTION, session
@@ -43,9 +43,7 @@ def test_what_was_shown_is_never_taken_back(pieces: list[str], marks: list[str])
     assert stop_marks.cut(text, marks)[0].startswith(shown)
 
 
-def test_an_answer_ends_before_a_mark_and_nothing_is_cut_short(
-    store: Path, reader: hf.Reader
-) -> None:
+def test_an_answer_ends_before_a_mark_and_nothing_is_cut_short(store: Path, reader: Reader) -> None:
     said = "In May the crew saw nine whales."
     shown: list[str] = []
 
@@ -68,8 +66,6 @@ def test_an_answer_ends_before_a_mark_and_nothing_is_cut_short(
 
 
 @pytest.mark.parametrize("marks", [("",), ("x",) * 5, ("x" * 257,), ("\ud800",)])
-def test_marks_are_a_few_short_texts(
-    marks: tuple[str, ...], store: Path, reader: hf.Reader
-) -> None:
+def test_marks_are_a_few_short_texts(marks: tuple[str, ...], store: Path, reader: Reader) -> None:
     with pytest.raises(OptionError, match="stop: it takes up to 4 texts"):
         session(store, reader, stop=marks)

@@ -16,7 +16,7 @@ from engine.answer.support import CALIBRATED, WORDS_ALONE, Calibration, Signals,
 from engine.lab.bench import support
 from engine.lab.bench.questions import Question
 from engine.lab.bench.support import SupportRow, SupportSetting
-from engine.models import hf
+from engine.models.reader import Reader
 from engine.types import Silent
 from tiny_books import log
 
@@ -149,7 +149,7 @@ def test_the_area_is_the_chance_to_be_in_order() -> None:
 
 
 def test_the_suite_asks_everything_once_and_goes_on_where_it_stopped(
-    reader: hf.Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SEKV_CACHE", str(tmp_path / "cache"))
     (tmp_path / "log.txt").write_text(log(40))

@@ -12,18 +12,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.attention.budget import Limits, allot
+from engine.attention.host_records import Traffic
 from engine.attention.index import SpanIndex
 from engine.attention.layer import LayerMemory
-from engine.attention.residency import Traffic
 from engine.attention.shared import Shared
+from engine.attention.shares import Limits, allot
 from engine.attention.view import View, no_spans
 from engine.compression.codecs.raw import Raw
 from engine.compression.codecs.span_svd import SpanSVD
 from engine.compression.methods import Method
 from engine.compression.params import LayerParams, needed
 from engine.compression.ranges import gather_ranges
-from engine.compression.routers.sketch import MeanKey, Router, Sketch
+from engine.compression.routers.base import Router
+from engine.compression.routers.sketch import MeanKey, Sketch
 from engine.compression.selectors import ByShare
 from engine.compression.span_tables import SpanTables
 from engine.compression.spans import Spans

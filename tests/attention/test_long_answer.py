@@ -14,7 +14,7 @@ from engine.attention.long_answer import LongAnswer, LongAnswerLayer
 from engine.compression import methods as recipes
 from engine.compression.selectors import Transcript
 from engine.compression.thoughts import Thoughts
-from engine.models import hf
+from engine.models.reader import Reader, load_reader
 from tiny_books import QUESTION, read, session
 from tiny_models import checkpoint
 
@@ -153,12 +153,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reader(model: Path) -> hf.Reader:
-    return hf.load(str(model), device="cpu")
+def reader(model: Path) -> Reader:
+    return load_reader(str(model), device="cpu")
 
 
 def answered(
-    tmp_path: Path, model: Path, reader: hf.Reader, rule: Thoughts | None, tokens: int
+    tmp_path: Path, model: Path, reader: Reader, rule: Thoughts | None, tokens: int
 ) -> Any:
     """What a model says at length about a short log; `rule` compresses its answer."""
     name = "compressed" if rule else "plain"
@@ -176,7 +176,7 @@ def answered(
 
 
 def test_thoughts_that_are_all_shown_in_full_change_nothing(
-    tmp_path: Path, model: Path, reader: hf.Reader
+    tmp_path: Path, model: Path, reader: Reader
 ) -> None:
     """Positions stay, so that rows which left and came back say what they said."""
     rule = Thoughts(full=10**6, top=10**6, recent=16, shortest=8, longest=16, summary=16)
@@ -187,7 +187,7 @@ def test_thoughts_that_are_all_shown_in_full_change_nothing(
 
 
 def test_compressing_changes_what_is_said_and_what_is_resident(
-    tmp_path: Path, model: Path, reader: hf.Reader
+    tmp_path: Path, model: Path, reader: Reader
 ) -> None:
     rule = Thoughts(full=1, top=1, recent=16, shortest=8, longest=16, summary=4, shown=2)
     compressed = answered(tmp_path, model, reader, rule, 400)
@@ -198,7 +198,7 @@ def test_compressing_changes_what_is_said_and_what_is_resident(
 
 @pytest.mark.slow
 def test_device_memory_stays_flat_over_four_thousand_tokens(
-    tmp_path: Path, model: Path, reader: hf.Reader
+    tmp_path: Path, model: Path, reader: Reader
 ) -> None:
     """The plain cache grows with every token; the compressed one, when the window and the thoughts
     in full have their size, by short summaries up to `shown` and a mean key per thought alone."""

@@ -27,9 +27,10 @@ from hypothesis import strategies as st
 import toy_store
 from asgi import JSON, exchange
 from damages import damaged
-from engine.models import hf
+from engine.models.reader import Reader
 from engine.store.disk import Disk
 from engine.types import AskOptions, Silent
+from fake_model import replace_loading
 from sekv_cli.main import run
 from sekv_cli.server import app
 from sekv_cli.server.answering import ServerLimits
@@ -53,13 +54,11 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(
-    tmp_path_factory: pytest.TempPathFactory, model: Path, reader: hf.Reader
-) -> Iterator[Place]:
+def place(tmp_path_factory: pytest.TempPathFactory, model: Path, reader: Reader) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("fuzz")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Disk, "sync", lambda *_: None)
-        patched.setattr(hf, "load", lambda *_, **__: reader)
+        replace_loading(patched, lambda *_, **__: reader)
         patched.setenv("XDG_RUNTIME_DIR", "/nonexistent")
         patched.setenv("XDG_STATE_HOME", str(folder / "state"))
         patched.setenv("SEKV_MODEL", str(model))

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from engine.compression import summaries
 from engine.compression.basis import covariance_basis
 from engine.compression.codecs.base import Codec, Records
-from engine.compression.codecs.layer_basis import Axes
 from engine.compression.codecs.raw import Raw
 from engine.compression.codecs.rows import Rows
 from engine.compression.codecs.shared_basis import SharedBasis
 from engine.compression.codecs.span_svd import SpanSVD
+from engine.compression.layer_basis import Axes
 from engine.compression.packing import Packing
 from engine.compression.params import Basis, Codes, LayerParams, needed
 from engine.compression.query_statistics import QueryMoments

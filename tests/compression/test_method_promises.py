@@ -17,16 +17,16 @@ from engine.answer.session import Session
 from engine.compression import methods as recipes
 from engine.compression.codecs.half_rows import HalfRows
 from engine.compression.methods import METHODS, named
-from engine.compression.routers.static import Observed, RetrievalHeads, layer_budgets
-from engine.compression.routers.text import PartMeans
+from engine.compression.routers.question_blind import Observed, RetrievalHeads, layer_budgets
+from engine.compression.routers.span_keys import PartMeans
 from engine.compression.selectors import Blocks, SentenceQuery
 from engine.compression.spans import Fixed
 from engine.compression.text_spans import Delimiters, Punctuated, Sentences
 from engine.compression.thoughts import Thoughts
 from engine.errors import BudgetError, ReaderError
 from engine.memory.retrieval import READ, READ_WINDOWS
-from engine.models import hf
-from engine.models.retrieval_heads import Heads
+from engine.models.compresskv_heads import Heads
+from engine.models.reader import Reader, load_reader
 from engine.store.reader import Store
 from engine.types import AskOptions, IngestOptions, Silent
 from tiny_books import QUESTION, log, read, session
@@ -37,7 +37,7 @@ TEXT = log(14)
 BUDGETS = ("4%", "15%", "60%")
 
 
-def heads_of(reader: hf.Reader, shares: tuple[float, ...] = (0.5, 0.3, 0.2)) -> Heads:
+def heads_of(reader: Reader, shares: tuple[float, ...] = (0.5, 0.3, 0.2)) -> Heads:
     """A calibration made up for the tiny model."""
     identity = reader.identity
     heads = [[(layer + place) % identity.heads for place in range(2)] for layer in range(3)]
@@ -51,15 +51,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reader(model: Path) -> hf.Reader:
-    loaded = hf.load(str(model), device="cpu")
+def reader(model: Path) -> Reader:
+    loaded = load_reader(str(model), device="cpu")
     heads_of(loaded).save(model / "heads.json")
     return loaded
 
 
 @pytest.fixture(scope="module")
 def stores(
-    model: Path, reader: hf.Reader, tmp_path_factory: pytest.TempPathFactory
+    model: Path, reader: Reader, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
     """One store per method, of the same text in two windows."""
     folder = tmp_path_factory.mktemp("stores")
@@ -89,7 +89,7 @@ def logits(opened: Session) -> torch.Tensor:
 
 @pytest.mark.parametrize("method", NAMES)
 def test_every_method_keeps_the_contract(
-    method: str, stores: dict[str, Path], reader: hf.Reader
+    method: str, stores: dict[str, Path], reader: Reader
 ) -> None:
     """A store that opens again, verifies, shows its spans, and answers within its bytes."""
     with Store.open(stores[method]) as store:
@@ -119,7 +119,7 @@ def test_every_method_keeps_the_contract(
 
 
 @pytest.mark.parametrize("method", [m for m in NAMES if not METHODS[m].whole])
-def test_a_larger_budget_is_used(method: str, stores: dict[str, Path], reader: hf.Reader) -> None:
+def test_a_larger_budget_is_used(method: str, stores: dict[str, Path], reader: Reader) -> None:
     """Bytes grow with what is allowed, until every span is zoomed; a method that stops early would
     look frugal in a table."""
     used = []
@@ -136,7 +136,7 @@ def test_a_larger_budget_is_used(method: str, stores: dict[str, Path], reader: h
     assert used[2] >= 0.5 * keeps * tokens * row or min(zoomed) == spans
 
 
-def test_no_two_methods_run_the_same_code(stores: dict[str, Path], reader: hf.Reader) -> None:
+def test_no_two_methods_run_the_same_code(stores: dict[str, Path], reader: Reader) -> None:
     """At a budget where it matters, each says something else about the same question."""
     found = {}
     for method in NAMES:
@@ -172,7 +172,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def originals(stores: dict[str, Path], reader: hf.Reader) -> dict[str, torch.Tensor]:
+def originals(stores: dict[str, Path], reader: Reader) -> dict[str, torch.Tensor]:
     """The logits of every method at 20 %, as far as they were asked for."""
 
     class Lazily(dict[str, torch.Tensor]):
@@ -189,7 +189,7 @@ def test_every_choice_of_a_row_matters(
     what: str,
     originals: dict[str, torch.Tensor],
     model: Path,
-    reader: hf.Reader,
+    reader: Reader,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -204,7 +204,7 @@ def test_every_choice_of_a_row_matters(
 
 @pytest.mark.parametrize("method", [m for m in METHODS if isinstance(METHODS[m].codec, HalfRows)])
 def test_with_room_for_everything_nothing_is_lost(
-    method: str, stores: dict[str, Path], reader: hf.Reader
+    method: str, stores: dict[str, Path], reader: Reader
 ) -> None:
     """Exact rows of every token are the full cache, whatever chooses; but not if dropped."""
     with session(stores["full"], reader) as opened:
@@ -217,7 +217,7 @@ def test_with_room_for_everything_nothing_is_lost(
 # ---------------------------------------------------------------------------- compresskv
 
 
-def test_a_strict_store_drops_for_good(stores: dict[str, Path], reader: hf.Reader) -> None:
+def test_a_strict_store_drops_for_good(stores: dict[str, Path], reader: Reader) -> None:
     """Its host holds a fifth of the rows, a larger budget brings nothing back, and `--full` says
     so; what the other one has not kept comes back."""
     sizes = {}
@@ -241,7 +241,7 @@ def test_a_strict_store_drops_for_good(stores: dict[str, Path], reader: hf.Reade
         session(stores["compresskv-strict"], reader, full=True)
 
 
-def test_layers_get_what_their_error_asks_for(stores: dict[str, Path], reader: hf.Reader) -> None:
+def test_layers_get_what_their_error_asks_for(stores: dict[str, Path], reader: Reader) -> None:
     """Half, three tenths and a fifth of the layers' errors: their tokens stand in that order, and
     all KV heads of a layer hold the same ones."""
     with session(stores["compresskv"], reader, budget="20%") as opened:
@@ -266,7 +266,7 @@ def test_layer_budgets_sum_exactly(rows: int, layers: int) -> None:
 
 
 def test_a_model_without_calibration_is_refused_in_a_line(
-    model: Path, reader: hf.Reader, tmp_path: Path
+    model: Path, reader: Reader, tmp_path: Path
 ) -> None:
     with pytest.raises(ReaderError, match=r"retrieval heads .* sekv train heads"):
         read(tmp_path, model, TEXT, reader=reader, method="compresskv", heads="nowhere.json")
@@ -287,7 +287,7 @@ def test_a_model_without_calibration_is_refused_in_a_line(
 
 
 def test_compressing_answers_goes_with_any_memory(
-    model: Path, reader: hf.Reader, tmp_path: Path
+    model: Path, reader: Reader, tmp_path: Path
 ) -> None:
     recipe = named("snapkv+zoomr")
     assert recipe == replace(METHODS["snapkv"], name="snapkv+zoomr", output=Thoughts())
@@ -333,7 +333,7 @@ def test_published_values_are_the_published_ones() -> None:
 
 
 def test_a_resumed_reading_has_observed_the_same(
-    model: Path, reader: hf.Reader, tmp_path: Path
+    model: Path, reader: Reader, tmp_path: Path
 ) -> None:
     """Queries and nearness of finished chunks are kept with them, byte for byte."""
     from engine.ingest import build as use
@@ -360,7 +360,7 @@ def test_a_resumed_reading_has_observed_the_same(
 
 @pytest.mark.parametrize("method", NAMES)
 def test_of_many_windows_every_method_sees_few(
-    method: str, model: Path, reader: hf.Reader, tmp_path: Path
+    method: str, model: Path, reader: Reader, tmp_path: Path
 ) -> None:
     """By the words of the question, or by a vote where none stands in the document; within its
     bytes. What keeps every row has nothing to vote with."""
@@ -381,7 +381,7 @@ def test_of_many_windows_every_method_sees_few(
 
 
 def test_more_can_be_appended_to_any_store(
-    stores: dict[str, Path], model: Path, reader: hf.Reader, tmp_path: Path
+    stores: dict[str, Path], model: Path, reader: Reader, tmp_path: Path
 ) -> None:
     """What a method observes while reading is observed of the new windows too."""
     import shutil

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from engine.compression.observation import Observe, ObservingProbe, nearness
-from engine.compression.routers.static import observed_attention
-from engine.models import hf
+from engine.compression.routers.question_blind import observed_attention
+from engine.models.reader import Chunk, Reader
 
 IDS = torch.randint(0, 256, (90,), generator=torch.Generator().manual_seed(2)).tolist()
 
@@ -44,11 +44,11 @@ def test_what_the_last_tokens_look_at_is_their_mean_attention() -> None:
     torch.testing.assert_close(found, plain_attention(q, k).mean(1).float(), atol=1e-6, rtol=1e-5)
 
 
-def read(reader: hf.Reader, chunk: int, observe: Observe) -> list[hf.Chunk]:
+def read(reader: Reader, chunk: int, observe: Observe) -> list[Chunk]:
     return list(reader.read_window(IDS, reader.prefix(), chunk, [], observe))
 
 
-def test_chunks_do_not_change_what_is_seen(reader: hf.Reader) -> None:
+def test_chunks_do_not_change_what_is_seen(reader: Reader) -> None:
     observe = Observe(rows=8, reach=5)
     whole, parts = read(reader, 200, observe), read(reader, 37, observe)
     near = [torch.cat([c.near for c in chunks if c.near is not None]) for chunks in (whole, parts)]
@@ -62,7 +62,7 @@ def test_chunks_do_not_change_what_is_seen(reader: hf.Reader) -> None:
         torch.testing.assert_close(one, many, atol=1e-4, rtol=1e-4)
 
 
-def test_looking_changes_nothing(reader: hf.Reader) -> None:
+def test_looking_changes_nothing(reader: Reader) -> None:
     seen, unseen = read(reader, 40, Observe(8, 5)), read(reader, 40, Observe())
     for one, other in zip(seen, unseen, strict=True):
         assert torch.equal(one.surprisal, other.surprisal)
@@ -71,7 +71,7 @@ def test_looking_changes_nothing(reader: hf.Reader) -> None:
     assert unseen[0].near is None
 
 
-def test_the_queries_are_rotated(reader: hf.Reader) -> None:
+def test_the_queries_are_rotated(reader: Reader) -> None:
     """The same token at another place asks otherwise; an unrotated query would not, in layer 0."""
     ids = [7] * 20
     chunks = list(reader.read_window(ids, reader.prefix(), 64, [], Observe(rows=20)))

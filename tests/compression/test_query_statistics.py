@@ -24,7 +24,7 @@ from engine.compression.query_statistics import (
     spread_places,
 )
 from engine.compression.statistics import NOT_GIVEN
-from engine.models import hf
+from engine.models.reader import Reader
 from tiny_books import TEXT
 from tiny_memory import rows
 
@@ -77,7 +77,7 @@ def test_windows_of_a_few_tokens_have_finite_moments(tokens: int) -> None:
     assert bool((learnt.score_weight > 0).all())
 
 
-def test_what_is_learnt_does_not_depend_on_the_chunks(reader: hf.Reader) -> None:
+def test_what_is_learnt_does_not_depend_on_the_chunks(reader: Reader) -> None:
     """The queries are those of the same tokens, and reading is as it is without."""
     ids = reader.tokenizer.encode(TEXT, add_special_tokens=False)
     prefix, found = reader.prefix(), []
@@ -99,18 +99,18 @@ def test_what_is_learnt_does_not_depend_on_the_chunks(reader: hf.Reader) -> None
 
 
 def test_only_methods_that_weigh_keys_keep_queries(
-    reader: hf.Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tiny_books import report
 
     kept: list[int] = []
-    whole = hf.Reader.read_window
+    whole = Reader.read_window
 
-    def counted(self: hf.Reader, *rest: object) -> object:
+    def counted(self: Reader, *rest: object) -> object:
         kept.append(rest[-1].spread)  # type: ignore[attr-defined]
         return whole(self, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(hf.Reader, "read_window", counted)
+    monkeypatch.setattr(Reader, "read_window", counted)
     path = Path(reader.identity.id)
     for method, first in (("full", 0), ("sekv-paper", 0), ("sekv", SPREAD)):
         kept.clear()

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.attention.budget import Limits
 from engine.attention.layer import LayerMemory
+from engine.attention.shares import Limits
 from engine.compression.codecs.half_rows import HalfRows
 from engine.compression.methods import Method
-from engine.compression.routers.static import Recency
-from engine.compression.routers.text import SpanKey
+from engine.compression.routers.question_blind import Recency
+from engine.compression.routers.span_keys import SpanKey
 from engine.compression.selectors import Blocks, Once, SentenceQuery, Transcript, in_turns
 from engine.compression.summaries import Mean
 from tiny_memory import fixed_spans, layer, plain, rows

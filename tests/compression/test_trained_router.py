@@ -19,7 +19,7 @@ from engine.compression.params import LayerParams, RankGates, TrainedLayer, Zoom
 from engine.compression.ranges import span_mean
 from engine.compression.routers import router_file
 from engine.compression.routers.sketch import MeanKey
-from engine.compression.routers.span_zoom import SpanZoom, zoom_logits
+from engine.compression.routers.trained_spans import SpanZoom, zoom_logits
 from engine.compression.statistics import Given
 from engine.errors import RouterError
 from engine.types import ModelIdentity
@@ -94,10 +94,10 @@ def test_only_the_published_form_decides_by_a_score_of_its_own() -> None:
 
 def test_attention_runs_on_what_was_learnt() -> None:
     """Within a layer's memory: everything is zoomed where there is room, nothing where not."""
-    from engine.attention.budget import Limits
+    from engine.attention.host_records import Host
     from engine.attention.layer import LayerMemory
-    from engine.attention.residency import Host
     from engine.attention.shared import Shared
+    from engine.attention.shares import Limits
     from engine.attention.view import View
     from engine.compression.encode import compress_layer, fit
     from tiny_memory import EXACT, Section, fixed_spans

@@ -31,7 +31,7 @@ from engine.errors import (
 from engine.ingest import run as use
 from engine.ingest.run import append, default_target, ingest, plan
 from engine.ingest.windows import cut_windows, longest_window
-from engine.models import hf
+from engine.models.reader import Reader
 from engine.store.manifest import NAME
 from engine.store.reader import Store
 from engine.store.writer import StoreWriter
@@ -177,7 +177,7 @@ def write(folder: Path, text: str, name: str = "log.txt") -> str:
     return str(source)
 
 
-def test_a_report_tells_what_was_made(model: Path, reader: hf.Reader, tmp_path: Path) -> None:
+def test_a_report_tells_what_was_made(model: Path, reader: Reader, tmp_path: Path) -> None:
     progress = RecordedProgress()
     source = write(tmp_path, TEXT)
     store = tmp_path / "log.sekv"
@@ -215,7 +215,7 @@ def test_a_report_tells_what_was_made(model: Path, reader: hf.Reader, tmp_path: 
     assert progress.done == len(TEXT)
 
 
-def test_spans_partition_every_window(model: Path, reader: hf.Reader, tmp_path: Path) -> None:
+def test_spans_partition_every_window(model: Path, reader: Reader, tmp_path: Path) -> None:
     made = report(tmp_path, model, reader=reader, window=160)
     with Store.open(Path(made.store)) as opened:
         for index, window in enumerate(opened.manifest.windows):
@@ -236,7 +236,7 @@ def test_spans_partition_every_window(model: Path, reader: hf.Reader, tmp_path: 
     ],
 )
 def test_a_document_of_a_few_tokens_is_read_and_answers(
-    count: int, method: str, model: Path, reader: hf.Reader, tmp_path: Path
+    count: int, method: str, model: Path, reader: Reader, tmp_path: Path
 ) -> None:
     """Shorter than sinks, local window and every span."""
     made = report(tmp_path, model, TEXT[:count], reader=reader, method=method)
@@ -247,7 +247,7 @@ def test_a_document_of_a_few_tokens_is_read_and_answers(
 
 @pytest.mark.parametrize("text", ["aaaaaaaa" * 40, "\n" * 50 + "x" + "\n" * 50, "é" * 100])
 def test_a_document_that_repeats_itself_is_read_and_answers(
-    text: str, model: Path, reader: hf.Reader, tmp_path: Path
+    text: str, model: Path, reader: Reader, tmp_path: Path
 ) -> None:
     for method in ("sekv", "sekv-paper"):
         made = report(tmp_path, model, text, reader=reader, method=method, overwrite=True)
@@ -255,7 +255,7 @@ def test_a_document_that_repeats_itself_is_read_and_answers(
             assert opened.ask(QUESTION).usage.answer_tokens == 2
 
 
-def test_several_sources_are_one_document(model: Path, reader: hf.Reader, tmp_path: Path) -> None:
+def test_several_sources_are_one_document(model: Path, reader: Reader, tmp_path: Path) -> None:
     """One after another, each with its own text; a citation names its source."""
     texts = [log(3), "It never rained again. " * 6]
     sources = [write(tmp_path, text, f"{i}.txt") for i, text in enumerate(texts)]
@@ -271,7 +271,7 @@ def test_several_sources_are_one_document(model: Path, reader: hf.Reader, tmp_pa
         assert (citation.source, citation.text) == (sources[1], "It never rained again.")
 
 
-def test_standard_input_is_a_source(model: Path, reader: hf.Reader, tmp_path: Path) -> None:
+def test_standard_input_is_a_source(model: Path, reader: Reader, tmp_path: Path) -> None:
     store = tmp_path / "stdin.sekv"
     options = IngestOptions(model=str(model))
     made = ingest(["-"], store, options, Silent(), io.BytesIO(TEXT.encode()), reader)
@@ -313,7 +313,7 @@ PIECES: dict[str, Any] = {"window": 160, "chunk_tokens": 48}
 
 @pytest.fixture(scope="module")
 def uninterrupted(
-    model: Path, reader: hf.Reader, tmp_path_factory: pytest.TempPathFactory
+    model: Path, reader: Reader, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, bytes]:
     """The files of a run that nothing stopped, but for the manifest, which tells where the source
     is."""
@@ -329,7 +329,7 @@ def test_an_interrupted_run_is_finished_by_the_next_to_the_same_bytes(
     what: str,
     at: int,
     model: Path,
-    reader: hf.Reader,
+    reader: Reader,
     uninterrupted: dict[str, bytes],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -354,7 +354,7 @@ def test_an_interrupted_run_is_finished_by_the_next_to_the_same_bytes(
 def test_another_job_does_not_continue_it(
     changed: dict[str, Any],
     model: Path,
-    reader: hf.Reader,
+    reader: Reader,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -366,7 +366,7 @@ def test_another_job_does_not_continue_it(
 
 
 def test_an_overwritten_store_stays_until_the_new_one_is_complete(
-    model: Path, reader: hf.Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = report(tmp_path, model, log(3), reader=reader)
     before = tree(Path(old.store))
@@ -421,7 +421,7 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(
 
 @pytest.mark.parametrize(("text", "said"), [("x", "hardly any text"), ("", "empty")])
 def test_hardly_any_text_is_one_line(
-    text: str, said: str, model: Path, reader: hf.Reader, tmp_path: Path
+    text: str, said: str, model: Path, reader: Reader, tmp_path: Path
 ) -> None:
     with pytest.raises(DocumentError, match=said):
         report(tmp_path, model, text, reader=reader)
@@ -443,7 +443,7 @@ def test_a_plan_looks_at_the_router(model: Path, tmp_path: Path) -> None:
 def test_a_plan_is_near_what_is_made_and_loads_no_weights(
     method: str,
     model: Path,
-    reader: hf.Reader,
+    reader: Reader,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -490,7 +490,7 @@ def headed(folder: Path, name: str, thing: str = "Ship") -> str:
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_what_is_left_out_is_told_and_an_append_does_the_same(
-    keep: bool, model: Path, reader: hf.Reader, tmp_path: Path
+    keep: bool, model: Path, reader: Reader, tmp_path: Path
 ) -> None:
     store = tmp_path / "a.sekv"
     options = IngestOptions(model=str(model), keep_headers=keep)
@@ -517,13 +517,13 @@ def test_what_is_left_out_is_told_and_an_append_does_the_same(
 
 
 def appended(
-    store: Path, folder: Path, reader: hf.Reader, text: str = "The ship went home. " * 9
+    store: Path, folder: Path, reader: Reader, text: str = "The ship went home. " * 9
 ) -> IngestReport:
     return append([write(folder, text, "more.txt")], store, IngestOptions(), Silent(), None, reader)
 
 
 def test_appended_sources_are_new_windows_and_the_old_ones_stay(
-    model: Path, reader: hf.Reader, tmp_path: Path
+    model: Path, reader: Reader, tmp_path: Path
 ) -> None:
     first = report(tmp_path, model, reader=reader, window=160)
     before = tree(Path(first.store))
@@ -544,7 +544,7 @@ def test_appended_sources_are_new_windows_and_the_old_ones_stay(
 
 
 def test_an_interrupted_append_leaves_the_store_as_it_was(
-    model: Path, reader: hf.Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = report(tmp_path, model, reader=reader, window=160)
     before = tree(Path(first.store))
@@ -561,11 +561,11 @@ def test_an_interrupted_append_leaves_the_store_as_it_was(
 
 
 def test_an_append_by_another_reader_is_refused(
-    model: Path, reader: hf.Reader, tmp_path: Path
+    model: Path, reader: Reader, tmp_path: Path
 ) -> None:
     first = report(tmp_path, model, reader=reader)
     before = tree(Path(first.store))
-    other = hf.Reader(
+    other = Reader(
         reader.model,
         reader.tokenizer,
         replace(reader.identity, weights="00"),

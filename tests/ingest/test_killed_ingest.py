@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from engine.errors import StoreError
-from engine.models import hf
+from engine.models.reader import load_reader
 from engine.store.disk import Disk
 from engine.store.reader import Store
 from repository import ROOT, environment
@@ -60,7 +60,7 @@ def kill_often(model: Path, place: Path, kills: int, seed: int) -> dict[str, int
     Returns:
         How many runs were killed and how many stores finished all the same.
     """
-    reader = hf.load(str(model), device="cpu")
+    reader = load_reader(str(model), device="cpu")
     stage, chance, steps = place / "stage", random.Random(seed), Steps()
     target = stage / "log.sekv"
 

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.models import hf
+from engine.models.reader import load_reader
 from engine.store.reader import read_manifest
+from fake_model import replace_loading
 from sekv_cli import names
 from sekv_cli.main import run
 from tiny_books import log
@@ -30,8 +31,8 @@ def sekv(
     instant_disk: None,
 ) -> Callable[..., Any]:
     """Run a command in a folder; its code, its JSON and what it says on stderr."""
-    loaded = hf.load(str(model), device="cpu")
-    monkeypatch.setattr(hf, "load", lambda *_, **__: loaded)
+    loaded = load_reader(str(model), device="cpu")
+    replace_loading(monkeypatch, lambda *_, **__: loaded)
 
     def command(folder: Path, line: str) -> tuple[int, Any, str]:
         monkeypatch.chdir(folder)

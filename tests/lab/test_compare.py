@@ -29,7 +29,7 @@ from engine.lab.bench.read_once import ReadOnce
 from engine.lab.bench.suites.official import Official
 from engine.lab.bench.suites.ruler import Library, ManyQuestions, NeedleGrid, Ruler
 from engine.lab.bench.suites.types import Ask, Item, Sample, Suite
-from engine.models import hf
+from engine.models.reader import Reader
 from engine.types import Silent
 from sekv_cli.main import run
 from tiny_books import log, shelf
@@ -52,7 +52,7 @@ def suites(folder: Path) -> dict[str, Suite]:
     }
 
 
-def plain_answer(reader: hf.Reader, model: Path, document: str, question: str, most: int) -> str:
+def plain_answer(reader: Reader, model: Path, document: str, question: str, most: int) -> str:
     """The library's own greedy answer to prefix, document and question in one piece."""
     plain = AutoModelForCausalLM.from_pretrained(
         model, dtype=torch.float32, attn_implementation="eager"
@@ -70,7 +70,7 @@ def plain_answer(reader: hf.Reader, model: Path, document: str, question: str, m
 
 @pytest.mark.parametrize("name", ["niah", "ruler", "multi", "longbench", "infinitebench"])
 def test_the_full_method_is_the_plain_model_in_every_suite(
-    name: str, model: Path, reader: hf.Reader, tmp_path: Path
+    name: str, model: Path, reader: Reader, tmp_path: Path
 ) -> None:
     suite = suites(tmp_path)[name]
     setting = ComparisonSetting(("full",), (), most=4)
@@ -102,9 +102,7 @@ class Logs:
 
 
 @pytest.fixture(scope="module")
-def report(
-    model: Path, reader: hf.Reader, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Any]:
+def report(model: Path, reader: Reader, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("out")
     return measure(reader, str(model), Logs(), SETTING, out, Silent())
 
@@ -133,24 +131,24 @@ def test_rows_are_other_rows(report: dict[str, Any]) -> None:
 
 
 def test_a_document_is_read_once_for_all_methods(
-    model: Path, reader: hf.Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And compressing it for one method takes nothing from the next."""
     forwards = []
-    before = hf.Reader._forward
+    before = Reader._forward
 
     def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
         forwards.append(args[1])  # where it begins
         return before(self, *args, **kwargs)
 
-    monkeypatch.setattr(hf.Reader, "_forward", counted)
+    monkeypatch.setattr(Reader, "_forward", counted)
     measure(reader, str(model), Logs(1), SETTING, tmp_path, Silent())
     # The prefix and the document; what is asked of the document stands behind it.
     begun = [position for position in forwards if position <= len(reader.prompt.prefix)]
     assert begun == [0, len(reader.prompt.prefix)]
 
 
-def test_chunks_read_once_are_the_chunks(reader: hf.Reader) -> None:
+def test_chunks_read_once_are_the_chunks(reader: Reader) -> None:
     once = ReadOnce(reader, Observe(8, 4))
     ids = list(range(60))
     for observe in (Observe(), Observe(8, 0), Observe(0, 4), Observe(9, 0)):
@@ -175,7 +173,7 @@ class Tired(Silent):
 
 
 def test_an_interrupted_run_goes_on_where_it_was(
-    model: Path, reader: hf.Reader, tmp_path: Path, report: dict[str, Any]
+    model: Path, reader: Reader, tmp_path: Path, report: dict[str, Any]
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         measure(reader, str(model), Logs(), SETTING, tmp_path, Tired(3))
@@ -204,7 +202,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
 
 
 def test_methods_and_peers_can_be_added_to_a_run(
-    model: Path, reader: hf.Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the new ones are asked; of a method that has changed meanwhile nothing is believed."""
     setting = ComparisonSetting(("full", "streaming"), ("10%",), most=2)
@@ -232,7 +230,7 @@ def test_methods_and_peers_can_be_added_to_a_run(
 
 
 def test_what_failed_is_tried_again(
-    model: Path, reader: hf.Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setting = ComparisonSetting(("transformers:reload",), (), most=2)
 
@@ -272,7 +270,7 @@ def test_a_killed_run_goes_on(model: Path, tmp_path: Path) -> None:
     assert len(rows) == len(set(rows)) == 3 * 2
 
 
-def test_another_router_is_another_row(model: Path, reader: hf.Reader, tmp_path: Path) -> None:
+def test_another_router_is_another_row(model: Path, reader: Reader, tmp_path: Path) -> None:
     """NAME@FILE routes by that file; a file that is of no use to a method is said at once."""
     file = tmp_path / "r.safetensors"
     layers = [TrainedLayer(bases=SharedBasis(model="any").made_up_bases(2, 16))] * 3
@@ -293,7 +291,7 @@ def test_another_router_is_another_row(model: Path, reader: hf.Reader, tmp_path:
 
 
 def test_what_cannot_be_done_is_skipped_with_its_reason(
-    model: Path, reader: hf.Reader, tmp_path: Path
+    model: Path, reader: Reader, tmp_path: Path
 ) -> None:
     """A length beyond the model, a method without its calibration; the table names both."""
     grid = NeedleGrid(LIBRARY, (300, 50_000), (0.5,), 1, 1)

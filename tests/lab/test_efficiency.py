@@ -24,7 +24,7 @@ from engine.lab.bench.efficiency import (
     measure,
 )
 from engine.lab.bench.peers import caches, gguf
-from engine.models import hf
+from engine.models.reader import Reader
 from engine.types import Silent
 from tiny_books import log, session
 from tiny_books import report as ingested
@@ -51,7 +51,7 @@ def progress() -> RecordedProgress:
 
 
 @pytest.fixture(scope="module")
-def report(model: Path, reader: hf.Reader, progress: RecordedProgress) -> dict[str, Any]:
+def report(model: Path, reader: Reader, progress: RecordedProgress) -> dict[str, Any]:
     return measure(reader, str(model), TEXT, SETTING, progress)
 
 
@@ -90,7 +90,7 @@ def test_ratios_are_those_of_the_medians(report: dict[str, Any]) -> None:
 
 
 def test_bytes_are_those_of_a_real_ingest_and_answer(
-    report: dict[str, Any], model: Path, reader: hf.Reader, tmp_path: Path
+    report: dict[str, Any], model: Path, reader: Reader, tmp_path: Path
 ) -> None:
     row = report["lengths"][0]
     made = ingested(tmp_path, model, TEXT[:300], reader=reader, window=400)
@@ -106,7 +106,7 @@ def test_bytes_are_those_of_a_real_ingest_and_answer(
 
 
 def test_the_contender_is_the_plain_full_cache(
-    reader: hf.Reader, monkeypatch: pytest.MonkeyPatch
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In chunks, at the right positions: its last logits are those of one plain forward."""
     seen: list[Any] = []
@@ -133,7 +133,7 @@ def test_the_contender_is_the_plain_full_cache(
     torch.testing.assert_close(seen[-1][1][0, -1], whole, atol=1e-4, rtol=1e-4)
 
 
-def test_the_reloaded_cache_answers_as_the_plain_model(reader: hf.Reader, tmp_path: Path) -> None:
+def test_the_reloaded_cache_answers_as_the_plain_model(reader: Reader, tmp_path: Path) -> None:
     """The rival of R2 and R3: what the file holds is the cache that was read."""
     text = log(20)
     _, cache = _reprefill(reader, text)
@@ -166,7 +166,7 @@ def test_processes_are_timed_and_their_memory_is_their_own() -> None:
 
 
 @pytest.mark.slow
-def test_every_program_of_the_suite_runs(model: Path, reader: hf.Reader) -> None:
+def test_every_program_of_the_suite_runs(model: Path, reader: Reader) -> None:
     setting = replace(SETTING, lengths=(300,), rounds=1, processes=1)
     (row,) = measure(reader, str(model), TEXT, setting, Silent())["lengths"]
     assert list(row["processes"]) == list(_programs("", Path(), setting))
@@ -174,7 +174,7 @@ def test_every_program_of_the_suite_runs(model: Path, reader: hf.Reader) -> None
 
 
 def test_llama_cpp_takes_part_where_it_is_installed(
-    model: Path, reader: hf.Reader, tmp_path: Path
+    model: Path, reader: Reader, tmp_path: Path
 ) -> None:
     """Its state is saved, restored and asked in the same rounds, and by a process of its own."""
     pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
@@ -189,7 +189,7 @@ def test_llama_cpp_takes_part_where_it_is_installed(
     assert "| R2 | llama.cpp's state restored / open, files warm |" in markdown(made)
 
 
-def test_a_missing_peer_is_named(model: Path, reader: hf.Reader) -> None:
+def test_a_missing_peer_is_named(model: Path, reader: Reader) -> None:
     setting = replace(SETTING, lengths=(300,), rounds=1, peer="llama.cpp@nowhere.gguf")
     made = measure(reader, str(model), TEXT, setting, Silent())
     assert "`llama.cpp@nowhere.gguf` skipped: " in markdown(made)

@@ -31,7 +31,7 @@ from engine.lab.bench.fidelity.subjects import AskedQuestion as RoutingInput
 from engine.lab.bench.fidelity.subjects import Subject, side_by_side, take
 from engine.lab.bench.questions import Excerpt, Question
 from engine.lab.bench.results import save
-from engine.models import hf
+from engine.models.reader import Reader
 from engine.types import Silent
 from tiny_books import log
 
@@ -74,7 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def report(model: Path, reader: hf.Reader, folder: Path) -> dict[str, Any]:
+def report(model: Path, reader: Reader, folder: Path) -> dict[str, Any]:
     Logs.drawn = 0
     return measure(reader, str(model), Logs(), SETTING, folder, Silent())
 
@@ -202,7 +202,7 @@ def test_the_tables_have_a_row_for_every_method_and_budget(
 
 
 @contextmanager
-def without_forward(reader: hf.Reader) -> Iterator[None]:
+def without_forward(reader: Reader) -> Iterator[None]:
     """The model may not be asked for anything."""
 
     def refused(*_: Any) -> None:
@@ -216,7 +216,7 @@ def without_forward(reader: hf.Reader) -> Iterator[None]:
 
 
 def test_an_interrupted_run_goes_on_where_it_was(
-    report: dict[str, Any], folder: Path, tmp_path: Path, model: Path, reader: hf.Reader
+    report: dict[str, Any], folder: Path, tmp_path: Path, model: Path, reader: Reader
 ) -> None:
     """What is on disk is not asked again, what is not is, and the outcome is the same."""
     whole = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
@@ -242,7 +242,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
 
 
 def test_answers_alone_have_no_tables_of_heads(
-    report: dict[str, Any], folder: Path, model: Path, reader: hf.Reader
+    report: dict[str, Any], folder: Path, model: Path, reader: Reader
 ) -> None:
     Logs.drawn = 0
     alone = replace(SETTING, dissected=0)
@@ -255,7 +255,7 @@ def test_answers_alone_have_no_tables_of_heads(
 
 
 def test_another_runs_answers_are_not_mixed_in(
-    report: dict[str, Any], folder: Path, model: Path, reader: hf.Reader
+    report: dict[str, Any], folder: Path, model: Path, reader: Reader
 ) -> None:
     other = replace(SETTING, window=64)
     with pytest.raises(SekvError, match="another window"):
@@ -312,7 +312,7 @@ def test_the_difference_to_the_full_cache_is_taken_question_by_question() -> Non
 
 
 def test_the_words_followed_are_the_full_caches_own(
-    model: Path, reader: hf.Reader, tmp_path: Path
+    model: Path, reader: Reader, tmp_path: Path
 ) -> None:
     """Whatever a memory would say itself, its logits are those given the same words."""
     source = tmp_path / "log.txt"
@@ -335,7 +335,7 @@ def test_the_words_followed_are_the_full_caches_own(
 
 
 @pytest.fixture(scope="module")
-def subject(reader: hf.Reader, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+def subject(reader: Reader, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     source = tmp_path_factory.mktemp("subject") / "log.txt"
     source.write_text(log(6), encoding="utf-8")
     asked = [reader.prompt.question(reader.tokenizer, f"What of day {i}?") for i in range(2)]
@@ -351,7 +351,7 @@ def test_a_subject_knows_where_the_answer_stands(subject: Subject) -> None:
 
 
 def test_queries_and_rows_are_those_of_the_models_own_attention(
-    subject: Subject, reader: hf.Reader
+    subject: Subject, reader: Reader
 ) -> None:
     """A subject alone is enough to rebuild attention over prefix, window and own tokens."""
     look = subject.asked[0]
@@ -464,7 +464,7 @@ def test_what_cannot_be_measured_is_one_line(
     kind: type[SekvError],
     said: str,
     model: Path,
-    reader: hf.Reader,
+    reader: Reader,
     tmp_path: Path,
 ) -> None:
     with pytest.raises(kind, match=said):

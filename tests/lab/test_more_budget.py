@@ -18,8 +18,8 @@ from engine.documents.tokens import tokenize
 from engine.lab.bench.fidelity import answers
 from engine.lab.bench.fidelity.answers import Reply
 from engine.lab.bench.questions import Excerpt, Excerpts, load_questions
-from engine.models import hf
 from engine.models.locate import Located
+from engine.models.reader import Reader, load_reader
 from engine.types import AskOptions, IngestReport
 from repository import ROOT
 
@@ -31,12 +31,12 @@ NOISE = 0.001
 
 
 @pytest.fixture(scope="module")
-def reader(smollm2: Located) -> hf.Reader:
-    return hf.load(smollm2, device="cpu")
+def reader(smollm2: Located) -> Reader:
+    return load_reader(smollm2, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def excerpt(reader: hf.Reader) -> Excerpt:
+def excerpt(reader: Reader) -> Excerpt:
     """About 1,000 tokens of the book with three questions."""
     questions = load_questions(ROOT / "docs" / "questions" / "sample.jsonl")
     cut = partial(tokenize, tokenizer=reader.tokenizer)
@@ -45,7 +45,7 @@ def excerpt(reader: hf.Reader) -> Excerpt:
 
 
 def asked(
-    reader: hf.Reader,
+    reader: Reader,
     excerpt: Excerpt,
     folder: Path,
     method: str,
@@ -63,7 +63,7 @@ def asked(
 
 @pytest.fixture(scope="module")
 def truth(
-    reader: hf.Reader, excerpt: Excerpt, tmp_path_factory: pytest.TempPathFactory
+    reader: Reader, excerpt: Excerpt, tmp_path_factory: pytest.TempPathFactory
 ) -> list[Reply]:
     ((_, replies),) = asked(reader, excerpt, tmp_path_factory.mktemp("full"), "full", ["100%"])
     return replies
@@ -71,7 +71,7 @@ def truth(
 
 @pytest.mark.parametrize("method", ["sekv", "sekv-paper", "sentencekv", "sentkvcompress"])
 def test_the_next_token_moves_no_further_from_the_full_cache_s_with_more_budget(
-    method: str, reader: hf.Reader, excerpt: Excerpt, truth: list[Reply], tmp_path: Path
+    method: str, reader: Reader, excerpt: Excerpt, truth: list[Reply], tmp_path: Path
 ) -> None:
     moved = []
     for budget, (report, replies) in zip(

@@ -24,7 +24,7 @@ from engine.lab.bench.peers import caches, gguf, held, llama, presses
 from engine.lab.bench.peers.held import Held, PeerError, allowed_bytes
 from engine.lab.bench.suites.types import Ask, Item, Sample
 from engine.memory.retrieval import ALL, Retrieval, Retrieved
-from engine.models import hf
+from engine.models.reader import Reader
 from engine.types import Silent
 from sekv_cli.main import run
 from tiny_books import QUESTION, log, read, session, shelf
@@ -35,13 +35,13 @@ ABSENT = "no_such_library"
 
 
 @pytest.fixture(scope="module")
-def whole(model: Path, reader: hf.Reader, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(model: Path, reader: Reader, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of the full cache of one window."""
     return read(tmp_path_factory.mktemp("whole"), model, log(12), reader=reader, method="full")
 
 
 @pytest.fixture(scope="module")
-def windowed(model: Path, reader: hf.Reader, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def windowed(model: Path, reader: Reader, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of the full cache of several windows."""
     folder = tmp_path_factory.mktemp("windowed")
     return read(folder, model, log(12), reader=reader, method="full", window=400)
@@ -67,7 +67,7 @@ def everything_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("everything_seen")
 @pytest.mark.parametrize("kind", ["whole", "windowed"])
 def test_the_reloaded_cache_is_the_full_one_and_its_bytes_are_the_files(
-    kind: str, reader: hf.Reader, tmp_path: Path, request: pytest.FixtureRequest
+    kind: str, reader: Reader, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     store: Path = request.getfixturevalue(kind)
     with session(store, reader, budget="100%") as opened:
@@ -88,7 +88,7 @@ def test_the_reloaded_cache_is_the_full_one_and_its_bytes_are_the_files(
         assert resident == tokens * ROW * 4
 
 
-def test_what_is_held_is_what_is_seen(reader: hf.Reader, whole: Path) -> None:
+def test_what_is_held_is_what_is_seen(reader: Reader, whole: Path) -> None:
     """Other rows give another answer, and a hidden row is one that is not there."""
     with session(whole, reader, budget="100%") as opened:
         rows = [(layer.pinned_k, layer.pinned_v) for layer in opened.memory.layers]
@@ -108,7 +108,7 @@ def test_what_is_held_is_what_is_seen(reader: hf.Reader, whole: Path) -> None:
         assert opened.memory.shared.device_bytes == 3 * 7
 
 
-def test_answers_are_made_of_what_is_held(reader: hf.Reader, whole: Path) -> None:
+def test_answers_are_made_of_what_is_held(reader: Reader, whole: Path) -> None:
     """Through the whole session: with a few rows it says something else than with all of them,
     and with all of them what the full cache says."""
     with session(whole, reader, budget="100%") as opened, torch.inference_mode():
@@ -136,9 +136,7 @@ def test_answers_are_made_of_what_is_held(reader: hf.Reader, whole: Path) -> Non
 # ---------------------------------------------------------------------------- fewer bits
 
 
-def test_the_eight_bit_cache_takes_eight_bits(
-    reader: hf.Reader, whole: Path, tmp_path: Path
-) -> None:
+def test_the_eight_bit_cache_takes_eight_bits(reader: Reader, whole: Path, tmp_path: Path) -> None:
     with session(whole, reader, budget="100%") as opened:
         before = opened.memory.layers
         assert peers.named("transformers:fp8").hold(opened, "", tmp_path) == 0
@@ -210,7 +208,7 @@ def pressing(make: Any, monkeypatch: pytest.MonkeyPatch, **more: Any) -> presses
 
 
 def test_a_press_sees_the_document_and_no_question(
-    reader: hf.Reader, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reader: Reader, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it leaves of the plain model's cache is held, in 16 bits, within the budget."""
     peer = pressing(lambda r: Keep(lambda n: torch.arange(n)[-int(n * (1 - r)) :]), monkeypatch)
@@ -229,7 +227,7 @@ def test_a_press_sees_the_document_and_no_question(
 
 
 def test_a_press_that_keeps_too_much_is_asked_for_less(
-    reader: hf.Reader, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reader: Reader, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generous = pressing(
         lambda r: Keep(lambda n: torch.arange(min(n, int(n * (1 - r)) + 30))), monkeypatch
@@ -247,7 +245,7 @@ def test_a_press_that_keeps_too_much_is_asked_for_less(
 
 @pytest.mark.usefixtures("everything_seen")
 def test_of_later_windows_the_prefix_is_not_seen_twice(
-    reader: hf.Reader, windowed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reader: Reader, windowed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     everything = pressing(lambda r: Keep(lambda n: torch.arange(n)), monkeypatch, masks=True)
     with session(windowed, reader, budget="100%") as opened:
@@ -267,7 +265,7 @@ def test_of_later_windows_the_prefix_is_not_seen_twice(
 
 
 def test_masked_rows_are_hidden_and_still_count(
-    reader: hf.Reader, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reader: Reader, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Mask(Keep):
         def __call__(self, model: Any) -> Any:
@@ -293,7 +291,7 @@ def test_masked_rows_are_hidden_and_still_count(
 
 
 def test_a_library_that_fails_is_one_line(
-    reader: hf.Reader, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reader: Reader, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(ratio: float) -> Any:
         raise KeyError("cache_position")
@@ -307,7 +305,7 @@ def test_a_library_that_fails_is_one_line(
 @pytest.mark.filterwarnings("ignore")  # of libraries that are not ours
 @pytest.mark.parametrize("name", [name for name in peers.PEERS if name.startswith("kvpress:")])
 def test_every_press_keeps_its_budget_in_real_bytes(
-    name: str, reader: hf.Reader, model: Path, tmp_path: Path
+    name: str, reader: Reader, model: Path, tmp_path: Path
 ) -> None:
     peer = peers.named(name)
     if peer.missing():
@@ -346,7 +344,7 @@ class Plain:
 
 
 def test_another_engine_answers_in_the_same_session(
-    reader: hf.Reader, model: Path, whole: Path
+    reader: Reader, model: Path, whole: Path
 ) -> None:
     """Its forward is its own; prompt, greedy decoding and every later question are the same."""
     plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
@@ -355,7 +353,7 @@ def test_another_engine_answers_in_the_same_session(
         full = answers(opened)
         ids = [*reader.prompt.prefix, *opened.ids.tolist()]
         engine.eval(ids)
-        opened.reader = hf.Reader(
+        opened.reader = Reader(
             reader.model, reader.tokenizer, reader.identity, reader.prompt, reader.located
         )
         opened.reader.model = llama.Greedy(engine, len(ids), reader.model)
@@ -379,7 +377,7 @@ def weights(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @needs_llama
 @pytest.mark.parametrize("kind", ["whole", "windowed"])
 def test_llama_cpp_answers_from_a_restored_state_as_the_full_cache(
-    kind: str, reader: hf.Reader, weights: Path, tmp_path: Path, request: pytest.FixtureRequest
+    kind: str, reader: Reader, weights: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """Windows of a document stay blind to each other there too; bytes are those of 16 bits."""
     store: Path = request.getfixturevalue(kind)
@@ -396,7 +394,7 @@ def test_llama_cpp_answers_from_a_restored_state_as_the_full_cache(
 
 @needs_llama
 def test_the_weights_of_another_model_are_refused(
-    reader: hf.Reader, whole: Path, tmp_path: Path
+    reader: Reader, whole: Path, tmp_path: Path
 ) -> None:
     other, file = checkpoint("llama", tmp_path / "other", vocab_size=300), tmp_path / "other.gguf"
     gguf.write(str(other), file)
@@ -410,7 +408,7 @@ def test_the_weights_of_another_model_are_refused(
 
 @needs_llama
 def test_a_process_of_its_own_says_the_same_first_token(
-    reader: hf.Reader, model: Path, weights: Path, tmp_path: Path
+    reader: Reader, model: Path, weights: Path, tmp_path: Path
 ) -> None:
     plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     document, asked = [7 * i % 250 for i in range(90)], [3, 1, 4, 1, 5]
@@ -459,7 +457,7 @@ class Logs:
 
 
 def test_a_peer_is_a_row_and_a_missing_one_is_named(
-    model: Path, reader: hf.Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(presses, "find_spec", lambda name: None)
     methods = ("full", "transformers:reload", "transformers:fp8", "kvpress:snapkv")
@@ -485,7 +483,7 @@ def test_a_peer_is_a_row_and_a_missing_one_is_named(
 
 
 def test_a_peer_that_fails_on_a_document_is_named_with_its_reason(
-    model: Path, reader: hf.Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(ratio: float) -> Any:
         raise ValueError("no hyperplane")

@@ -23,7 +23,7 @@ from engine.lab.bench.questions import Excerpts, Question, choose, find
 from engine.lab.bench.suites.qa import NaturalQuestions
 from engine.lab.bench.suites.scores import contains, exact_match, qa_f1
 from engine.lab.bench.suites.types import Ask
-from engine.models import hf
+from engine.models.reader import Reader
 from engine.types import Answer, Citation, MemoryUse, Silent, Usage
 from sekv_cli.main import run
 from tiny_books import log, words_of
@@ -310,7 +310,7 @@ QUESTIONS = [
 SETTING = ComparisonSetting((PLAIN, "full", "snapkv", "sekv"), ("10%", "all"), most=6)
 
 
-def suite_of(reader: hf.Reader, shelf: Path, length: int = 400) -> NaturalQuestions:
+def suite_of(reader: Reader, shelf: Path, length: int = 400) -> NaturalQuestions:
     from functools import partial
 
     from engine.documents.tokens import tokenize
@@ -321,7 +321,7 @@ def suite_of(reader: hf.Reader, shelf: Path, length: int = 400) -> NaturalQuesti
 
 @pytest.fixture(scope="module")
 def report(
-    model: Path, reader: hf.Reader, shelf: Path, tmp_path_factory: pytest.TempPathFactory
+    model: Path, reader: Reader, shelf: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("qa")
     return measure(reader, str(model), suite_of(reader, shelf), SETTING, out, Silent())
@@ -353,7 +353,7 @@ def test_a_table_has_a_line_for_every_row_and_kind(report: dict[str, Any]) -> No
 
 
 def test_a_whole_document_is_read_once_and_its_store_is_kept(
-    model: Path, reader: hf.Reader, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, reader: Reader, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Windows as given; a run that goes on opens the stores of the one before."""
     setting = ComparisonSetting(("sekv",), ("20%",), most=2, window=300)
@@ -371,7 +371,7 @@ def test_a_whole_document_is_read_once_and_its_store_is_kept(
     def refused(*_: Any, **__: Any) -> Any:
         raise AssertionError("a document was read again")
 
-    monkeypatch.setattr(hf.Reader, "read_window", refused)
+    monkeypatch.setattr(Reader, "read_window", refused)
     again = measure(reader, str(model), suite, setting, tmp_path, Silent())
     assert again["rows"][0]["scores"] == row["scores"]
     wider = ComparisonSetting(("sekv",), ("20%",), most=2, window=600)
@@ -380,7 +380,7 @@ def test_a_whole_document_is_read_once_and_its_store_is_kept(
 
 
 def test_a_document_that_is_too_long_for_the_plain_model_is_said(
-    model: Path, reader: hf.Reader, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, reader: Reader, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reader, "max_positions", 900)
     setting = ComparisonSetting((PLAIN,), (), most=2, window=300)

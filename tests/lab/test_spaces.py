@@ -17,7 +17,7 @@ from engine.compression.rope import apply_rope, invert_rope
 from engine.compression.statistics import LayerStatistics
 from engine.errors import ReaderError
 from engine.lab.bench.fidelity.spaces import BeforeRope, Space, Together
-from engine.models import hf
+from engine.models.reader import load_reader
 from tiny_memory import rows
 
 HEADS, TOKENS, SIZE = 3, 90, 16
@@ -118,7 +118,7 @@ def test_heads_together_spend_as_much_error_as_heads_apart() -> None:
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 def test_a_reader_says_how_it_turns_its_keys(kind: str, tmp_path: Path) -> None:
     """Its first layer's keys at any position are those at another, turned."""
-    reader = hf.load(str(tiny_models.checkpoint(kind, tmp_path)), device="cpu")
+    reader = load_reader(str(tiny_models.checkpoint(kind, tmp_path)), device="cpu")
     cos, sin = reader.rotation(3, 40)
     assert cos.shape == sin.shape == (40, 16)
     first, last = reader._first_key(3), reader._first_key(42)
@@ -135,7 +135,7 @@ def test_keys_that_are_turned_otherwise_are_refused_in_a_line(
 ) -> None:
     """Cohere turns neighbouring components, Phi half of them."""
     monkeypatch.setitem(tiny_models.CONFIGS, kind, config)
-    reader = hf.load(str(tiny_models.checkpoint(kind, tmp_path)), device="cpu")
+    reader = load_reader(str(tiny_models.checkpoint(kind, tmp_path)), device="cpu")
     with pytest.raises(ReaderError, match="only a part of a key's components, or other pairs"):
         reader.rotation(0, 40)
 
@@ -143,7 +143,7 @@ def test_keys_that_are_turned_otherwise_are_refused_in_a_line(
 def test_keys_that_are_not_turned_at_all_are_refused_in_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reader = hf.load(str(tiny_models.checkpoint("llama", tmp_path)), device="cpu")
+    reader = load_reader(str(tiny_models.checkpoint("llama", tmp_path)), device="cpu")
     monkeypatch.delattr(reader.model.base_model, "rotary_emb")
     with pytest.raises(ReaderError, match="has no RoPE"):
         reader.rotation(0, 40)

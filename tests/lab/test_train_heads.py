@@ -19,8 +19,8 @@ from engine.lab.train.heads import (
     calibrate,
     hide,
 )
-from engine.models import hf
-from engine.models.retrieval_heads import Heads
+from engine.models.compresskv_heads import Heads
+from engine.models.reader import Reader
 from engine.types import Silent
 from sekv_cli.main import run
 from tiny_books import log
@@ -74,7 +74,7 @@ def test_rows_attend_to_what_was_before_them() -> None:
     assert float(share[:, 2, 9].min()) > 0.0
 
 
-def test_a_needle_stands_where_it_should_and_is_said_last(reader: hf.Reader) -> None:
+def test_a_needle_stands_where_it_should_and_is_said_last(reader: Reader) -> None:
     from random import Random
 
     filler = reader.tokenizer.encode(log(30), add_special_tokens=False)
@@ -87,7 +87,7 @@ def test_a_needle_stands_where_it_should_and_is_said_last(reader: hf.Reader) -> 
     assert "Question: What is the number on the " in reader.tokenizer.decode(needle.ids)
 
 
-def test_a_calibration_is_the_same_twice_and_comes_back(reader: hf.Reader, tmp_path: Path) -> None:
+def test_a_calibration_is_the_same_twice_and_comes_back(reader: Reader, tmp_path: Path) -> None:
     setting = HeadSetting(lengths=(64, 100_000), depths=(0.2, 0.8), each=1, heads=2, rows=8)
     made = calibrate(reader, log(30), setting, Silent())
     assert made == calibrate(reader, log(30), setting, Silent())
@@ -99,7 +99,7 @@ def test_a_calibration_is_the_same_twice_and_comes_back(reader: hf.Reader, tmp_p
         assert heads == sorted(range(4), key=lambda head: -scores[head])[:1]
 
 
-def test_too_little_text_is_one_line(reader: hf.Reader) -> None:
+def test_too_little_text_is_one_line(reader: Reader) -> None:
     with pytest.raises(TrainError, match="10 tokens"):
         calibrate(reader, "ten tokens", HeadSetting(), Silent())
 

@@ -24,7 +24,7 @@ from engine.compression.basis import covariance_basis
 from engine.compression.methods import METHODS
 from engine.compression.params import Basis, ModelBasis
 from engine.compression.routers import router_file
-from engine.compression.routers.span_zoom import SpanZoom
+from engine.compression.routers.trained_spans import SpanZoom
 from engine.compression.scores import NEG_INF
 from engine.errors import RouterError, TrainError
 from engine.ingest.run import append
@@ -42,8 +42,8 @@ from engine.lab.train.zoomin.loop import (
 from engine.lab.train.zoomin.sizes import MODELS, router_parameters
 from engine.lab.train.zoomin.student import SpanLayer, compressed_layer, cut, fitted
 from engine.lab.train.zoomin.teacher import TeacherReading, forward, read, span_mass, watch
-from engine.models import hf
 from engine.models.checkpoint import weights_fingerprint
+from engine.models.reader import Reader, load_reader
 from engine.store.reader import Store
 from engine.types import IngestOptions, Silent
 from tiny_books import log, session
@@ -59,8 +59,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reader(model: Path) -> hf.Reader:
-    loaded = hf.load(str(model))
+def reader(model: Path) -> Reader:
+    loaded = load_reader(str(model))
     loaded.model.requires_grad_(False)
     return loaded
 
@@ -91,7 +91,7 @@ def options(model: Path, text: Path, folder: Path, **changes: Any) -> Options:
 
 
 @pytest.fixture(scope="module")
-def reading(reader: hf.Reader) -> TeacherReading:
+def reading(reader: Reader) -> TeacherReading:
     ids = reader.tokenizer.encode(log(8), add_special_tokens=False)[:TOKENS]
     return read(reader, ids)
 
@@ -108,7 +108,7 @@ def compressed(reading: TeacherReading, method: str, index: int = 0) -> student.
 
 @pytest.mark.parametrize("stretch", [1, 2**22])
 def test_the_teacher_is_the_plain_model(
-    stretch: int, reader: hf.Reader, reading: TeacherReading, monkeypatch: pytest.MonkeyPatch
+    stretch: int, reader: Reader, reading: TeacherReading, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever block of keys is scored at a time: the logits of one forward over everything."""
     monkeypatch.setattr(teacher, "MOST_SCORES", stretch)
@@ -123,7 +123,7 @@ def test_the_teacher_is_the_plain_model(
     assert len(seen.mined) == QUERY // 4
 
 
-def test_far_attention_is_what_lies_beyond(reader: hf.Reader, reading: TeacherReading) -> None:
+def test_far_attention_is_what_lies_beyond(reader: Reader, reading: TeacherReading) -> None:
     """Share and total by the book, and the positions that look far most are mined."""
     block = reader.tokenizer.encode("On day 3 the crew", add_special_tokens=False)
     seen = watch(reader, reading, block, beyond=40, share=0.3)
@@ -172,13 +172,13 @@ def opened(form: SpanForm, gate: float) -> None:
         form.gates["gate_2_b"].fill_(math.log(gate / (1 - gate)))
 
 
-def shape_of(reader: hf.Reader) -> Shape:
+def shape_of(reader: Reader) -> Shape:
     identity = reader.identity
     return Shape(identity.layers, identity.heads, identity.kv_heads, identity.head_dim)
 
 
 def test_with_everything_zoomed_the_student_is_the_teacher(
-    reader: hf.Reader, reading: TeacherReading
+    reader: Reader, reading: TeacherReading
 ) -> None:
     """At full rank and open gates nothing is lost; with every span closed something is."""
     block = reader.tokenizer.encode("On day 3 the crew saw", add_special_tokens=False)
@@ -198,7 +198,7 @@ def test_with_everything_zoomed_the_student_is_the_teacher(
 
 
 def test_no_position_sees_what_follows_it(
-    reader: hf.Reader, reading: TeacherReading, text: Path
+    reader: Reader, reading: TeacherReading, text: Path
 ) -> None:
     """Other tokens later in a block leave a student's and a teacher's earlier logits untouched;
     a document's continuation is never a part of the document."""
@@ -253,7 +253,7 @@ def test_a_threshold_is_hard_forward_and_soft_backward() -> None:
 
 
 def test_scores_computed_again_give_the_same_gradient(
-    reader: hf.Reader, reading: TeacherReading, monkeypatch: pytest.MonkeyPatch
+    reader: Reader, reading: TeacherReading, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Long documents do not keep their scores; what is learnt from them is the same."""
     block = reader.tokenizer.encode("On day 3 the crew saw", add_special_tokens=False)
@@ -283,7 +283,7 @@ def test_gates_of_zero_and_one_hide_and_show_rows() -> None:
     torch.testing.assert_close(got, expected)
 
 
-def test_the_models_bases_are_those_of_all_documents(reader: hf.Reader) -> None:
+def test_the_models_bases_are_those_of_all_documents(reader: Reader) -> None:
     """Of one document they are its own, with keys weighed by the queries; columns that are not
     learnt follow from the others."""
     made = torch.Generator().manual_seed(5)
@@ -313,12 +313,12 @@ def test_the_models_bases_are_those_of_all_documents(reader: hf.Reader) -> None:
 # ---------------------------------------------------------------------------- the loop
 
 
-def trainer_of(reader: hf.Reader, chosen: Options) -> _Trainer:
+def trainer_of(reader: Reader, chosen: Options) -> _Trainer:
     return _Trainer(chosen, reader, Accelerator(cpu=True))
 
 
 def test_gradients_reach_every_parameter(
-    reader: hf.Reader, model: Path, text: Path, tmp_path: Path
+    reader: Reader, model: Path, text: Path, tmp_path: Path
 ) -> None:
     """Every tensor, in every layer, and no weight of the reader."""
     trainer = trainer_of(reader, options(model, text, tmp_path))
@@ -340,9 +340,7 @@ def test_gradients_reach_every_parameter(
     assert all(p.grad is None for p in reader.model.parameters())
 
 
-def test_training_lowers_the_loss(
-    reader: hf.Reader, model: Path, text: Path, tmp_path: Path
-) -> None:
+def test_training_lowers_the_loss(reader: Reader, model: Path, text: Path, tmp_path: Path) -> None:
     """On a document that it meets again, from a start that is not good already."""
     chosen = options(model, text, tmp_path, steps=60, rate=2e-2, weights=LearntWeights(distil=0))
     trainer = trainer_of(reader, chosen)
@@ -353,7 +351,7 @@ def test_training_lowers_the_loss(
 
 
 def test_the_best_on_unseen_text_is_kept(
-    reader: hf.Reader, model: Path, text: Path, tmp_path: Path
+    reader: Reader, model: Path, text: Path, tmp_path: Path
 ) -> None:
     """A form is written as it was when it found most, whatever came after."""
     chosen = options(model, text, tmp_path)
@@ -374,7 +372,7 @@ def test_the_best_on_unseen_text_is_kept(
 
 
 def test_whole_texts_can_be_held_out(
-    reader: hf.Reader, model: Path, text: Path, tmp_path: Path
+    reader: Reader, model: Path, text: Path, tmp_path: Path
 ) -> None:
     for name in ("one", "two"):
         (tmp_path / f"{name}.txt").write_text(log(40) if name == "one" else "two " * 400)
@@ -389,7 +387,7 @@ def test_whole_texts_can_be_held_out(
 
 
 def test_an_interrupted_run_ends_as_one_that_was_not(
-    reader: hf.Reader, model: Path, text: Path, tmp_path: Path
+    reader: Reader, model: Path, text: Path, tmp_path: Path
 ) -> None:
     """Weights, moments, best and counts: bit for bit, wherever it was cut."""
 
@@ -446,7 +444,7 @@ def test_a_killed_process_goes_on(model: Path, text: Path, tmp_path: Path) -> No
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(
-    reader: hf.Reader,
+    reader: Reader,
     model: Path,
     text: Path,
     tmp_path: Path,
@@ -463,14 +461,14 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(
 
 
 def test_a_run_without_gain_stops_early(
-    reader: hf.Reader, model: Path, text: Path, tmp_path: Path
+    reader: Reader, model: Path, text: Path, tmp_path: Path
 ) -> None:
     chosen = options(model, text, tmp_path, steps=40, test=1, patience=2, rate=0.0, forms=("span",))
     assert train_router(chosen, Silent(), reader).steps == 2
 
 
 def test_a_checkpoint_of_another_run_is_refused(
-    reader: hf.Reader, model: Path, text: Path, tmp_path: Path
+    reader: Reader, model: Path, text: Path, tmp_path: Path
 ) -> None:
     chosen = options(model, text, tmp_path, stop=1)
     train_router(chosen, Silent(), reader)
@@ -507,7 +505,7 @@ def test_text_that_cannot_be_learnt_from_is_one_line(
     files: dict[str, str],
     length: int,
     said: str,
-    reader: hf.Reader,
+    reader: Reader,
     model: Path,
     tmp_path: Path,
 ) -> None:
@@ -525,7 +523,7 @@ def test_text_that_cannot_be_learnt_from_is_one_line(
 
 @pytest.fixture(scope="module")
 def trained(
-    reader: hf.Reader, model: Path, text: Path, tmp_path_factory: pytest.TempPathFactory
+    reader: Reader, model: Path, text: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     chosen = options(model, text, tmp_path_factory.mktemp("trained"), steps=1)
     result = train_router(chosen, Silent(), reader)
@@ -538,7 +536,7 @@ def trained(
 
 
 def test_ingest_and_ask_use_a_trained_router(
-    trained: Path, model: Path, reader: hf.Reader, tmp_path: Path
+    trained: Path, model: Path, reader: Reader, tmp_path: Path
 ) -> None:
     made = store_of(
         tmp_path, model, log(20), reader=reader, method="sekv-paper", router=str(trained)
@@ -561,7 +559,7 @@ def test_ingest_and_ask_use_a_trained_router(
 
 
 def test_a_store_keeps_the_bases_of_a_router_that_lies_elsewhere(
-    trained: Path, model: Path, reader: hf.Reader, tmp_path: Path
+    trained: Path, model: Path, reader: Reader, tmp_path: Path
 ) -> None:
     """It is asked and goes on without the file; its device counts no bytes for them."""
     made = store_of(tmp_path, model, reader=reader, method="sekv", router=str(trained))
@@ -588,7 +586,7 @@ def test_a_store_keeps_the_bases_of_a_router_that_lies_elsewhere(
 
 
 def test_a_models_own_router_is_found_and_does_not_change_the_model(
-    trained: Path, model: Path, reader: hf.Reader, tmp_path: Path
+    trained: Path, model: Path, reader: Reader, tmp_path: Path
 ) -> None:
     """Beside the model it is used without being named, if it pays and `none` is not asked for."""
     before = weights_fingerprint(model, Silent())
@@ -634,20 +632,25 @@ def test_a_models_own_router_is_found_and_does_not_change_the_model(
 
 
 def test_a_store_of_summaries_takes_another_router_and_a_sketch_does_not(
-    trained: Path, model: Path, reader: hf.Reader, tmp_path: Path
+    trained: Path, model: Path, reader: Reader, tmp_path: Path
 ) -> None:
     paper = store_of(tmp_path / "paper", model, reader=reader, method="sekv-paper")
     with session(paper, reader, router=str(trained)) as opened:
         assert isinstance(opened.memory.layers[0].recipe.router, SpanZoom)
         opened.ask("How many whales?")
+    with session(paper, reader) as opened:
+        opened.retune(replace(opened.options, router=str(trained)))
+        assert isinstance(opened.memory.layers[0].recipe.router, SpanZoom)
+        with pytest.raises(RouterError):
+            opened.retune(replace(opened.options, router=str(paper)))
+        assert opened.options.router == str(trained)
+        assert isinstance(opened.memory.layers[0].recipe.router, SpanZoom)
     plain = store_of(tmp_path / "plain", model, reader=reader, method="sekv")
     with pytest.raises(RouterError, match=r"made with no router; to use .* ingest again"):
         session(plain, reader, router=str(trained))
 
 
-def test_another_models_router_is_one_line(
-    trained: Path, reader: hf.Reader, tmp_path: Path
-) -> None:
+def test_another_models_router_is_one_line(trained: Path, reader: Reader, tmp_path: Path) -> None:
     other = checkpoint("llama", tmp_path / "other", num_hidden_layers=2, hidden_size=48)
     with pytest.raises(RouterError, match="was trained for") as caught:
         store_of(tmp_path, other, router=str(trained))

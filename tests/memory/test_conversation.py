@@ -21,7 +21,7 @@ from engine.errors import StoppedError
 from engine.memory import conversation as talk
 from engine.memory.conversation import beginning
 from engine.memory.retrieval import READ
-from engine.models import hf
+from engine.models.reader import Reader, load_reader
 from engine.types import Turn
 from exact_methods import EXACT
 from tiny_books import QUESTION, log, read, session
@@ -45,12 +45,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reader(model: Path) -> hf.Reader:
-    return hf.load(str(model), device="cpu")
+def reader(model: Path) -> Reader:
+    return load_reader(str(model), device="cpu")
 
 
 @pytest.fixture(scope="module")
-def store(model: Path, reader: hf.Reader, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def store(model: Path, reader: Reader, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A log long enough that a conversation is small beside it."""
     return read(tmp_path_factory.mktemp("store"), model, log(60), reader=reader)
 
@@ -61,7 +61,7 @@ def all_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.answer.session.TURNS_SHARE", 0.0)
 
 
-def rows_of(reader: hf.Reader, turns: list[Turn], store: Path) -> list[Any]:
+def rows_of(reader: Reader, turns: list[Turn], store: Path) -> list[Any]:
     """Keys and values [Hkv, n, D] per layer of the turns as the plain model computes them."""
     with session(store, reader) as opened:
         ids = [*reader.prompt.prefix, *opened.ids.tolist()]
@@ -123,7 +123,7 @@ def test_all_zoomed_at_full_rank_equals_the_exact_conversation(
     assert float((without - true).abs().max()) > 0.05
 
 
-def test_surprisal_is_the_model_s_own(store: Path, reader: hf.Reader) -> None:
+def test_surprisal_is_the_model_s_own(store: Path, reader: Reader) -> None:
     """Anchors and spans of a turn are cut where the model was surprised, as a document's are."""
     ids = reader.prompt.turn(reader.tokenizer, FACT, first=True)
     with session(store, reader) as opened:
@@ -139,9 +139,7 @@ def test_surprisal_is_the_model_s_own(store: Path, reader: hf.Reader) -> None:
 # ---------------------------------------------------------------------------- bytes
 
 
-def test_bytes_on_the_device_are_flat_over_a_long_conversation(
-    store: Path, reader: hf.Reader
-) -> None:
+def test_bytes_on_the_device_are_flat_over_a_long_conversation(store: Path, reader: Reader) -> None:
     """Latest turns are read as they are, older ones are compressed, the oldest are forgotten;
     rows, sketches, summaries and zoom together never exceed the budget."""
     counts = []
@@ -167,7 +165,7 @@ def test_bytes_on_the_device_are_flat_over_a_long_conversation(
         assert [layer.fixed_bytes for layer in layers] == alone
 
 
-def test_the_store_is_never_changed(store: Path, reader: hf.Reader, all_old: None) -> None:
+def test_the_store_is_never_changed(store: Path, reader: Reader, all_old: None) -> None:
     before = {p: p.read_bytes() for p in sorted(store.rglob("*")) if p.is_file()}
     with session(store, reader, max_new_tokens=1) as opened:
         assert opened.ask(QUESTION, turns=TALK[:5]).stats["turns_folded"] > 0
@@ -178,7 +176,7 @@ def test_the_store_is_never_changed(store: Path, reader: hf.Reader, all_old: Non
 
 
 def test_what_only_an_early_turn_said_is_found_in_its_codes(
-    store: Path, reader: hf.Reader, all_old: None, monkeypatch: pytest.MonkeyPatch
+    store: Path, reader: Reader, all_old: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Queries that look for a token of the first turn zoom its span, out of all of document and
     conversation; most that look away from it do not."""
@@ -207,7 +205,7 @@ def test_what_only_an_early_turn_said_is_found_in_its_codes(
 
 def decoded(layer: LayerMemory, segment: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """The rows of a segment as its codes have them."""
-    from engine.attention.residency import Host, _Held
+    from engine.attention.host_records import Host, _Held
     from engine.memory.open import whole_rows
 
     host = Host(0, [_Held(segment.records, layer.heads)], [len(segment.compressed)], layer.heads)
@@ -215,7 +213,7 @@ def decoded(layer: LayerMemory, segment: Any) -> tuple[torch.Tensor, torch.Tenso
 
 
 def test_compressed_turns_are_of_what_the_model_computed(
-    store: Path, reader: hf.Reader, all_old: None, monkeypatch: pytest.MonkeyPatch
+    store: Path, reader: Reader, all_old: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Codes of a turn are near the rows of a model that read everything exactly, but for what their
     bits lose; and a turn reads the turns before it."""
@@ -249,7 +247,7 @@ def reply(opened: Session, turns: list[Turn]) -> Any:
 
 
 def test_a_conversation_gone_along_with_equals_one_that_is_brought(
-    store: Path, reader: hf.Reader
+    store: Path, reader: Reader
 ) -> None:
     """Turn by turn, among another conversation's, or all at once: the same answer and bytes."""
     other = [Turn("Other?", "Other.")] * 9
@@ -264,16 +262,16 @@ def test_a_conversation_gone_along_with_equals_one_that_is_brought(
 
 
 def test_a_turn_is_read_once(
-    store: Path, reader: hf.Reader, all_old: None, monkeypatch: pytest.MonkeyPatch
+    store: Path, reader: Reader, all_old: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    own = hf.Reader.read_behind
+    own = Reader.read_behind
 
-    def counted(self: hf.Reader, ids: list[int], cache: Any, stop: Any) -> Any:
+    def counted(self: Reader, ids: list[int], cache: Any, stop: Any) -> Any:
         read.append(len(ids))
         return own(self, ids, cache, stop)
 
-    monkeypatch.setattr(hf.Reader, "read_behind", counted)
+    monkeypatch.setattr(Reader, "read_behind", counted)
     with session(store, reader, max_new_tokens=1) as opened:
         for count in range(6):
             opened.ask(QUESTION, turns=TALK[:count])
@@ -285,7 +283,7 @@ def test_a_turn_is_read_once(
 
 
 def test_a_conversation_that_is_stopped_while_it_is_read_goes_on(
-    store: Path, reader: hf.Reader, all_old: None
+    store: Path, reader: Reader, all_old: None
 ) -> None:
     seen: list[int] = []
 
@@ -304,7 +302,7 @@ def test_a_conversation_that_is_stopped_while_it_is_read_goes_on(
 def test_where_positions_run_out_a_conversation_begins_anew(tmp_path: Path) -> None:
     """At a later turn; questions are answered all the way."""
     model = checkpoint("llama", tmp_path / "model", max_position_embeddings=2400)
-    reader = hf.load(str(model), device="cpu")
+    reader = load_reader(str(model), device="cpu")
     made = read(tmp_path / "store", model, log(20), reader=reader)
     with session(made, reader, budget="60%", max_new_tokens=1) as opened:
         room = 2400 - opened.memory.length
@@ -335,7 +333,7 @@ def test_a_beginning_fits_and_seldom_moves(lengths: list[int], most: float) -> N
 
 
 def test_citations_and_traces_are_of_the_document_alone(
-    store: Path, reader: hf.Reader, all_old: None
+    store: Path, reader: Reader, all_old: None
 ) -> None:
     """What an old turn's spans were read for is no evidence of the document."""
     with session(store, reader, trace=True, max_new_tokens=4) as opened:
@@ -353,7 +351,7 @@ def test_citations_and_traces_are_of_the_document_alone(
 
 
 def test_of_many_windows_a_focus_hides_no_turn(
-    model: Path, reader: hf.Reader, tmp_path: Path, all_old: None, monkeypatch: pytest.MonkeyPatch
+    model: Path, reader: Reader, tmp_path: Path, all_old: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(talk, "SHARE", 0.2)
     many = read(tmp_path, model, log(14), reader=reader, window=80)
@@ -384,7 +382,7 @@ def test_methods_compress_turns_where_they_can(
     method: str,
     compresses: bool,
     model: Path,
-    reader: hf.Reader,
+    reader: Reader,
     tmp_path: Path,
     all_old: None,
     monkeypatch: pytest.MonkeyPatch,

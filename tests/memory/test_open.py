@@ -22,8 +22,8 @@ from engine.compression.routers.two_level import Levels
 from engine.compression.spans import Entropy
 from engine.errors import BudgetError, StoreError
 from engine.ingest.run import ingest
-from engine.memory.budget import ZOOM_RESERVE, parse_budget
-from engine.models import hf
+from engine.memory.fitting import ZOOM_RESERVE, parse_budget
+from engine.models.reader import Reader
 from engine.store.manifest import NAME, Manifest, from_bytes
 from engine.store.schema import recipe_of
 from engine.types import AUTO, IngestOptions, Silent, Turn
@@ -39,7 +39,7 @@ def stores(
     store: Path,
     many: Path,
     model: Path,
-    reader: hf.Reader,
+    reader: Reader,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Path]:
     """The same log by our method, by the published one, in four windows and in eleven."""
@@ -72,7 +72,7 @@ def allowed(opened: Session, budget: float) -> float:
 
 @pytest.mark.parametrize("kind", ["sekv", "paper", "windows"])
 def test_first_and_last_tokens_are_exact_rows(
-    kind: str, stores: dict[str, Path], reader: hf.Reader
+    kind: str, stores: dict[str, Path], reader: Reader
 ) -> None:
     """Sinks of every window, and the document's last `local` tokens, are pinned in every layer."""
     with session(stores[kind], reader, budget="60%") as opened:
@@ -86,7 +86,7 @@ def test_first_and_last_tokens_are_exact_rows(
             assert wanted <= set(layer.pinned_token.tolist())
 
 
-def test_pinned_rows_are_the_rows_of_the_model(stores: dict[str, Path], reader: hf.Reader) -> None:
+def test_pinned_rows_are_the_rows_of_the_model(stores: dict[str, Path], reader: Reader) -> None:
     """Prefix and pinned tokens equal the model's own cache, to the half precision they keep."""
     ids = [*reader.prompt.prefix, *session_ids(stores["sekv"], reader)]
     from transformers import DynamicCache
@@ -105,7 +105,7 @@ def test_pinned_rows_are_the_rows_of_the_model(stores: dict[str, Path], reader: 
             )
 
 
-def session_ids(store: Path, reader: hf.Reader) -> list[int]:
+def session_ids(store: Path, reader: Reader) -> list[int]:
     with session(store, reader) as opened:
         ids: list[int] = opened.ids.tolist()
     return ids
@@ -113,7 +113,7 @@ def session_ids(store: Path, reader: hf.Reader) -> list[int]:
 
 @pytest.mark.parametrize("budget", ["0.01%", "1%", "5%", "20%", "100%"])
 def test_the_very_first_token_is_always_an_exact_row(
-    budget: str, stores: dict[str, Path], reader: hf.Reader
+    budget: str, stores: dict[str, Path], reader: Reader
 ) -> None:
     """Whatever does not fit: the token that attention sinks into is there."""
     with session(stores["sekv"], reader, budget=budget) as opened:
@@ -139,7 +139,7 @@ def test_resident_bytes_keep_to_the_budget(
     kind: str,
     budget: str,
     stores: dict[str, Path],
-    reader: hf.Reader,
+    reader: Reader,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """After every layer of every step. Where not even the prefix fits, it alone remains."""
@@ -183,7 +183,7 @@ def test_a_span_level_keeps_to_the_budget_too(
     kind: str,
     budget: str,
     stores: dict[str, Path],
-    reader: hf.Reader,
+    reader: Reader,
     monkeypatch: pytest.MonkeyPatch,
     spans_first: None,
 ) -> None:
@@ -199,7 +199,7 @@ def test_a_span_level_keeps_to_the_budget_too(
             assert layer.limits.cap - layer.fixed_bytes > 0
 
 
-def test_a_short_document_has_no_span_level(stores: dict[str, Path], reader: hf.Reader) -> None:
+def test_a_short_document_has_no_span_level(stores: dict[str, Path], reader: Reader) -> None:
     with session(stores["many"], reader, budget="60%") as opened:
         for layer in opened.memory.layers:
             assert not layer.index.has_span_level
@@ -207,7 +207,7 @@ def test_a_short_document_has_no_span_level(stores: dict[str, Path], reader: hf.
 
 
 def test_all_zoomed_the_span_level_changes_no_answer(
-    stores: dict[str, Path], reader: hf.Reader, monkeypatch: pytest.MonkeyPatch
+    stores: dict[str, Path], reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the whole document on the device there is nothing to estimate."""
     answers = []
@@ -226,7 +226,7 @@ def test_all_zoomed_the_span_level_changes_no_answer(
 
 def test_old_turns_of_a_talk_have_a_span_level_too(
     stores: dict[str, Path],
-    reader: hf.Reader,
+    reader: Reader,
     monkeypatch: pytest.MonkeyPatch,
     spans_first: None,
 ) -> None:
@@ -243,7 +243,7 @@ def test_old_turns_of_a_talk_have_a_span_level_too(
         assert needed(first.index.tables.means).shape[1] == len(first.view.spans) == own
 
 
-def test_more_budget_never_pins_or_shows_less(stores: dict[str, Path], reader: hf.Reader) -> None:
+def test_more_budget_never_pins_or_shows_less(stores: dict[str, Path], reader: Reader) -> None:
     seen: list[tuple[int, int]] = []
     for budget in ("1%", "4%", "8%", "12%", "16%", "24%", "50%", "100%", "1000%"):
         with session(stores["sekv"], reader, budget=budget) as opened:
@@ -256,7 +256,7 @@ def test_more_budget_never_pins_or_shows_less(stores: dict[str, Path], reader: h
 
 @pytest.mark.parametrize("kind", ["sekv", "paper", "many"])
 def test_some_room_is_always_kept_to_zoom(
-    kind: str, stores: dict[str, Path], reader: hf.Reader
+    kind: str, stores: dict[str, Path], reader: Reader
 ) -> None:
     """Whatever the budget: where there is anything to zoom into, a part of it is free, and
     layers whose keys take more bytes have as much of that as the others."""
@@ -274,7 +274,7 @@ def test_some_room_is_always_kept_to_zoom(
     assert zoomable > 3
 
 
-def test_tokens_and_per_cent_mean_the_same(stores: dict[str, Path], reader: hf.Reader) -> None:
+def test_tokens_and_per_cent_mean_the_same(stores: dict[str, Path], reader: Reader) -> None:
     """Half the document, said in two ways: equal bytes, equal zoom, equal answer."""
     count = len(TEXT) // 4
     share = f"{100 * count / len(TEXT):.9f}%"
@@ -302,7 +302,7 @@ def test_a_budget_that_nobody_named_is_a_third_but_never_a_few_sentences(
 
 
 def test_the_default_budget_of_a_short_text_holds_all_of_it(
-    stores: dict[str, Path], reader: hf.Reader
+    stores: dict[str, Path], reader: Reader
 ) -> None:
     """A named share is taken at its word; how many tokens a budget is worth is told."""
     with session(stores["sekv"], reader, full=True) as opened:
@@ -337,7 +337,7 @@ def test_any_budget_is_positive_or_one_line(text: str, tokens: int) -> None:
 
 
 @pytest.mark.parametrize("coverage", [0.0, -1.0, 1.0001, math.nan])
-def test_coverage_is_a_share(coverage: float, stores: dict[str, Path], reader: hf.Reader) -> None:
+def test_coverage_is_a_share(coverage: float, stores: dict[str, Path], reader: Reader) -> None:
     with pytest.raises(BudgetError, match="coverage"):
         session(stores["sekv"], reader, coverage=coverage)
 
@@ -346,7 +346,7 @@ def test_coverage_is_a_share(coverage: float, stores: dict[str, Path], reader: h
 
 
 def test_the_query_is_rotated_to_its_place_behind_the_document(
-    stores: dict[str, Path], reader: hf.Reader, monkeypatch: pytest.MonkeyPatch
+    stores: dict[str, Path], reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The memory sees queries at the positions that follow the document, not at 0, 1, 2 ..."""
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -382,7 +382,7 @@ def test_the_query_is_rotated_to_its_place_behind_the_document(
 
 
 def test_windows_share_positions_and_the_question_follows_the_longest(
-    stores: dict[str, Path], reader: hf.Reader
+    stores: dict[str, Path], reader: Reader
 ) -> None:
     with session(stores["windows"], reader) as opened:
         windows = opened.store.manifest.windows
@@ -395,7 +395,7 @@ def test_windows_share_positions_and_the_question_follows_the_longest(
 
 
 def test_questions_leave_the_store_as_it_was(
-    stores: dict[str, Path], reader: hf.Reader, tmp_path: Path
+    stores: dict[str, Path], reader: Reader, tmp_path: Path
 ) -> None:
     before = tree(stores["sekv"])
     for question in ("How many whales?", "Who rained?"):
@@ -405,7 +405,7 @@ def test_questions_leave_the_store_as_it_was(
 
 
 def test_the_same_document_gives_the_same_bytes(
-    stores: dict[str, Path], model: Path, reader: hf.Reader
+    stores: dict[str, Path], model: Path, reader: Reader
 ) -> None:
     """Read again, with a reader loaded again: not one byte differs."""
     again = stores["sekv"].parent / "again.sekv"
@@ -416,7 +416,7 @@ def test_the_same_document_gives_the_same_bytes(
 
 
 @pytest.mark.parametrize("kind", ["sekv", "paper", "many"])
-def test_questions_do_not_meet(kind: str, stores: dict[str, Path], reader: hf.Reader) -> None:
+def test_questions_do_not_meet(kind: str, stores: dict[str, Path], reader: Reader) -> None:
     """Several questions in one session: each as if it had been asked alone."""
     questions = ["How many whales?", "Did it rain on day 7?"]
     options: dict[str, Any] = {"budget": "20%", "trace": True, "max_new_tokens": 3}
@@ -437,9 +437,9 @@ def test_questions_do_not_meet(kind: str, stores: dict[str, Path], reader: hf.Re
 # ---------------------------------------------------------------------------- refusals
 
 
-def other(reader: hf.Reader, **changes: Any) -> hf.Reader:
+def other(reader: Reader, **changes: Any) -> Reader:
     """The same reader under another identity."""
-    return hf.Reader(
+    return Reader(
         reader.model,
         reader.tokenizer,
         replace(reader.identity, **changes),
@@ -461,7 +461,7 @@ def other(reader: hf.Reader, **changes: Any) -> hf.Reader:
     ],
 )
 def test_another_reader_is_refused_in_one_line(
-    changes: dict[str, Any], said: str, stores: dict[str, Path], reader: hf.Reader
+    changes: dict[str, Any], said: str, stores: dict[str, Path], reader: Reader
 ) -> None:
     with pytest.raises(StoreError, match=said) as caught:
         session(stores["sekv"], other(reader, **changes))
@@ -510,15 +510,13 @@ def _sinks_of_words(settings: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("change", [_no_such_codec, _no_such_field, _no_sinks, _sinks_of_words])
 def test_unknown_settings_are_one_line(
-    change: Any, stores: dict[str, Path], reader: hf.Reader, tmp_path: Path
+    change: Any, stores: dict[str, Path], reader: Reader, tmp_path: Path
 ) -> None:
     with pytest.raises(StoreError, match="unknown method settings"):
         session(damaged(stores["sekv"], tmp_path, change), reader)
 
 
-def test_full_zooms_everything_at_the_bits_it_has(
-    stores: dict[str, Path], reader: hf.Reader
-) -> None:
+def test_full_zooms_everything_at_the_bits_it_has(stores: dict[str, Path], reader: Reader) -> None:
     """Whatever the budget says; nothing is routed, and codes take less than rows would."""
     with session(stores["sekv"], reader, full=True, budget="1%", trace=True) as opened:
         answer = opened.ask(QUESTION)

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engine.models import aliases, cache, hf
+from engine.models import aliases, cache
 from engine.models.checkpoint import weights_fingerprint
 from engine.models.locate import Located
+from engine.models.reader import load_reader
 from engine.types import Silent
 from repository import environment
 
@@ -38,7 +39,7 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_table_says_what_the_model_is(smollm2: Located) -> None:
-    reader = hf.load(smollm2, device="cpu")
+    reader = load_reader(smollm2, device="cpu")
     assert sum(weight.numel() for weight in reader.model.parameters()) == KNOWN.parameters
     assert reader.max_positions == KNOWN.context
     assert reader.reads_well == KNOWN.window

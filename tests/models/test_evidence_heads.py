@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from engine.errors import ReaderError
-from engine.models import evidence_heads, hf
+from engine.models import evidence_heads
 from engine.models.evidence_heads import FORMAT, LEAST, QUESTIONS, TEXT, EvidenceHeads
+from engine.models.reader import Reader
 from engine.types import ModelIdentity
 from tiny_books import read
 
@@ -37,7 +38,7 @@ def test_every_question_has_one_sentence_of_the_text() -> None:
 
 
 def test_importance_rises_with_the_share_and_leaves_out_heads_near_chance(
-    reader: hf.Reader,
+    reader: Reader,
 ) -> None:
     made = replace(heads(reader.identity), share=[[0.01, 0.05, 0.051, 0.25], [0.45, 0, 0, 0]])
     importance = made.importance()
@@ -45,7 +46,7 @@ def test_importance_rises_with_the_share_and_leaves_out_heads_near_chance(
     assert LEAST > (0.001 / 0.4) ** 2
 
 
-def test_a_model_whose_heads_all_look_everywhere_has_none(reader: hf.Reader) -> None:
+def test_a_model_whose_heads_all_look_everywhere_has_none(reader: Reader) -> None:
     shape = [[0.02] * reader.identity.heads] * reader.identity.layers
     flat = replace(heads(reader.identity), share=shape)
     path = evidence_heads.cached(reader.identity)
@@ -55,7 +56,7 @@ def test_a_model_whose_heads_all_look_everywhere_has_none(reader: hf.Reader) -> 
     assert evidence_heads.importance_of(reader.identity) is None
 
 
-def test_measuring_gives_every_head_a_share_and_spares_the_cache(reader: hf.Reader) -> None:
+def test_measuring_gives_every_head_a_share_and_spares_the_cache(reader: Reader) -> None:
     made = evidence_heads.measure(reader)
     table = torch.tensor(made.share)
     assert table.shape == (reader.layers, reader.identity.heads)
@@ -65,7 +66,7 @@ def test_measuring_gives_every_head_a_share_and_spares_the_cache(reader: hf.Read
     assert evidence_heads.find(reader.identity) is None
 
 
-def test_what_was_measured_once_is_found_again(reader: hf.Reader) -> None:
+def test_what_was_measured_once_is_found_again(reader: Reader) -> None:
     made = evidence_heads.ensure(reader)
     assert evidence_heads.find(reader.identity) == made
     other = replace(reader.identity, weights="0" * 32)
@@ -75,14 +76,14 @@ def test_what_was_measured_once_is_found_again(reader: hf.Reader) -> None:
 @pytest.mark.parametrize(
     "body", ["", "{", "[]", "{}", '{"format": "other"}', f'{{"format": "{FORMAT}", "more": 1}}']
 )
-def test_a_file_that_is_no_table_counts_as_none(body: str, reader: hf.Reader) -> None:
+def test_a_file_that_is_no_table_counts_as_none(body: str, reader: Reader) -> None:
     path = evidence_heads.cached(reader.identity)
     path.parent.mkdir(parents=True)
     path.write_text(body)
     assert evidence_heads.find(reader.identity) is None
 
 
-def test_a_table_of_another_shape_counts_as_none(reader: hf.Reader) -> None:
+def test_a_table_of_another_shape_counts_as_none(reader: Reader) -> None:
     path = evidence_heads.cached(reader.identity)
     path.parent.mkdir(parents=True)
     replace(heads(reader.identity), share=[[0.5]]).save(path)
@@ -90,7 +91,7 @@ def test_a_table_of_another_shape_counts_as_none(reader: hf.Reader) -> None:
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(
-    reader: hf.Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SEKV_CACHE", str(tmp_path / "file"))
@@ -100,7 +101,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(
 
 
 def test_a_model_s_first_document_finds_its_heads_and_no_other_does(
-    reader: hf.Reader, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reader: Reader, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read(tmp_path / "first", model, reader=reader)
     assert evidence_heads.find(reader.identity) is not None
@@ -109,7 +110,7 @@ def test_a_model_s_first_document_finds_its_heads_and_no_other_does(
 
 
 def test_a_document_is_read_all_the_same_where_nothing_can_be_kept(
-    reader: hf.Reader, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reader: Reader, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SEKV_CACHE", str(tmp_path / "file"))

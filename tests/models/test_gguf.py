@@ -19,9 +19,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny_gguf
 from engine.errors import ReaderError
-from engine.models import aliases, cache, hf, locate
+from engine.models import aliases, cache, locate
 from engine.models.gguf import check_architecture, read_header
 from engine.models.gguf_worker import convert_file
+from engine.models.reader import load_reader
 from engine.types import Silent
 from repository import ROOT, environment
 from tiny_gguf import Type, write_gguf
@@ -130,7 +131,7 @@ def test_a_file_is_converted_once_whatever_it_is_called(
     assert recorded.stages == ["converting one.gguf, once"]
     assert found.name == str(file)
     assert found.folder == cache.folder_of(cache.sha256_of(file, Silent()))
-    reader = hf.load(found, device="cpu")
+    reader = load_reader(found, device="cpu")
     assert reader.identity.id == str(file)
     moved = file.rename(tmp_path / "other.gguf")
     again = locate.locate(str(moved), progress=recorded)

@@ -11,9 +11,10 @@ import pytest
 
 import tiny_gguf
 from engine.errors import ReaderError, SekvError, StoreError
-from engine.models import aliases, cache, fetch, hf
+from engine.models import aliases, cache, fetch
 from engine.models.aliases import KnownModel
 from engine.models.locate import locate, of_store
+from engine.models.reader import Reader, load_reader
 from engine.store.reader import read_manifest
 from engine.types import Silent
 from sekv_cli.main import run
@@ -87,7 +88,7 @@ def test_a_damaged_folder_is_one_line(model: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(model, tmp_path / "copy")
     (copy / "config.json").unlink()
     with pytest.raises(ReaderError, match="cannot load model") as caught:
-        hf.load(str(copy), device="cpu")
+        load_reader(str(copy), device="cpu")
     assert "\n" not in str(caught.value)
 
 
@@ -157,7 +158,7 @@ def test_weights_of_the_hub_are_named_by_its_id_and_commit(
 
 
 @pytest.fixture
-def stored(model: Path, reader: hf.Reader, tmp_path: Path) -> Path:
+def stored(model: Path, reader: Reader, tmp_path: Path) -> Path:
     return read(tmp_path, model, reader=reader)
 
 
@@ -169,7 +170,7 @@ def rename_model(store: Path, name: str) -> None:
 
 
 @pytest.mark.usefixtures("no_network")
-def test_opening_a_strangers_store_fetches_nothing(reader: hf.Reader) -> None:
+def test_opening_a_strangers_store_fetches_nothing(reader: Reader) -> None:
     """One line says how to get the model; only the table's own models are fetched unasked."""
     identity = replace(reader.identity, id="stranger/model", revision="abc")
     with pytest.raises(ReaderError, match="fetches none of the hub's models unasked") as caught:
@@ -184,7 +185,7 @@ def test_opening_a_strangers_store_fetches_nothing(reader: hf.Reader) -> None:
             of_store(STORE, replace(identity, id=name), "")
 
 
-def test_a_store_of_the_early_reader_is_refused_by_name(reader: hf.Reader, model: Path) -> None:
+def test_a_store_of_the_early_reader_is_refused_by_name(reader: Reader, model: Path) -> None:
     identity = replace(reader.identity, id="builtin")
     for named in ("", str(model)):
         with pytest.raises(StoreError, match=r"^book\.sekv was made by the built-in model of an"):

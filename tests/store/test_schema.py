@@ -18,7 +18,7 @@ from engine.answer import inspect
 from engine.compression import methods as recipes
 from engine.compression.spans import Entropy
 from engine.errors import SekvError, StoreError
-from engine.models import hf
+from engine.models.reader import Reader, load_reader
 from engine.store.manifest import (
     DOCUMENT,
     NAME,
@@ -44,7 +44,7 @@ Change = Callable[[dict[str, Any]], object]
 
 
 @pytest.fixture(scope="module")
-def stores(reader: hf.Reader, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def stores(reader: Reader, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same log in three windows, by our method, by the published one, and in full."""
     place = tmp_path_factory.mktemp("stores")
     with pytest.MonkeyPatch.context() as patch:
@@ -69,7 +69,7 @@ def one_line(call: Callable[[], object]) -> str:
     return str(caught.value)
 
 
-def answer(store: Path, reader: hf.Reader, **options: Any) -> None:
+def answer(store: Path, reader: Reader, **options: Any) -> None:
     with session(store, reader, max_new_tokens=2, **options) as opened:
         opened.ask(QUESTION)
 
@@ -233,7 +233,7 @@ HOSTILE: dict[str, tuple[str, str, Change]] = {
 
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_hostile_store_is_one_line(
-    what: str, stores: dict[str, Path], reader: hf.Reader, tmp_path: Path
+    what: str, stores: dict[str, Path], reader: Reader, tmp_path: Path
 ) -> None:
     """Opened, asked in full and looked at: an error of one line, or nothing was amiss."""
     method, name, change = HOSTILE[what]
@@ -264,7 +264,7 @@ def manifests() -> dict[str, Callable[[dict[str, Any]], object]]:
 
 @pytest.mark.parametrize("what", manifests())
 def test_a_hostile_manifest_is_one_line(
-    what: str, stores: dict[str, Path], reader: hf.Reader, tmp_path: Path
+    what: str, stores: dict[str, Path], reader: Reader, tmp_path: Path
 ) -> None:
     store = copy(stores["sekv"], tmp_path)
     plain = from_bytes((store / NAME).read_bytes()).to_json()
@@ -307,12 +307,10 @@ def test_verify_checks_the_span_table(stores: dict[str, Path], tmp_path: Path) -
     assert line.startswith(f"{device_file(1)} has span bounds")
 
 
-def test_a_model_whose_numbers_no_store_can_hold_is_refused(
-    reader: hf.Reader, tmp_path: Path
-) -> None:
+def test_a_model_whose_numbers_no_store_can_hold_is_refused(reader: Reader, tmp_path: Path) -> None:
     """Overflow while reading is told at once, and not by the store that came of it."""
     model = checkpoint("llama", tmp_path / "model")
-    broken = hf.load(str(model), device="cpu")
+    broken = load_reader(str(model), device="cpu")
     with torch.no_grad():
         broken.model.model.layers[1].self_attn.v_proj.weight.mul_(1e8)
     said = one_line(lambda: read(tmp_path / "store", model, reader=broken))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from engine.answer.session import Session
-from engine.models import hf
+from engine.models.reader import Reader, load_reader
 from engine.store.manifest import DOCUMENT, NAME, device_file, host_file
 from repository import ROOT, environment
 from tiny_books import session
@@ -32,7 +32,7 @@ def told(opened: Session, question: str) -> list[Any]:
 
 
 def test_eight_processes_at_once_answer_as_one_after_another(
-    many: Path, reader: hf.Reader, tmp_path: Path
+    many: Path, reader: Reader, tmp_path: Path
 ) -> None:
     """Eight processes open the store in the same instant and ask it the same questions."""
     command = [sys.executable, __file__, reader.identity.id, str(many), str(tmp_path)]
@@ -44,14 +44,14 @@ def test_eight_processes_at_once_answer_as_one_after_another(
         assert json.loads((tmp_path / str(index)).read_text()) == alone
 
 
-def answers(model: hf.Reader, store: Path) -> str:
+def answers(model: Reader, store: Path) -> str:
     with session(store, model, budget="30%", max_new_tokens=2) as opened:
         return json.dumps([told(opened, question) for question in QUESTIONS])
 
 
 def together(model: str, store: Path, out: Path) -> None:
     """Load once, answer alone, then fork and answer all at once."""
-    reader = hf.load(model, device="cpu")
+    reader = load_reader(model, device="cpu")
     (out / "alone").write_text(answers(reader, store))
     gate, opener = os.pipe()
     children = []
@@ -96,7 +96,7 @@ def bytes_read_by_process() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="no /proc/self/io")
-def test_opening_reads_the_device_sections_and_no_code(many: Path, reader: hf.Reader) -> None:
+def test_opening_reads_the_device_sections_and_no_code(many: Path, reader: Reader) -> None:
     """By the store's own counters, which are the system's to the byte; codes come with the zoom,
     and no token of the document is read by the model again."""
     with session(many, reader) as warm:  # whatever Python reads to get there
@@ -134,9 +134,7 @@ def test_opening_reads_the_device_sections_and_no_code(many: Path, reader: hf.Re
         assert answer.usage.recomputed_document_tokens == 0
 
 
-def test_tokens_of_the_document_that_are_read_again_are_counted(
-    many: Path, reader: hf.Reader
-) -> None:
+def test_tokens_of_the_document_that_are_read_again_are_counted(many: Path, reader: Reader) -> None:
     """The zero that answers report is a count: a forward that stands in the document shows."""
     import torch
 

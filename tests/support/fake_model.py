@@ -7,17 +7,24 @@ queue. Everything before them, attention over the document included, is computed
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 
-from engine.models import hf
+from engine.models.reader import Reader
+
+
+def replace_loading(patched: pytest.MonkeyPatch, load: Callable[..., Any]) -> None:
+    """Let ingests and sessions call this where they would load a model."""
+    for user in ("engine.models.reader", "engine.answer.session"):
+        patched.setattr(f"{user}.load_reader", load)
 
 
 @contextmanager
-def scripted(reader: hf.Reader) -> Iterator[deque[int]]:
+def scripted(reader: Reader) -> Iterator[deque[int]]:
     """A queue of tokens that this model says, in order, whatever it is asked.
 
     Put tokens in before each question. A queue that runs dry says what the model itself would.

@@ -38,9 +38,9 @@ def cases() -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
 
 def far(case: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]) -> float:
     """The largest difference in nats where the reference says anything at all."""
-    from engine.compression import kernels
+    from engine.compression import gpu_sketch_kernel
 
-    wanted, found = packed_span_masses(*case), kernels.span_masses(*case)
+    wanted, found = packed_span_masses(*case), gpu_sketch_kernel.span_masses(*case)
     assert found.shape == wanted.shape
     assert bool(torch.isfinite(found).all())
     return float((found - wanted)[torch.isfinite(wanted)].abs().max())

@@ -9,7 +9,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from engine.compression import gpu_kernels, kernels
+from engine.compression import gpu_kernels, gpu_sketch_kernel
 
 MASSES = {"packed": "*u8", "places": "*i32", "queries": "*fp32", "shift": "*fp32"}
 MASSES |= {"bounds": "*i64", "out": "*fp32"}
@@ -19,7 +19,11 @@ NUMBERS = ("first", "count", "stride", "queries", "components", "size", "at", "w
 CODES |= dict.fromkeys(NUMBERS, "i32")
 TILES = {"TILE": 16, "LINES": gpu_kernels.ROWS, "PARTS": gpu_kernels.TERMS}
 KERNELS: list[tuple[Any, dict[str, str], dict[str, int]]] = [
-    (kernels._kernel, MASSES, {"TERMS": 32, "TILE": 16, "SPANS": kernels.LANES}),
+    (
+        gpu_sketch_kernel._kernel,
+        MASSES,
+        {"TERMS": 32, "TILE": 16, "SPANS": gpu_sketch_kernel.LANES},
+    ),
     (gpu_kernels._scores_kernel, {**CODES, "q": "*fp32"}, TILES),
     (gpu_kernels._sums_kernel, {**CODES, "weight": "*fp32", "heads": "i32", "each": "i32"}, TILES),
 ]

@@ -10,7 +10,7 @@ import numpy as np
 from engine.answer.session import Session
 from engine.documents.tokens import Tokens
 from engine.ingest.run import ingest
-from engine.models import hf
+from engine.models.reader import Reader
 from engine.types import AskOptions, IngestOptions, IngestReport, Silent
 
 QUESTION = "How many whales?"
@@ -28,7 +28,7 @@ TEXT = log(9)
 
 
 def read(
-    folder: Path, model: Path, text: str = TEXT, *, reader: hf.Reader | None = None, **options: Any
+    folder: Path, model: Path, text: str = TEXT, *, reader: Reader | None = None, **options: Any
 ) -> Path:
     """The store that `ingest` makes of a text in a folder."""
     report(folder, model, text, reader=reader, **options)
@@ -36,7 +36,7 @@ def read(
 
 
 def report(
-    folder: Path, model: Path, text: str = TEXT, *, reader: hf.Reader | None = None, **options: Any
+    folder: Path, model: Path, text: str = TEXT, *, reader: Reader | None = None, **options: Any
 ) -> IngestReport:
     """The same, and what `ingest` says about it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def words_of(document: Any) -> Tokens:
     return Tokens(*(a.astype(np.int32) for a in (none, starts, ends, none)), "tiktoken")
 
 
-def session(store: Path, reader: hf.Reader | None = None, **options: Any) -> Session:
+def session(store: Path, reader: Reader | None = None, **options: Any) -> Session:
     """A store open for questions, at a budget that makes even a short text choose."""
     chosen = {"budget": "20%", "max_new_tokens": 8, **options}
     return Session(store, AskOptions(**chosen), Silent(), reader)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.attention.budget import Limits
+from engine.attention.host_records import Host
 from engine.attention.layer import LayerMemory
-from engine.attention.residency import Host
 from engine.attention.shared import Shared
+from engine.attention.shares import Limits
 from engine.attention.step import Step
 from engine.attention.view import View
 from engine.compression.codecs.base import Records

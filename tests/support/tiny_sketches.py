@@ -7,7 +7,7 @@ import torch
 from engine.compression.codecs.shared_basis import SharedBasis
 from engine.compression.params import LayerParams
 from engine.compression.ranges import span_mean
-from engine.compression.routers.sketch import Router
+from engine.compression.routers.base import Router
 from engine.compression.span_tables import SpanTables
 
 SIZE = 32

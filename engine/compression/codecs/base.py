@@ -17,7 +17,7 @@ from engine.compression.params import LayerParams
 from engine.compression.ranges import gather_ranges, span_ids
 
 if TYPE_CHECKING:
-    from engine.compression.codecs.layer_basis import LayerAxes
+    from engine.compression.layer_basis import LayerAxes
     from engine.compression.statistics import LayerStatistics
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from engine.compression.codecs.base import Records
-from engine.compression.codecs.layer_basis import LayerAxes
 from engine.compression.codecs.raw import Raw
+from engine.compression.layer_basis import LayerAxes
 from engine.compression.params import LayerParams, needed
 from engine.compression.statistics import LayerStatistics
 

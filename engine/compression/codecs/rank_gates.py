@@ -1,6 +1,6 @@
 """Rank gates of the published method: how much of each direction of a span's SVD is kept.
 
-A small network reads the spectrum and the mean of a span. `codec.SpanSVD` uses it where a router
+A small network reads the spectrum and the mean of a span. `span_svd.SpanSVD` uses it where a router
 was trained; how it learns is in `lab.train.zoomin`.
 """
 

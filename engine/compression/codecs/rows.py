@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from engine.compression.codecs.base import Records, RowCodec, interleave
-from engine.compression.codecs.layer_basis import LayerAxes
+from engine.compression.layer_basis import LayerAxes
 from engine.compression.params import LayerParams, RowFormat, needed
 from engine.compression.statistics import LayerStatistics
 

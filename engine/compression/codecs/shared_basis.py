@@ -19,8 +19,8 @@ from engine.compression.codecs.base import (
     interleave,
 )
 from engine.compression.codecs.eight_bits import from_eight_bits, to_eight_bits
-from engine.compression.codecs.layer_basis import LayerAxes, sample
 from engine.compression.columns import CodeLayout
+from engine.compression.layer_basis import LayerAxes, sample
 from engine.compression.packing import Packing, packing_products, row_widths
 from engine.compression.params import (
     Basis,

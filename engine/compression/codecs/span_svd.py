@@ -13,8 +13,8 @@ from torch import Tensor
 from engine.compression.basis import span_svd
 from engine.compression.codecs.base import Records, RowCodec
 from engine.compression.codecs.eight_bits import _floats, _scaled, to_eight_bits
-from engine.compression.codecs.layer_basis import LayerAxes
 from engine.compression.codecs.rank_gates import kept_rank, rank_gates
+from engine.compression.layer_basis import LayerAxes
 from engine.compression.params import LayerParams, RankGates, RowFormat, needed
 from engine.compression.ranges import gather_ranges
 from engine.compression.statistics import LayerStatistics

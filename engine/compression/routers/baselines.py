@@ -15,8 +15,8 @@ from torch import Tensor
 from engine.compression.basis import span_svd
 from engine.compression.params import LayerParams, needed
 from engine.compression.ranges import padded_spans
-from engine.compression.routers.sketch import NOT_TOLD, RoutedRows, Unfitted
-from engine.compression.routers.text import KeyBox
+from engine.compression.routers.base import NOT_TOLD, RoutedRows, Unfitted
+from engine.compression.routers.span_keys import KeyBox
 from engine.compression.span_tables import SpanTables
 
 

@@ -23,8 +23,9 @@ from torch import Tensor
 from engine.compression.codecs.base import Codec
 from engine.compression.codecs.shared_basis import SharedBasis
 from engine.compression.params import ModelBases, RankGates, Tensors, TrainedLayer, ZoomWeights
-from engine.compression.routers.sketch import MeanKey, Router, Sketch
-from engine.compression.routers.span_zoom import SpanZoom
+from engine.compression.routers.base import Router
+from engine.compression.routers.sketch import MeanKey, Sketch
+from engine.compression.routers.trained_spans import SpanZoom
 from engine.compression.stored_layers import of_layers
 from engine.errors import RouterError
 from engine.types import ModelIdentity

@@ -20,8 +20,8 @@ from engine.compression import methods as recipes
 from engine.compression.methods import Method
 from engine.errors import ReaderError
 from engine.ingest.build import creator
-from engine.ingest.routers import routed
 from engine.ingest.run import ingest
+from engine.ingest.trained_router import routed
 from engine.lab.bench import peers, qa_report
 from engine.lab.bench.bootstrap import interval
 from engine.lab.bench.budgets import options_of
@@ -29,7 +29,8 @@ from engine.lab.bench.log import Log
 from engine.lab.bench.peers.held import PeerError
 from engine.lab.bench.read_once import ReadOnce
 from engine.lab.bench.suites.scores import score
-from engine.models import hf, retrieval_heads
+from engine.models import compresskv_heads
+from engine.models.reader import Reader
 from engine.types import IngestOptions, Progress, Silent
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def rows_of(setting: ComparisonSetting) -> list[Row]:
 
 
 def measure(
-    reader: hf.Reader,
+    reader: Reader,
     model: str,
     suite: Suite,
     setting: ComparisonSetting,
@@ -116,7 +117,7 @@ class Run:
     """
 
     def __init__(
-        self, reader: hf.Reader, model: str, suite: Suite, setting: ComparisonSetting, folder: Path
+        self, reader: Reader, model: str, suite: Suite, setting: ComparisonSetting, folder: Path
     ) -> None:
         self.reader, self.model, self.suite, self.setting = reader, model, suite, setting
         self.folder = folder
@@ -223,7 +224,7 @@ class Run:
                 **qa_report.measured(said, text, cites=peer is None),
             }
 
-    def _store(self, source: Path, method: str, reader: hf.Reader, *, keep: bool) -> Path:
+    def _store(self, source: Path, method: str, reader: Reader, *, keep: bool) -> Path:
         """The store of a document by a method; one that is kept is read once."""
         name, _, router = method.partition("@")
         options = IngestOptions(
@@ -254,13 +255,13 @@ class Run:
         folder, identity = Path(self.model), self.reader.identity
         recipe, _ = routed(recipes.named(name), file, folder, self.reader, Silent())
         try:
-            retrieval_heads.needed(recipe, folder, "", identity)
+            compresskv_heads.needed(recipe, folder, "", identity)
         except ReaderError as error:
             return recipe, str(error)
         return recipe, ""
 
 
-def _encode(reader: hf.Reader, text: str) -> list[int]:
+def _encode(reader: Reader, text: str) -> list[int]:
     ids: list[int] = reader.tokenizer.encode(text, add_special_tokens=False)
     return ids
 

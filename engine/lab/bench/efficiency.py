@@ -33,7 +33,7 @@ from engine.models.load import load_weights
 from engine.types import AUTO_SHARE, IngestOptions, Progress, Silent
 
 if TYPE_CHECKING:
-    from engine.models.hf import Reader
+    from engine.models.reader import Reader
     from engine.types import Answer, IngestReport
 
 FORMAT = "sekv-efficiency-bench 2"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from engine.compression.observation import Observe
-from engine.models import hf
+from engine.models.reader import NOTHING, Chunk, Reader
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     from engine.compression.methods import Method
 
 
-class ReadOnce(hf.Reader):
+class ReadOnce(Reader):
     """A reader that remembers the last document's chunks, so that every method gets the same ones
     and none waits for them again; what any method observes is observed.
 
     reader: the one that reads; model, tokenizer and prompt are its own.
     """
 
-    def __init__(self, reader: hf.Reader, observe: Observe):
+    def __init__(self, reader: Reader, observe: Observe):
         super().__init__(
             reader.model, reader.tokenizer, reader.identity, reader.prompt, reader.located
         )
         self.reader, self._observe = reader, observe
         self._before: list[tuple[Tensor, Tensor]] | None = None
-        self._chunks: dict[tuple[int, ...], list[hf.Chunk]] = {}
+        self._chunks: dict[tuple[int, ...], list[Chunk]] = {}
 
     @classmethod
-    def of(cls, reader: hf.Reader, recipes: Sequence[Method]) -> ReadOnce:
+    def of(cls, reader: Reader, recipes: Sequence[Method]) -> ReadOnce:
         """One that observes what any of these methods asks for."""
         rows = max((recipe.observe.rows for recipe in recipes), default=0)
         reach = max((recipe.observe.reach for recipe in recipes), default=0)
@@ -52,9 +52,9 @@ class ReadOnce(hf.Reader):
         ids: list[int],
         prefix: list[tuple[Tensor, Tensor]],
         chunk_tokens: int,
-        done: list[hf.Chunk],
-        observe: Observe = hf.NOTHING,
-    ) -> Iterator[hf.Chunk]:
+        done: list[Chunk],
+        observe: Observe = NOTHING,
+    ) -> Iterator[Chunk]:
         key = (chunk_tokens, *ids)
         if done or not self._observe.covers(observe):
             yield from self.reader.read_window(ids, prefix, chunk_tokens, done, observe)

@@ -21,9 +21,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from engine.answer.citations import DocumentText
+from engine.answer.evidence import Evidence
 from engine.answer.overlap import overlap, rarities, stems
 from engine.answer.support import Calibration, Signals
-from engine.answer.trace import Evidence
 from engine.attention.step import Step
 from engine.documents import Document, Source
 from engine.documents.tokens import tokenize
@@ -33,7 +33,7 @@ from engine.models.evidence_heads import attention_rows, ensure
 from engine.store.manifest import SourceEntry
 
 if TYPE_CHECKING:
-    from engine.models.hf import Reader
+    from engine.models.reader import Reader
     from engine.types import Progress
 
 CHUNK = 512

@@ -2,7 +2,7 @@
 
 Needles are hidden in ordinary text, the model reads it with a question behind and is made to say
 the needle; nothing is trained and no evaluation text is read. The result is
-`retrieval_heads.Heads`.
+`compresskv_heads.Heads`.
 Source: CompressKV (arXiv 2606.24467), section 3.2 (scores) and 3.3 (layer errors). There the model
 must have answered by itself; here the answer is forced, so that a weak model is measured too, and
 errors are taken before the output projection, which not every architecture names alike.
@@ -19,12 +19,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from engine.errors import TrainError
+from engine.models.compresskv_heads import Heads
 from engine.models.evidence_heads import attention_rows
-from engine.models.retrieval_heads import Heads
 
 if TYPE_CHECKING:
     from engine.compression.query_statistics import Probe
-    from engine.models.hf import Reader
+    from engine.models.reader import Reader
     from engine.types import Progress
 
 PLACES = ("harbour", "old mill", "lighthouse", "north gate", "chapel", "market", "quarry")

@@ -26,7 +26,7 @@ from engine.types import Answer, AskOptions, IngestOptions, IngestReport, Silent
 
 if TYPE_CHECKING:
     from engine.lab.bench.questions import Question
-    from engine.models.hf import Reader
+    from engine.models.reader import Reader
 
 FOLLOWED = 12
 """Next tokens that are compared, at most: where an answer comes from is decided in its first."""

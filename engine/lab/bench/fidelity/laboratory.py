@@ -23,13 +23,13 @@ from engine.lab.bench.fidelity.routing import Routing, levels
 from engine.lab.bench.fidelity.subjects import Subject, side_by_side, take
 from engine.lab.bench.log import Log
 from engine.lab.bench.read_once import ReadOnce
-from engine.memory.budget import parse_budget
+from engine.memory.fitting import parse_budget
 from engine.types import Progress
 
 if TYPE_CHECKING:
     from engine.compression.methods import Method
     from engine.lab.bench.questions import Excerpt, Question
-    from engine.models.hf import Reader
+    from engine.models.reader import Reader
 
 FORMAT = "sekv-fidelity-bench 4"
 FULL = "full"

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from engine.compression import encode
+from engine.compression.choose_spans import choose
 from engine.compression.methods import METHODS, Method
 from engine.compression.params import LayerParams, needed
 from engine.compression.ranges import span_ids
 from engine.compression.routers import two_level
+from engine.compression.routers.base import RoutedRows
 from engine.compression.routers.baselines import Box, Representatives, SecondOrder
-from engine.compression.routers.sketch import MeanKey, RoutedRows, Sketch, choose
+from engine.compression.routers.sketch import MeanKey, Sketch
 from engine.compression.routers.two_level import Levels
 from engine.compression.scores import NEG_INF, span_logsumexp
 from engine.compression.span_tables import SpanTables

@@ -25,7 +25,7 @@ from engine.ingest.windows import cut_windows, longest_window
 from engine.lab.bench.questions import find
 
 if TYPE_CHECKING:
-    from engine.models.hf import Reader
+    from engine.models.reader import Reader
 
 CHUNK = 1024
 Rows = list[tuple[Tensor, Tensor]]

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
-from engine.attention.budget import Limits
 from engine.attention.layer import LayerMemory
 from engine.attention.shared import Shared
+from engine.attention.shares import Limits
 from engine.attention.softmax import merge_resolutions
 from engine.attention.view import no_spans
 from engine.compression.params import LayerParams
 from engine.compression.scores import NEG_INF, group_queries
 from engine.compression.span_tables import SpanTables
 from engine.errors import SekvError
-from engine.memory.budget import parse_budget
+from engine.memory.fitting import parse_budget
 from engine.memory.open import Memory
 
 if TYPE_CHECKING:

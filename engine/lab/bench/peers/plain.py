@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.answer.session import Session
-    from engine.models.hf import Reader
+    from engine.models.reader import Reader
 
 PLAIN = "transformers:plain"
 ATTENTION = "sdpa"

@@ -29,8 +29,8 @@ from engine.lab.train.zoomin.forms import Moments, Seen, Shape, SketchForm, Span
 from engine.lab.train.zoomin.student import SpanLayer, compressed_layer, cut, fitted
 from engine.lab.train.zoomin.teacher import TeacherBlock, TeacherReading, forward, read, watch
 from engine.lab.train.zoomin.text import Texts
-from engine.models import hf
 from engine.models.locate import locate
+from engine.models.reader import Reader, load_reader
 from engine.types import Progress
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -61,9 +61,9 @@ class Options:
 
     text: folder of .txt files.  held_out: names of those to test on, without .txt; () keeps back
         the last tenth of each.  output: the router file.  run: folder of checkpoint and log.
-    model, revision, device, dtype: the reader, as `readers.hf.load` takes them.
-    forms: of `router.FORMS`.  length: tokens of the longest document, 0 for what the reader reads
-        well; documents grow to it from a quarter.  query: tokens of a block read after one.
+    model, revision, device, dtype: the reader, as `models.reader.load_reader` takes them.
+    forms: of `router_file.FORMS`.  length: tokens of the longest document, 0 for what the reader
+        reads well; documents grow to it from a quarter.  query: tokens of a block read after one.
     columns: of each basis that the sketch form learns, 0 for all.
     questions: blocks per document beside the text's own continuation.
     beyond: w of the paper, tokens behind which attention counts as far.  mined: share of a block's
@@ -134,7 +134,7 @@ class Result:
         return asdict(self)
 
 
-def train_router(options: Options, progress: Progress, reader: hf.Reader | None = None) -> Result:
+def train_router(options: Options, progress: Progress, reader: Reader | None = None) -> Result:
     """Train, or go on training, a router, and write its file.
 
     Args:
@@ -145,7 +145,9 @@ def train_router(options: Options, progress: Progress, reader: hf.Reader | None 
     """
     located = locate(options.model, revision=options.revision, progress=progress)
     progress.note(f"loading {located.name}")
-    reader = reader or hf.load(located, device=options.device, dtype=options.dtype, gradients=True)
+    reader = reader or load_reader(
+        located, device=options.device, dtype=options.dtype, gradients=True
+    )
     if reader.dtype == torch.float16:
         raise TrainError("gradients vanish in float16; train with --dtype bfloat16 or float32")
     accelerator = Accelerator(
@@ -210,7 +212,7 @@ def _moments(reading: TeacherReading, blocks: list[TeacherBlock]) -> Iterator[Mo
 class _Trainer:
     """The run: modules, optimiser, documents, checkpoint."""
 
-    def __init__(self, options: Options, reader: hf.Reader, accelerator: Accelerator):
+    def __init__(self, options: Options, reader: Reader, accelerator: Accelerator):
         self.options, self.reader, self.accelerator = options, reader, accelerator
         identity = reader.identity
         unknown = set(options.forms) - set(router_file.FORMS)

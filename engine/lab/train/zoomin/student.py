@@ -1,7 +1,7 @@
 """A layer that attends through the router while it learns, and how far that is from the teacher.
 
-The forward is what `memory.LayerMemory` does, with gradients: choices are made hard and passed on
-soft (straight through).
+The forward is what `attention.layer.LayerMemory` does, with gradients: choices are made hard and
+passed on soft (straight through).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from engine.compression.codecs.rank_gates import RANK, rank_gates
 from engine.compression.encode import pinned_tokens, segment
 from engine.compression.methods import Method
 from engine.compression.ranges import span_ids
-from engine.compression.routers.span_zoom import zoom_logits
+from engine.compression.routers.trained_spans import zoom_logits
 from engine.compression.scores import NEG_INF, group_queries
 from engine.compression.spans import COMPRESSED, Spans
 from engine.lab.train.zoomin.forms import SpanForm

@@ -24,7 +24,7 @@ from engine.compression.ranges import blocks_of_spans
 from engine.compression.scores import NEG_INF, group_queries, span_logsumexp
 
 if TYPE_CHECKING:
-    from engine.models.hf import Reader
+    from engine.models.reader import Reader
 
 MOST_SCORES = 2**22
 """Scores of one KV head that are held at once."""

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from engine.errors import TrainError
 
 if TYPE_CHECKING:
-    from engine.models.hf import Reader
+    from engine.models.reader import Reader
 
 HELD_OUT = 0.1
 LONGEST_QUOTE = 32

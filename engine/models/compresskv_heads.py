@@ -1,4 +1,4 @@
-"""Retrieval heads and layer errors, measured once per model and kept beside it.
+"""CompressKV's retrieval heads and layer errors, measured once per model and kept beside it.
 
 A JSON file, tied to the weights it was measured on. How it is measured: `lab.train.heads`.
 """

@@ -59,13 +59,13 @@ def test_the_kernel_compiles_for_real_gpus(tmp_path: Path) -> None:
 @pytest.mark.gpu
 def test_the_kernel_says_on_a_gpu_what_the_reference_says() -> None:
     assert find_spec("triton") is not None, "torch for CUDA brings Triton"
-    from engine.compression import kernels
+    from engine.compression import gpu_sketch_kernel
     from kernel_by_interpreter import cases
 
     for packed, bits, q, shift, bounds in cases():
         wanted = packed_span_masses(packed, bits, q, shift, bounds)
         there = [x.cuda() for x in (packed, bits, q, shift, bounds)]
-        for found in (kernels.span_masses(*there), sketch.span_masses(*there)):
+        for found in (gpu_sketch_kernel.span_masses(*there), sketch.span_masses(*there)):
             finite = torch.isfinite(wanted)
             torch.testing.assert_close(found.cpu()[finite], wanted[finite], atol=1e-4, rtol=1e-4)
 

@@ -1,4 +1,4 @@
-"""Retries a decoding step with a wider budget where its next token is uncertain.
+"""Widens the budget for a decoding step whose next token is uncertain, and retries the step.
 
 A step is unsure where the two likeliest next tokens are nearly as likely as each other, or where
 less of its attention was exact than was asked for; only a wider budget can help either. Nothing of
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from engine.attention.budget import Coverage
+from engine.attention.coverage import Coverage
 from engine.attention.shared import Shared
 from engine.attention.step import Step, Watcher
 from engine.compression.selectors import Choice, Selector

@@ -1,4 +1,4 @@
-"""Static selection: rankings that are made at prefill and follow no question.
+"""Question-blind routers: rankings that are made at prefill and follow no question.
 
 The published methods take the last tokens of a prompt that ends in the question as observers.
 A store knows no question, so the observers are the last tokens of each window of the document.
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.compression.params import LayerParams, needed
-from engine.compression.routers.sketch import NOT_TOLD, RoutedRows, Unfitted
+from engine.compression.routers.base import NOT_TOLD, RoutedRows, Unfitted
 from engine.compression.scores import NEG_INF, group_queries
 from engine.compression.span_tables import SpanTables
 from engine.compression.statistics import NOT_GIVEN, Given

@@ -26,9 +26,10 @@ from transformers import (
 from engine.attention.causal_chunk import attend_chunk
 from engine.errors import ReaderError, SekvError
 from engine.ingest import build
-from engine.models import hf, load, surprisal
+from engine.models import load, surprisal
 from engine.models.identity import tokenizer_fingerprint
 from engine.models.prompt import Prompt
+from engine.models.reader import PROBE_TOKENS, Reader, load_reader
 from engine.store.library import compare_identity
 from tiny_books import QUESTION, TEXT, read, session
 from tiny_models import checkpoint, tokenizer
@@ -39,7 +40,7 @@ IDS = list(TEXT[:150].encode())
 # ---------------------------------------------------------------------------- prefill
 
 
-def prefilled(reader: hf.Reader, chunk: int, ids: list[int] = IDS, done: int = 0) -> Any:
+def prefilled(reader: Reader, chunk: int, ids: list[int] = IDS, done: int = 0) -> Any:
     """All rows and the surprisal of a window; the first `done` chunks are put back, not read."""
     prefix = reader.prefix()
     chunks = list(reader.read_window(ids, prefix, chunk, []))
@@ -55,7 +56,7 @@ def prefilled(reader: hf.Reader, chunk: int, ids: list[int] = IDS, done: int = 0
     )
 
 
-def own_cache(reader: hf.Reader, ids: list[int]) -> tuple[Any, torch.Tensor]:
+def own_cache(reader: Reader, ids: list[int]) -> tuple[Any, torch.Tensor]:
     """Cache and logits of the library's own eager model over prefix and ids."""
     from transformers import DynamicCache
 
@@ -70,7 +71,7 @@ def own_cache(reader: hf.Reader, ids: list[int]) -> tuple[Any, torch.Tensor]:
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 50, 149, 150, 1000])
-def test_any_chunk_size_gives_the_plain_model_s_rows(chunk: int, reader: hf.Reader) -> None:
+def test_any_chunk_size_gives_the_plain_model_s_rows(chunk: int, reader: Reader) -> None:
     k, v, surprisal, chunks = prefilled(reader, chunk)
     layers, logits = own_cache(reader, IDS)
     for index, layer in enumerate(layers):
@@ -82,7 +83,7 @@ def test_any_chunk_size_gives_the_plain_model_s_rows(chunk: int, reader: hf.Read
 
 
 def test_surprisal_is_taken_in_pieces_and_that_changes_nothing(
-    reader: hf.Reader, monkeypatch: pytest.MonkeyPatch
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     *_, whole, _ = prefilled(reader, 150)
     monkeypatch.setitem(surprisal.HEAD_ROWS, "cpu", 11)
@@ -91,7 +92,7 @@ def test_surprisal_is_taken_in_pieces_and_that_changes_nothing(
 
 
 @pytest.mark.parametrize("done", [1, 2, 3])
-def test_chunks_that_were_read_before_are_put_back(done: int, reader: hf.Reader) -> None:
+def test_chunks_that_were_read_before_are_put_back(done: int, reader: Reader) -> None:
     """To the bit: a resumed run writes what an uninterrupted one writes."""
     whole, resumed = prefilled(reader, 40), prefilled(reader, 40, done=done)
     for a, b in zip(whole[0] + whole[1], resumed[0] + resumed[1], strict=True):
@@ -99,7 +100,7 @@ def test_chunks_that_were_read_before_are_put_back(done: int, reader: hf.Reader)
     assert torch.equal(whole[2], resumed[2])
 
 
-def test_a_window_is_held_once_and_freed_layer_by_layer(reader: hf.Reader) -> None:
+def test_a_window_is_held_once_and_freed_layer_by_layer(reader: Reader) -> None:
     """After m chunks the bytes of m chunks are held, not of m (m + 1) / 2; who lets go of a
     layer's rows gets its bytes back."""
     *_, chunks = prefilled(reader, 10)
@@ -148,7 +149,7 @@ def test_a_chunk_attends_as_with_a_mask(subtests: pytest.Subtests) -> None:
                     )
 
 
-def test_no_token_sees_a_later_one(reader: hf.Reader) -> None:
+def test_no_token_sees_a_later_one(reader: Reader) -> None:
     """Rows of the first tokens are the same whatever follows."""
     short, long = prefilled(reader, 30, IDS[:60]), prefilled(reader, 30, IDS[:60] + IDS[:40])
     for a, b in zip(short[0] + short[1], long[0] + long[1], strict=True):
@@ -156,7 +157,7 @@ def test_no_token_sees_a_later_one(reader: hf.Reader) -> None:
     assert torch.equal(short[2], long[2][:60])
 
 
-def test_windows_begin_at_the_same_place(reader: hf.Reader) -> None:
+def test_windows_begin_at_the_same_place(reader: Reader) -> None:
     """A window's rows do not depend on the windows before it."""
     alone = prefilled(reader, 50, IDS[70:130])
     prefix = reader.prefix()
@@ -305,7 +306,7 @@ def test_latent_attention_is_refused_before_the_document_is_read(tmp_path: Path)
 
 
 def test_a_layer_that_forgets_the_memory_stops_the_answer(
-    reader: hf.Reader, model: Path, tmp_path: Path
+    reader: Reader, model: Path, tmp_path: Path
 ) -> None:
     """The last guard: a forward in which a layer never called the registered function."""
     store = read(tmp_path, model, reader=reader)
@@ -374,34 +375,32 @@ def test_a_damaged_model_is_one_line(
     if content is not None:
         (copy / file).write_text(content)
     with pytest.raises(SekvError, match=r"cannot load model|no weight files|tokenizer") as caught:
-        hf.load(str(copy), device="cpu")
+        load_reader(str(copy), device="cpu")
     assert "\n" not in str(caught.value)
 
 
 # ---------------------------------------------------------------------------- identity
 
 
-def test_an_identity_names_the_shape_and_settings(model: Path, reader: hf.Reader) -> None:
+def test_an_identity_names_the_shape_and_settings(model: Path, reader: Reader) -> None:
     identity = reader.identity
     assert identity.id == str(model)
     assert identity.architecture == "LlamaForCausalLM"
     assert (identity.layers, identity.heads, identity.kv_heads, identity.head_dim) == (3, 4, 2, 16)
     assert identity.rope["rope_type"] == "default"
-    assert hf.load(str(model), device="cpu").identity == identity
+    assert load_reader(str(model), device="cpu").identity == identity
 
 
-def test_one_changed_weight_is_another_model(
-    model: Path, reader: hf.Reader, tmp_path: Path
-) -> None:
+def test_one_changed_weight_is_another_model(model: Path, reader: Reader, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(model, copy)
-    same = hf.load(str(copy), device="cpu").identity
+    same = load_reader(str(copy), device="cpu").identity
     assert replace(same, id="") == replace(reader.identity, id="")
     weights = copy / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-5] ^= 1
     weights.write_bytes(data)
-    changed = hf.load(str(copy), device="cpu").identity
+    changed = load_reader(str(copy), device="cpu").identity
     assert replace(changed, weights="", behaviour=()) == replace(same, weights="", behaviour=())
     assert changed.weights != same.weights
 
@@ -427,8 +426,8 @@ def test_a_chat_model_reads_behind_its_prefix(tmp_path: Path) -> None:
         assert opened.store.manifest.prompt == recorded
 
 
-def test_a_prompt_without_a_prefix_is_refused(reader: hf.Reader) -> None:
-    bare = hf.Reader(
+def test_a_prompt_without_a_prefix_is_refused(reader: Reader) -> None:
+    bare = Reader(
         reader.model,
         reader.tokenizer,
         reader.identity,
@@ -439,10 +438,10 @@ def test_a_prompt_without_a_prefix_is_refused(reader: hf.Reader) -> None:
         bare.prefix()
 
 
-def test_what_is_computed_is_known_by_a_few_numbers(model: Path, reader: hf.Reader) -> None:
+def test_what_is_computed_is_known_by_a_few_numbers(model: Path, reader: Reader) -> None:
     """The same computation gives the same numbers, another one gives others, far apart."""
     usual = reader.identity.behaviour
-    assert len(usual) == 2 * hf.PROBE_TOKENS - 1
+    assert len(usual) == 2 * PROBE_TOKENS - 1
     assert min(usual) > 0
     assert reader.behaviour() == usual
     frequencies = reader.model.model.rotary_emb.inv_freq
@@ -456,7 +455,7 @@ def test_what_is_computed_is_known_by_a_few_numbers(model: Path, reader: hf.Read
     assert "computes something else" in compare_identity(
         reader.identity, changed, ("float32", "float32")
     )
-    rounded = hf.load(str(model), device="cpu", dtype="bfloat16")
+    rounded = load_reader(str(model), device="cpu", dtype="bfloat16")
     assert rounded.dtype_name == "bfloat16"
     assert rounded.identity.behaviour != usual
     dtypes = ("float32", rounded.dtype_name)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.compression.params import LayerParams, needed
-from engine.compression.routers.sketch import RoutedRows
-from engine.compression.routers.text import KeyBox, PartMeans, SpanKey
+from engine.compression.routers.base import RoutedRows
+from engine.compression.routers.span_keys import KeyBox, PartMeans, SpanKey
 
 HEADS, SIZE = 2, 8
 NOTHING = LayerParams()

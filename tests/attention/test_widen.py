@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from engine.attention import retry
-from engine.attention.budget import Coverage
-from engine.attention.retry import Retry, can_retry
+from engine.attention import widen
+from engine.attention.coverage import Coverage
 from engine.attention.shared import Shared
+from engine.attention.widen import Retry, can_retry
 from engine.compression.selectors import ByShare, Once
 from engine.errors import BudgetError
-from engine.models import hf
+from engine.models.reader import Reader
 from engine.types import AskOptions
 from tiny_books import QUESTION, log, read, session
 
@@ -23,11 +23,11 @@ TOKENS = 6
 
 
 @pytest.fixture(scope="module")
-def store(model: Path, reader: hf.Reader, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def store(model: Path, reader: Reader, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return read(tmp_path_factory.mktemp("store"), model, log(14), reader=reader)
 
 
-def asked(store: Path, reader: hf.Reader, **options: Any) -> Any:
+def asked(store: Path, reader: Reader, **options: Any) -> Any:
     """The answer, what the memory was at its end, and the trace."""
     with session(store, reader, trace=True, max_new_tokens=TOKENS, **options) as opened:
         answer = opened.ask(QUESTION)
@@ -38,11 +38,11 @@ def asked(store: Path, reader: hf.Reader, **options: Any) -> Any:
 
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """No lead is enough."""
-    monkeypatch.setattr(retry, "MARGIN", float("inf"))
+    monkeypatch.setattr(widen, "MARGIN", float("inf"))
 
 
 def never(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "MARGIN", 0.0)
+    monkeypatch.setattr(widen, "MARGIN", 0.0)
 
 
 def timeless(answer: Any) -> Any:
@@ -51,7 +51,7 @@ def timeless(answer: Any) -> Any:
 
 
 def test_a_budget_is_kept_unless_it_may_be_widened(
-    store: Path, reader: hf.Reader, monkeypatch: pytest.MonkeyPatch
+    store: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A factor of one, or no step that is unsure, changes nothing at all."""
     plain, _, trace = asked(store, reader, budget="15%")
@@ -66,7 +66,7 @@ def test_a_budget_is_kept_unless_it_may_be_widened(
 
 
 def test_with_every_step_wider_the_answer_is_that_of_a_wider_budget(
-    store: Path, reader: hf.Reader, monkeypatch: pytest.MonkeyPatch
+    store: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its words, evidence, decisions and coverage are those of the second tries alone."""
     always(monkeypatch)
@@ -88,7 +88,7 @@ def test_with_every_step_wider_the_answer_is_that_of_a_wider_budget(
 
 
 def test_the_peak_is_told_and_the_next_step_is_back_within_the_budget(
-    store: Path, reader: hf.Reader, monkeypatch: pytest.MonkeyPatch
+    store: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, _, _ = asked(store, reader, budget="15%")
     allowed = plain.memory.device_kv_bytes
@@ -135,7 +135,7 @@ def test_coverage_is_told_apart_by_step() -> None:
 
 
 def test_a_store_that_is_whole_has_nothing_to_widen(
-    store: Path, reader: hf.Reader, monkeypatch: pytest.MonkeyPatch
+    store: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     always(monkeypatch)
     answer, _, _ = asked(store, reader, full=True, widen=4.0)
@@ -144,7 +144,7 @@ def test_a_store_that_is_whole_has_nothing_to_widen(
 
 @pytest.mark.parametrize(("method", "widen"), [("snapkv", 2.0), ("zoomr", 2.0)])
 def test_a_method_that_keeps_what_a_step_did_is_not_widened(
-    method: str, widen: float, model: Path, reader: hf.Reader, tmp_path: Path
+    method: str, widen: float, model: Path, reader: Reader, tmp_path: Path
 ) -> None:
     assert can_retry(ByShare())
     assert not can_retry(Once())
@@ -159,6 +159,6 @@ def test_a_method_that_keeps_what_a_step_did_is_not_widened(
 
 
 @pytest.mark.parametrize("widen", [0.5, float("nan"), float("inf")])
-def test_a_factor_is_one_or_more(widen: float, store: Path, reader: hf.Reader) -> None:
+def test_a_factor_is_one_or_more(widen: float, store: Path, reader: Reader) -> None:
     with pytest.raises(BudgetError, match="widen"):
         session(store, reader, widen=widen)

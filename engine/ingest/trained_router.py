@@ -11,7 +11,7 @@ from engine.types import Progress
 
 if TYPE_CHECKING:
     from engine.compression.routers.router_file import TrainedRouter
-    from engine.models.hf import Reader
+    from engine.models.reader import Reader
 
 
 def routed(

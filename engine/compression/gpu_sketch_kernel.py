@@ -1,4 +1,4 @@
-"""Few-bit codes scored on a GPU in one kernel: packed rows in, the log-mass of spans out.
+"""Sketches scored on a GPU in one kernel: packed rows in, the log-mass of spans out.
 
 Written in Triton, which torch brings along for CUDA; import this file there alone. The reference
 is `scores.packed_span_masses`, which computes the same on any device; `routers.sketch` says which

@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.attention.residency import Host
+from engine.attention.host_records import Host
 from engine.attention.resident import Needs, ResidentSpans, Room, row_scores
 from engine.attention.view import View
+from engine.compression.choose_spans import choose
 from engine.compression.code_space import from_basis
 from engine.compression.codecs.base import Codec, Records
 from engine.compression.codecs.raw import Raw
@@ -21,7 +22,6 @@ from engine.compression.codecs.shared_basis import SharedBasis
 from engine.compression.codecs.span_svd import SpanSVD
 from engine.compression.params import needed
 from engine.compression.ranges import gather_ranges
-from engine.compression.routers.sketch import choose
 from tiny_memory import Section, rows
 
 HEADS = 3

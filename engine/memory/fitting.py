@@ -13,7 +13,7 @@ from engine.compression.methods import Method
 from engine.compression.params import LayerParams
 from engine.compression.ranges import span_ids
 from engine.compression.routers import two_level
-from engine.compression.routers.static import layer_budgets
+from engine.compression.routers.question_blind import layer_budgets
 from engine.compression.span_tables import SpanTables
 from engine.compression.spans import COMPRESSED
 from engine.errors import BudgetError

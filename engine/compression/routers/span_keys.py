@@ -1,6 +1,6 @@
 """Routers of other systems, which score a whole span by a summary of its keys.
 
-All follow the query; those that do not are in `static`. None estimates a log-mass: their
+All follow the query; those that do not are in `question_blind`. None estimates a log-mass: their
 scores rank spans, and spans that are not zoomed are hidden.
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.compression.params import LayerParams, needed
-from engine.compression.routers.sketch import NOT_TOLD, RoutedRows, Unfitted
+from engine.compression.routers.base import NOT_TOLD, RoutedRows, Unfitted
 from engine.compression.span_tables import SpanTables
 
 

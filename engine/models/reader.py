@@ -1,4 +1,4 @@
-"""A transformers causal LM as a reader: load, refuse what would bypass the memory, prefill.
+"""The reader: a transformers causal LM that prefills windows and refuses to bypass the memory.
 
 It knows prompts and positions, not spans: what happens with the keys and values of a window is
 the business of `compression` and `ingest`.
@@ -318,7 +318,7 @@ def _rows(cache: Cache) -> list[tuple[Tensor, Tensor]]:
 # ---------------------------------------------------------------------------- loading
 
 
-def load(
+def load_reader(
     model: str | Located,
     *,
     revision: str = "",

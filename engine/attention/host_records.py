@@ -18,7 +18,7 @@ from engine.errors import StoreError
 
 
 class Section(Protocol):
-    """Where the records of some spans lie; `store.HostSection` is one on disk."""
+    """Where the records of some spans lie; `store.host.HostSection` is one on disk."""
 
     def offsets(self, layer: int) -> Tensor:
         """[S * Hkv + 1] places of the records; see `codecs.base.Records`."""
