@@ -67,7 +67,7 @@ class Session:
         progress: Progress,
         reader: Reader | None = None,
     ):
-        """Load model and store once; `reader` is one already loaded, when there is.
+        """Load model and store once; `reader`: the model, where it is loaded already.
 
         Raises:
             SekvError: a bad option, a damaged store, another model than the store's.
@@ -154,7 +154,7 @@ class Session:
             on_text: gets the visible answer as it is made.
             turns: the conversation so far; the latest turns that fit `TURNS_SHARE` are read as
                 they are, older ones once and then compressed.
-            stop: asked whether to give up, before every token and every chunk of what is read.
+            stop: whether to give up; called before every token and every chunk that is read.
         Raises:
             QuestionError: an empty question, or one that is longer than the model's positions.
             StoppedError: `stop` said so.
@@ -165,7 +165,7 @@ class Session:
         trace, evidence = Trace(), Evidence(self.ids, self._heads)
         self._trace, self._answer = trace, None
         streamer = AnswerStreamer(self.reader, evidence, trace, on_text, stop, self.options.stop)
-        retrieved = self._retrieve(_told(question, turns), prepared.prompt, stop)
+        retrieved = self._retrieve(_search_texts(question, turns), prepared.prompt, stop)
         if self.options.widen > 1:
             self._retry = Retry(self.memory.shared, self.options.widen, self.options.coverage)
         cache = self._cache()
@@ -207,7 +207,7 @@ class Session:
     def _prepare(
         self, question: str, turns: Sequence[Turn], stop: Stop | None
     ) -> _PreparedQuestion:
-        """Bring back the turns before a question and reset what is counted per question.
+        """Restore or compute compressed older turns, then reset the counts of one question.
 
         Raises:
             QuestionError: it is longer than the model's positions.
@@ -243,7 +243,11 @@ class Session:
         self.past = Conversation(self.reader, memory, self._retrieve)
 
     def _check_retry(self, options: AskOptions) -> None:
-        """Refuse to do steps again where a method keeps what a step did."""
+        """Refuse `widen` for a method that cannot undo a step.
+
+        Raises:
+            OptionError: the method keeps what a step did.
+        """
         recipe = self.memory.layers[0].recipe
         if options.widen > 1 and (recipe.output is not None or not can_retry(recipe.selector)):
             raise OptionError(
@@ -270,8 +274,8 @@ class Session:
     def _prompt(self, question: str, latest: Sequence[Turn]) -> list[int]:
         """Token ids of the latest turns and the question.
 
-        The turns are rows like those of the question. Their bytes are taken from the room to
-        zoom, so that a long conversation stays within the budget.
+        The turns are live rows like the question's. Their bytes are taken from the slots for zoomed
+        spans, so that a long conversation stays within the budget.
         """
         prompt, tokenizer = self.reader.prompt, self.reader.tokenizer
         first = self.past.length == self.memory.length
@@ -283,7 +287,7 @@ class Session:
 
     @property
     def _row_bytes(self) -> int:
-        """Of one token's live keys and values in one layer."""
+        """Bytes of one token's live keys and values in one layer."""
         model = self.store.manifest.model
         return 2 * model.kv_heads * model.head_dim * self.reader.dtype.itemsize
 
@@ -295,10 +299,11 @@ class Session:
     def _retrieve(
         self, texts: Sequence[str], prompt: list[int], stop: Stop | None = None
     ) -> Retrieved:
-        """Have the memory see the passages of a long document that matter, and no others.
+        """Hide everything of a long document but the retrieved passages, in all layers.
 
         Args:
-            texts: what is asked, then what else tells what it is about.
+            texts: search texts: the question, and the turn before it joined with the question.
+            prompt: token ids of the question, which vote where no word is found.
         """
         queries = [content_words(text) for text in texts]
         retrieved = self._retrieval.choose(queries, lambda: self._vote(prompt, stop))
@@ -307,8 +312,8 @@ class Session:
         return retrieved
 
     def _vote(self, prompt: list[int], stop: Stop | None) -> torch.Tensor | None:
-        """Let the rows of a prompt vote for windows, [W], by what the router says of their spans;
-        None where it is never asked. Heads count by how much they look at evidence."""
+        """Votes of a prompt's rows for windows, [W], by the router's estimates for their spans;
+        None where no router runs. Heads count by how much they look at evidence."""
         shared, first = self.memory.shared, self.memory.layers[0]
         if first.full or not len(first.view.spans):
             return None
@@ -438,8 +443,8 @@ def _memory_options(options: AskOptions) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names}
 
 
-def _told(question: str, turns: Sequence[Turn]) -> list[str]:
-    """What is asked, alone and behind the latest turn, which a question may take up."""
+def _search_texts(question: str, turns: Sequence[Turn]) -> list[str]:
+    """The question, and the latest turn joined with it, since a question may refer to that turn."""
     if not turns:
         return [question]
     return [question, f"{turns[-1].question} {turns[-1].answer} {question}"]

@@ -20,7 +20,7 @@ class Coverage:
     rows: dict[int, int] = field(default_factory=dict)
 
     def note(self, layer: int, weight: Tensor) -> None:
-        """weight: [Hkv, R, F] of a layer's summary rows."""
+        """weight: [Hkv, GQ, F] of a layer's summary rows."""
         self.summaries[layer] = self.summaries.get(layer, 0.0) + weight.sum((1, 2))
         self.rows[layer] = self.rows.get(layer, 0) + weight.shape[1]
 

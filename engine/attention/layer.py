@@ -41,7 +41,7 @@ MOST_SCORES = 1 << 22
 class RouterEstimate:
     """A router's estimates for the spans in view; either is None where it was not computed.
 
-    share: [Hkv, F] of the attention.  mass: [Hkv, R, F] log-mass in nats, the logit of a summary.
+    share: [Hkv, F] of the attention.  mass: [Hkv, GQ, F] log-mass in nats, the logit of a summary.
     """
 
     share: Tensor | None = None
@@ -77,15 +77,14 @@ class LayerMemory:
         self._replace(view, rows)
 
     def _replace(self, view: View, rows: tuple[Tensor, Tensor, Tensor]) -> None:
-        """Have these spans and these exact rows, and no others."""
+        """Hold these spans and these exact rows, and no others."""
         self._all, self._rows, self.view = view, rows, view
         self.zoomed = ResidentSpans(self.recipe.codec, self.params, rows, view)
         self._set_view(view, rows)
 
     def _set_view(self, view: View, rows: tuple[Tensor, Tensor, Tensor]) -> None:
-        """Attend to these spans and rows; what the last steps chose is forgotten. Nothing is zoomed
-        then, but where all of the same spans were: a question that comes next would zoom them all
-        again."""
+        """Attend to these spans and rows, and forget the choices of earlier steps. Zoomed spans are
+        freed, unless all of the same spans are zoomed: the next question would zoom them again."""
         self.choice: Choice = self.recipe.selector.begin()
         same = torch.equal(rows[2].int(), self.zoomed.pinned_token)
         if same and self.zoomed.holds_all and torch.equal(view.spans, self.view.spans):
@@ -123,8 +122,8 @@ class LayerMemory:
 
     @property
     def fixed_bytes(self) -> int:
-        """Bytes that are on the device whatever is zoomed: rows that stay, those that a focus hides
-        among them, the index, and what either is read with. A static ranking stays on the host."""
+        """Bytes that are on the device whatever is zoomed: pinned rows, hidden or not, the index,
+        and the parameters that both are read with. A static ranking stays on the host."""
         taken = self.zoomed.fixed_bytes
         if self._focused:
             taken += row_bytes(self._rows) - self.zoomed.row_bytes
@@ -146,8 +145,8 @@ class LayerMemory:
         return self._needs
 
     @property
-    def room(self) -> float:
-        """Bytes for slots."""
+    def slot_bytes(self) -> float:
+        """Bytes that slots may take."""
         shared = self.shared
         layers = shared.layers or [self]
         caps = [shared.width * layer.limits.cap - shared.reserved for layer in layers]
@@ -161,11 +160,11 @@ class LayerMemory:
         return self.fixed_bytes + self.needs.nbytes(self.needs.most)
 
     def _plan(self) -> None:
-        """Have slots for what the budget leaves now."""
+        """Allocate the slots that the budget allows now."""
         now = (self.shared.width, self.shared.reserved, self.limits)
         if now == self._planned:
             return
-        room = self.needs.most if self.full else self.needs.fit(self.room)
+        room = self.needs.most if self.full else self.needs.fit(self.slot_bytes)
         if room != self.zoomed.room:
             self.zoomed.allocate(room, self.needs.cost)
         self._caps = room.caps(self.device)
@@ -175,10 +174,10 @@ class LayerMemory:
     # -- what is seen --------------------------------------------------------------
 
     def follow(self, behind: Sequence[Segment]) -> None:
-        """Have these segments behind the document, in place of any there before.
+        """Put these segments behind the document, in place of those there before.
 
-        Their spans stand after the document's and are chosen, fetched and weighed like them; no
-        focus hides them, and watchers, which know the document alone, do not get them.
+        Their spans come after the document's and are chosen, fetched and weighted like them. A
+        focus never hides them; watchers, which know only the document, do not get them.
         """
         self.release()
         if list(behind) == self._behind:
@@ -210,8 +209,8 @@ class LayerMemory:
 
     def focus(self, stretches: Sequence[Stretch] | None) -> None:
         """See only the spans that have tokens in these stretches of the document, and the exact
-        rows in them; None: all. What stands before and behind the document is always seen. What
-        the last steps wanted is forgotten."""
+        rows in them; None: all. The prefix and the segments behind the document are always seen.
+        The choices of earlier steps are forgotten."""
         if stretches is None:
             self.index = self.index.pick(None, None)
             self._set_view(self._all, self._rows)
@@ -226,8 +225,8 @@ class LayerMemory:
         self._set_view(self._all.pick(self._all.within(spans))[0], rows)
 
     def release(self) -> None:
-        """Be as no question had been asked: give back what one brought to the device, unless every
-        question brings all of it."""
+        """Undo the last question: see the whole document, and free the zoomed spans unless every
+        question zooms all of them."""
         self.focus(None)
 
     # -- attention -----------------------------------------------------------------
@@ -259,10 +258,10 @@ class LayerMemory:
     def _route(
         self, q: Tensor, rows: int, pinned: Tensor, live: Tensor, live_k: Tensor
     ) -> RouterEstimate:
-        """Ask the router, and have in slots what the selector makes of its answer.
+        """Run the router, and load the spans that the selector picks into slots.
 
         Args:
-            q: [Hkv, R, D].  pinned, live: their scores on the rows that are exact.
+            q: [Hkv, GQ, D].  pinned, live: their scores on the rows that are exact.
         """
         shared, hides = self.shared, self.recipe.selector.hides
         looking = shared.votes is not None and not hides
@@ -284,8 +283,8 @@ class LayerMemory:
         return RouterEstimate(share, mass.masked_fill(wanted[:, None], NEG_INF))
 
     def _everything_fits(self) -> bool:
-        """Whether every span in view is zoomed whatever is asked, so that nothing is to be
-        estimated: what a method that fills its room has room for."""
+        """Whether all spans in view fit the budget, so that they are all zoomed and the router need
+        not run."""
         if self.full or not len(self.view.spans):
             return True
         if self.shared.estimates or self.shared.votes is not None or self.limits.coverage < 1:
@@ -298,7 +297,7 @@ class LayerMemory:
         self, q: Tensor, mass: Tensor, refined: Tensor | None, pinned: Tensor, live: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Per KV head and span [Hkv, F] the estimated share of attention, largest over rows, and
-        what spans are ranked by; and the shares of all rows [Hkv, R, F], where they say so."""
+        what spans are ranked by; and the shares of all rows [Hkv, GQ, F], where they say so."""
         if self.recipe.router.gated:
             scores = self.index.zoom_scores(q, self.view)
             return scores, scores, None
@@ -352,8 +351,8 @@ class LayerMemory:
     def _vote(self, mass: Tensor) -> None:
         """Let every query row vote for windows by the best span of each; mass [Hkv, GQ, F].
 
-        Windows are held against each other alone, so that a head which mostly looks at the
-        question still says where in the document it would look.
+        Votes are normalised over windows only, so that a head which mostly attends to the question
+        still has a full vote.
         """
         assert self.shared.votes is not None
         best = mass.new_full((*mass.shape[:2], self.shared.windows + 1), NEG_INF)
@@ -366,7 +365,7 @@ class LayerMemory:
     def _merge(
         self, queries: QueryRows, rows: int, live_v: Tensor
     ) -> tuple[Tensor, AttentionWeights]:
-        """One softmax over slots, live rows and summaries: [Hkv, R, D], and its weights."""
+        """One softmax over slots, live rows and summaries: [Hkv, GQ, D], and its weights."""
         attended = AttendedRows(self.zoomed, self.zoomed.products(), self.index, live_v)
         columns = self.zoomed.tokens.shape[1] + queries.columns
         at_once = max(1, MOST_SCORES // (self.heads * columns))
@@ -432,7 +431,7 @@ class LayerMemory:
 
 
 def _shares(pinned: Tensor, live: Tensor, mass: Tensor) -> Tensor:
-    """The estimated share of each row's attention that each span gets, [Hkv, R, F]."""
+    """The estimated share of each row's attention that each span gets, [Hkv, GQ, F]."""
     total = torch.logaddexp(pinned.logsumexp(-1), live.logsumexp(-1))
     total = torch.logaddexp(total, mass.logsumexp(-1))
     return torch.exp(mass - total[..., None])

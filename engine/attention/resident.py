@@ -296,7 +296,7 @@ class ResidentSpans:
         before, behind = self.room.coded, self.room.coded + self.pinned
         gone[:, before:behind] = False
         self.tokens.masked_fill_(gone, FREE)
-        k, v = (some.where(self._filled(some)) for some in self.residuals)
+        k, v = (some.masked(self._filled(some)) for some in self.residuals)
         self.residuals = (k, v)
 
     def _filled(self, residuals: Residuals) -> Tensor:
@@ -322,7 +322,7 @@ class ResidentSpans:
         value = amount / (FINER * layout.lower[part, head, component].float())
         index, slot = head * layout.components + component, slots[row]
         k, v = (
-            some.and_more(index[mine], slot[mine], value[mine])
+            some.appended(index[mine], slot[mine], value[mine])
             for some, mine in zip(self.residuals, (part == 0, part == 1), strict=True)
         )
         self.residuals = (k, v)

@@ -1,4 +1,4 @@
-"""What all layers of a memory know: the document, the question and what is resident."""
+"""State that all layers of a memory share: document, question, and counts of what is resident."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Shared:
     the most that one layer took beside it for one forward.
     recomputed_tokens: of the document, that the model read once more while it answered.
     reserved: bytes per layer that the turns of a conversation take from the room to zoom.
-    width: budgets that may be resident now; more than one while an unsure step is done again.
+    width: multiple of the budget that is allowed now; above 1 while a step is done again.
     coverage: since the question was asked.
     transcript: the question that is being answered, and the answer so far.
     estimates: whether watchers want what the router estimates even where nothing is to be chosen.

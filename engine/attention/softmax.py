@@ -47,8 +47,8 @@ def merge_resolutions(logits: list[Tensor], values: list[Tensor]) -> tuple[Tenso
 class QueryRows:
     """Query rows of a layer and the scores that are known of them, in nats.
 
-    q: [Hkv, R, D] float32.  pinned: [Hkv, R, P] and live: [Hkv, R, n] with the exact rows.
-    mass: [Hkv, R, F] of the summary rows, None where there are none.
+    q: [Hkv, GQ, D] float32.  pinned: [Hkv, GQ, P] and live: [Hkv, GQ, n] with the exact rows.
+    mass: [Hkv, GQ, F] of the summary rows, None where there are none.
     """
 
     q: Tensor
@@ -109,8 +109,8 @@ class AttendedRows:
         """One softmax over slots, live rows and summaries.
 
         Returns:
-            The output [Hkv, R, D] and the weights of slots [Hkv, R, n] and of summaries
-            [Hkv, R, F], None where there are none.
+            The output [Hkv, GQ, D] and the weights of slots [Hkv, GQ, n] and of summaries
+            [Hkv, GQ, F], None where there are none.
         """
         scores = self.slots.scores(queries.q, queries.pinned, self.codes)
         parts = [scores, queries.live] + ([] if queries.mass is None else [queries.mass])

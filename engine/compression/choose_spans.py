@@ -16,7 +16,7 @@ def choose(
         share: [Hkv, F] estimated share of attention that a span draws.
         cost: [C, Hkv, F] what a span takes of each of C kinds of room.  room: [C, Hkv].
         uncovered: what of any row's attention may stay unzoomed; 0 zooms all that fits.
-        rows: [Hkv, R, F] the shares of each row, of which `share` is the largest; without, `share`
+        rows: [Hkv, Q, F] the shares of each row, of which `share` is the largest; without, `share`
             is the only row.
     Returns:
         bool [Hkv, F].

@@ -23,14 +23,14 @@ Runs = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, eq=False)
 class CodeLayout:
-    """Where the codes of P parts (such as keys and values) of Hkv heads lie in columns of bytes.
+    """Where the codes of some parts (such as keys and values) of Hkv heads lie in columns of bytes.
 
     runs: per width in use (bits, first column, columns, first row of what is unpacked).
     unpacked: rows that unpacking makes. order: int64 [width], the column of each byte of a row as
     a store has it: of the first head all parts, then of the second, and so on; on the CPU. first:
-    [Hkv + 1] where each head's bytes begin in that. source: int32 [P * Hkv * R] which unpacked row
-    is which component. lower: float16 [P, Hkv, R] what brings an unpacked code down to its value, a
-    power of two; 0 where a component has no bits.
+    [Hkv + 1] where each head's bytes begin in that. source: int32 [parts * Hkv * R] which unpacked
+    row is which component. lower: float16 [parts, Hkv, R] what brings an unpacked code down to its
+    value, a power of two; 0 where a component has no bits.
     """
 
     runs: tuple[tuple[int, int, int, int], ...]
@@ -52,7 +52,7 @@ class CodeLayout:
 
     @classmethod
     def of(cls, bits: Tensor) -> CodeLayout:
-        """bits: uint8 [P, Hkv, R]; on any device, which is waited for."""
+        """bits: uint8 [parts, Hkv, R]; on any device, which is waited for."""
         table = bits.cpu()
         parts, heads, size = table.shape
         packings = [[Packing.of(table[p, h]) for p in range(parts)] for h in range(heads)]
@@ -128,9 +128,9 @@ class CodeLayout:
         return out
 
     def unpack(self, data: Tensor, runs: Runs | None = None) -> Tensor:
-        """Columns uint8 [width, n] -> codes float32 [P * Hkv, R, n], each to be multiplied with its
-        `lower`: no bit was shifted. Components without bits hold anything finite. runs: ranges of
-        rows (first, last + 1) that are wanted, one after another; all without."""
+        """Columns uint8 [width, n] -> codes float32 [parts * Hkv, R, n], each to be multiplied with
+        its `lower`: no bit was shifted. Components without bits hold anything finite. runs: ranges
+        of rows (first, last + 1) that are wanted, one after another; all without."""
         runs = ((0, data.shape[1]),) if runs is None else runs
         count = sum(last - first for first, last in runs)
         parts_heads = self.lower.shape[0] * self.lower.shape[1]
@@ -232,5 +232,5 @@ class CodeColumns:
         return CodeColumns(self.layout, self.data, tuple(inside))
 
     def unpack(self) -> Tensor:
-        """float32 [P * Hkv, R, n]; see `CodeLayout.unpack`."""
+        """float32 [parts * Hkv, R, n]; see `CodeLayout.unpack`."""
         return self.layout.unpack(self.data, self.runs)

@@ -1,8 +1,8 @@
-"""Products of queries and of weights with packed codes.
+"""q.K and weights.V, computed on packed low-bit codes.
 
-For a few query rows codes are unpacked in registers where a kernel can: on a CPU by numba (the
-extra `cpu`), on a GPU by Triton. Elsewhere, and for many rows, torch unpacks them once to memory.
-All give the same up to the order of sums.
+For a few query rows a kernel unpacks the codes in registers: on a CPU by numba (the extra `cpu`),
+on a GPU by Triton. Without such a kernel, and for many rows, torch unpacks them once to memory.
+The results differ only in the order of sums.
 """
 
 from __future__ import annotations
@@ -76,11 +76,11 @@ class Residuals:
         """int64 [M]."""
         return (self.place & ((1 << self.shift) - 1)).long()
 
-    def and_more(self, index: Tensor, row: Tensor, amount: Tensor) -> Residuals:
+    def appended(self, index: Tensor, row: Tensor, amount: Tensor) -> Residuals:
         place = torch.cat([self.place, ((index << self.shift) | row).to(self.place)])
         return Residuals(place, torch.cat([self.amount, amount.half()]), self.shift)
 
-    def where(self, kept: Tensor) -> Residuals:
+    def masked(self, kept: Tensor) -> Residuals:
         """Those where bool [M] holds."""
         return Residuals(self.place[kept], self.amount[kept], self.shift)
 
@@ -91,32 +91,33 @@ class Residuals:
 
 @dataclass(frozen=True, eq=False)
 class CodeProducts:
-    """Products with the codes of n rows, of one forward: many query rows unpack them once.
+    """Products with the codes of n rows. It lives for one forward, so that unpacking is cached.
 
-    codes: of P parts, such as keys and values.  residuals: of each part; none for none.
+    codes: of one or more parts, such as keys and values.  residuals: of each part, or empty.
     """
 
     codes: CodeColumns
     residuals: tuple[Residuals, ...] = ()
 
     def scores(self, part: int, q: Tensor) -> Tensor:
-        """q . codes of every row [Hkv, Q, n].  q: float32 [Hkv, Q, R], per code as it unpacks."""
+        """q . codes of every row [Hkv, Q, n].  q: float32 [Hkv, Q, R], already
+        multiplied by `CodeLayout.lower`."""
         kernels = _kernels(self.codes.data.device, q.shape[1])
         if kernels is None:
             return torch.bmm(q, self._unpacked(part))
         out: Tensor = kernels.scores(self.codes, part, q)
-        for some in self.residuals[part : part + 1]:
-            kernels.add_residual_scores(some, q, out)
+        if self.residuals:
+            kernels.add_residual_scores(self.residuals[part], q, out)
         return out
 
     def sums(self, part: int, weight: Tensor) -> Tensor:
-        """Codes of all rows added up by weights float32 [Hkv, Q, n]: [Hkv, Q, R]."""
+        """weight . codes over all rows, [Hkv, Q, R].  weight: float32 [Hkv, Q, n]."""
         kernels = _kernels(self.codes.data.device, weight.shape[1])
         if kernels is None:
             return torch.bmm(weight, self._unpacked(part).mT)
         out: Tensor = kernels.sums(self.codes, part, weight)
-        for some in self.residuals[part : part + 1]:
-            kernels.add_residual_sums(some, weight, out)
+        if self.residuals:
+            kernels.add_residual_sums(self.residuals[part], weight, out)
         return out
 
     def working_bytes(self, queries: int) -> int:

@@ -1,9 +1,8 @@
-"""Compresses old turns of a conversation like the document, and lets them follow it in memory.
+"""Compresses old turns of a conversation like the document, and puts them behind it in memory.
 
-A turn is read once, behind the document and what is kept of the turns before it; its keys and
-values then become anchors, sketches, summaries and codes by the choices of the document's method
-and with the document's bases. From then on it is spans like others: the same router looks for
-them, the same budget pays for them. Nothing of it is written to a disk.
+A turn is read once, after the document and the turns before it. The document's method, with the
+document's bases, then turns its keys and values into anchors, sketches, summaries and codes. Its
+spans are routed and counted in the budget like the document's. Nothing is written to disk.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ MOST_HELD = 1 << 28
 
 
 Retrieve = Callable[[Sequence[str], list[int], Stop | None], object]
-"""Lets the memory see the passages of a long document that matter to some texts, which are read as
-these tokens, and no others."""
+"""Hides everything of a long document but the passages retrieved for these search texts, whose
+token ids are the second argument."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +85,9 @@ class Conversation:
         return MemoryCache(memory.layers, self.length, memory.shared, self._reader.tokenizer.decode)
 
     def recall(self, turns: Sequence[Turn], stop: Stop | None = None) -> None:
-        """Have the memory hold these turns, and no others; reads those that are new.
+        """Put these turns, and no others, behind the document; reads those that are new.
 
-        Of turns that take more than `SHARE` of the budget the newest stay; where positions run
+        If they take more than `SHARE` of the budget, only the newest are shown; if positions run
         out, the conversation begins anew at a later turn.
 
         Raises:

@@ -1,8 +1,8 @@
-"""Window retrieval: which windows of a long document a question needs, and which passages of them.
+"""Retrieval: which passages a question sees of a document of several windows.
 
-BM25 over overlapping passages of the store's own text; a window is worth what its best passage is.
-The index is SQLite's FTS5, in memory, and takes a tenth of a second for a book. Where no word of a
-question stands in the document, attention's vote decides.
+BM25 ranks overlapping passages of the store's own text. The index is SQLite's FTS5, in memory, and
+takes a tenth of a second for a book. Only where no word of a question occurs in the document are
+whole windows chosen, by attention's vote.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from torch import Tensor
 from engine.attention.view import Stretch
 from engine.errors import SekvError
 
-READ = 2
+PASSAGES_SEEN = 2
 """Passages that are seen while a question is answered; see docs/results.md."""
 
-READ_WINDOWS = 2
+VOTED_WINDOWS = 2
 """Windows that are seen where attention chose them."""
 
 PASSAGE, STEP = 256, 128
 """Tokens of a passage, and from the beginning of one to the next."""
 
 RANK = 60
-"""How little a rank counts beside the next one in `fuse`; the value of its source."""
+"""k of reciprocal rank fusion, where a score is 1 / (k + rank); the value of its source."""
 
 TABLE = """
     CREATE VIRTUAL TABLE passages
@@ -39,7 +39,7 @@ TABLE = """
 """Words of letters and digits without accents, English ones cut to their stems; the text itself is
 not kept."""
 
-ALONE = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3]")
+UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3]")
 """Characters of scripts without spaces; each counts as a word."""
 
 WORDS, ATTENTION, ALL = "words", "attention", "all"
@@ -86,7 +86,7 @@ class PassageIndex:
 
 
 def _apart(text: str) -> str:
-    return ALONE.sub(r" \g<0> ", text)
+    return UNSPACED.sub(r" \g<0> ", text)
 
 
 def passages(window: Stretch) -> list[Stretch]:
@@ -97,7 +97,7 @@ def passages(window: Stretch) -> list[Stretch]:
 
 
 def fuse(rankings: Iterable[Iterable[int]]) -> list[int]:
-    """Reciprocal rank fusion: what several rankings, best first, have in all of them, best first.
+    """Reciprocal rank fusion: merges several rankings into one, best first; an item may be in any.
 
     Source: Cormack, Clarke and Buettcher (SIGIR 2009).
     """
@@ -112,9 +112,9 @@ def fuse(rankings: Iterable[Iterable[int]]) -> list[int]:
 class Retrieved:
     """What a question sees of a document, and why.
 
-    windows: those that it sees some of, best first. by: WORDS, ATTENTION or ALL. stretches: what it
-    sees of them, ascending and apart; None: the whole document. lexical, attention: scores of
-    windows by their number; empty where nobody asked.
+    windows: those that it sees some of, best first. by: WORDS, ATTENTION or ALL.
+    stretches: what it sees of them, sorted and not overlapping; None: the whole document.
+    lexical, attention: scores of windows by their number; empty where they were not computed.
     """
 
     windows: tuple[int, ...]
@@ -155,7 +155,7 @@ class Retrieval:
         found = [self._index.scores(words) for words in queries]
         ranked = fuse(found)
         if ranked:
-            return self._with_words(self._index, ranked[:READ], found)
+            return self._with_words(self._index, ranked[:PASSAGES_SEEN], found)
         votes = vote()
         return everything if votes is None else self._voted(votes)
 
@@ -171,7 +171,7 @@ class Retrieval:
         return Retrieved(tuple(lexical), WORDS, stretches, lexical=lexical)
 
     def _voted(self, votes: Tensor) -> Retrieved:
-        best = votes.argsort(descending=True, stable=True)[:READ_WINDOWS].tolist()
+        best = votes.argsort(descending=True, stable=True)[:VOTED_WINDOWS].tolist()
         attention = {window: float(votes[window]) for window in best}
         stretches = joined(self.windows[window] for window in best)
         return Retrieved(tuple(best), ATTENTION, stretches, attention=attention)

@@ -12,7 +12,7 @@ from engine.answer import checks
 from engine.compression.methods import METHODS
 from engine.compression.routers.question_blind import RetrievalHeads
 from engine.errors import QuestionError, StoppedError
-from engine.memory.retrieval import READ_WINDOWS
+from engine.memory.retrieval import VOTED_WINDOWS
 from engine.models import chunked
 from engine.models.reader import Reader, load_reader
 from engine.types import Answer, Turn
@@ -131,7 +131,7 @@ def test_a_vote_for_windows_stops_too(model: Path, tmp_path: Path, small: None) 
         return asked > 3
 
     with session(made, reader) as opened:
-        assert len(opened.store.manifest.windows) > READ_WINDOWS
+        assert len(opened.store.manifest.windows) > VOTED_WINDOWS
         with pytest.raises(StoppedError):
             opened.ask(strange, stop=stop)
         assert opened.memory.shared.votes is None

@@ -18,7 +18,7 @@ from engine.answer import support
 from engine.answer.generate import LOOP_TIMES
 from engine.answer.session import TURNS_SHARE, Session
 from engine.errors import BudgetError, ReaderError, SekvError, StoppedError
-from engine.memory.retrieval import READ, READ_WINDOWS
+from engine.memory.retrieval import PASSAGES_SEEN, VOTED_WINDOWS
 from engine.models import evidence_heads
 from engine.models.prompt import PLAIN_CUE
 from engine.models.reader import Reader, load_reader
@@ -577,8 +577,8 @@ def test_of_many_windows_the_passages_with_the_words_of_the_question_are_seen(
     with session(many, reader, trace=True, budget="60%", full=full) as opened:
         windows = opened.store.manifest.windows
         answer = opened.ask("What happened on day 13?")
-        assert answer.stats["windows"] == len(windows) > READ
-        assert answer.stats["windows_read"] == len(answer.retrieval) == READ
+        assert answer.stats["windows"] == len(windows) > PASSAGES_SEEN
+        assert answer.stats["windows_read"] == len(answer.retrieval) == PASSAGES_SEEN
         assert answer.stats["windows_by"] == "words"
         best = windows[answer.retrieval[0].window]
         assert "day 13" in log(14)[best.start : best.end]
@@ -607,7 +607,7 @@ def test_where_no_word_of_the_question_stands_in_the_document_attention_votes(
     with session(many, reader) as opened:
         answer = opened.ask(STRANGE)
         assert answer.stats["windows_by"] == "attention"
-        assert answer.stats["windows_read"] == READ_WINDOWS
+        assert answer.stats["windows_read"] == VOTED_WINDOWS
         votes = [each.attention for each in answer.retrieval]
         assert votes == sorted(votes, reverse=True)
         assert all(each.lexical is None for each in answer.retrieval)

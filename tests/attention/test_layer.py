@@ -194,12 +194,12 @@ def test_what_a_layer_cannot_use_another_may() -> None:
     all_of_it = one.most_bytes - one.fixed_bytes
     one.limits = Limits(one.fixed_bytes + 1.25 * all_of_it, 1.0)
     other.limits = Limits(other.fixed_bytes + 0.5 * all_of_it, 1.0)
-    assert one.room == pytest.approx(all_of_it)
-    assert other.room == pytest.approx(0.75 * all_of_it)
+    assert one.slot_bytes == pytest.approx(all_of_it)
+    assert other.slot_bytes == pytest.approx(0.75 * all_of_it)
     one.limits = replace(one.limits, coverage=0.05)
     one.attend(*asked(0))
     assert int(one.zoomed.held.sum()) < one.zoomed.held.numel()
-    assert other.room == pytest.approx(0.75 * all_of_it)
+    assert other.slot_bytes == pytest.approx(0.75 * all_of_it)
     other.attend(*asked(0))
     assert other.device_bytes > other.limits.cap
 

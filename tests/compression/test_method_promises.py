@@ -24,7 +24,7 @@ from engine.compression.spans import Fixed
 from engine.compression.text_spans import Delimiters, Punctuated, Sentences
 from engine.compression.thoughts import Thoughts
 from engine.errors import BudgetError, ReaderError
-from engine.memory.retrieval import READ, READ_WINDOWS
+from engine.memory.retrieval import PASSAGES_SEEN, VOTED_WINDOWS
 from engine.models.compresskv_heads import Heads
 from engine.models.reader import Reader, load_reader
 from engine.store.reader import Store
@@ -373,8 +373,8 @@ def test_of_many_windows_every_method_sees_few(
     assert windows > 10
     by = ["words", "all" if whole else "attention"]
     assert [answer.stats["windows_by"] for answer in answers] == by
-    assert answers[0].stats["windows_read"] == READ
-    assert answers[1].stats["windows_read"] == (windows if whole else READ_WINDOWS)
+    assert answers[0].stats["windows_read"] == PASSAGES_SEEN
+    assert answers[1].stats["windows_read"] == (windows if whole else VOTED_WINDOWS)
     for answer in answers:
         assert answer.usage.answer_tokens == 4
         assert whole or answer.memory.device_kv_bytes <= 0.2 * tokens * 4 * 3 * 2 * 16

@@ -87,7 +87,7 @@ def test_residuals_count_as_if_they_stood_in_the_codes(way: str) -> None:
     index, row = torch.randint(0, HEADS * size, (50,)), torch.randint(0, 333, (50,))
     amount = torch.randn(50).half()
     none = Residuals.none(HEADS, size, 333, torch.device("cpu"))
-    some = none.and_more(index, row, amount.float())
+    some = none.appended(index, row, amount.float())
     assert torch.equal(some.index, index)
     assert torch.equal(some.row, row)
     codes = codes.clone()
@@ -97,7 +97,7 @@ def test_residuals_count_as_if_they_stood_in_the_codes(way: str) -> None:
     asked = CodeProducts(columns, (none, some))
     close(asked.scores(1, q), q @ codes[1])
     close(asked.sums(1, weight) * used[1][:, None], weight @ codes[1].mT * used[1][:, None])
-    assert some.where(torch.arange(50) < 7).row.tolist() == row[:7].tolist()
+    assert some.masked(torch.arange(50) < 7).row.tolist() == row[:7].tolist()
 
 
 def test_many_query_rows_unpack_once_and_say_what_that_takes() -> None:

@@ -20,7 +20,7 @@ from engine.compression import methods as recipes
 from engine.errors import StoppedError
 from engine.memory import conversation as talk
 from engine.memory.conversation import beginning
-from engine.memory.retrieval import READ
+from engine.memory.retrieval import PASSAGES_SEEN
 from engine.models.reader import Reader, load_reader
 from engine.types import Turn
 from exact_methods import EXACT
@@ -359,10 +359,10 @@ def test_of_many_windows_a_focus_hides_no_turn(
         answer = opened.ask(QUESTION, turns=TALK[:2])
         windows = len(opened.store.manifest.windows)
         assert answer.stats["turns_folded"] == 2
-        assert answer.stats["windows_read"] == READ < windows
+        assert answer.stats["windows_read"] == PASSAGES_SEEN < windows
         for layer in opened.memory.layers:
             seen = set(layer.view.window.tolist())
-            assert len(seen) == READ + 1
+            assert len(seen) == PASSAGES_SEEN + 1
             assert windows in seen
 
 

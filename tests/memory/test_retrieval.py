@@ -16,9 +16,9 @@ from engine.memory.retrieval import (
     ALL,
     ATTENTION,
     PASSAGE,
-    READ,
-    READ_WINDOWS,
+    PASSAGES_SEEN,
     STEP,
+    VOTED_WINDOWS,
     WORDS,
     PassageIndex,
     Retrieval,
@@ -160,7 +160,7 @@ def test_the_best_passages_are_seen_and_their_windows_named_best_first() -> None
     assert chosen.stretches is not None
     seen = " ".join(map(text, chosen.stretches))
     assert "In Lübeck the organ was paid for." in seen
-    assert len(seen) <= READ * (PASSAGE + 1)
+    assert len(seen) <= PASSAGES_SEEN * (PASSAGE + 1)
     scores = [chosen.lexical[window] for window in chosen.windows]
     assert scores == sorted(scores, reverse=True)
 
@@ -174,7 +174,7 @@ def test_where_no_word_stands_in_the_document_attention_votes_for_windows() -> N
     windows, text = book(BOOK)
     votes = torch.tensor([0.0, 3.0, 1.0, 5.0, 2.0, 4.0])
     chosen = Retrieval(windows, text).choose([["fromage"]], lambda: votes)
-    best = (3, 5, 1, 4)[:READ_WINDOWS]
+    best = (3, 5, 1, 4)[:VOTED_WINDOWS]
     assert chosen == Retrieved(
         best,
         ATTENTION,

@@ -36,7 +36,7 @@ def far(queries: int, rows: int, table: list[list[list[int]]], runs: object) -> 
     index = torch.randint(0, HEADS * size, (30,), generator=made)
     row = torch.randint(0, count, (30,), generator=made)
     amount = torch.randn(30, generator=made).half().float()
-    some = Residuals.none(HEADS, size, count, torch.device("cpu")).and_more(index, row, amount)
+    some = Residuals.none(HEADS, size, count, torch.device("cpu")).appended(index, row, amount)
     beside = torch.zeros(HEADS, size, count)
     beside.view(-1).index_add_(0, index * count + row, amount)
     worst = 0.0
