@@ -118,7 +118,7 @@ class SpanIndex:
 
     def mass(self, q: Tensor, view: View) -> tuple[Tensor, Tensor | None]:
         """The router's log-mass [Hkv, GQ, F] of spans for queries [Hkv, GQ, D]; where the view is
-        long, by tokens of the best spans alone, and which these are, bool [Hkv, F]."""
+        long, by tokens of the best spans only, and which these are, bool [Hkv, F]."""
         if self.has_span_level and view.tokens >= self.levels.beyond:
             return two_level.logmass(self.levels, q, self.seen, self.params, view.bounds)
         if self.columns is not None:

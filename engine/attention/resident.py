@@ -1,9 +1,9 @@
-"""The zoomed spans of one layer on its device: slots that spans come to and leave.
+"""The zoomed spans of one layer on its device, in slots.
 
-Slots are allocated once for what a budget leaves. A span that comes is unpacked from its records
-into free slots; one that leaves frees them; a set of spans that stays the same costs nothing. Codes
-keep the bits they have in the store; what is coded as rows, and the rows that always stay, lie
-together as rows. The order of slots means nothing to a softmax. It decides nothing: see `layer`.
+Slots are allocated once, as many as the budget allows. A span is copied from its records into free
+slots, and frees them when it is no longer wanted; a set of spans that stays the same costs nothing.
+Codes keep the bits they have in the store; spans stored as rows share a tensor with pinned rows.
+The order of slots does not matter to a softmax. Which spans are wanted is decided in `layer`.
 """
 
 from __future__ import annotations

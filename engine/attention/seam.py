@@ -2,8 +2,8 @@
 
 A model loaded with `attn_implementation="sekv"` behaves as with sdpa until a forward gets a
 `MemoryCache`; then every full-attention layer attends over the document memory and the live
-rows in one softmax. The cache tells positions and mask sizes; the attention function, which
-alone sees the query, selects. State travels as a forward keyword, never on modules.
+rows in one softmax. The cache tells positions and mask sizes; the attention function selects,
+because only it sees the query. State is passed as a keyword of `forward`, never kept on modules.
 """
 
 from __future__ import annotations

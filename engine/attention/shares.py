@@ -21,8 +21,8 @@ def allot(caps: Sequence[float], least: Sequence[float], most: Sequence[float]) 
     """What each layer may hold when those that need less than their share leave the rest to others.
 
     Every layer keeps the smaller of its share and its need, whatever the others hold; the rest goes
-    to those that need more, in proportion to what they lack. It follows from shares and needs
-    alone, so that no layer can lose at one step what it was given at another.
+    to those that need more, in proportion to what they lack. The result depends only on shares and
+    needs, so that no layer can lose at one step what it was given at another.
 
     Args:
         caps: bytes, the share of each layer.  least: bytes that a layer takes whatever happens;

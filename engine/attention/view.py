@@ -20,10 +20,10 @@ Stretch = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """Spans that stand as summaries and may zoom, in document order.
+    """Spans that are summaries or zoomed, in document order.
 
     spans: int64 [F] document spans. lengths: [F] tokens. bounds: [F + 1] their places in tensors
-    that hold these spans alone. window: [F]. starts: [F] the document token each begins at.
+    that hold only these spans. window: [F]. starts: [F] the document token each begins at.
     """
 
     spans: Tensor

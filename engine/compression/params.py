@@ -103,8 +103,8 @@ class Basis:
 
     mean: [Hkv, D].  columns: [Hkv, D, R], int8 in units of `scale`, or orthonormal float32.
     scale: float16 [Hkv, R], None for orthonormal columns.
-    from_model: the columns are the model's own and no bytes of the document, which keeps their
-    order alone: int16 [Hkv, D], that of greatest variance first; None once columns are trimmed.
+    from_model: the columns are the model's own, and the document keeps only their order: int16
+    [Hkv, D], greatest variance first; None once columns are trimmed.
     """
 
     mean: Tensor

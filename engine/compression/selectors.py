@@ -97,7 +97,7 @@ class Choice(Protocol):
 class Selector(Protocol):
     """hides: spans that are not zoomed are not seen at all; else they stand as summaries.
     static: the choice does not follow the query, so that the device holds no routing tensors.
-    by_share: every span is zoomed while there is room, by its estimated share alone, so that a step
+    by_share: every span is zoomed while there is room, only by its estimated share, so that a step
     can be done again with more room."""
 
     hides: ClassVar[bool]
@@ -272,7 +272,7 @@ def in_turns(scores: Tensor) -> Tensor:
     """Score of each span when every row takes its best in turn: the sum of 1 / rank over rows.
 
     Args:
-        scores: [Hkv, m, F], comparable within a row alone.
+        scores: [Hkv, m, F], comparable only within a row.
     Returns:
         [Hkv, F], comparable over heads.
     Source: reciprocal rank fusion (Cormack et al., SIGIR 2009), without its constant.

@@ -1,6 +1,6 @@
 """Where a window is cut into spans, and which of its tokens stay exact on the device.
 
-Segmentation sees the document alone (surprisal and text of its tokens), never a question.
+Segmentation sees only the document (surprisal and text of its tokens), never a question.
 What replaces a span is the business of `summaries` and `codecs`.
 """
 

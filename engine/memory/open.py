@@ -217,7 +217,7 @@ class _Opening:
                 tables, router, lean, rows[0], compressed, room
             )
             limits = Limits(caps[index] * self.heads, self.coverage)
-            if not bool(compressed.any()):  # not even routing fits: the exact rows alone remain
+            if not bool(compressed.any()):  # not even routing fits: only exact rows remain
                 nothing = LayerParams(), rows, no_spans(device), SpanTables()
                 self._add(index, self._host(index), limits, *nothing)
                 continue

@@ -3,7 +3,7 @@
 A float32 model reads twice the bytes that its checkpoint has, and on many processors torch's
 float32 products are the slower ones, too. FBGEMM, which torch ships, multiplies float32 activations
 with float16 weights in float32 arithmetic. Only weights that float16 holds are packed, so that
-results differ from the float32 model's by the order of sums alone.
+results differ from the float32 model's only by the order of sums.
 """
 
 from __future__ import annotations

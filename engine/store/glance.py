@@ -1,4 +1,4 @@
-"""Recognises a store by its place alone: no numpy, no torch, no lock, nothing else checked.
+"""Recognises a store by its place only: no numpy, no torch, no lock, nothing else checked.
 
 A name that is no store is refused before anything heavy is imported.
 """

@@ -102,7 +102,7 @@ class Router(Protocol):
 
 
 class Untrained:
-    """What routers share that decide by their estimate alone and have learnt nothing beforehand."""
+    """What routers share that decide only by their estimate and have learnt nothing beforehand."""
 
     key_names: ClassVar[tuple[str, ...]] = ()
     gated: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""Two-level routing: spans are scored first, and tokens of the best spans alone.
+"""Two-level routing: spans are scored first, then the tokens of the best spans only.
 
 A span is bounded by a ball in code space: the mean of its tokens' codes in few bits, how far they
 lie from it at most, and how far on average. The first radius bounds every token's score (no needle
@@ -97,7 +97,7 @@ def expected_bytes(params: LayerParams, spans: int) -> int:
 def span_level(
     q: Tensor, shift: Tensor, tables: SpanTables, params: LayerParams, bounds: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Each span's log-mass as its mean and radii alone tell it, and what it is at most.
+    """Each span's log-mass, estimated from its mean and radii only, and its upper bound.
 
     Args:
         q [Hkv, Q, R], shift [Hkv, Q, 1]: see `projected_queries`.  bounds: [S + 1].
@@ -137,7 +137,7 @@ def logmass(
     params: LayerParams,
     bounds: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """As `Router.logmass`, by tokens inside the best spans alone.
+    """As `Router.logmass`, by tokens inside the best spans only.
 
     Returns:
         [Hkv, Q, S] nats, and bool [Hkv, S]: the spans whose tokens were scored, the same for all
