@@ -368,6 +368,7 @@ class Session:
                 **streamer.controls(),
                 **sampling,
             )
+        cache.check_used(type(self.reader.model).__name__)
 
     def _judge(
         self, question: str, streamer: AnswerStreamer, most: int

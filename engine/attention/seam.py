@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
@@ -50,13 +51,12 @@ class LiveLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     def __init__(self, memory: Attends, length: int):
         super().__init__()  # type: ignore[no-untyped-call]
-        self.memory, self.length, self.pending = memory, length, False
+        self.memory, self.length, self.attended = memory, length, False
         self._buffers: tuple[Tensor, Tensor] | None = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        self.pending = True
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         have, new = self.rows, int(key_states.shape[-2])
@@ -155,6 +155,28 @@ class MemoryCache(Cache):
         super().__init__(layers=made)
         self.shared, self.length = shared, length
 
+    def begin_forward(self) -> None:
+        """No layer has attended to its memory yet."""
+        for layer in self.layers:
+            assert isinstance(layer, LiveLayer)
+            layer.attended = False
+
+    def missed(self) -> list[int]:
+        """Layers that have not attended to their memory since the forward began."""
+        return [i for i, layer in enumerate(self.layers) if not getattr(layer, "attended", True)]
+
+    def check_used(self, model: str) -> None:
+        """Refuse what a model has said without any forward that was handed this cache.
+
+        Raises:
+            ReaderError: there was none.
+        """
+        if not self.peak_live_bytes:
+            raise ReaderError(
+                f"{model} of transformers {transformers.__version__} did not look into the "
+                "document: its answer would be made up; use another release of transformers"
+            )
+
     def note_places(self, places: Tensor) -> None:
         """Count the tokens of a forward that stand where the document was read already."""
         self.shared.recomputed_tokens += int((places < self.length).sum())
@@ -199,12 +221,13 @@ def attach(model: PreTrainedModel) -> None:
     def hand_over(
         _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        cache = kwargs.get("past_key_values")
-        if isinstance(cache, MemoryCache):
+        cache = _memory_cache(args, kwargs)
+        if cache is not None:
             ids = kwargs.get("input_ids", args[0] if args else None)
             if ids is not None and len(ids) != 1:
                 raise ReaderError("a document memory answers one sequence at a time (no beams)")
             kwargs = {**kwargs, "sekv": cache}
+            cache.begin_forward()
             if cache.retry is not None and cache.retry.again:
                 return args, kwargs  # all else was noted at the first try
             places = kwargs.get("position_ids")
@@ -217,9 +240,9 @@ def attach(model: PreTrainedModel) -> None:
         return args, kwargs
 
     def check(_: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        cache = kwargs.get("past_key_values")
-        if isinstance(cache, MemoryCache):
-            missed = [i for i, layer in enumerate(cache.layers) if getattr(layer, "pending", False)]
+        cache = _memory_cache(args, kwargs)
+        if cache is not None:
+            missed = cache.missed()
             if missed:
                 raise ReaderError(
                     f"{type(model).__name__} does not call the registered attention in layers "
@@ -237,6 +260,13 @@ def attach(model: PreTrainedModel) -> None:
 
     model.register_forward_pre_hook(hand_over, with_kwargs=True)
     model.register_forward_hook(check, with_kwargs=True)
+
+
+def _memory_cache(args: Sequence[Any], kwargs: dict[str, Any]) -> MemoryCache | None:
+    """The cache of a forward, whatever transformers calls the argument: `past_key_values` to 5.23,
+    `cache` since."""
+    found = (one for one in (*kwargs.values(), *args) if isinstance(one, MemoryCache))
+    return next(found, None)
 
 
 def attention(
@@ -266,7 +296,7 @@ def attention(
         return _plain(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
     layer = sekv.layers[int(module.layer_idx)]  # type: ignore[arg-type]
     assert isinstance(layer, LiveLayer)
-    layer.pending = False
+    layer.attended = True
     for given, cached in ((key, layer.keys), (value, layer.values)):
         assert cached is not None
         if given.shape != cached.shape or given.data_ptr() != cached.data_ptr():

@@ -23,6 +23,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from engine.attention import seam
 from engine.attention.causal_chunk import attend_chunk
 from engine.errors import ReaderError, SekvError
 from engine.ingest import build
@@ -318,6 +319,42 @@ def test_a_layer_that_forgets_the_memory_stops_the_answer(
                 opened.ask(QUESTION)
         finally:
             config._attn_implementation = "sekv"
+
+
+def test_the_memory_is_found_under_whatever_name_transformers_gives_it(
+    reader: Reader, model: Path, tmp_path: Path
+) -> None:
+    """`past_key_values` became `cache` in 5.24, and the memory was silently not there."""
+    store = read(tmp_path, model, reader=reader)
+    ids = torch.tensor([[3, 4, 5]])
+    with session(store, reader, full=True) as opened, torch.inference_mode():
+        usual = reader.model(input_ids=ids, past_key_values=opened._cache()).logits
+        cache = opened._cache()
+        handed: list[Any] = []
+
+        def renamed(_: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+            handed.append(kwargs.get("sekv"))
+            return args, {("past_key_values" if k == "cache" else k): v for k, v in kwargs.items()}
+
+        hook = reader.model.register_forward_pre_hook(renamed, with_kwargs=True)
+        try:
+            other = reader.model(input_ids=ids, cache=cache).logits
+        finally:
+            hook.remove()
+    assert handed == [cache]
+    assert torch.equal(other, usual)
+
+
+def test_an_answer_without_a_look_into_the_document_is_refused(
+    reader: Reader, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = read(tmp_path, model, reader=reader)
+    monkeypatch.setattr(seam, "_memory_cache", lambda args, kwargs: None)
+    with (
+        session(store, reader) as opened,
+        pytest.raises(ReaderError, match="did not look into the document"),
+    ):
+        opened.ask(QUESTION)
 
 
 # ---------------------------------------------------------------------------- loading
