@@ -105,7 +105,8 @@ class Talk:
 
     def __init__(self, store: Path, asker: Asker, shown: Shown) -> None:
         self._store, self._asker, self._shown = store, asker, shown
-        self._turns: list[Turn] = []
+        self._turns: list[Turn] = []  # without those that found nothing: they only mislead
+        self._before: tuple[Turn, ...] = ()  # the latest question
         self._answers: list[Answer] = []
         self._commands: dict[str, tuple[str, Callable[[str], None]]] = {
             "/cite": ("[N]", self._cite),
@@ -124,7 +125,7 @@ class Talk:
             OSError: stdout takes nothing.
         """
         name, _, rest = line.strip().partition(" ")
-        if name == "/quit":
+        if name == "/quit" or line.strip().lower() in ("exit", "quit"):
             return False
         try:
             if name.startswith("/"):
@@ -148,10 +149,12 @@ class Talk:
 
         checks.check_question(question)
         stream = Stream(self._shown, "", live=True, sources=glance.source_paths(self._store))
-        answer = self._asker.ask(question, stream.text, turns=tuple(self._turns))
+        self._before = tuple(self._turns)
+        answer = self._asker.ask(question, stream.text, turns=self._before)
         stream.finish(answer, stats=False)
         print(flush=True)
-        self._turns.append(Turn(question, answer.stated))
+        if answer.supported:
+            self._turns.append(Turn(question, answer.stated))
         self._answers.append(answer)
 
     # -- commands; each docstring is its line of /help -----------------------------
@@ -183,7 +186,7 @@ class Talk:
         before = asker.options
         asker.retune(replace(before, trace=True))
         try:
-            asker.ask(question, turns=tuple(self._turns[:-1]))
+            asker.ask(question, turns=self._before)
         finally:
             asker.retune(before)
         report = inspect.inspect(
@@ -223,7 +226,7 @@ class Talk:
         print("forgotten", flush=True)
 
     def _help(self, rest: str) -> None:
-        """This list. /quit or Ctrl-D ends the talk, Ctrl-C stops an answer."""
+        """This list. /quit, exit or Ctrl-D ends the talk, Ctrl-C stops an answer."""
         from sekv_cli import format
 
         format.print_commands(

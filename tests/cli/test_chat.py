@@ -328,8 +328,14 @@ def test_what_an_answer_is_worth_is_said_behind_it(
     assert expected in out
 
 
-def test_an_answer_without_support_is_remembered_as_none(talk: Any, fake: Fake) -> None:
-    """What the model made up is not read to it again with the next question."""
+@pytest.mark.parametrize("word", ["/quit", "exit", " Quit "])
+def test_the_talk_ends_at_a_word(talk: Any, fake: Fake, word: str) -> None:
+    talk("Who?", word, "When?")
+    assert [asked[0] for asked in fake.asked] == ["Who?"]
+
+
+def test_a_question_without_an_answer_is_not_read_again(talk: Any, fake: Fake) -> None:
+    """Neither what the model made up nor that nothing was found helps the next question."""
     fake.ending = {"supported": False, "support": 0.1}
     talk("Who?", "When?")
-    assert fake.asked[-1][1] == (Turn("Who?", "not stated in the document"),)
+    assert fake.asked[-1][1] == ()
