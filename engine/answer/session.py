@@ -368,7 +368,7 @@ class Session:
                 **streamer.controls(),
                 **sampling,
             )
-        cache.check_used(type(self.reader.model).__name__)
+        cache.check_used(self.reader.model)
 
     def _judge(
         self, question: str, streamer: AnswerStreamer, most: int
