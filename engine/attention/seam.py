@@ -174,8 +174,8 @@ class MemoryCache(Cache):
         """
         if isinstance(model, PreTrainedModel) and not self.peak_live_bytes:
             raise ReaderError(
-                f"{type(model).__name__} of transformers {transformers.__version__} did not look into the "
-                "document: its answer would be made up; use another release of transformers"
+                f"{type(model).__name__} of transformers {transformers.__version__} did not look "
+                "into the document: its answer would be made up; use another release"
             )
 
     def note_places(self, places: Tensor) -> None:
