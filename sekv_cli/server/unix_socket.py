@@ -22,9 +22,12 @@ LONGEST = 100
 
 
 def folder() -> Path:
-    """Where sockets are: the user's runtime folder, else the cache."""
-    base = os.environ.get("XDG_RUNTIME_DIR") or os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "sekv"
+    """Where sockets are: the user's runtime folder, else a folder of their own in the cache, since
+    that of the models is not private."""
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        return Path(runtime) / "sekv"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "sekv" / "run"
 
 
 def fingerprint(store: Path) -> str:

@@ -27,6 +27,7 @@ import openai
 import pytest
 
 from engine.ingest.run import ingest
+from engine.models.locate import Located
 from engine.types import IngestOptions, Silent
 from repository import ROOT
 from tiny_books import log, read
@@ -163,7 +164,7 @@ def asked(store: Path, question: str, runtime: Path, *more: str) -> tuple[dict[s
     return {"token": taken - (total - first), "text": taken - (total - shown)}, answer
 
 
-def test_a_warm_server_beside_cold_processes(tmp_path: Path) -> None:
+def test_a_warm_server_beside_cold_processes(smollm2: Located, tmp_path: Path) -> None:
     """In turns, each question asked of both; only the ratio is meant to be quoted."""
     named = os.environ.get("SEKV_STORE")
     store = Path(named).resolve() if named else tmp_path / "sample.sekv"

@@ -436,6 +436,20 @@ def test_a_door_is_private_and_a_dead_one_is_removed(
         unix_socket.bind()
 
 
+def test_without_a_runtime_folder_sockets_lie_beside_the_models_and_not_among_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The cache of models may be read by others; that refuses no server."""
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "sekv" / "models").mkdir(parents=True)
+    (tmp_path / "sekv").chmod(0o755)
+    listening, path = unix_socket.bind()
+    with listening:
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        assert list(unix_socket.sockets()) == [path]
+
+
 def test_a_server_that_goes_away_is_one_line(
     running: Running, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
