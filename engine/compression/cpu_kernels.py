@@ -43,7 +43,7 @@ def sums(codes: CodeColumns, part: int, weight: Tensor) -> Tensor:
     """Codes of all rows added up by weights float32 [Hkv, Q, n]: [Hkv, Q, R]."""
     column, mask = (x.numpy() for x in codes.layout.places(part))
     out = weight.new_zeros(*weight.shape[:2], codes.layout.components)
-    data, weighed, at = codes.data.numpy(), weight.contiguous().numpy(), 0
+    data, weighed, at = codes.data.numpy(), weight.numpy(), 0
     for first, last in codes.ranges:
         _add_sums(data, first, last - first, column, mask, weighed, out.numpy(), at)
         at += last - first
@@ -53,13 +53,13 @@ def sums(codes: CodeColumns, part: int, weight: Tensor) -> Tensor:
 def add_residual_scores(some: Residuals, q: Tensor, out: Tensor) -> None:
     """Add q . residuals to [Hkv, Q, n].  q: float32 [Hkv, Q, R]."""
     place, amount = some.place.numpy(), some.amount.float().numpy()
-    _add_residual_scores(place, amount, some.shift, q.contiguous().numpy(), out.numpy())
+    _add_residual_scores(place, amount, some.shift, q.numpy(), out.numpy())
 
 
 def add_residual_sums(some: Residuals, weight: Tensor, out: Tensor) -> None:
     """Add residuals to [Hkv, Q, R], weighed by float32 [Hkv, Q, n]."""
     place, amount = some.place.numpy(), some.amount.float().numpy()
-    _add_residual_sums(place, amount, some.shift, weight.contiguous().numpy(), out.numpy())
+    _add_residual_sums(place, amount, some.shift, weight.numpy(), out.numpy())
 
 
 @_compiled

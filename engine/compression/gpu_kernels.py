@@ -33,7 +33,7 @@ def scores(codes: CodeColumns, part: int, q: Tensor) -> Tensor:
         count = last - first
         if count:
             _scores_kernel[(triton.cdiv(count, ROWS), heads, triton.cdiv(queries, tile))](
-                codes.data, column, mask, q.contiguous(), out, first, count, codes.data.shape[1],
+                codes.data, column, mask, q, out, first, count, codes.data.shape[1],
                 queries, components, column.shape[1], at, out.shape[2],
                 TILE=tile, LINES=ROWS, PARTS=TERMS,
             )  # fmt: skip
@@ -56,7 +56,7 @@ def sums(codes: CodeColumns, part: int, weight: Tensor) -> Tensor:
             shares = weight.new_empty(splits, heads, queries, components)
             grid = (triton.cdiv(components, TERMS), heads * triton.cdiv(queries, tile), splits)
             _sums_kernel[grid](
-                codes.data, column, mask, weight.contiguous(), shares, first, count,
+                codes.data, column, mask, weight, shares, first, count,
                 codes.data.shape[1], heads, queries, components, column.shape[1], at, rows, each,
                 TILE=tile, LINES=ROWS, PARTS=TERMS,
             )  # fmt: skip

@@ -105,6 +105,7 @@ class CodeProducts:
         kernels = _kernels(self.codes.data.device, q.shape[1])
         if kernels is None:
             return torch.bmm(q, self._unpacked(part))
+        q = q.contiguous()
         out: Tensor = kernels.scores(self.codes, part, q)
         if self.residuals:
             kernels.add_residual_scores(self.residuals[part], q, out)
@@ -115,6 +116,7 @@ class CodeProducts:
         kernels = _kernels(self.codes.data.device, weight.shape[1])
         if kernels is None:
             return torch.bmm(weight, self._unpacked(part).mT)
+        weight = weight.contiguous()  # once: a layer's weights are a part of its softmax
         out: Tensor = kernels.sums(self.codes, part, weight)
         if self.residuals:
             kernels.add_residual_sums(self.residuals[part], weight, out)

@@ -8,6 +8,9 @@ results differ from the float32 model's only by the order of sums.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -50,6 +53,13 @@ class HalfEmbedding(nn.Module):
         return F.embedding(ids, self.weight).float()
 
 
+PACKED: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+    nn.Linear: HalfLinear,
+    nn.Embedding: HalfEmbedding,
+}
+"""What takes the place of which module. A subclass may compute otherwise and is left as it is."""
+
+
 def pack_weights(model: nn.Module) -> None:
     """Have the linear layers and embeddings of a CPU model hold float16, where that loses nothing,
     and all else in float32. Gradients do not pass through what is packed."""
@@ -57,27 +67,18 @@ def pack_weights(model: nn.Module) -> None:
         (module, name)
         for module in model.modules()
         for name, child in module.named_children()
-        if type(child) in (nn.Linear, nn.Embedding)
+        if type(child) in PACKED
     ]
     for module, name in places:  # one after another, so that what is packed is let go of
-        made = _packed(getattr(module, name))
-        if made is not None:
-            setattr(module, name, made)
+        child = getattr(module, name)
+        if _fits_half(child.weight):
+            setattr(module, name, PACKED[type(child)](child))
     model.float()
 
 
 def can_pack() -> bool:
     """Whether torch has the products on this machine."""
     return torch.backends.quantized.engine in ENGINES
-
-
-def _packed(module: nn.Module) -> HalfLinear | HalfEmbedding | None:
-    """A subclass may compute otherwise, so that only torch's own two are packed."""
-    if type(module) is nn.Linear and _fits_half(module.weight):
-        return HalfLinear(module)
-    if type(module) is nn.Embedding and _fits_half(module.weight):
-        return HalfEmbedding(module)
-    return None
 
 
 def _fits_half(weight: Tensor) -> bool:

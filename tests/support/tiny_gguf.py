@@ -12,24 +12,9 @@ import gguf
 import numpy as np
 from safetensors.numpy import load_file
 
+from engine.lab.bench.peers.gguf import llama_name
 from engine.models.aliases import KnownModel, Wheel
 from tiny_models import checkpoint
-
-NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-"""What llama.cpp calls the parts of a Llama."""
 
 Type = gguf.GGMLQuantizationType
 
@@ -76,7 +61,7 @@ def write_gguf(
     for name, weight in load_file(checkpoint / "model.safetensors").items():
         weight = _order(name, weight, config)
         own = kind if weight.ndim > 1 else Type.F32
-        out.add_tensor(_name(name), gguf.quants.quantize(weight, own), raw_dtype=own)
+        out.add_tensor(llama_name(name), gguf.quants.quantize(weight, own), raw_dtype=own)
     out.write_header_to_file()
     out.write_kv_data_to_file()
     out.write_tensors_to_file()
@@ -98,14 +83,6 @@ def _add_tokenizer(out: gguf.GGUFWriter, checkpoint: Path) -> None:
     template = checkpoint / "chat_template.jinja"
     if template.is_file():
         out.add_chat_template(template.read_text())
-
-
-def _name(name: str) -> str:
-    stem, _, kind = name.rpartition(".")
-    if not stem.startswith("model.layers."):
-        return f"{NAMES[stem]}.{kind}"
-    layer, _, rest = stem.removeprefix("model.layers.").partition(".")
-    return f"blk.{layer}.{NAMES[rest]}.{kind}"
 
 
 def _order(name: str, weight: Any, config: Any) -> Any:

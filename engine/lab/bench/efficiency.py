@@ -302,30 +302,32 @@ def _plain(reader: Reader) -> Any:
 @torch.inference_mode()
 def _time_plain(plain: Any, reader: Reader, text: str, times: dict[str, list[float]]) -> None:
     """Reading the text and its question, and a token of the answer."""
-    ids = reader.tokenizer.encode(text, add_special_tokens=False)
-    prompt = reader.prompt.question(reader.tokenizer, QUESTION)
-    cache = DynamicCache(config=plain.config)
-    at = time.perf_counter()
-    token = _feed(plain, reader, cache, [*reader.prompt.prefix, *ids, *prompt])
-    times["plain_reprefill"].append(time.perf_counter() - at)
+    seconds, token, cache = _read_all(plain, reader, text)
+    times["plain_reprefill"].append(seconds)
     at = time.perf_counter()
     for _ in range(DECODED - 1):
         token = _feed(plain, reader, cache, [token])
     times["plain_token"].append((time.perf_counter() - at) / (DECODED - 1))
 
 
-@torch.inference_mode()
 def _reprefill(reader: Reader, text: str) -> tuple[float, DynamicCache]:
-    """Seconds from the text to the first token without a store: the plain full cache, in chunks
-    of the size ingest uses, question included. And that cache without the question."""
+    """Seconds to the first token without a store, see `_read_all`, and the cache of the text
+    without the question."""
+    seconds, _, cache = _read_all(reader.model, reader, text)
+    cache.crop(-len(reader.prompt.question(reader.tokenizer, QUESTION)))
+    return seconds, cache
+
+
+@torch.inference_mode()
+def _read_all(model: Any, reader: Reader, text: str) -> tuple[float, int, DynamicCache]:
+    """Seconds from the text to the first token of a model with the plain full cache, in chunks of
+    the size ingest uses, question included; that token, and the cache."""
     at = time.perf_counter()
     ids = reader.tokenizer.encode(text, add_special_tokens=False)
     prompt = reader.prompt.question(reader.tokenizer, QUESTION)
-    cache = DynamicCache(config=reader.model.config)
-    _feed(reader.model, reader, cache, [*reader.prompt.prefix, *ids, *prompt])
-    seconds = time.perf_counter() - at
-    cache.crop(-len(prompt))
-    return seconds, cache
+    cache = DynamicCache(config=model.config)
+    token = _feed(model, reader, cache, [*reader.prompt.prefix, *ids, *prompt])
+    return time.perf_counter() - at, token, cache
 
 
 @torch.inference_mode()

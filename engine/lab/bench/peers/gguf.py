@@ -62,7 +62,7 @@ def write(model: str | Path, file: Path) -> None:
     weights: dict[str, Tensor] = dict(loaded.state_dict())
     if config.tie_word_embeddings:
         del weights["lm_head.weight"]
-    tensors = {_name(name): _turned(name, weight, config) for name, weight in weights.items()}
+    tensors = {llama_name(name): _turned(name, weight, config) for name, weight in weights.items()}
     claims: dict[str, str | int | float] = {
         "general.architecture": "llama",
         "general.name": Path(model).name,
@@ -95,7 +95,7 @@ def write(model: str | Path, file: Path) -> None:
             out.write(_padded(tensor.nbytes))
 
 
-def _name(name: str) -> str:
+def llama_name(name: str) -> str:
     """llama.cpp's name of a weight."""
     stem, _, kind = name.rpartition(".")
     if not stem.startswith("model.layers."):
