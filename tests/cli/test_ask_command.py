@@ -1,0 +1,163 @@
+"""`sekv ask`: what it hands to the engine and what it prints."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engine.types import (
+    AskOptions,
+    Citation,
+)
+from fake_engine import FakeEngine
+from sekv_cli.main import run
+
+
+def test_ask_defaults_are_the_engine_s_own(fake: FakeEngine) -> None:
+    """Two places state defaults, for the help and for callers of the engine; they agree."""
+    assert run(["ask", "book.sekv", "Who?"]) == 0
+    assert fake.calls[0] == ("session", (Path("book.sekv"), AskOptions()))
+
+
+def test_ask_hands_every_option_to_the_engine(fake: FakeEngine, tmp_path: Path) -> None:
+    """What the user says is what the engine hears."""
+    trace = tmp_path / "trace.json"
+    line = (
+        "ask book.sekv Who? --budget 4096 --coverage 0.5 --full --max-new-tokens 7 "
+        "--temperature 0.5 --top-p 0.9 --seed 3 --device cpu --dtype float32 --model here "
+        f"--router r.safetensors --trace {trace}"
+    )
+    assert run(line.split()) == 0
+    assert fake.calls[0][1][1] == AskOptions(
+        budget="4096",
+        coverage=0.5,
+        full=True,
+        max_new_tokens=7,
+        temperature=0.5,
+        top_p=0.9,
+        seed=3,
+        device="cpu",
+        dtype="float32",
+        model="here",
+        router="r.safetensors",
+        trace=True,
+    )
+
+
+def test_the_answer_comes_before_its_citations(
+    fake: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Answer, then source, page and the quoted words on one line."""
+    assert run(["ask", "book.sekv", "Which day?"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.splitlines() == [
+        "St. George’s Day",
+        "",
+        "  [1] book.pdf, p. 6",
+        "      “the eve of St. George’s Day”",
+    ]
+
+
+def test_no_stream_prints_the_same(fake: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    """Streaming changes when the answer is seen, not what is seen."""
+    assert run(["ask", "book.sekv", "Which day?"]) == 0
+    streamed = capsys.readouterr().out
+    assert run(["ask", "book.sekv", "Which day?", "--no-stream"]) == 0
+    assert capsys.readouterr().out == streamed
+
+
+def test_streaming_writes_each_piece_as_it_is_made(
+    fake: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first word is on the screen before the last is known."""
+    seen: list[str] = []
+
+    class Screen(io.StringIO):
+        def flush(self) -> None:
+            seen.append(self.getvalue())
+
+    monkeypatch.setattr(sys, "stdout", Screen())
+    assert run(["ask", "book.sekv", "Which day?"]) == 0
+    assert seen[:3] == ["St. ", "St. George’s ", "St. George’s Day"]
+
+
+def test_ask_json_is_one_object_per_question_and_line(
+    fake: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The contract's keys, nothing else on stdout, and one session for all questions."""
+    assert run(["ask", "book.sekv", "One?", "Two?", "--json"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["question"] for record in records] == ["One?", "Two?"]
+    assert {"question", "answer", "citations", "usage", "memory", "timing"} <= records[0].keys()
+    assert records[0]["usage"]["recomputed_document_tokens"] == 0
+    assert records[0]["citations"][0]["text"] == "the eve of\nSt. George’s Day"
+    assert fake.sessions == 1
+    assert fake.calls[-1] == ("closed", None)
+
+
+def test_questions_come_from_the_line_then_the_file_then_stdin(
+    fake: FakeEngine, tmp_path: Path, stdin: Callable[[str], None]
+) -> None:
+    """Blank lines are no questions; a byte order mark is no part of one."""
+    file = tmp_path / "questions.txt"
+    file.write_bytes("\ufeffTwo?\r\n\r\n  Three?  \r\n".encode())
+    stdin("Four?\n\nFive?")
+    assert run(["ask", "book.sekv", "One?", "-f", str(file)]) == 0
+    assert run(["ask", "book.sekv", "-"]) == 0
+    asked = [given for name, given in fake.calls if name == "ask"]
+    assert asked == ["One?", "Two?", "Three?", "Four?", "Five?"]
+
+
+def test_several_questions_are_shown_above_their_answers(
+    fake: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With one question the user knows it; with two they need to be told apart."""
+    assert run(["ask", "book.sekv", "One?", "Two?"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[lines.index("One?") + 1] == "St. George’s Day"
+    assert lines[lines.index("Two?") + 1] == "St. George’s Day"
+
+
+def test_stats_tell_tokens_memory_and_time(
+    fake: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Everything the contract counts, and whatever else the engine reports."""
+    assert run(["ask", "book.sekv", "Which day?", "--stats"]) == 0
+    shown = capsys.readouterr().out
+    assert "document 300,000 (0 recomputed)" in shown
+    assert "100.0 MB resident, 10.0 % of the full cache's 1.0 GB" in shown
+    assert "40 of 20,000 spans" in shown
+    assert "first token 0.25 s, 40.0 tokens/s" in shown
+    assert "windows" in shown
+    assert "147" in shown
+
+
+def test_a_trace_is_one_object_per_question(fake: FakeEngine, tmp_path: Path) -> None:
+    """One question makes a plain JSON file, which `inspect --trace` reads."""
+    trace = tmp_path / "trace.json"
+    assert run(["ask", "book.sekv", "One?", "--trace", str(trace)]) == 0
+    printed = {"store": "book.sekv", "question": "One?", "zoom": []}
+    assert json.loads(trace.read_text()) == printed
+    assert run(["ask", "book.sekv", "One?", "Two?", "--trace", str(trace)]) == 0
+    lines = trace.read_text().splitlines()
+    assert [json.loads(line)["question"] for line in lines] == ["One?", "Two?"]
+
+
+def test_a_document_cannot_drive_the_terminal(
+    fake: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Escape sequences and markup in a document are shown, never obeyed; JSON keeps them exact."""
+    hostile = "\x1b]0;owned\x07 [bold]x[/bold] \u202eabc"
+    fake.citations = (Citation("a\x1b[2J.pdf", "1", 0, len(hostile), hostile, 1.0),)
+    assert run(["ask", "book.sekv", "Q?"]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "\u202e" not in shown
+    assert "[bold]x[/bold]" in shown
+    assert run(["ask", "book.sekv", "Q?", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["citations"][0]["text"] == hostile
