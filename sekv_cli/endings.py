@@ -71,7 +71,11 @@ def _one_line(text: str) -> str:
 
 def _usage_line(error: BaseException) -> str:
     """The wrong option and the command whose help explains it."""
-    message = _one_line(getattr(error, "format_message", error.__str__)()).rstrip(".") + "."
+    message = _one_line(getattr(error, "format_message", error.__str__)())
+    near = getattr(error, "possibilities", None)
+    if near:  # typer's own words are "No such option: --bugdet (Possible options: --budget)"
+        message = f"{message.partition(' (')[0]}. Did you mean {' or '.join(near)}?"
+    message = message if message.endswith(("?", ".")) else f"{message}."
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "sekv"
     return f"{message} Try: {command} --help"

@@ -1,4 +1,4 @@
-"""The console script: names the commands and turns whatever ends one into a line and a code.
+"""The console script: turns whatever ends a command into a line and a code.
 
 The only boundary between errors and exit codes. Nothing here imports the
 engine's heavy parts, so that `sekv --help` costs what typer costs.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
 import traceback
 import warnings
@@ -17,29 +18,23 @@ from typing import Annotated
 
 import typer
 
-from sekv_cli import ask, bench, chat, ingest, inspect, models, serve, streams, train, verify
-from sekv_cli import list as listing
+from sekv_cli import streams
+from sekv_cli.commands import Commands
 from sekv_cli.endings import BAD_USAGE, DONE, PIPE_CLOSED, explain
+
+HELP_WIDTH = 100
+"""Most columns of a help text."""
 
 app = typer.Typer(
     name="sekv",
+    cls=Commands,
     help="Read a long document once, keep what the model remembers, ask it for ever.",
     epilog="Start with: sekv ingest book.pdf, then: sekv ask book.sekv 'Who ...?'",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("ingest")(ingest.ingest)
-app.command("ask")(ask.ask)
-app.command("chat")(chat.chat)
-app.command("serve")(serve.serve)
-app.command("inspect")(inspect.inspect)
-app.command("verify")(verify.verify)
-app.command("list")(listing.list_stores)
-app.command("bench")(bench.bench)
-app.add_typer(models.app, name="models")
-app.add_typer(train.app, name="train")
 
 
 def _version(wanted: bool) -> None:
@@ -121,7 +116,8 @@ def run(arguments: list[str]) -> int:
     command = typer.main.get_command(app)
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     with Boundary(as_json="--json" in options) as boundary:
-        with command.make_context("sekv", arguments) as context:
+        width = min(shutil.get_terminal_size().columns, HELP_WIDTH) - 2
+        with command.make_context("sekv", arguments, terminal_width=width) as context:
             command.invoke(context)
         sys.stdout.flush()
     return boundary.code

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from sekv_cli import options
+from sekv_cli.commands import Command, Group
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(cls=Group, rich_markup_mode=None, add_completion=False)
 
 
 @app.callback(invoke_without_command=True)
@@ -36,7 +37,7 @@ def models(context: typer.Context, as_json: options.Json = False) -> None:
         reports.print_models(format.console(), found)
 
 
-@app.command("pull")
+@app.command("pull", cls=Command)
 def pull(
     model: Annotated[
         str,
@@ -65,7 +66,7 @@ def pull(
         reports.print_pulled(format.console(), report)
 
 
-@app.command("rm")
+@app.command("rm", cls=Command)
 def remove(
     model: Annotated[
         str,

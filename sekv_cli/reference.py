@@ -12,6 +12,14 @@ from typing import Any
 import typer
 
 from engine.errors import SekvError
+from sekv_cli.commands import (
+    ENVIRONMENT,
+    Group,
+    argument_text,
+    meaning,
+    option_text,
+    usage_pieces,
+)
 from sekv_cli.main import app
 
 PREFACE = """\
@@ -34,19 +42,14 @@ CODES
 | 130 | interrupted; the same command continues |
 | 141 | whoever read the output stopped reading |
 
-| environment | meaning |
-|---|---|
-| `SEKV_MODEL` | the model to use where a command names none |
-| `SEKV_CACHE` | the folder for models, in place of the user's cache folder |
-| `HF_HUB_OFFLINE=1` | as `--offline`, for every command |
-| `SEKV_DEBUG=1` | tracebacks and the remarks of libraries |
-| `NO_COLOR` | no colour |
+ENVIRONMENT
 """
 
 
 def reference() -> str:
     """The whole page."""
     preface = PREFACE.replace("CODES\n", "\n".join(_codes()) + "\n")
+    preface = preface.replace("ENVIRONMENT\n", "\n".join(_environment()) + "\n")
     return "\n".join([preface, *_group(typer.main.get_command(app), "sekv")]).rstrip() + "\n"
 
 
@@ -61,6 +64,14 @@ def _codes() -> Iterator[str]:
     yield "| `out_of_memory`, `interrupted`, `defect` | As they say |"
 
 
+def _environment() -> Iterator[str]:
+    """The variables that are looked at."""
+    yield "| environment | meaning |"
+    yield "|---|---|"
+    for name, what in ENVIRONMENT:
+        yield f"| `{name}` | {_cell(what)} |"
+
+
 def _kinds(of: type[SekvError]) -> Iterator[type[SekvError]]:
     """The kinds of error that there are of one, those of the engine's own list."""
     for kind in of.__subclasses__():
@@ -70,10 +81,10 @@ def _kinds(of: type[SekvError]) -> Iterator[type[SekvError]]:
 
 
 def _group(group: Any, path: str) -> Iterator[str]:
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            if command.invoke_without_command:  # it does something by itself
-                yield from _command(command, f"{path} {name}")
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
+        if isinstance(command, Group):
+            yield from _command(command, f"{path} {name}")
             yield from _group(command, f"{path} {name}")
         else:
             yield from _command(command, f"{path} {name}")
@@ -81,56 +92,34 @@ def _group(group: Any, path: str) -> Iterator[str]:
 
 def _command(command: Any, path: str) -> Iterator[str]:
     text, _, example = inspect.cleandoc(command.help).partition("\b\n")
-    arguments = [p for p in command.params if p.param_type_name == "argument"]
-    options = [p for p in command.params if p.param_type_name == "option"]
-    usage = [path, *(_argument(argument) for argument in arguments), "[OPTIONS]" * bool(options)]
     yield f"## {path}\n"
-    yield f"`{' '.join(usage)}`\n"
+    yield f"`{' '.join([path, *usage_pieces(command)])}`\n"
     yield f"{text.strip()}\n"
     if example:
         shown = inspect.cleandoc(example.partition("\n")[2])
         yield f"```console\n{shown}\n```\n"
-    yield "| argument or option | meaning | default |"
-    yield "|---|---|---|"
-    for argument in arguments:
-        yield f"| `{_argument(argument)}` | {_cell(argument.help)} | {_default(argument)} |"
-    for option in options:
-        meaning = _cell(_without_default(option.help))
-        yield f"| `{_cell(_names(option))}` | {meaning} | {_default(option)} |"
-    yield ""
+    for title, rows in _parameters(command).items():
+        yield f"| {title} | meaning | default |"
+        yield "|---|---|---|"
+        yield from rows
+        yield ""
 
 
-def _argument(argument: Any) -> str:
-    name = f"{argument.metavar}{'...' * (argument.nargs == -1)}"
-    return name if argument.required else f"[{name}]"
-
-
-def _names(option: Any) -> str:
-    names = ", ".join(sorted(option.opts, key=len))
-    if option.is_flag:
-        return names
-    return f"{names} {option.metavar}"
-
-
-def _default(parameter: Any) -> str:
-    stated = _stated_default(parameter.help or "")
-    if stated:
-        return stated
-    if parameter.required:
-        return "required"
-    value = getattr(parameter.default, "value", parameter.default)
-    if value is None or value is False or value == "":
-        return ""
-    return f"`{value}`"
-
-
-def _stated_default(text: str) -> str:
-    _, _, rest = text.partition("[default: ")
-    return rest.removesuffix("]")
-
-
-def _without_default(text: str) -> str:
-    return text.partition(" [default: ")[0]
+def _parameters(command: Any) -> dict[str, list[str]]:
+    """The rows of the tables of arguments and options, by the part of the help they stand in."""
+    parts: dict[str, list[str]] = {}
+    for parameter in command.params:
+        text, default = meaning(parameter)
+        if parameter.param_type_name == "argument":
+            title, name = "argument or option", argument_text(parameter)
+        else:
+            title = (parameter.rich_help_panel or "argument or option").lower()
+            name = option_text(parameter)
+        default = "required" if parameter.required else default
+        parts.setdefault(title, []).append(
+            f"| `{_cell(name)}` | {_cell(text)} | {_cell(default)} |"
+        )
+    return parts
 
 
 def _cell(text: str | None) -> str:

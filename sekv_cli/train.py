@@ -10,8 +10,9 @@ import typer
 
 from engine.errors import TrainError
 from sekv_cli import options, outputs
+from sekv_cli.commands import Command, Group
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(cls=Group, rich_markup_mode=None, add_completion=False)
 
 
 class Form(StrEnum):
@@ -143,7 +144,7 @@ def router(
         format.print_router(format.console(), output, result)
 
 
-@app.command()
+@app.command(cls=Command)
 def heads(
     text: Annotated[
         Path,

@@ -15,6 +15,8 @@ HEAVY = {"torch", "transformers", "numpy", "pypdf", "pypdfium2", "tokenizers", "
 
 LIGHT = [
     "--help",
+    "help ask",
+    "inspct b.sekv",
     "list --help",
     "ask",
     "--version",
@@ -91,8 +93,9 @@ def test_every_command_shows_an_example() -> None:
 
     def commands(group: object, path: str) -> list[tuple[str, str]]:
         found = []
-        for name, command in group.commands.items():  # type: ignore[attr-defined]
-            if hasattr(command, "commands"):
+        for name in group.list_commands(None):  # type: ignore[attr-defined]
+            command = group.get_command(None, name)  # type: ignore[attr-defined]
+            if hasattr(command, "list_commands"):
                 found += commands(command, f"{path} {name}")
             else:
                 found.append((f"{path} {name}", command.help))
