@@ -83,6 +83,12 @@ class OptionError(BudgetError):
         self.option, self.reason = option, reason
 
 
+class SettingsError(SekvError):
+    """The settings file cannot be read, or a setting is unknown or has a wrong value."""
+
+    code = "settings"
+
+
 class QuestionError(BudgetError):
     """A question that cannot be read: empty, no text, or longer than there is room for."""
 

@@ -16,6 +16,7 @@ from engine.store import glance
 from engine.store.manifest import NAME
 from engine.types import AUTO, AskOptions
 from sekv_cli import options, outputs, streams
+from sekv_cli.commands import RESEARCH
 
 
 def ask(
@@ -30,35 +31,37 @@ def ask(
             "--file", "-f", metavar="FILE", help="Questions, one a line.", show_default=False
         ),
     ] = None,
-    budget: options.Budget = AUTO,
-    coverage: options.Coverage = 1.0,
-    full: options.Full = False,
-    widen: options.Widen = 1.0,
-    max_new_tokens: options.MaxNewTokens = 128,
-    temperature: options.Temperature = 0.0,
-    top_p: options.TopP = 1.0,
-    seed: options.Seed = 0,
-    device: options.Device = "auto",
-    dtype: options.DTypeOption = options.DType.auto,
-    model: options.Model = "",
-    router: options.Router = None,
-    no_stream: Annotated[
-        bool, typer.Option("--no-stream", help="Print the answer when it is complete.")
-    ] = False,
     stats: Annotated[
         bool, typer.Option("--stats", help="Add tokens, memory and time of each answer.")
     ] = False,
+    as_json: options.Json = False,
+    no_stream: Annotated[
+        bool, typer.Option("--no-stream", help="Print the answer when it is complete.")
+    ] = False,
+    max_new_tokens: options.MaxNewTokens = 128,
+    budget: options.Budget = AUTO,
+    verbose: options.Verbose = None,
+    model: options.Model = "",
+    device: options.Device = "auto",
+    dtype: options.DTypeOption = options.DType.auto,
+    offline: options.Offline = False,
+    no_server: options.NoServer = False,
+    temperature: options.Temperature = 0.0,
+    top_p: options.TopP = 1.0,
+    seed: options.Seed = 0,
+    full: options.Full = False,
+    coverage: options.Coverage = 1.0,
+    widen: options.Widen = 1.0,
+    router: options.Router = None,
     trace: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
             help="Record every zoom decision, one JSON object per question and line.",
             show_default=False,
+            rich_help_panel=RESEARCH,
         ),
     ] = None,
-    no_server: options.NoServer = False,
-    offline: options.Offline = False,
-    as_json: options.Json = False,
 ) -> None:
     """Answer questions from a store, with page citations.
 
@@ -104,7 +107,7 @@ def ask(
     several = file is not None or "-" in (questions or []) or len(questions or []) > 1
     traces = []
     with (
-        progress.on_stderr() as shown,
+        progress.on_stderr(verbose) as shown,
         open_asker(store, chosen, shown, no_server=no_server) as session,
     ):
         for question in chain([first], waiting):

@@ -38,6 +38,7 @@ def bench(
     device: options.Device = "auto",
     output: chosen.Output = Path("runs/bench"),
     as_json: options.Json = False,
+    verbose: options.Verbose = None,
 ) -> None:
     """Measure, and write the results with their settings. Interrupted, the same command goes on.
 
@@ -101,11 +102,12 @@ def bench(
             ),
             output,
             as_json=as_json,
+            verbose=verbose,
         )
         return
     from sekv_cli import format, progress
 
-    with progress.on_stderr() as shown:
+    with progress.on_stderr(verbose) as shown:
         if suites[0] is chosen.SuiteName.fidelity:
             source = natural(questions, documents, "fidelity")
             asked = (*source, _numbers(length or "1024"), seed, max_new_tokens or 48)

@@ -29,17 +29,8 @@ AROUND = 300
 
 def chat(
     store: options.Store,
-    budget: options.Budget = AUTO,
-    coverage: options.Coverage = 1.0,
-    full: options.Full = False,
-    widen: options.Widen = 1.0,
     max_new_tokens: options.MaxNewTokens = 256,
-    temperature: options.Temperature = 0.0,
-    top_p: options.TopP = 1.0,
-    seed: options.Seed = 0,
-    device: options.Device = "auto",
-    dtype: options.DTypeOption = options.DType.auto,
-    model: options.Model = "",
+    budget: options.Budget = AUTO,
     history: Annotated[
         Path | None,
         typer.Option(
@@ -48,8 +39,18 @@ def chat(
             show_default=False,
         ),
     ] = None,
-    no_server: options.NoServer = False,
+    verbose: options.Verbose = None,
+    model: options.Model = "",
+    device: options.Device = "auto",
+    dtype: options.DTypeOption = options.DType.auto,
     offline: options.Offline = False,
+    no_server: options.NoServer = False,
+    temperature: options.Temperature = 0.0,
+    top_p: options.TopP = 1.0,
+    seed: options.Seed = 0,
+    full: options.Full = False,
+    coverage: options.Coverage = 1.0,
+    widen: options.Widen = 1.0,
 ) -> None:
     """Talk with a store: one question after the other, each answer with its passages.
 
@@ -87,7 +88,7 @@ def chat(
         offline=offline,
     )
     with (
-        progress.on_stderr() as shown,
+        progress.on_stderr(verbose) as shown,
         open_asker(store, chosen, shown, no_server=no_server) as asker,
     ):
         shown.clear()

@@ -49,16 +49,30 @@ ENTRIES = (
     ),
     Listed("verify", KEEP, "Check every byte of a store against its checksums.", "verify.verify"),
     Listed("models", KEEP, "List, fetch and remove models.", "models.app"),
+    Listed("config", KEEP, "Show and change defaults of your own.", "config.app"),
+    Listed("completion", KEEP, "Teach your shell what TAB offers.", "completion.completion"),
     Listed("help", KEEP, "Show the help of a command.", "help.help_command"),
     Listed("bench", MEASURE, "Measure answers, memory and speed.", "bench.bench"),
     Listed("train", MEASURE, "Train a router for a model.", "train.app"),
 )
 
+SHARED = {
+    "model": "SEKV_MODEL",
+    "device": "SEKV_DEVICE",
+    "dtype": "SEKV_DTYPE",
+    "budget": "SEKV_BUDGET",
+    "offline": "SEKV_OFFLINE",
+}
+"""Settings for all commands that have such an option, each with its variable."""
+
 ENVIRONMENT = (
-    ("SEKV_MODEL", "the model to use where a command names none"),
+    ("SEKV_MODEL", "the model that reads documents, where none is named"),
+    ("SEKV_DEVICE, SEKV_DTYPE", "as --device and --dtype, where these are not given"),
+    ("SEKV_BUDGET", "as --budget, where it is not given"),
+    ("SEKV_OFFLINE=1", "as --offline; so does HF_HUB_OFFLINE=1"),
     ("SEKV_CACHE", "the folder for models, in place of the user's cache folder"),
+    ("SEKV_CONFIG", "the settings file, in place of the user's own (sekv config)"),
     ("SEKV_TOKEN", "the token that clients of `sekv serve` must send"),
-    ("HF_HUB_OFFLINE=1", "as --offline, for every command"),
     ("SEKV_DEBUG=1", "tracebacks and the remarks of libraries"),
     ("NO_COLOR", "no colour"),
 )
@@ -73,6 +87,19 @@ class Command(TyperCommand):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         _write_parameters(self, ctx, formatter)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """A wrong value that was not typed says where it came from."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            param = error.param
+            source = ctx.get_parameter_source(param.name) if param is not None else None
+            if param is not None and source is not None and source.name != "COMMANDLINE":
+                from_file = source.name == "DEFAULT_MAP"
+                origin = "the settings, see sekv config" if from_file else param.envvar
+                error.param_hint = f"'{param.opts[0]}' (from {origin})" if origin else None
+            raise
 
 
 class Group(TyperGroup):

@@ -48,7 +48,9 @@ class ComparisonRequest:
     claims: tuple[str, ...]
 
 
-def compare(asked: ComparisonRequest, output: Path, *, as_json: bool) -> None:
+def compare(
+    asked: ComparisonRequest, output: Path, *, as_json: bool, verbose: bool | None = None
+) -> None:
     """Run, write below `output`, print; exit code 1 where a claim does not hold.
 
     Several suites are one run with one report; each has its own results in a folder of its name.
@@ -62,7 +64,7 @@ def compare(asked: ComparisonRequest, output: Path, *, as_json: bool) -> None:
 
     alone = len(suites) == 1
     folders = [output if alone else output / suite.name for suite in suites]
-    with progress.on_stderr() as shown:
+    with progress.on_stderr(verbose) as shown:
         located = locate(asked.model, progress=shown)
         reader, name = load_reader(located, device=asked.device), str(located.folder)
         runs = [

@@ -6,6 +6,7 @@ The only place where errors become exit codes. Free of the engine's heavy parts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import typer
 
@@ -73,8 +74,9 @@ def _usage_line(error: BaseException) -> str:
     """The wrong option and the command whose help explains it."""
     message = _one_line(getattr(error, "format_message", error.__str__)())
     near = getattr(error, "possibilities", None)
-    if near:  # typer's own words are "No such option: --bugdet (Possible options: --budget)"
-        message = f"{message.partition(' (')[0]}. Did you mean {' or '.join(near)}?"
+    if near:  # typer's own words: "No such option: --bugdet (Possible options: --budget, --quiet)"
+        nearest = get_close_matches(getattr(error, "option_name", ""), near, n=1, cutoff=0)
+        message = f"{message.partition(' (')[0]}. Did you mean {nearest[0]}?"
     message = message if message.endswith(("?", ".")) else f"{message}."
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "sekv"

@@ -11,7 +11,8 @@ from engine import api
 from engine.errors import DocumentError, SekvError
 from engine.ingest.sources import check_named_once, check_there
 from engine.store import glance
-from sekv_cli import options, streams
+from sekv_cli import completion, options, streams
+from sekv_cli.commands import RESEARCH
 
 
 def ingest(
@@ -33,24 +34,22 @@ def ingest(
             show_default=False,
         ),
     ] = None,
-    model: options.OwnModel = "",
-    revision: options.Revision = "",
-    method: Annotated[
-        str, typer.Option(metavar="NAME", help="How the memory is compressed.")
-    ] = "sekv",
-    device: options.Device = "auto",
-    dtype: options.DTypeOption = options.DType.auto,
-    chunk_tokens: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Tokens per prefill step.")
-    ] = 1024,
-    window: Annotated[
-        int,
+    append: Annotated[
+        Path | None,
         typer.Option(
-            min=0,
-            metavar="N",
-            help="Document tokens per context; 0 takes the longest the model reads well.",
+            metavar="STORE",
+            help="Add the sources to this store instead; its model and method are used.",
+            show_default=False,
+            autocompletion=completion.stores,
         ),
-    ] = 0,
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a store of that name.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would be done and what it would weigh."),
+    ] = False,
     pages: Annotated[
         str,
         typer.Option(
@@ -65,6 +64,38 @@ def ingest(
             "--keep-headers", help="Keep running headers, footers and page numbers of PDFs."
         ),
     ] = False,
+    password_stdin: Annotated[
+        bool,
+        typer.Option("--password-stdin", help="Read the password of a PDF from stdin."),
+    ] = False,
+    as_json: options.Json = False,
+    verbose: options.Verbose = None,
+    model: options.OwnModel = "",
+    revision: options.Revision = "",
+    device: options.Device = "auto",
+    dtype: options.DTypeOption = options.DType.auto,
+    offline: options.Offline = False,
+    window: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Document tokens per context; 0 takes the longest the model reads well.",
+            rich_help_panel=RESEARCH,
+        ),
+    ] = 0,
+    chunk_tokens: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Tokens per prefill step.", rich_help_panel=RESEARCH),
+    ] = 1024,
+    method: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="How the memory is compressed: sekv, or another of docs/recipes.md.",
+            rich_help_panel=RESEARCH,
+        ),
+    ] = "sekv",
     router: options.Router = None,
     heads: Annotated[
         Path | None,
@@ -72,29 +103,9 @@ def ingest(
             metavar="FILE",
             help="Retrieval heads by `sekv train heads`. [default: heads.json beside the model]",
             show_default=False,
+            rich_help_panel=RESEARCH,
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a store of that name.")
-    ] = False,
-    append: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="STORE",
-            help="Add the sources to this store instead; its model and method are used.",
-            show_default=False,
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Say what would be done and what it would weigh."),
-    ] = False,
-    password_stdin: Annotated[
-        bool,
-        typer.Option("--password-stdin", help="Read the password of a PDF from stdin."),
-    ] = False,
-    offline: options.Offline = False,
-    as_json: options.Json = False,
 ) -> None:
     """Read documents once and keep the memory as a store.
 
@@ -137,7 +148,7 @@ def ingest(
         heads=str(heads) if heads else "",
         offline=offline,
     )
-    with progress.on_stderr() as shown:
+    with progress.on_stderr(verbose) as shown:
         if dry_run:
             plan = api.plan(sources, chosen, shown, stdin=stdin)
         elif append is not None:

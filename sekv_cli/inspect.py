@@ -78,16 +78,17 @@ def inspect(
             show_default=False,
         ),
     ] = None,
-    budget: options.Budget = AUTO,
-    coverage: options.Coverage = 1.0,
-    full: options.Full = False,
+    as_json: options.Json = False,
     max_new_tokens: options.MaxNewTokens = 128,
+    budget: options.Budget = AUTO,
+    verbose: options.Verbose = None,
+    model: options.Model = "",
     device: options.Device = "auto",
     dtype: options.DTypeOption = options.DType.auto,
-    model: options.Model = "",
-    router: options.Router = None,
     offline: options.Offline = False,
-    as_json: options.Json = False,
+    full: options.Full = False,
+    coverage: options.Coverage = 1.0,
+    router: options.Router = None,
 ) -> None:
     """Show what a store holds and what a question zooms into.
 
@@ -127,7 +128,7 @@ def inspect(
     )
     start, _, end = text.partition(":")
     stretch = (int(start), int(end)) if text else None
-    with progress.on_stderr() as shown:
+    with progress.on_stderr(verbose) as shown:
         from engine.answer import inspect
 
         report = inspect.inspect(

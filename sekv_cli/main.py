@@ -14,11 +14,11 @@ import sys
 import traceback
 import warnings
 from types import TracebackType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from sekv_cli import streams
+from sekv_cli import completion, settings, streams
 from sekv_cli.commands import Commands
 from sekv_cli.endings import BAD_USAGE, DONE, PIPE_CLOSED, explain
 
@@ -53,9 +53,13 @@ def root(
         typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    if context.invoked_subcommand is None:
+    name = context.invoked_subcommand
+    if name is None:
         typer.echo(context.get_help(), err=True)
         raise typer.Exit(BAD_USAGE)
+    if name not in ("config", "completion", "help"):  # these work whatever the settings say
+        root: Any = context.command
+        context.default_map = {name: settings.defaults(name, root.get_command(context, name))}
 
 
 class Boundary:
@@ -132,4 +136,6 @@ def main() -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     streams.secure()
+    if completion.VARIABLE in os.environ:
+        raise SystemExit(completion.answer(app, os.environ[completion.VARIABLE]))
     raise SystemExit(run(sys.argv[1:]))

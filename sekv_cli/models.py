@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sekv_cli import options
+from sekv_cli import completion, options
 from sekv_cli.commands import Command, Group
 
 app = typer.Typer(cls=Group, rich_markup_mode=None, add_completion=False)
@@ -41,10 +41,15 @@ def models(context: typer.Context, as_json: options.Json = False) -> None:
 def pull(
     model: Annotated[
         str,
-        typer.Argument(metavar="ALIAS", help="An alias, or the id of a model on the hub."),
+        typer.Argument(
+            metavar="ALIAS",
+            help="An alias, or the id of a model on the hub.",
+            autocompletion=completion.models,
+        ),
     ],
     revision: options.Revision = "",
     as_json: options.Json = False,
+    verbose: options.Verbose = None,
 ) -> None:
     """Fetch a model and check its hash, so that it is here when it is needed.
 
@@ -58,7 +63,7 @@ def pull(
     from engine.models import shelf
     from sekv_cli import format, progress, reports
 
-    with progress.on_stderr() as shown:
+    with progress.on_stderr(verbose) as shown:
         report = shelf.pull(model, revision, shown)
     if as_json:
         format.emit_json(report.to_json())
@@ -73,9 +78,11 @@ def remove(
         typer.Argument(
             metavar="ALIAS",
             help="An alias, or the name of a converted file from the list.",
+            autocompletion=completion.models,
         ),
     ],
     as_json: options.Json = False,
+    verbose: options.Verbose = None,
 ) -> None:
     """Remove what sekv keeps of a model in its cache.
 
@@ -88,7 +95,7 @@ def remove(
     from engine.models import shelf
     from sekv_cli import format, progress, reports
 
-    with progress.on_stderr() as shown:
+    with progress.on_stderr(verbose) as shown:
         report = shelf.remove(model, shown)
     if as_json:
         format.emit_json(report.to_json())

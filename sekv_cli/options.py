@@ -18,6 +18,8 @@ import typer
 from engine.answer import checks
 from engine.errors import OptionError, ReaderError
 from engine.types import AUTO, AUTO_SHARE, AUTO_TOKENS, DEVICES
+from sekv_cli import completion
+from sekv_cli.commands import COMPUTING, RESEARCH
 
 
 class DType(StrEnum):
@@ -64,15 +66,39 @@ def check_model(model: str) -> None:
         raise ReaderError(f"there is no {kind} {model}; name a model by its folder, file or id")
 
 
-Store = Annotated[Path, typer.Argument(metavar="STORE", help="A store made by `sekv ingest`.")]
+Store = Annotated[
+    Path,
+    typer.Argument(
+        metavar="STORE", help="A store made by `sekv ingest`.", autocompletion=completion.stores
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of text.")]
+Verbose = Annotated[
+    bool | None,
+    typer.Option(
+        "--verbose/--quiet",
+        help="Show nothing but results and errors; or every step with its time.",
+        show_default=False,
+    ),
+]
 Device = Annotated[
-    str, typer.Option(metavar="DEVICE", callback=_device, help="auto, cpu, cuda or cuda:N.")
+    str,
+    typer.Option(
+        metavar="DEVICE",
+        envvar="SEKV_DEVICE",
+        callback=_device,
+        help="auto, cpu, cuda or cuda:N.",
+        autocompletion=completion.words("auto", "cpu", "cuda"),
+        rich_help_panel=COMPUTING,
+    ),
 ]
 DTypeOption = Annotated[
     DType,
     typer.Option(
-        metavar="DTYPE", help="Of weights and memory: auto, float32, bfloat16 or float16."
+        metavar="DTYPE",
+        envvar="SEKV_DTYPE",
+        help="Of weights and memory: auto, float32, bfloat16 or float16.",
+        rich_help_panel=COMPUTING,
     ),
 ]
 Router = Annotated[
@@ -82,6 +108,7 @@ Router = Annotated[
         help="A router made by `sekv train`, or none. [default: the store's; for a new "
         "store the model's own, if it has one]",
         show_default=False,
+        rich_help_panel=RESEARCH,
     ),
 ]
 Model = Annotated[
@@ -91,6 +118,8 @@ Model = Annotated[
         help="The store's model, when it lies elsewhere than at ingest: alias, hub id, folder or "
         "GGUF file.",
         show_default=False,
+        autocompletion=completion.models,
+        rich_help_panel=COMPUTING,
     ),
 ]
 OwnModel = Annotated[
@@ -101,18 +130,33 @@ OwnModel = Annotated[
         help="The model: an alias of `sekv models`, a hub id, a folder of transformers or a GGUF "
         "file. [default: smollm2]",
         show_default=False,
+        autocompletion=completion.models,
+        rich_help_panel=COMPUTING,
     ),
 ]
 Revision = Annotated[
-    str, typer.Option(metavar="REV", help="Revision of a hub model.", show_default=False)
+    str,
+    typer.Option(
+        metavar="REV",
+        help="Revision of a hub model.",
+        show_default=False,
+        rich_help_panel=COMPUTING,
+    ),
 ]
 Offline = Annotated[
-    bool, typer.Option("--offline", help="Fetch no model; HF_HUB_OFFLINE=1 says the same.")
+    bool,
+    typer.Option(
+        "--offline",
+        envvar="SEKV_OFFLINE",
+        help="Fetch no model; HF_HUB_OFFLINE=1 says the same.",
+        rich_help_panel=COMPUTING,
+    ),
 ]
 Budget = Annotated[
     str,
     typer.Option(
         metavar="SHARE|TOKENS|auto",
+        envvar="SEKV_BUDGET",
         callback=budget,
         help="How much of the document may be resident at full resolution: 10% or 4096 tokens, "
         "per layer and KV head, summaries counted in; "
@@ -125,6 +169,7 @@ Coverage = Annotated[
         metavar="SHARE",
         callback=_in_range("coverage"),
         help="Share of the estimated attention that the zoom must cover; 1 fills the budget.",
+        rich_help_panel=RESEARCH,
     ),
 ]
 Widen = Annotated[
@@ -134,9 +179,13 @@ Widen = Annotated[
         callback=_in_range("widen"),
         help="How many times the budget a step may take that is done again because its next token "
         "is nearly as likely as another, or its attention was covered less than asked; 1: never.",
+        rich_help_panel=RESEARCH,
     ),
 ]
-Full = Annotated[bool, typer.Option("--full", help="Zoom everything at its stored rank.")]
+Full = Annotated[
+    bool,
+    typer.Option("--full", help="Zoom everything at its stored rank.", rich_help_panel=RESEARCH),
+]
 MaxNewTokens = Annotated[
     int,
     typer.Option(
@@ -146,19 +195,35 @@ MaxNewTokens = Annotated[
 Temperature = Annotated[
     float,
     typer.Option(
-        metavar="T", callback=_in_range("temperature"), help="0 takes the likeliest token."
+        metavar="T",
+        callback=_in_range("temperature"),
+        help="0 takes the likeliest token.",
+        rich_help_panel=RESEARCH,
     ),
 ]
 TopP = Annotated[
     float,
     typer.Option(
-        metavar="P", callback=_in_range("top_p"), help="Sample from this share of the mass."
+        metavar="P",
+        callback=_in_range("top_p"),
+        help="Sample from this share of the mass.",
+        rich_help_panel=RESEARCH,
     ),
 ]
 NoServer = Annotated[
     bool,
-    typer.Option("--no-server", help="Load model and store here, even if a server has them."),
+    typer.Option(
+        "--no-server",
+        help="Load model and store here, even if a server has them.",
+        rich_help_panel=COMPUTING,
+    ),
 ]
 Seed = Annotated[
-    int, typer.Option(metavar="N", callback=_in_range("seed"), help="Seed of the sampling.")
+    int,
+    typer.Option(
+        metavar="N",
+        callback=_in_range("seed"),
+        help="Seed of the sampling.",
+        rich_help_panel=RESEARCH,
+    ),
 ]

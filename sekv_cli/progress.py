@@ -10,6 +10,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
+from engine.types import Silent
 from sekv_cli.format import amount_text, clean, left_text, seconds_text
 
 if TYPE_CHECKING:
@@ -46,16 +47,42 @@ class Shown(Protocol):
     ) -> None: ...
 
 
-def on_stderr() -> Shown:
-    """The fitting one for where stderr goes now."""
+def on_stderr(verbose: bool | None = None) -> Shown:
+    """The fitting one for where stderr goes now.
+
+    verbose: True for a line per stage, however short; False for nothing at all.
+    """
+    if verbose is False:
+        return Nothing()
+    if verbose:
+        return Lines(sys.stderr, shortest=0.0)
     return Bar(sys.stderr) if sys.stderr.isatty() else Lines(sys.stderr)
 
 
-class Lines:
-    """One line per stage that took a while, and one in between every ten seconds."""
+class Nothing(Silent):
+    """No progress and no remarks."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def clear(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+class Lines:
+    """One line per stage that took a while, and one in between every ten seconds.
+
+    shortest: seconds of a stage that is worth a line.
+    """
+
+    def __init__(self, stream: TextIO, shortest: float = SHORT_SECONDS) -> None:
+        self._stream, self._shortest = stream, shortest
         self._stage = ""
         self._unit = ""
         self._total = 0
@@ -79,7 +106,7 @@ class Lines:
 
     def clear(self) -> None:
         took = time.monotonic() - self._begun
-        if self._stage and took >= SHORT_SECONDS:
+        if self._stage and took >= self._shortest:
             self._say(f"{self._stage}: {self._amount(self._done)}{seconds_text(took)}")
         self._stage = ""
 

@@ -15,7 +15,7 @@ import typer
 from engine.errors import OptionError, SekvError
 from engine.store import glance
 from engine.types import AUTO, AskOptions
-from sekv_cli import options
+from sekv_cli import completion, options
 from sekv_cli.server import unix_socket
 
 if TYPE_CHECKING:
@@ -26,7 +26,12 @@ TOKEN = "SEKV_TOKEN"
 
 def serve(
     stores: Annotated[
-        list[Path], typer.Argument(metavar="STORE", help="Stores made by `sekv ingest`.")
+        list[Path],
+        typer.Argument(
+            metavar="STORE",
+            help="Stores made by `sekv ingest`.",
+            autocompletion=completion.stores,
+        ),
     ],
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Where to listen; beyond loopback needs a token.")
@@ -56,15 +61,16 @@ def serve(
         ),
     ] = 1024,
     budget: options.Budget = AUTO,
-    coverage: options.Coverage = 1.0,
-    full: options.Full = False,
-    widen: options.Widen = 1.0,
     max_new_tokens: options.MaxNewTokens = 128,
+    as_json: options.Json = False,
+    verbose: options.Verbose = None,
+    model: options.Model = "",
     device: options.Device = "auto",
     dtype: options.DTypeOption = options.DType.auto,
-    model: options.Model = "",
     offline: options.Offline = False,
-    as_json: options.Json = False,
+    full: options.Full = False,
+    coverage: options.Coverage = 1.0,
+    widen: options.Widen = 1.0,
 ) -> None:
     """Keep stores loaded behind an OpenAI-compatible endpoint.
 
@@ -107,7 +113,7 @@ def serve(
         offline=offline,
     )
     listening = _listen(host, port, token)
-    with progress.on_stderr() as shown:
+    with progress.on_stderr(verbose) as shown:
         from sekv_cli.server import app, process
         from sekv_cli.server.answering import ServerLimits, Underway
         from sekv_cli.server.warm import Warm

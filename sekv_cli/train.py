@@ -84,6 +84,7 @@ def router(
         bool, typer.Option("--sizes", help="Print routers' sizes for known models; train nothing.")
     ] = False,
     as_json: options.Json = False,
+    verbose: options.Verbose = None,
 ) -> None:
     """Train a router for a model, or find its retrieval heads.
 
@@ -115,7 +116,7 @@ def router(
     if not text.is_dir():
         raise TrainError(f"there is no folder {text}; name one of .txt files with --text")
     outputs.check_router(output)
-    with progress.on_stderr() as shown:
+    with progress.on_stderr(verbose) as shown:
         from engine.compression.routers.router_file import FORMS
         from engine.lab.train.zoomin.loop import Options, train_router
 
@@ -171,6 +172,7 @@ def heads(
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the needles.")] = 0,
     device: options.Device = "auto",
     as_json: options.Json = False,
+    verbose: options.Verbose = None,
 ) -> None:
     """Find the retrieval heads of a model and what compression costs its layers.
 
@@ -194,7 +196,7 @@ def heads(
 
     prose = "\n\n".join(part for book in load_books(text) for part in book.paragraphs[:400])
 
-    with progress.on_stderr() as shown:
+    with progress.on_stderr(verbose) as shown:
         located = locate(model, progress=shown)
         target = output or located.folder / NAME
         reader = load_reader(located, device=device)

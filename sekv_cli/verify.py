@@ -10,7 +10,9 @@ from sekv_cli import options
 CHECK_FAILED = 1
 
 
-def verify(store: options.Store, as_json: options.Json = False) -> None:
+def verify(
+    store: options.Store, as_json: options.Json = False, verbose: options.Verbose = None
+) -> None:
     """Check every byte of a store against its checksums.
 
     Every table is checked against the manifest too. Ends with code 1 and the
@@ -25,7 +27,7 @@ def verify(store: options.Store, as_json: options.Json = False) -> None:
 
     changed: list[str] = []
     size = 0
-    with progress.on_stderr() as shown:
+    with progress.on_stderr(verbose) as shown:
         from engine.store.library import check_sources
         from engine.store.manifest import NAME
         from engine.store.reader import Store

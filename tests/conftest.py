@@ -52,9 +52,12 @@ def smollm2(models_cache: Path) -> Located:
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SEKV_MODEL", "SEKV_DEBUG", "NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE"):
+    for name in list(os.environ):
+        if name.startswith("SEKV_") and name not in ("SEKV_CACHE", "SEKV_TEST_DATA"):
+            monkeypatch.delenv(name)
+    for name in ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.delenv("SEKV_TOKEN", raising=False)
+    monkeypatch.setenv("SEKV_CONFIG", "/nonexistent/config.toml")  # nobody's own settings count
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/nonexistent")  # nobody's running server answers
     monkeypatch.setenv("COLUMNS", "100")
 
