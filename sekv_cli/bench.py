@@ -32,6 +32,7 @@ def bench(
     depth: chosen.Depths = "0,50,100",
     claims: chosen.Claims = None,
     max_new_tokens: chosen.MaxNewTokens = 0,
+    answers: chosen.Answers = True,
     window: chosen.Window = 0,
     dissect: chosen.Dissect = 8,
     seed: chosen.Seed = 0,
@@ -53,8 +54,9 @@ def bench(
     alone, no model is run.
 
     fidelity: natural questions on excerpts, of the full cache and of every
-    method at every budget: answers, next tokens, divergence; then what routers
-    find of the attention and what codecs lose at equal bytes, head by head.
+    method and peer at every budget: answers, next tokens, divergence, also of
+    what follows in the book, attention found; then what routers find of the
+    attention and what codecs lose at equal bytes, head by head.
 
     efficiency: ingest and ask beside plain prefill and beside the full cache
     saved and loaded again, in turns; then whole programs from their start.
@@ -63,13 +65,16 @@ def bench(
     equal resident bytes, on documents made from books or official files.
 
     Peers, systems of others, can be rows too: kvpress, transformers, llama.cpp@FILE.gguf, or
-    peers for all; one that is not installed is named with what it needs.
+    peers for all; one that is not installed is named with what it needs. So can
+    trials of the laboratory (trial), and a method with other settings, such as
+    sekv+codec.bits=4.
 
     \b
     Example:
       sekv bench --questions docs/questions/sample.jsonl --documents docs/sample
       sekv bench --suite qa --questions Q.jsonl --documents DIR --assert 'full:same >= 1'
       sekv bench --suite fidelity --questions docs/questions/books.jsonl --documents DIR
+      sekv bench --suite fidelity --questions Q.jsonl --documents DIR --method sekv,trial
       sekv bench --suite efficiency --text books --length 2048,6144 --budget 20%,all
       sekv bench --suite niah,ruler --text books --method sekv,snapkv,full --budget 5%,10%
       sekv bench --suite ruler --text books --length 2048 --assert 'sekv@10% > snapkv@10%'
@@ -110,7 +115,8 @@ def bench(
     with progress.on_stderr(verbose) as shown:
         if suites[0] is chosen.SuiteName.fidelity:
             source = natural(questions, documents, "fidelity")
-            asked = (*source, _numbers(length or "1024"), seed, max_new_tokens or 48)
+            most = (max_new_tokens or 48) if answers else 0
+            asked = (*source, _numbers(length or "1024"), seed, most)
             compared = (method or "sekv,sekv-paper", budget)
             measured = _fidelity(
                 model, asked, compared, samples or 100, dissect, window, device, output, shown
@@ -199,6 +205,7 @@ def _fidelity(
     from functools import partial
 
     from engine.documents.tokens import tokenize as tokenise
+    from engine.lab.bench import peers
     from engine.lab.bench.fidelity import laboratory
     from engine.lab.bench.fidelity import report as shape
     from engine.lab.bench.questions import Excerpts, load_questions
@@ -208,7 +215,7 @@ def _fidelity(
     path, documents, lengths, seed, most = asked
     questions = load_questions(path)
     setting = laboratory.FidelitySetting(
-        methods=_names(compared[0]),
+        methods=peers.expand(_names(compared[0])),
         budgets=_names(compared[1]) or laboratory.FidelitySetting.budgets,
         questions=samples,
         window=window,

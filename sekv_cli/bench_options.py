@@ -152,6 +152,14 @@ MaxNewTokens = Annotated[
         help="Longest answer, in tokens; 0: the suite's own (32 in qa, 48 in fidelity).",
     ),
 ]
+Answers = Annotated[
+    bool,
+    typer.Option(
+        "--answers/--no-answers",
+        help="Whether to generate answers, or to compare next tokens alone, which is quicker "
+        "(fidelity).",
+    ),
+]
 Window = Annotated[
     int, typer.Option(min=0, metavar="N", help="Tokens per window; 0: the model's own.")
 ]

@@ -20,7 +20,9 @@ A method is a few choices: where the document is cut, what stands for a span, ho
 kept on the host, how a query finds spans, and when and by which query a layer chooses anew. All
 run in one engine with one budget in bytes, everything counted. None of them knows a question while
 it reads; where a published method does, the document's own end takes the question's place, and
-the line says so. `NAME+zoomr` compresses long answers beside the document memory of NAME.
+the line says so. `NAME+zoomr` compresses long answers beside the document memory of NAME, and
+`NAME+PART.FIELD=VALUE` is the method with another setting of those in its table, such as
+`sekv+codec.bits=4+local=64`; a store remembers its settings.
 
 `compresskv` needs to know the model's retrieval heads: `sekv train heads`.
 """
@@ -30,8 +32,9 @@ PARTS = ("segmenter", "summariser", "codec", "router", "selector", "output")
 PEERS = """\
 ## Peers: systems of others in the same table
 
-`sekv bench --method` takes these names too, in the suites qa, niah, ruler, multi, longbench and
-infinitebench: `kvpress` means all its presses, `peers` all there is. A peer is one more row. It
+`sekv bench --method` takes these names too, in the suites qa, fidelity, niah, ruler, multi,
+longbench and infinitebench: `kvpress` means all its presses, `trial` what the laboratory tries,
+`peers` all but these. A peer is one more row. It
 gets the document that the model has read, in the same windows, holds it in its own way before it
 has seen any question, and then answers all questions through the same session as every store: the
 same prompt and greedy decoding, the question's own rows exact. It sees all windows, where our
@@ -62,6 +65,10 @@ those of the file (32 from `peers.gguf`).
     sekv bench --suite niah --text books --method sekv,full,transformers,kvpress --budget 10%
     sekv bench --suite niah,ruler --text books --method sekv,full,peers,llama.cpp@model.gguf
     sekv bench --suite efficiency --text books --method sekv,llama.cpp@model.gguf
+
+Trials hold a document in ways that no store has, to see what a byte could do: written anew from
+papers, or variations of our own code. They hold documents of one window. What a question will look
+for, some of them learn from the document read once more behind itself.
 
 A method with another router than the model's own is NAME@FILE, or NAME@none.
 

@@ -324,18 +324,59 @@ METHODS["zoomr"] = replace(
 )
 
 
+MOST_SETTING = 1 << 20
+"""Settings of a method are below it: they are tokens, bits or shares."""
+
+
 def named(name: str) -> Method:
-    """The recipe of that name; "NAME+zoomr" compresses long answers beside the memory of NAME.
+    """The recipe of that name.
+
+    What follows a "+" changes it: "sekv+codec.bits=4+local=64" has other settings, and
+    "NAME+zoomr" compresses long answers beside the memory of NAME.
 
     Raises:
-        BudgetError: there is none; the line lists the known ones.
+        BudgetError: there is none, or it has no such setting; the line lists what is known.
     """
-    base, plus, output = name.partition("+")
-    if base not in METHODS or (plus and output != "zoomr"):
+    base, *changes = name.split("+")
+    if base not in METHODS:
         raise BudgetError(f"unknown method '{name}'; known: {', '.join(METHODS)}")
-    if not plus:
-        return METHODS[base]
-    return replace(METHODS[base], name=name, output=METHODS["zoomr"].output)
+    recipe = METHODS[base]
+    for change in changes:
+        if change == "zoomr":
+            recipe = replace(recipe, output=METHODS["zoomr"].output)
+        else:
+            recipe = _changed(recipe, change)
+    return replace(recipe, name=name) if changes else recipe
+
+
+def _changed(recipe: Method, change: str) -> Method:
+    """A recipe with one setting of another value, written as FIELD=VALUE or PART.FIELD=VALUE.
+
+    Raises:
+        BudgetError: it has no such number, or this is none.
+    """
+    path, _, value = change.partition("=")
+    part, _, field_name = path.rpartition(".")
+    if part not in ("", *_Kinds().parts):
+        raise BudgetError(f"method {recipe.name} has no part '{part}'")
+    owner: Any = getattr(recipe, part) if part else recipe
+    before = vars(owner).get(field_name) if owner is not None else None
+    if type(before) not in (int, float):
+        held = {} if owner is None else vars(owner)
+        known = [key for key, value in held.items() if type(value) in (int, float)]
+        there = ", ".join(known) or "none"
+        raise BudgetError(f"method {recipe.name} has no setting '{path}'; known there: {there}")
+    try:
+        number = float(value)
+        if not 0 <= number < MOST_SETTING or (type(before) is int and not number.is_integer()):
+            raise ValueError
+        changed = replace(owner, **{field_name: (int if type(before) is int else float)(number)})
+    except ValueError:
+        kind = "a whole number" if type(before) is int else "a number"
+        raise BudgetError(
+            f"'{change}': {path} of method {recipe.name} is {kind} from 0 to below {MOST_SETTING}"
+        ) from None
+    return replace(recipe, **{part: changed}) if part else changed
 
 
 def with_router(recipe: Method, router: TrainedRouter) -> Method:

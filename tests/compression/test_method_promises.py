@@ -4,6 +4,7 @@ and no two methods, nor two settings of one, that run the same code."""
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -295,9 +296,48 @@ def test_compressing_answers_goes_with_any_memory(
     with session(store, reader, budget="20%") as opened:
         assert opened.memory.layers[0].recipe.output == Thoughts()
         assert opened.ask(QUESTION).usage.answer_tokens == 8
-    for unknown in ("zoomr+snapkv", "none+zoomr", "snapkv+"):
-        with pytest.raises(BudgetError, match="known: sekv"):
-            named(unknown)
+    with pytest.raises(BudgetError, match="known: sekv"):
+        named("none+zoomr")
+
+
+def test_a_name_can_change_settings_and_the_store_remembers_them(
+    model: Path, reader: Reader, tmp_path: Path
+) -> None:
+    name = "sekv+codec.bits=6+local=16"
+    recipe = named(name)
+    codec = replace(METHODS["sekv"].codec, bits=6.0)
+    assert recipe == replace(METHODS["sekv"], name=name, codec=codec, local=16)
+    opened_as = []
+    for method in ("sekv", name):
+        store = read(tmp_path / method, model, TEXT, reader=reader, method=method)
+        with session(store, reader, budget="100%") as opened:
+            opened_as.append(opened.memory.layers[0].recipe.settings())
+            assert opened.ask(QUESTION).usage.answer_tokens == 8
+    assert opened_as == [METHODS["sekv"].settings(), recipe.settings()]
+
+
+NO_SETTINGS = {
+    "snapkv+": "has no setting ''",
+    "zoomr+snapkv": "has no setting 'snapkv'",
+    "sekv+bits=4": "known there: sinks, local, keep",
+    "sekv+codec.size=4": "known there: bits, outlier, residual",
+    "sekv+decoder.bits=4": "has no part 'decoder'",
+    "sekv+output.full=4": "known there: none",
+    "sekv+whole=1": "has no setting 'whole'",
+    "sekv+local=few": "a whole number from 0",
+    "sekv+local=1.5": "a whole number from 0",
+    "sekv+local=-1": "a whole number from 0",
+    "sekv+codec.bits=nan": "a number from 0",
+    "sekv+codec.bits=1e9": "to below 1048576",
+}
+
+
+def test_a_setting_that_is_none_is_refused_with_those_there_are(
+    subtests: pytest.Subtests,
+) -> None:
+    for name, why in NO_SETTINGS.items():
+        with subtests.test(name), pytest.raises(BudgetError, match=re.escape(why)):
+            named(name)
 
 
 def test_the_methods_are_those_that_were_promised() -> None:

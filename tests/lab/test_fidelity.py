@@ -4,7 +4,7 @@ tables say what the numbers say."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -23,13 +23,13 @@ from engine.compression.scores import NEG_INF
 from engine.compression.spans import Fixed
 from engine.errors import BudgetError, SekvError
 from engine.lab.bench import bootstrap, chart
-from engine.lab.bench.budgets import options_of
 from engine.lab.bench.fidelity import answers, distortion, routing
 from engine.lab.bench.fidelity.laboratory import FidelitySetting, measure
 from engine.lab.bench.fidelity.report import charts, markdown
 from engine.lab.bench.fidelity.subjects import AskedQuestion as RoutingInput
 from engine.lab.bench.fidelity.subjects import Subject, side_by_side, take
 from engine.lab.bench.questions import Excerpt, Question
+from engine.lab.bench.read_once import ReadOnce
 from engine.lab.bench.results import save
 from engine.models.reader import Reader
 from engine.types import Silent
@@ -197,7 +197,7 @@ def test_the_tables_have_a_row_for_every_method_and_budget(
     assert (tmp_path / "out" / "table.md").read_text(encoding="utf-8") == table
     written = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert written == json.loads(json.dumps(report))
-    for name in ("answers.svg", "right.svg", "routing.svg", "distortion.svg"):
+    for name in ("answers.svg", "right.svg", "frontier.svg", "routing.svg", "distortion.svg"):
         ElementTree.parse(tmp_path / "out" / name)
 
 
@@ -249,7 +249,7 @@ def test_answers_alone_have_no_tables_of_heads(
     answers_only = measure(reader, str(model), Logs(), alone, folder, Silent())
     assert answers_only["routing"] == {}
     assert answers_only["dissected_documents"] == 0
-    assert set(charts(answers_only)) == {"answers.svg", "right.svg"}
+    assert set(charts(answers_only)) == {"answers.svg", "right.svg", "frontier.svg"}
     assert "| router |" in markdown(report)
     assert "| router |" not in markdown(answers_only)
 
@@ -270,14 +270,16 @@ def test_answers_are_counted_as_same_and_as_right() -> None:
         timing = {"first_token_s": 0.5}
         made: Any = SimpleNamespace(answer=answer, memory=memory, timing=timing)
         logits = torch.tensor([[0.0, 1.0 + shift], [2.0, 0.0]])
-        return answers.Reply(made, [], [1], logits)
+        return answers.Reply(made, [], [1], logits, resident=40)
 
     truth = [said("Nine whales"), said("Ten"), said("often"), said("x")]
     mine = [said("Nine whales"), said("The ten  goats!", shift=-2.0), said("Often"), said("y, x")]
     questions = [asked("?", "nine"), asked("?", "Ten Goats"), asked("?", "ten")]
     questions.append(Question("q", "d", "?", "z", aliases=("y",)))
     report: Any = SimpleNamespace(tokens=9, full_kv_bytes=400, store_bytes=20)
-    counted = answers.counted(mine, truth, questions, report, 4)
+    onward = torch.tensor([[0.0, 1.0]])
+    both = (answers.Replies(report, said, onward) for said in (mine, truth))
+    counted = answers.counted(*both, questions, 4)
     line = answers.line([json.loads(json.dumps(counted))])
     assert (line["questions"], line["same"], line["right"]) == (4, 1 / 4, 3 / 4)
     assert line["right_minus_full"] == 2 / 4  # "Ten" was not all of "Ten Goats", "x" no alias
@@ -289,6 +291,8 @@ def test_answers_are_counted_as_same_and_as_right() -> None:
     p = torch.tensor([0.0, 1.0]).softmax(0)
     kl = float((p * (p.log() - torch.tensor([0.0, -1.0]).log_softmax(0))).sum())
     assert line["kl_nats"] == pytest.approx(kl / 2 / 4, rel=1e-5)
+    assert (line["onward_same"], line["onward_kl"]) == (1, 0)
+    assert "found" not in line  # nobody knows which tokens were held
 
 
 def test_the_difference_to_the_full_cache_is_taken_question_by_question() -> None:
@@ -317,18 +321,80 @@ def test_the_words_followed_are_the_full_caches_own(
     """Whatever a memory would say itself, its logits are those given the same words."""
     source = tmp_path / "log.txt"
     source.write_text(log(6), encoding="utf-8")
-    options = [options_of("all", 1.0, 4)]
-    ask = partial(answers.asked, reader, str(model), source, [asked("What of day 2?", "")], "full")
-    [(_, [own])] = ask(options, 0)
+    asking = answers.Asking(str(model), source, [asked("What of day 2?", "")], most=4)
+    ask = partial(answers.asked, reader, asking, "full", ["all"])
+    [whole] = ask()
+    [own] = whole.questions
     assert own.words == own.logits.argmax(-1).tolist()
     assert len(own.words) == answers.FOLLOWED
     words = list(own.words)
     words[2] += 1
-    [(_, [reply])] = ask(options, 0, [replace(own, words=words)])
+    [other] = ask(replace(whole, questions=[replace(own, words=words)]))
+    [reply] = other.questions
     assert reply.words == words
     torch.testing.assert_close(reply.logits[:3], own.logits[:3], atol=1e-4, rtol=1e-4)
     for mine, full in zip(reply.logits[3:], own.logits[3:], strict=True):
         assert not torch.allclose(mine, full, atol=1e-2)
+
+
+BEHIND = [11, 12, 13, 14]
+"""Tokens that follow a document."""
+
+
+@pytest.fixture(scope="module")
+def held(
+    model: Path, reader: Reader, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], answers.Replies]:
+    """What a method or peer says at a budget, nothing generated, beside the full cache."""
+    source = tmp_path_factory.mktemp("held") / "log.txt"
+    source.write_text(log(12), encoding="utf-8")
+    asking = answers.Asking(str(model), source, [asked("What of day 2?", "")], BEHIND, most=0)
+    once = ReadOnce.of(reader, [METHODS["sekv"]])
+    [truth] = answers.asked(once, asking, "full", ["all"])
+
+    def said(method: str, budget: str) -> answers.Replies:
+        if method == "full":
+            return truth
+        [replies] = answers.asked(once, asking, method, [budget], truth)
+        return replies
+
+    return said
+
+
+def test_what_follows_in_the_book_is_compared_and_needs_no_answer(
+    held: Callable[[str, str], answers.Replies], reader: Reader
+) -> None:
+    """Its logits are those of the model that reads document and continuation in one go."""
+    truth = held("full", "")
+    assert truth.questions[0].answer is None
+    assert len(truth.onward) == len(BEHIND) - 1
+    ids = [*reader.prompt.prefix, *reader.tokenizer.encode(log(12), add_special_tokens=False)]
+    with torch.inference_mode():
+        plain = reader.model(torch.tensor([[*ids, *BEHIND[:-1]]])).logits[0, -3:]
+    torch.testing.assert_close(truth.onward, plain, atol=1e-4, rtol=1e-4)
+    line = answers.line([answers.counted(held("sekv", "30%"), truth, [asked("", "")], 4)])
+    assert line["onward_kl"] > 0
+    assert "right" not in line
+
+
+def test_attention_found_is_all_of_it_where_every_token_is_held(
+    held: Callable[[str, str], answers.Replies],
+) -> None:
+    assert held("full", "").questions[0].found == pytest.approx(1, abs=1e-6)
+    assert held("sekv", "all").questions[0].found == pytest.approx(1, abs=1e-6)
+    few, more = (held("sekv", budget).questions[0].found for budget in ("15%", "30%"))
+    assert 0 < few < more < 1
+
+
+def test_a_method_is_compared_with_the_first_one_question_by_question() -> None:
+    mine = [{"kl_nats": [0.3, 0.1]}, {"kl_nats": [0.2]}]
+    other = [{"kl_nats": [0.1, 0.1]}, {"kl_nats": [0.0]}]
+    apart = answers.less(mine, other)
+    assert apart["kl_nats"] == pytest.approx(0.4 / 3)
+    low, high = apart["kl_nats_bootstrap"]
+    assert low == pytest.approx(0.1)
+    assert high == pytest.approx(0.2)
+    assert "onward_kl" not in apart
 
 
 # ---------------------------------------------------------------------------- heads

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 UNANSWERABLE = "unanswerable"
 
+ONWARD = 400
+"""Characters that are told of how a document goes on behind an excerpt."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -120,13 +123,14 @@ class Excerpt:
     """Part of a document, and the questions that are asked on it.
 
     document: its name, as the questions have it. start: character of the document's text at which
-    the excerpt begins.
+    the excerpt begins. onward: how the document goes on behind it.
     """
 
     text: str
     questions: tuple[Question, ...]
     document: str = ""
     start: int = 0
+    onward: str = ""
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,7 @@ class Excerpts:
             ]
             asked = [key, *inside[: self.most - 1]]
             questions = tuple(left.pop(one)[0] for one in left.copy() if one in asked)
-            yield Excerpt(text[start:end], questions, name, start)
+            yield Excerpt(text[start:end], questions, name, start, text[end : end + ONWARD])
         without = [q for q in mine if not q.answerable] if self.unanswerable else []
         for first in range(0, len(without), self.most):
             length = min(next(lengths), len(tokens))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine.compression.observation import Observe
 from engine.models.reader import NOTHING, Chunk, Reader
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from engine.compression.methods import Method
+
+Made = TypeVar("Made")
 
 
 class ReadOnce(Reader):
@@ -29,6 +31,7 @@ class ReadOnce(Reader):
         self.reader, self._observe = reader, observe
         self._before: list[tuple[Tensor, Tensor]] | None = None
         self._chunks: dict[tuple[int, ...], list[Chunk]] = {}
+        self._kept: dict[Hashable, Any] = {}
 
     @classmethod
     def of(cls, reader: Reader, recipes: Sequence[Method]) -> ReadOnce:
@@ -41,6 +44,14 @@ class ReadOnce(Reader):
     def forget(self) -> None:
         """Let go of the document; the next one is another."""
         self._chunks.clear()
+        self._kept.clear()
+
+    def kept(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What was made of the document under this key, made once."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        made: Made = self._kept[key]
+        return made
 
     def prefix(self) -> list[tuple[Tensor, Tensor]]:
         if self._before is None:

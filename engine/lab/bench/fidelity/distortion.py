@@ -126,10 +126,60 @@ def _basis(
 
     turned: keys as attention has them, after RoPE. together: one basis for all heads of a layer.
     """
+    room = _room(subject, weighted=weighted, turned=turned, together=together, residual=residual)
+    if room is None:
+        return {}
+    found = {share: room.coded(share / 100) for share in SHARES}
+    return {share: coded for share, coded in found.items() if coded is not None}
+
+
+def coded_within(subject: Subject, share: float, *, turned: bool = True) -> Coded | None:
+    """A window in the shared bases of the default method, all tokens, in at most so much of the
+    bytes of 16-bit rows; None where the bases alone take more, or `turned` cannot be.
+
+    turned: keys are coded as attention has them, after RoPE.
+    """
+    room = _room(subject, weighted=True, turned=turned, residual=RESIDUAL)
+    return None if room is None else room.coded(share)
+
+
+@dataclass(frozen=True)
+class _Room:
+    """A window that is to be coded in a shared basis. beside: what that takes of the bytes."""
+
+    subject: Subject
+    body: _Body
+    spaces: list[Space]
+    weighted: bool
+    residual: float
+    beside: float
+
+    def coded(self, share: float) -> Coded | None:
+        """With as many bits as the basis, and residuals, leave of so much of the bytes."""
+        bits = 16 * (share - self.beside)
+        while bits >= 0.25:
+            codec = SharedBasis(bits=bits, residual=self.residual)
+            coded = _code(codec, self.subject, self.body, self.spaces, weighted=self.weighted)
+            over = coded.share - share
+            if not self.residual or over <= 0:
+                return coded
+            bits -= 16 * over + 0.02
+        return None
+
+
+def _room(
+    subject: Subject,
+    *,
+    weighted: bool,
+    turned: bool = True,
+    together: bool = False,
+    residual: float = 0.0,
+) -> _Room | None:
+    """See `_basis`; None where keys before RoPE are not known."""
     spaces: list[Space] = []
     if not turned:
         if subject.rotation is None:
-            return {}
+            return None
         cos, sin = subject.rotation
         spaces.append(BeforeRope(cos[EXACT:], sin[EXACT:]))
     if together:
@@ -140,18 +190,7 @@ def _basis(
         params = SharedBasis(bits=1.0).fit(k, v, LayerStatistics.of(k, v, known))
         beside += params.nbytes
         whole += 2 * (k.numel() + v.numel())
-    out = {}
-    for share in SHARES:
-        bits = 16 * (share / 100 - beside / whole)
-        while bits >= 0.25:
-            codec = SharedBasis(bits=bits, residual=residual)
-            coded = _code(codec, subject, body, spaces, weighted=weighted)
-            over = coded.share - share / 100
-            if not residual or over <= 0:
-                out[share] = coded
-                break
-            bits -= 16 * over + 0.02
-    return out
+    return _Room(subject, body, spaces, weighted, residual, beside / whole)
 
 
 def _svd(subject: Subject) -> dict[float, Coded]:

@@ -1,7 +1,7 @@
 """The fidelity suite: answers, routing and distortion on the same documents in one run.
 
-Answers come first, and those of a document by one method at one budget are on disk when they are
-given, so that an interrupted run goes on where it stopped. Then heads are looked into.
+Answers come first, and those of a document by one method or peer at one budget are on disk when
+they are given, so that an interrupted run goes on where it stopped. Then heads are looked into.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from engine.compression.methods import named
 from engine.errors import BudgetError, SekvError
-from engine.lab.bench.budgets import ALL, options_of
+from engine.lab.bench import peers
+from engine.lab.bench.budgets import ALL
 from engine.lab.bench.fidelity import answers
 from engine.lab.bench.fidelity.distortion import Distortion
 from engine.lab.bench.fidelity.routing import Routing, levels
 from engine.lab.bench.fidelity.subjects import Subject, side_by_side, take
 from engine.lab.bench.log import Log
+from engine.lab.bench.peers.held import PeerError
 from engine.lab.bench.read_once import ReadOnce
 from engine.memory.fitting import parse_budget
 from engine.types import Progress
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from engine.lab.bench.questions import Excerpt, Question
     from engine.models.reader import Reader
 
-FORMAT = "sekv-fidelity-bench 4"
+FORMAT = "sekv-fidelity-bench 5"
 FULL = "full"
 
 
@@ -45,9 +46,11 @@ class Documents(Protocol):
 class FidelitySetting:
     """What is compared.
 
-    methods: names, each with "@" and a router file or "none" where not the model's own is meant.
+    methods: names, each with "@" and a router file or "none" where not the model's own is meant,
+        and peers; the first one is what others are compared with at equal budgets.
     budgets: shares or tokens, or "all" for everything zoomed.
-    questions: how many in all. coverage: as `AskOptions`. most: tokens of an answer.
+    questions: how many in all. coverage: as `AskOptions`. most: tokens of an answer, 0: next tokens
+        are compared and no answers generated.
     dissected: of the documents, how many are looked at head by head (routing, distortion).
     """
 
@@ -62,10 +65,11 @@ class FidelitySetting:
 
 @dataclass(frozen=True)
 class _Document:
-    """A document, the questions that are asked on it, and its name in the log."""
+    """A document, the questions that are asked on it, how it goes on, and its name in the log."""
 
     text: str
     questions: Sequence[Question]
+    onward: str
 
     @property
     def key(self) -> str:
@@ -108,6 +112,7 @@ def measure(
             progress.advance(len(document.questions))
         heads = _dissect(once, drawn[: setting.dissected], source, setting, log, progress)
     full = [log.entries[document.key, FULL] for document in drawn]
+    rows, skipped = _rows(setting, drawn, log)
     return {
         "format": FORMAT,
         "model": reader.identity.id,
@@ -116,13 +121,8 @@ def measure(
         "documents": len(drawn),
         "tokens_per_document": round(sum(entry["tokens"] for entry in full) / len(full)),
         "full": answers.line(full),
-        "methods": {
-            method: {
-                budget: answers.line([log.entries[one.key, _row(method, budget)] for one in drawn])
-                for budget in setting.budgets
-            }
-            for method in setting.methods
-        },
+        "methods": rows,
+        "skipped": skipped,
         **heads,
     }
 
@@ -138,7 +138,41 @@ def _checked(setting: FidelitySetting) -> dict[str, Method]:
             parse_budget(budget, 1)
     if not 0 < setting.coverage <= 1:
         raise BudgetError(f"coverage {setting.coverage} is not in (0, 1]")
-    return {method: named(method.partition("@")[0]) for method in setting.methods}
+    own = [method for method in setting.methods if not peers.is_peer(method)]
+    for method in set(setting.methods) - set(own):
+        peers.named(method)
+    return {method: named(method.partition("@")[0]) for method in own}
+
+
+def _budgets(method: str, setting: FidelitySetting) -> tuple[str, ...]:
+    """What a method is asked at; a peer that holds everything has no budget."""
+    if peers.is_peer(method) and peers.named(method).whole:
+        return (ALL,)
+    return tuple(b for b in setting.budgets if b != ALL or not peers.is_peer(method))
+
+
+def _rows(
+    setting: FidelitySetting, documents: Sequence[_Document], log: Log
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """By method and budget what was measured, with how far it is from the first method at the same
+    budget; and what was skipped, with the reason."""
+    first, rows = setting.methods[0], dict[str, dict[str, Any]]()
+    skipped: dict[str, str] = {}
+    for method in setting.methods:
+        rows[method] = {}
+        for budget in _budgets(method, setting):
+            name = _row(method, budget)
+            entries = [log.entries[one.key, name] for one in documents]
+            why = next((entry["why"] for entry in entries if "why" in entry), "")
+            if why:  # a mean over fewer documents would mislead
+                skipped[name] = why
+                continue
+            line = answers.line(entries)
+            others = [log.entries.get((one.key, _row(first, budget)), {}) for one in documents]
+            if method != first and all("kl_nats" in other for other in others):
+                line["above_first"] = answers.less(entries, others)
+            rows[method][budget] = line
+    return rows, skipped
 
 
 def _head(
@@ -204,7 +238,7 @@ def _drawn(documents: Documents, questions: int) -> Iterator[_Document]:
         asked = list(drawn.questions)[:left]
         left -= len(asked)
         if asked:
-            yield _Document(drawn.text, asked)
+            yield _Document(drawn.text, asked, drawn.onward)
         if not left:
             return
 
@@ -226,22 +260,50 @@ def _answer(
     missing = {
         method: [
             budget
-            for budget in setting.budgets
+            for budget in _budgets(method, setting)
             if (document.key, _row(method, budget)) not in log.entries
         ]
         for method in setting.methods
     }
     if (document.key, FULL) in log.entries and not any(missing.values()):
         return
+    onward = reader.tokenizer.encode(document.onward, add_special_tokens=False)
+    asking = answers.Asking(
+        model,
+        source,
+        document.questions,
+        onward[: answers.ONWARD + 1],
+        setting.window,
+        setting.coverage,
+        setting.most,
+    )
     size = reader.dtype.itemsize
-    ask = partial(answers.asked, reader, model, source, document.questions, window=setting.window)
-    [(report, truth)] = ask(FULL, [options_of(ALL, 1.0, setting.most)])
-    counted = answers.counted(truth, truth, document.questions, report, size)
-    said = [[*reply.prompt, *reply.words] for reply in truth]
-    log.put({"key": document.key, "row": FULL, **counted, "said": said})
+    [truth] = answers.asked(reader, asking, FULL, [ALL])
+    said = [[*reply.prompt, *reply.words] for reply in truth.questions]
+    full = answers.counted(truth, truth, document.questions, size)
+    log.put({"key": document.key, "row": FULL, **full, "said": said})
     for method, budgets in missing.items():
-        options = [options_of(b, setting.coverage, setting.most) for b in budgets]
-        replies = ask(method, options, truth=truth) if budgets else ()
-        for budget, (report, mine) in zip(budgets, replies, strict=True):
-            counted = answers.counted(mine, truth, document.questions, report, size)
-            log.put({"key": document.key, "row": _row(method, budget), **counted})
+        for budget, entry in _asked(reader, asking, method, budgets, truth):
+            log.put({"key": document.key, "row": _row(method, budget), **entry})
+
+
+def _asked(
+    reader: ReadOnce,
+    asking: answers.Asking,
+    method: str,
+    budgets: Sequence[str],
+    truth: answers.Replies,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """By budget what a method's answers on a document came to, or why a peer gave none."""
+    left = list(budgets)
+    missing = peers.named(method).missing() if peers.is_peer(method) else ""
+    if missing:
+        yield from ((budget, {"why": missing}) for budget in left)
+        return
+    while left:  # a peer that cannot keep to one budget may keep to the next
+        try:
+            for replies in answers.asked(reader, asking, method, tuple(left), truth):
+                counted = answers.counted(replies, truth, asking.questions, reader.dtype.itemsize)
+                yield left.pop(0), counted
+        except PeerError as error:
+            yield left.pop(0), {"why": str(error)}

@@ -36,7 +36,19 @@ def charts(report: dict[str, Any]) -> dict[str, str]:
             ("answers", "same", "Answers equal to the full cache's", "same answers, %"),
             ("right", "right_minus_full", "Right values, less the full cache's", "points"),
         )
+        if all(what in line for lines in budgets.values() for line in lines.values())
     }
+    drawn["frontier.svg"] = chart.lines(
+        "How far the next token's distribution moved",
+        "resident bytes, % of 16-bit keys and values",
+        "KL, nats",
+        {
+            method: sorted((100 * line["resident"], line["kl_nats"]) for line in lines.values())
+            for method, lines in report["methods"].items()
+            if lines
+        },
+        log=True,
+    )
     if not report["dissected_documents"]:
         return drawn
     return drawn | {
@@ -69,13 +81,42 @@ def _number(budget: str) -> float:
 
 
 def _share(line: dict[str, Any], name: str) -> str:
+    if name not in line:
+        return "-"
     low, high = line[f"{name}_bootstrap"]
     return f"{100 * line[name]:.1f} ({100 * low:.1f}-{100 * high:.1f})"
 
 
 def _difference(line: dict[str, Any]) -> str:
+    if "right_minus_full" not in line:
+        return "-"
     low, high = line["right_minus_full_bootstrap"]
     return f"{100 * line['right_minus_full']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def _nats(line: dict[str, Any], name: str, *, signed: bool = False) -> str:
+    if name not in line:
+        return "-"
+    low, high = line[f"{name}_bootstrap"]
+    sign, to = ("+", " to ") if signed else ("", "-")
+    return f"{line[name]:{sign}.4f} ({low:{sign}.4f}{to}{high:{sign}.4f})"
+
+
+COLUMNS = (
+    "method",
+    "budget",
+    "resident, mean (max) %",
+    "store %",
+    "KL, nats",
+    "KL less the first method's",
+    "next token the same %",
+    "KL onward in the book",
+    "the same onward %",
+    "attention found %",
+    "same answer %",
+    "right value %",
+    "right less full's, points",
+)
 
 
 def _answers(report: dict[str, Any]) -> list[str]:
@@ -83,23 +124,31 @@ def _answers(report: dict[str, Any]) -> list[str]:
     lines = [
         f"{full['questions']} questions, {report['documents']} documents of about "
         f"{report['tokens_per_document']} tokens, model {report['model']}; intervals: bootstrap "
-        "over documents, of right values less the full cache's question by question",
+        "over documents, of differences question by question",
         "",
-        "| method | budget | resident, mean (max) % | store % | same answer % | right value % "
-        "| right less full's, points | same next token % | KL, nats |",
-        "|---|---|---|---|---|---|---|---|---|",
-        f"| full | - | 100 | - | 100 | {_share(full, 'right')} | 0 | 100 | 0 |",
+        f"| {' | '.join(COLUMNS)} |",
+        "|---" * len(COLUMNS) + "|",
+        f"| full | - | 100 | - | 0 | - | 100 | 0 | 100 | 100 | 100 | {_share(full, 'right')} | 0 |",
     ]
     for method, budgets in report["methods"].items():
         for budget, line in budgets.items():
-            low, high = line["kl_nats_bootstrap"]
-            lines.append(
-                f"| {method} | {budget} | {100 * line['resident']:.1f} "
-                f"({100 * line['most_resident']:.1f}) | {100 * line['store']:.1f} "
-                f"| {_share(line, 'same')} | {_share(line, 'right')} "
-                f"| {_difference(line)} | {_share(line, 'next_token_same')} "
-                f"| {line['kl_nats']:.3f} ({low:.3f}-{high:.3f}) |"
+            cells = (
+                method,
+                budget,
+                f"{100 * line['resident']:.1f} ({100 * line['most_resident']:.1f})",
+                f"{100 * line['store']:.1f}" if ":" not in method else "-",
+                _nats(line, "kl_nats"),
+                _nats(line.get("above_first", {}), "kl_nats", signed=True),
+                _share(line, "next_token_same"),
+                _nats(line, "onward_kl"),
+                _share(line, "onward_same"),
+                _share(line, "found"),
+                _share(line, "same"),
+                _share(line, "right"),
+                _difference(line),
             )
+            lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *(f"Skipped: {row}: {why}." for row, why in report["skipped"].items())]
     return lines
 
 

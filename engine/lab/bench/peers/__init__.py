@@ -16,6 +16,7 @@ from engine.lab.bench.peers.caches import QUANTISED, Quantized, Reloaded
 from engine.lab.bench.peers.llama import LlamaCpp
 from engine.lab.bench.peers.plain import PlainTransformers
 from engine.lab.bench.peers.presses import PRESSES
+from engine.lab.bench.peers.trials import TRIALS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,14 +25,15 @@ if TYPE_CHECKING:
 
 ALL = "peers"
 LLAMA = "llama.cpp"
+TRIAL = "trial"
 _KNOWN: tuple[Peer, ...] = (
-    PlainTransformers(), Reloaded(), *map(Quantized, QUANTISED), *PRESSES, LlamaCpp(""),
+    PlainTransformers(), Reloaded(), *map(Quantized, QUANTISED), *PRESSES, LlamaCpp(""), *TRIALS,
 )  # fmt: skip
 PEERS = {peer.name: peer for peer in _KNOWN}
 
 
 def is_peer(method: str) -> bool:
-    """Whether a name of `--method` means a peer; no recipe has a colon or a point in its name."""
+    """Whether a name of `--method` means a peer; no recipe has a colon in its name."""
     return ":" in method or is_llama(method)
 
 
@@ -55,9 +57,15 @@ def named(method: str) -> Peer:
 
 
 def expand(methods: Sequence[str]) -> tuple[str, ...]:
-    """Names with families written out: "kvpress" is all its presses, "peers" all there is."""
+    """Names with families written out: "kvpress" is all its presses, "trial" what the laboratory
+    tries, "peers" all systems of others."""
+    families: dict[str, list[str]] = {}
+    for name in PEERS:
+        family = name.partition(":")[0]
+        families.setdefault(family, []).append(name)
+        if family != TRIAL:
+            families.setdefault(ALL, []).append(name)
     found: list[str] = []
     for method in methods:
-        family = [name for name in PEERS if method in (ALL, name.partition(":")[0])]
-        found += family or [method]
+        found += families.get(method, [method])
     return tuple(dict.fromkeys(found))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from engine.answer.session import Session
 
-QUANTISED = ("transformers:quantized", "transformers:fp8")
+QUANTISED = ("transformers:quantized", "transformers:quantized-2", "transformers:fp8")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,14 @@ class Quantized:
     def source(self) -> str:
         if self.name.endswith(":fp8"):
             return "transformers' QuantizedCache, fp8"
-        return "transformers' QuantizedCache, 4 bits by optimum-quanto, or by hqq without that"
+        return (
+            f"transformers' QuantizedCache, {self.bits} bits by optimum-quanto, or by hqq without "
+            "that"
+        )
+
+    @property
+    def bits(self) -> int:
+        return 2 if self.name.endswith("-2") else 4
 
     @property
     def backend(self) -> str:
@@ -76,7 +83,9 @@ class Quantized:
 
     def hold(self, session: Session, budget: str, place: Path) -> int:
         try:
-            cache = QuantizedCache(self.backend, config=session.reader.model.config)
+            cache = QuantizedCache(
+                self.backend, config=session.reader.model.config, nbits=self.bits
+            )
             held = []
             for index, (k, v) in enumerate(_full(session)):
                 cache.update(k, v, index)

@@ -68,12 +68,16 @@ class Held:
     """One layer. nbytes: of it that lie on the device while questions are answered.
 
     rows: k, v [Hkv, P, D] to attend to, made anew where they are kept in another form.
-    hidden: bool [Hkv, P], rows that no query may see, or None.
+    hidden: bool [Hkv, P], rows that no query may see, or None. bias: [Hkv, P] nats that are added
+    to every score of a row, or None. seen: bool [Hkv, N], which document tokens are attended to one
+    by one, None where that is not known.
     """
 
     nbytes: int
     rows: Callable[[], tuple[Tensor, Tensor]]
     hidden: Tensor | None = None
+    bias: Tensor | None = None
+    seen: Tensor | None = None
 
     @classmethod
     def plain(cls, k: Tensor, v: Tensor, hidden: Tensor | None = None) -> Held:
@@ -109,6 +113,8 @@ class HeldLayer(LayerMemory):
         scale = 1 / math.sqrt(self.size)
         k, v = self.held.rows()
         far = q @ k.float().mT * scale
+        if self.held.bias is not None:
+            far = far + self.held.bias[:, None]
         if self.held.hidden is not None:
             far = far.masked_fill(self.held.hidden[:, None], NEG_INF)
         live = q @ live_k.float().mT * scale
@@ -118,13 +124,20 @@ class HeldLayer(LayerMemory):
         return out.reshape(-1, rows, self.size)
 
 
+Make = Callable[[int, LayerMemory, Shared], HeldLayer]
+"""A layer by its number, from the session's own and what all share."""
+
+
 def put(session: Session, held: Sequence[Held]) -> None:
     """Let a session answer from these layers and nothing else."""
+    put_layers(session, lambda index, layer, shared: HeldLayer(layer, shared, held[index]))
+
+
+def put_layers(session: Session, make: Make) -> None:
+    """Let a session answer from layers that attend in their own way."""
     whole = session.memory
     shared = Shared(whole.shared.bounds, whole.shared.windows)
-    shared.layers = [
-        HeldLayer(layer, shared, one) for layer, one in zip(whole.layers, held, strict=True)
-    ]
+    shared.layers = [make(index, layer, shared) for index, layer in enumerate(whole.layers)]
     session.answer_from(Memory(shared.layers, shared, whole.length))
 
 
