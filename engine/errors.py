@@ -129,3 +129,9 @@ class StreamError(SekvError):
     """Standard input or output is closed, or what comes through it is no text."""
 
     code = "stream"
+
+
+class LibraryError(SekvError):
+    """A folder of stores cannot be read or written as a library."""
+
+    code = "library"

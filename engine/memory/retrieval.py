@@ -7,18 +7,16 @@ whole windows chosen, by attention's vote.
 
 from __future__ import annotations
 
-import re
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from math import fsum
 
 from torch import Tensor
 
 from engine.attention.view import Stretch
-from engine.errors import SekvError
+from engine.store.passages import make_table, passages, query, spaced
 
 PASSAGES_SEEN = 2
 """Passages that are seen while a question is answered; see docs/results.md."""
@@ -26,21 +24,8 @@ PASSAGES_SEEN = 2
 VOTED_WINDOWS = 2
 """Windows that are seen where attention chose them."""
 
-PASSAGE, STEP = 256, 128
-"""Tokens of a passage, and from the beginning of one to the next."""
-
 RANK = 60
 """k of reciprocal rank fusion, where a score is 1 / (k + rank); the value of its source."""
-
-TABLE = """
-    CREATE VIRTUAL TABLE passages
-    USING fts5(text, content='', tokenize='porter unicode61 remove_diacritics 2')
-"""
-"""Words of letters and digits without accents, English ones cut to their stems; the text itself is
-not kept."""
-
-UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3]")
-"""Characters of scripts without spaces; each counts as a word."""
 
 WORDS, ATTENTION, ALL = "words", "attention", "all"
 """By what windows were chosen."""
@@ -63,37 +48,20 @@ class PassageIndex:
         self.passages = [passage for passage, _ in parts]
         self.window = [number for _, number in parts]
         self._index = sqlite3.connect(":memory:", check_same_thread=False)
-        try:
-            self._index.execute(TABLE)
-        except sqlite3.OperationalError as error:
-            raise SekvError(
-                f"long documents are searched with the FTS5 of SQLite 3.27 or newer, and this "
-                f"Python has {sqlite3.sqlite_version} ({error}): use another build of Python"
-            ) from None
-        rows = ((number, _apart(text(passage))) for number, passage in enumerate(self.passages))
+        make_table(self._index, "content='',")  # the text itself is not kept
+        rows = ((number, spaced(text(passage))) for number, passage in enumerate(self.passages))
         self._index.executemany("INSERT INTO passages(rowid, text) VALUES (?, ?)", rows)
 
     def scores(self, words: Iterable[str]) -> dict[int, float]:
         """BM25 of the passages that have any of the words, by their number, best first."""
-        terms = dict.fromkeys(chain.from_iterable(_apart(word).split() for word in words))
-        if not terms:
+        wanted = query(words)
+        if not wanted:
             return {}
-        query = " OR ".join(f'"{term}"' for term in terms)
         found = self._index.execute(
-            "SELECT rowid, -rank FROM passages WHERE passages MATCH ? ORDER BY rank, rowid", [query]
+            "SELECT rowid, -rank FROM passages WHERE passages MATCH ? ORDER BY rank, rowid",
+            [wanted],
         )
         return dict(found.fetchall())
-
-
-def _apart(text: str) -> str:
-    return UNSPACED.sub(r" \g<0> ", text)
-
-
-def passages(window: Stretch) -> list[Stretch]:
-    """The passages of a window, which overlap by half; the last one ends where the window does."""
-    first, end = window
-    starts = range(first, max(first + 1, end - PASSAGE + STEP), STEP)
-    return [(start, min(start + PASSAGE, end)) for start in starts]
 
 
 def fuse(rankings: Iterable[Iterable[int]]) -> list[int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import StoreError
-from engine.store.manifest import NAME
+from engine.store.catalogue import looks_like_a_store, stores_below
 from engine.store.reader import Store
 
 if TYPE_CHECKING:
@@ -43,16 +43,20 @@ class StoreSummary:
 
 
 def list_stores(folder: Path) -> list[StoreSummary]:
-    """The stores directly in `folder`, by name; those that cannot be read say why.
+    """The stores of a folder at any depth, or the one store that `folder` is, by name; those that
+    cannot be read say why.
 
     Raises:
         StoreError: there is no such folder.
     """
+    if looks_like_a_store(folder):
+        return [_summary(folder)]
     try:
-        candidates = sorted(folder.iterdir())
-    except OSError as error:
-        raise StoreError(f"cannot list {folder}: {error.strerror}") from None
-    return [_summary(path) for path in candidates if _looks_like_a_store(path)]
+        os.scandir(folder).close()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise StoreError(f"cannot list {folder}: {reason}") from None
+    return [_summary(path) for path in stores_below(folder)]
 
 
 def check_sources(manifest: Manifest, store: Path) -> list[str]:
@@ -147,12 +151,6 @@ def _summary(path: Path) -> StoreSummary:
             )
     except StoreError as error:
         return StoreSummary(str(path), "", "", 0, 0, 0, 0, (), str(error))
-
-
-def _looks_like_a_store(path: Path) -> bool:
-    if not path.is_dir() or path.name.startswith("."):
-        return False
-    return path.suffix == ".sekv" or (path / NAME).is_file()
 
 
 def _sha256(path: Path) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from engine.lab.bench import retrieval
 from engine.lab.bench.questions import Question
-from engine.memory.retrieval import PASSAGE
+from engine.store.passages import PASSAGE
 from sekv_cli.main import run
 from tiny_books import log, words_of
 

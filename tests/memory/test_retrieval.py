@@ -11,13 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import SekvError
-from engine.memory import retrieval as module
 from engine.memory.retrieval import (
     ALL,
     ATTENTION,
-    PASSAGE,
     PASSAGES_SEEN,
-    STEP,
     VOTED_WINDOWS,
     WORDS,
     PassageIndex,
@@ -25,8 +22,9 @@ from engine.memory.retrieval import (
     Retrieved,
     fuse,
     joined,
-    passages,
 )
+from engine.store import passages as module
+from engine.store.passages import PASSAGE, STEP, passages
 
 BOOK = [
     "It rained, and the horses were led into the barn. " * 30,
@@ -92,8 +90,8 @@ def test_scripts_without_spaces_are_found_by_their_characters() -> None:
 def test_a_python_without_full_text_search_is_told_of_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "TABLE", "CREATE VIRTUAL TABLE passages USING none(text)")
-    with pytest.raises(SekvError, match=r"FTS5 .*no such module"):
+    monkeypatch.setattr(module, "TOKENIZE", "tokenize='none'")
+    with pytest.raises(SekvError, match=r"FTS5 .*no such tokenizer"):
         Retrieval(*book(BOOK))
 
 

@@ -1,0 +1,329 @@
+"""The catalogue of a library: which stores a folder has, and which passages have which words.
+
+A library is a folder of stores, at any depth. Its catalogue is one SQLite file beside them, and
+everything in it follows from the stores: `refresh` compares the size and time of every manifest
+with what was noted, so that stores may be copied, moved and removed by any means; a catalogue that
+is damaged, missing or of another version is made anew. torch-free.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from engine.errors import LibraryError, StoreError
+from engine.store.manifest import NAME as MANIFEST
+from engine.store.passages import make_table, passages, query, spaced
+from engine.store.reader import Store
+from engine.types import Silent
+
+if TYPE_CHECKING:
+    from engine.types import Progress
+
+NAME = ".sekv-library.sqlite"
+
+VERSION = 1
+"""Of the tables; a file of another version is made anew."""
+
+BUSY_SECONDS = 60
+"""How long another process may write before this one gives up."""
+
+_TABLES = """
+CREATE TABLE stores(
+    id INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL, stamp TEXT NOT NULL, model TEXT NOT NULL,
+    weights TEXT NOT NULL, tokens INTEGER NOT NULL, problem TEXT NOT NULL);
+CREATE TABLE places(
+    id INTEGER PRIMARY KEY, store INTEGER NOT NULL, first INTEGER NOT NULL, end INTEGER NOT NULL);
+CREATE INDEX places_of_store ON places(store);
+CREATE TABLE files(
+    path TEXT PRIMARY KEY, size INTEGER NOT NULL, time INTEGER NOT NULL, sha256 TEXT NOT NULL);
+"""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A store of a library. name: its path below the library, with slashes. weights: fingerprint of
+    its model. problem: "" or why it cannot be read."""
+
+    name: str
+    model: str
+    weights: str
+    tokens: int
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A passage that has words of a question: tokens [first, end) of a store, and its BM25."""
+
+    store: str
+    first: int
+    end: int
+    score: float
+
+
+def is_library(path: Path) -> bool:
+    """Whether a folder is no store itself and holds stores or a catalogue."""
+    try:
+        if not path.is_dir() or (path / MANIFEST).is_file():
+            return False
+        return (path / NAME).is_file() or next(stores_below(path), None) is not None
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        return False
+
+
+def stores_below(folder: Path) -> Iterator[Path]:
+    """The stores of a folder at any depth, in order of their names; hidden folders have none.
+
+    Links to folders are not followed. A folder that cannot be listed has none.
+    """
+    for place, folders, _ in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found = [name for name in folders if looks_like_a_store(Path(place) / name)]
+        folders[:] = [name for name in folders if name not in found]
+        yield from (Path(place) / name for name in found)
+
+
+def looks_like_a_store(path: Path) -> bool:
+    """Whether a path is a store, sound or not, by its name and its manifest."""
+    if not path.is_dir() or path.name.startswith("."):
+        return False
+    return path.suffix == ".sekv" or (path / MANIFEST).is_file()
+
+
+class Catalogue:
+    """The open catalogue of a library. Use as a context manager."""
+
+    def __init__(self, folder: Path, place: Path | None = None) -> None:
+        """Open it, or make an empty one.
+
+        Args:
+            folder: the library.
+            place: the catalogue's own file; None is in the library.
+        Raises:
+            LibraryError: it can neither be opened nor made.
+        """
+        self.folder = folder
+        self._file = place or folder / NAME
+        self._database = self._open()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._database.close()
+
+    def refresh(self, progress: Progress | None = None) -> None:
+        """Bring it up to date with the stores that are there now.
+
+        Raises:
+            LibraryError: it cannot be written.
+        """
+        self._sound(lambda: self._refresh(progress or Silent()))
+
+    def entries(self) -> list[Entry]:
+        """The stores, by name, as they were when it was last brought up to date."""
+        names = "name, model, weights, tokens, problem"
+        rows = self._sound(
+            lambda: self._database.execute(f"SELECT {names} FROM stores ORDER BY name").fetchall()
+        )
+        return [Entry(*row) for row in rows]
+
+    def find(self, words: Iterable[str], most: int) -> list[Found]:
+        """The passages of all stores that have any of the words, best first, so many at most."""
+        wanted = query(words)
+        if not wanted:
+            return []
+        rows = self._sound(lambda: self._database.execute(_FIND, [wanted, most]).fetchall())
+        return [Found(*row) for row in rows]
+
+    def sha256(self, path: str, size: int, time: int) -> str:
+        """What was noted of a file's content when it had this size and time; "" if nothing was.
+
+        Args:
+            path: absolute.  time: of its last change, in nanoseconds.
+        """
+        row = self._sound(
+            lambda: self._database.execute(
+                "SELECT sha256 FROM files WHERE path = ? AND size = ? AND time = ?",
+                [path, size, time],
+            ).fetchone()
+        )
+        return str(row[0]) if row else ""
+
+    def note(self, path: str, size: int, time: int, sha256: str) -> None:
+        """Note a file's content under its size and time; arguments as those of `sha256`."""
+
+        def write() -> None:
+            with self._database:
+                self._database.execute(
+                    "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", [path, size, time, sha256]
+                )
+
+        self._sound(write)
+
+    # -- inner steps
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            return self._connect()
+        except sqlite3.OperationalError as error:
+            raise self._refused(error) from None
+        except sqlite3.DatabaseError:  # no database, or a damaged one
+            return self._anew()
+
+    def _anew(self) -> sqlite3.Connection:
+        try:
+            for name in (self._file.name, f"{self._file.name}-journal"):
+                self._file.with_name(name).unlink(missing_ok=True)
+            return self._connect()
+        except (OSError, sqlite3.DatabaseError) as error:
+            raise self._refused(error) from None
+
+    def _connect(self) -> sqlite3.Connection:
+        made = sqlite3.connect(self._file, timeout=BUSY_SECONDS, check_same_thread=False)
+        try:
+            if self._version(made) != VERSION:
+                with made:
+                    made.execute("BEGIN IMMEDIATE")
+                    if self._version(made) != VERSION:  # another process was not quicker
+                        _make_tables(made)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    @staticmethod
+    def _version(database: sqlite3.Connection) -> int:
+        return int(database.execute("PRAGMA user_version").fetchone()[0])
+
+    def _refused(self, error: Exception) -> LibraryError:
+        return LibraryError(
+            f"the catalogue of {self.folder} cannot be written ({error}): make the folder "
+            f"writable, or free some space; {self._file.name} in it can be removed at any time"
+        )
+
+    def _sound(self, act: Callable[[], T]) -> T:
+        """Do it; where the file turns out to be damaged, make it anew and do it again."""
+        try:
+            return act()
+        except sqlite3.OperationalError as error:
+            raise self._refused(error) from None
+        except sqlite3.DatabaseError:
+            self._database.close()
+            self._database = self._anew()
+        try:
+            self._refresh(Silent())
+            return act()
+        except sqlite3.DatabaseError as error:
+            raise self._refused(error) from None
+
+    def _refresh(self, progress: Progress) -> None:
+        there = {
+            path.relative_to(self.folder).as_posix(): stamp
+            for path in stores_below(self.folder)
+            if (stamp := _stamp(path))
+        }
+        known = dict(self._database.execute("SELECT name, stamp FROM stores").fetchall())
+        stale = sorted(name for name, stamp in there.items() if known.get(name) != stamp)
+        for name in known.keys() - there.keys():
+            with self._database:
+                self._drop(name)
+        if stale:
+            progress.start("reading the words of stores", len(stale), "stores")
+        for name in stale:
+            with self._database:
+                self._database.execute("BEGIN IMMEDIATE")
+                self._take(name)
+            progress.advance(1)
+
+    def _take(self, name: str) -> None:
+        """Note a store as it is now, in the transaction that is open."""
+        self._drop(name)
+        path = self.folder / name
+        stamp = _stamp(path)
+        if not stamp:  # gone since it was looked for
+            return
+        try:
+            with Store.open(path) as store:
+                manifest, found = store.manifest, _passages(store)
+            model, weights = manifest.model.id, manifest.model.weights
+            row = [name, stamp, model, weights, manifest.tokens, ""]
+        except StoreError as error:
+            row, found = [name, stamp, "", "", 0, " ".join(str(error).split())], []
+        number = self._database.execute(
+            "INSERT INTO stores(name, stamp, model, weights, tokens, problem) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            row,
+        ).lastrowid
+        for first, end, text in found:
+            place = self._database.execute(
+                "INSERT INTO places(store, first, end) VALUES (?, ?, ?)", [number, first, end]
+            ).lastrowid
+            self._database.execute("INSERT INTO passages(rowid, text) VALUES (?, ?)", [place, text])
+
+    def _drop(self, name: str) -> None:
+        row = self._database.execute("SELECT id FROM stores WHERE name = ?", [name]).fetchone()
+        if row:
+            self._database.execute(
+                "DELETE FROM passages WHERE rowid IN (SELECT id FROM places WHERE store = ?)", row
+            )
+            self._database.execute("DELETE FROM places WHERE store = ?", row)
+            self._database.execute("DELETE FROM stores WHERE id = ?", row)
+
+
+_FIND = """
+SELECT stores.name, places.first, places.end, -passages.rank FROM passages
+JOIN places ON places.id = passages.rowid JOIN stores ON stores.id = places.store
+WHERE passages MATCH ? ORDER BY passages.rank, stores.name, places.first LIMIT ?
+"""
+
+
+def _make_tables(database: sqlite3.Connection) -> None:
+    for kind, name in database.execute("SELECT type, name FROM sqlite_master").fetchall():
+        if kind == "table" and name in ("passages", "places", "stores", "files"):
+            database.execute(f"DROP TABLE {name}")
+    for statement in _TABLES.split(";"):
+        database.execute(statement)
+    make_table(database)
+    database.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _stamp(path: Path) -> str:
+    """What changes when a store of a name becomes another; "" where there is no manifest."""
+    with contextlib.suppress(OSError):
+        found = (path / MANIFEST).stat()
+        return f"{found.st_ino} {found.st_mtime_ns} {found.st_size}"
+    return ""
+
+
+def _passages(store: Store) -> list[tuple[int, int, str]]:
+    """The passages of a store: tokens [first, end), and their words.
+
+    Raises:
+        StoreError: its tables or texts cannot be read.
+    """
+    table, texts = store.document(), store.texts()
+    found = []
+    for window in store.manifest.windows:
+        for first, end in passages((window.start, window.end)):
+            found.append((first, end, spaced(_text(table, texts, first, end))))
+    return found
+
+
+def _text(table: dict[str, Any], texts: tuple[str, ...], first: int, end: int) -> str:
+    """The text of tokens [first, end); a line break between two sources."""
+    source = table["source"][first:end]
+    changes = [at + 1 for at in range(len(source) - 1) if source[at] != source[at + 1]]
+    return "\n".join(
+        texts[int(source[a])][int(table["starts"][first + a]) : int(table["ends"][first + b - 1])]
+        for a, b in pairwise([0, *changes, end - first])
+    )
