@@ -150,6 +150,67 @@ class IngestReport:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class DocumentOutcome:
+    """What became of one document of a library.
+
+    store: its store's path below the library, with slashes. state: "read"; "replaced", because the
+    source changed; "unchanged"; "failed", for the `reason`; "gone", which is kept though its source
+    is no longer there; "pruned", which was removed for that. tokens: that were read, those of an
+    earlier run included.
+    """
+
+    source: str
+    store: str
+    state: str
+    reason: str = ""
+    tokens: int = 0
+    store_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class LibraryReport:
+    """What `ingest` did with a folder or a list of documents. left_out: files that are no
+    documents. total_s: seconds."""
+
+    library: str
+    documents: tuple[DocumentOutcome, ...]
+    left_out: tuple[str, ...]
+    tokens: int
+    total_s: float
+    dry_run: bool = False
+
+    def of(self, state: str) -> list[DocumentOutcome]:
+        """The documents of one state."""
+        return [document for document in self.documents if document.state == state]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class LibraryStatus:
+    """How far a library's ingest has come. tokens: read in this run. left_s: None while nobody can
+    say."""
+
+    documents: int
+    done: int
+    failed: int
+    tokens: int
+    tokens_per_s: float
+    left_s: float | None
+
+
+class LibraryProgress(Protocol):
+    """What the ingest of a library tells while it runs."""
+
+    def status(self, status: LibraryStatus) -> None:
+        """How far it has come; told often."""
+
+    def note(self, line: str) -> None:
+        """One plain remark worth a line."""
+
+
 AUTO = "auto"
 AUTO_SHARE, AUTO_TOKENS = 0.3, 1024
 """The budget where none is named: this share of a document's tokens, but no fewer than so many. It

@@ -47,6 +47,11 @@ _MARKED_UP = {
 }
 
 
+def is_named_as_document(path: str) -> bool:
+    """Whether a file's ending is that of a format that can be read."""
+    return PurePath(path).suffix.lower() in _KINDS
+
+
 def load(
     paths: Sequence[str],
     *,

@@ -103,8 +103,7 @@ def ingest(
 
     clock = Clock()
     recipe = named(options.method)
-    if options.chunk_tokens < 1:
-        raise BudgetError("--chunk-tokens must be at least 1")
+    check_chunk(options)
     target = target or default_target(paths)
     StoreWriter.check(target, overwrite=options.overwrite)
     document = _load(paths, options, progress, stdin)
@@ -120,7 +119,7 @@ def ingest(
     )
     config = load.load_config(located.folder)
     load.check_supported(config)
-    tokenizer = load.load_tokenizer(located.folder)
+    tokenizer = reader.tokenizer if reader else load.load_tokenizer(located.folder)
     clock.lap("load_s")  # libraries and tokenizer: seconds, whatever the text
     tokens = tokenize(document, tokenizer)
     clock.lap("tokenize_s")
@@ -150,6 +149,35 @@ def ingest(
         work.trained, work.copied = trained, bool(options.router)
         work.entries = entries(document.sources, target)
         return work.make(target, progress, clock)
+
+
+def check_chunk(options: IngestOptions) -> None:
+    """Whether a prefill step has tokens. Raises BudgetError."""
+    if options.chunk_tokens < 1:
+        raise BudgetError("--chunk-tokens must be at least 1")
+
+
+def load_for(options: IngestOptions, progress: Progress) -> Reader:
+    """The model that these options name, loaded for the documents that `ingest` is given.
+
+    Raises:
+        SekvError: no document can be read with these options: what `ingest` would refuse of each.
+    """
+    from engine.models import load
+    from engine.models.locate import locate
+    from engine.models.reader import load_reader
+
+    recipe = named(options.method)
+    check_chunk(options)
+    located = locate(
+        options.model, revision=options.revision, offline=options.offline, progress=progress
+    )
+    config = load.load_config(located.folder)
+    load.check_supported(config)
+    longest_window(config.get_text_config(), options.window, located.window)
+    reader = load_reader(located, device=options.device, dtype=options.dtype, progress=progress)
+    routed(recipe, options.router, located.folder, reader, progress)
+    return reader
 
 
 def _measure_heads(reader: Reader, progress: Progress) -> None:

@@ -9,6 +9,7 @@ is damaged, missing or of another version is made anew. torch-free.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
@@ -37,7 +38,7 @@ BUSY_SECONDS = 60
 _TABLES = """
 CREATE TABLE stores(
     id INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL, stamp TEXT NOT NULL, model TEXT NOT NULL,
-    weights TEXT NOT NULL, tokens INTEGER NOT NULL, problem TEXT NOT NULL);
+    weights TEXT NOT NULL, tokens INTEGER NOT NULL, sources TEXT NOT NULL, problem TEXT NOT NULL);
 CREATE TABLE places(
     id INTEGER PRIMARY KEY, store INTEGER NOT NULL, first INTEGER NOT NULL, end INTEGER NOT NULL);
 CREATE INDEX places_of_store ON places(store);
@@ -51,12 +52,14 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Entry:
     """A store of a library. name: its path below the library, with slashes. weights: fingerprint of
-    its model. problem: "" or why it cannot be read."""
+    its model. sources: `path`, `near` and `sha256` of each, see `manifest.SourceEntry`. problem: ""
+    or why it cannot be read."""
 
     name: str
     model: str
     weights: str
     tokens: int
+    sources: tuple[tuple[str, str, str], ...]
     problem: str = ""
 
 
@@ -129,13 +132,26 @@ class Catalogue:
         """
         self._sound(lambda: self._refresh(progress or Silent()))
 
+    def take(self, name: str) -> None:
+        """Note one store as it is now. Raises LibraryError as `refresh`."""
+
+        def write() -> None:
+            with self._database:
+                self._database.execute("BEGIN IMMEDIATE")
+                self._take(name)
+
+        self._sound(write)
+
     def entries(self) -> list[Entry]:
         """The stores, by name, as they were when it was last brought up to date."""
-        names = "name, model, weights, tokens, problem"
+        names = "name, model, weights, tokens, sources, problem"
         rows = self._sound(
             lambda: self._database.execute(f"SELECT {names} FROM stores ORDER BY name").fetchall()
         )
-        return [Entry(*row) for row in rows]
+        return [
+            Entry(name, model, weights, tokens, tuple(map(tuple, json.loads(sources))), problem)
+            for name, model, weights, tokens, sources, problem in rows
+        ]
 
     def find(self, words: Iterable[str], most: int) -> list[Found]:
         """The passages of all stores that have any of the words, best first, so many at most."""
@@ -256,12 +272,13 @@ class Catalogue:
             with Store.open(path) as store:
                 manifest, found = store.manifest, _passages(store)
             model, weights = manifest.model.id, manifest.model.weights
-            row = [name, stamp, model, weights, manifest.tokens, ""]
+            sources = [[source.path, source.near, source.sha256] for source in manifest.sources]
+            row = [name, stamp, model, weights, manifest.tokens, json.dumps(sources), ""]
         except StoreError as error:
-            row, found = [name, stamp, "", "", 0, " ".join(str(error).split())], []
+            row, found = [name, stamp, "", "", 0, "[]", " ".join(str(error).split())], []
         number = self._database.execute(
-            "INSERT INTO stores(name, stamp, model, weights, tokens, problem) "
-            "VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO stores(name, stamp, model, weights, tokens, sources, problem) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
             row,
         ).lastrowid
         for first, end, text in found:

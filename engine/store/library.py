@@ -74,12 +74,12 @@ def check_sources(manifest: Manifest, store: Path) -> list[str]:
             continue
         path, near = Path(source.path), source.near
         beside = Path(os.path.realpath(store)).parent
-        places = [beside / (near or path)]
+        places = [place_of(source.path, near, store)]
         if not path.is_absolute():
             places.append(beside / path.name)
             if not near:  # a store made before it was told where its sources lie
                 places.append(path)
-        digests = [_sha256(place) for place in places]
+        digests = [sha256_of(place) for place in places]
         if source.sha256 in digests:
             continue
         kept = "the store still holds its text"
@@ -97,6 +97,11 @@ def check_sources(manifest: Manifest, store: Path) -> list[str]:
         else:
             found.append(f"{path} changed since it was read: ingest again to read it anew")
     return found
+
+
+def place_of(path: str, near: str, store: Path) -> Path:
+    """Where a source lies by what the store at this path says of it, see `SourceEntry`."""
+    return Path(os.path.realpath(store)).parent / (near or path)
 
 
 def compare_identity(stored: ModelIdentity, other: ModelIdentity, dtypes: tuple[str, str]) -> str:
@@ -153,8 +158,8 @@ def _summary(path: Path) -> StoreSummary:
         return StoreSummary(str(path), "", "", 0, 0, 0, 0, (), str(error))
 
 
-def _sha256(path: Path) -> str:
-    """Of a file's bytes, "" where there is no such file."""
+def sha256_of(path: Path) -> str:
+    """The hash of a file's bytes, "" where there is no such file."""
     try:
         if not path.is_file():  # a pipe would be waited for
             return ""
