@@ -77,6 +77,15 @@ class Claims:
         path = self._path(name)
         return path.exists() and not self._bury_if_dead(path)
 
+    def sweep(self) -> None:
+        """Take away what dead processes left."""
+        for path in self._folder.glob("*"):
+            if path.suffix != ".claim":
+                with contextlib.suppress(OSError):
+                    path.unlink()
+            elif path.exists():
+                self._bury_if_dead(path)
+
     def give_back(self, name: str) -> None:
         """Let go of a claim that this process has."""
         self._mine.discard(name)

@@ -223,6 +223,8 @@ class _Run:
             self._busy = []
             self._hand_out([self._task(number) for number in numbers], reader)
             numbers = self._wait()
+        with Claims(self._library, self._many.lease) as claims:
+            claims.sweep()
         if self._stopped is not None and self._stopped.number < 0:
             error = SekvError(self._stopped.text)
             error.code = self._stopped.code
