@@ -30,9 +30,13 @@ from engine.types import (
     Citation,
     IngestOptions,
     IngestReport,
+    LibraryOptions,
+    LibraryProgress,
+    LibraryReport,
     Plan,
     Progress,
     Silent,
+    SilentLibrary,
     Turn,
 )
 
@@ -46,12 +50,15 @@ __all__ = [
     "Citation",
     "IngestOptions",
     "IngestReport",
+    "LibraryOptions",
+    "LibraryReport",
     "Plan",
     "Progress",
     "SekvError",
     "Turn",
     "append",
     "ingest",
+    "ingest_library",
     "open_store",
     "plan",
 ]
@@ -90,6 +97,42 @@ def ingest(
     target = None if store is None else Path(store)
     return run.ingest(
         _paths(sources), target, options or IngestOptions(), progress or Silent(), stdin, reader
+    )
+
+
+def ingest_library(
+    sources: PathName | Sequence[PathName],
+    library: PathName,
+    options: IngestOptions | None = None,
+    many: LibraryOptions | None = None,
+    progress: LibraryProgress | None = None,
+    *,
+    reader: Reader | None = None,
+) -> LibraryReport:
+    """Bring a library up to date: a store for each document of folders and files.
+
+    What did not change is skipped, what changed is read again, and one document's failure stops no
+    other: the report has them all.
+
+    Args:
+        library: a folder, made where there is none.
+        progress: is told how far it has come; None: nobody is.
+        reader: the model, where it is loaded already; else documents are read by processes of their
+            own, `many.jobs` at a time.
+    Raises:
+        DocumentError: there is no document.
+        LibraryError: the library is a store, or cannot be written.
+        SekvError: no document can be read with these options.
+    """
+    from engine.ingest import library as documents
+
+    return documents.ingest_library(
+        _paths(sources),
+        Path(library),
+        options or IngestOptions(),
+        many or LibraryOptions(),
+        progress or SilentLibrary(),
+        reader,
     )
 
 

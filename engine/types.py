@@ -82,7 +82,8 @@ class IngestOptions:
     has its own, "#4" by sheet. keep_headers: leave running headers, footers and page numbers in the
     text of PDFs. router: trained router file.
     heads: calibrated retrieval heads, for methods that need them; "" is beside the model.
-    offline: fetch no model.
+    offline: fetch no model. update: read again what changed since the store was made, and only
+    that.
     """
 
     model: str = ""
@@ -99,6 +100,7 @@ class IngestOptions:
     router: str = ""
     heads: str = ""
     offline: bool = False
+    update: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class IngestReport:
+    """What `ingest` made. resumed_tokens: that an earlier run had read. unchanged: the store was
+    there already and holds the sources as they are; nothing was read."""
+
     store: str
     sources: tuple[SourceReport, ...]
     model: str
@@ -145,9 +150,31 @@ class IngestReport:
     full_kv_bytes: int
     timing: dict[str, float]
     resumed_tokens: int = 0
+    unchanged: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+LEASE = 60.0
+"""Seconds after which the claim of a process that does not renew it counts no more."""
+
+
+@dataclass(frozen=True)
+class LibraryOptions:
+    """How many documents become a library.
+
+    include, exclude: patterns of file names, or of paths below a folder. jobs: processes on this
+    machine. prune: remove stores whose sources are gone. dry_run: say what would be done. lease:
+    seconds, see `LEASE`.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    jobs: int = 1
+    prune: bool = False
+    dry_run: bool = False
+    lease: float = LEASE
 
 
 @dataclass(frozen=True)
@@ -190,12 +217,13 @@ class LibraryReport:
 
 @dataclass(frozen=True)
 class LibraryStatus:
-    """How far a library's ingest has come. tokens: read in this run. left_s: None while nobody can
-    say."""
+    """How far a library's ingest has come. share: of the work, 0 to 1. tokens: read in this run.
+    left_s: None while nobody can say."""
 
     documents: int
     done: int
     failed: int
+    share: float
     tokens: int
     tokens_per_s: float
     left_s: float | None
@@ -209,6 +237,14 @@ class LibraryProgress(Protocol):
 
     def note(self, line: str) -> None:
         """One plain remark worth a line."""
+
+
+class SilentLibrary:
+    """A LibraryProgress that says nothing."""
+
+    def status(self, status: LibraryStatus) -> None: ...
+
+    def note(self, line: str) -> None: ...
 
 
 AUTO = "auto"

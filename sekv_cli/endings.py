@@ -12,7 +12,8 @@ import typer
 
 from engine.errors import OptionError, SekvError
 
-DONE, DEFECT, INTERRUPTED, PIPE_CLOSED = 0, 70, 130, 141
+DONE, CHECK_FAILED = 0, 1
+DEFECT, INTERRUPTED, PIPE_CLOSED = 70, 130, 141
 BAD_USAGE = 2
 
 # The base of everything typer says about a wrong command line. Typer does not export it, and

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -9,28 +10,33 @@ import typer
 
 from engine import api
 from engine.errors import DocumentError, SekvError
+from engine.ingest.collect import read_list
 from engine.ingest.sources import check_named_once, check_there
 from engine.store import glance
+from engine.store.folders import is_library
+from engine.types import IngestOptions, LibraryOptions
 from sekv_cli import completion, options, streams
 from sekv_cli.commands import RESEARCH
 
 
 def ingest(
     sources: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="SOURCE",
-            help="Documents in the order they are to be read; - is stdin.",
+            help="Documents in the order they are to be read; - is stdin. A folder: every document "
+            "in it gets a store of its own, in the library that -o names.",
             show_default=False,
         ),
-    ],
+    ] = None,
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--output",
             "-o",
-            metavar="STORE",
-            help="Where to write. [default: first source's name.sekv]",
+            metavar="STORE|LIBRARY/",
+            help="Where to write: a store, or a library, whose name ends in / if it is a new one. "
+            "[default: first source's name.sekv]",
             show_default=False,
         ),
     ] = None,
@@ -43,12 +49,49 @@ def ingest(
             autocompletion=completion.stores,
         ),
     ] = None,
+    update: Annotated[
+        bool,
+        typer.Option("--update", help="Read again if a source changed since; a library always is."),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a store of that name.")
     ] = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Say what would be done and what it would weigh."),
+    ] = False,
+    listed: Annotated[
+        Path | None,
+        typer.Option(
+            "--list",
+            metavar="FILE",
+            help="Documents of a library, one a line; - is stdin.",
+            show_default=False,
+        ),
+    ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Of a folder only files like this, such as '*.pdf'; may be given again.",
+            show_default=False,
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Of a folder no files and folders like this; may be given again.",
+            show_default=False,
+        ),
+    ] = None,
+    jobs: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Processes that read documents of a library."),
+    ] = 1,
+    prune: Annotated[
+        bool,
+        typer.Option("--prune", help="Remove stores of a library whose sources are gone."),
     ] = False,
     pages: Annotated[
         str,
@@ -118,19 +161,27 @@ def ingest(
       sekv ingest notes.md paper.pdf -o work.sekv --model Qwen/Qwen3-4B
       sekv ingest second.pdf --append book.sekv
       pdftotext scan.pdf - | sekv ingest - -o scan.sekv
+      sekv ingest papers/ notes/ -o library/ --jobs 2
     """
+    sources = [*(sources or []), *(_listed(listed) if listed is not None else [])]
+    if not sources:
+        raise DocumentError("no SOURCE is given; name a file, a folder, or - for stdin")
     _check_sources(sources, password_stdin=password_stdin)
-    if append is not None and (output is not None or overwrite or dry_run):
-        raise SekvError("--append goes with none of -o, --overwrite and --dry-run")
+    if append is not None and (output is not None or overwrite or update or dry_run):
+        raise SekvError("--append goes with none of -o, --update, --overwrite and --dry-run")
     check_there(sources)
+    many = LibraryOptions(tuple(include or ()), tuple(exclude or ()), jobs, prune, dry_run)
+    library = _library(sources, output, listed, many)
+    if library is not None and append is not None:
+        raise SekvError("--append adds files to one store; leave out folders and --list")
     if append is not None:
         glance.check_store(append)
     options.check_model(model)
     password = _password() if password_stdin else ""
     stdin = streams.binary() if "-" in sources else None
 
-    from engine.types import IngestOptions
     from sekv_cli import format, progress, reports
+    from sekv_cli.many import finish, on_stderr
 
     chosen = IngestOptions(
         model=model,
@@ -147,20 +198,57 @@ def ingest(
         router=str(router) if router else "",
         heads=str(heads) if heads else "",
         offline=offline,
+        update=update,
     )
+    if library is not None:
+        with on_stderr(verbose) as told:
+            made = api.ingest_library(sources, library, chosen, many, told)
+        finish(made, as_json=as_json)
+        return
+    target = None if output is None else Path(output)
     with progress.on_stderr(verbose) as shown:
         if dry_run:
             plan = api.plan(sources, chosen, shown, stdin=stdin)
         elif append is not None:
             report = api.append(sources, append, chosen, shown, stdin=stdin)
         else:
-            report = api.ingest(sources, output, chosen, shown, stdin=stdin)
+            report = api.ingest(sources, target, chosen, shown, stdin=stdin)
     if as_json:
         format.emit_json((plan if dry_run else report).to_json())
     elif dry_run:
         reports.print_plan(format.console(), plan)
     else:
         reports.print_ingest(format.console(), report)
+
+
+def _listed(file: Path) -> list[str]:
+    """The sources that a list names."""
+    if str(file) == "-":
+        return read_list(streams.lines())
+    try:
+        return read_list(file.read_text(encoding="utf-8-sig").splitlines())
+    except UnicodeDecodeError:
+        raise SekvError(f"{file} is not UTF-8 text; save the list as UTF-8") from None
+
+
+def _library(
+    sources: list[str], output: str | None, listed: Path | None, many: LibraryOptions
+) -> Path | None:
+    """The library that is to be brought up to date; None where the sources become one store.
+
+    Raises:
+        SekvError: a library without a name, or its options without a library.
+    """
+    named = output is not None and (output.endswith(("/", os.sep)) or is_library(Path(output)))
+    if named or listed is not None or any(Path(source).is_dir() for source in sources):
+        if output is None:
+            raise SekvError("a folder or a list becomes a library of stores: name it with -o")
+        return Path(output)
+    if many != LibraryOptions(dry_run=many.dry_run):
+        raise SekvError(
+            "--include, --exclude, --jobs and --prune are for a library: name a folder, or --list"
+        )
+    return None
 
 
 def _check_sources(sources: list[str], *, password_stdin: bool) -> None:

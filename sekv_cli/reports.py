@@ -39,7 +39,8 @@ def print_ingest(out: Console, report: IngestReport) -> None:
         for name, seconds in timing.items()
         if name != "total_s"
     )
-    out.print(f"{clean(report.store)} is ready", style="bold")
+    state = "is up to date: nothing changed since it was read" if report.unchanged else "is ready"
+    out.print(f"{clean(report.store)} {state}", style="bold")
     out.print(
         facts(
             [
@@ -64,7 +65,7 @@ def print_ingest(out: Console, report: IngestReport) -> None:
                     f"{share_text(report.store_bytes, report.full_kv_bytes)} of the full cache's "
                     f"{bytes_text(report.full_kv_bytes)}",
                 ),
-                ("time", f"{seconds_text(timing.get('total_s', 0.0))} ({stages})"),
+                ("time", f"{seconds_text(timing['total_s'])} ({stages})" if timing else ""),
             ]
         )
     )

@@ -6,8 +6,7 @@ import typer
 
 from engine.errors import FormatError, StoreError
 from sekv_cli import options
-
-CHECK_FAILED = 1
+from sekv_cli.endings import CHECK_FAILED
 
 
 def verify(

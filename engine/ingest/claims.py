@@ -19,11 +19,9 @@ from pathlib import Path
 from typing import Self
 
 from engine.errors import LibraryError
+from engine.types import LEASE
 
 FOLDER = ".sekv-claims"
-
-LEASE = 60.0
-"""Seconds after which a claim that nobody renewed counts no more."""
 
 
 class Claims:

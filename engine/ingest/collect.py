@@ -8,12 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path, PurePath
-from typing import TextIO
 
 from engine.documents import is_named_as_document
 from engine.errors import DocumentError
 from engine.ingest.sources import STDIN
-from engine.store.catalogue import looks_like_a_store
+from engine.store.folders import looks_like_a_store
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Selection:
     remarks: list[str] = field(default_factory=list)
 
 
-def read_list(lines: TextIO) -> list[str]:
+def read_list(lines: Iterable[str]) -> list[str]:
     """The sources of a list, one a line, without empty lines and those that begin with #."""
     named = (line.strip() for line in lines)
     return [line for line in named if line and not line.startswith("#")]

@@ -12,21 +12,22 @@ import os
 import stat
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import LibraryError, SekvError
 from engine.ingest import processes
-from engine.ingest.claims import LEASE, Claims
+from engine.ingest.claims import Claims
 from engine.ingest.collect import Selection, Wanted, collect
 from engine.ingest.tasks import BUSY, DONE, LENGTH, NOTE, READ, STOP, Desk, Event, Task, holds
-from engine.store.catalogue import Catalogue, Entry, looks_like_a_store
+from engine.store.catalogue import Catalogue, Holding
+from engine.store.folders import looks_like_a_store
 from engine.store.library import place_of, sha256_of
 from engine.store.upkeep import remove_store
 from engine.types import (
     DocumentOutcome,
     IngestOptions,
+    LibraryOptions,
     LibraryProgress,
     LibraryReport,
     LibraryStatus,
@@ -43,22 +44,6 @@ FRESH_NANOSECONDS = 2 * 10**9
 
 NAMED = 5
 """Files that are no documents, of which a remark tells the names."""
-
-
-@dataclass(frozen=True)
-class LibraryOptions:
-    """How many documents become a library.
-
-    include, exclude: patterns, see `collect`. jobs: processes on this machine. prune: remove stores
-    whose sources are gone. dry_run: say what would be done. lease: see `claims`.
-    """
-
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    jobs: int = 1
-    prune: bool = False
-    dry_run: bool = False
-    lease: float = LEASE
 
 
 def ingest_library(
@@ -154,6 +139,8 @@ class _Run:
             return _failed(wanted, f"cannot be read: {error.strerror}")
         if not stat.S_ISREG(found.st_mode):
             return _failed(wanted, "is no file")
+        if not found.st_size:
+            return _failed(wanted, "is empty")
         if entry is None:
             return DocumentOutcome(wanted.source, wanted.name, "read")
         if self._options.overwrite:
@@ -167,7 +154,7 @@ class _Run:
             wanted.source, wanted.name, state, tokens=entry.tokens if same else 0
         )
 
-    def _refusal(self, wanted: Wanted, entry: Entry) -> str:
+    def _refusal(self, wanted: Wanted, entry: Holding) -> str:
         """Why the store that has a document's name is not its to replace; "" if it is."""
         if entry.problem:
             return f"{entry.problem}; --overwrite reads it anew"
@@ -362,7 +349,10 @@ class Tally:
         share = sum(self._part(number) * size for number, size in self._sizes.items())
         left = took * (total - share) / share if share else None
         speed = self.tokens / took
-        return LibraryStatus(self._documents, self._done, self._failed, self.tokens, speed, left)
+        part = share / total if total else 1.0
+        return LibraryStatus(
+            self._documents, self._done, self._failed, part, self.tokens, speed, left
+        )
 
     def _part(self, number: int) -> float:
         if number in self._ended:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from engine.errors import SekvError
 from engine.ingest.tasks import BUSY, DONE, FAILED, STOP, Desk, Event, Task, Tell
-from engine.types import IngestOptions
+from engine.types import LEASE, IngestOptions
 
 TRIES = 3
 """Workers that one document may bring down."""
@@ -36,7 +36,7 @@ def run(
     options: IngestOptions,
     jobs: int,
     tell: Tell,
-    lease: float | None = None,
+    lease: float = LEASE,
 ) -> None:
     """Do all tasks with so many workers at a time; `tell` is called by this thread alone.
 

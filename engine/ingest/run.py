@@ -15,6 +15,7 @@ from engine.errors import (
     StoreError,
     StoreMismatchError,
 )
+from engine.ingest import renewal
 from engine.ingest.build import Clock, StoreBuild, creator, source_reports
 from engine.ingest.sources import check_named_once, check_new, entries, remarks
 from engine.ingest.trained_router import check_use, learnt_before, routed
@@ -105,6 +106,9 @@ def ingest(
     recipe = named(options.method)
     check_chunk(options)
     target = target or default_target(paths)
+    if renewal.is_current(paths, target, options):
+        return renewal.report(target)
+    options = replace(options, overwrite=options.overwrite or options.update)
     StoreWriter.check(target, overwrite=options.overwrite)
     document = _load(paths, options, progress, stdin)
     clock.lap("read_s")

@@ -16,7 +16,7 @@ from engine.errors import SekvError, StoreError
 from engine.ingest.claims import Claims
 from engine.store.library import sha256_of
 from engine.store.reader import read_manifest
-from engine.types import IngestOptions, Silent
+from engine.types import LEASE, IngestOptions, Silent
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -70,7 +70,7 @@ class Desk:
         library: Path,
         options: IngestOptions,
         reader: Reader | None = None,
-        lease: float | None = None,
+        lease: float = LEASE,
     ):
         """Load the model, unless it is given.
 
@@ -81,7 +81,7 @@ class Desk:
 
         self.options = replace(options, overwrite=True)  # whoever made the task decided that
         self.reader = reader or run.load_for(options, Silent())
-        self._claims = Claims(library) if lease is None else Claims(library, lease)
+        self._claims = Claims(library, lease)
 
     def __enter__(self) -> Self:
         self._claims.__enter__()

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from engine.errors import LibraryError, StoreError
+from engine.store.folders import CATALOGUE as NAME
+from engine.store.folders import stores_below
 from engine.store.manifest import NAME as MANIFEST
 from engine.store.passages import make_table, passages, query, spaced
 from engine.store.reader import Store
@@ -26,8 +27,6 @@ from engine.types import Silent
 
 if TYPE_CHECKING:
     from engine.types import Progress
-
-NAME = ".sekv-library.sqlite"
 
 VERSION = 1
 """Of the tables; a file of another version is made anew."""
@@ -50,7 +49,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Entry:
+class Holding:
     """A store of a library. name: its path below the library, with slashes. weights: fingerprint of
     its model. sources: `path`, `near` and `sha256` of each, see `manifest.SourceEntry`. problem: ""
     or why it cannot be read."""
@@ -71,35 +70,6 @@ class Found:
     first: int
     end: int
     score: float
-
-
-def is_library(path: Path) -> bool:
-    """Whether a folder is no store itself and holds stores or a catalogue."""
-    try:
-        if not path.is_dir() or (path / MANIFEST).is_file():
-            return False
-        return (path / NAME).is_file() or next(stores_below(path), None) is not None
-    except (OSError, ValueError):  # ValueError: a NUL in the name
-        return False
-
-
-def stores_below(folder: Path) -> Iterator[Path]:
-    """The stores of a folder at any depth, in order of their names; hidden folders have none.
-
-    Links to folders are not followed. A folder that cannot be listed has none.
-    """
-    for place, folders, _ in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found = [name for name in folders if looks_like_a_store(Path(place) / name)]
-        folders[:] = [name for name in folders if name not in found]
-        yield from (Path(place) / name for name in found)
-
-
-def looks_like_a_store(path: Path) -> bool:
-    """Whether a path is a store, sound or not, by its name and its manifest."""
-    if not path.is_dir() or path.name.startswith("."):
-        return False
-    return path.suffix == ".sekv" or (path / MANIFEST).is_file()
 
 
 class Catalogue:
@@ -142,14 +112,14 @@ class Catalogue:
 
         self._sound(write)
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[Holding]:
         """The stores, by name, as they were when it was last brought up to date."""
         names = "name, model, weights, tokens, sources, problem"
         rows = self._sound(
             lambda: self._database.execute(f"SELECT {names} FROM stores ORDER BY name").fetchall()
         )
         return [
-            Entry(name, model, weights, tokens, tuple(map(tuple, json.loads(sources))), problem)
+            Holding(name, model, weights, tokens, tuple(map(tuple, json.loads(sources))), problem)
             for name, model, weights, tokens, sources, problem in rows
         ]
 

@@ -5,6 +5,7 @@ A name that is no store is refused before anything heavy is imported.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -39,6 +40,34 @@ def not_a_store(path: Path) -> StoreMissingError:
     if not path.exists():
         return StoreMissingError(f"there is no store at {path}: make one with sekv ingest")
     return StoreMissingError(f"{path} is not a store (it has no {NAME})")
+
+
+def changed_sources(path: Path) -> list[str]:
+    """One line for each source of a store that lies where it was read and changed since.
+
+    A source is read only if it is younger than the store; one that is gone is not spoken of, for
+    the store keeps its text.
+    """
+    try:
+        made = (path / NAME).stat().st_mtime_ns
+        sources = json.loads((path / NAME).read_bytes())["sources"]
+        beside = Path(os.path.realpath(path)).parent
+        return [
+            f"{source['path']} changed since {path} was made; sekv ingest --update reads it anew"
+            for source in sources
+            if source["sha256"] and source["path"] != "-"
+            if _is_other(beside / (source.get("near") or source["path"]), made, source["sha256"])
+        ]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return []  # whoever opens the store says what is wrong with it
+
+
+def _is_other(file: Path, made: int, sha256: str) -> bool:
+    """Whether a file is there, younger than a store, and not what was read."""
+    if not file.is_file() or file.stat().st_mtime_ns <= made:
+        return False
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest() != sha256
 
 
 def source_paths(path: Path) -> list[str]:

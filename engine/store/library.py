@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import StoreError
-from engine.store.catalogue import looks_like_a_store, stores_below
+from engine.store.folders import looks_like_a_store, stores_below
 from engine.store.reader import Store
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeEngine:
     for name in ("book.pdf", "locked.pdf", "a.txt", "b.pdf"):
         (tmp_path / name).touch()
     fake_store(monkeypatch)
-    for use_case in ("plan", "ingest", "open_store"):
+    for use_case in ("plan", "ingest", "ingest_library", "open_store"):
         monkeypatch.setattr(api, use_case, getattr(fake, use_case))
     looking = ModuleType("engine.answer.inspect")
     vars(looking).update(

@@ -16,12 +16,12 @@ from engine.errors import DocumentError, LibraryError, ReaderError, SekvError
 from engine.ingest import claims, library, tasks
 from engine.ingest.claims import Claims
 from engine.ingest.collect import collect
-from engine.ingest.library import LibraryOptions, ingest_library
+from engine.ingest.library import ingest_library
 from engine.ingest.processes import TRIES
 from engine.ingest.run import ingest
 from engine.models.reader import Reader
-from engine.store.catalogue import stores_below
-from engine.types import IngestOptions, LibraryReport, LibraryStatus, Silent
+from engine.store.folders import stores_below
+from engine.types import IngestOptions, LibraryOptions, LibraryReport, LibraryStatus, Silent
 from repository import ROOT, environment
 from tiny_books import log
 from toy_store import leftovers, tree
@@ -391,8 +391,8 @@ def test_a_document_that_kills_every_worker_fails_and_the_others_are_read(
 COMMAND = """
 import sys
 from pathlib import Path
-from engine.ingest.library import LibraryOptions, ingest_library
-from engine.types import IngestOptions
+from engine.ingest.library import ingest_library
+from engine.types import IngestOptions, LibraryOptions
 class Told:
     def status(self, status): print(status.tokens, status.done, flush=True)
     def note(self, line): pass

@@ -15,7 +15,8 @@ import pytest
 import toy_store
 from engine.errors import LibraryError
 from engine.store import catalogue
-from engine.store.catalogue import Catalogue, is_library, stores_below
+from engine.store.catalogue import Catalogue
+from engine.store.folders import is_library, stores_below
 from repository import ROOT, environment
 from toy_store import flip
 

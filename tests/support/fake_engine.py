@@ -13,9 +13,12 @@ from engine.types import (
     Answer,
     AskOptions,
     Citation,
+    DocumentOutcome,
     IngestOptions,
     IngestReport,
     InspectReport,
+    LibraryOptions,
+    LibraryReport,
     MemoryUse,
     Move,
     Plan,
@@ -125,6 +128,19 @@ class FakeEngine:
             full_kv_bytes=10**9,
             timing=TIMING,
         )
+
+    def ingest_library(
+        self, sources: Any, library: Path, options: Any, many: LibraryOptions, progress: Any
+    ) -> LibraryReport:
+        self.happen("ingest_library", (list(sources), library, options, many))
+        progress.note("left out, no documents by their endings: a.jpg")
+        documents = (
+            DocumentOutcome("a.txt", "a.sekv", "read", "", 1200, 5000),
+            DocumentOutcome("b.pdf", "b.sekv", "replaced", "", 800, 4000),
+            DocumentOutcome("c.pdf", "c.sekv", "failed", "c.pdf is empty"),
+            DocumentOutcome("../d.pdf", "d.sekv", "gone", "", 700),
+        )
+        return LibraryReport(str(library), documents, ("a.jpg",), 2000, 12.5, many.dry_run)
 
     def open_store(self, store: Path, options: AskOptions, progress: Any) -> FakeSession:
         self.happen("session", (store, options))

@@ -1,0 +1,98 @@
+"""Whether a store still holds its sources as they are, and what is said where one is in the way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.errors import StoreError, StoreExistsError
+from engine.ingest.sources import STDIN
+from engine.store.library import place_of, sha256_of
+from engine.store.reader import Store
+from engine.store.work import Places
+from engine.types import IngestReport, SourceReport
+
+if TYPE_CHECKING:
+    from engine.store.manifest import Manifest
+    from engine.types import IngestOptions
+
+
+def is_current(paths: Sequence[str], target: Path, options: IngestOptions) -> bool:
+    """Whether `options.update` has nothing to do, as the store holds these sources as they are.
+
+    Raises:
+        StoreExistsError: there is a store of these sources, and the options say nothing of reading
+            them again; or, under `options.update`, one of other sources.
+    """
+    if options.overwrite or not target.is_dir():
+        return False
+    unfinished = Places(Path(os.path.realpath(target))).work.exists()
+    try:
+        with Store.open(target) as store:
+            manifest = store.manifest
+    except StoreError:
+        return False  # whoever writes there says what is in the way
+    changed = _changed(paths, target, manifest)
+    if options.update:
+        if changed is None:
+            raise StoreExistsError(
+                f"{target} is a store of other sources: choose another name with -o, or pass "
+                "--overwrite to replace it"
+            )
+        return not changed
+    if changed is None or unfinished:
+        return False
+    if changed:
+        raise StoreExistsError(
+            f"{changed[0]} changed since {target} was made: pass --update to read it anew"
+        )
+    raise StoreExistsError(
+        f"{target} holds {paths[0]} as it is: ask it, or pass --overwrite to read it again"
+    )
+
+
+def report(target: Path) -> IngestReport:
+    """What there is to say of a store that is up to date.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    with Store.open(target) as store:
+        manifest, size = store.manifest, store.size()
+    model = manifest.model
+    row = 2 * model.layers * model.kv_heads * model.head_dim
+    return IngestReport(
+        store=str(target),
+        sources=tuple(
+            SourceReport(s.path, len(s.pages), s.chars, s.sha256, s.notes) for s in manifest.sources
+        ),
+        model=model.id,
+        method=manifest.method,
+        tokens=manifest.tokens,
+        windows=len(manifest.windows),
+        window_tokens=manifest.window_tokens,
+        spans=manifest.spans,
+        anchors=manifest.anchors,
+        store_bytes=size,
+        full_kv_bytes=row * manifest.tokens * (4 if manifest.dtype == "float32" else 2),
+        timing={},
+        unchanged=True,
+    )
+
+
+def _changed(paths: Sequence[str], target: Path, manifest: Manifest) -> list[str] | None:
+    """Those of the sources that are not what was read; None where the store is of other sources."""
+    if len(paths) != len(manifest.sources) or STDIN in paths:
+        return None
+    changed = []
+    for path, entry in zip(paths, manifest.sources, strict=True):
+        digest = sha256_of(Path(path))
+        if digest == entry.sha256:
+            continue
+        place = place_of(entry.path, entry.near, target)
+        if not digest or os.path.realpath(place) != os.path.realpath(path):
+            return None
+        changed.append(path)
+    return changed
