@@ -45,6 +45,12 @@ class StoreExistsError(StoreError):
     code = "store_exists"
 
 
+class StoreBusyError(StoreError):
+    """Another process is writing the store."""
+
+    code = "store_busy"
+
+
 class StoreDamagedError(StoreError):
     """Bytes of a store are not what its manifest says."""
 

@@ -70,6 +70,10 @@ class ModelIdentity:
     behaviour: tuple[float, ...] = ()
 
 
+CHUNK_TOKENS = 1024
+"""Tokens of one prefill forward, where nobody says another number."""
+
+
 @dataclass(frozen=True)
 class IngestOptions:
     """How a document becomes a store.
@@ -91,7 +95,7 @@ class IngestOptions:
     method: str = "sekv"
     device: str = "auto"
     dtype: str = "auto"
-    chunk_tokens: int = 1024
+    chunk_tokens: int = CHUNK_TOKENS
     window: int = 0
     pages: str = ""
     password: str = ""
@@ -264,6 +268,7 @@ class AskOptions:
     of the estimated attention mass that the zoom must cover; 1 fills the budget. full: zoom
     everything at stored rank. widen: budgets that a step may take when it is done again, because it
     was unsure or had less of its attention exact than `coverage`; 1 keeps to the budget always.
+    read: whether windows that a question needs are read where nobody has read them yet.
     temperature 0 is greedy. model: path to the weights when they moved since ingest.
     trace: record every zoom decision. offline: fetch no model. stop: texts that end the answer when
     the model says them; they are no part of it.
@@ -284,6 +289,7 @@ class AskOptions:
     trace: bool = False
     offline: bool = False
     stop: tuple[str, ...] = ()
+    read: bool = True
 
 
 @dataclass(frozen=True)
@@ -308,13 +314,15 @@ class WindowRead:
     """A window that was seen while a question was answered, and why.
 
     page: the label of the page that it begins on. lexical: BM25 of its best passage for the words
-    of the question. attention: votes of the question's attention. None: nobody asked.
+    of the question. attention: votes of the question's attention. None: nobody asked. read_now:
+    whether the model read it for this question, for the first time.
     """
 
     window: int
     page: str
     lexical: float | None = None
     attention: float | None = None
+    read_now: bool = False
 
 
 @dataclass(frozen=True)

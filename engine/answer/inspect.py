@@ -179,7 +179,8 @@ def _places(store: Store) -> list[_Place]:
     document = store.document()
     starts, ends, owner = document["starts"], document["ends"], document["source"]
     places: list[_Place] = []
-    for index, window in enumerate(store.manifest.windows):
+    for index in store.manifest.read:
+        window = store.manifest.windows[index]
         tables = store.tables(device_file(index), SPAN_TABLE)
         fault = span_table_fault(tables, window.end - window.start, window.spans)
         if fault:
@@ -245,7 +246,7 @@ def _record_bytes(store: Store, layer: int | None) -> npt.NDArray[np.int64]:
 
     layers = range(store.manifest.model.layers) if layer is None else [layer]
     parts = []
-    for index in range(len(store.manifest.windows)):
+    for index in store.manifest.read:
         section = store.host(index)
         parts.append(sum((section.sizes(number) for number in layers), np.zeros(1, np.int64)))
         section.close()
@@ -259,10 +260,11 @@ def _errors(store: Store, layer: int | None, head: int | None) -> npt.NDArray[np
     layers = range(store.manifest.model.layers) if layer is None else [layer]
     names = [of_layer(number, CODING_ERRORS) for number in layers]
     parts = []
-    for index, window in enumerate(store.manifest.windows):
+    for index in store.manifest.read:
         tables = store.tables(device_file(index), names)
         heads = [table if head is None else table[[head]] for table in tables.values()]
-        lost = np.concatenate(heads) if heads else np.zeros((1, window.spans))
+        spans = store.manifest.windows[index].spans
+        lost = np.concatenate(heads) if heads else np.zeros((1, spans))
         parts.append(lost.mean(0) / 255)
     return np.concatenate(parts)
 
@@ -299,8 +301,8 @@ def _svd_ranks(
 
     manifest = store.manifest
     k, v = [], []
-    for index, window in enumerate(manifest.windows):
-        section = store.host(index)
+    for index in manifest.read:
+        window, section = manifest.windows[index], store.host(index)
         payload = section.read(layer, torch.arange(window.spans))
         offsets = section.offsets(layer)
         if len(offsets) != window.spans * manifest.model.kv_heads + 1 or offsets.diff().min() < 4:
@@ -314,15 +316,14 @@ def _svd_ranks(
 
 def _tiers(store: Store) -> dict[str, int]:
     """Bytes on disk by tier, which add up to those of the store's files, and the full cache of
-    the same tokens for comparison."""
+    the tokens that are read, for comparison."""
     manifest = store.manifest
     files = manifest.files
-    count = range(len(manifest.windows))
-    device = sum(files[device_file(i)].bytes for i in count) + files[SHARED].bytes
-    host = sum(files[host_file(i)].bytes for i in count)
+    device = sum(files[device_file(i)].bytes for i in manifest.read) + files[SHARED].bytes
+    host = sum(files[host_file(i)].bytes for i in manifest.read)
     model = manifest.model
     width = 4 if manifest.dtype == "float32" else 2
-    full = 2 * model.layers * model.kv_heads * model.head_dim * manifest.tokens * width
+    full = 2 * model.layers * model.kv_heads * model.head_dim * manifest.tokens_read * width
     return {
         "device": device,
         "host": host,

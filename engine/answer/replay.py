@@ -78,7 +78,8 @@ def _window(entry: Mapping[str, Any]) -> WindowRead:
     lexical, attention = (
         None if entry[name] is None else float(entry[name]) for name in ("lexical", "attention")
     )
-    return WindowRead(int(entry["window"]), str(entry["page"]), lexical, attention)
+    read_now = bool(entry.get("read_now"))
+    return WindowRead(int(entry["window"]), str(entry["page"]), lexical, attention, read_now)
 
 
 def _typed(entry: Mapping[str, Any], kinds: Mapping[str, type]) -> dict[str, Any]:

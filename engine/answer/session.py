@@ -7,7 +7,7 @@ evidence into an answer. `generate.AnswerStreamer` handles its tokens.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,7 @@ from engine.attention.host_records import Traffic
 from engine.attention.step import Watcher
 from engine.attention.widen import Retry, can_retry
 from engine.errors import OptionError, QuestionError, StoreError
+from engine.ingest.on_demand import read_windows
 from engine.memory.conversation import Conversation
 from engine.memory.fitting import parse_budget
 from engine.memory.open import Memory, open_memory
@@ -73,7 +74,7 @@ class Session:
             SekvError: a bad option, a damaged store, another model than the store's.
         """
         checks.check_options(options, measuring=True)
-        self.options = options
+        self.options, self._progress = options, progress
         at = time.perf_counter()
         self.store = Store.open(store)
         manifest = self.store.manifest
@@ -161,11 +162,13 @@ class Session:
         """
         checks.check_question(question, turns)
         started = time.perf_counter()
+        texts = _search_texts(question, turns)
+        read_now = self._read_needed(texts, stop)
         prepared = self._prepare(question, turns, stop)
         trace, evidence = Trace(), Evidence(self.ids, self._heads)
         self._trace, self._answer = trace, None
         streamer = AnswerStreamer(self.reader, evidence, trace, on_text, stop, self.options.stop)
-        retrieved = self._retrieve(_search_texts(question, turns), prepared.prompt, stop)
+        retrieved = self._retrieve(texts, prepared.prompt, stop)
         if self.options.widen > 1:
             self._retry = Retry(self.memory.shared, self.options.widen, self.options.coverage)
         cache = self._cache()
@@ -191,7 +194,7 @@ class Session:
             ),
             memory=self._memory_use(),
             timing=self._timing(streamer, started, done),
-            retrieval=self._windows_read(retrieved),
+            retrieval=self._windows_read(retrieved, read_now),
             stats=self._stats(retrieved, cache)
             | {
                 "turns_read": prepared.turns,
@@ -306,7 +309,9 @@ class Session:
             prompt: token ids of the question, which vote where no word is found.
         """
         queries = [content_words(text) for text in texts]
-        retrieved = self._retrieval.choose(queries, lambda: self._vote(prompt, stop))
+        retrieved = self._retrieval.choose(
+            queries, lambda: self._vote(prompt, stop), self.store.manifest.unread
+        )
         for layer in self.memory.layers:
             layer.focus(retrieved.stretches)
         return retrieved
@@ -328,14 +333,56 @@ class Session:
         finally:
             shared.votes = None
 
-    def _windows_read(self, retrieved: Retrieved) -> tuple[WindowRead, ...]:
+    def _read_needed(self, texts: Sequence[str], stop: Stop | None) -> frozenset[int]:
+        """Have the model read the windows that hold the passages for these texts and that nobody
+        has read yet; gives their numbers.
+
+        Raises:
+            StoppedError: `stop` said so.
+            SekvError: the store cannot be added to.
+        """
+        if not self.store.manifest.unread or not self.options.read:
+            return frozenset()
+        if self.store.was_replaced():
+            self._open_again()
+        needed = self._retrieval.needed([content_words(text) for text in texts])
+        missing = frozenset(needed) & frozenset(self.store.manifest.unread)
+        if missing:
+            read_windows(
+                self.store.path,
+                sorted(missing),
+                self.reader,
+                self._progress,
+                router=self.options.router,
+                stop=stop,
+            )
+            self._open_again()
+        return missing
+
+    def _open_again(self) -> None:
+        """Take the store that has this one's name now, which has read more of the document.
+
+        Raises:
+            StoreError: it is another document's.
+        """
+        before, now = self.store.manifest, Store.open(self.store.path)
+        if (now.manifest.sources, now.manifest.tokens) != (before.sources, before.tokens):
+            now.close()
+            raise StoreError(f"{self.store.path} was replaced while it was open: open it again")
+        self.store.close()
+        self.store = now
+        self._take(self.options)
+
+    def _windows_read(
+        self, retrieved: Retrieved, read_now: Collection[int]
+    ) -> tuple[WindowRead, ...]:
         found = []
         for window in retrieved.windows:
             token = self.store.manifest.windows[window].start
             source, start = int(self.book.source[token]), int(self.book.starts[token])
             lexical, attention = retrieved.lexical.get(window), retrieved.attention.get(window)
             page = self.book.page_at(source, start)
-            found.append(WindowRead(window, page, lexical, attention))
+            found.append(WindowRead(window, page, lexical, attention, window in read_now))
         return tuple(found)
 
     def _generate(
@@ -422,7 +469,8 @@ class Session:
             "windows": shared.windows,
             "windows_read": len(retrieved.windows),
             "windows_by": retrieved.by,
-            "tokens_seen": retrieved.tokens(self.store.manifest.tokens),
+            "tokens_read": self.store.manifest.tokens_read,
+            "tokens_seen": retrieved.tokens(self.store.manifest.tokens_read),
             "pinned_rows": int(self.memory.layers[0].pinned_k.shape[1]),
             "fetched_bytes": sum(t.fetched_bytes for t in traffic),
             "fetched_spans": fetched,

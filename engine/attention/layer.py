@@ -184,15 +184,17 @@ class LayerMemory:
             return
         self._behind = None
         own = self._document
-        bounds, spans, last = [self.shared.bounds], [own.spans], self.shared.bounds[-1:]
+        spans, lengths, starts = [own.spans], [self.shared.bounds.diff()], [self.shared.starts]
+        last = self.shared.tokens
         for segment in behind:
-            first = sum(len(part) for part in bounds) - 1
+            first = sum(len(part) for part in lengths)
             spans.append(torch.nonzero(segment.compressed)[:, 0].to(self.device) + first)
-            bounds.append(segment.bounds[1:] + last)
-            last = bounds[-1][-1:]
-        self.bounds = torch.cat(bounds).to(self.device)
-        ids = torch.cat(spans)
-        window = own.window.new_full((len(self.bounds) - 1,), self.shared.windows)
+            lengths.append(segment.bounds.diff())
+            starts.append(segment.bounds[:-1] + last)
+            last += int(segment.bounds[-1])
+        sizes, ids = torch.cat(lengths).to(self.device), torch.cat(spans)
+        self.bounds = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+        window = own.window.new_full((len(sizes),), self.shared.windows)
         window[own.spans] = own.window
         tables = [segment.tables.to(self.device) for segment in behind]
         self.index = self.index.followed_by(len(own.spans), own.tokens, tables)
@@ -204,7 +206,8 @@ class LayerMemory:
         )
         token = torch.cat([token, token.new_full((k.shape[1] - len(token),), -1)])
         self.host.follow([segment.records for segment in behind])
-        self._replace(View.of(ids, self.bounds, window), (k, v, token))
+        begins = torch.cat(starts).to(self.device)
+        self._replace(View.of(ids, self.bounds, window, begins), (k, v, token))
         self._behind = list(behind)
 
     def focus(self, stretches: Sequence[Stretch] | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from engine.attention.coverage import Coverage
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Shared:
-    """What all layers know of the document. bounds: int64 [S + 1] tokens. windows: how many.
+    """What all layers know of the document. bounds: int64 [S + 1] sums of the spans' lengths.
+    windows: how many the document has. starts: [S] the document token each span begins at, and
+    tokens: N of the document; where all its windows are read both follow from `bounds`.
 
     votes: float [L, H, W] while the rows of a question vote for windows, else None.
     layers: all of them, in order. peak_bytes: the most that was resident at once. working_bytes:
@@ -45,9 +48,13 @@ class Shared:
     transcript: Transcript = field(default_factory=Transcript)
     estimates: bool = True
     question_tokens: int = 1
+    starts: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    tokens: int = 0
 
     def __post_init__(self) -> None:
-        self.tokens, self.spans = int(self.bounds[-1]), len(self.bounds) - 1
+        self.spans = len(self.bounds) - 1
+        if not self.tokens:
+            self.starts, self.tokens = self.bounds[:-1], int(self.bounds[-1])
 
     @property
     def device_bytes(self) -> int:

@@ -33,10 +33,17 @@ class View:
     starts: Tensor
 
     @classmethod
-    def of(cls, spans: Tensor, bounds: Tensor, window: Tensor) -> View:
-        """From document spans and the document's bounds [S + 1] and windows [S]."""
+    def of(
+        cls, spans: Tensor, bounds: Tensor, window: Tensor, starts: Tensor | None = None
+    ) -> View:
+        """From document spans; of all spans, bounds: the sums of their lengths [S + 1], window [S].
+
+        starts: [S] the document token each begins at; None where all windows are read, since
+        `bounds` says it then.
+        """
         lengths = (bounds[spans + 1] - bounds[spans]).long()
-        return cls(spans, lengths, _sums(lengths), window[spans], bounds[spans].long())
+        first = bounds if starts is None else starts
+        return cls(spans, lengths, _sums(lengths), window[spans], first[spans].long())
 
     @cached_property
     def tokens(self) -> int:

@@ -14,16 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 from engine.compression.methods import Method
 from engine.errors import ReaderError
-from engine.types import IngestReport, Progress, SourceReport
+from engine.store.manifest import WindowEntry
+from engine.types import IngestOptions, IngestReport, Progress, SourceReport
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from engine.compression.encode import CompressedLayer
     from engine.compression.spans import Spans
     from engine.documents import Document
     from engine.documents.tokens import Tokens
     from engine.ingest.windows import Windows
+    from engine.models.chunked import Stop
     from engine.models.reader import Chunk, Reader
-    from engine.store.manifest import SourceEntry
+    from engine.store.manifest import Manifest, SourceEntry
     from engine.store.writer import StoreWriter
 
 
@@ -61,13 +65,18 @@ class StoreBuild:
         self.trained: list[Any] = []  # per layer what a trained router knows, if there is one
         self.copied = False  # whether the store keeps bases that it borrows: their file may move
         self.entries: tuple[SourceEntry, ...] = ()  # what the manifest says of the sources
-        self.kept = 0  # windows that were there before this command: an append's
+        self.wanted: Sequence[int] = range(len(windows))  # those that are read, in this order
+        self.stop: Stop | None = None
 
     def make(self, target: Path, progress: Progress, clock: Clock) -> IngestReport:
         """Read, compress, write and publish."""
-        self._run(progress)
-        reader = self.reader
-        manifest = self.writer.publish(
+        self.run(progress)
+        return self.report(target, self.publish(), clock)
+
+    def publish(self) -> Manifest:
+        """Give the store its name, with the windows that are written."""
+        reader, bounds = self.reader, self.windows.bounds
+        return self.writer.publish(
             creator=creator(),
             model=reader.identity,
             method=self.recipe.name,
@@ -78,8 +87,16 @@ class StoreBuild:
             tokenizer_engine=self.tokens.engine,
             window_tokens=self.windows.most,
             sources=self.entries,
+            unread=[
+                (index, WindowEntry(bounds[index], bounds[index + 1], 0, 0))
+                for index in range(len(self.windows))
+                if not self.writer.window_done(index)
+            ],
         )
-        identity = reader.identity
+
+    def report(self, target: Path, manifest: Manifest, clock: Clock) -> IngestReport:
+        """What is told of the store."""
+        identity, dtype = self.reader.identity, self.reader.dtype
         row = 2 * identity.layers * identity.kv_heads * identity.head_dim
         return IngestReport(
             store=str(target),
@@ -92,7 +109,7 @@ class StoreBuild:
             spans=manifest.spans,
             anchors=manifest.anchors,
             store_bytes=sum(f.stat().st_size for f in target.rglob("*") if f.is_file()),
-            full_kv_bytes=row * len(self.tokens.ids) * reader.dtype.itemsize,
+            full_kv_bytes=row * len(self.tokens.ids) * dtype.itemsize,
             timing={
                 "read_s": clock.laps["read_s"],
                 "tokenize_s": clock.laps["tokenize_s"],
@@ -104,22 +121,33 @@ class StoreBuild:
             resumed_tokens=self.resumed,
         )
 
-    def _run(self, progress: Progress) -> None:
+    def run(self, progress: Progress) -> None:
+        """Read, compress and write the windows that are wanted and not written.
+
+        What all windows share is learnt from the first, so that no store depends on a question.
+
+        Raises:
+            StoppedError: `stop` said so; finished chunks stay for the next run.
+        """
         import torch
 
+        from engine.models.chunked import check
+
         self.writer.put_document(self._document_tensors())
-        known = self.windows.bounds[self.kept]
-        progress.start("reading", len(self.tokens.ids) - known, "tokens")
+        bounds = self.windows.bounds
+        tokens = sum(bounds[index + 1] - bounds[index] for index in self.wanted)
+        progress.start("reading", tokens, "tokens")
         at = time.perf_counter()
         prefix = self.reader.prefix()
         self.prefill_s += time.perf_counter() - at
         params = self._known_params()
-        for index in range(self.kept, len(self.windows)):
+        for index in self.wanted:
             start, end = self.windows.bounds[index], self.windows.bounds[index + 1]
             if self.writer.window_done(index) and params is not None:
                 self.resumed += end - start
                 progress.advance(end - start)
                 continue
+            check(self.stop)
             chunks = self._read(index, prefix, progress, first=params is None)
             before = time.perf_counter() - self.writer.seconds
             with torch.inference_mode():
@@ -128,6 +156,8 @@ class StoreBuild:
 
     def _read(self, index: int, prefix: Any, progress: Progress, *, first: bool) -> list[Chunk]:
         """All chunks of a window, those of an earlier run first; each is on disk when done."""
+        from engine.models.chunked import check
+
         start, end = self.windows.bounds[index], self.windows.bounds[index + 1]
         chunks = [_unpack_chunk(tensors) for tensors in self.writer.chunks(index)]
         for chunk in chunks:
@@ -140,9 +170,10 @@ class StoreBuild:
             ids, prefix, self.chunk_tokens, chunks.copy(), observe
         ):
             chunks.append(chunk)
+            progress.advance(len(chunk.surprisal))
             if chunk.start + len(chunk.surprisal) < len(ids):
                 self.writer.put_chunk(index, len(chunks) - 1, _pack_chunk(chunk))
-            progress.advance(len(chunk.surprisal))
+                check(self.stop)
         self.prefill_s += time.perf_counter() - self.writer.seconds - before
         return chunks
 
@@ -157,7 +188,6 @@ class StoreBuild:
 
         from engine.compression.spans import ANCHOR
         from engine.compression.stored_layers import SharedLayer, of_layers
-        from engine.store.manifest import WindowEntry
 
         surprisal = torch.cat([chunk.surprisal for chunk in chunks])
         spans = self._cut(index, chunks, surprisal)
@@ -301,6 +331,29 @@ class StoreBuild:
             "source": tokens.source,
             **texts,
         }
+
+
+def job_of(
+    document: Document, windows: Windows, reader: Reader, recipe: Method, options: IngestOptions
+) -> dict[str, Any]:
+    """What makes two runs the same work: another chunk size or device is another job, because
+    it may change the last bits. Which windows are wanted does not: what is read stays of use."""
+    return {
+        "creator": creator(),
+        "sources": [[s.path, s.sha256, len(s.text)] for s in document.sources],
+        "pages": options.pages,
+        "keep_headers": options.keep_headers,
+        "windows": list(windows.bounds),
+        "model": reader.identity.weights,
+        "tokenizer": reader.identity.tokenizer,
+        "transformers": reader.identity.transformers,
+        "dtype": str(reader.dtype),
+        "device": str(reader.devices[0]),
+        "chunk_tokens": options.chunk_tokens,
+        "method": recipe.name,
+        "settings": recipe.settings(),
+        "router named": bool(options.router),
+    }
 
 
 def creator() -> str:

@@ -34,19 +34,21 @@ def is_current(paths: Sequence[str], target: Path, options: IngestOptions) -> bo
             manifest = store.manifest
     except StoreError:
         return False  # whoever writes there says what is in the way
-    changed = _changed(paths, target, manifest)
+    differ = changed(paths, target, manifest)
+    if manifest.unread and differ == []:
+        return False  # the rest is to be read
     if options.update:
-        if changed is None:
+        if differ is None:
             raise StoreExistsError(
                 f"{target} is a store of other sources: choose another name with -o, or pass "
                 "--overwrite to replace it"
             )
-        return not changed
-    if changed is None or unfinished:
+        return not differ
+    if differ is None or unfinished:
         return False
-    if changed:
+    if differ:
         raise StoreExistsError(
-            f"{changed[0]} changed since {target} was made: pass --update to read it anew"
+            f"{differ[0]} changed since {target} was made: pass --update to read it anew"
         )
     raise StoreExistsError(
         f"{target} holds {paths[0]} as it is: ask it, or pass --overwrite to read it again"
@@ -82,7 +84,7 @@ def report(target: Path) -> IngestReport:
     )
 
 
-def _changed(paths: Sequence[str], target: Path, manifest: Manifest) -> list[str] | None:
+def changed(paths: Sequence[str], target: Path, manifest: Manifest) -> list[str] | None:
     """Those of the sources that are not what was read; None where the store is of other sources."""
     if len(paths) != len(manifest.sources) or STDIN in paths:
         return None

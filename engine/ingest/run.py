@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,23 +13,21 @@ from engine.errors import (
     BudgetError,
     DocumentError,
     ReaderError,
-    StoreError,
-    StoreMismatchError,
+    StoreExistsError,
 )
-from engine.ingest import renewal
-from engine.ingest.build import Clock, StoreBuild, creator, source_reports
+from engine.ingest import on_demand, renewal
+from engine.ingest.build import Clock, StoreBuild, job_of, source_reports
 from engine.ingest.sources import check_named_once, check_new, entries, remarks
+from engine.ingest.stored import method_of, stored_sources
 from engine.ingest.trained_router import check_use, learnt_before, routed
 from engine.ingest.windows import Windows, cut_windows, longest_window
+from engine.store.reader import read_manifest
 from engine.types import IngestOptions, IngestReport, Plan, Progress
 
 if TYPE_CHECKING:
-    from engine.compression.params import Tensors
     from engine.documents import Document, Source
     from engine.documents.tokens import Tokens
     from engine.models.reader import Reader
-    from engine.store.manifest import Manifest
-    from engine.store.reader import Store
 
 
 def plan(
@@ -91,7 +90,7 @@ def ingest(
     stdin: BinaryIO | None = None,
     reader: Reader | None = None,
 ) -> IngestReport:
-    """Read the sources into a store.
+    """Read the sources into a store, or what is missing of it where it is partly read.
 
     Args:
         paths: files, or "-" for `stdin`.  target: None for `<first source's stem>.sekv`.
@@ -100,6 +99,35 @@ def ingest(
         SekvError: one line that says what is wrong. Nothing appears under the target's name
             unless it is complete; an interrupted run of the same job goes on where it stopped.
     """
+    return _ingest(paths, target, options, progress, stdin, reader, whole=True)[0]
+
+
+def begin(
+    paths: Sequence[str],
+    target: Path | None,
+    options: IngestOptions,
+    progress: Progress,
+    reader: Reader | None = None,
+) -> Reader | None:
+    """Make a store of the sources of which only the first window is read, and give the model.
+
+    What all windows share is learnt from the first, so it is always read first. Questions and
+    `ingest` read the others (`on_demand`). Arguments and errors are those of `ingest`.
+    """
+    return _ingest(paths, target, options, progress, None, reader, whole=False)[1]
+
+
+def _ingest(
+    paths: Sequence[str],
+    target: Path | None,
+    options: IngestOptions,
+    progress: Progress,
+    stdin: BinaryIO | None,
+    reader: Reader | None,
+    *,
+    whole: bool,
+) -> tuple[IngestReport, Reader | None]:
+    """The report of what was read, all windows or the first, and the model if it was loaded."""
     from engine.store.writer import StoreWriter
 
     clock = Clock()
@@ -107,9 +135,13 @@ def ingest(
     check_chunk(options)
     target = target or default_target(paths)
     if renewal.is_current(paths, target, options):
-        return renewal.report(target)
-    options = replace(options, overwrite=options.overwrite or options.update)
-    StoreWriter.check(target, overwrite=options.overwrite)
+        return renewal.report(target), reader
+    begun = None if options.overwrite or not whole else on_demand.partly_read(target)
+    if begun is not None and options.update and renewal.changed(paths, target, begun):
+        begun = None
+    if begun is None:
+        options = replace(options, overwrite=options.overwrite or options.update)
+        StoreWriter.check(target, overwrite=options.overwrite)
     document = _load(paths, options, progress, stdin)
     clock.lap("read_s")
 
@@ -144,7 +176,20 @@ def ingest(
     _measure_heads(reader, progress)
     calibrated = compresskv_heads.needed(recipe, located.folder, options.heads, reader.identity)
     recipe, trained = routed(recipe, options.router, located.folder, reader, progress)
-    job = _job(document, windows, reader, recipe, options)
+    if begun is not None:
+        _check_begun(target, tokens, windows, recipe, document)
+        work = on_demand.read_windows(
+            target,
+            range(len(windows)),
+            reader,
+            progress,
+            chunk_tokens=options.chunk_tokens,
+            router=options.router,
+            wait=False,
+        )
+        if work is not None:
+            return work.report(target, read_manifest(target), clock), reader
+    job = job_of(document, windows, reader, recipe, options)
     if calibrated:
         job["heads"] = calibrated.heads
     with StoreWriter.begin(target, job, overwrite=options.overwrite) as writer:
@@ -152,7 +197,37 @@ def ingest(
         work.calibrated = calibrated.by_layer() if calibrated else []
         work.trained, work.copied = trained, bool(options.router)
         work.entries = entries(document.sources, target)
-        return work.make(target, progress, clock)
+        if not whole:
+            work.wanted = range(1)
+        return work.make(target, progress, clock), reader
+
+
+def _check_begun(
+    target: Path, tokens: Tokens, windows: Windows, recipe: Method, document: Document
+) -> None:
+    """Whether a partly read store is what this ingest would make.
+
+    Raises:
+        StoreExistsError: it is of another document, or read in another way.
+    """
+    from engine.store.reader import Store
+
+    with Store.open(target) as store:
+        begun, ids = store.manifest, store.document()["ids"]
+    known = [source.sha256 for source in begun.sources]
+    bounds = tuple(window.start for window in begun.windows)
+    differs = (
+        ("of other sources, or of other pages", known != [s.sha256 for s in document.sources]),
+        ("of other text, pages or model", ids.tolist() != tokens.ids.tolist()),
+        ("in other windows", bounds != windows.bounds[:-1]),
+        ("by another method", begun.settings != json.loads(json.dumps(recipe.settings()))),
+    )
+    for how, different in differs:
+        if different:
+            raise StoreExistsError(
+                f"{target} is there and partly read, but {how}: choose another name with -o, or "
+                "pass --overwrite"
+            )
 
 
 def check_chunk(options: IngestOptions) -> None:
@@ -224,7 +299,7 @@ def append(
 
     with Store.open(target) as store:
         base, table, shared = store.manifest, store.document(), store.shared()
-        old = _stored_sources(store)
+        old = stored_sources(store)
     if any(HEADERS_KEPT in entry.notes for entry in base.sources):
         options = replace(options, keep_headers=True)
     new = _load(paths, options, progress, stdin, old)
@@ -235,7 +310,7 @@ def append(
     reader = reader or load_reader(
         located, device=options.device, dtype=base.dtype, progress=progress
     )
-    recipe = _method_of(target, base, shared, reader, options.router)
+    recipe = method_of(target, base, shared, reader, options.router)
     clock.lap("load_s")
     added = tokenize(new, reader.tokenizer)
     clock.lap("tokenize_s")
@@ -244,59 +319,13 @@ def append(
     tokens, windows = _appended(table, len(old), added), Windows(bounds, base.window_tokens)
     document = Document((*old, *new.sources))
     trained = learnt_before(target, recipe, shared, options.router, located.folder, reader)
-    job = _job(document, windows, reader, recipe, options)
+    job = job_of(document, windows, reader, recipe, options)
     with StoreWriter.append(target, job) as writer:
         work = StoreBuild(recipe, reader, document, tokens, windows, writer, options.chunk_tokens)
         work.trained = trained
-        work.kept = len(base.windows)
+        work.wanted = range(len(base.windows), len(windows))
         work.entries = (*base.sources, *entries(new.sources, target))
         return work.make(target, progress, clock)
-
-
-def _stored_sources(store: Store) -> tuple[Source, ...]:
-    """The sources of a store as they were read."""
-    from engine.documents import Page, Source
-
-    return tuple(
-        Source(
-            path=entry.path,
-            kind=entry.kind,
-            text=store.text(index),
-            pages=tuple(
-                Page(label, start, entry.sheet(page))
-                for page, (label, start) in enumerate(entry.pages)
-            ),
-            sha256=entry.sha256,
-            notes=entry.notes,
-        )
-        for index, entry in enumerate(store.manifest.sources)
-    )
-
-
-def _method_of(
-    target: Path, manifest: Manifest, shared: Tensors, reader: Reader, router: str
-) -> Method:
-    """The method of a store that this reader can go on with.
-
-    Raises:
-        StoreError: the store belongs to another reader, or is damaged.
-        RouterError: the router that it was made with is not at hand.
-    """
-    from engine.memory.open import in_its_bases
-    from engine.store.library import compare_identity
-    from engine.store.schema import Schema, recipe_of
-
-    dtypes = manifest.dtype, reader.dtype_name
-    different = compare_identity(manifest.model, reader.identity, dtypes)
-    if different:
-        raise StoreMismatchError(f"{target}: {different}")
-    try:
-        recipe = recipe_of(manifest)
-        schema = Schema.of(manifest, recipe)
-        schema.check_shared(in_its_bases(shared, recipe, reader, router))
-    except StoreError as error:
-        raise type(error)(f"{target}: {error}") from None
-    return recipe
 
 
 def default_target(paths: Sequence[str]) -> Path:
@@ -353,26 +382,3 @@ def _load(
     for remark in remarks(document.sources, old):
         progress.note(remark)
     return document
-
-
-def _job(
-    document: Document, windows: Windows, reader: Reader, recipe: Method, options: IngestOptions
-) -> dict[str, Any]:
-    """What makes two runs the same work: another chunk size or device is another job, because
-    it may change the last bits."""
-    return {
-        "creator": creator(),
-        "sources": [[s.path, s.sha256, len(s.text)] for s in document.sources],
-        "pages": options.pages,
-        "keep_headers": options.keep_headers,
-        "windows": list(windows.bounds),
-        "model": reader.identity.weights,
-        "tokenizer": reader.identity.tokenizer,
-        "transformers": reader.identity.transformers,
-        "dtype": str(reader.dtype),
-        "device": str(reader.devices[0]),
-        "chunk_tokens": options.chunk_tokens,
-        "method": recipe.name,
-        "settings": recipe.settings(),
-        "router named": bool(options.router),
-    }

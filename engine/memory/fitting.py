@@ -114,12 +114,14 @@ def affordable_pins(
     cost = lengths[pinned] * (2 * size * rows.element_size() + TOKEN_BYTES)
     if float(cost.sum()) <= room:
         return pinned
-    starts = torch.tensor([0, *torch.nonzero(tables.window.diff())[:, 0].add(1).tolist()])
+    changes = torch.nonzero(tables.window.diff())[:, 0] + 1
+    first = torch.cat([changes.new_zeros(1), changes])  # spans that windows begin with
+    window = torch.searchsorted(first, torch.arange(len(lengths)), right=True) - 1
     totals = torch.zeros(len(lengths)).index_add_(0, span_ids(tables.bounds), tables.surprisal)
     scores = totals / lengths
-    last = tables.bounds[1:] > tables.bounds[-1] - recipe.local
-    scores[last] = 1e6 + tables.bounds[1:][last]
-    scores[tables.bounds[:-1] < tables.bounds[starts][tables.window] + recipe.sinks] = float("inf")
+    last = tables.ends > tables.tokens - recipe.local
+    scores[last] = 1e6 + tables.ends[last]
+    scores[tables.starts < tables.starts[first][window] + recipe.sinks] = float("inf")
     scores = scores[pinned]
     order = scores.argsort(descending=True, stable=True)
     fits = cost[order].cumsum(0) <= room

@@ -77,7 +77,7 @@ def open_memory(
         raise OptionError("coverage", f"{coverage} is not in (0, 1]")
     tokens = fitting.parse_budget(budget, manifest.tokens)
     stored = store.shared()
-    sections = [store.device(window) for window in range(len(manifest.windows))]
+    sections = [store.device(window) for window in manifest.read]
     try:
         recipe = recipe_of(manifest)
         stored = in_its_bases(stored, recipe, reader, router)
@@ -126,11 +126,13 @@ class _Opening:
         self.reader, self.recipe, self.tables, self.coverage = reader, recipe, tables, coverage
         self.layers = layers
         self.heads, self.size = manifest.model.kv_heads, manifest.model.head_dim
-        self.windows = [store.host(window) for window in range(len(manifest.windows))]
-        self.counts = [window.spans for window in manifest.windows]
-        self.shared = Shared(tables.bounds, len(manifest.windows))
+        self.windows = [store.host(window) for window in manifest.read]
+        self.counts = [manifest.windows[window].spans for window in manifest.read]
+        self.shared = Shared(
+            tables.bounds, len(manifest.windows), starts=tables.starts, tokens=manifest.tokens
+        )
         every = torch.arange(len(tables.kind))
-        self._everything = View.of(every, tables.bounds, tables.window)
+        self._everything = View.of(every, tables.bounds, tables.window, tables.starts)
         self._views: dict[tuple[bytes, str], View] = {}
 
     def _host(self, index: int) -> Host:
@@ -168,7 +170,7 @@ class _Opening:
 
     def hold_rows(self) -> None:
         """Every token as a row of the model."""
-        tokens = torch.arange(self.shared.tokens)
+        tokens = self.tables.tokens_read()
         for index, device in enumerate(self.reader.devices):
             host = self._host(index)
             params, prefix = self.layers[index].params, self.layers[index].prefix
@@ -192,7 +194,7 @@ class _Opening:
         recipe, tables, row = self.recipe, self.tables, 4.0 * self.size
         cap = row * tokens
         params = [layer.params.trimmed() for layer in self.layers]
-        bounded = len(tables.kind) if self.shared.tokens >= recipe.levels.beyond else 0
+        bounded = len(tables.kind) if int(tables.bounds[-1]) >= recipe.levels.beyond else 0
         caps = fitting.caps(recipe, tables, params, self.heads, cap, row, bounded)
         pins: Tensor | None = None
         for index, device in enumerate(self.reader.devices):

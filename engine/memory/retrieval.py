@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import fsum
 
@@ -106,8 +106,18 @@ class Retrieval:
         self.windows = windows
         self._index = PassageIndex(windows, text) if len(windows) > 1 else None
 
+    def needed(self, queries: Sequence[Sequence[str]]) -> tuple[int, ...]:
+        """The windows of the best passages for some queries (see `choose`), read or not."""
+        if self._index is None:
+            return ()
+        ranked = fuse(self._index.scores(words) for words in queries)
+        return tuple(dict.fromkeys(self._index.window[one] for one in ranked[:PASSAGES_SEEN]))
+
     def choose(
-        self, queries: Sequence[Sequence[str]], vote: Callable[[], Tensor | None]
+        self,
+        queries: Sequence[Sequence[str]],
+        vote: Callable[[], Tensor | None],
+        unread: Collection[int] = (),
     ) -> Retrieved:
         """The passages with the words of a question, or the windows that attention votes for.
 
@@ -116,16 +126,18 @@ class Retrieval:
                 rankings are fused.
             vote: votes [W] of attention for windows, None of a memory that has none; asked only
                 where no word of any query stands in the document.
+            unread: windows that nobody has read, of which nothing can be seen.
         """
-        everything = Retrieved(tuple(range(len(self.windows))), ALL)
+        read = [window for window in range(len(self.windows)) if window not in unread]
+        everything = Retrieved(tuple(read), ALL)
         if self._index is None:
             return everything
         found = [self._index.scores(words) for words in queries]
-        ranked = fuse(found)
+        ranked = [one for one in fuse(found) if self._index.window[one] not in unread]
         if ranked:
             return self._with_words(self._index, ranked[:PASSAGES_SEEN], found)
-        votes = vote()
-        return everything if votes is None else self._voted(votes)
+        votes = vote() if len(read) > 1 else None
+        return everything if votes is None else self._voted(votes, read)
 
     def _with_words(
         self, index: PassageIndex, best: Sequence[int], found: Sequence[Mapping[int, float]]
@@ -138,8 +150,8 @@ class Retrieval:
         stretches = joined(index.passages[passage] for passage in best)
         return Retrieved(tuple(lexical), WORDS, stretches, lexical=lexical)
 
-    def _voted(self, votes: Tensor) -> Retrieved:
-        best = votes.argsort(descending=True, stable=True)[:VOTED_WINDOWS].tolist()
+    def _voted(self, votes: Tensor, read: Sequence[int]) -> Retrieved:
+        best = sorted(read, key=lambda window: -float(votes[window]))[:VOTED_WINDOWS]
         attention = {window: float(votes[window]) for window in best}
         stretches = joined(self.windows[window] for window in best)
         return Retrieved(tuple(best), ATTENTION, stretches, attention=attention)

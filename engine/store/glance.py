@@ -22,12 +22,20 @@ def check_store(path: Path) -> None:
         StoreMissingError: there is none; says what is there instead.
     """
     try:
-        if (path / NAME).is_file() or Places(Path(os.path.realpath(path))).old.exists():
-            return
+        if not is_store(path):
+            raise not_a_store(path)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else "no file has such a name"
         raise StoreMissingError(f"there is no store at {str(path)!a}: {reason}") from None
-    raise not_a_store(path)
+
+
+def is_store(path: Path) -> bool:
+    """Whether a store is at this path, or one that is being replaced.
+
+    Raises:
+        OSError, ValueError: no file can have such a name.
+    """
+    return (path / NAME).is_file() or Places(Path(os.path.realpath(path))).old.exists()
 
 
 def not_a_store(path: Path) -> StoreMissingError:

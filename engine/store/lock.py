@@ -10,7 +10,7 @@ import fcntl
 import os
 from typing import TYPE_CHECKING
 
-from engine.errors import StoreError
+from engine.errors import StoreBusyError, StoreError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +23,8 @@ class Lock:
         """Take the lock.
 
         Raises:
-            StoreError: another process holds it; the message names the process and the target.
+            StoreBusyError: another process holds it; says which, and of which target.
+            StoreError: the system refuses.
         """
         self._path = path
         self._descriptor = _take(path, target)
@@ -47,7 +48,7 @@ def _take(path: Path, target: Path) -> int:
         except BlockingIOError:
             owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
             os.close(descriptor)
-            raise StoreError(
+            raise StoreBusyError(
                 f"another process (pid {owner}) is writing {target}: wait for it or stop it"
             ) from None
         except OSError as error:

@@ -17,8 +17,9 @@ from engine.errors import FormatError, StoreDamagedError, StoreError
 from engine.store.container import checksum
 from engine.types import ModelIdentity
 
-FORMAT = 1
-"""The format version that this module writes and reads."""
+FORMAT = 2
+"""The newest format version that this module writes and reads; a store has the oldest that can say
+what it holds, see `Manifest.format`."""
 
 NAME = "manifest.json"
 DOCUMENT = "document.safetensors"
@@ -77,7 +78,8 @@ class SourceEntry:
 
 @dataclass(frozen=True)
 class WindowEntry:
-    """Document tokens [start, end) read as one context, in `spans` spans and `anchors` anchors."""
+    """Document tokens [start, end) read as one context, in `spans` spans and `anchors` anchors; no
+    spans and no anchors while they are not read."""
 
     start: int
     end: int
@@ -102,7 +104,8 @@ class Manifest:
     creator: program and version. method, settings: the recipe and all its settings. dtype: of the
     model's K and V. key_space: "post-rope" when stored keys are rotated. prompt: the prefix's
     token ids and how the question follows. tokens: N of the document. window_tokens: most
-    document tokens per window. files: every other file of the store, by name.
+    document tokens per window. files: every other file of the store, by name. unread: numbers of
+    the windows that no model has read yet, ascending; a store has at least one that is read.
     """
 
     creator: str
@@ -118,7 +121,22 @@ class Manifest:
     windows: tuple[WindowEntry, ...]
     files: dict[str, FileEntry] = field(default_factory=dict)
     key_space: str = "post-rope"
-    format: int = FORMAT
+    unread: tuple[int, ...] = ()
+
+    @property
+    def format(self) -> int:
+        """The format version: 2 of a store that is partly read, which format 1 cannot say."""
+        return 2 if self.unread else 1
+
+    @property
+    def read(self) -> tuple[int, ...]:
+        """Numbers of the windows that are read, ascending."""
+        return tuple(sorted(set(range(len(self.windows))) - set(self.unread)))
+
+    @property
+    def tokens_read(self) -> int:
+        """Document tokens in the windows that are read."""
+        return sum(self.windows[index].end - self.windows[index].start for index in self.read)
 
     @property
     def spans(self) -> int:
@@ -133,6 +151,9 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values, without its checksum."""
         plain: dict[str, Any] = json.loads(_dump(asdict(self), indent=None))
+        plain["format"] = self.format
+        if not self.unread:
+            del plain["unread"]
         if not self.model.behaviour:
             del plain["model"]["behaviour"]
         for source in plain["sources"]:
@@ -184,7 +205,6 @@ def from_json(plain: object) -> Manifest:
     top = _Table(plain, "")
     _check_format(top.values)
     manifest = Manifest(
-        format=FORMAT,
         creator=top.text("creator"),
         model=_model(top.table("model")),
         method=top.text("method"),
@@ -198,7 +218,10 @@ def from_json(plain: object) -> Manifest:
         sources=tuple(_source(entry) for entry in top.tables("sources")),
         windows=tuple(_window(entry) for entry in top.tables("windows")),
         files={name: _file(entry) for name, entry in top.table("files").named_tables()},
+        unread=_unread(top),
     )
+    if top.values["format"] != manifest.format:
+        raise _damaged("format")
     _check_windows(manifest)
     _check_files(manifest)
     return manifest
@@ -210,7 +233,7 @@ def _check_format(plain: dict[str, Any]) -> None:
         raise StoreDamagedError("the manifest is damaged (no format version)")
     if version > FORMAT:
         raise FormatError(
-            f"the store has format {version}, this sekv reads format {FORMAT}: "
+            f"the store has format {version}, this sekv reads formats 1 to {FORMAT}: "
             "open it with a newer sekv"
         )
 
@@ -224,16 +247,34 @@ def _check_windows(manifest: Manifest) -> None:
         reached = window.end
     if not manifest.windows or reached != manifest.tokens:
         raise _damaged("windows")
+    unread = manifest.unread
+    if list(unread) != sorted(set(unread)) or len(unread) >= len(manifest.windows):
+        raise _damaged("unread")
+    for index in unread:
+        if index >= len(manifest.windows):
+            raise _damaged("unread")
+        if manifest.windows[index].spans or manifest.windows[index].anchors:
+            raise _damaged(f"windows[{index}]")
 
 
 def _check_files(manifest: Manifest) -> None:
-    """Exactly the files that this many windows make: no other path can ever be named."""
+    """Exactly the files of the windows that are read: no other path can ever be named."""
     expected = {DOCUMENT, SHARED}
-    for index in range(len(manifest.windows)):
+    for index in manifest.read:
         expected |= {device_file(index), host_file(index)}
     if set(manifest.files) != expected:
         odd = sorted(set(manifest.files) ^ expected)[0]
         raise _damaged(f"files, at {odd[:80]!r}")
+
+
+def _unread(table: _Table) -> tuple[int, ...]:
+    """Numbers of windows; format 1 knows none, and a key of this name there means nothing."""
+    if table.values["format"] < 2 or "unread" not in table.values:
+        return ()
+    numbers = table.items("unread")
+    if not all(type(number) is int and 0 <= number < LARGEST for number in numbers):
+        raise _damaged("unread")
+    return tuple(numbers)
 
 
 def _model(table: _Table) -> ModelIdentity:

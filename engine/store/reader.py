@@ -43,7 +43,7 @@ _RECOVERY_WAIT = 0.05
 
 
 class Store:
-    """A complete store, opened by its manifest alone.
+    """A store, opened by its manifest alone; windows that are not read have no sections.
 
     manifest_bytes: size of the manifest's file; the manifest has those of all others.
 
@@ -207,13 +207,13 @@ class Store:
             entry = self.manifest.files[name]
             return StoreFile(self._folder, name, entry, meter or self._device_meter)
         except StoreError as error:
-            if self._was_replaced():
+            if self.was_replaced():
                 raise StoreError(
                     f"{self.path} was replaced while it was open: open it again"
                 ) from None
             raise type(error)(f"{self.path}: {error}") from None
 
-    def _was_replaced(self) -> bool:
+    def was_replaced(self) -> bool:
         """Whether the name belongs to another store now, and this one's files are going."""
         try:
             return not os.path.samestat(os.fstat(self._folder.descriptor), self.path.stat())
@@ -239,6 +239,8 @@ class Store:
         count = len(self.manifest.windows)
         if not 0 <= window < count:
             raise StoreError(f"{self.path}: there is no window {window} of {count}")
+        if window in self.manifest.unread:
+            raise StoreError(f"{self.path}: window {window} of {count} is not read yet")
 
     def _read_manifest(self) -> Manifest:
         descriptor = open_below(self._folder.descriptor, names.NAME)

@@ -95,10 +95,11 @@ class Schema:
 
         Args:
             shared: as `check_shared` accepted it.
+            sections: of the windows that are read, in order.
         """
         layers, names = self.manifest.model.layers, self.recipe.router.key_names
         expected = [self._device(tensors) for tensors in by_layer(shared, layers)]
-        for index, section in enumerate(sections):
+        for index, section in zip(self.manifest.read, sections, strict=True):
             entry, place = self.manifest.windows[index], device_file(index)
             tables = {name: section[name].numpy() for name in SPAN_TABLE if name in section}
             fault = span_table_fault(tables, entry.end - entry.start, entry.spans)

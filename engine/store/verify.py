@@ -44,8 +44,8 @@ def damages(folder: Folder, manifest: Manifest, progress: Progress) -> list[str]
     except OSError as error:
         found = [f"the folder cannot be listed: {error.strerror}"]
     windows = {
-        name(index): window
-        for index, window in enumerate(manifest.windows)
+        name(index): manifest.windows[index]
+        for index in manifest.read
         for name in (names.device_file, names.host_file)
     }
     progress.start("verify", sum(entry.bytes for entry in manifest.files.values()), "bytes")
@@ -67,7 +67,8 @@ def contradictions(folder: Folder, manifest: Manifest) -> Iterator[str]:
     """
     with closing(StoreFile(folder, names.DOCUMENT, manifest.files[names.DOCUMENT])) as file:
         yield from _document_faults(file, manifest)
-    for index, window in enumerate(manifest.windows):
+    for index in manifest.read:
+        window = manifest.windows[index]
         name = names.device_file(index)
         with closing(StoreFile(folder, name, manifest.files[name])) as file:
             yield from _span_faults(file, window)

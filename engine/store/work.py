@@ -179,21 +179,30 @@ def _make_folders(places: Places, disk: Disk) -> None:
         disk.make_folder(folder)
 
 
-def published_journal(places: Places, disk: Disk, job: dict[str, Any]) -> Journal | None:
-    """The journal of this job when its store has its name already and only cleaning is left.
+@dataclass(frozen=True)
+class Published:
+    """A job whose store has its name already, so that only cleaning is left of it."""
 
-    What the store was appended to is not compared: that name is the longer store's now.
-    """
+    job: Any
+    journal: Journal
+
+    def is_of(self, job: dict[str, Any]) -> bool:
+        """Whether it was this job. What its store was appended to is not compared: that name is
+        the longer store's now."""
+        return _job_text({"job": job}) == _job_text({"job": self.job})
+
+
+def published_journal(places: Places, disk: Disk) -> Published | None:
+    """What a run left that died between publishing a store and cleaning up after it, if one did."""
     try:
         found = json.loads(places.job.read_bytes())["job"]
         manifest = checksum((places.target / NAME).read_bytes())
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if _job_text({"job": job}) != _job_text({"job": found}):
-        return None
     journal = Journal(places, disk)
     journal.load()
-    return journal if journal.entries.get(PUBLISH) == {"manifest": manifest} else None
+    done = journal.entries.get(PUBLISH) == {"manifest": manifest}
+    return Published(found, journal) if done else None
 
 
 def finish_exchange(places: Places, disk: Disk) -> None:

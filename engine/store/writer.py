@@ -60,7 +60,7 @@ from engine.store.work import (
 from engine.types import ModelIdentity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -72,7 +72,8 @@ class StoreWriter:
     """One store in the making. Use as a context manager; leaving it without `publish` keeps the
     finished pieces for the next run of the same job, unless there are none.
 
-    bytes_written: bytes given to files by this process. seconds: time spent here.
+    bytes_written: bytes given to files by this process. seconds: time spent here. base: the store
+    that is continued, as it was when the lock was taken; None where all is made anew.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class StoreWriter:
         self._lock = lock
         self._journal = journal
         self._disk = disk
-        self._base = base
+        self.base = base
         self._sound: dict[str, bool] = {}
         self._inherited: set[str] = set()
         self.seconds = 0.0
@@ -144,10 +145,11 @@ class StoreWriter:
 
     @classmethod
     def append(cls, target: Path, job: dict[str, Any], *, disk: Disk | None = None) -> StoreWriter:
-        """Continue a complete store with new windows; it stays until the longer one is complete.
+        """Continue a store with new windows, or with windows that nobody has read yet; it stays
+        until the fuller one is complete.
 
         The windows and shared tensors that are there are taken over byte for byte (hard links
-        where the file system has them); `put_document` must give the whole longer document.
+        where the file system has them); `put_document` must give the whole document.
 
         Raises:
             StoreError: there is no store, another process is writing, or the disk refuses.
@@ -169,9 +171,12 @@ class StoreWriter:
             with disk_errors(f"beside {places.target}"):
                 finish_exchange(places, disk)
                 disk.remove_tree(places.done)
-                journal = published_journal(places, disk, job)
-                if journal is not None:
-                    return cls(places, lock, journal, disk, published=True)
+                published = published_journal(places, disk)
+                if published is not None:
+                    same, journal = published.is_of(job), published.journal
+                    if same and not read_manifest(places.target).unread:
+                        return cls(places, lock, journal, disk, published=True)
+                    clear_work(places, disk)
                 if append:
                     base = read_manifest(places.target)
                     journal = open_work(places, disk, job, container.checksum(base.to_bytes()))
@@ -229,7 +234,7 @@ class StoreWriter:
             StoreError: the disk refuses, or the store is being appended to (windows that are
                 there depend on the shared tensors that are there).
         """
-        if self._base is not None:
+        if self.base is not None:
             raise StoreError("shared tensors cannot change while a store is appended to")
         with self._timed():
             self._put_files(SHARED_KEY, {SHARED: tensors}, {})
@@ -311,17 +316,22 @@ class StoreWriter:
         tokenizer_engine: str,
         window_tokens: int,
         sources: tuple[SourceEntry, ...],
+        unread: Sequence[tuple[int, WindowEntry]] = (),
     ) -> Manifest:
         """Write the manifest and give the store its name. The fields are those of `Manifest`.
 
+        Args:
+            unread: numbers of windows that nobody has read, and where they lie; all others are
+                there.
         Raises:
             StoreError: a piece is missing, the manifest would not be valid, or the disk refuses.
         """
         if self._published:
             return read_manifest(self._places.target)
-        entries = self._journal.entries
-        count = sum(key.startswith("window ") for key in entries)
-        needed = [DOCUMENT_KEY, SHARED_KEY, *(window_key(index) for index in range(count))]
+        entries, missing = self._journal.entries, dict(unread)
+        count = sum(key.startswith("window ") for key in entries) + len(missing)
+        written = [index for index in range(count) if index not in missing]
+        needed = [DOCUMENT_KEY, SHARED_KEY, *map(window_key, written)]
         for key in needed:
             if key not in entries:
                 raise StoreError(f"the store is not complete: {key} was never written")
@@ -339,8 +349,10 @@ class StoreWriter:
             window_tokens=window_tokens,
             sources=sources,
             windows=tuple(
-                WindowEntry(**entries[window_key(index)]["window"]) for index in range(count)
+                missing.get(index) or WindowEntry(**entries[window_key(index)]["window"])
+                for index in range(count)
             ),
+            unread=tuple(sorted(missing)),
             files={
                 name: file_from_json(value)
                 for key in needed
@@ -410,9 +422,9 @@ class StoreWriter:
     def _take_over(self, base: Manifest) -> None:
         """Link the windows and shared tensors of the store that is appended to."""
         pieces: dict[str, tuple[list[str], dict[str, Any]]] = {SHARED_KEY: ([SHARED], {})}
-        for index, window in enumerate(base.windows):
+        for index in base.read:
             names = [device_file(index), host_file(index)]
-            pieces[window_key(index)] = (names, asdict(window))
+            pieces[window_key(index)] = (names, asdict(base.windows[index]))
         for key, (names, fields) in pieces.items():
             self._inherited.add(key)
             if key in self._journal.entries:

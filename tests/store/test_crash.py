@@ -66,6 +66,10 @@ def short_store(target: Path) -> None:
     toy.ingest(target, seed=NEW_SEED, windows=1, disk=SteppedDisk())
 
 
+def partly_read_store(target: Path) -> None:
+    toy.ingest(target, seed=NEW_SEED, windows=3, only=[0], disk=SteppedDisk())
+
+
 def fresh(target: Path, **more: Any) -> None:
     toy.ingest(target, seed=NEW_SEED, **more)
 
@@ -78,13 +82,23 @@ def append(target: Path, **more: Any) -> None:
     toy.append(target, seed=NEW_SEED, windows=2, **more)
 
 
+def read_more(target: Path, **more: Any) -> None:
+    toy.append(target, seed=NEW_SEED, windows=3, only=[2], **more)
+
+
 WORKS = [
     Work("fresh", nothing, fresh),
     Work("overwrite", old_store, overwrite),
     Work("append", short_store, append),
+    Work("read more", partly_read_store, read_more),
 ]
 BY_NAME = {work.name: work for work in WORKS}
-CHUNKS = {"fresh": 2 * toy.CHUNKS, "overwrite": 2 * toy.CHUNKS, "append": toy.CHUNKS}
+CHUNKS = {
+    "fresh": 2 * toy.CHUNKS,
+    "overwrite": 2 * toy.CHUNKS,
+    "append": toy.CHUNKS,
+    "read more": toy.CHUNKS,
+}
 
 works = pytest.mark.parametrize("work", WORKS, ids=lambda work: work.name)
 exchanges = pytest.mark.parametrize("exchanges", [True, False], ids=["exchange", "two renames"])

@@ -75,6 +75,13 @@ MANIFEST = Manifest(
 )
 
 
+PARTLY_READ = replace(
+    MANIFEST,
+    files={name: FILE for name in MANIFEST.files if "00001" not in name},
+    unread=(1,),
+)
+
+
 def sealed(plain: dict[str, Any]) -> bytes:
     """The bytes a hostile program would write: any claims under a checksum that agrees."""
     blank = json.dumps({**plain, "checksum": "0" * 32}, indent=1).encode()
@@ -92,6 +99,17 @@ def refuses(data: bytes) -> str:
 def test_a_manifest_comes_back_as_it_was() -> None:
     assert from_bytes(MANIFEST.to_bytes()) == MANIFEST
     assert from_json(MANIFEST.to_json()) == MANIFEST
+    assert from_bytes(PARTLY_READ.to_bytes()) == PARTLY_READ
+
+
+def test_only_a_partly_read_store_has_format_2() -> None:
+    """A store that is whole stays as it ever was, for every reader of format 1."""
+    whole, partly = (json.loads(each.to_bytes()) for each in (MANIFEST, PARTLY_READ))
+    assert (whole["format"], "unread" in whole) == (1, False)
+    assert (partly["format"], partly["unread"]) == (2, [1])
+    assert (PARTLY_READ.read, PARTLY_READ.tokens_read) == ((0,), 20)
+    whole["unread"] = [1]  # means nothing in format 1
+    assert from_json(whole) == MANIFEST
 
 
 def test_the_same_manifest_is_the_same_bytes_in_any_order_of_keys() -> None:
@@ -205,6 +223,38 @@ HOSTILE: list[tuple[tuple[Any, ...], Any]] = [
     (("settings", "x"), float("nan")),
     (("settings", "x"), float("inf")),
 ]
+
+
+HOSTILE_OF_PARTLY_READ: list[tuple[tuple[Any, ...], Any]] = [
+    (("format",), 1),
+    (("unread",), []),
+    (("unread",), None),
+    (("unread",), [2]),
+    (("unread",), [-1]),
+    (("unread",), [True]),
+    (("unread",), [1.0]),
+    (("unread",), [1, 1]),
+    (("unread",), [0]),
+    (("unread",), [0, 1]),
+    (("unread",), [2**80]),
+    (("windows", 1, "spans"), 1),
+    (("windows", 1, "anchors"), 1),
+    (("files", device_file(1)), MANIFEST.to_json()["files"][DOCUMENT]),
+    (("files", device_file(0)), None),
+]
+
+
+def test_an_impossible_claim_of_a_partly_read_store_is_one_line(
+    subtests: pytest.Subtests,
+) -> None:
+    for path, value in HOSTILE_OF_PARTLY_READ:
+        with subtests.test(path=path, value=value):
+            plain = copy.deepcopy(PARTLY_READ.to_json())
+            set_at(plain, path, value)
+            refuses(sealed(plain))
+    unsorted = replace(MANIFEST, windows=(*MANIFEST.windows, WindowEntry(30, 31, 0, 0)), tokens=31)
+    plain = replace(unsorted, files={DOCUMENT: FILE, SHARED: FILE}, unread=(2, 1)).to_json()
+    refuses(sealed(plain))
 
 
 def test_an_impossible_claim_is_one_line(subtests: pytest.Subtests) -> None:

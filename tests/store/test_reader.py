@@ -23,6 +23,7 @@ from engine.errors import FormatError, StoreError
 from engine.store.library import check_sources, compare_identity, list_stores
 from engine.store.manifest import (
     DOCUMENT,
+    FORMAT,
     NAME,
     SHARED,
     Manifest,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 FLOATS = ("float32", "float32")
 GOLDEN = Path(__file__).parent / "golden" / "format-1"
+PARTLY_READ = Path(__file__).parent / "golden" / "format-2-partly-read"
 """A store of format 1 as bytes. It must open for ever; only a new format may write others."""
 
 
@@ -122,6 +124,24 @@ def test_golden_bytes_are_written_and_read(tmp_path: Path) -> None:
         assert golden.verify() == []
 
 
+def test_golden_bytes_of_a_partly_read_store_are_written_and_read(tmp_path: Path) -> None:
+    """Three windows of which the second is not read; read, it is a store of format 1."""
+    toy.ingest(tmp_path / "toy.sekv", windows=3, only=[0, 2])
+    assert toy.tree(tmp_path / "toy.sekv") == toy.tree(PARTLY_READ)
+    assert toy.read_all(PARTLY_READ) == toy.read_all(tmp_path / "toy.sekv")
+    with Store.open(PARTLY_READ) as golden:
+        manifest = golden.manifest
+        assert golden.verify() == []
+        for section in (golden.device, golden.host):
+            assert "window 1 of 3 is not read yet" in toy.refuses(lambda: section(1))  # noqa: B023
+    assert (manifest.format, manifest.read, manifest.unread) == (2, (0, 2), (1,))
+    assert (manifest.tokens, manifest.tokens_read) == (3 * toy.WINDOW, 2 * toy.WINDOW)
+    toy.append(tmp_path / "toy.sekv", windows=3)
+    toy.ingest(tmp_path / "whole.sekv", windows=3)
+    assert toy.tree(tmp_path / "toy.sekv") == toy.tree(tmp_path / "whole.sekv")
+    assert toy.leftovers(tmp_path) == []
+
+
 def test_the_reader_in_the_documentation_reads_the_golden_store(tmp_path: Path) -> None:
     """docs/format.md promises that a stranger can write a reader; this one is a stranger's."""
     page = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
@@ -141,6 +161,11 @@ def test_the_reader_in_the_documentation_reads_the_golden_store(tmp_path: Path) 
         toy.flip(store / name, place, 1)
         assert "damaged" in read().stderr
         toy.flip(store / name, place, 1)
+    shutil.rmtree(store)
+    shutil.copytree(PARTLY_READ, store)
+    done = read()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("layer") == 2 * toy.LAYERS * toy.SPANS
 
 
 def test_the_size_is_what_the_file_system_says(store: Store) -> None:
@@ -298,7 +323,7 @@ def test_an_unfinished_store_says_how_to_finish(tmp_path: Path) -> None:
 
 
 def test_a_newer_store_says_which_program_it_needs(store: Store) -> None:
-    (store.path / NAME).write_text(json.dumps({"format": 2}))
+    (store.path / NAME).write_text(json.dumps({"format": FORMAT + 1}))
     message = toy.refuses(lambda: Store.open(store.path))
     assert str(store.path) in message
     assert "newer sekv" in message

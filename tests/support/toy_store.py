@@ -30,7 +30,7 @@ from engine.store.tensors import to_blocks
 from engine.store.writer import StoreWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -123,13 +123,17 @@ def run(
     windows: int,
     on_chunk: Callable[[int, int], None] | None = None,
     appended: bool = False,
+    only: Sequence[int] | None = None,
 ) -> Manifest:
-    """Ingest what is not done yet; `on_chunk` takes the window and number of each chunk."""
+    """Ingest what is not done yet; `on_chunk` takes the window and number of each chunk.
+
+    only: the windows that are read, None for all; others may be there already.
+    """
     with writer:
         writer.put_document(document(seed, windows))
         if not appended and writer.shared() is None:
             writer.put_shared({"basis": np.full((2, 3), seed, dtype=np.float32)})
-        for window in range(windows):
+        for window in range(windows) if only is None else only:
             if writer.window_done(window):
                 continue
             states = [found["state"].numpy() for found in writer.chunks(window)]
@@ -141,7 +145,12 @@ def run(
                 states.append(made["state"])
             entry = WindowEntry(window * WINDOW, (window + 1) * WINDOW, SPANS, 1)
             writer.put_window(window, *compress(states), entry)
-        return writer.publish(**fields(seed, windows))
+        unread = [
+            (window, WindowEntry(window * WINDOW, (window + 1) * WINDOW, 0, 0))
+            for window in range(windows)
+            if not writer.window_done(window)
+        ]
+        return writer.publish(**fields(seed, windows), unread=unread)
 
 
 def ingest(
@@ -152,10 +161,11 @@ def ingest(
     overwrite: bool = False,
     disk: Disk | None = None,
     on_chunk: Callable[[int, int], None] | None = None,
+    only: Sequence[int] | None = None,
 ) -> Manifest:
     """Make the toy store of a seed."""
     writer = StoreWriter.begin(target, job(seed, windows), overwrite=overwrite, disk=disk)
-    return run(writer, seed, windows, on_chunk)
+    return run(writer, seed, windows, on_chunk, only=only)
 
 
 def append(
@@ -165,10 +175,11 @@ def append(
     windows: int = 3,
     disk: Disk | None = None,
     on_chunk: Callable[[int, int], None] | None = None,
+    only: Sequence[int] | None = None,
 ) -> Manifest:
-    """Continue the toy store of a seed to more windows."""
+    """Continue the toy store of a seed to more windows, or with windows that it lacks."""
     writer = StoreWriter.append(target, job(seed, windows), disk=disk)
-    return run(writer, seed, windows, on_chunk, appended=True)
+    return run(writer, seed, windows, on_chunk, appended=True, only=only)
 
 
 def tree(path: Path) -> dict[str, bytes]:
@@ -186,7 +197,8 @@ def read_all(path: Path) -> dict[str, Any]:
         found: dict[str, Any] = {"manifest": store.manifest, "text": store.text(0)}
         found |= {f"document {name}": array.tolist() for name, array in store.document().items()}
         found |= {f"shared {name}": tensor.tolist() for name, tensor in store.shared().items()}
-        for window, entry in enumerate(store.manifest.windows):
+        for window in store.manifest.read:
+            entry = store.manifest.windows[window]
             device = store.device(window)
             found |= {f"{window} {name}": tensor.tolist() for name, tensor in device.items()}
             host = store.host(window)

@@ -1,0 +1,77 @@
+"""A store as ingest goes on from it: its sources, its tokens and the method it was made by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.compression.methods import Method
+from engine.errors import StoreError, StoreMismatchError
+
+if TYPE_CHECKING:
+    from engine.compression.params import Tensors
+    from engine.documents import Source
+    from engine.documents.tokens import Tokens
+    from engine.models.reader import Reader
+    from engine.store.manifest import Manifest
+    from engine.store.reader import Store
+
+
+def stored_sources(store: Store) -> tuple[Source, ...]:
+    """The sources of a store as they were read."""
+    from engine.documents import Page, Source
+
+    return tuple(
+        Source(
+            path=entry.path,
+            kind=entry.kind,
+            text=store.text(index),
+            pages=tuple(
+                Page(label, start, entry.sheet(page))
+                for page, (label, start) in enumerate(entry.pages)
+            ),
+            sha256=entry.sha256,
+            notes=entry.notes,
+        )
+        for index, entry in enumerate(store.manifest.sources)
+    )
+
+
+def stored_tokens(table: Mapping[str, Any], engine: str) -> Tokens:
+    """The tokens of a store from its tables, see `Store.document`. engine: what cut them."""
+    from engine.documents.tokens import Tokens
+
+    return Tokens(
+        ids=table["ids"],
+        starts=table["starts"],
+        ends=table["ends"],
+        source=table["source"],
+        engine=engine,
+    )
+
+
+def method_of(
+    target: Path, manifest: Manifest, shared: Tensors, reader: Reader, router: str
+) -> Method:
+    """The method of a store that this reader can go on with.
+
+    Raises:
+        StoreError: the store belongs to another reader, or is damaged.
+        RouterError: the router that it was made with is not at hand.
+    """
+    from engine.memory.open import in_its_bases
+    from engine.store.library import compare_identity
+    from engine.store.schema import Schema, recipe_of
+
+    dtypes = manifest.dtype, reader.dtype_name
+    different = compare_identity(manifest.model, reader.identity, dtypes)
+    if different:
+        raise StoreMismatchError(f"{target}: {different}")
+    try:
+        recipe = recipe_of(manifest)
+        schema = Schema.of(manifest, recipe)
+        schema.check_shared(in_its_bases(shared, recipe, reader, router))
+    except StoreError as error:
+        raise type(error)(f"{target}: {error}") from None
+    return recipe

@@ -1,0 +1,246 @@
+"""A document that is asked before it is read: what a question needs is read, once, and kept."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.answer.session import Session
+from engine.errors import OptionError, StoppedError, StoreExistsError
+from engine.ingest import run
+from engine.ingest.on_demand import read_windows
+from engine.models.reader import Reader
+from engine.store.reader import Store, read_manifest
+from engine.types import IngestOptions, Silent
+from tiny_books import log, report, session
+from toy_store import leftovers, tree
+
+TEXT = log(20)
+WINDOW = 160
+QUESTION = "How many whales were seen on day 15?"
+OTHER = "What did the crew of the ship see on day 8?"
+
+
+@pytest.fixture(scope="module")
+def begun(model: Path, reader: Reader, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of `TEXT` of which the first of eight windows is read."""
+    folder = tmp_path_factory.mktemp("begun")
+    source = folder / "log.txt"
+    source.write_text(TEXT, encoding="utf-8")
+    options = IngestOptions(model=str(model), window=WINDOW)
+    run.begin([str(source)], folder / "log.sekv", options, Silent(), reader)
+    return folder / "log.sekv"
+
+
+@pytest.fixture
+def partly(begun: Path) -> Path:
+    """A place for a copy of it that a test may read on: the same place each time, since a store
+    names its source."""
+    kept = begun.parent / "kept"
+    if not kept.exists():
+        shutil.copytree(begun, kept)
+    shutil.rmtree(begun)
+    shutil.copytree(kept, begun)
+    return begun
+
+
+@pytest.fixture(scope="module")
+def whole(begun: Path, model: Path, reader: Reader) -> dict[str, bytes]:
+    """The store that one ingest makes of `TEXT`: every file by name."""
+    aside = begun.with_name("aside")
+    begun.rename(aside)
+    report(begun.parent, model, TEXT, reader=reader, window=WINDOW)
+    made = tree(begun)
+    shutil.rmtree(begun)
+    aside.rename(begun)
+    return made
+
+
+def test_a_document_begins_with_its_first_window(partly: Path) -> None:
+    with Store.open(partly) as store:
+        assert store.manifest.read == (0,)
+        assert len(store.manifest.windows) == 8
+        assert store.manifest.tokens == len(TEXT)
+        assert store.text(0) == TEXT
+        assert store.verify() == []
+    assert leftovers(partly.parent) == []
+
+
+def test_a_question_reads_the_windows_it_needs_and_the_next_reads_none(
+    partly: Path, reader: Reader
+) -> None:
+    with session(partly, reader) as book:
+        first = book.ask(QUESTION)
+        again = book.ask(QUESTION)
+        manifest = book.store.manifest
+    read = {each.window for each in first.retrieval if each.read_now}
+    assert read
+    assert {0} | read == set(manifest.read) == set(read_manifest(partly).read)
+    assert len(manifest.read) <= 3
+    assert not any(each.read_now for each in again.retrieval)
+    assert again.answer == first.answer
+    for answer in (first, again):
+        assert answer.usage.recomputed_document_tokens == 0
+        assert answer.stats["tokens_read"] == manifest.tokens_read
+    with Store.open(partly) as store:
+        assert store.verify() == []
+
+
+def test_answers_are_those_of_the_whole_store(
+    partly: Path, whole: dict[str, bytes], reader: Reader, tmp_path: Path
+) -> None:
+    """To the bit: everything zoomed, the same passages, the same positions."""
+    for name, data in whole.items():
+        (tmp_path / "whole.sekv" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "whole.sekv" / name).write_bytes(data)
+    with (
+        session(partly, reader, full=True, trace=True) as asked,
+        session(tmp_path / "whole.sekv", reader, full=True, trace=True) as read,
+    ):
+        for question in (QUESTION, OTHER):
+            one, other = asked.ask(question), read.ask(question)
+            assert (one.answer, one.citations) == (other.answer, other.citations)
+            seen = [[(w.window, w.page, w.lexical) for w in a.retrieval] for a in (one, other)]
+            assert seen[0] == seen[1]
+            assert one.support == other.support
+
+
+@pytest.mark.parametrize("order", [[7, 2], [2, 7], [1, 2, 3, 4, 5, 6, 7]])
+def test_ingest_reads_what_is_missing_to_the_same_bytes(
+    order: list[int], partly: Path, whole: dict[str, bytes], model: Path, reader: Reader
+) -> None:
+    """Whatever was read before, in whatever order: no store depends on a question."""
+    for window in order:
+        read_windows(partly, [window], reader, Silent())
+    begun = read_manifest(partly)
+    assert set(begun.read) == {0, *order}
+    if begun.unread:
+        done = report(partly.parent, model, TEXT, reader=reader, window=WINDOW)
+        assert (done.resumed_tokens, done.tokens) == (begun.tokens_read, len(TEXT))
+        assert done.store_bytes == sum(map(len, whole.values()))
+    assert tree(partly) == whole
+    assert leftovers(partly.parent) == []
+
+
+def test_without_reading_only_what_is_there_answers(partly: Path, reader: Reader) -> None:
+    before = tree(partly)
+    with session(partly, reader, read=False) as book:
+        answer = book.ask(QUESTION)
+    assert [(each.window, each.read_now) for each in answer.retrieval] == [(0, False)]
+    assert tree(partly) == before
+
+
+def test_a_question_without_a_word_of_the_document_reads_nothing(
+    partly: Path, reader: Reader
+) -> None:
+    before = tree(partly)
+    with session(partly, reader) as book:
+        answer = book.ask("Qui?")
+        assert [each.window for each in answer.retrieval] == [0]
+        book.ask(QUESTION)
+        voted = book.ask("Qui?")
+    assert set(before) < set(tree(partly))
+    assert {each.window for each in voted.retrieval} <= set(read_manifest(partly).read)
+
+
+def test_what_another_session_read_is_not_read_again(partly: Path, reader: Reader) -> None:
+    with session(partly, reader) as one, session(partly, reader) as other:
+        first = one.ask(QUESTION)
+        found = tree(partly)
+        second = other.ask(QUESTION)
+        assert tree(partly) == found
+        assert second.answer == first.answer
+        assert not any(each.read_now for each in second.retrieval)
+        other.ask(OTHER)
+        assert one.ask(QUESTION).answer == first.answer
+
+
+def test_a_reading_that_is_stopped_leaves_the_store_and_goes_on_later(
+    partly: Path, reader: Reader
+) -> None:
+    """Of a window of five chunks two are read when it is stopped, and not read again."""
+    before, asked = tree(partly), iter([False, False, True])
+    with pytest.raises(StoppedError):
+        read_windows(partly, [3], reader, Silent(), chunk_tokens=32, stop=lambda: next(asked, True))
+    assert tree(partly) == before
+    work = read_windows(partly, [3], reader, Silent(), chunk_tokens=32)
+    assert work is not None
+    assert work.resumed == 2 * 32
+    assert read_manifest(partly).read == (0, 3)
+    assert read_windows(partly, [0, 3], reader, Silent()) is None
+    assert leftovers(partly.parent) == []
+    with session(partly, reader) as book, pytest.raises(StoppedError):
+        book.ask(QUESTION, stop=lambda: True)
+
+
+def _other_text(folder: Path, given: dict[str, Any]) -> None:
+    given["text"] = TEXT.replace("whales", "eagles")
+
+
+def _other_windows(folder: Path, given: dict[str, Any]) -> None:
+    given["window"] = 200
+
+
+def _other_method(folder: Path, given: dict[str, Any]) -> None:
+    given["method"] = "sekv-paper"
+
+
+@pytest.mark.parametrize("change", [_other_text, _other_windows, _other_method])
+def test_an_ingest_that_would_make_another_store_is_refused(
+    change: Callable[[Path, dict[str, Any]], None], partly: Path, model: Path, reader: Reader
+) -> None:
+    before, given = tree(partly), {"text": TEXT, "window": WINDOW}
+    change(partly.parent, given)
+    with pytest.raises(StoreExistsError) as caught:
+        report(partly.parent, model, reader=reader, **given)
+    assert "partly read" in str(caught.value)
+    assert "--overwrite" in str(caught.value)
+    assert tree(partly) == before
+    (partly.parent / "log.txt").write_text(TEXT, encoding="utf-8")
+
+
+def test_overwrite_reads_everything_anew(
+    partly: Path, whole: dict[str, bytes], model: Path, reader: Reader
+) -> None:
+    done = report(partly.parent, model, TEXT, reader=reader, window=WINDOW, overwrite=True)
+    assert done.resumed_tokens == 0
+    assert tree(partly) == whole
+
+
+def test_windows_are_read_in_the_numbers_of_the_store(partly: Path, model: Path) -> None:
+    """Another dtype would make another store; what is there can still be asked in it."""
+    from engine.models.reader import load_reader
+
+    other = load_reader(str(model), device="cpu", dtype="bfloat16")
+    with Session(partly, session_options(read=True), Silent(), other) as book:
+        with pytest.raises(OptionError) as caught:
+            book.ask(QUESTION)
+        assert "float32" in str(caught.value)
+    with Session(partly, session_options(read=False), Silent(), other) as book:
+        book.ask(QUESTION)
+
+
+def session_options(**more: Any) -> Any:
+    from engine.types import AskOptions
+
+    return AskOptions(max_new_tokens=4, **more)
+
+
+def test_sources_can_be_added_to_a_partly_read_store(
+    partly: Path, model: Path, reader: Reader
+) -> None:
+    """What is not read stays unread, what is added is read."""
+    more = partly.parent / "more.txt"
+    more.write_text("And then it snowed on all of them, day after day, until spring.")
+    run.append([str(more)], partly, IngestOptions(model=str(model)), Silent(), None, reader)
+    with Store.open(partly) as store:
+        assert store.manifest.unread == tuple(range(1, 8))
+        assert store.manifest.read == (0, 8)
+        assert store.verify() == []
+    with session(partly, reader) as book:
+        assert {each.window for each in book.ask(QUESTION).retrieval} <= set(range(9))
+        assert any(each.window == 8 for each in book.ask("When did it snow?").retrieval)
