@@ -60,6 +60,8 @@ def bench(
 
     efficiency: ingest and ask beside plain prefill and beside the full cache
     saved and loaded again, in turns; then whole programs from their start.
+    A document longer than the model's positions is read in windows, once, and
+    its store is kept in --out; others have no windows.
 
     niah, ruler, multi, longbench, infinitebench: answers of many methods at
     equal resident bytes, on documents made from books or official files.
@@ -75,7 +77,7 @@ def bench(
       sekv bench --suite qa --questions Q.jsonl --documents DIR --assert 'full:same >= 1'
       sekv bench --suite fidelity --questions docs/questions/books.jsonl --documents DIR
       sekv bench --suite fidelity --questions Q.jsonl --documents DIR --method sekv,trial
-      sekv bench --suite efficiency --text books --length 2048,6144 --budget 20%,all
+      sekv bench --suite efficiency --text books --length 2048,6144,32768
       sekv bench --suite niah,ruler --text books --method sekv,snapkv,full --budget 5%,10%
       sekv bench --suite ruler --text books --length 2048 --assert 'sekv@10% > snapkv@10%'
       sekv bench --suite longbench --data LongBench/data --task qasper --samples 50
@@ -133,8 +135,9 @@ def bench(
                 raise SekvError("the efficiency suite reads books; name their folder: --text")
             lengths = _numbers(length or "2048,6144")
             measured = _efficiency(
-                model, text, lengths, (method or "sekv", budget), samples, window, device, shown
-            )
+                model, text, lengths, (method or "sekv", budget), samples, window, device, output,
+                shown,
+            )  # fmt: skip
     from engine.lab.bench.results import save
 
     report, table, charts = measured
@@ -276,10 +279,14 @@ def _efficiency(
     rounds: int | None,
     window: int,
     device: str,
+    output: Path,
     shown: Progress,
 ) -> _Measured:
-    from engine.lab.bench import efficiency, peers
+    from engine.lab.bench import peers
     from engine.lab.bench.books import load_books
+    from engine.lab.bench.efficiency.rounds import measure
+    from engine.lab.bench.efficiency.setting import EfficiencySetting
+    from engine.lab.bench.efficiency.table import markdown
     from engine.models.locate import locate
     from engine.models.reader import load_reader
 
@@ -290,16 +297,16 @@ def _efficiency(
             "the efficiency suite times one peer, llama.cpp@FILE.gguf, beside the full cache of "
             "transformers, which is always there"
         )
-    setting = efficiency.EfficiencySetting(
+    setting = EfficiencySetting(
         lengths=tuple(lengths),
         method=own[0] if own else "sekv",
-        budgets=tuple(_names(compared[1])) or efficiency.EfficiencySetting.budgets,
-        rounds=rounds or efficiency.EfficiencySetting.rounds,
+        budgets=tuple(_names(compared[1])) or EfficiencySetting.budgets,
+        rounds=rounds or EfficiencySetting.rounds,
         window=window,
         peer=others[0] if others else "",
     )
     books = "\n\n".join(part for book in load_books(text) for part in book.paragraphs)
     located = locate(model, progress=shown)
     reader, name = load_reader(located, device=device), str(located.folder)
-    report = efficiency.measure(reader, name, books[: 8 * max(lengths)], setting, shown)
-    return report, efficiency.markdown(report), {}
+    report = measure(reader, name, books[: 8 * max(lengths)], setting, output, shown)
+    return report, markdown(report), {}

@@ -161,7 +161,13 @@ Answers = Annotated[
     ),
 ]
 Window = Annotated[
-    int, typer.Option(min=0, metavar="N", help="Tokens per window; 0: the model's own.")
+    int,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="Tokens per window; 0: the model's own, in suite efficiency one window where the "
+        "model has positions for it.",
+    ),
 ]
 Dissect = Annotated[
     int,

@@ -15,22 +15,22 @@ from transformers import DynamicCache
 
 from engine.errors import SekvError
 from engine.lab.bench import processes
-from engine.lab.bench.efficiency import (
-    QUESTION,
-    EfficiencySetting,
-    _programs,
-    _reprefill,
-    markdown,
-    measure,
-)
+from engine.lab.bench.efficiency.asking import programs
+from engine.lab.bench.efficiency.rivals import reprefill
+from engine.lab.bench.efficiency.rounds import measure
+from engine.lab.bench.efficiency.setting import QUESTION, EfficiencySetting
+from engine.lab.bench.efficiency.table import LONE, markdown
 from engine.lab.bench.peers import caches, gguf
-from engine.models.reader import Reader
+from engine.models.reader import Reader, load_reader
 from engine.types import Silent
 from tiny_books import log, session
 from tiny_books import report as ingested
+from tiny_models import checkpoint
 
 SETTING = EfficiencySetting(lengths=(300, 700), budget="30%", rounds=2, window=400, processes=0)
 TEXT = log(16)
+POSITIONS = 512
+"""Of a model that 700 tokens are too many for."""
 
 
 @dataclass
@@ -51,14 +51,19 @@ def progress() -> RecordedProgress:
 
 
 @pytest.fixture(scope="module")
-def report(model: Path, reader: Reader, progress: RecordedProgress) -> dict[str, Any]:
-    return measure(reader, str(model), TEXT, SETTING, progress)
+def report(
+    model: Path,
+    reader: Reader,
+    progress: RecordedProgress,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Any]:
+    return measure(reader, str(model), TEXT, SETTING, tmp_path_factory.mktemp("run"), progress)
 
 
 def test_every_contender_is_timed_in_every_round(
     report: dict[str, Any], progress: RecordedProgress
 ) -> None:
-    assert progress.done == progress.total == 4
+    assert progress.done == progress.total == 6
     assert [row["asked_tokens"] for row in report["lengths"]] == [300, 700]
     for row in report["lengths"]:
         assert row["tokens"] == row["asked_tokens"]
@@ -119,7 +124,7 @@ def test_the_contender_is_the_plain_full_cache(
 
     monkeypatch.setattr(type(reader.model), "forward", watch)
     text = log(20)
-    seconds, cache = _reprefill(reader, text)
+    seconds, cache = reprefill(reader, text)
     assert seconds > 0
     assert len(seen) == 2
     monkeypatch.undo()
@@ -136,7 +141,7 @@ def test_the_contender_is_the_plain_full_cache(
 def test_the_reloaded_cache_answers_as_the_plain_model(reader: Reader, tmp_path: Path) -> None:
     """The rival of R2 and R3: what the file holds is the cache that was read."""
     text = log(20)
-    _, cache = _reprefill(reader, text)
+    _, cache = reprefill(reader, text)
     assert caches.write(cache, tmp_path / "full.safetensors") > 0
     back = DynamicCache(caches.load(tmp_path / "full.safetensors"))
     prompt = reader.prompt.question(reader.tokenizer, QUESTION)
@@ -165,12 +170,60 @@ def test_processes_are_timed_and_their_memory_is_their_own() -> None:
         processes.measure({"bad": [*small[:2], "-c", "raise ValueError('no')"]}, 1)
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Reader]:
+    """A model of few positions: its folder, and loaded."""
+    folder = checkpoint(
+        "llama", tmp_path_factory.mktemp("small"), max_position_embeddings=POSITIONS
+    )
+    return folder, load_reader(str(folder), device="cpu")
+
+
 @pytest.mark.slow
-def test_every_program_of_the_suite_runs(model: Path, reader: Reader) -> None:
-    setting = replace(SETTING, lengths=(300,), rounds=1, processes=1)
-    (row,) = measure(reader, str(model), TEXT, setting, Silent())["lengths"]
-    assert list(row["processes"]) == list(_programs("", Path(), setting))
-    assert all(one["wall_s"] > 0 for one in row["processes"].values())
+def test_every_program_of_the_suite_runs(small: tuple[Path, Reader], tmp_path: Path) -> None:
+    model, reader = small
+    setting = replace(SETTING, window=0, rounds=1, processes=1)
+    made = measure(reader, str(model), TEXT, setting, tmp_path, Silent())
+    short, long = made["lengths"]
+    ours = [*programs("", Path(), setting), "ingest"]
+    assert list(short["processes"]) == [*ours, "reload"]
+    assert list(long["processes"]) == ours
+    for row in made["lengths"]:
+        assert all(one["wall_s"] > 0 for one in row["processes"].values())
+        assert row["processes"]["ask"]["peak_bytes"] > 50_000_000
+
+
+def test_a_document_longer_than_the_positions_is_read_in_windows_without_rivals(
+    small: tuple[Path, Reader], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is ingested once: a second run with the same folder takes the store that is there."""
+    model, reader = small
+    setting = replace(SETTING, window=0, budgets=("30%",))
+    made = measure(reader, str(model), TEXT, setting, tmp_path, Silent())
+    short, long = made["lengths"]
+    assert short["windows"] == 1
+    assert long["tokens"] == long["asked_tokens"] == 700
+    assert long["windows"] == 2
+    assert long["window_tokens"] == POSITIONS - 128
+    assert set(long["all_s"]) == {
+        "prefill", "read", "fold", "write", "ingest", "reprefill", "open", "open_cold", "token",
+        "token@30%",
+    }  # fmt: skip
+    assert long["median_s"]["reprefill"] == long["median_s"]["prefill"]
+    assert long["reload_over_open"] is None
+    assert long["resident_over_16_bit_cache"] <= 0.3
+    assert [len(one["all_s"]) for one in made["pace_by_length"].values()] == [2, 2]
+    table = markdown(made)
+    ratio = made["pace_by_length"]["700"]["median_s"]
+    ratio /= made["pace_by_length"]["300"]["median_s"]
+    assert f"| {ratio:.2f} |" in table
+    assert table.count(f"| {LONE} |") >= 5
+    (place,) = (tmp_path / "stores").iterdir()
+    note = json.loads((place / "read.json").read_text())
+    monkeypatch.setattr("engine.lab.bench.efficiency.windows.ingest", None)
+    again = measure(reader, str(model), TEXT, setting, tmp_path, Silent())["lengths"][1]
+    assert again["median_s"]["prefill"] == note["report"]["timing"]["prefill_s"]
+    assert again["store_bytes"] == long["store_bytes"]
 
 
 def test_llama_cpp_takes_part_where_it_is_installed(
@@ -181,7 +234,7 @@ def test_llama_cpp_takes_part_where_it_is_installed(
     file = tmp_path / "tiny.gguf"
     gguf.write(str(model), file)
     setting = replace(SETTING, lengths=(300,), peer=f"llama.cpp@{file}")
-    made = measure(reader, str(model), TEXT, setting, Silent())
+    made = measure(reader, str(model), TEXT, setting, tmp_path, Silent())
     (row,) = made["lengths"]
     assert row["llama_state_bytes"] == pytest.approx(row["full_16_bit_bytes"], rel=0.2)
     for name in ("reprefill", "save", "open", "open_cold", "token"):
@@ -189,9 +242,9 @@ def test_llama_cpp_takes_part_where_it_is_installed(
     assert "| R2 | llama.cpp's state restored / open, files warm |" in markdown(made)
 
 
-def test_a_missing_peer_is_named(model: Path, reader: Reader) -> None:
+def test_a_missing_peer_is_named(model: Path, reader: Reader, tmp_path: Path) -> None:
     setting = replace(SETTING, lengths=(300,), rounds=1, peer="llama.cpp@nowhere.gguf")
-    made = measure(reader, str(model), TEXT, setting, Silent())
+    made = measure(reader, str(model), TEXT, setting, tmp_path, Silent())
     assert "`llama.cpp@nowhere.gguf` skipped: " in markdown(made)
     assert "llama.cpp's state" not in markdown(made)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import SekvError
@@ -29,36 +30,49 @@ def measure(programs: Mapping[str, Sequence[str]], rounds: int) -> dict[str, dic
     }
     for _ in range(rounds):
         for name, command in programs.items():
-            seconds, peak = _run(name, command)
-            measured[name]["all_s"].append(seconds)
-            measured[name]["peak_bytes"] = max(measured[name]["peak_bytes"], peak)
+            ran = run(name, command)
+            measured[name]["all_s"].append(ran.seconds)
+            measured[name]["peak_bytes"] = max(measured[name]["peak_bytes"], ran.peak)
     for one in measured.values():
         one["wall_s"] = statistics.median(one["all_s"])
     return measured
 
 
-def _run(name: str, command: Sequence[str]) -> tuple[float, int]:
-    """Wall seconds and peak bytes of a process.
+@dataclass(frozen=True)
+class Ran:
+    """A process that has ended. seconds: of the wall. peak: bytes at most in memory. output: what
+    it printed."""
+
+    seconds: float
+    peak: int
+    output: str
+
+
+def run(name: str, command: Sequence[str]) -> Ran:
+    """Run a program to its end.
 
     Linux counts what its parent held as the child's until the child's program begins, so that
     the parent is a small process of its own.
+
+    Raises:
+        SekvError: it failed; `name` says which.
     """
     launcher = [sys.executable, "-m", __name__, *command]
     done = subprocess.run(launcher, capture_output=True, text=True, check=False)
     if done.returncode:
         last = next(reversed(done.stderr.strip().splitlines()), "")
         raise SekvError(f"{name} failed with exit code {done.returncode}: {last}")
-    seconds, peak = json.loads(done.stdout)
-    return seconds, peak
+    return Ran(*json.loads(done.stdout))
 
 
 def _launch(command: Sequence[str]) -> int:
-    """Run a program; print its wall seconds and peak bytes; its exit code."""
+    """Run a program; print what `Ran` holds as JSON; its exit code."""
     at = time.perf_counter()
-    code = subprocess.call(command, stdout=subprocess.DEVNULL)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     seconds = time.perf_counter() - at
-    print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024]))
-    return code
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    print(json.dumps([seconds, peak, done.stdout]))
+    return done.returncode
 
 
 if __name__ == "__main__":
