@@ -32,6 +32,7 @@ from engine.compression.routers import two_level
 from engine.compression.scores import NEG_INF, group_queries
 from engine.compression.selectors import Choice, RoutingInput
 from engine.compression.span_tables import SpanTables
+from engine.compression.terms import PLAIN, Terms
 
 MOST_SCORES = 1 << 22
 """Scores of query rows that are held at once; more rows are attended to one part after another."""
@@ -234,37 +235,44 @@ class LayerMemory:
 
     # -- attention -----------------------------------------------------------------
 
-    def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor | None) -> Tensor:
+    def attend(
+        self,
+        q: Tensor,
+        live_k: Tensor,
+        live_v: Tensor,
+        seen: Tensor | None,
+        terms: Terms = PLAIN,
+    ) -> Tensor:
         """One softmax over pinned rows, summaries, zoomed tokens and the live rows.
 
         Args:
             q: [H, Q, D], scaled so that scores are q.k / sqrt(D).
             live_k, live_v: [Hkv, n, D] question and answer so far.
             seen: bool [Q, n] which live rows a query sees; None for all.
+            terms: of the layer's softmax.
         Returns:
             [H, Q, D] float32.
         """
         rows = q.shape[1]
         q = group_queries(q, self.heads)
-        pinned = row_scores(q, self.pinned_k)
-        live = row_scores(q, live_k)
+        pinned = terms.capped(row_scores(q, self.pinned_k))
+        live = terms.capped(row_scores(q, live_k))
         if seen is not None:
             live = live.masked_fill(~seen.repeat(q.shape[1] // rows, 1), NEG_INF)
-        estimate = self._route(q, rows, pinned, live, live_k)
+        queries = QueryRows(q, pinned, live, None, terms, terms.sink_column(self.heads, rows))
+        estimate = self._route(queries, rows, live_k)
         if self.choice.hidden is not None:
             live = live.masked_fill(self.choice.hidden[:, None], NEG_INF)
-        out, weights = self._merge(QueryRows(q, pinned, live, estimate.mass), rows, live_v)
+        queries = replace(queries, live=live, mass=estimate.mass)
+        out, weights = self._merge(queries, rows, live_v)
         if self.shared.watchers:
             self._report(estimate, weights)
         return out.reshape(-1, rows, self.size)
 
-    def _route(
-        self, q: Tensor, rows: int, pinned: Tensor, live: Tensor, live_k: Tensor
-    ) -> RouterEstimate:
+    def _route(self, queries: QueryRows, rows: int, live_k: Tensor) -> RouterEstimate:
         """Run the router, and load the spans that the selector picks into slots.
 
-        Args:
-            q: [Hkv, GQ, D].  pinned, live: their scores on the rows that are exact.
+        queries: their summaries are not known yet.
         """
         shared, hides = self.shared, self.recipe.selector.hides
         looking = shared.votes is not None and not hides
@@ -273,13 +281,13 @@ class LayerMemory:
         if self._everything_fits():
             self.zoomed.sync(torch.ones_like(self.zoomed.held), self.host)
             return RouterEstimate()
-        mass, refined = self.index.mass(q, self.view)
+        mass, refined = self._mass(queries.q, queries.terms)
         if shared.votes is not None:
             self._vote(mass if refined is None else mass.masked_fill(~refined[:, None], NEG_INF))
         if looking:
             return RouterEstimate(mass=mass)
-        share, scores, row_shares = self._rank(q, mass, refined, pinned, live)
-        wanted = self._choose(q, rows, scores, row_shares, live_k)
+        share, scores, row_shares = self._rank(queries, mass, refined)
+        wanted = self._choose(queries, rows, scores, row_shares, live_k)
         self.zoomed.sync(wanted, self.host)
         if hides:
             return RouterEstimate(share)
@@ -296,32 +304,42 @@ class LayerMemory:
             return False
         return self.zoomed.room == self.needs.most
 
+    def _mass(self, q: Tensor, terms: Terms) -> tuple[Tensor, Tensor | None]:
+        """As `SpanIndex.mass`, under the cap of the scores."""
+        mass, refined = self.index.mass(q, self.view)
+        return terms.capped_mass(mass, self.view.lengths), refined
+
     def _rank(
-        self, q: Tensor, mass: Tensor, refined: Tensor | None, pinned: Tensor, live: Tensor
+        self, queries: QueryRows, mass: Tensor, refined: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Per KV head and span [Hkv, F] the estimated share of attention, largest over rows, and
         what spans are ranked by; and the shares of all rows [Hkv, GQ, F], where they say so."""
         if self.recipe.router.gated:
-            scores = self.index.zoom_scores(q, self.view)
+            scores = self.index.zoom_scores(queries.q, self.view)
             return scores, scores, None
-        row_shares = _shares(pinned, live, mass)
+        row_shares = _shares(queries, mass)
         share = row_shares.amax(1)
         scores = share if refined is None else two_level.ranked(share, refined)
         return share, scores, row_shares
 
     def _choose(
-        self, q: Tensor, rows: int, scores: Tensor, row_shares: Tensor | None, live_k: Tensor
+        self,
+        queries: QueryRows,
+        rows: int,
+        scores: Tensor,
+        row_shares: Tensor | None,
+        live_k: Tensor,
     ) -> Tensor:
         """bool [Hkv, F]: what to zoom now, by the method's selector; row_shares: see `choose`."""
         routing = RoutingInput(
-            q=q,
+            q=queries.q,
             rows=rows,
             share=scores,
             current=self.zoomed.held,
             live_k=live_k,
             transcript=self.shared.transcript,
             uncovered=1 - self.limits.coverage,
-            estimate=lambda q: self.index.mass(q, self.view)[0],
+            estimate=lambda q: self._mass(q, queries.terms)[0],
             fit=partial(self._fit, row_shares=row_shares),
         )
         return self.choice.choose(routing)
@@ -433,8 +451,10 @@ class LayerMemory:
             watcher.record(step)
 
 
-def _shares(pinned: Tensor, live: Tensor, mass: Tensor) -> Tensor:
+def _shares(queries: QueryRows, mass: Tensor) -> Tensor:
     """The estimated share of each row's attention that each span gets, [Hkv, GQ, F]."""
-    total = torch.logaddexp(pinned.logsumexp(-1), live.logsumexp(-1))
+    total = torch.logaddexp(queries.pinned.logsumexp(-1), queries.live.logsumexp(-1))
     total = torch.logaddexp(total, mass.logsumexp(-1))
+    if queries.sink is not None:
+        total = torch.logaddexp(total, queries.sink[..., 0])
     return torch.exp(mass - total[..., None])

@@ -24,6 +24,7 @@ from engine.compression.params import LayerParams, needed
 from engine.compression.products import CodeProducts, Residuals
 from engine.compression.ranges import gather_ranges
 from engine.compression.scores import NEG_INF
+from engine.compression.terms import PLAIN, Terms
 
 SLACK = 1.5
 """Residuals that slots have room for, over what as many tokens have on average: they lie thickest
@@ -343,18 +344,21 @@ class ResidentSpans:
             return None
         return CodeProducts(CodeColumns(self.space.layout, self.codes), self.residuals)
 
-    def scores(self, q: Tensor, pinned: Tensor, codes: CodeProducts | None) -> Tensor:
+    def scores(
+        self, q: Tensor, pinned: Tensor, codes: CodeProducts | None, terms: Terms = PLAIN
+    ) -> Tensor:
         """Nats of queries [Hkv, Q, D] with every slot, [Hkv, Q, n]; -inf where one is free.
 
-        pinned: [Hkv, Q, P] those with the rows that stay.  codes: see `products`.
+        pinned: [Hkv, Q, P] those with the rows that stay, under the cap of `terms`.  codes: see
+        `products`.
         """
         parts = [pinned]
         if codes is not None:
             assert self.space is not None
             projected, beside = self.space.query(q)
-            parts.insert(0, codes.scores(0, projected).add_(beside))
+            parts.insert(0, terms.capped(codes.scores(0, projected).add_(beside)))
         if self.room.exact:
-            parts.append(row_scores(q, self.k[:, self.pinned :]))
+            parts.append(terms.capped(row_scores(q, self.k[:, self.pinned :])))
         found = torch.cat(parts, -1) if len(parts) > 1 else pinned
         return (
             found.masked_fill((self.tokens == FREE)[:, None], NEG_INF) if self._some_free else found

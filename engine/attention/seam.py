@@ -20,13 +20,14 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from engine.attention.causal_chunk import attend_chunk
+from engine.attention.causal_chunk import attend_chunk, attend_rows
 from engine.attention.layer import LayerMemory
 from engine.attention.long_answer import LongAnswer, LongAnswerLayer
 from engine.attention.shared import Shared
 from engine.attention.widen import Retry
 from engine.compression.query_statistics import Probe
 from engine.compression.selectors import Transcript
+from engine.compression.terms import PLAIN, Terms
 from engine.errors import ReaderError
 
 NAME = "sekv"
@@ -35,7 +36,9 @@ NAME = "sekv"
 class Attends(Protocol):
     """What stands for the document in one layer: `layer.LayerMemory`, or a stand-in of it."""
 
-    def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor | None) -> Tensor: ...
+    def attend(
+        self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor | None, terms: Terms
+    ) -> Tensor: ...
 
 
 BLOCK = 64
@@ -289,11 +292,12 @@ def attention(
     """
     size = query.shape[-1]
     factor = (scaling if scaling is not None else size**-0.5) * math.sqrt(size)
+    terms = terms_of(module, kwargs)
     if sekv is None:
         if probe is not None:
-            probe.observe(int(module.layer_idx), query[0] * factor, key[0], value[0])  # type: ignore[arg-type]
+            probe.observe(int(module.layer_idx), query[0] * factor, key[0], value[0], terms)  # type: ignore[arg-type]
         if causal and not _bounded(kwargs):
-            return attend_chunk(query, key, value, factor / math.sqrt(size)), None
+            return attend_chunk(query, key, value, factor / math.sqrt(size), terms), None
         return _plain(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
     layer = sekv.layers[int(module.layer_idx)]  # type: ignore[arg-type]
     assert isinstance(layer, LiveLayer)
@@ -314,13 +318,38 @@ def attention(
         seen = seen if seen.dtype == torch.bool else seen >= 0
     elif rows > 1:
         seen = torch.ones(rows, live, dtype=torch.bool, device=query.device).tril(live - rows)
-    out = layer.memory.attend(query[0] * factor, key[0], value[0], seen)
+    out = layer.memory.attend(query[0] * factor, key[0], value[0], seen, terms)
     return out.to(query.dtype).transpose(0, 1)[None].contiguous(), None
 
 
+UNKNOWN = {
+    "position_bias": "a bias of its own for every distance",
+    "indices": "sparse attention to rows that an indexer picks",
+    "block_indices": "sparse attention to blocks that an indexer picks",
+    "sinks": "sinks that have values",
+}
+"""Arguments of an attention function that change what it computes in ways a memory does not, and
+what a layer does that is called with one."""
+
+
+def terms_of(module: nn.Module, kwargs: dict[str, Any]) -> Terms:
+    """The terms of a layer's softmax, from the keywords its attention function is called with.
+
+    Raises:
+        ReaderError: it computes something else than a softmax with such terms.
+    """
+    for name, does in UNKNOWN.items():
+        if kwargs.get(name) is not None:
+            raise ReaderError(
+                f"{type(module).__name__} has {does}, which a document memory does not compute"
+            )
+    cap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
+    return PLAIN if cap is None and sinks is None else Terms(cap, sinks)
+
+
 def _bounded(kwargs: dict[str, Any]) -> bool:
-    """Whether a layer's attention is more than a softmax over all rows so far."""
-    return any(kwargs.get(name) is not None for name in ("sliding_window", "softcap", "s_aux"))
+    """Whether a layer's attention is more than the kernel of a plain prefill computes."""
+    return any(kwargs.get(name) is not None for name in ("sliding_window", "softcap"))
 
 
 def _plain(
@@ -333,7 +362,12 @@ def _plain(
     dropout: float,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention without a memory: the library's sdpa, always with a mask where there is a past."""
+    """Attention without a memory: the library's sdpa, always with a mask where there is a past; our
+    own where the softmax has terms that sdpa leaves out."""
+    terms = terms_of(module, kwargs)
+    if terms is not PLAIN:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return attend_rows(query, key, value, mask, scale, terms), None
     rows, columns = query.shape[2], key.shape[2]
     if mask is None and 1 < rows < columns:
         mask = torch.ones(rows, columns, dtype=torch.bool, device=query.device)

@@ -12,6 +12,7 @@ from engine.attention.resident import ResidentSpans
 from engine.compression.code_space import from_basis, widened
 from engine.compression.params import needed
 from engine.compression.products import CodeProducts
+from engine.compression.terms import PLAIN, Terms
 
 
 def merge_resolutions(logits: list[Tensor], values: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -48,13 +49,16 @@ class QueryRows:
     """Query rows of a layer and the scores that are known of them, in nats.
 
     q: [Hkv, GQ, D] float32.  pinned: [Hkv, GQ, P] and live: [Hkv, GQ, n] with the exact rows.
-    mass: [Hkv, GQ, F] of the summary rows, None where there are none.
+    mass: [Hkv, GQ, F] of the summary rows, None where there are none. terms: of the softmax.
+    sink: [Hkv, GQ, 1] of its sink, None where it has none.
     """
 
     q: Tensor
     pinned: Tensor
     live: Tensor
     mass: Tensor | None
+    terms: Terms = PLAIN
+    sink: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.q.shape[1])
@@ -67,7 +71,9 @@ class QueryRows:
     def pick(self, rows: Tensor) -> QueryRows:
         """Some of the rows, by number."""
         mass = None if self.mass is None else self.mass[:, rows]
-        return QueryRows(self.q[:, rows], self.pinned[:, rows], self.live[:, rows], mass)
+        sink = None if self.sink is None else self.sink[:, rows]
+        exact = self.pinned[:, rows], self.live[:, rows]
+        return QueryRows(self.q[:, rows], *exact, mass, self.terms, sink)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,12 +118,14 @@ class AttendedRows:
             The output [Hkv, GQ, D] and the weights of slots [Hkv, GQ, n] and of summaries
             [Hkv, GQ, F], None where there are none.
         """
-        scores = self.slots.scores(queries.q, queries.pinned, self.codes)
-        parts = [scores, queries.live] + ([] if queries.mass is None else [queries.mass])
-        weights = torch.cat(parts, -1).softmax(-1)
+        scores = self.slots.scores(queries.q, queries.pinned, self.codes, queries.terms)
+        rest = [part for part in (queries.mass, queries.sink) if part is not None]
+        weights = torch.cat([scores, queries.live, *rest], -1).softmax(-1)
         before, behind = scores.shape[-1], scores.shape[-1] + queries.live.shape[-1]
         weight, live = weights[..., :before], weights[..., before:behind]
-        summary = None if queries.mass is None else weights[..., behind:]
+        summary = None
+        if queries.mass is not None:
+            summary = weights[..., behind : behind + queries.mass.shape[-1]]
         out, coefs, total = self.slots.outputs(weight, self.codes)
         out = torch.baddbmm(out, live, self.live_v.float())
         if summary is not None:

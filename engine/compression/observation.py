@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.compression.scores import NEG_INF, group_queries
+from engine.compression.terms import PLAIN, Terms
 
 BLOCK = 64  # query rows whose attention is alive at once
 
@@ -59,18 +60,20 @@ class ObservingProbe:
         """The layers whose attention is measured."""
         return tuple(sorted({self.layers // 3, max(self.layers // 3, 2 * self.layers // 3 - 1)}))
 
-    def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+    def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor, terms: Terms = PLAIN) -> None:
         if self.wanted.rows:
             # A copy: a view would keep the queries of the whole chunk.
             self.queries.append(q[:, -self.wanted.rows :].detach().clone().cpu())
         if self.wanted.spread:
             self.spread.append(q[:, self.picked].detach().cpu())
         if self.wanted.reach and layer in self.sampled:
-            near = nearness(q, k[:, self.before :], self.wanted.reach).cpu() / len(self.sampled)
+            near = nearness(q, k[:, self.before :], self.wanted.reach, terms).cpu() / len(
+                self.sampled
+            )
             self.near = near if self.near is None else self.near + near
 
 
-def nearness(q: Tensor, k: Tensor, reach: int) -> Tensor:
+def nearness(q: Tensor, k: Tensor, reach: int, terms: Terms = PLAIN) -> Tensor:
     """Shares of attention by distance.
 
     Args:
@@ -87,7 +90,7 @@ def nearness(q: Tensor, k: Tensor, reach: int) -> Tensor:
         own = total - n + rows
         scores = torch.bmm(group_queries(q[:, rows], len(k)), k.float().mT) / math.sqrt(q.shape[-1])
         hidden = (places > own[:, None]).repeat(len(q) // len(k), 1)
-        share = scores.masked_fill(hidden, NEG_INF).softmax(-1)
+        share = terms.softmax(terms.capped(scores).masked_fill(hidden, NEG_INF), len(rows))
         share = share.reshape(len(q), len(rows), total).mean(0)
         back = own[:, None] - torch.arange(reach, device=q.device)
         taken = share.gather(1, back.clamp_min(0)).masked_fill(back < 0, 0)

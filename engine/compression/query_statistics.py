@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.compression.scores import NEG_INF, group_queries
+from engine.compression.terms import PLAIN, Terms
 
 SPREAD = 256
 """Tokens of a window whose queries are kept: all of them give the moment of the queries."""
@@ -36,7 +37,7 @@ BLOCK = 16
 class Probe(Protocol):
     """What is handed to the attention function of every layer to look on; it changes nothing."""
 
-    def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+    def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor, terms: Terms = PLAIN) -> None:
         """One layer's call: q [H, n, D] scaled so that scores are q.k / sqrt(D), of the newest n
         tokens; k, v [Hkv, N, D] of all tokens so far."""
         ...
@@ -70,12 +71,14 @@ def query_moments(
     places: list[int],
     rows: tuple[Tensor, Tensor],
     before: tuple[Tensor, Tensor],
+    terms: Terms = PLAIN,
 ) -> QueryMoments:
     """The moments of one layer.
 
     Args:
         q: [H, m, D] scaled queries of the tokens at `places`, ascending positions of the window.
         rows: k, v [Hkv, n, D] of the window.  before: of the prompt in front of it.
+        terms: of the layer's softmax; the slope of a cap is left out.
     """
     grouped = group_queries(q, len(rows[0]))
     moment = torch.bmm(grouped.mT, grouped) / grouped.shape[1]
@@ -90,7 +93,7 @@ def query_moments(
         own = torch.tensor([places[i] for i in picked])
         end = int(own[-1]) + 1
         seen = k[:, :end], v[:, :end], power[:, :end]
-        sums += _attended(q[:, picked], own, seen, before, near)
+        sums += _attended(q[:, picked], own, seen, before, near, terms)
     whole = sums[2].clamp_min(1e-30)
     return QueryMoments(
         moment,
@@ -105,6 +108,7 @@ def _attended(
     rows: tuple[Tensor, Tensor, Tensor],
     before: tuple[Tensor, Tensor],
     near: int,
+    terms: Terms,
 ) -> Tensor:
     """Sums over some queries, [3, Hkv]: of p^2 |v - o|^2 and of p^2 over the compressed tokens that
     each sees, and of |o|^2.
@@ -118,7 +122,7 @@ def _attended(
     columns = torch.arange(-k_before.shape[1], k.shape[1])
     group = len(q) // len(k)
     later = (columns > own[:, None]).repeat(group, 1)
-    p = scores.masked_fill_(later, NEG_INF).softmax(-1)
+    p = terms.softmax(terms.capped(scores).masked_fill_(later, NEG_INF), len(own))
     far = k_before.shape[1]
     out = torch.bmm(p[..., :far], v_before.float()).baddbmm_(p[..., far:], v)
     apart = (columns >= FIRST) & (columns <= own[:, None] - near)

@@ -243,13 +243,16 @@ class StoreBuild:
 
         from engine.compression import encode
         from engine.compression.query_statistics import query_moments
+        from engine.compression.terms import PLAIN
 
         learnt = []
         places = [place for chunk in chunks for place in chunk.places]
         if self.recipe.weighs_keys and places:
             for layer, (k, v) in enumerate(prefix):
                 queries = torch.cat([chunk.spread[layer] for chunk in chunks], 1)
-                learnt.append(query_moments(queries, places, rows[layer], (k.cpu(), v.cpu())))
+                terms = self.reader.terms.get(layer, PLAIN)
+                before = k.cpu(), v.cpu()
+                learnt.append(query_moments(queries, places, rows[layer], before, terms))
         known = encode.prepare(self.recipe, rows, learnt, self.trained, len(self.tokens.ids))
         params = []
         for layer, given in enumerate(known):

@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from engine.compression.scores import NEG_INF, group_queries
+from engine.compression.terms import PLAIN, Terms
 from engine.errors import ReaderError
 from engine.models import cache
 from engine.store import disk
@@ -239,19 +240,21 @@ class _Share:
     inside: Tensor
     rows: int
 
-    def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        seen = attention_rows(q[:, -self.rows :], k)[:, :, self.text.start : self.text.stop].cpu()
+    def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor, terms: Terms = PLAIN) -> None:
+        seen = attention_rows(q[:, -self.rows :], k, terms)[
+            :, :, self.text.start : self.text.stop
+        ].cpu()
         on = seen[:, :, self.inside].sum((1, 2))
         self.total[layer] += on / seen.sum((1, 2)).clamp_min(1e-12)
 
 
-def attention_rows(q: Tensor, k: Tensor) -> Tensor:
+def attention_rows(q: Tensor, k: Tensor, terms: Terms = PLAIN) -> Tensor:
     """Causal attention [H, w, N] of the last w rows; q [H, w, D] scaled, k [Hkv, N, D]."""
     rows, total = q.shape[1], k.shape[1]
     scores = torch.bmm(group_queries(q, len(k)), k.float().mT) / math.sqrt(q.shape[-1])
     seen = torch.ones(rows, total, dtype=torch.bool, device=q.device).tril(total - rows)
-    scores = scores.masked_fill(~seen.repeat(len(q) // len(k), 1), NEG_INF)
-    return scores.softmax(-1).reshape(len(q), rows, total)
+    scores = terms.capped(scores).masked_fill(~seen.repeat(len(q) // len(k), 1), NEG_INF)
+    return terms.softmax(scores, rows).reshape(len(q), rows, total)
 
 
 def _starts() -> list[int]:

@@ -81,17 +81,13 @@ def check_supported(config: Any) -> None:
             f"{name}: not a causal model that calls registered attention functions; the memory "
             "would be silently bypassed"
         )
-    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"} or (
-        getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)
-    ):
+    kinds = set(getattr(text, "layer_types", None) or ())
+    windowed = getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)
+    if (kinds or windowed) and kinds != {"full_attention"}:
         raise ReaderError(
             f"{name}: some layers see only a sliding window or are not attention "
             f"({', '.join(sorted(kinds))}); the memory needs full attention in every layer"
         )
-    for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
-        if getattr(text, cap, None):
-            raise ReaderError(f"{name}: attention with soft-capped scores is not supported yet")
     rope = getattr(text, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") in ("dynamic", "longrope"):
         raise ReaderError(

@@ -24,6 +24,7 @@ from engine.compression.query_statistics import (
     spread_places,
 )
 from engine.compression.rope import apply_rope, invert_rope
+from engine.compression.terms import PLAIN, Terms
 from engine.errors import ReaderError
 from engine.models import chunked
 from engine.models.half_weights import can_pack
@@ -71,7 +72,7 @@ class Reader:
     """A loaded model with its tokenizer, prompt and identity.
 
     located: what it was loaded from. reads_well: document tokens that it reads well in one
-    context, 0 if nobody knows.
+    context, 0 if nobody knows. terms: of the softmax of each layer, known once `behaviour` is.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Reader:
         self.reads_well: int = located.window
         self.devices = _layer_devices(model, self.layers)
         self.dtype: torch.dtype = model.dtype
+        self.terms: dict[int, Terms] = {}
         self._last_hidden: Tensor | None = None
 
     @property
@@ -173,7 +175,8 @@ class Reader:
         surprisal of each but the first in nats. Whoever computes otherwise differs here."""
         vocabulary = self.model.get_input_embeddings().num_embeddings
         ids = [(7919 * i * i + 104729 * i + 13) % vocabulary for i in range(PROBE_TOKENS)] * 2
-        hidden = self._forward(ids, 0, DynamicCache(config=self.model.config))
+        seen = _TermsProbe(self.terms)
+        hidden = self._forward(ids, 0, DynamicCache(config=self.model.config), seen)
         return tuple(round(nats, 3) for nats in self._surprisal(hidden[:-1], ids[1:]).tolist())
 
     @torch.inference_mode()
@@ -215,6 +218,7 @@ class Reader:
                 places,
                 joined_rows(chunks, layer),
                 (before[0].cpu(), before[1].cpu()),
+                self.terms.get(layer, PLAIN),
             )
             for layer, before in enumerate(prefix)
         ]
@@ -300,7 +304,18 @@ class Reader:
         """-log p(target) in nats, float32 [n]."""
         config = self.model.config.get_text_config()
         factor = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
-        return surprisal(hidden, targets, self.model.get_output_embeddings(), factor)
+        cap = getattr(config, "final_logit_softcapping", None)
+        return surprisal(hidden, targets, self.model.get_output_embeddings(), factor, cap)
+
+
+@dataclass(frozen=True)
+class _TermsProbe:
+    """A probe that notes the terms of every layer's softmax."""
+
+    found: dict[int, Terms]
+
+    def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor, terms: Terms = PLAIN) -> None:
+        self.found[layer] = terms
 
 
 def joined_rows(chunks: list[Chunk], layer: int) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from engine.answer.evidence import Evidence
 from engine.answer.overlap import overlap, rarities, stems
 from engine.answer.support import Calibration, Signals
 from engine.attention.step import Step
+from engine.compression.terms import PLAIN, Terms
 from engine.documents import Document, Source
 from engine.documents.tokens import tokenize
 from engine.lab.bench.questions import Excerpts, Question, find
@@ -79,9 +80,11 @@ class _EvidenceProbe:
     first: int
     rows: int = 1
 
-    def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+    def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor, terms: Terms = PLAIN) -> None:
         count, heads = len(self.evidence.ids), len(k)
-        seen = attention_rows(q[:, -self.rows :], k)[:, :, self.first : self.first + count].cpu()
+        seen = attention_rows(q[:, -self.rows :], k, terms)[
+            :, :, self.first : self.first + count
+        ].cpu()
         seen = seen.reshape(heads, len(q) // heads, -1, count)
         none = torch.empty(0, dtype=torch.int64)
         self.evidence.record(

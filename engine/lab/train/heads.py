@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from engine.compression.terms import PLAIN, Terms
 from engine.errors import TrainError
 from engine.models.compresskv_heads import Heads
 from engine.models.evidence_heads import attention_rows
@@ -64,8 +65,8 @@ class Scores:
     score: Tensor
     needle: Needle
 
-    def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        share = attention_rows(q[:, -self.needle.said :], k)
+    def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor, terms: Terms = PLAIN) -> None:
+        share = attention_rows(q[:, -self.needle.said :], k, terms)
         inside = share[:, :, self.needle.start : self.needle.end]
         self.score[layer] += inside.sum(-1).sum(-1).cpu()
 
@@ -79,9 +80,9 @@ class Errors:
     heads: list[list[int]]
     rows: int
 
-    def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+    def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor, terms: Terms = PLAIN) -> None:
         q = q[:, -self.needle.said :]
-        share = attention_rows(q, k)
+        share = attention_rows(q, k, terms)
         values = v.float().repeat_interleave(len(q) // len(k), 0)
         whole = torch.bmm(share, values)
         wanted = share[self.heads[layer]].sum((0, 1))

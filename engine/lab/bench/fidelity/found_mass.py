@@ -16,6 +16,7 @@ from torch import Tensor
 
 from engine.attention.resident import row_scores
 from engine.compression.scores import group_queries
+from engine.compression.terms import PLAIN, Terms
 from engine.lab.bench.peers.held import HeldLayer
 
 if TYPE_CHECKING:
@@ -59,9 +60,16 @@ class FoundMass:
         whole = sum(layer._all for layer in layers)
         return sum(layer._found for layer in layers) / whole if whole else math.nan
 
-    def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor | None) -> Tensor:
+    def attend(
+        self,
+        q: Tensor,
+        live_k: Tensor,
+        live_v: Tensor,
+        seen: Tensor | None,
+        terms: Terms = PLAIN,
+    ) -> Tensor:
         """See `LayerMemory.attend`."""
-        out = self.layer.attend(q, live_k, live_v, seen)
+        out = self.layer.attend(q, live_k, live_v, seen, terms)
         if q.shape[1] == 1:
             self._count(group_queries(q, len(self._k)), live_k)
         return out

@@ -18,6 +18,7 @@ from torch import Tensor
 from engine.compression.observation import Observe
 from engine.compression.query_statistics import SPREAD, QueryMoments
 from engine.compression.scores import NEG_INF, group_queries
+from engine.compression.terms import PLAIN, Terms
 from engine.documents import load
 from engine.documents.tokens import tokenize
 from engine.errors import ReaderError
@@ -77,7 +78,8 @@ class _Recorder:
     queries: dict[int, list[Tensor]] = field(default_factory=dict)
     live: dict[int, Rows] = field(default_factory=dict)
 
-    def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+    def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor, terms: Terms = PLAIN) -> None:
+        terms.check_plain("the fidelity bench")
         rows = q.shape[1]
         self.queries.setdefault(layer, []).append(group_queries(q, len(k)).cpu())
         live = (k[:, -rows:].float().cpu(), v[:, -rows:].float().cpu())

@@ -17,6 +17,7 @@ from engine.attention.view import no_spans
 from engine.compression.params import LayerParams
 from engine.compression.scores import NEG_INF, group_queries
 from engine.compression.span_tables import SpanTables
+from engine.compression.terms import PLAIN, Terms
 from engine.errors import SekvError
 from engine.memory.fitting import parse_budget
 from engine.memory.open import Memory
@@ -107,7 +108,15 @@ class HeldLayer(LayerMemory):
     def device_bytes(self) -> int:
         return self.held.nbytes  # no tables of ours
 
-    def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor | None) -> Tensor:
+    def attend(
+        self,
+        q: Tensor,
+        live_k: Tensor,
+        live_v: Tensor,
+        seen: Tensor | None,
+        terms: Terms = PLAIN,
+    ) -> Tensor:
+        terms.check_plain("the comparison with peers")
         rows = q.shape[1]
         q = group_queries(q, self.heads)
         scale = 1 / math.sqrt(self.size)

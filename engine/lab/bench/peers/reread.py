@@ -17,6 +17,7 @@ from torch import Tensor
 from engine.compression.observation import Observe
 from engine.compression.query_statistics import SPREAD, QueryMoments
 from engine.compression.scores import group_queries
+from engine.compression.terms import PLAIN, Terms
 from engine.lab.bench.peers.held import PeerError
 from engine.lab.bench.read_once import ReadOnce
 
@@ -101,7 +102,8 @@ class _Repetition:
     most: list[Tensor] = field(default_factory=list)
     typical: list[Tensor] = field(default_factory=list)
 
-    def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+    def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor, terms: Terms = PLAIN) -> None:
+        terms.check_plain("the comparison with peers")
         step = max(1, self.tokens // REPEATED)
         rows = torch.arange(self.ask + step // 2, q.shape[1], step, device=q.device)
         heads, end = len(k), self.before + self.tokens

@@ -18,6 +18,7 @@ from engine.attention.resident import TOKEN_BYTES, row_scores
 from engine.attention.shared import Shared
 from engine.attention.softmax import merge_resolutions
 from engine.compression.scores import NEG_INF, group_queries
+from engine.compression.terms import PLAIN, Terms
 from engine.errors import ReaderError
 from engine.lab.bench.fidelity.distortion import EXACT, Coded, coded_within
 from engine.lab.bench.fidelity.subjects import Subject
@@ -277,7 +278,15 @@ class CoarseAndFine(HeldLayer):
         super().__init__(layer, shared, held)
         self._tokens = min(tokens, rows[1])
 
-    def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor | None) -> Tensor:
+    def attend(
+        self,
+        q: Tensor,
+        live_k: Tensor,
+        live_v: Tensor,
+        seen: Tensor | None,
+        terms: Terms = PLAIN,
+    ) -> Tensor:
+        terms.check_plain("the comparison with peers")
         rows = q.shape[1]
         q = group_queries(q, self.heads)
         live = row_scores(q, live_k)

@@ -25,6 +25,7 @@ from engine.compression.ranges import span_ids
 from engine.compression.routers.trained_spans import zoom_logits
 from engine.compression.scores import NEG_INF, group_queries
 from engine.compression.spans import COMPRESSED, Spans
+from engine.compression.terms import PLAIN, Terms
 from engine.lab.train.zoomin.forms import SpanForm
 from engine.lab.train.zoomin.teacher import TeacherQueries, TeacherReading, span_mass
 
@@ -110,7 +111,15 @@ class SpanLayer:
         self._spent: Tensor | None = None
         self._factors = [_factors(x, document) for x in (document.k, document.v)]
 
-    def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor | None) -> Tensor:
+    def attend(
+        self,
+        q: Tensor,
+        live_k: Tensor,
+        live_v: Tensor,
+        seen: Tensor | None,
+        terms: Terms = PLAIN,
+    ) -> Tensor:
+        terms.check_plain("training a router")
         with torch.autocast(q.device.type, enabled=False):  # a bias of log n needs float32
             made = _lean(self._attend, self.document, q, live_k, live_v, seen)
         out, self._spent = made

@@ -22,6 +22,7 @@ from engine.compression.observation import Observe
 from engine.compression.query_statistics import SPREAD, QueryMoments
 from engine.compression.ranges import blocks_of_spans
 from engine.compression.scores import NEG_INF, group_queries, span_logsumexp
+from engine.compression.terms import PLAIN, Terms
 
 if TYPE_CHECKING:
     from engine.models.reader import Reader
@@ -93,7 +94,15 @@ class _FullAttention:
     beyond: int
     recorded: list[TeacherQueries] = field(default_factory=list)
 
-    def attend(self, q: Tensor, live_k: Tensor, live_v: Tensor, seen: Tensor | None) -> Tensor:
+    def attend(
+        self,
+        q: Tensor,
+        live_k: Tensor,
+        live_v: Tensor,
+        seen: Tensor | None,
+        terms: Terms = PLAIN,
+    ) -> Tensor:
+        terms.check_plain("training a router")
         k, v = self.rows
         heads, tokens, size = k.shape
         rows = q.shape[1]
