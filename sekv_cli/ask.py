@@ -12,6 +12,7 @@ import typer
 
 from engine.answer import checks
 from engine.errors import SekvError
+from engine.models import named
 from engine.store import glance
 from engine.store.manifest import NAME
 from engine.types import AUTO, AskOptions
@@ -81,7 +82,8 @@ def ask(
     if first is None:
         raise SekvError("there is no question; give one after the store, with -f FILE or with -")
     glance.check_store(store)
-    options.check_model(model)
+    named.check(model, offline=offline)
+    options.check_router(router)
     outputs.check_trace(trace)
 
     from sekv_cli import format, progress

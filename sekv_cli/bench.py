@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import SekvError
+from sekv_cli import bench_inputs, options
 from sekv_cli import bench_options as chosen
-from sekv_cli import options
 
 if TYPE_CHECKING:
     from engine.types import Progress
@@ -83,6 +83,8 @@ def bench(
       sekv bench --suite longbench --data LongBench/data --task qasper --samples 50
     """
     suites = _suites(suite)
+    bench_inputs.check(suites, questions, documents, text, data)
+    bench_inputs.check_named(model, _names(method))
     if suites[0] in chosen.COMPARED:
         from sekv_cli import compare
 
@@ -116,7 +118,7 @@ def bench(
 
     with progress.on_stderr(verbose) as shown:
         if suites[0] is chosen.SuiteName.fidelity:
-            source = natural(questions, documents, "fidelity")
+            source = bench_inputs.natural(questions, documents, "fidelity")
             most = (max_new_tokens or 48) if answers else 0
             asked = (*source, _numbers(length or "1024"), seed, most)
             compared = (method or "sekv,sekv-paper", budget)
@@ -124,18 +126,17 @@ def bench(
                 model, asked, compared, samples or 100, dissect, window, device, output, shown
             )
         elif suites[0] is chosen.SuiteName.support:
-            source = natural(questions, documents, "support")
+            source = bench_inputs.natural(questions, documents, "support")
             support_asked = (*source, _numbers(length or "1100")[0], seed)
             measured = _support(model, support_asked, samples or 200, device, output, shown)
         elif suites[0] is chosen.SuiteName.retrieval:
-            source = natural(questions, documents, "retrieval")
+            source = bench_inputs.natural(questions, documents, "retrieval")
             measured = _retrieval(model, *source, _numbers(length or "512,1024,2048"), shown)
         else:
-            if text is None:
-                raise SekvError("the efficiency suite reads books; name their folder: --text")
+            folder = bench_inputs.books(text, "efficiency")
             lengths = _numbers(length or "2048,6144")
             measured = _efficiency(
-                model, text, lengths, (method or "sekv", budget), samples, window, device, output,
+                model, folder, lengths, (method or "sekv", budget), samples, window, device, output,
                 shown,
             )  # fmt: skip
     from engine.lab.bench.results import save
@@ -178,20 +179,6 @@ def _depths(text: str) -> tuple[float, ...]:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def natural(questions: Path | None, documents: Path | None, suite: str) -> tuple[Path, Path]:
-    """The file of questions and the folder of their documents.
-
-    Raises:
-        SekvError: one is not named.
-    """
-    if questions is None or documents is None:
-        raise SekvError(
-            f"the {suite} suite asks natural questions; name their file and the folder of their "
-            "documents: --questions and --documents"
-        )
-    return questions, documents
 
 
 def _fidelity(

@@ -13,6 +13,7 @@ import typer
 
 from engine.answer import checks
 from engine.errors import OutputError, SekvError
+from engine.models import named
 from engine.store import glance
 from engine.types import AUTO, AskOptions
 from sekv_cli import options, outputs, streams
@@ -66,7 +67,7 @@ def chat(
       sekv chat book.sekv --budget 10% --temperature 0.7
     """
     glance.check_store(store)
-    options.check_model(model)
+    named.check(model, offline=offline)
     streams.binary()
     outputs.check_history(history)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from engine.errors import SekvError
+from sekv_cli import bench_inputs
 
 if TYPE_CHECKING:
     from engine.lab.bench.compare import ComparisonSetting, Run
@@ -153,14 +154,9 @@ def make_suite(name: str, asked: ComparisonRequest) -> Suite:
     if name in ("longbench", "infinitebench"):
         from engine.lab.bench.suites.official import Official
 
-        if asked.data is None or not asked.data.is_dir():
-            raise SekvError(
-                f"the {name} suite reads official .jsonl files; name their folder: --data"
-            )
-        return Official(name, asked.data, asked.samples or SAMPLES[name], asked.tasks)
-    if asked.text is None:
-        raise SekvError(f"the {name} suite draws its texts from books; name their folder: --text")
-    return _generated(name, asked, asked.text)
+        folder = bench_inputs.official(asked.data, name)
+        return Official(name, folder, asked.samples or SAMPLES[name], asked.tasks)
+    return _generated(name, asked, bench_inputs.books(asked.text, name))
 
 
 def _natural(asked: ComparisonRequest) -> Suite:
@@ -171,12 +167,11 @@ def _natural(asked: ComparisonRequest) -> Suite:
     from engine.lab.bench.suites.qa import NaturalQuestions
     from engine.models.load import load_tokenizer
     from engine.models.locate import locate
-    from sekv_cli.bench import natural
 
     lengths = (0,) if asked.whole else asked.lengths or LENGTHS["qa"]
     if len(lengths) != 1 or (asked.whole and asked.lengths):
         raise SekvError("the qa suite takes one --length, and none with --scope book")
-    file, folder = natural(asked.questions, asked.documents, "qa")
+    file, folder = bench_inputs.natural(asked.questions, asked.documents, "qa")
     chosen = choose(load_questions(file), asked.samples or SAMPLES["qa"], asked.seed)
     for document in dict.fromkeys(question.document for question in chosen):
         if not (folder / document).is_file():

@@ -9,9 +9,11 @@ from typing import Annotated
 import typer
 
 from engine import api
+from engine.compression import method_names
 from engine.errors import DocumentError, SekvError
 from engine.ingest.collect import read_list
 from engine.ingest.sources import check_named_once, check_there
+from engine.models import named
 from engine.store import glance
 from engine.store.folders import is_library
 from engine.types import IngestOptions, LibraryOptions
@@ -176,7 +178,11 @@ def ingest(
         raise SekvError("--append adds files to one store; leave out folders and --list")
     if append is not None:
         glance.check_store(append)
-    options.check_model(model)
+    named.check(model, offline=offline)
+    options.check_router(router)
+    method_names.check(method)
+    if heads is not None and not heads.is_file():
+        raise DocumentError(f"there is no file {heads}; make one with `sekv train heads`")
     password = _password() if password_stdin else ""
     stdin = streams.binary() if "-" in sources else None
 

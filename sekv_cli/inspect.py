@@ -10,6 +10,7 @@ import typer
 
 from engine.answer import checks
 from engine.errors import SekvError
+from engine.models import named
 from engine.store import glance
 from engine.types import AUTO, AskOptions
 from sekv_cli import options, outputs
@@ -109,7 +110,8 @@ def inspect(
     """
     _check(question, trace, text, html)
     glance.check_store(store)
-    options.check_model(model)
+    named.check(model, offline=offline)
+    options.check_router(router)
     outputs.check_page(html)
 
     from sekv_cli import format, inspection, progress

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from engine.errors import StoreMissingError
 from sekv_cli import options
 
 
@@ -25,6 +26,9 @@ def list_stores(
       sekv list
       sekv list ~/library --json
     """
+    if not folder.is_dir():
+        raise StoreMissingError(f"there is no folder {folder}; name one that holds stores")
+
     from engine.store import library
     from sekv_cli import format, reports
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from engine.models import named
 from sekv_cli import completion, options
 from sekv_cli.commands import Command, Group
 
@@ -60,6 +61,8 @@ def pull(
       sekv models pull smollm2
       sekv models pull Qwen/Qwen3-4B --revision main
     """
+    named.check(model)
+
     from engine.models import shelf
     from sekv_cli import format, progress, reports
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from engine.answer import checks
-from engine.errors import OptionError, ReaderError
+from engine.errors import DocumentError, OptionError, RouterError
 from engine.types import AUTO, AUTO_SHARE, AUTO_TOKENS, DEVICES
 from sekv_cli import completion
 from sekv_cli.commands import COMPUTING, RESEARCH
@@ -53,17 +53,16 @@ def _in_range(name: str) -> Callable[[Any], Any]:
     return checked
 
 
-def check_model(model: str) -> None:
-    """Whether a model that is named as a path is there, before anything is imported to load it.
+def check_folder(folder: Path, option: str, holds: str) -> None:
+    """Whether a folder that an option names is there. Raises DocumentError."""
+    if not folder.is_dir():
+        raise DocumentError(f"there is no folder {folder}; name one of {holds} with {option}")
 
-    Raises:
-        ReaderError: no such folder or file.
-    """
-    path = Path(model).expanduser()
-    named_as_path = model.startswith(("~", ".", "/")) or path.is_absolute() or "\\" in model
-    if model and (named_as_path or model.endswith(".gguf")) and not path.exists():
-        kind = "file" if model.endswith(".gguf") else "folder"
-        raise ReaderError(f"there is no {kind} {model}; name a model by its folder, file or id")
+
+def check_router(file: Path | None) -> None:
+    """Whether a router that is named is there; "none" is the word for none. Raises RouterError."""
+    if file is not None and str(file) != "none" and not file.is_file():
+        raise RouterError(f"there is no router file {file}; make one with `sekv train`")
 
 
 Store = Annotated[

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.errors import OptionError, SekvError
+from engine.models import named
 from engine.store import glance
 from engine.types import AUTO, AskOptions
 from sekv_cli import completion, options
@@ -94,7 +95,7 @@ def serve(
     names = unix_socket.name_stores(stores)
     for store in stores:
         glance.check_store(store)
-    options.check_model(model)
+    named.check(model, offline=offline)
     token = _token(token_file)
     if any(find_spec(name) is None for name in ("starlette", "uvicorn")):
         raise SekvError("sekv serve needs two more packages: pip install 'sekv[serve]'")

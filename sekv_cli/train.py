@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from engine.errors import TrainError
+from engine.models import named
 from sekv_cli import options, outputs
 from sekv_cli.commands import Command, Group
 
@@ -103,19 +104,22 @@ def router(
     """
     if context.invoked_subcommand is not None:
         return
+    if not sizes:
+        if text is None:
+            raise TrainError("a router learns from text; name a folder of .txt files with --text")
+        outputs.check_router(output)
+        options.check_folder(text, "--text", ".txt files")
+        if not any(text.glob("*.txt")):
+            raise TrainError(f"no .txt files in {text}; name a folder of texts with --text")
+        named.check(model)
+
     from sekv_cli import format, progress
 
-    if sizes:
+    if text is None or sizes:
         from engine.lab.train.zoomin.sizes import table
 
         format.print_markdown(format.console(), table())
         return
-    if text is None:
-        typer.echo(context.get_help(), err=True)
-        raise typer.Exit(2)
-    if not text.is_dir():
-        raise TrainError(f"there is no folder {text}; name one of .txt files with --text")
-    outputs.check_router(output)
     with progress.on_stderr(verbose) as shown:
         from engine.compression.routers.router_file import FORMS
         from engine.lab.train.zoomin.loop import Options, train_router
@@ -184,6 +188,8 @@ def heads(
       sekv train heads --text books
       sekv train heads --text books --model Qwen/Qwen3-4B -o heads.json
     """
+    options.check_folder(text, "--text", ".txt books")
+    named.check(model)
     if output is not None:
         outputs.check_heads(output)
 

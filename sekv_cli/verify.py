@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from engine.errors import FormatError, StoreError
+from engine.store import glance
 from sekv_cli import options
 from sekv_cli.endings import CHECK_FAILED
 
@@ -22,13 +23,14 @@ def verify(
     Example:
       sekv verify book.sekv
     """
+    glance.check_store(store)
+
     from sekv_cli import format, progress, reports
 
     changed: list[str] = []
     size = 0
     with progress.on_stderr(verbose) as shown:
         from engine.store.library import check_sources
-        from engine.store.manifest import NAME
         from engine.store.reader import Store
 
         try:
@@ -37,7 +39,7 @@ def verify(
                 damaged = opened.verify(shown)
                 changed = check_sources(opened.manifest, store)
         except StoreError as error:
-            if isinstance(error, FormatError) or not (store / NAME).is_file():
+            if isinstance(error, FormatError):
                 raise
             damaged = [str(error)]  # A store there is, and it is not sound.
     if as_json:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, get_type_hints
 
+from engine.compression import method_names
 from engine.compression.codecs.base import Codec
 from engine.compression.codecs.half_rows import HalfRows
 from engine.compression.codecs.raw import Raw
@@ -338,8 +339,7 @@ def named(name: str) -> Method:
         BudgetError: there is none, or it has no such setting; the line lists what is known.
     """
     base, *changes = name.split("+")
-    if base not in METHODS:
-        raise BudgetError(f"unknown method '{name}'; known: {', '.join(METHODS)}")
+    method_names.check(base)
     recipe = METHODS[base]
     for change in changes:
         if change == "zoomr":

@@ -39,12 +39,6 @@ class NotFetchedError(ReaderError):
     """
 
 
-def is_offline() -> bool:
-    """Whether the environment forbids the network, as the hub's own library understands it."""
-    said = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
-    return said.upper() in ("1", "ON", "YES", "TRUE")
-
-
 # ---------------------------------------------------------------------------- a wheel
 
 

@@ -7,17 +7,15 @@ give the same bytes, so the cheaper one is looked at first.
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import ReaderError, StoreError
-from engine.models import aliases, cache, fetch, gguf
+from engine.models import aliases, cache, fetch, gguf, named
 from engine.models.aliases import KnownModel
 from engine.types import ModelIdentity, Progress, Silent
 
 SILENT = Silent()
-KINDS = "a model is an alias (sekv models), a hub id such as ORG/NAME, a folder or a .gguf file"
 NAME_ANOTHER = "name a model that is here with --model FOLDER or FILE.gguf"
 OLD_MODEL = "builtin"
 """How early versions named the model that came with them, in manifests."""
@@ -50,7 +48,7 @@ def locate(
         ReaderError: no such model, or it is not here and cannot be fetched.
     """
     name = model or os.environ.get("SEKV_MODEL", "") or aliases.default().alias
-    offline = offline or fetch.is_offline()
+    offline = offline or named.is_offline()
     known = aliases.named(name)
     if known is not None:
         return _known(known, offline, progress)
@@ -59,18 +57,13 @@ def locate(
             "the built-in model of early versions is gone; "
             f"name another model with --model, or none for {aliases.default().alias}"
         )
-    if _is_path(name):
+    named.check_name(name)
+    if named.is_path(name):
         path = Path(name)
         return _path(path.expanduser() if name.startswith("~/") else path, progress)
-    if not _is_repository(name):
-        raise ReaderError(f"there is no model '{name[:100]}': {KINDS}")
     found = fetch.from_hub_cache(name, revision)
     if found is None:
-        if offline:
-            raise ReaderError(
-                f"the hub's model {name} is not here and the network is not to be used; "
-                f"run without --offline and HF_HUB_OFFLINE, or name a folder with --model"
-            )
+        named.check_fetched(name, offline=offline)
         try:
             found = fetch.from_hub(name, revision, progress)
         except fetch.NotFetchedError as error:
@@ -107,8 +100,8 @@ def of_store(
         )
     if model:
         return locate(model, offline=offline, progress=progress)
-    if not aliases.named(stored.id) and not _is_path(stored.id):
-        if not _is_repository(stored.id):
+    if not aliases.named(stored.id) and not named.is_path(stored.id):
+        if not named.is_repository(stored.id):
             raise StoreError(f"{store} names no model that there could be: '{stored.id[:100]}'")
         found = fetch.from_hub_cache(stored.id, stored.revision)
         if found is None:
@@ -122,7 +115,7 @@ def of_store(
     try:
         return locate(stored.id, offline=offline, progress=progress)
     except ReaderError as error:
-        if _is_path(stored.id):
+        if named.is_path(stored.id):
             raise ReaderError(f"{store}: {error}; name its new place with --model") from None
         raise
 
@@ -213,9 +206,6 @@ def _path(path: Path, progress: Progress) -> Located:
             if place == cache.folder_of(known.wheel.member_sha256).resolve():
                 return Located(known.alias, place, window=known.window)
         return Located(str(place), place)
-    if not path.is_file():
-        kind = "file" if path.suffix == ".gguf" else "folder"
-        raise ReaderError(f"there is no such {kind}: {path}")
     gguf.check_magic(path)
     sha256 = cache.sha256_of(place, progress)
     folder = cache.folder_of(sha256)
@@ -232,22 +222,6 @@ def _resolved(path: Path) -> Path:
         return path.resolve()
     except (OSError, ValueError, RuntimeError) as error:  # too long, no name at all, a circle
         raise ReaderError(f"there is no such folder: {str(path)[:100]} ({error})") from None
-
-
-def _is_path(name: str) -> bool:
-    """Whether a name means a place here and not a model elsewhere."""
-    if name.startswith(("/", "./", "../", "~")) or name in (".", "..") or name.endswith(".gguf"):
-        return True
-    try:
-        return bool(name) and Path(name).exists()
-    except (OSError, ValueError):  # too long for a name, or no name at all
-        return False
-
-
-def _is_repository(name: str) -> bool:
-    """Whether the hub could have a model of that name; it takes up to 96 characters."""
-    shape = r"[\w-][\w.-]*(/[\w-][\w.-]*)?"
-    return len(name) <= 96 and re.fullmatch(shape, name, re.ASCII) is not None
 
 
 def _at(revision: str) -> str:

@@ -23,7 +23,8 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeEngine:
     for name in ("b.sekv", "book.sekv"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "manifest.json").touch()
-    for name in ("book.pdf", "locked.pdf", "a.txt", "b.pdf"):
+    monkeypatch.delenv("HF_HUB_OFFLINE")  # a model that is named may be elsewhere
+    for name in ("book.pdf", "locked.pdf", "a.txt", "b.pdf", "r.safetensors"):
         (tmp_path / name).touch()
     fake_store(monkeypatch)
     for use_case in ("plan", "ingest", "ingest_library", "open_store"):

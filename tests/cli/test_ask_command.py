@@ -29,7 +29,7 @@ def test_ask_hands_every_option_to_the_engine(fake: FakeEngine, tmp_path: Path) 
     trace = tmp_path / "trace.json"
     line = (
         "ask book.sekv Who? --budget 4096 --coverage 0.5 --full --max-new-tokens 7 "
-        "--temperature 0.5 --top-p 0.9 --seed 3 --device cpu --dtype float32 --model here "
+        "--temperature 0.5 --top-p 0.9 --seed 3 --device cpu --dtype float32 --model some/model "
         f"--router r.safetensors --trace {trace}"
     )
     assert run(line.split()) == 0
@@ -43,7 +43,7 @@ def test_ask_hands_every_option_to_the_engine(fake: FakeEngine, tmp_path: Path) 
         seed=3,
         device="cpu",
         dtype="float32",
-        model="here",
+        model="some/model",
         router="r.safetensors",
         trace=True,
     )

@@ -18,7 +18,10 @@ from sekv_cli.main import run
         ("bench --suite efficiency --text nowhere", "there is no folder nowhere"),
         ("bench --suite efficiency --text docs", "holds no .txt books"),
         ("bench --questions nowhere --documents docs", "cannot read questions from nowhere"),
-        ("bench --questions nowhere --documents docs --length 5k", "'5k' is no list"),
+        (
+            "bench --suite fidelity --questions q.jsonl --documents docs --length 5k",
+            "'5k' is no list",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_one_clear_line(
@@ -31,6 +34,7 @@ def test_what_cannot_be_measured_is_one_clear_line(
     """An unknown suite names the known ones; a missing book is not a defect."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs").mkdir()
+    (tmp_path / "q.jsonl").touch()
     assert run(line.split()) == 2
     captured = capsys.readouterr()
     assert said in captured.err

@@ -11,6 +11,7 @@ from sekv_cli.main import app
 from sekv_cli.reference import reference
 
 HEAVY = {"torch", "transformers", "numpy", "pypdf", "pypdfium2", "tokenizers", "safetensors"}
+HEAVY |= {"huggingface_hub", "lxml", "gguf"}
 
 
 LIGHT = [
@@ -23,15 +24,40 @@ LIGHT = [
     "ask nosuch.sekv Q",
     "ask nosuch.sekv Q --json",
     "ask pyproject.toml Q",
+    "ask docs Q --model nosuch",
     "chat nosuch",
     "inspect nosuch -q Q",
     "serve nosuch",
+    "verify nosuch",
+    "list nosuch",
+    "models pull ./nosuch",
+    "models pull nosuch",
+    "models rm nosuch",
     "ingest nosuch.pdf",
     "ingest README.md --append nosuch",
     "ingest README.md --model ./nosuch",
     "ingest README.md --model nosuch.gguf",
+    "ingest README.md --model nosuch",
+    "ingest README.md --model some/model --offline",
+    "ingest README.md --method nosuch",
+    "ingest README.md --router nosuch",
+    "ingest README.md --heads nosuch",
     "ingest README.md README.md",
     "ask nosuch Q --seed 18446744073709551616",
+    "train",
+    "train --text nosuch",
+    "train --text docs",
+    "train heads --text nosuch",
+    "bench",
+    "bench --suite nosuch",
+    "bench --questions nosuch --documents docs",
+    "bench --questions docs/questions/sample.jsonl --documents nosuch",
+    "bench --suite niah --text nosuch",
+    "bench --suite efficiency --text docs",
+    "bench --suite longbench --data nosuch",
+    "bench --questions docs/questions/sample.jsonl --documents docs --method nosuch",
+    "bench --questions docs/questions/sample.jsonl --documents docs --model nosuch",
+    "config set nosuch 1",
 ]
 
 

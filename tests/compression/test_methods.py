@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from engine.compression import method_names
 from engine.compression.codecs.raw import Raw
 from engine.compression.codecs.shared_basis import SharedBasis
 from engine.compression.codecs.span_svd import SpanSVD
@@ -101,3 +102,7 @@ def test_expected_shares_are_shares(recipe: Method) -> None:
         store, device = recipe.expected_shares(size)
         assert 0 < device <= store
         assert (store == 1.0) == recipe.whole
+
+
+def test_the_names_that_are_known_without_torch_are_the_table() -> None:
+    assert tuple(METHODS) == method_names.NAMES

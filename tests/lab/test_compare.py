@@ -31,6 +31,7 @@ from engine.lab.bench.suites.ruler import Library, ManyQuestions, NeedleGrid, Ru
 from engine.lab.bench.suites.types import Ask, Item, Sample, Suite
 from engine.models.reader import Reader
 from engine.types import Silent
+from repository import ROOT
 from sekv_cli.main import run
 from tiny_books import log, shelf
 
@@ -442,12 +443,15 @@ BAD_LINES = [
         "only qa, niah, ruler, multi, longbench, infinitebench can",
     ),
     ("--suite ,", "unknown suite ','"),
-    ("--suite efficiency --text docs --method sekv,kvpress:tova", "one peer, llama.cpp@FILE"),
+    (
+        "--suite efficiency --text docs/sample --method sekv,kvpress:tova",
+        "one peer, llama.cpp",
+    ),
     ("--suite niah", "name their folder: --text"),
-    ("--suite ruler --text docs --task none", "ruler has no task 'none'; known: niah_single_1"),
+    ("--suite ruler --text docs/sample --task none", "ruler has no task 'none'; known: niah"),
     ("--suite ruler --text docs", "holds no .txt books"),
     ("--suite niah --text nowhere", "there is no folder nowhere"),
-    ("--suite niah --text docs --depth deep", "no list of depths"),
+    ("--suite niah --text docs/sample --depth deep", "no list of depths"),
     ("--suite longbench", "name their folder: --data"),
     ("--suite longbench --data docs", "get the official files from"),
     ("--suite nonsense", "known: qa"),
@@ -455,8 +459,11 @@ BAD_LINES = [
 
 
 def test_bad_input_is_one_line(
-    capsys: pytest.CaptureFixture[str], subtests: pytest.Subtests
+    capsys: pytest.CaptureFixture[str],
+    subtests: pytest.Subtests,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(ROOT)
     for line, said in BAD_LINES:
         with subtests.test(line=line):
             assert run(["bench", *line.split()]) == 2
