@@ -53,6 +53,10 @@ def bench(
     document that a question would read? Of windows of --length tokens; text
     alone, no model is run.
 
+    positions: answers to questions on whole documents by where the passages
+    that they see stand: where they were read, one behind another, the best one
+    nearest, read anew; exact rows.
+
     fidelity: natural questions on excerpts, of the full cache and of every
     method and peer at every budget: answers, next tokens, divergence, also of
     what follows in the book, attention found; then what routers find of the
@@ -129,6 +133,10 @@ def bench(
             source = bench_inputs.natural(questions, documents, "support")
             support_asked = (*source, _numbers(length or "1100")[0], seed)
             measured = _support(model, support_asked, samples or 200, device, output, shown)
+        elif suites[0] is chosen.SuiteName.positions:
+            place = bench_inputs.natural(questions, documents, "positions")
+            asked_so = (samples or 100, max_new_tokens or 24, window, seed)
+            measured = _positions(model, place, asked_so, device, output, shown)
         elif suites[0] is chosen.SuiteName.retrieval:
             source = bench_inputs.natural(questions, documents, "retrieval")
             measured = _retrieval(model, *source, _numbers(length or "512,1024,2048"), shown)
@@ -256,6 +264,32 @@ def _retrieval(
     questions = load_questions(path)
     report = retrieval.measure(questions, documents, partial(tokenize, tokenizer=tokenizer), sizes)
     return report, retrieval.markdown(report), {}
+
+
+def _positions(
+    model: str,
+    source: tuple[Path, Path],
+    asked: tuple[int, int, int, int],
+    device: str,
+    output: Path,
+    shown: Progress,
+) -> _Measured:
+    from functools import partial
+
+    from engine.documents.tokens import tokenize
+    from engine.lab.bench import positions
+    from engine.lab.bench.questions import load_questions
+    from engine.models.locate import locate
+    from engine.models.reader import load_reader
+
+    path, documents = source
+    samples, most, window, seed = asked
+    setting = positions.PositionSetting(samples, most, window, seed)
+    questions = load_questions(path)
+    reader = load_reader(locate(model, progress=shown), device=device)
+    words = partial(tokenize, tokenizer=reader.tokenizer)
+    report = positions.measure(reader, questions, documents, words, setting, output, shown)
+    return report, positions.markdown(report), {}
 
 
 def _efficiency(

@@ -11,7 +11,13 @@ from engine.models import named
 from sekv_cli import options
 from sekv_cli.bench_options import SuiteName
 
-NATURAL = (SuiteName.qa, SuiteName.fidelity, SuiteName.support, SuiteName.retrieval)
+NATURAL = (
+    SuiteName.qa,
+    SuiteName.fidelity,
+    SuiteName.support,
+    SuiteName.retrieval,
+    SuiteName.positions,
+)
 OFFICIAL = (SuiteName.longbench, SuiteName.infinitebench)
 
 FAMILIES = ("peers", "kvpress", "transformers", "trial")

@@ -17,6 +17,7 @@ class SuiteName(StrEnum):
     efficiency = "efficiency"
     support = "support"
     retrieval = "retrieval"
+    positions = "positions"
     niah = "niah"
     ruler = "ruler"
     multi = "multi"
@@ -28,7 +29,13 @@ COMPARED = tuple(
     name
     for name in SuiteName
     if name
-    not in (SuiteName.fidelity, SuiteName.efficiency, SuiteName.support, SuiteName.retrieval)
+    not in (
+        SuiteName.fidelity,
+        SuiteName.efficiency,
+        SuiteName.support,
+        SuiteName.retrieval,
+        SuiteName.positions,
+    )
 )
 """Suites that compare methods: they can be one run with one report."""
 
@@ -52,7 +59,7 @@ Questions = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Natural questions, JSON lines (qa, fidelity, support, retrieval); see "
+        help="Natural questions, JSON lines (qa, fidelity, support, retrieval, positions); see "
         "docs/questions/README.md.",
         show_default=False,
     ),
@@ -90,9 +97,9 @@ Samples = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        help="Questions, drawn evenly over kinds and documents (qa), questions per line of the "
-        "table (fidelity), rounds (efficiency), documents per cell (niah, ruler, multi) or lines "
-        "per file. [default: 100; 100; 5; 4, 5, 2; 20]",
+        help="Questions, drawn evenly over kinds and documents (qa, positions), questions per "
+        "line of the table (fidelity), rounds (efficiency), documents per cell (niah, ruler, "
+        "multi) or lines per file. [default: 100; 100; 5; 4, 5, 2; 20]",
         show_default=False,
     ),
 ]
