@@ -47,6 +47,7 @@ ENTRIES = (
     Listed(
         "inspect", KEEP, "Show what a store holds and what a question reads.", "inspect.inspect"
     ),
+    Listed("text", KEEP, "Write the text that was read from a source.", "text.text"),
     Listed("verify", KEEP, "Check every byte of a store against its checksums.", "verify.verify"),
     Listed("models", KEEP, "List, fetch and remove models.", "models.app"),
     Listed("config", KEEP, "Show and change defaults of your own.", "config.app"),
