@@ -136,7 +136,7 @@ def bench(
         elif suites[0] is chosen.SuiteName.positions:
             place = bench_inputs.natural(questions, documents, "positions")
             asked_so = (samples or 100, max_new_tokens or 24, window, seed)
-            measured = _positions(model, place, asked_so, device, output, shown)
+            measured = _positions(model, place, asked_so, _names(task), device, output, shown)
         elif suites[0] is chosen.SuiteName.retrieval:
             source = bench_inputs.natural(questions, documents, "retrieval")
             measured = _retrieval(model, *source, _numbers(length or "512,1024,2048"), shown)
@@ -270,6 +270,7 @@ def _positions(
     model: str,
     source: tuple[Path, Path],
     asked: tuple[int, int, int, int],
+    rows: tuple[str, ...],
     device: str,
     output: Path,
     shown: Progress,
@@ -284,7 +285,9 @@ def _positions(
 
     path, documents = source
     samples, most, window, seed = asked
-    setting = positions.PositionSetting(samples, most, window, seed)
+    setting = positions.PositionSetting(
+        rows or tuple(positions.ARRANGEMENTS), samples, most, window, seed
+    )
     questions = load_questions(path)
     reader = load_reader(locate(model, progress=shown), device=device)
     words = partial(tokenize, tokenizer=reader.tokenizer)

@@ -136,7 +136,7 @@ Tasks = Annotated[
     str,
     typer.Option(
         metavar="NAME,...",
-        help="Only these tasks (ruler, longbench, infinitebench).",
+        help="Only these tasks (ruler, longbench, infinitebench) or arrangements (positions).",
         show_default=False,
     ),
 ]

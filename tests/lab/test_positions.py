@@ -83,18 +83,18 @@ def test_pieces_stand_where_they_are_put(reader: Reader) -> None:
     whole, turn = read(reader, IDS), reader.rotation(0, 256)
     first = len(reader.prompt.prefix)
     early, late = whole.cut(2, 8), whole.cut(15, 20)
-    seen = SeenPassages([late, early], [whole], [late, early], whole, [1, 0], first, 30)
-    made = {row: arrange(seen) for row, arrange in positions.ARRANGEMENTS.items()}
-    assert made["passages, parallel"].starts == [first + 15, first + 2]
-    assert made["passages, parallel"].question == first + 30
-    assert made["passages, parallel, question near"].question == first + 20
-    assert made["passages, consecutive"].pieces == [early, late]
-    assert made["passages, consecutive"].starts == [first, first + 6]
-    assert made["passages, nearest first"].pieces == [early, late]
-    assert made["passages, farthest first"].starts == [first, first + 5]
-    assert made["passages, farthest first"].question == first + 11
-    assert made["best passage"].pieces == [late]
-    layers = list(memories(reader.prefix(), made["passages, parallel"], turn))
+    seen = SeenPassages([late, early], [whole], [late, early], [whole], [1, 0], first, 30)
+    made = {row: arrangement.of(seen) for row, arrangement in positions.ARRANGEMENTS.items()}
+    assert made["passages"].starts == [first + 15, first + 2]
+    assert made["passages"].question == first + 30
+    assert made["passages-near"].question == first + 20
+    assert made["consecutive"].pieces == [early, late]
+    assert made["consecutive"].starts == [first, first + 6]
+    assert made["nearest"].pieces == [early, late]
+    assert made["farthest"].starts == [first, first + 5]
+    assert made["farthest"].question == first + 11
+    assert made["passage"].pieces == [late]
+    layers = list(memories(reader.prefix(), made["passages"], turn))
     k = torch.cat([reader.prefix()[0][0], late.rows[0][0], early.rows[0][0]], 1)
     torch.testing.assert_close(layers[0].k, k)
 
@@ -122,7 +122,12 @@ def test_a_run_asks_every_question_once_and_counts_against_the_first_row(
     assert run() == report
     assert (tmp_path / "out" / "answers.jsonl").read_text(encoding="utf-8") == before
     table = positions.markdown(report)
-    assert all(f"| {row} |" in table for row in positions.ARRANGEMENTS)
+    assert all(f"| {row}: " in table for row in positions.ARRANGEMENTS)
+    with pytest.raises(SekvError, match="no arrangement 'sideways'; known: passages,"):
+        positions.measure(
+            reader, asked, tmp_path, words, replace(setting, rows=("sideways",)),
+            tmp_path / "other", Silent(),
+        )  # fmt: skip
     with pytest.raises(SekvError, match="none of these questions"):
         positions.measure(
             reader, [replace(asked[0], kind="unanswerable", answer="")], tmp_path, words, setting,

@@ -8,7 +8,7 @@ here, so that nothing but their place differs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -101,7 +101,8 @@ def consecutive(pieces: Sequence[ReadTokens], first: int, longest: int) -> Arran
 @dataclass(frozen=True)
 class SeenPassages:
     """What a question may see, best first: passages, the windows that hold them, the passages as
-    they are read behind more of the text, and all passages read anew as one text.
+    they are read behind more of the text, and all passages read anew as one text. What no
+    arrangement asks for is left empty.
 
     order: the passages' numbers in the order of the document. first: tokens of the prompt's prefix.
     longest: of the document's windows.
@@ -110,49 +111,69 @@ class SeenPassages:
     passages: Sequence[ReadTokens]
     windows: Sequence[ReadTokens]
     overlapping: Sequence[ReadTokens]
-    anew: ReadTokens
+    anew: Sequence[ReadTokens]
     order: Sequence[int]
     first: int
     longest: int
 
 
-def _of(
-    name: str, place: Callable[[Sequence[ReadTokens], int, int], Arranged], order: str = "best"
-) -> Callable[[SeenPassages], Arranged]:
-    def made(seen: SeenPassages) -> Arranged:
-        pieces: Sequence[ReadTokens] = getattr(seen, name)
-        if order == "document" and len(pieces) == len(seen.order):
+@dataclass(frozen=True)
+class Arrangement:
+    """part: of `SeenPassages`. place: where its pieces stand. order: "best" first, "worst" first,
+    "document" for its order, "alone" for the best one and no other. what: for people."""
+
+    part: str
+    place: Callable[[Sequence[ReadTokens], int, int], Arranged]
+    what: str
+    order: str = "best"
+
+    def of(self, seen: SeenPassages) -> Arranged:
+        """The pieces and where they stand."""
+        pieces: Sequence[ReadTokens] = getattr(seen, self.part)
+        if self.order == "document":
             pieces = [pieces[number] for number in seen.order]
-        elif order == "worst":
+        elif self.order == "worst":
             pieces = pieces[::-1]
-        elif order == "alone":
+        elif self.order == "alone":
             pieces = pieces[:1]
-        return place(pieces, seen.first, seen.longest)
-
-    return made
+        return self.place(pieces, seen.first, seen.longest)
 
 
-ARRANGEMENTS: dict[str, Callable[[SeenPassages], Arranged]] = {
-    "passages, parallel": _of("passages", parallel),
-    "passages, parallel, question near": _of("passages", near),
-    "passages, consecutive": _of("passages", consecutive, "document"),
-    "passages, nearest first": _of("passages", consecutive, "worst"),
-    "passages, farthest first": _of("passages", consecutive),
-    "best passage": _of("passages", parallel, "alone"),
-    "best passage, question near": _of("passages", consecutive, "alone"),
-    "windows, parallel": _of("windows", parallel),
-    "windows, nearest first": _of("windows", consecutive, "worst"),
-    "passages of overlapping windows, parallel": _of("overlapping", parallel),
-    "passages of overlapping windows, nearest first": _of("overlapping", consecutive, "worst"),
-    "passages read anew": lambda seen: near([seen.anew], seen.first, seen.longest),
+ARRANGEMENTS = {
+    "passages": Arrangement("passages", parallel, "passages, where they were read: what ask does"),
+    "passages-near": Arrangement("passages", near, "the same, the question right behind"),
+    "consecutive": Arrangement(
+        "passages", consecutive, "one behind another, in the document's order", "document"
+    ),
+    "nearest": Arrangement(
+        "passages", consecutive, "one behind another, the best one next to the question", "worst"
+    ),
+    "farthest": Arrangement("passages", consecutive, "one behind another, the best one first"),
+    "passage": Arrangement("passages", parallel, "the best passage, where it was read", "alone"),
+    "passage-near": Arrangement(
+        "passages", consecutive, "the best passage, next to the question", "alone"
+    ),
+    "anew": Arrangement("anew", near, "the passages read anew, as one text"),
+    "windows": Arrangement("windows", parallel, "whole windows, where they were read"),
+    "windows-nearest": Arrangement(
+        "windows", consecutive, "whole windows, the best one next to the question", "worst"
+    ),
+    "overlapping": Arrangement(
+        "overlapping", parallel, "passages of windows that overlap by half, where they were read"
+    ),
+    "overlapping-nearest": Arrangement(
+        "overlapping", consecutive, "the same, the best one next to the question", "worst"
+    ),
 }
-"""What is compared; the first is what `ask` does, and what others are compared with."""
+"""What is compared. Others are compared with the first that is asked for."""
 
 
 @dataclass(frozen=True)
 class PositionSetting:
-    """samples: questions, drawn evenly over kinds and documents. most: tokens of an answer."""
+    """samples: questions, drawn evenly over kinds and documents. most: tokens of an answer. rows:
+    of ARRANGEMENTS."""
 
+    rows: tuple[str, ...] = tuple(ARRANGEMENTS)
     samples: int = 100
     most: int = 24
     window: int = 0
@@ -172,8 +193,12 @@ def measure(
 
     Raises:
         ReaderError: the model does not turn its keys as RoPE does, all components alike.
-        SekvError: no question has an answer, or the folder holds another run's answers.
+        SekvError: no question has an answer, an unknown arrangement, or the folder holds another
+            run's answers.
     """
+    unknown = [row for row in setting.rows if row not in ARRANGEMENTS]
+    if unknown or not setting.rows:
+        raise SekvError(f"no arrangement '{', '.join(unknown)}'; known: {', '.join(ARRANGEMENTS)}")
     chosen = choose([q for q in questions if q.answerable], setting.samples, setting.seed)
     if not chosen:
         raise SekvError("none of these questions has an answer")
@@ -182,15 +207,16 @@ def measure(
     progress.start("asking", len(chosen), "questions")
     for name in dict.fromkeys(question.document for question in chosen):
         mine = [question for question in chosen if question.document == name]
-        if any((q.id, row) not in log.entries for q in mine for row in ARRANGEMENTS):
-            _ask_book(_Book.of(reader, documents / name, tokenize, setting), mine, turn, log)
+        if any((q.id, row) not in log.entries for q in mine for row in setting.rows):
+            book = _Book.of(reader, documents / name, tokenize, setting)
+            _ask_book(book, mine, setting.rows, turn, log)
         progress.advance(len(mine))
     return {
         "suite": "positions",
         "model": reader.identity.id,
         "weights": reader.identity.weights,
         "questions": len(chosen),
-        "rows": {row: _line(row, chosen, log) for row in ARRANGEMENTS},
+        "rows": {row: _line(row, setting.rows[0], chosen, log) for row in setting.rows},
     }
 
 
@@ -249,38 +275,50 @@ class _Book:
         ]
         return ReadTokens(rows, len(reader.prompt.prefix))
 
-    def seen(self, question: Question) -> SeenPassages | None:
-        """What the words of a question find; None where they find nothing."""
+    def seen(self, question: Question, parts: Collection[str]) -> SeenPassages | None:
+        """What the words of a question find, read as far as these parts of `SeenPassages` need it;
+        None where they find nothing."""
         found = list(self.index.scores(content_words(question.text)))[:PASSAGES_SEEN]
         if not found:
             return None
-        windows = {self.index.window[passage] for passage in found}
-        read = {window: self.read(*self.index.windows[window]) for window in windows}
-        rank = {self.index.passages[passage]: place for place, passage in enumerate(found)}
-        passages = []  # those of one window that touch are seen as one
-        for window in windows:
-            mine = [self.index.passages[p] for p in found if self.index.window[p] == window]
-            for first, end in joined(mine):
-                best = min(rank[p] for p in mine if first <= p[0] and p[1] <= end)
-                passages.append((best, window, first, end))
-        passages.sort()
+        passages = self._joined(found)
+        ends = {window: self.index.windows[window][1] for window, _, _ in passages}
+        if "windows" not in parts:
+            for window, _, _ in passages:
+                ends[window] = max(end for one, _, end in passages if one == window)
+        starts = {window: self.index.windows[window][0] for window in ends}
+        read = {window: self.read(starts[window], end) for window, end in ends.items()}
         pieces, overlapping = [], []
-        for _, window, first, end in passages:
-            start = self.index.windows[window][0]
+        for window, first, end in passages:
+            start = starts[window]
             pieces.append(read[window].cut(first - start, end - start))
-            before = min(start, max(0, first - BEFORE))
-            behind = read[window] if before == start else self.read(before, end)
-            overlapping.append(behind.cut(first - before, end - before))
-        order = sorted(range(len(passages)), key=lambda number: passages[number][2])
+            if "overlapping" in parts:
+                before = min(start, max(0, first - BEFORE))
+                behind = read[window] if before == start else self.read(before, end)
+                overlapping.append(behind.cut(first - before, end - before))
+        order = sorted(range(len(passages)), key=lambda number: passages[number][1])
+        text = [passages[number][1:] for number in order]
         return SeenPassages(
             passages=pieces,
-            windows=[read[window] for window in dict.fromkeys(p[1] for p in passages)],
+            windows=list(read.values()),
             overlapping=overlapping,
-            anew=self._anew([passages[number][2:] for number in order]),
+            anew=[self._anew(text)] if "anew" in parts else [],
             order=order,
             first=len(self.reader.prompt.prefix),
             longest=max(end - first for first, end in self.index.windows),
         )
+
+    def _joined(self, found: Sequence[int]) -> list[tuple[int, int, int]]:
+        """Windows and tokens of passages, best first; those of one window that touch are one."""
+        rank = {self.index.passages[passage]: place for place, passage in enumerate(found)}
+        window = {self.index.passages[passage]: self.index.window[passage] for passage in found}
+        made = []
+        for one in dict.fromkeys(window.values()):
+            mine = [passage for passage in rank if window[passage] == one]
+            for first, end in joined(mine):
+                best = min(rank[p] for p in mine if first <= p[0] and p[1] <= end)
+                made.append((best, one, first, end))
+        return [(one, first, end) for _, one, first, end in sorted(made)]
 
     @torch.inference_mode()
     def _anew(self, stretches: Sequence[Stretch]) -> ReadTokens:
@@ -292,15 +330,21 @@ class _Book:
 
 
 def _ask_book(
-    book: _Book, questions: Sequence[Question], turn: tuple[Tensor, Tensor], log: Log
+    book: _Book,
+    questions: Sequence[Question],
+    rows: Sequence[str],
+    turn: tuple[Tensor, Tensor],
+    log: Log,
 ) -> None:
     for question in questions:
-        missing = [row for row in ARRANGEMENTS if (question.id, row) not in log.entries]
-        seen = book.seen(question) if missing else None
+        missing = [row for row in rows if (question.id, row) not in log.entries]
+        parts = {ARRANGEMENTS[row].part for row in missing}
+        seen = book.seen(question, parts) if missing else None
         for row in missing:
             answer = ""
             if seen is not None:
-                answer = said(book.reader, question, ARRANGEMENTS[row](seen), turn, book.most)
+                arranged = ARRANGEMENTS[row].of(seen)
+                answer = said(book.reader, question, arranged, turn, book.most)
             right = float(contains(answer, (question.answer, *question.aliases)))
             log.put({"key": question.id, "row": row, "right": right, "answer": answer})
 
@@ -380,10 +424,9 @@ def said(
 # ---------------------------------------------------------------------------- results
 
 
-def _line(row: str, questions: Sequence[Question], log: Log) -> dict[str, Any]:
+def _line(row: str, first: str, questions: Sequence[Question], log: Log) -> dict[str, Any]:
     """Right answers of an arrangement, by kind of question and of all, and how many more than with
-    the first arrangement, question by question."""
-    first = next(iter(ARRANGEMENTS))
+    another one, question by question."""
     kinds = {"all": list(questions)}
     for question in questions:
         kinds.setdefault(question.kind, []).append(question)
@@ -426,5 +469,5 @@ def markdown(report: dict[str, Any]) -> str:
         low, high = every["more_interval"]
         cells.append(f"{100 * every['more']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})")
         cells.append(f"{every['gained']} / {every['lost']}")
-        lines.append(f"| {row} | {' | '.join(cells)} |")
+        lines.append(f"| {row}: {ARRANGEMENTS[row].what} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
