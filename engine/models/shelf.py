@@ -9,6 +9,7 @@ from engine.errors import ReaderError
 from engine.models import aliases, cache, fetch
 from engine.models.aliases import KnownModel
 from engine.models.locate import locate
+from engine.store import cache_folder
 from engine.types import Progress
 
 CACHE, PACKAGE, HUB = "cache", "package", "hub"
@@ -90,7 +91,7 @@ def listing() -> Listing:
     """What is known and what is here. Raises ReaderError when the cache cannot be read."""
     own = {cache.folder_of(known.wheel.member_sha256) for known in aliases.KNOWN}
     others = tuple(entry for entry in cache.entries() if entry.path not in own)
-    return Listing(tuple(map(_row, aliases.KNOWN)), others, str(cache.root()))
+    return Listing(tuple(map(_row, aliases.KNOWN)), others, str(cache_folder.root()))
 
 
 def pull(model: str, revision: str, progress: Progress) -> Pulled:
@@ -116,8 +117,8 @@ def remove(model: str, progress: Progress) -> Removed:
         entry = next((entry for entry in cache.entries() if entry.name == model), None)
         if entry is None:
             raise ReaderError(
-                f"'{model[:100]}' is neither an alias nor a converted file in {cache.root()}; "
-                "sekv models lists both"
+                f"'{model[:100]}' is neither an alias nor a converted file in "
+                f"{cache_folder.root()}; sekv models lists both"
             )
         return Removed(model, cache.remove(entry.path, progress), "")
     freed = cache.remove(cache.folder_of(known.wheel.member_sha256), progress)

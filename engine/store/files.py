@@ -1,12 +1,11 @@
 """Reading one file of a store: check it, read ranges of it.
 
-`preadv` into the caller's memory, and the checks of a header and of tensors against the manifest.
+The checks of a header and of tensors against the manifest, wherever the bytes come from.
 torch-free.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ import xxhash
 
 from engine.errors import StoreDamagedError, StoreError
 from engine.store import container
-from engine.store.folder import ADVICE, Folder
+from engine.store.folder import ADVICE, Runs, StoreFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 
 BLOCK = 1 << 22
 """Bytes read at a time when a whole file is checked."""
-
-_MOST_BUFFERS = 1024
 
 
 class Meter:
@@ -55,7 +52,7 @@ class StoreFile:
     """
 
     def __init__(
-        self, folder: Folder, name: str, entry: FileEntry, meter: Meter | None = None
+        self, folder: StoreFolder, name: str, entry: FileEntry, meter: Meter | None = None
     ) -> None:
         """Open and check the header.
 
@@ -78,36 +75,13 @@ class StoreFile:
         """Let go of the folder; reading is over."""
         self._closer()
 
-    def read_into(self, runs: list[tuple[list[memoryview], int]]) -> None:
+    def read_into(self, runs: Runs) -> None:
         """Fill writable byte buffers, of each run in order, from the run's position in the file on.
 
         Raises:
             StoreError: the file ends before.
         """
-        descriptor = self._folder.borrow(self.name)
-        try:
-            for buffers, position in runs:
-                for first in range(0, len(buffers), _MOST_BUFFERS):
-                    batch = [part for part in buffers[first : first + _MOST_BUFFERS] if part]
-                    position = self._fill(descriptor, batch, position)
-        finally:
-            self._folder.give_back(self.name)
-
-    def _fill(self, descriptor: int, batch: list[memoryview], position: int) -> int:
-        while batch:
-            try:
-                done = os.preadv(descriptor, batch, position)
-            except OSError as error:
-                raise StoreError(f"{self.name} cannot be read: {error.strerror}") from None
-            if done == 0:
-                raise StoreDamagedError(f"{self.name} is cut short: {ADVICE}")
-            position += done
-            self.meter.add(done)
-            while batch and done >= len(batch[0]):
-                done -= len(batch.pop(0))
-            if done:
-                batch[0] = batch[0][done:]
-        return position
+        self._folder.read(self.name, self.entry, runs, self.meter.add)
 
     def read(self, start: int, end: int) -> npt.NDArray[np.uint8]:
         """Bytes [start, end) of the file."""
@@ -156,9 +130,7 @@ class StoreFile:
         return bool(state.hexdigest() != self.entry.tensors[name])
 
     def _read_header(self) -> container.Header:
-        descriptor = self._folder.borrow(self.name)
-        size = os.fstat(descriptor).st_size
-        self._folder.give_back(self.name)
+        size = self._folder.size_of(self.name, self.entry)
         if size != self.entry.bytes:
             raise StoreDamagedError(
                 f"{self.name} has {size} bytes where the manifest says {self.entry.bytes}: {ADVICE}"

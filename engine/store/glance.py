@@ -11,16 +11,23 @@ import os
 from pathlib import Path
 
 from engine.errors import StoreMissingError
+from engine.object_storage import Address, ObjectUrl
 from engine.store.manifest import NAME
 from engine.store.work import Places
 
 
-def check_store(path: Path) -> None:
-    """Whether a store can be at this path; whether it is sound shows when it is opened.
+def check_store(path: Address) -> None:
+    """Whether a store can be at this path or URL; whether it is sound shows when it is opened.
 
     Raises:
         StoreMissingError: there is none; says what is there instead.
+        ObjectStorageError: its object store cannot be reached or refuses.
     """
+    if isinstance(path, ObjectUrl):
+        from engine.store import object_folder
+
+        object_folder.check_store(path)
+        return
     try:
         if not is_store(path):
             raise not_a_store(path)
@@ -78,10 +85,24 @@ def _is_other(file: Path, made: int, sha256: str) -> bool:
         return hashlib.file_digest(opened, "sha256").hexdigest() != sha256
 
 
-def source_paths(path: Path) -> list[str]:
+def manifest_bytes(path: Address) -> bytes:
+    """The manifest of a store as it is now, unchecked.
+
+    Raises:
+        OSError: there is none on this disk.
+        StoreMissingError, ObjectStorageError: there is none at this URL, or it cannot be had.
+    """
+    if isinstance(path, ObjectUrl):
+        from engine.store import object_folder
+
+        return object_folder.read_manifest(path)[0]
+    return (path / NAME).read_bytes()
+
+
+def source_paths(path: Address) -> list[str]:
     """The paths of a store's sources as its manifest has them; [] where it cannot be read."""
     try:
-        sources = json.loads((path / NAME).read_bytes())["sources"]
+        sources = json.loads(manifest_bytes(path))["sources"]
         return [str(source["path"]) for source in sources]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return []

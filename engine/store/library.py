@@ -11,12 +11,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import StoreError
+from engine.errors import ObjectMissingError, StoreError
+from engine.object_storage import Address, ObjectUrl, address, bucket, is_url
 from engine.store.folders import looks_like_a_store, stores_below
 from engine.store.reader import Store
 
 if TYPE_CHECKING:
-    from engine.store.manifest import Manifest
+    from collections.abc import Iterator
+
+    from engine.store.manifest import Manifest, SourceEntry
     from engine.types import ModelIdentity
 
 SAME_BEHAVIOUR = {"float32": 0.02, "float16": 0.2, "bfloat16": 0.2}
@@ -42,13 +45,19 @@ class StoreSummary:
         return asdict(self)
 
 
-def list_stores(folder: Path) -> list[StoreSummary]:
+def list_stores(folder: Address) -> list[StoreSummary]:
     """The stores of a folder at any depth, or the one store that `folder` is, by name; those that
-    cannot be read say why.
+    cannot be read say why. Of an object store it lists those one step below.
 
     Raises:
         StoreError: there is no such folder.
+        ObjectStorageError: the object store cannot be reached or refuses.
     """
+    if isinstance(folder, ObjectUrl):
+        if folder.name.endswith(".sekv"):
+            return [_summary(folder)]
+        keys = bucket(folder).folders(folder.key)
+        return [_summary(ObjectUrl(folder.root, key)) for key in keys if key.endswith(".sekv")]
     if looks_like_a_store(folder):
         return [_summary(folder)]
     try:
@@ -59,18 +68,26 @@ def list_stores(folder: Path) -> list[StoreSummary]:
     return [_summary(path) for path in stores_below(folder)]
 
 
-def check_sources(manifest: Manifest, store: Path) -> list[str]:
+def check_sources(manifest: Manifest, store: Address) -> list[str]:
     """One line per source that is not what was read, or is not found.
 
     A source is looked for where it was read, wherever this is asked from. A file that merely has
-    its name elsewhere is never taken for it: there only the right content counts.
+    its name elsewhere is never taken for it: there only the right content counts. Of a store in an
+    object store nobody knows where the files were that it was made from; those are left out.
 
     Args:
-        store: the store's own path.
+        store: the store's own path or URL.
+    Raises:
+        ObjectStorageError: the object store of a source cannot be reached or refuses.
     """
-    found = []
+    found: list[str] = []
     for source in manifest.sources:
         if source.path == "-" or source.kind == "stdin" or not source.sha256:
+            continue
+        if is_url(source.path):
+            found += _check_object(source)
+            continue
+        if isinstance(store, ObjectUrl):
             continue
         path, near = Path(source.path), source.near
         beside = Path(os.path.realpath(store)).parent
@@ -140,7 +157,21 @@ def compare_identity(stored: ModelIdentity, other: ModelIdentity, dtypes: tuple[
     return ""
 
 
-def _summary(path: Path) -> StoreSummary:
+def _check_object(source: SourceEntry) -> Iterator[str]:
+    """What is to be said of a source in an object store, which is read for it."""
+    place = address(source.path)
+    if not isinstance(place, ObjectUrl):
+        return
+    try:
+        data, _ = bucket(place).read(place.key)
+    except ObjectMissingError:
+        yield f"{source.path} is no longer there; the store still holds its text"
+        return
+    if hashlib.sha256(data).hexdigest() != source.sha256:
+        yield f"{source.path} changed since it was read: ingest again to read it anew"
+
+
+def _summary(path: Address) -> StoreSummary:
     try:
         with Store.open(path) as store:
             manifest = store.manifest

@@ -61,15 +61,17 @@ def all_sound(folder: Path, piece: dict[str, Any]) -> bool:
     return True
 
 
-def refuse_contradictions(folder: Path, manifest: Manifest) -> None:
+def refuse_contradictions(folder: Path, manifest: Manifest, without: set[int]) -> None:
     """Nothing is published whose tables contradict its manifest, whoever is to blame.
 
+    Args:
+        without: windows that do not lie in the folder.
     Raises:
         StoreError: they do.
     """
     opened = Folder(folder)
     try:
-        fault = next(contradictions(opened, manifest), "")
+        fault = next(contradictions(opened, manifest, without), "")
     finally:
         opened.release()
     if fault:

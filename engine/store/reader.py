@@ -8,7 +8,6 @@ Tensors come on the CPU. torch is imported by the methods that give torch tensor
 from __future__ import annotations
 
 import os
-import stat
 import time
 import weakref
 from collections.abc import Iterator, Sequence
@@ -17,17 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from engine.errors import StoreDamagedError, StoreError
+from engine.object_storage import Address, ObjectUrl
 from engine.store import manifest as names
 from engine.store.disk import Disk
 from engine.store.document import read_tables, read_text
 from engine.store.files import Meter, StoreFile
-from engine.store.folder import Folder, open_below
+from engine.store.folder import Folder
 from engine.store.glance import not_a_store
 from engine.store.host import HostSection
 from engine.store.lock import Lock
 from engine.store.manifest import Manifest, from_bytes
 from engine.store.tensors import to_numpy, to_torch
-from engine.store.verify import damages, walk
+from engine.store.verify import damages
 from engine.store.work import Places, finish_exchange
 from engine.types import Silent
 
@@ -35,8 +35,12 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
+    from engine.store.folder import StoreFolder
     from engine.store.manifest import FileEntry
     from engine.types import Progress
+
+_HEADER_OF_LAYER = 400
+"""About what the header of a file of codes takes for the three tensors of a layer."""
 
 _RECOVERY_TRIES = 20
 _RECOVERY_WAIT = 0.05
@@ -50,7 +54,7 @@ class Store:
     It keeps reading the store it opened even when another takes its name meanwhile.
     """
 
-    def __init__(self, path: Path, folder: Folder) -> None:
+    def __init__(self, path: Address, folder: StoreFolder) -> None:
         self.path = path
         self._folder = folder
         self._closer = weakref.finalize(self, folder.release)
@@ -59,21 +63,18 @@ class Store:
         self.manifest = self._read_manifest()
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Address) -> Self:
         """Open the store at `path`: reads and checks `manifest.json`, nothing else.
 
         Raises:
             StoreError: there is no store, an unfinished one, a newer one or a damaged one.
+            ObjectStorageError: its object store cannot be reached or refuses.
         """
-        recover(path)
-        try:
-            folder = Folder(path)
-        except OSError:
-            raise not_a_store(path) from None
+        folder = _open_folder(path)
         try:
             return cls(path, folder)
         except StoreError as error:
-            if not os.path.lexists(path / names.NAME):
+            if isinstance(path, Path) and not os.path.lexists(path / names.NAME):
                 raise not_a_store(path) from None
             raise type(error)(f"{path}: {error}") from None
 
@@ -183,13 +184,31 @@ class Store:
         file = self._open(names.host_file(window), self._host_meter)
         return HostSection(file, self.manifest.windows[window].spans)
 
+    @property
+    def received(self) -> tuple[int, int]:
+        """Bytes that came over a network so far, and requests; 0 of a store on disk."""
+        return self._folder.received
+
+    def fetch_ahead(self) -> None:
+        """Bring near what opening a memory reads: device sections, and the tables of the codes.
+
+        A store on disk is near. The tables stand first in their file; how long they are follows
+        from the manifest, but for the header, which is estimated.
+        """
+        files, model = self.manifest.files, self.manifest.model
+        wanted = [(names.SHARED, files[names.SHARED], files[names.SHARED].bytes)]
+        for index in self.manifest.read:
+            window = self.manifest.windows[index]
+            device, host = names.device_file(index), names.host_file(index)
+            tables = 8 * (window.spans * (model.kv_heads + 1) + 1) + _HEADER_OF_LAYER
+            wanted.append((device, files[device], files[device].bytes))
+            wanted.append((host, files[host], model.layers * tables))
+        self._folder.fetch_ahead(wanted)
+
     def size(self) -> int:
-        """Bytes of all files that the file system has below the store."""
-        sizes = (
-            found.st_size for _, found in walk(self._folder.descriptor) if not _is_folder(found)
-        )
+        """Bytes of all files that there are below the store."""
         try:
-            return sum(sizes)
+            return self._folder.total_bytes()
         except OSError as error:
             raise StoreError(f"{self.path} cannot be measured: {error.strerror}") from None
 
@@ -215,10 +234,7 @@ class Store:
 
     def was_replaced(self) -> bool:
         """Whether the name belongs to another store now, and this one's files are going."""
-        try:
-            return not os.path.samestat(os.fstat(self._folder.descriptor), self.path.stat())
-        except OSError:
-            return False
+        return self._folder.was_replaced()
 
     def _load(self, name: str) -> dict[str, torch.Tensor]:
         with self._reading(name) as file:
@@ -243,9 +259,7 @@ class Store:
             raise StoreError(f"{self.path}: window {window} of {count} is not read yet")
 
     def _read_manifest(self) -> Manifest:
-        descriptor = open_below(self._folder.descriptor, names.NAME)
-        with os.fdopen(descriptor, "rb") as file:
-            data = file.read(names.MAX_BYTES + 1)
+        data = self._folder.read_manifest()
         if len(data) > names.MAX_BYTES:
             raise StoreDamagedError("the manifest is damaged (it is far too long)")
         self._device_meter.add(len(data))
@@ -253,7 +267,7 @@ class Store:
         return from_bytes(data)
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Address) -> Manifest:
     """The manifest of the store at `path`, checked.
 
     Raises:
@@ -274,6 +288,18 @@ def load_file(folder: Path, name: str, entry: FileEntry) -> dict[str, torch.Tens
         return _load_torch(StoreFile(opened, name, entry))
     finally:
         opened.release()
+
+
+def _open_folder(path: Address) -> StoreFolder:
+    if isinstance(path, ObjectUrl):
+        from engine.store.object_folder import ObjectFolder
+
+        return ObjectFolder(path)
+    recover(path)
+    try:
+        return Folder(path)
+    except OSError:
+        raise not_a_store(path) from None
 
 
 def recover(path: Path) -> None:
@@ -316,7 +342,3 @@ def _load_torch(file: StoreFile) -> dict[str, torch.Tensor]:
         tensors[name] = to_torch(buffer[start:end], info)
     file.close()
     return tensors
-
-
-def _is_folder(found: os.stat_result) -> bool:
-    return stat.S_ISDIR(found.st_mode)

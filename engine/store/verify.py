@@ -5,8 +5,6 @@ The walk behind `sekv verify`: torch-free, in bounded memory. It repairs nothing
 
 from __future__ import annotations
 
-import os
-import stat
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -23,22 +21,20 @@ from engine.store.records import SPAN_TABLE, span_table_fault
 from engine.store.tensors import to_numpy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
-    from engine.store.folder import Folder
+    from engine.store.folder import StoreFolder
     from engine.store.manifest import Manifest, WindowEntry
     from engine.types import Progress
 
 
 HOST_ENDING = ".host.safetensors"
 
-_DEEPEST = 50
 
-
-def damages(folder: Folder, manifest: Manifest, progress: Progress) -> list[str]:
+def damages(folder: StoreFolder, manifest: Manifest, progress: Progress) -> list[str]:
     """One line per damage of the store whose folder is open as `folder`; [] when sound."""
     try:
-        found = list(strangers(folder.descriptor, manifest))
+        found = list(folder.strangers({*manifest.files, names.NAME}))
     except StoreError as error:
         found = [str(error)]
     except OSError as error:
@@ -59,15 +55,19 @@ def damages(folder: Folder, manifest: Manifest, progress: Progress) -> list[str]
     return found
 
 
-def contradictions(folder: Folder, manifest: Manifest) -> Iterator[str]:
+def contradictions(
+    folder: StoreFolder, manifest: Manifest, without: Collection[int] = ()
+) -> Iterator[str]:
     """Tables that do not fit the manifest. Reads the tables, not the codes.
 
+    Args:
+        without: windows that are not looked at.
     Raises:
         StoreError: a table is damaged.
     """
     with closing(StoreFile(folder, names.DOCUMENT, manifest.files[names.DOCUMENT])) as file:
         yield from _document_faults(file, manifest)
-    for index in manifest.read:
+    for index in sorted({*manifest.read} - {*without}):
         window = manifest.windows[index]
         name = names.device_file(index)
         with closing(StoreFile(folder, name, manifest.files[name])) as file:
@@ -77,40 +77,6 @@ def contradictions(folder: Folder, manifest: Manifest) -> Iterator[str]:
             section = HostSection(file, window.spans)
             for layer in section.layers:
                 yield from _layer_faults(section, layer, manifest)
-
-
-def walk(folder: int, below: str = "") -> Iterator[tuple[str, os.stat_result]]:
-    """Everything below an open folder as (name, lstat), folders included, links not followed.
-
-    Raises:
-        StoreError: folders are nested deeper than any store's.
-        OSError: a folder cannot be read.
-    """
-    if below.count("/") > _DEEPEST:
-        raise StoreError(f"folders are nested too deeply at {below[:80]!r}")
-    with os.scandir(folder) as entries:
-        listed = sorted(entries, key=lambda entry: entry.name)
-    for entry in listed:
-        name = f"{below}{entry.name}"
-        found = os.stat(entry.name, dir_fd=folder, follow_symlinks=False)
-        yield name, found
-        if stat.S_ISDIR(found.st_mode):
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            inner = os.open(entry.name, flags, dir_fd=folder)
-            try:
-                yield from walk(inner, f"{name}/")
-            finally:
-                os.close(inner)
-
-
-def strangers(folder: int, manifest: Manifest) -> Iterator[str]:
-    """Files, links and folders that the manifest does not name."""
-    known = {*manifest.files, names.NAME}
-    for name, found in walk(folder):
-        if stat.S_ISLNK(found.st_mode):
-            yield f"{name} is a symbolic link, which a store never holds"
-        elif name not in known and not (name == names.WINDOWS and stat.S_ISDIR(found.st_mode)):
-            yield f"{name} does not belong to the store"
 
 
 def _tensor_damages(

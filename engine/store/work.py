@@ -192,11 +192,14 @@ class Published:
         return _job_text({"job": job}) == _job_text({"job": self.job})
 
 
-def published_journal(places: Places, disk: Disk) -> Published | None:
-    """What a run left that died between publishing a store and cleaning up after it, if one did."""
+def published_journal(places: Places, disk: Disk, far: bytes | None = None) -> Published | None:
+    """What a run left that died between publishing a store and cleaning up after it, if one did.
+
+    far: the manifest under the store's name, where that is not on this disk.
+    """
     try:
         found = json.loads(places.job.read_bytes())["job"]
-        manifest = checksum((places.target / NAME).read_bytes())
+        manifest = checksum((places.target / NAME).read_bytes() if far is None else far)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     journal = Journal(places, disk)

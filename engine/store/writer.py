@@ -7,13 +7,14 @@ promised piece.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Self
 
-from engine.errors import StoreError, StoreExistsError
+from engine.errors import ObjectStorageError, StoreError, StoreExistsError
+from engine.object_storage import Address, ObjectUrl
 from engine.store import container
 from engine.store.disk import Disk
 from engine.store.document import TABLES
@@ -45,6 +46,7 @@ from engine.store.pieces import (
 from engine.store.reader import load_file, read_manifest
 from engine.store.records import with_span_checks
 from engine.store.tensors import to_blocks
+from engine.store.upload import Upload, staging
 from engine.store.work import (
     PUBLISH,
     Journal,
@@ -57,7 +59,7 @@ from engine.store.work import (
     places_of,
     published_journal,
 )
-from engine.types import ModelIdentity
+from engine.types import ModelIdentity, Silent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -66,6 +68,9 @@ if TYPE_CHECKING:
     import torch
 
     from engine.store.tensors import Array
+    from engine.types import Progress
+
+SILENT = Silent()
 
 
 class StoreWriter:
@@ -86,19 +91,22 @@ class StoreWriter:
         base: Manifest | None = None,
         replaces: bool = False,
         published: bool = False,
+        upload: Upload | None = None,
     ) -> None:
         self._places = places
+        self._upload = upload
         self._replaces = replaces
         # A run that died between publishing and cleaning is repeated as if it had all to do:
         # every piece is found done, in the store itself.
         self._published = published
-        self._folder = places.target if published else places.store
+        self._folder = places.target if published and upload is None else places.store
         self._lock = lock
         self._journal = journal
         self._disk = disk
         self.base = base
         self._sound: dict[str, bool] = {}
         self._inherited: set[str] = set()
+        self._far: set[str] = set()  # inherited pieces that stay in their object store
         self.seconds = 0.0
 
     # -- beginning and ending
@@ -106,7 +114,7 @@ class StoreWriter:
     @classmethod
     def begin(
         cls,
-        target: Path,
+        target: Address,
         job: dict[str, Any],
         *,
         overwrite: bool = False,
@@ -115,7 +123,7 @@ class StoreWriter:
         """Start the store `target`, or continue it where an earlier run of this job stopped.
 
         Args:
-            target: the folder to be; its parent must exist.
+            target: the folder to be, whose parent must exist, or the URL to upload it to.
             job: plain JSON values that say what is being made: another job starts afresh.
             overwrite: replace a store of this name, which stays until the new one is complete.
             disk: the file system, for tests.
@@ -123,10 +131,10 @@ class StoreWriter:
             StoreError: the name is taken, another process is writing, or the disk refuses.
         """
         cls.check(target, overwrite=overwrite)
-        return cls._start(places_of(target), job, disk or Disk(), overwrite=overwrite)
+        return cls._start(target, job, disk or Disk(), overwrite=overwrite)
 
     @classmethod
-    def check(cls, target: Path, *, overwrite: bool = False) -> None:
+    def check(cls, target: Address, *, overwrite: bool = False) -> None:
         """Refuse at once what `begin` would refuse after the work that finds out what the job is.
 
         A name that is taken passes while a dead run's leftovers lie beside it: whether that run
@@ -135,60 +143,70 @@ class StoreWriter:
         Raises:
             StoreError: the name is taken, or the folder does not exist.
         """
-        places = places_of(target)
+        places = _places(target)
         if any(path.exists() for path in places.leftovers):
             return
-        if not overwrite:
+        if isinstance(target, ObjectUrl):
+            if not overwrite:
+                Upload(target).refuse_existing()
+        elif not overwrite:
             _refuse_existing(places.target)
         elif os.path.lexists(places.target):
             _refuse_foreign(places.target)
 
     @classmethod
-    def append(cls, target: Path, job: dict[str, Any], *, disk: Disk | None = None) -> StoreWriter:
+    def append(
+        cls, target: Address, job: dict[str, Any], *, disk: Disk | None = None
+    ) -> StoreWriter:
         """Continue a store with new windows, or with windows that nobody has read yet; it stays
         until the fuller one is complete.
 
         The windows and shared tensors that are there are taken over byte for byte (hard links
-        where the file system has them); `put_document` must give the whole document.
+        where the file system has them; in an object store the windows stay where they are);
+        `put_document` must give the whole document.
 
         Raises:
             StoreError: there is no store, another process is writing, or the disk refuses.
         """
-        return cls._start(places_of(target), job, disk or Disk(), append=True)
+        return cls._start(target, job, disk or Disk(), append=True)
 
     @classmethod
     def _start(
         cls,
-        places: Places,
+        target: Address,
         job: dict[str, Any],
         disk: Disk,
         *,
         overwrite: bool = False,
         append: bool = False,
     ) -> StoreWriter:
+        places = _places(target)
+        upload = Upload(target) if isinstance(target, ObjectUrl) else None
         lock = Lock(places.lock, places.target)
         try:
             with disk_errors(f"beside {places.target}"):
                 finish_exchange(places, disk)
                 disk.remove_tree(places.done)
-                published = published_journal(places, disk)
+                published = published_journal(places, disk, upload.manifest if upload else None)
                 if published is not None:
                     same, journal = published.is_of(job), published.journal
-                    if same and not read_manifest(places.target).unread:
-                        return cls(places, lock, journal, disk, published=True)
+                    if same and not read_manifest(target).unread:
+                        return cls(places, lock, journal, disk, published=True, upload=upload)
                     clear_work(places, disk)
                 if append:
-                    base = read_manifest(places.target)
+                    base = read_manifest(target)
                     journal = open_work(places, disk, job, container.checksum(base.to_bytes()))
-                    writer = cls(places, lock, journal, disk, base=base, replaces=True)
+                    writer = cls(
+                        places, lock, journal, disk, base=base, replaces=True, upload=upload
+                    )
                     writer._take_over(base)
                     return writer
                 if not overwrite:
-                    _refuse_existing(places.target)
+                    _refuse_existing(places.target) if upload is None else upload.refuse_existing()
                 elif places.target.exists():
                     _refuse_foreign(places.target)
                 journal = open_work(places, disk, job, "")
-                return cls(places, lock, journal, disk, replaces=overwrite)
+                return cls(places, lock, journal, disk, replaces=overwrite, upload=upload)
         except BaseException:
             lock.release()
             raise
@@ -200,6 +218,9 @@ class StoreWriter:
                 clear_work(self._places, self._disk)
         finally:
             self._lock.release()
+            if self._upload is not None:
+                with contextlib.suppress(OSError):  # what is unfinished stays in it
+                    self._places.target.parent.rmdir()
 
     def __enter__(self) -> Self:
         return self
@@ -317,17 +338,20 @@ class StoreWriter:
         window_tokens: int,
         sources: tuple[SourceEntry, ...],
         unread: Sequence[tuple[int, WindowEntry]] = (),
+        progress: Progress = SILENT,
     ) -> Manifest:
         """Write the manifest and give the store its name. The fields are those of `Manifest`.
 
         Args:
             unread: numbers of windows that nobody has read, and where they lie; all others are
                 there.
+            progress: is told of the upload, where there is one.
         Raises:
             StoreError: a piece is missing, the manifest would not be valid, or the disk refuses.
+            ObjectStorageError: the object store cannot be reached or refuses.
         """
         if self._published:
-            return read_manifest(self._places.target)
+            return from_bytes((self._folder / NAME).read_bytes())
         entries, missing = self._journal.entries, dict(unread)
         count = sum(key.startswith("window ") for key in entries) + len(missing)
         written = [index for index in range(count) if index not in missing]
@@ -359,22 +383,32 @@ class StoreWriter:
                 for name, value in entries[key]["files"].items()
             },
         )
-        data = manifest.to_bytes()
+        far = {index for index in written if window_key(index) in self._far}
         with self._timed(), disk_errors(str(self._places.target)):
-            refuse_contradictions(self._places.store, manifest)
-            self._publish(data, set(manifest.files))
-        return from_bytes(data)
+            refuse_contradictions(self._places.store, manifest, far)
+            self._publish(manifest, progress)
+        return from_bytes(manifest.to_bytes())
 
     # -- inner steps
 
-    def _publish(self, manifest: bytes, names: set[str]) -> None:
-        places, disk = self._places, self._disk
-        remove_strangers(places.store, names, disk)
-        disk.write_file(places.draft, [manifest])
+    def _publish(self, manifest: Manifest, progress: Progress) -> None:
+        places, disk, data = self._places, self._disk, manifest.to_bytes()
+        remove_strangers(places.store, set(manifest.files), disk)
+        disk.write_file(places.draft, [data])
         disk.rename(places.draft, places.store / NAME)
         for folder in (places.store / WINDOWS, places.store, places.work):
             disk.sync_folder(folder)
-        self._journal.add(PUBLISH, {"manifest": container.checksum(manifest)})
+        self._journal.add(PUBLISH, {"manifest": container.checksum(data)})
+        if self._upload is not None:
+            self._send(self._upload, manifest, progress)
+        else:
+            self._give_name()
+        self._published = True
+        clear_work(places, disk)
+
+    def _give_name(self) -> None:
+        """Let the finished store have its name on this disk."""
+        places, disk = self._places, self._disk
         if not self._replaces:
             _refuse_existing(places.target)
         if not places.target.exists():
@@ -386,9 +420,19 @@ class StoreWriter:
             disk.sync_folder(places.work)
             disk.rename(places.store, places.target)
         disk.sync_folder(places.target.parent)
-        self._published = True
         self._folder = places.target
-        clear_work(places, disk)
+
+    def _send(self, upload: Upload, manifest: Manifest, progress: Progress) -> None:
+        """Upload the finished store, but for what is there already."""
+        entries = self._journal.entries
+        there = {name for key in self._inherited for name in entries[key]["files"]}
+        new = [name for name in manifest.files if name not in there]
+        try:
+            upload.publish(self._places.store, new, manifest, self._journal, progress)
+        except ObjectStorageError as error:
+            raise ObjectStorageError(
+                f"{error}; what was finished is kept, run the same command again to continue"
+            ) from None
 
     def _put_files(
         self,
@@ -425,26 +469,48 @@ class StoreWriter:
         for index in base.read:
             names = [device_file(index), host_file(index)]
             pieces[window_key(index)] = (names, asdict(base.windows[index]))
+        if self._upload is not None:
+            self._far = {key for key in pieces if key != SHARED_KEY}
+            self._refuse_gaps(base, self._upload)
         for key, (names, fields) in pieces.items():
             self._inherited.add(key)
             if key in self._journal.entries:
                 continue
-            for name in names:
-                self._disk.unlink(self._places.store / name)
-                self._disk.link(self._places.target / name, self._places.store / name)
             files = {name: asdict(base.files[name]) for name in names}
-            self._disk.sync_folder(self._places.store / WINDOWS)
-            self._disk.sync_folder(self._places.store)
             piece = {"files": files, "window": fields}
-            if not all_sound(self._places.store, piece):
-                raise StoreError(
-                    f"{self._places.target} is damaged, so nothing is appended: see sekv verify"
-                )
+            if key not in self._far:
+                self._bring(names, base)
+                if not all_sound(self._places.store, piece):
+                    raise StoreError(
+                        f"{self._places.target} is damaged, so nothing is appended: see sekv verify"
+                    )
             self._journal.add(key, piece)
             self._sound[key] = True
 
+    def _bring(self, names: list[str], base: Manifest) -> None:
+        """Have files of the store that is appended to in the one that is made."""
+        places, disk = self._places, self._disk
+        for name in names:
+            disk.unlink(places.store / name)
+            if self._upload is None:
+                disk.link(places.target / name, places.store / name)
+            else:
+                disk.write_file(places.store / name, [self._upload.fetch(name, base.files[name])])
+        disk.sync_folder(places.store / WINDOWS)
+        disk.sync_folder(places.store)
+
+    def _refuse_gaps(self, base: Manifest, upload: Upload) -> None:
+        gaps = upload.missing(base.files)
+        if gaps:
+            raise StoreError(
+                f"{upload.url} is damaged ({gaps[0]} is missing), so nothing is appended: see sekv "
+                "verify"
+            )
+
     def _is_sound(self, key: str) -> bool:
         """Whether a promised piece still has every byte; what has not is made anew."""
+        if key in self._far:
+            return True
         if key not in self._sound:
             entry = self._journal.entries.get(key)
             self._sound[key] = entry is not None and all_sound(self._place(key), entry)
@@ -467,13 +533,18 @@ class StoreWriter:
         start = f"chunk {window} "
         return tuple(key for key in self._journal.entries if key.startswith(start))
 
-    @contextmanager
+    @contextlib.contextmanager
     def _timed(self) -> Iterator[None]:
         begun = time.perf_counter()
         try:
             yield
         finally:
             self.seconds += time.perf_counter() - begun
+
+
+def _places(target: Address) -> Places:
+    """Where a store is made: beside its name, or in the cache where it is uploaded from."""
+    return places_of(staging(target) if isinstance(target, ObjectUrl) else target)
 
 
 def _refuse_existing(target: Path) -> None:

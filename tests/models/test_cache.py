@@ -15,6 +15,7 @@ import pytest
 from engine.errors import ReaderError
 from engine.models import cache
 from engine.models.checkpoint import weight_files, weights_fingerprint
+from engine.store import cache_folder
 from engine.types import Silent
 from repository import ROOT, environment
 
@@ -171,9 +172,9 @@ def test_removing_frees_the_bytes(place: Path) -> None:
 
 def test_the_cache_lies_where_the_system_keeps_caches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SEKV_CACHE")
-    assert cache.root().name == "sekv"
+    assert cache_folder.root().name == "sekv"
     monkeypatch.setenv("SEKV_CACHE", "~/models")
-    assert cache.root() == Path.home() / "models"
+    assert cache_folder.root() == Path.home() / "models"
 
 
 # ---------------------------------------------------------------------------- digests

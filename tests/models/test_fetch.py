@@ -22,6 +22,7 @@ from engine.errors import ReaderError
 from engine.models import aliases, cache, fetch, gguf, locate
 from engine.models.aliases import KnownModel
 from engine.models.gguf_worker import convert_file
+from engine.store import cache_folder
 from engine.types import Progress, Silent
 from repository import environment
 
@@ -82,7 +83,7 @@ def refused(match: str, *, recorded: RecordedProgress | None = None) -> str:
     with pytest.raises(ReaderError, match=match) as caught:
         locate.locate("", progress=recorded or Silent())
     assert "\n" not in str(caught.value)
-    folder = cache.root() / "models"
+    folder = cache_folder.root() / "models"
     assert not folder.exists() or [path for path in folder.iterdir() if path.is_dir()] == []
     return str(caught.value)
 
@@ -214,7 +215,7 @@ def test_an_installed_package_is_used_and_not_imported(
     assert [stage for stage, *_ in recorded.stages] == ["converting tiny, once"]
     assert "tiny_model" not in sys.modules
     # Another version's file is not taken for it.
-    shutil.rmtree(cache.root())
+    shutil.rmtree(cache_folder.root())
     (site / known.wheel.member).write_bytes(b"GGUF and something else")
     with pytest.raises(ReaderError, match="is not here and the network"):
         locate.locate("", offline=True, progress=recorded)

@@ -15,6 +15,7 @@ from engine.models import aliases, cache, fetch
 from engine.models.aliases import KnownModel
 from engine.models.locate import locate, of_store
 from engine.models.reader import Reader, load_reader
+from engine.store import cache_folder
 from engine.store.reader import read_manifest
 from engine.types import Silent
 from sekv_cli.main import run
@@ -265,7 +266,7 @@ def test_models_lists_what_is_known_and_what_is_here(
     assert (own["name"], own["from"]) == (cache.folder_of("ab" * 32).name, "/home/reader/own.gguf")
     assert run(["models"]) == 0
     shown = capsys.readouterr().out
-    for word in ("tiny", "default", "Apache-2.0", "4,096", own["name"], str(cache.root())):
+    for word in ("tiny", "default", "Apache-2.0", "4,096", own["name"], str(cache_folder.root())):
         assert word in shown.replace("\n", "")
 
 
