@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from engine.answer import checks
-from engine.errors import SekvError
+from engine.errors import LibraryError, SekvError
+from engine.object_storage import Address, ObjectUrl, address, is_url
 from engine.store import glance
 from engine.types import (
     Answer,
@@ -63,7 +64,8 @@ __all__ = [
     "plan",
 ]
 
-PathName: TypeAlias = str | os.PathLike[str]
+PathName: TypeAlias = str | os.PathLike[str] | ObjectUrl
+"""A path, or the URL of an object store."""
 
 
 def ingest(
@@ -94,7 +96,7 @@ def ingest(
     """
     from engine.ingest import run
 
-    target = None if store is None else Path(store)
+    target = None if store is None else address(store)
     return run.ingest(
         _paths(sources), target, options or IngestOptions(), progress or Silent(), stdin, reader
     )
@@ -128,7 +130,7 @@ def ingest_library(
 
     return documents.ingest_library(
         _paths(sources),
-        Path(library),
+        _folder(library),
         options or IngestOptions(),
         many or LibraryOptions(),
         progress or SilentLibrary(),
@@ -211,16 +213,29 @@ def open_store(
 
 def _paths(sources: PathName | Sequence[PathName]) -> list[str]:
     """The names of one source or several."""
-    several = [sources] if isinstance(sources, str | os.PathLike) else sources
-    return [os.fspath(source) for source in several]
+    several = [sources] if isinstance(sources, str | os.PathLike | ObjectUrl) else sources
+    names = [str(source) for source in several]
+    return [str(address(name)) if is_url(name) else name for name in names]
 
 
-def _store(store: PathName) -> Path:
-    """The path of a store that is there.
+def _folder(library: PathName) -> Path:
+    """The path of a library.
+
+    Raises:
+        LibraryError: it is a URL.
+    """
+    place = address(library)
+    if isinstance(place, ObjectUrl):
+        raise LibraryError(f"{place}: a library is kept on a disk; single stores may be there")
+    return place
+
+
+def _store(store: PathName) -> Address:
+    """The path or URL of a store that is there.
 
     Raises:
         StoreMissingError: there is none.
     """
-    path = Path(store)
+    path = address(store)
     glance.check_store(path)
     return path

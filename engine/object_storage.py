@@ -101,7 +101,8 @@ def address(name: str | os.PathLike[str] | ObjectUrl) -> Address:
     key = parts.path.strip("/")
     if not (parts.netloc or scheme == "memory"):
         raise ObjectStorageError(f"{shown} names no bucket; write {scheme}://bucket/name")
-    if any(part in ("", ".", "..") for part in key.split("/")) and key:
+    steps = parts.path.removeprefix("/").removesuffix("/").split("/")
+    if key and any(step in ("", ".", "..") for step in steps):
         raise ObjectStorageError(f"{shown} has an empty step or dots in its key")
     return ObjectUrl(f"{scheme}://{parts.netloc}", key)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from engine.answer import replay
 from engine.compression.tensor_names import CODING_ERRORS, KEYS, VALUES, bits_of, of_layer
 from engine.errors import DocumentError, SekvError, StoreError
+from engine.object_storage import Address
 from engine.store.library import check_sources
 from engine.store.manifest import SHARED, Manifest, device_file, host_file
 from engine.store.reader import Store
@@ -33,7 +34,7 @@ class TextPiece:
 
 
 def inspect(
-    store: Path,
+    store: Address,
     *,
     question: str = "",
     trace: Path | Mapping[str, Any] | None = None,
@@ -85,7 +86,7 @@ def inspect(
     )
 
 
-def text(store: Path, source: int, start: int, end: int) -> list[TextPiece]:
+def text(store: Address, source: int, start: int, end: int) -> list[TextPiece]:
     """The characters [start, end) of a source, cut where spans end.
 
     Raises:
@@ -119,7 +120,7 @@ def text(store: Path, source: int, start: int, end: int) -> list[TextPiece]:
     return pieces
 
 
-def excerpts(store: Path, spans: Collection[int]) -> dict[int, str]:
+def excerpts(store: Address, spans: Collection[int]) -> dict[int, str]:
     """The words of some spans by their number, "" where a store keeps no text."""
     with Store.open(store) as opened:
         places = [place for place in _places(opened) if place.id in spans]
@@ -127,7 +128,7 @@ def excerpts(store: Path, spans: Collection[int]) -> dict[int, str]:
     return {place.id: texts[place.source][place.start : place.end] for place in places}
 
 
-def around(store: Path, citation: Citation, width: int) -> tuple[str, str]:
+def around(store: Address, citation: Citation, width: int) -> tuple[str, str]:
     """Up to `width` characters before and after a passage, in the source that says it there.
 
     Two sources may have one path, with another text each: a file that was appended again.
@@ -336,7 +337,7 @@ def _tiers(store: Store) -> dict[str, int]:
 # ---------------------------------------------------------------------------- zoom
 
 
-def _ask(store: Path, question: str, options: AskOptions, progress: Progress) -> Recorded:
+def _ask(store: Address, question: str, options: AskOptions, progress: Progress) -> Recorded:
     from engine.answer.session import Session
 
     with Session(store, replace(options, trace=True), progress) as session:

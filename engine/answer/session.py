@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -37,6 +36,7 @@ from engine.models import chunked, evidence_heads
 from engine.models.chunked import Stop
 from engine.models.locate import of_store
 from engine.models.reader import Reader, load_reader
+from engine.object_storage import Address
 from engine.store.manifest import Manifest
 from engine.store.reader import Store
 from engine.types import (
@@ -63,7 +63,7 @@ class Session:
 
     def __init__(
         self,
-        store: Path,
+        store: Address,
         options: AskOptions,
         progress: Progress,
         reader: Reader | None = None,
@@ -509,7 +509,7 @@ class _PreparedQuestion:
     turns: int
 
 
-def _known_ids(ids: Any, reader: Reader, store: Path) -> torch.Tensor:
+def _known_ids(ids: Any, reader: Reader, store: Address) -> torch.Tensor:
     """The document's token ids, int64 [N].
 
     Raises:
@@ -521,7 +521,9 @@ def _known_ids(ids: Any, reader: Reader, store: Path) -> torch.Tensor:
     return torch.from_numpy(ids).long()
 
 
-def _reader_of(store: Path, manifest: Manifest, options: AskOptions, progress: Progress) -> Reader:
+def _reader_of(
+    store: Address, manifest: Manifest, options: AskOptions, progress: Progress
+) -> Reader:
     """The reader that a store names, or the one the options put in its place."""
     progress.note(f"loading {manifest.model.id}")
     return load_reader(

@@ -24,6 +24,7 @@ from engine.documents.types import (
     Source,
 )
 from engine.errors import DocumentError
+from engine.object_storage import address, bucket, is_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,7 +64,7 @@ def load(
     """Read every source, in the order given.
 
     Args:
-        paths: files; "-" is stdin, once.
+        paths: files or URLs of object stores; "-" is stdin, once.
         pages: pages of the PDFs among the sources, such as "1-20,25", as `chosen_sheets` has it;
             they keep their labels. None reads all.
         password: opens encrypted PDFs.
@@ -71,6 +72,7 @@ def load(
         stdin: read for "-"; the process's own by default.
     Raises:
         DocumentError: the first source that cannot be read, with its name and what to do.
+        ObjectStorageError: the object store of one cannot be reached, or has none of that name.
     """
     if not paths:
         raise DocumentError("no source given; name a file, or - for stdin")
@@ -93,6 +95,8 @@ def _read(path: str, stdin: BinaryIO | None) -> bytes:
     try:
         if path == STDIN:
             raw = (stdin or sys.stdin.buffer).read(MAX_SOURCE_BYTES + 1)
+        elif is_url(path):
+            raw = _fetched(path)
         else:
             if Path(path).is_dir():
                 raise DocumentError(f"{path} is a directory; name the files in it")
@@ -109,6 +113,18 @@ def _read(path: str, stdin: BinaryIO | None) -> bytes:
         limit = MAX_SOURCE_BYTES // 2**20
         raise DocumentError(f"{_name(path)} is larger than {limit} MiB; split it")
     return raw
+
+
+def _fetched(url: str) -> bytes:
+    """The bytes of an object, or of the file of a `file://` URL.
+
+    Raises:
+        ObjectStorageError: it cannot be had.
+    """
+    place = address(url)
+    if isinstance(place, Path):
+        return _read(str(place), None)
+    return bucket(place).read_range(place.key, 0, MAX_SOURCE_BYTES + 1)
 
 
 def _name(path: str) -> str:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.compression.methods import Method
 from engine.errors import ReaderError
+from engine.object_storage import Address
 from engine.store.manifest import WindowEntry
 from engine.types import IngestOptions, IngestReport, Progress, SourceReport
 
@@ -68,7 +68,7 @@ class StoreBuild:
         self.wanted: Sequence[int] = range(len(windows))  # those that are read, in this order
         self.stop: Stop | None = None
 
-    def make(self, target: Path, progress: Progress, clock: Clock) -> IngestReport:
+    def make(self, target: Address, progress: Progress, clock: Clock) -> IngestReport:
         """Read, compress, write and publish."""
         self.run(progress)
         return self.report(target, self.publish(), clock)
@@ -94,7 +94,7 @@ class StoreBuild:
             ],
         )
 
-    def report(self, target: Path, manifest: Manifest, clock: Clock) -> IngestReport:
+    def report(self, target: Address, manifest: Manifest, clock: Clock) -> IngestReport:
         """What is told of the store."""
         identity, dtype = self.reader.identity, self.reader.dtype
         row = 2 * identity.layers * identity.kv_heads * identity.head_dim
@@ -108,7 +108,7 @@ class StoreBuild:
             window_tokens=self.windows.most,
             spans=manifest.spans,
             anchors=manifest.anchors,
-            store_bytes=sum(f.stat().st_size for f in target.rglob("*") if f.is_file()),
+            store_bytes=manifest.store_bytes,
             full_kv_bytes=row * len(self.tokens.ids) * dtype.itemsize,
             timing={
                 "read_s": clock.laps["read_s"],

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import OptionError, StoreBusyError, StoreError
@@ -16,6 +15,7 @@ from engine.ingest.build import StoreBuild, job_of
 from engine.ingest.stored import method_of, stored_sources, stored_tokens
 from engine.ingest.trained_router import learnt_before
 from engine.ingest.windows import Windows
+from engine.object_storage import Address
 from engine.store.glance import is_store
 from engine.store.manifest import Manifest
 from engine.store.reader import Store, read_manifest
@@ -30,7 +30,7 @@ WAIT_SECONDS = 0.1
 """Between two looks at a store that another process is writing."""
 
 
-def partly_read(target: Path) -> Manifest | None:
+def partly_read(target: Address) -> Manifest | None:
     """The manifest of the store at `target` if windows of it are not read; None of any other.
 
     Raises:
@@ -43,7 +43,7 @@ def partly_read(target: Path) -> Manifest | None:
 
 
 def read_windows(
-    target: Path,
+    target: Address,
     wanted: Sequence[int],
     reader: Reader,
     progress: Progress,
@@ -104,7 +104,7 @@ def read_windows(
     return None
 
 
-def _check_same(target: Path, base: Manifest, now: Manifest | None) -> None:
+def _check_same(target: Address, base: Manifest, now: Manifest | None) -> None:
     """Whether a store is still of the document that its windows are read of."""
     if now is None or (now.sources, now.tokens) != (base.sources, base.tokens):
         raise StoreError(f"{target} was replaced while it was open: open it again")

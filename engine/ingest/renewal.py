@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import StoreError, StoreExistsError
 from engine.ingest.sources import STDIN
-from engine.store.library import place_of, sha256_of
+from engine.object_storage import Address, ObjectUrl, is_url
+from engine.store.glance import is_store
+from engine.store.library import digest_of, place_of
 from engine.store.reader import Store
-from engine.store.work import Places
+from engine.store.upload import places_at
 from engine.types import IngestReport, SourceReport
 
 if TYPE_CHECKING:
@@ -19,16 +20,16 @@ if TYPE_CHECKING:
     from engine.types import IngestOptions
 
 
-def is_current(paths: Sequence[str], target: Path, options: IngestOptions) -> bool:
+def is_current(paths: Sequence[str], target: Address, options: IngestOptions) -> bool:
     """Whether `options.update` has nothing to do, as the store holds these sources as they are.
 
     Raises:
         StoreExistsError: there is a store of these sources, and the options say nothing of reading
             them again; or, under `options.update`, one of other sources.
     """
-    if options.overwrite or not target.is_dir():
+    if options.overwrite or not is_store(target):
         return False
-    unfinished = Places(Path(os.path.realpath(target))).work.exists()
+    unfinished = places_at(target).work.exists()
     try:
         with Store.open(target) as store:
             manifest = store.manifest
@@ -55,7 +56,7 @@ def is_current(paths: Sequence[str], target: Path, options: IngestOptions) -> bo
     )
 
 
-def report(target: Path) -> IngestReport:
+def report(target: Address) -> IngestReport:
     """What there is to say of a store that is up to date.
 
     Raises:
@@ -84,14 +85,19 @@ def report(target: Path) -> IngestReport:
     )
 
 
-def changed(paths: Sequence[str], target: Path, manifest: Manifest) -> list[str] | None:
+def changed(paths: Sequence[str], target: Address, manifest: Manifest) -> list[str] | None:
     """Those of the sources that are not what was read; None where the store is of other sources."""
     if len(paths) != len(manifest.sources) or STDIN in paths:
         return None
     changed = []
     for path, entry in zip(paths, manifest.sources, strict=True):
-        digest = sha256_of(Path(path))
+        digest = digest_of(path)
         if digest == entry.sha256:
+            continue
+        if isinstance(target, ObjectUrl) or is_url(entry.path):
+            if not digest or path != entry.path:
+                return None
+            changed.append(path)
             continue
         place = place_of(entry.path, entry.near, target)
         if not digest or os.path.realpath(place) != os.path.realpath(path):

@@ -21,6 +21,7 @@ from engine.ingest.sources import check_named_once, check_new, entries, remarks
 from engine.ingest.stored import method_of, stored_sources
 from engine.ingest.trained_router import check_use, learnt_before, routed
 from engine.ingest.windows import Windows, cut_windows, longest_window
+from engine.object_storage import Address
 from engine.store.reader import read_manifest
 from engine.types import IngestOptions, IngestReport, Plan, Progress
 
@@ -84,7 +85,7 @@ def plan(
 
 def ingest(
     paths: Sequence[str],
-    target: Path | None,
+    target: Address | None,
     options: IngestOptions,
     progress: Progress,
     stdin: BinaryIO | None = None,
@@ -104,7 +105,7 @@ def ingest(
 
 def begin(
     paths: Sequence[str],
-    target: Path | None,
+    target: Address | None,
     options: IngestOptions,
     progress: Progress,
     reader: Reader | None = None,
@@ -119,7 +120,7 @@ def begin(
 
 def _ingest(
     paths: Sequence[str],
-    target: Path | None,
+    target: Address | None,
     options: IngestOptions,
     progress: Progress,
     stdin: BinaryIO | None,
@@ -203,7 +204,7 @@ def _ingest(
 
 
 def _check_begun(
-    target: Path, tokens: Tokens, windows: Windows, recipe: Method, document: Document
+    target: Address, tokens: Tokens, windows: Windows, recipe: Method, document: Document
 ) -> None:
     """Whether a partly read store is what this ingest would make.
 
@@ -274,7 +275,7 @@ def _measure_heads(reader: Reader, progress: Progress) -> None:
 
 def append(
     paths: Sequence[str],
-    target: Path,
+    target: Address,
     options: IngestOptions,
     progress: Progress,
     stdin: BinaryIO | None = None,

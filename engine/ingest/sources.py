@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import DocumentError
+from engine.object_storage import Address, ObjectUrl, is_url
 from engine.store.manifest import SourceEntry
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def remarks(sources: Sequence[Source], old: Sequence[Source] = ()) -> list[str]:
     return said
 
 
-def entries(sources: Iterable[Source], target: Path) -> tuple[SourceEntry, ...]:
+def entries(sources: Iterable[Source], target: Address) -> tuple[SourceEntry, ...]:
     """What the manifest of a store at `target` says of its sources."""
     return tuple(
         SourceEntry(
@@ -93,14 +94,15 @@ def entries(sources: Iterable[Source], target: Path) -> tuple[SourceEntry, ...]:
     )
 
 
-def _near(path: str, target: Path) -> str:
+def _near(path: str, target: Address) -> str:
     """Where a file lies, seen from the folder that holds the store.
 
     So the store finds it from any folder, and still does when both are moved together; and nothing
-    of the machine it was made on is told. A path that was given whole needs no other.
+    of the machine it was made on is told. A path that was given whole needs no other, and beside a
+    store in an object store there are no files.
     """
     given = Path(path)
-    if path == STDIN or given.is_absolute():
+    if path == STDIN or isinstance(target, ObjectUrl) or is_url(path) or given.is_absolute():
         return ""
     beside = Path(os.path.realpath(target)).parent
     return str(Path(os.path.relpath(os.path.realpath(given.parent), beside)) / given.name)

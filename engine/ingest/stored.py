@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.compression.methods import Method
 from engine.errors import StoreError, StoreMismatchError
+from engine.object_storage import Address
 
 if TYPE_CHECKING:
     from engine.compression.params import Tensors
@@ -52,7 +52,7 @@ def stored_tokens(table: Mapping[str, Any], engine: str) -> Tokens:
 
 
 def method_of(
-    target: Path, manifest: Manifest, shared: Tensors, reader: Reader, router: str
+    target: Address, manifest: Manifest, shared: Tensors, reader: Reader, router: str
 ) -> Method:
     """The method of a store that this reader can go on with.
 

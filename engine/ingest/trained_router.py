@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.compression.methods import Method, with_router
 from engine.errors import RouterError
+from engine.object_storage import Address
 from engine.types import Progress
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def check_use(trained: TrainedRouter, recipe: Method, file: str) -> None:
 
 
 def learnt_before(
-    target: Path, recipe: Method, shared: Any, requested: str, folder: Path, reader: Reader
+    target: Address, recipe: Method, shared: Any, requested: str, folder: Path, reader: Reader
 ) -> list[Any]:
     """What the router that a store was made with knows of each layer; empty if it had none, or
     the store keeps what it needs of it.

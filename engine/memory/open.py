@@ -76,6 +76,7 @@ def open_memory(
     if not 0 < coverage <= 1:
         raise OptionError("coverage", f"{coverage} is not in (0, 1]")
     tokens = fitting.parse_budget(budget, manifest.tokens)
+    store.fetch_ahead()
     stored = store.shared()
     sections = [store.device(window) for window in manifest.read]
     try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from engine.errors import ReaderError, StoreError
 from engine.models import aliases, cache, fetch, gguf, named
 from engine.models.aliases import KnownModel
+from engine.object_storage import Address
 from engine.types import ModelIdentity, Progress, Silent
 
 SILENT = Silent()
@@ -75,7 +76,7 @@ def locate(
 
 
 def of_store(
-    store: Path,
+    store: Address,
     stored: ModelIdentity,
     model: str,
     *,
@@ -88,7 +89,7 @@ def of_store(
     missing, a hub model is not. Whether it is the right one is for the fingerprints to say.
 
     Args:
-        store: its path.  stored: what it says.  model: what the user named, "" for nothing.
+        store: its path or URL.  stored: what it says.  model: what the user named, "" for nothing.
     Raises:
         StoreError: an early version's built-in model made the store.
         ReaderError: no such model, or it is not here.

@@ -119,6 +119,11 @@ class BlockCache:
             if self._room < 0:
                 self._make_room()
 
+    def drop(self, key: str) -> None:
+        """Remove all parts of a file."""
+        for part in self.parts(key):
+            self._path(key, part).unlink(missing_ok=True)
+
     def _make_room(self) -> None:
         """Remove what was not used for longest, if there is too much."""
         found = sorted(self._all())

@@ -75,6 +75,10 @@ class StoreFile:
         """Let go of the folder; reading is over."""
         self._closer()
 
+    def forget(self) -> None:
+        """What was read does not fit its checksums: the next reader takes nothing from a cache."""
+        self._folder.forget(self.entry)
+
     def read_into(self, runs: Runs) -> None:
         """Fill writable byte buffers, of each run in order, from the run's position in the file on.
 
@@ -117,6 +121,7 @@ class StoreFile:
             StoreError: they differ.
         """
         if container.checksum(data) != self.entry.tensors[name]:
+            self.forget()
             raise StoreDamagedError(f"{self.name} is damaged in tensor {name!r}: {ADVICE}")
 
     def is_damaged(self, name: str, advance: Callable[[int], None]) -> bool:
@@ -140,6 +145,7 @@ class StoreFile:
             length = container.header_length(prefix, size)
             data = self.read(0, length).tobytes()
             if container.checksum(data) != self.entry.header:
+                self.forget()
                 raise StoreDamagedError("has a header that is not the manifest's")
             header = container.parse(data, size)
         except StoreError as error:

@@ -83,6 +83,9 @@ class StoreFolder(Protocol):
             files: name, entry and how many bytes from the beginning.
         """
 
+    def forget(self, entry: FileEntry) -> None:
+        """Keep nothing of a file near: what was read of it does not fit its checksums."""
+
     def total_bytes(self) -> int:
         """Bytes of everything there."""
 
@@ -164,6 +167,8 @@ class Folder:
             self._give_back(name)
 
     def fetch_ahead(self, files: Iterable[tuple[str, FileEntry, int]]) -> None: ...
+
+    def forget(self, entry: FileEntry) -> None: ...
 
     def total_bytes(self) -> int:
         return sum(

@@ -36,12 +36,17 @@ def check_store(path: Address) -> None:
         raise StoreMissingError(f"there is no store at {str(path)!a}: {reason}") from None
 
 
-def is_store(path: Path) -> bool:
-    """Whether a store is at this path, or one that is being replaced.
+def is_store(path: Address) -> bool:
+    """Whether a store is at this path or URL, or one that is being replaced.
 
     Raises:
         OSError, ValueError: no file can have such a name.
+        ObjectStorageError: its object store cannot be reached or refuses.
     """
+    if isinstance(path, ObjectUrl):
+        from engine.store import object_folder
+
+        return object_folder.is_store(path)
     return (path / NAME).is_file() or Places(Path(os.path.realpath(path))).old.exists()
 
 
@@ -57,12 +62,16 @@ def not_a_store(path: Path) -> StoreMissingError:
     return StoreMissingError(f"{path} is not a store (it has no {NAME})")
 
 
-def changed_sources(path: Path) -> list[str]:
+def changed_sources(path: Address) -> list[str]:
     """One line for each source of a store that lies where it was read and changed since.
+
+    Of a store in an object store none: that would take a look at another place for each.
 
     A source is read only if it is younger than the store; one that is gone is not spoken of, for
     the store keeps its text.
     """
+    if isinstance(path, ObjectUrl):
+        return []
     try:
         made = (path / NAME).stat().st_mtime_ns
         sources = json.loads((path / NAME).read_bytes())["sources"]

@@ -179,6 +179,7 @@ class HostSection:
         cuts, sums = places.tolist(), table.sums[wanted].tolist()
         for index, span in enumerate(wanted.tolist()):
             if span_checksum(data[cuts[index] : cuts[index + 1]]) != sums[index]:
+                self._file.forget()
                 raise StoreDamagedError(
                     f"{self._file.name} is damaged in layer {layer}, span {span}: {ADVICE}"
                 )

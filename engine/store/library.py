@@ -157,17 +157,27 @@ def compare_identity(stored: ModelIdentity, other: ModelIdentity, dtypes: tuple[
     return ""
 
 
+def digest_of(source: str) -> str:
+    """The SHA-256 of a source's bytes, in a file or in an object store; "" where there is none.
+
+    Raises:
+        ObjectStorageError: its object store cannot be reached or refuses.
+    """
+    place = address(source)
+    if isinstance(place, Path):
+        return sha256_of(place)
+    try:
+        return hashlib.sha256(bucket(place).read(place.key)[0]).hexdigest()
+    except ObjectMissingError:
+        return ""
+
+
 def _check_object(source: SourceEntry) -> Iterator[str]:
     """What is to be said of a source in an object store, which is read for it."""
-    place = address(source.path)
-    if not isinstance(place, ObjectUrl):
-        return
-    try:
-        data, _ = bucket(place).read(place.key)
-    except ObjectMissingError:
+    digest = digest_of(source.path)
+    if not digest:
         yield f"{source.path} is no longer there; the store still holds its text"
-        return
-    if hashlib.sha256(data).hexdigest() != source.sha256:
+    elif digest != source.sha256:
         yield f"{source.path} changed since it was read: ingest again to read it anew"
 
 

@@ -139,6 +139,11 @@ class Manifest:
         return sum(self.windows[index].end - self.windows[index].start for index in self.read)
 
     @property
+    def store_bytes(self) -> int:
+        """Bytes of all files of the store, this one included."""
+        return len(self.to_bytes()) + sum(entry.bytes for entry in self.files.values())
+
+    @property
     def spans(self) -> int:
         """Spans of all windows."""
         return sum(window.spans for window in self.windows)

@@ -145,6 +145,9 @@ class ObjectFolder:
         for _ in self._pool.map(lambda part: self._fetch(*part), wanted):
             pass
 
+    def forget(self, entry: FileEntry) -> None:
+        self._cache.drop(block_key(entry))
+
     def total_bytes(self) -> int:
         return sum(found.size for found in self._listing.values())
 
@@ -247,10 +250,17 @@ def check_store(url: ObjectUrl) -> None:
     """
     if not url.key:
         raise ObjectStorageError(f"{url} names a bucket; name the store in it")
+    if not is_store(url):
+        raise not_a_store(url)
+
+
+def is_store(url: ObjectUrl) -> bool:
+    """Whether a store is at a URL; one request."""
     try:
         bucket(url).head(f"{url.key}/{NAME}")
     except ObjectMissingError:
-        raise not_a_store(url) from None
+        return False
+    return True
 
 
 def listing(url: ObjectUrl) -> dict[str, ObjectInfo]:

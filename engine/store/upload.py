@@ -14,10 +14,11 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from engine.errors import ObjectMissingError, StoreError, StoreExistsError
-from engine.object_storage import ObjectUrl, bucket
+from engine.object_storage import Address, ObjectUrl, bucket
 from engine.store import cache_folder
 from engine.store.manifest import NAME, from_bytes
 from engine.store.object_folder import BLOCKS, block_key, listing, object_of
+from engine.store.work import Places, places_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,6 +47,11 @@ def staging(url: ObjectUrl) -> Path:
             "another folder with SEKV_CACHE"
         ) from None
     return folder / url.name
+
+
+def places_at(target: Address) -> Places:
+    """Where a store is made: beside its name, or in the cache from where it is uploaded."""
+    return places_of(staging(target) if isinstance(target, ObjectUrl) else target)
 
 
 class Upload:

@@ -46,7 +46,7 @@ from engine.store.pieces import (
 from engine.store.reader import load_file, read_manifest
 from engine.store.records import with_span_checks
 from engine.store.tensors import to_blocks
-from engine.store.upload import Upload, staging
+from engine.store.upload import Upload, places_at
 from engine.store.work import (
     PUBLISH,
     Journal,
@@ -56,7 +56,6 @@ from engine.store.work import (
     file_from_json,
     finish_exchange,
     open_work,
-    places_of,
     published_journal,
 )
 from engine.types import ModelIdentity, Silent
@@ -143,7 +142,7 @@ class StoreWriter:
         Raises:
             StoreError: the name is taken, or the folder does not exist.
         """
-        places = _places(target)
+        places = places_at(target)
         if any(path.exists() for path in places.leftovers):
             return
         if isinstance(target, ObjectUrl):
@@ -180,7 +179,7 @@ class StoreWriter:
         overwrite: bool = False,
         append: bool = False,
     ) -> StoreWriter:
-        places = _places(target)
+        places = places_at(target)
         upload = Upload(target) if isinstance(target, ObjectUrl) else None
         lock = Lock(places.lock, places.target)
         try:
@@ -540,11 +539,6 @@ class StoreWriter:
             yield
         finally:
             self.seconds += time.perf_counter() - begun
-
-
-def _places(target: Address) -> Places:
-    """Where a store is made: beside its name, or in the cache where it is uploaded from."""
-    return places_of(staging(target) if isinstance(target, ObjectUrl) else target)
 
 
 def _refuse_existing(target: Path) -> None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from engine.object_storage import Address
     from engine.store.disk import Disk
 
 LAYERS = 2
@@ -154,7 +155,7 @@ def run(
 
 
 def ingest(
-    target: Path,
+    target: Address,
     *,
     seed: int = 0,
     windows: int = 2,
@@ -169,7 +170,7 @@ def ingest(
 
 
 def append(
-    target: Path,
+    target: Address,
     *,
     seed: int = 0,
     windows: int = 3,
@@ -191,7 +192,7 @@ def tree(path: Path) -> dict[str, bytes]:
     }
 
 
-def read_all(path: Path) -> dict[str, Any]:
+def read_all(path: Address) -> dict[str, Any]:
     """Everything that a reader can get out of a store."""
     with Store.open(path) as store:
         found: dict[str, Any] = {"manifest": store.manifest, "text": store.text(0)}
