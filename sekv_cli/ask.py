@@ -81,7 +81,7 @@ def ask(
     first = next(waiting, None)
     if first is None:
         raise SekvError("there is no question; give one after the store, with -f FILE or with -")
-    glance.check_store(store)
+    place = options.there(store)
     named.check(model, offline=offline)
     options.check_router(router)
     outputs.check_trace(trace)
@@ -110,7 +110,7 @@ def ask(
     traces = []
     with (
         progress.on_stderr(verbose) as shown,
-        open_asker(store, chosen, shown, no_server=no_server) as session,
+        open_asker(place, chosen, shown, no_server=no_server) as session,
     ):
         for question in chain([first], waiting):
             if as_json:
@@ -118,7 +118,7 @@ def ask(
                 shown.clear()
                 format.emit_json(answer.to_json())
             else:
-                heading, sources = question if several else "", glance.source_paths(store)
+                heading, sources = question if several else "", glance.source_paths(place)
                 stream = Stream(shown, heading, live=not no_stream, sources=sources)
                 stream.finish(session.ask(question, stream.text), stats=stats)
             if trace is not None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from engine import api
+from engine.object_storage import Address
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -42,7 +42,7 @@ class Asker(Protocol):
     def trace(self) -> dict[str, Any]: ...
 
 
-def open_asker(store: Path, options: AskOptions, shown: Shown, *, no_server: bool) -> Asker:
+def open_asker(store: Address, options: AskOptions, shown: Shown, *, no_server: bool) -> Asker:
     """The running server that has the store open, or a session that loads it.
 
     A server reads with the model and on the device it was started with; who names another one

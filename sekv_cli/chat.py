@@ -14,6 +14,7 @@ import typer
 from engine.answer import checks
 from engine.errors import OutputError, SekvError
 from engine.models import named
+from engine.object_storage import Address
 from engine.store import glance
 from engine.types import AUTO, AskOptions
 from sekv_cli import options, outputs, streams
@@ -66,7 +67,7 @@ def chat(
       sekv chat book.sekv
       sekv chat book.sekv --budget 10% --temperature 0.7
     """
-    glance.check_store(store)
+    place = options.there(store)
     named.check(model, offline=offline)
     streams.binary()
     outputs.check_history(history)
@@ -90,10 +91,10 @@ def chat(
     )
     with (
         progress.on_stderr(verbose) as shown,
-        open_asker(store, chosen, shown, no_server=no_server) as asker,
+        open_asker(place, chosen, shown, no_server=no_server) as asker,
     ):
         shown.clear()
-        talk = Talk(store, asker, shown)
+        talk = Talk(place, asker, shown)
         for line in _lines(history):
             if not talk.take(line):
                 break
@@ -105,7 +106,7 @@ class Talk:
     What fails is said in one line and the talk goes on, but where stdout takes nothing any more.
     """
 
-    def __init__(self, store: Path, asker: Asker, shown: Shown) -> None:
+    def __init__(self, store: Address, asker: Asker, shown: Shown) -> None:
         self._store, self._asker, self._shown = store, asker, shown
         self._turns: list[Turn] = []  # without those that found nothing: they only mislead
         self._before: tuple[Turn, ...] = ()  # the latest question

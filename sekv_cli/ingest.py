@@ -14,7 +14,7 @@ from engine.errors import DocumentError, SekvError
 from engine.ingest.collect import read_list
 from engine.ingest.sources import check_named_once, check_there
 from engine.models import named
-from engine.store import glance
+from engine.object_storage import address
 from engine.store.folders import is_library
 from engine.types import IngestOptions, LibraryOptions
 from sekv_cli import completion, options, streams
@@ -43,7 +43,7 @@ def ingest(
         ),
     ] = None,
     append: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="STORE",
             help="Add the sources to this store instead; its model and method are used.",
@@ -177,7 +177,7 @@ def ingest(
     if library is not None and append is not None:
         raise SekvError("--append adds files to one store; leave out folders and --list")
     if append is not None:
-        glance.check_store(append)
+        options.there(append)
     named.check(model, offline=offline)
     options.check_router(router)
     method_names.check(method)
@@ -211,7 +211,7 @@ def ingest(
             made = api.ingest_library(sources, library, chosen, many, told)
         finish(made, as_json=as_json)
         return
-    target = None if output is None else Path(output)
+    target = None if output is None else address(output)
     with progress.on_stderr(verbose) as shown:
         if dry_run:
             plan = api.plan(sources, chosen, shown, stdin=stdin)
@@ -245,7 +245,10 @@ def _library(
     Raises:
         SekvError: a library without a name, or its options without a library.
     """
-    named = output is not None and (output.endswith(("/", os.sep)) or is_library(Path(output)))
+    place = None if output is None or output.endswith(("/", os.sep)) else address(output)
+    named = output is not None and (
+        place is None or (isinstance(place, Path) and is_library(place))
+    )
     if named or listed is not None or any(Path(source).is_dir() for source in sources):
         if output is None:
             raise SekvError("a folder or a list becomes a library of stores: name it with -o")

@@ -11,7 +11,7 @@ import typer
 from engine.answer import checks
 from engine.errors import SekvError
 from engine.models import named
-from engine.store import glance
+from engine.object_storage import Address
 from engine.types import AUTO, AskOptions
 from sekv_cli import options, outputs
 
@@ -109,7 +109,7 @@ def inspect(
       sekv inspect book.sekv -q "Who warned Jonathan Harker?" --html book.html
     """
     _check(question, trace, text, html)
-    glance.check_store(store)
+    place = options.there(store)
     named.check(model, offline=offline)
     options.check_router(router)
     outputs.check_page(html)
@@ -134,7 +134,7 @@ def inspect(
         from engine.answer import inspect
 
         report = inspect.inspect(
-            store,
+            place,
             question=question,
             trace=trace,
             text=stretch,
@@ -144,13 +144,13 @@ def inspect(
             progress=shown,
         )
     if html is not None:
-        _write_page(store, report, html)
+        _write_page(place, report, html)
     if as_json:
         format.emit_json(report.to_json())
     elif html is not None:
         inspection.print_written(format.console(), str(html), html.stat().st_size)
     else:
-        _print(store, report, source - 1, stretch, asked=bool(question or trace))
+        _print(place, report, source - 1, stretch, asked=bool(question or trace))
 
 
 def _check(question: str, trace: Path | None, text: str, html: Path | None) -> None:
@@ -170,7 +170,7 @@ def _check(question: str, trace: Path | None, text: str, html: Path | None) -> N
 
 
 def _print(
-    store: Path,
+    store: Address,
     report: InspectReport,
     source: int,
     stretch: tuple[int, int] | None,
@@ -193,7 +193,7 @@ def _print(
         inspection.print_zoom(out, report, words)
 
 
-def _write_page(store: Path, report: InspectReport, html: Path) -> None:
+def _write_page(store: Address, report: InspectReport, html: Path) -> None:
     from engine.answer import inspect
     from engine.store.reader import Store
     from sekv_cli import page

@@ -8,13 +8,15 @@ from typing import Annotated
 import typer
 
 from engine.errors import StoreMissingError
+from engine.object_storage import address
 from sekv_cli import options
 
 
 def list_stores(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Where to look.", show_default=False)
-    ] = Path(),
+        str,
+        typer.Argument(metavar="DIR", help="Where to look: a folder or a URL.", show_default=False),
+    ] = ".",
     as_json: options.Json = False,
 ) -> None:
     """List stores with their model, tokens, bytes and sources.
@@ -26,14 +28,15 @@ def list_stores(
       sekv list
       sekv list ~/library --json
     """
-    if not folder.is_dir():
+    place = address(folder)
+    if isinstance(place, Path) and not place.is_dir():
         raise StoreMissingError(f"there is no folder {folder}; name one that holds stores")
 
     from engine.store import library
     from sekv_cli import format, reports
 
-    found = library.list_stores(folder)
+    found = library.list_stores(place)
     if as_json:
         format.emit_json({"stores": [summary.to_json() for summary in found]})
     else:
-        reports.print_stores(format.console(), str(folder), found)
+        reports.print_stores(format.console(), folder, found)

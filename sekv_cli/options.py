@@ -17,6 +17,8 @@ import typer
 
 from engine.answer import checks
 from engine.errors import DocumentError, OptionError, RouterError
+from engine.object_storage import Address, address
+from engine.store import glance
 from engine.types import AUTO, AUTO_SHARE, AUTO_TOKENS, DEVICES
 from sekv_cli import completion
 from sekv_cli.commands import COMPUTING, RESEARCH
@@ -65,10 +67,23 @@ def check_router(file: Path | None) -> None:
         raise RouterError(f"there is no router file {file}; make one with `sekv train`")
 
 
+def there(store: str) -> Address:
+    """The path or URL of a store that is there.
+
+    Raises:
+        StoreMissingError, ObjectStorageError: there is none, or none to be had.
+    """
+    place = address(store)
+    glance.check_store(place)
+    return place
+
+
 Store = Annotated[
-    Path,
+    str,
     typer.Argument(
-        metavar="STORE", help="A store made by `sekv ingest`.", autocompletion=completion.stores
+        metavar="STORE",
+        help="A store made by `sekv ingest`: a folder or an s3://, gs:// or az:// URL.",
+        autocompletion=completion.stores,
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of text.")]

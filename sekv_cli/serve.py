@@ -14,7 +14,6 @@ import typer
 
 from engine.errors import OptionError, SekvError
 from engine.models import named
-from engine.store import glance
 from engine.types import AUTO, AskOptions
 from sekv_cli import completion, options
 from sekv_cli.server import unix_socket
@@ -27,7 +26,7 @@ TOKEN = "SEKV_TOKEN"
 
 def serve(
     stores: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="STORE",
             help="Stores made by `sekv ingest`.",
@@ -92,9 +91,7 @@ def serve(
     """
     if not timeout < float("inf"):
         raise OptionError("timeout", f"{timeout:g} is not a number of seconds")
-    names = unix_socket.name_stores(stores)
-    for store in stores:
-        glance.check_store(store)
+    names = unix_socket.name_stores([options.there(store) for store in stores])
     named.check(model, offline=offline)
     token = _token(token_file)
     if any(find_spec(name) is None for name in ("starlette", "uvicorn")):

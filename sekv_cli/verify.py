@@ -5,7 +5,6 @@ from __future__ import annotations
 import typer
 
 from engine.errors import FormatError, StoreError
-from engine.store import glance
 from sekv_cli import options
 from sekv_cli.endings import CHECK_FAILED
 
@@ -23,7 +22,7 @@ def verify(
     Example:
       sekv verify book.sekv
     """
-    glance.check_store(store)
+    place = options.there(store)
 
     from sekv_cli import format, progress, reports
 
@@ -34,10 +33,10 @@ def verify(
         from engine.store.reader import Store
 
         try:
-            with Store.open(store) as opened:
+            with Store.open(place) as opened:
                 size = opened.size()
                 damaged = opened.verify(shown)
-                changed = check_sources(opened.manifest, store)
+                changed = check_sources(opened.manifest, place)
         except StoreError as error:
             if isinstance(error, FormatError):
                 raise

@@ -464,6 +464,7 @@ class Session:
         shared = self.memory.shared
         fetched = sum(t.fetched_spans for t in traffic)
         reused = sum(t.reused_spans for t in traffic)
+        received, requests = self.store.received
         return {
             "context": "exact" if shared.windows == 1 else "parallel windows",
             "windows": shared.windows,
@@ -478,6 +479,8 @@ class Session:
             "fixed_bytes": sum(layer.fixed_bytes for layer in self.memory.layers),
             "read_bytes": self.store.device_bytes_read,
             "read_host_bytes": self.store.host_bytes_read,
+            "received_bytes": received,
+            "requests": requests,
             "estimated_coverage": round(shared.coverage.mean, 4),
             "least_coverage": round(shared.coverage.least, 4),
             "widened_steps": self._retry.steps if self._retry else 0,

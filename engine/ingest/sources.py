@@ -23,13 +23,15 @@ def check_named_once(paths: Sequence[str]) -> None:
     Raises:
         DocumentError: the first that is named again.
     """
-    seen: dict[tuple[int, int], str] = {}
+    seen: dict[tuple[int, int] | str, str] = {}
     for path in paths:
-        try:
-            found = Path(path).stat()
-        except (OSError, ValueError):
-            continue  # whoever reads it says what is wrong; "-" is no file
-        file = found.st_dev, found.st_ino
+        file: tuple[int, int] | str = path
+        if not is_url(path):
+            try:
+                found = Path(path).stat()
+            except (OSError, ValueError):
+                continue  # whoever reads it says what is wrong; "-" is no file
+            file = found.st_dev, found.st_ino
         if file in seen:
             also = "" if seen[file] == path else f" (as {seen[file]})"
             raise DocumentError(f"{path} is named twice{also}; name every source once")

@@ -13,7 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from engine.errors import ServeError, StoreError
+from engine.errors import ObjectStorageError, ServeError, StoreError
+from engine.object_storage import Address
 from engine.types import Answer, AskOptions, Turn
 from sekv_cli.server import unix_socket, wire
 
@@ -37,13 +38,17 @@ class _Connection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
-def find(store: Path, options: AskOptions) -> Remote | None:
+def find(store: Address, options: AskOptions) -> Remote | None:
     """The running server that has exactly this store open, or None."""
+    servers = list(unix_socket.sockets())
+    if not servers:
+        return None
+    place = store.resolve() if isinstance(store, Path) else store
     try:
-        wanted = (str(store.resolve()), unix_socket.fingerprint(store))
-    except StoreError:
+        wanted = (str(place), unix_socket.fingerprint(store))
+    except (StoreError, ObjectStorageError):
         return None  # whoever opens it says what is wrong
-    for path in unix_socket.sockets():
+    for path in servers:
         connection = _Connection(path, KNOCK_SECONDS)
         try:
             connection.request("GET", "/sekv/stores")

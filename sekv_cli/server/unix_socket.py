@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine.errors import ServeError, StoreError
-from engine.store.manifest import NAME
+from engine.object_storage import Address
+from engine.store import glance
 
 LONGEST = 100
 """Bytes of a socket's path; the systems allow a little more than a hundred."""
@@ -30,14 +31,14 @@ def folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "sekv" / "run"
 
 
-def fingerprint(store: Path) -> str:
+def fingerprint(store: Address) -> str:
     """Which store is under this name now: SHA-256 of its manifest, which has every file's checksum.
 
     Raises:
         StoreError: there is none.
     """
     try:
-        return hashlib.sha256((store / NAME).read_bytes()).hexdigest()
+        return hashlib.sha256(glance.manifest_bytes(store)).hexdigest()
     except OSError:
         raise StoreError(f"there is no store at {store}: make one with sekv ingest") from None
 
@@ -55,15 +56,15 @@ def listen(host: str, port: int) -> socket.socket:
         raise ServeError(f"cannot listen at {host}:{port}: {error.strerror or error}") from None
 
 
-def name_stores(paths: list[Path]) -> dict[str, Path]:
+def name_stores(stores: list[Address]) -> dict[str, Address]:
     """What each store is called as a model: its file name without the ending.
 
     Raises:
         ServeError: two of them have the same, or one store is named twice.
     """
-    names: dict[str, Path] = {}
-    for path in paths:
-        resolved = path.resolve()
+    names: dict[str, Address] = {}
+    for path in stores:
+        resolved = path.resolve() if isinstance(path, Path) else path
         name = resolved.name.removesuffix(".sekv")
         if names.get(name) == resolved:
             raise ServeError(f"{path} is named twice; name every store once")

@@ -10,11 +10,11 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import api
 from engine.errors import ServeError, StoppedError
+from engine.object_storage import Address
 from engine.store.reader import read_manifest
 from engine.types import Answer, AskOptions, Progress
 from sekv_cli.server import unix_socket
@@ -48,7 +48,11 @@ class Warm:
     """Sessions by name of their store."""
 
     def __init__(
-        self, stores: Mapping[str, Path], options: AskOptions, progress: Progress, most_waiting: int
+        self,
+        stores: Mapping[str, Address],
+        options: AskOptions,
+        progress: Progress,
+        most_waiting: int,
     ):
         """Load all stores.
 
