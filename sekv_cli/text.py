@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine.errors import DocumentError
-from engine.store import glance
 from sekv_cli import options
 
 if TYPE_CHECKING:
@@ -52,13 +51,13 @@ def text(
       sekv text book.sekv --pages 3-5 --marks
       sekv text two.sekv --source second.pdf --json
     """
-    glance.check_store(store)
+    place = options.there(store)
 
     from engine.store import pages as stored
     from engine.store.reader import Store
     from sekv_cli import format
 
-    with Store.open(store) as opened:
+    with Store.open(place) as opened:
         sources = opened.manifest.sources
         if not source and len(sources) > 1:
             raise DocumentError(
