@@ -17,7 +17,7 @@ from engine.store import glance
 from engine.store.manifest import NAME
 from engine.types import AUTO, AskOptions
 from sekv_cli import options, outputs, streams
-from sekv_cli.commands import RESEARCH
+from sekv_cli.commands import ALL_STATS, RESEARCH
 
 
 def ask(
@@ -33,8 +33,12 @@ def ask(
         ),
     ] = None,
     stats: Annotated[
-        bool, typer.Option("--stats", help="Add tokens, memory and time of each answer.")
+        bool,
+        typer.Option(
+            "--stats", help="Add what each answer cost, in five lines; --stats=full for all of it."
+        ),
     ] = False,
+    all_stats: Annotated[bool, typer.Option(ALL_STATS, hidden=True)] = False,
     as_json: options.Json = False,
     no_stream: Annotated[
         bool, typer.Option("--no-stream", help="Print the answer when it is complete.")
@@ -107,6 +111,7 @@ def ask(
         offline=offline,
     )
     several = file is not None or "-" in (questions or []) or len(questions or []) > 1
+    cost = "full" if all_stats else "short" if stats else ""
     traces = []
     with (
         progress.on_stderr(verbose) as shown,
@@ -120,7 +125,7 @@ def ask(
             else:
                 heading, sources = question if several else "", glance.source_paths(place)
                 stream = Stream(shown, heading, live=not no_stream, sources=sources)
-                stream.finish(session.ask(question, stream.text), stats=stats)
+                stream.finish(session.ask(question, stream.text), stats=cost)
             if trace is not None:
                 traces.append(json.dumps(session.trace()))
                 outputs.write(trace, "\n".join(traces) + "\n")

@@ -154,7 +154,7 @@ class Talk:
         stream = Stream(self._shown, "", live=True, sources=glance.source_paths(self._store))
         self._before = tuple(self._turns)
         answer = self._asker.ask(question, stream.text, turns=self._before)
-        stream.finish(answer, stats=False)
+        stream.finish(answer, stats="")
         print(flush=True)
         if answer.supported:
             self._turns.append(Turn(question, answer.stated))
@@ -164,13 +164,13 @@ class Talk:
 
     def _cite(self, rest: str) -> None:
         """The last answer's passages; with N the Nth with what stands around it."""
-        from sekv_cli import format
+        from sekv_cli import answers, format
 
         citations = self._last().citations
         if not citations:
             raise SekvError("the last answer cites nothing")
         if not rest:
-            format.print_citations(format.console(), citations, glance.source_paths(self._store))
+            answers.print_citations(format.console(), citations, glance.source_paths(self._store))
             return
         if not rest.isdecimal() or not 1 <= int(rest) <= len(citations):
             raise SekvError(f"there is no passage {rest}; there are 1 to {len(citations)}")
@@ -178,7 +178,7 @@ class Talk:
 
         citation = citations[int(rest) - 1]
         before, after = inspect.around(self._store, citation, AROUND)
-        format.print_around(format.console(), before, citation.text, after)
+        answers.print_around(format.console(), before, citation.text, after)
 
     def _zoom(self, rest: str) -> None:
         """What the last question zoomed into; it is asked once more to see."""
@@ -214,11 +214,12 @@ class Talk:
             raise SekvError("name a file: /save talk.md")
         path = Path(rest).expanduser()
         outputs.check_new(path)
-        from sekv_cli import format
+
+        from sekv_cli import answers
 
         sources = glance.source_paths(self._store)
         try:
-            outputs.write(path, format.conversation(str(self._store), self._answers, sources))
+            outputs.write(path, answers.conversation(str(self._store), self._answers, sources))
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror}") from error
         print(f"saved to {path}", flush=True)
@@ -230,9 +231,9 @@ class Talk:
 
     def _help(self, rest: str) -> None:
         """This list. /quit, exit or Ctrl-D ends the talk, Ctrl-C stops an answer."""
-        from sekv_cli import format
+        from sekv_cli import answers, format
 
-        format.print_commands(
+        answers.print_commands(
             format.console(),
             [
                 (f"{name} {takes}".strip(), (act.__doc__ or "").strip())

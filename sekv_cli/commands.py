@@ -57,6 +57,9 @@ ENTRIES = (
     Listed("train", MEASURE, "Train a router for a model.", "train.app"),
 )
 
+ALL_STATS = "--stats-full"
+"""What `--stats=full` is to the parser, which knows no flag that may have a value."""
+
 SHARED = {
     "model": "SEKV_MODEL",
     "device": "SEKV_DEVICE",
@@ -92,6 +95,9 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """A wrong value that was not typed says where it came from."""
+        options = args[: args.index("--")] if "--" in args else args
+        if "--stats=full" in options:
+            args = [ALL_STATS if arg == "--stats=full" else arg for arg in args]
         try:
             return super().parse_args(ctx, args)
         except typer.BadParameter as error:

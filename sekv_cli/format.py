@@ -1,4 +1,4 @@
-"""The one place that formats for people: numbers, tables, answers, maps.
+"""How things are shown to people: numbers, tables, and where results go.
 
 It decides how things look, never what is true: everything comes from the
 engine's reports. Degrades by itself to 40 columns, to no colour (NO_COLOR, a
@@ -14,24 +14,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from sekv_cli import names
-
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
     from engine.lab.train.zoomin.loop import Result
-    from engine.types import (
-        Answer,
-        Citation,
-        WindowRead,
-    )
+
+UNBROKEN = 1_000_000
+"""Columns of a line that nobody breaks."""
 
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 """Characters that act on a terminal instead of showing, for a document must not drive it; and what
 is no character: bytes of a file's name that are not UTF-8."""
+
+_PADDING = re.compile(r" +(?=\n)")
 
 SECTIONED = (".epub", ".docx", ".md", ".markdown", ".html", ".htm", ".xhtml")
 """Endings of sources that are cited by heading and not by page."""
@@ -106,6 +104,19 @@ def console() -> Console:
         def on_broken_pipe(self) -> None:
             raise  # Not rich's own exit: the boundary in `main` knows what a closed pipe means.
 
+        def print(self, *objects: Any, **said: Any) -> None:
+            if self.is_terminal:
+                super().print(*objects, **said)
+                return
+            # A pipe has no width: no line is broken, and none is padded.
+            width, self.width = self.width, UNBROKEN
+            try:
+                with self.capture() as made:
+                    super().print(*objects, **said)
+            finally:
+                self.width = width
+            self.file.write(_PADDING.sub("", made.get()))
+
     return Results(highlight=False, markup=False, emoji=False)
 
 
@@ -177,163 +188,6 @@ def print_router(out: Console, path: PurePath, result: Result) -> None:
         for name, row in result.found.items()
     ]
     out.print(facts(rows))
-
-
-# ---------------------------------------------------------------- ask
-
-
-def print_question(out: Console, question: str) -> None:
-    """Which question comes now, when there are several."""
-    out.print(clean(question), style="bold")
-
-
-def print_citations(
-    out: Console, citations: Sequence[Citation], sources: Sequence[str] = ()
-) -> None:
-    """Where the answer was read: source, page, and the words themselves.
-
-    sources: the paths of all sources of the store, which are told apart by name.
-    """
-    from rich.padding import Padding
-    from rich.text import Text
-
-    called = names.shortest([*sources, *(citation.source for citation in citations)])
-    for number, citation in enumerate(citations, 1):
-        head = Text("  ")
-        head.append(f"[{number}] ", style="cyan")
-        head.append(clean(f"{called[citation.source]}{_where(citation)}"))
-        out.print(head)
-        words = " ".join(clean(citation.text).split())
-        out.print(
-            Padding(Text(_quoted(words, unicode=is_unicode(out))), (0, 0, 0, 6), expand=False)
-        )
-
-
-def print_around(out: Console, before: str, passage: str, after: str) -> None:
-    """A passage in its place: bold, or in brackets where there is no colour."""
-    from rich.text import Text
-
-    painted = out.color_system is not None and not out.no_color
-    line = Text(clean(before).lstrip())
-    line.append(clean(passage) if painted else f"[{clean(passage)}]", style="bold")
-    line.append(clean(after).rstrip())
-    out.print(line)
-
-
-def print_commands(out: Console, commands: Iterable[tuple[str, str]]) -> None:
-    """What can be typed, and what it does."""
-    out.print(facts(commands))
-
-
-def conversation(store: str, answers: Sequence[Answer], sources: Sequence[str] = ()) -> str:
-    """Questions, answers and their passages as Markdown; sources as in `print_citations`."""
-    cited = (citation.source for answer in answers for citation in answer.citations)
-    called = names.shortest([*sources, *cited])
-    parts = [f"# {PurePath(store).name}\n"]
-    for answer in answers:
-        parts.append(f"## {clean(answer.question)}\n\n{clean(answer.shown)}\n")
-        for number, citation in enumerate(answer.citations, 1):
-            words = " ".join(clean(citation.text).split())
-            name = clean(f"{called[citation.source]}{_where(citation)}")
-            parts.append(f"{number}. {name}:\n   > {words}\n")
-    return "\n".join(parts)
-
-
-def _quoted(words: str, *, unicode: bool) -> str:
-    """In quotation marks, unless the passage brings its own."""
-    own = "\"'“”‘’«»„"
-    if words[:1] in own or words[-1:] in own:
-        return words
-    return words.join("“”" if unicode else '""')
-
-
-def _where(citation: Citation) -> str:
-    """ "12" -> ", p. 12"; "12-13" -> ", pp. 12-13"; a section's name stays as it is.
-
-    A page of a PDF whose label is not the number of its sheet has both: ", p. ii (sheet 2)".
-    """
-    page, sheet = citation.page, citation.sheet
-    several = bool(re.fullmatch(r"\d+\s*[-–]\s*\d+", page)) or "-" in sheet
-    if not sheet:
-        numbers = several or page.isdigit()
-        return f", {'pp.' if several else 'p.'} {page}" if numbers else f", {page}" if page else ""
-    named = f"{'sheets' if several else 'sheet'} {sheet}"
-    if page.startswith("#"):  # a page without a label among others with one
-        return f", {named}"
-    also = "" if page == sheet else f" ({named})"
-    return f", {'pp.' if several else 'p.'} {page}{also}"
-
-
-def windows_text(retrieval: Sequence[WindowRead]) -> str:
-    """The windows that were chosen and by what: "12 (p. 5, words 14.2), 40 (words 9.7)"; "" where
-    none was chosen, because all were seen."""
-    parts = []
-    for each in retrieval:
-        page = f"p. {each.page}" if each.page.isdigit() else clean(each.page)
-        why = [page] if page else []
-        why += [f"words {each.lexical:.1f}"] if each.lexical is not None else []
-        why += [f"votes {each.attention:.1f}"] if each.attention is not None else []
-        if each.lexical is not None or each.attention is not None:
-            parts.append(f"{each.window} ({', '.join(why)})")
-    return ", ".join(parts)
-
-
-def print_stats(out: Console, answer: Answer) -> None:
-    """Tokens, memory and time of one answer, and whatever else the engine counted."""
-    usage, memory, timing = answer.usage, answer.memory, answer.timing
-    other = answer.stats.items()
-    # Only a GPU counts its peak; elsewhere there is nothing to say.
-    peak = f"; peak {bytes_text(memory.peak_device_bytes)}" if memory.peak_device_bytes else ""
-    out.print(
-        facts(
-            [
-                (
-                    "tokens",
-                    f"document {count_text(usage.document_tokens)} "
-                    f"({count_text(usage.recomputed_document_tokens)} recomputed), "
-                    f"question {count_text(usage.question_tokens)}, "
-                    f"answer {count_text(usage.answer_tokens)}",
-                ),
-                (
-                    "memory",
-                    f"{bytes_text(memory.device_kv_bytes)} resident, "
-                    f"{share_text(memory.device_kv_bytes, memory.full_kv_bytes)} of the full "
-                    f"cache's {bytes_text(memory.full_kv_bytes)}, "
-                    f"{bytes_text(memory.working_bytes)} working{peak}",
-                ),
-                (
-                    "zoom",
-                    f"{count_text(memory.zoomed_spans)} of {some(memory.total_spans, 'span')}",
-                ),
-                ("chosen windows", windows_text(answer.retrieval)),
-                ("time", _timing(timing)),
-                *((name.replace("_", " "), _plain(name, value)) for name, value in other),
-            ]
-        )
-    )
-
-
-def _timing(timing: Mapping[str, float]) -> str:
-    parts = [
-        f"{name.removesuffix('_s').replace('_', ' ')} {seconds_text(value)}"
-        for name, value in timing.items()
-        if name.endswith("_s") and name != "tokens_per_s"
-    ]
-    if "tokens_per_s" in timing:
-        parts.append(f"{timing['tokens_per_s']:.1f} tokens/s")
-    return ", ".join(parts)
-
-
-def _plain(name: str, value: object) -> str:
-    if isinstance(value, bool | str):
-        return str(value)
-    if isinstance(value, int) and name.endswith("bytes"):
-        return bytes_text(value)
-    if isinstance(value, int):
-        return count_text(value)
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_plain(key, part)}" for key, part in value.items())
-    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
 
 
 def print_markdown(out: Console, page: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sekv_cli import names, strips
+from sekv_cli.answers import print_citations, print_question, windows_text
 from sekv_cli.format import (
     bytes_text,
     clean,
@@ -18,12 +19,9 @@ from sekv_cli.format import (
     facts,
     grid,
     is_unicode,
-    print_citations,
-    print_question,
     reading,
     share_text,
     some,
-    windows_text,
 )
 
 if TYPE_CHECKING:

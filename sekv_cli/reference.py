@@ -109,6 +109,8 @@ def _parameters(command: Any) -> dict[str, list[str]]:
     """The rows of the tables of arguments and options, by the part of the help they stand in."""
     parts: dict[str, list[str]] = {}
     for parameter in command.params:
+        if getattr(parameter, "hidden", False):
+            continue
         text, default = meaning(parameter)
         if parameter.param_type_name == "argument":
             title, name = "argument or option", argument_text(parameter)

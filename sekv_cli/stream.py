@@ -23,48 +23,50 @@ class Stream:
         self._shown, self._sources = shown, sources
         self._question = question
         self._live = live
-        self._begun = False
+        self._begun = self._streamed = False
 
     def text(self, piece: str) -> None:
         """The next piece of the answer."""
         if self._live and piece:
             self._begin()
+            self._streamed = True
             self._write(piece)
 
-    def finish(self, answer: Answer, *, stats: bool) -> None:
-        """The end: the answer if it was not streamed, its citations, its figures."""
-        from engine.types import CUT_SHORT, UNSUPPORTED
-        from sekv_cli import format
+    def finish(self, answer: Answer, *, stats: str) -> None:
+        """The end: the answer if it was not streamed, how far it is supported, its passages.
+
+        stats: "", "short" or "full", for what it cost.
+        """
+        from sekv_cli import answers, format
 
         if not self._begun:
             self._begin()
-            self._write(answer.shown)
-        elif answer.cut_short:
-            self._write(f" {CUT_SHORT}")
-        elif not answer.supported:
-            self._write(f"\n{UNSUPPORTED}")
+            self._write(answer.stated)
+        said = answers.support_text(answer)
+        if said and (self._streamed or answer.supported):  # else "not stated" says it already
+            self._write(f"{' ' if answer.cut_short else chr(10)}{said}")
         self._write("\n")
         out = format.console()
         if answer.citations:
             out.print()
             if not answer.supported:
                 out.print("closest passages:", style="dim")
-            format.print_citations(out, answer.citations, self._sources)
+            answers.print_citations(out, answer.citations, self._sources)
         if stats:
             out.print()
-            format.print_stats(out, answer)
+            answers.print_stats(out, answer, everything=stats == "full")
         if self._question:
             out.print()
         sys.stdout.flush()
 
     def _begin(self) -> None:
-        from sekv_cli import format
+        from sekv_cli import answers, format
 
         if not self._begun:
             self._begun = True
             self._shown.clear()
             if self._question:
-                format.print_question(format.console(), self._question)
+                answers.print_question(format.console(), self._question)
 
     @staticmethod
     def _write(text: str) -> None:

@@ -52,13 +52,14 @@ def test_ask_hands_every_option_to_the_engine(fake: FakeEngine, tmp_path: Path) 
 def test_the_answer_comes_before_its_citations(
     fake: FakeEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Answer, then source, page and the quoted words on one line."""
+    """Answer, how far it is supported, then page, source and the quoted words on one line."""
     assert run(["ask", "book.sekv", "Which day?"]) == 0
     shown = capsys.readouterr().out
     assert shown.splitlines() == [
         "St. George’s Day",
+        "(supported by the passage: 1.00 of 1)",
         "",
-        "  [1] book.pdf, p. 6",
+        "  [1] p. 6, book.pdf",
         "      “the eve of St. George’s Day”",
     ]
 
@@ -123,18 +124,53 @@ def test_several_questions_are_shown_above_their_answers(
     assert lines[lines.index("Two?") + 1] == "St. George’s Day"
 
 
-def test_stats_tell_tokens_memory_and_time(
+STATS = """\
+  read again   0 of the document's 300,000 tokens
+  memory       100.0 MB for the document, 10.0 % of its full cache's 1.0 GB
+  first token  after 0.25 s; before it 1.00 s to load libraries, model and store
+  speed        40.0 tokens/s, 6 tokens
+  windows      147 of 147 seen
+"""
+
+
+def test_stats_are_five_lines_and_all_that_was_counted_if_that_is_wanted(
     fake: FakeEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Everything the contract counts, and whatever else the engine reports."""
     assert run(["ask", "book.sekv", "Which day?", "--stats"]) == 0
+    short = capsys.readouterr().out
+    assert short.endswith(f"\n\n{STATS}")
+    assert run(["ask", "book.sekv", "Which day?", "--stats=full"]) == 0
+    full = capsys.readouterr().out.partition("\n\n  read again")[2]
+    assert [line.split("  ")[1] for line in full.splitlines()[5:]] == [
+        "question",
+        "working memory",
+        "device peak",
+        "budget",
+        "zoom",
+        "time",
+        "windows",
+    ]
+    assert "40 of 20,000 spans" in full
+    assert "first token 0.25 s, 40.0 tokens/s" in full
+
+
+def test_a_pipe_gets_every_quotation_whole_on_one_line(
+    fake: FakeEngine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that grep finds it; a terminal shows the beginning, folded to its width."""
+    monkeypatch.setenv("COLUMNS", "40")
+    words = " ".join(f"word{number}" for number in range(200))
+    fake.citations = (Citation("book.pdf", "6", 10, 34, words, 0.8),)
+    assert run(["ask", "book.sekv", "Which day?", "--stats"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"      “{words}”" in lines
+    assert [line for line in lines if line.rstrip() != line] == []
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    assert run(["ask", "book.sekv", "Which day?"]) == 0
     shown = capsys.readouterr().out
-    assert "document 300,000 (0 recomputed)" in shown
-    assert "100.0 MB resident, 10.0 % of the full cache's 1.0 GB" in shown
-    assert "40 of 20,000 spans" in shown
-    assert "first token 0.25 s, 40.0 tokens/s" in shown
-    assert "windows" in shown
-    assert "147" in shown
+    assert max(map(len, shown.splitlines())) <= 40
+    assert "…”" in shown
+    assert "word199" not in shown
 
 
 def test_a_trace_is_one_object_per_question(fake: FakeEngine, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_each_question_comes_with_the_turns_before_it(talk: Any, fake: Fake) -> 
         ("Why?", ()),
     ]
     assert "?ohW" in out
-    assert "[1] book.pdf, p. 6" in out
+    assert "[1] p. 6, book.pdf" in out
     assert err == ""
 
 
@@ -224,7 +224,7 @@ def test_a_conversation_is_saved_with_its_passages(talk: Any, fake: Fake, tmp_pa
     text = file.read_text(encoding="utf-8")
     assert text.startswith("# book.sekv\n")
     assert "## Who?\n\n?ohW\n" in text
-    assert "1. book.pdf, p. 6:\n   > Ana" in text
+    assert "1. p. 6, book.pdf:\n   > Ana" in text
     assert "is there already" in err
 
 
@@ -312,7 +312,7 @@ def test_on_a_terminal_lines_are_edited_and_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ending", "expected"),
     [
-        ({}, "?ohW\n\n  [1]"),
+        ({}, "?ohW\n(supported by the passage: 1.00 of 1)\n\n  [1]"),
         ({"stats": {"cut_short": True}}, "?ohW (cut short)\n\n  [1]"),
         (
             {"supported": False, "support": 0.1},

@@ -13,13 +13,12 @@ from rich.console import Console
 
 from engine.types import Citation, InspectReport, WindowRead
 from sekv_cli import progress, strips
+from sekv_cli.answers import print_citations, windows_text
 from sekv_cli.format import (
     amount_text,
     bytes_text,
     clean,
-    print_citations,
     seconds_text,
-    windows_text,
 )
 from sekv_cli.inspection import print_summary
 
@@ -70,16 +69,16 @@ def test_durations_keep_what_matters(seconds: float, text: str) -> None:
 
 CALLED = [
     ("", "", "a.pdf"),
-    ("12", "12", "a.pdf, p. 12"),
-    ("12", "", "a.pdf, p. 12"),
-    ("12-13", "12-13", "a.pdf, pp. 12-13"),
-    ("ii", "2", "a.pdf, p. ii (sheet 2)"),
-    ("1", "4", "a.pdf, p. 1 (sheet 4)"),
-    ("ii-1", "2-3", "a.pdf, pp. ii-1 (sheets 2-3)"),
-    ("#3", "3", "a.pdf, sheet 3"),
-    ("A-1", "3", "a.pdf, p. A-1 (sheet 3)"),
-    ("II", "", "a.pdf, II"),
-    ("The Harbour", "", "a.pdf, The Harbour"),
+    ("12", "12", "p. 12, a.pdf"),
+    ("12", "", "p. 12, a.pdf"),
+    ("12-13", "12-13", "pp. 12-13, a.pdf"),
+    ("ii", "2", "p. ii (sheet 2), a.pdf"),
+    ("1", "4", "p. 1 (sheet 4), a.pdf"),
+    ("ii-1", "2-3", "pp. ii-1 (sheets 2-3), a.pdf"),
+    ("#3", "3", "sheet 3, a.pdf"),
+    ("A-1", "3", "p. A-1 (sheet 3), a.pdf"),
+    ("II", "", "II, a.pdf"),
+    ("The Harbour", "", "The Harbour, a.pdf"),
 ]
 
 

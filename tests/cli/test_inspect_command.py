@@ -45,7 +45,7 @@ def test_inspect_with_a_question_shows_what_was_zoomed(
     assert row[:7] == ["7", "1", "0-2", "0.0", "1.0", "0.250", "0.500"]
     assert "eve of St. George’s Day" in shown
     printed = " ".join(shown.split())
-    assert "Which day? a b [1] book.pdf, p. 6" in printed
+    assert "Which day? a b [1] p. 6, book.pdf" in printed
     assert "3 steps: 10 fetched and 10 reused (50.0 %), 2.0 kB moved" in printed
     assert "step says fetched reused moved 0 a 10 2 2.0 kB 1 0 4 0 B 2 b 0 4 0 B" in printed
     assert "layer 1" in shown
@@ -118,6 +118,9 @@ def test_everything_fits_40_columns(
 ) -> None:
     """A phone or a split screen loses detail, not meaning, and never a line's end."""
     monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("LINES", "25")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TERM", "dumb")  # no codes between the letters that are counted
     for line in (
         "ingest book.pdf",
         "ingest book.pdf --dry-run",
