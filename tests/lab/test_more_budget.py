@@ -16,11 +16,10 @@ import pytest
 
 from engine.documents.tokens import tokenize
 from engine.lab.bench.fidelity import answers
-from engine.lab.bench.fidelity.answers import Reply
+from engine.lab.bench.fidelity.answers import Replies
 from engine.lab.bench.questions import Excerpt, Excerpts, load_questions
 from engine.models.locate import Located
 from engine.models.reader import Reader, load_reader
-from engine.types import AskOptions, IngestReport
 from repository import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -50,34 +49,30 @@ def asked(
     folder: Path,
     method: str,
     budgets: Sequence[str],
-    truth: Sequence[Reply] = (),
-) -> list[tuple[IngestReport, list[Reply]]]:
+    truth: Replies | None = None,
+) -> list[Replies]:
     """What a method's memory of the excerpt says at each budget, following the truth's words."""
     source = folder / "excerpt.txt"
     source.write_text(excerpt.text, encoding="utf-8")
-    options = [AskOptions(budget=budget, max_new_tokens=1) for budget in budgets]
-    return list(
-        answers.asked(reader, "smollm2", source, excerpt.questions, method, options, 0, truth)
-    )
+    asking = answers.Asking("smollm2", source, excerpt.questions, most=0)
+    return list(answers.asked(reader, asking, method, budgets, truth))
 
 
 @pytest.fixture(scope="module")
-def truth(
-    reader: Reader, excerpt: Excerpt, tmp_path_factory: pytest.TempPathFactory
-) -> list[Reply]:
-    ((_, replies),) = asked(reader, excerpt, tmp_path_factory.mktemp("full"), "full", ["100%"])
+def truth(reader: Reader, excerpt: Excerpt, tmp_path_factory: pytest.TempPathFactory) -> Replies:
+    (replies,) = asked(reader, excerpt, tmp_path_factory.mktemp("full"), "full", ["100%"])
     return replies
 
 
 @pytest.mark.parametrize("method", ["sekv", "sekv-paper", "sentencekv", "sentkvcompress"])
 def test_the_next_token_moves_no_further_from_the_full_cache_s_with_more_budget(
-    method: str, reader: Reader, excerpt: Excerpt, truth: list[Reply], tmp_path: Path
+    method: str, reader: Reader, excerpt: Excerpt, truth: Replies, tmp_path: Path
 ) -> None:
     moved = []
-    for budget, (report, replies) in zip(
+    for budget, replies in zip(
         BUDGETS, asked(reader, excerpt, tmp_path, method, BUDGETS, truth), strict=True
     ):
-        counts = answers.counted(replies, truth, excerpt.questions, report, reader.dtype.itemsize)
+        counts = answers.counted(replies, truth, excerpt.questions, reader.dtype.itemsize)
         assert max(counts["resident"]) <= float(budget.rstrip("%")) / 100
         moved.append(fmean(counts["kl_nats"]))
     print(method, dict(zip(BUDGETS, moved, strict=True)))
