@@ -24,7 +24,8 @@ the line says so. `NAME+zoomr` compresses long answers beside the document memor
 `NAME+PART.FIELD=VALUE` is the method with another setting of those in its table, such as
 `sekv+codec.bits=4+local=64`; a store remembers its settings.
 
-`compresskv` needs to know the model's retrieval heads: `sekv train heads`.
+`compresskv` needs to know the model's retrieval heads: those of the default model ship with the
+tool, others are measured by `sekv train heads`.
 """
 
 PARTS = ("segmenter", "summariser", "codec", "router", "selector", "output")

@@ -1,11 +1,13 @@
 """CompressKV's retrieval heads and layer errors, measured once per model and kept beside it.
 
-A JSON file, tied to the weights it was measured on. How it is measured: `lab.train.heads`.
+A JSON file, tied to the weights it was measured on; that of the default model ships with this tool.
+How it is measured: `lab.train.heads`.
 """
 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from engine.types import ModelIdentity
 
 FORMAT = "sekv-heads 1"
 NAME = "heads.json"
+SHIPPED = Path(__file__).parent / "heads" / "compresskv"
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def needed(recipe: Method, folder: Path, file: str, identity: ModelIdentity) -> 
     """The calibration that a method needs, or None.
 
     Args:
-        folder: the model's own.  file: "" for the one in the model's folder.
+        folder: the model's own.  file: "" for the one in the model's folder, else what ships.
     Raises:
         ReaderError: there is none.
     """
@@ -92,8 +95,19 @@ def needed(recipe: Method, folder: Path, file: str, identity: ModelIdentity) -> 
         return None
     path = Path(file) if file else folder / NAME
     if not path.is_file():
+        shipped = None if file else _shipped(identity)
+        if shipped is not None:
+            return shipped
         raise ReaderError(
             f"method {recipe.name} needs this model's retrieval heads and there is no {path}; "
             "make it with: sekv train heads"
         )
     return Heads.load(path, identity)
+
+
+def _shipped(identity: ModelIdentity) -> Heads | None:
+    """What ships with this tool of these weights, if anything."""
+    for path in sorted(SHIPPED.glob("*.json")):
+        with suppress(ReaderError):  # another model's
+            return Heads.load(path, identity)
+    return None

@@ -26,7 +26,8 @@ from engine.compression.text_spans import Delimiters, Punctuated, Sentences
 from engine.compression.thoughts import Thoughts
 from engine.errors import BudgetError, ReaderError
 from engine.memory.retrieval import PASSAGES_SEEN, VOTED_WINDOWS
-from engine.models.compresskv_heads import Heads
+from engine.models import compresskv_heads
+from engine.models.compresskv_heads import Heads, needed
 from engine.models.reader import Reader, load_reader
 from engine.store.reader import Store
 from engine.types import AskOptions, IngestOptions, Silent
@@ -271,6 +272,8 @@ def test_a_model_without_calibration_is_refused_in_a_line(
 ) -> None:
     with pytest.raises(ReaderError, match=r"retrieval heads .* sekv train heads"):
         read(tmp_path, model, TEXT, reader=reader, method="compresskv", heads="nowhere.json")
+    with pytest.raises(ReaderError, match="there is no"):
+        needed(named("compresskv"), tmp_path, "", reader.identity)
     other = replace(heads_of(reader), weights="ff" * 16)
     other.save(tmp_path / "other.json")
     with pytest.raises(ReaderError, match="calibrated on other weights"):
@@ -282,6 +285,22 @@ def test_a_model_without_calibration_is_refused_in_a_line(
     far.save(tmp_path / "far.json")
     with pytest.raises(ReaderError, match="does not have"):
         Heads.load(tmp_path / "far.json", reader.identity)
+
+
+def test_heads_that_ship_are_used_where_a_model_has_none_of_its_own(
+    reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shipped").mkdir()
+    monkeypatch.setattr(compresskv_heads, "SHIPPED", tmp_path / "shipped")
+    replace(heads_of(reader), weights="ff" * 16).save(tmp_path / "shipped" / "a.json")
+    heads_of(reader).save(tmp_path / "shipped" / "b.json")
+    recipe = named("compresskv")
+    assert needed(recipe, tmp_path, "", reader.identity) == heads_of(reader)
+    own = replace(heads_of(reader), made={"by": "hand"})
+    own.save(tmp_path / "heads.json")
+    assert needed(recipe, tmp_path, "", reader.identity) == own
+    with pytest.raises(ReaderError, match="there is no"):
+        needed(recipe, tmp_path, "nowhere.json", reader.identity)
 
 
 # ---------------------------------------------------------------------------- the table
