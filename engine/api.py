@@ -25,6 +25,7 @@ from engine.answer import checks
 from engine.errors import LibraryError, SekvError
 from engine.object_storage import Address, ObjectUrl, address, is_url
 from engine.store import glance
+from engine.store.folders import is_library
 from engine.types import (
     Answer,
     AskOptions,
@@ -42,6 +43,7 @@ from engine.types import (
 )
 
 if TYPE_CHECKING:
+    from engine.answer.library import LibrarySession
     from engine.answer.session import Session
     from engine.models.reader import Reader
 
@@ -60,6 +62,7 @@ __all__ = [
     "append",
     "ingest",
     "ingest_library",
+    "open_library",
     "open_store",
     "plan",
 ]
@@ -209,6 +212,30 @@ def open_store(
     from engine.answer.session import Session
 
     return Session(path, chosen, progress or Silent(), reader)
+
+
+def open_library(
+    library: PathName,
+    options: AskOptions | None = None,
+    progress: Progress | None = None,
+    *,
+    reader: Reader | None = None,
+) -> LibrarySession:
+    """Open a folder of stores for many questions. Use it as a context manager.
+
+    `LibrarySession.ask` is that of `open_store`'s session; the document that answers is found by
+    the words of the question, and citations name it.
+
+    Arguments and errors as of `open_store`.
+    """
+    path, chosen = address(library), options or AskOptions()
+    if not is_library(path):
+        raise LibraryError(f"{path} is no folder of stores; sekv ingest FOLDER -o {path} makes one")
+    checks.check_options(chosen)
+
+    from engine.answer.library import LibrarySession
+
+    return LibrarySession(path, chosen, progress or Silent(), reader=reader)
 
 
 def _paths(sources: PathName | Sequence[PathName]) -> list[str]:

@@ -297,7 +297,8 @@ class Citation:
     """A passage the answer was read from: `text` is source_text[start:end], exactly.
 
     page: the label of its page, or of the section it stands in. sheet: of a PDF, which sheet that
-    is, counted from 1, whatever its label says; "" elsewhere. Both may be a range, "12-13".
+    is, counted from 1, whatever its label says; "" elsewhere. Both may be a range, "12-13". store:
+    of a library's answer, the path of the store that has the source below the library.
     """
 
     source: str
@@ -307,6 +308,7 @@ class Citation:
     text: str
     weight: float
     sheet: str = ""
+    store: str = ""
 
 
 @dataclass(frozen=True)
@@ -375,7 +377,8 @@ class Answer:
 
     support: 0 to 1, how far the document carries the answer. supported: False where it does not;
     never of an answer that was cut short. thinking: what a reasoning model said to itself first.
-    retrieval: the windows that were seen, best first.
+    retrieval: the windows that were seen, best first. store: which store of a library answered, its
+    path below it; "" of a single store.
     `stats` holds what `--stats` prints beyond the contract's keys; its "cut_short" is True of an
     answer that ended for want of tokens.
     """
@@ -391,6 +394,7 @@ class Answer:
     support: float = 1.0
     thinking: str = ""
     retrieval: tuple[WindowRead, ...] = ()
+    store: str = ""
 
     @property
     def cut_short(self) -> bool:

@@ -67,7 +67,7 @@ def print_citations(
     for number, citation in enumerate(citations, 1):
         head = Text("  ")
         head.append(f"[{number}] ", style="cyan")
-        head.append(clean(place(citation, called[citation.source])))
+        head.append(clean(place(citation, _document(citation, called))))
         out.print(head)
         words = " ".join(clean(citation.text).split())
         shown = _shortened(words) if out.is_terminal else words
@@ -100,9 +100,14 @@ def conversation(store: str, answers: Sequence[Answer], sources: Sequence[str] =
         parts.append(f"## {clean(answer.question)}\n\n{clean(answer.shown)}\n")
         for number, citation in enumerate(answer.citations, 1):
             words = " ".join(clean(citation.text).split())
-            name = clean(place(citation, called[citation.source]))
+            name = clean(place(citation, _document(citation, called)))
             parts.append(f"{number}. {name}:\n   > {words}\n")
     return "\n".join(parts)
+
+
+def _document(citation: Citation, called: Mapping[str, str]) -> str:
+    """What the document of a passage is called: in a library by its store, else by its source."""
+    return citation.store.removesuffix(".sekv") or called[citation.source]
 
 
 def place(citation: Citation, name: str) -> str:

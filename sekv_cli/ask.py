@@ -17,6 +17,7 @@ from engine.store import glance
 from engine.store.manifest import NAME
 from engine.types import AUTO, AskOptions
 from sekv_cli import options, outputs, streams
+from sekv_cli.asker import asked
 from sekv_cli.commands import ALL_STATS, RESEARCH
 
 
@@ -85,7 +86,7 @@ def ask(
     first = next(waiting, None)
     if first is None:
         raise SekvError("there is no question; give one after the store, with -f FILE or with -")
-    place = options.there(store)
+    place = asked(store)
     named.check(model, offline=offline)
     options.check_router(router)
     outputs.check_trace(trace)
@@ -117,6 +118,8 @@ def ask(
         progress.on_stderr(verbose) as shown,
         open_asker(place, chosen, shown, no_server=no_server) as session,
     ):
+        for line in glance.changed_sources(place):
+            shown.note(line)
         for question in chain([first], waiting):
             if as_json:
                 answer = session.ask(question)

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from engine import api
-from engine.object_storage import Address
+from engine.object_storage import Address, address
+from engine.store import glance
+from engine.store.folders import is_library
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -58,4 +60,18 @@ def open_asker(store: Address, options: AskOptions, shown: Shown, *, no_server: 
         remote = client.find(store, options)
         if remote is not None:
             return remote
+    if is_library(store):
+        return api.open_library(store, options, shown)
     return api.open_store(store, options, shown)
+
+
+def asked(store: str) -> Address:
+    """The path or URL of a store or library that is there, before anything is loaded to ask it.
+
+    Raises:
+        StoreMissingError, ObjectStorageError: there is none, or none to be had.
+    """
+    place = address(store)
+    if not is_library(place):
+        glance.check_store(place)
+    return place

@@ -18,6 +18,7 @@ from engine.object_storage import Address
 from engine.store import glance
 from engine.types import AUTO, AskOptions
 from sekv_cli import options, outputs, streams
+from sekv_cli.asker import asked
 from sekv_cli.endings import explain
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def chat(
       sekv chat book.sekv
       sekv chat book.sekv --budget 10% --temperature 0.7
     """
-    place = options.there(store)
+    place = asked(store)
     named.check(model, offline=offline)
     streams.binary()
     outputs.check_history(history)
@@ -94,6 +95,8 @@ def chat(
         open_asker(place, chosen, shown, no_server=no_server) as asker,
     ):
         shown.clear()
+        for line in glance.changed_sources(place):
+            shown.note(line)
         talk = Talk(place, asker, shown)
         for line in _lines(history):
             if not talk.take(line):
@@ -177,7 +180,8 @@ class Talk:
         from engine.answer import inspect
 
         citation = citations[int(rest) - 1]
-        before, after = inspect.around(self._store, citation, AROUND)
+        store = self._store / citation.store if citation.store else self._store
+        before, after = inspect.around(store, citation, AROUND)
         answers.print_around(format.console(), before, citation.text, after)
 
     def _zoom(self, rest: str) -> None:
@@ -186,16 +190,16 @@ class Talk:
         from sekv_cli import format, inspection
 
         question, asker = self._last().question, self._asker
+        within = self._last().store
+        store = self._store / within if within else self._store
         before = asker.options
         asker.retune(replace(before, trace=True))
         try:
             asker.ask(question, turns=self._before)
         finally:
             asker.retune(before)
-        report = inspect.inspect(
-            self._store, trace=asker.trace(), options=before, progress=self._shown
-        )
-        words = inspect.excerpts(self._store, inspection.heaviest(report.zoom))
+        report = inspect.inspect(store, trace=asker.trace(), options=before, progress=self._shown)
+        words = inspect.excerpts(store, inspection.heaviest(report.zoom))
         inspection.print_zoom(format.console(), report, words)
 
     def _budget(self, rest: str) -> None:

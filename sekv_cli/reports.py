@@ -123,7 +123,7 @@ def print_stores(out: Console, folder: str, stores: Sequence[StoreSummary]) -> N
     if readable:
         rows = (
             (
-                PurePath(store.path).name,
+                _below(store.path, folder),
                 store.model,
                 count_text(store.tokens),
                 bytes_text(store.bytes),
@@ -136,6 +136,12 @@ def print_stores(out: Console, folder: str, stores: Sequence[StoreSummary]) -> N
     for store in stores:
         if store.problem:
             out.print(clean(store.problem), style="red")
+
+
+def _below(path: str, folder: str) -> str:
+    """A store's path below the folder that is listed; its name where it was named itself."""
+    below = path.removeprefix(f"{folder}/")
+    return below if below != path else PurePath(path).name
 
 
 def print_models(out: Console, found: Listing) -> None:

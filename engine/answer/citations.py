@@ -132,18 +132,28 @@ class DocumentText:
         for place in passages:
             scores[place] = self._score(weight, total, words, place)
         passages.sort(key=lambda place: -scores[place])
-        return tuple(
-            Citation(
-                source=self.sources[source].path,
-                page=self.pages(source, start, end),
-                start=start,
-                end=end,
-                text=self.texts[source][start:end],
-                weight=round(scores[source, start, end], 4),
-                sheet=self.sheets(source, start, end),
-            )
-            for source, start, end in passages[:MOST]
+        return tuple(self.citation(place, scores[place]) for place in passages[:MOST])
+
+    def citation(self, place: Place, weight: float) -> Citation:
+        """A passage with its source and page."""
+        source, start, end = place
+        return Citation(
+            source=self.sources[source].path,
+            page=self.pages(source, start, end),
+            start=start,
+            end=end,
+            text=self.texts[source][start:end],
+            weight=round(weight, 4),
+            sheet=self.sheets(source, start, end),
         )
+
+    def sentences(self, stretch: tuple[int, int]) -> list[Place]:
+        """The sentences that have any of the document tokens [first, end), in order, each once."""
+        rows = zip(
+            *(column[slice(*stretch)].tolist() for column in (self.source, self.starts, self.ends)),
+            strict=True,
+        )
+        return list(dict.fromkeys(self._sentence(*row) for row in rows))
 
     def amount(self, weight: Tensor, citation: Citation) -> float:
         """How much of the weight [N] of tokens lies on a passage."""

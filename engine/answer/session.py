@@ -107,6 +107,14 @@ class Session:
     ) -> None:
         self.store.close()
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that it takes beside the model, about: the memory of the document, and its text
+        with token tables and index."""
+        manifest = self.store.manifest
+        text = sum(source.chars for source in manifest.sources)
+        return int(self.memory.shared.device_bytes) + 4 * text + 32 * manifest.tokens
+
     def trace(self) -> dict[str, Any]:
         """The last question's zoom decisions and its answer as JSON values; see `replay`."""
         return {
@@ -162,7 +170,7 @@ class Session:
         """
         checks.check_question(question, turns)
         started = time.perf_counter()
-        texts = _search_texts(question, turns)
+        texts = search_texts(question, turns)
         read_now = self._read_needed(texts, stop)
         prepared = self._prepare(question, turns, stop)
         trace, evidence = Trace(), Evidence(self.ids, self._heads)
@@ -495,7 +503,7 @@ def _memory_options(options: AskOptions) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names}
 
 
-def _search_texts(question: str, turns: Sequence[Turn]) -> list[str]:
+def search_texts(question: str, turns: Sequence[Turn]) -> list[str]:
     """The question, and the latest turn joined with it, since a question may refer to that turn."""
     if not turns:
         return [question]

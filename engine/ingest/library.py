@@ -148,11 +148,11 @@ class _Run:
         refusal = self._refusal(wanted, entry)
         if refusal:
             return _failed(wanted, refusal)
-        same = entry.sources[0][2] == self._sha256(wanted.source, found)
-        state = "unchanged" if same else "replaced"
-        return DocumentOutcome(
-            wanted.source, wanted.name, state, tokens=entry.tokens if same else 0
-        )
+        if entry.sources[0][2] != self._sha256(wanted.source, found):
+            return DocumentOutcome(wanted.source, wanted.name, "replaced")
+        if entry.unread:
+            return DocumentOutcome(wanted.source, wanted.name, "read")
+        return DocumentOutcome(wanted.source, wanted.name, "unchanged", tokens=entry.tokens)
 
     def _refusal(self, wanted: Wanted, entry: Holding) -> str:
         """Why the store that has a document's name is not its to replace; "" if it is."""

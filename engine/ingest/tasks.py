@@ -79,7 +79,7 @@ class Desk:
         """
         from engine.ingest import run
 
-        self.options = replace(options, overwrite=True)  # whoever made the task decided that
+        self.options = options
         self.reader = reader or run.load_for(options, Silent())
         self._claims = Claims(library, lease)
 
@@ -115,17 +115,21 @@ class Desk:
             return Event(task.number, DONE, text="read by another process")
         target.parent.mkdir(parents=True, exist_ok=True)
         told = _Told(task.number, tell)
-        report = run.ingest([task.source], target, self.options, told, None, self.reader)
+        # A store that is partly read is completed, and not replaced.
+        anew = task.anew or not holds(target, task.source, whole=False)
+        options = replace(self.options, overwrite=anew)
+        report = run.ingest([task.source], target, options, told, None, self.reader)
         return Event(task.number, DONE, report.tokens, report.store_bytes)
 
 
-def holds(store: Path, source: str) -> bool:
-    """Whether there is a store of this file as it is now."""
+def holds(store: Path, source: str, *, whole: bool = True) -> bool:
+    """Whether there is a store of this file as it is now. whole: and all of it is read."""
     try:
-        read = {entry.sha256 for entry in read_manifest(store).sources}
+        manifest = read_manifest(store)
     except StoreError:
         return False
-    return read == {sha256_of(Path(source))}
+    read = {entry.sha256 for entry in manifest.sources}
+    return read == {sha256_of(Path(source))} and not (whole and manifest.unread)
 
 
 def _failure(number: int, error: BaseException) -> Event:

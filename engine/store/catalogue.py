@@ -8,7 +8,6 @@ is damaged, missing or of another version is made anew. torch-free.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterable
@@ -19,8 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from engine.errors import LibraryError, StoreError
 from engine.store.folders import CATALOGUE as NAME
-from engine.store.folders import stores_below
-from engine.store.manifest import NAME as MANIFEST
+from engine.store.folders import stamp, stores_below
 from engine.store.passages import make_table, passages, query, spaced
 from engine.store.reader import Store
 from engine.types import Silent
@@ -37,7 +35,8 @@ BUSY_SECONDS = 60
 _TABLES = """
 CREATE TABLE stores(
     id INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL, stamp TEXT NOT NULL, model TEXT NOT NULL,
-    weights TEXT NOT NULL, tokens INTEGER NOT NULL, sources TEXT NOT NULL, problem TEXT NOT NULL);
+    weights TEXT NOT NULL, tokens INTEGER NOT NULL, unread INTEGER NOT NULL,
+    sources TEXT NOT NULL, problem TEXT NOT NULL);
 CREATE TABLE places(
     id INTEGER PRIMARY KEY, store INTEGER NOT NULL, first INTEGER NOT NULL, end INTEGER NOT NULL);
 CREATE INDEX places_of_store ON places(store);
@@ -50,14 +49,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Holding:
-    """A store of a library. name: its path below the library, with slashes. weights: fingerprint of
-    its model. sources: `path`, `near` and `sha256` of each, see `manifest.SourceEntry`. problem: ""
-    or why it cannot be read."""
+    """A store of a library.
+
+    name: its path below the library, with slashes. weights: fingerprint of its model. unread:
+    windows that no model has read yet. sources: `path`, `near` and `sha256` of each, see
+    `manifest.SourceEntry`. problem: "" or why it cannot be read.
+    """
 
     name: str
     model: str
     weights: str
     tokens: int
+    unread: int
     sources: tuple[tuple[str, str, str], ...]
     problem: str = ""
 
@@ -114,13 +117,13 @@ class Catalogue:
 
     def entries(self) -> list[Holding]:
         """The stores, by name, as they were when it was last brought up to date."""
-        names = "name, model, weights, tokens, sources, problem"
+        names = "name, model, weights, tokens, unread, sources, problem"
         rows = self._sound(
             lambda: self._database.execute(f"SELECT {names} FROM stores ORDER BY name").fetchall()
         )
         return [
-            Holding(name, model, weights, tokens, tuple(map(tuple, json.loads(sources))), problem)
-            for name, model, weights, tokens, sources, problem in rows
+            Holding(name, model, weights, tokens, unread, _sources(sources), problem)
+            for name, model, weights, tokens, unread, sources, problem in rows
         ]
 
     def find(self, words: Iterable[str], most: int) -> list[Found]:
@@ -214,12 +217,12 @@ class Catalogue:
 
     def _refresh(self, progress: Progress) -> None:
         there = {
-            path.relative_to(self.folder).as_posix(): stamp
+            path.relative_to(self.folder).as_posix(): now
             for path in stores_below(self.folder)
-            if (stamp := _stamp(path))
+            if (now := stamp(path))
         }
         known = dict(self._database.execute("SELECT name, stamp FROM stores").fetchall())
-        stale = sorted(name for name, stamp in there.items() if known.get(name) != stamp)
+        stale = sorted(name for name, now in there.items() if known.get(name) != now)
         for name in known.keys() - there.keys():
             with self._database:
                 self._drop(name)
@@ -235,20 +238,22 @@ class Catalogue:
         """Note a store as it is now, in the transaction that is open."""
         self._drop(name)
         path = self.folder / name
-        stamp = _stamp(path)
-        if not stamp:  # gone since it was looked for
+        now = stamp(path)
+        if not now:  # gone since it was looked for
             return
         try:
             with Store.open(path) as store:
                 manifest, found = store.manifest, _passages(store)
             model, weights = manifest.model.id, manifest.model.weights
             sources = [[source.path, source.near, source.sha256] for source in manifest.sources]
-            row = [name, stamp, model, weights, manifest.tokens, json.dumps(sources), ""]
+            unread = len(manifest.unread)
+            row = [name, now, model, weights, manifest.tokens, unread, json.dumps(sources), ""]
         except StoreError as error:
-            row, found = [name, stamp, "", "", 0, "[]", " ".join(str(error).split())], []
+            problem = " ".join(str(error).split())
+            row, found = [name, now, "", "", 0, 0, "[]", problem], []
         number = self._database.execute(
-            "INSERT INTO stores(name, stamp, model, weights, tokens, sources, problem) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO stores(name, stamp, model, weights, tokens, unread, sources, problem) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             row,
         ).lastrowid
         for first, end, text in found:
@@ -284,12 +289,8 @@ def _make_tables(database: sqlite3.Connection) -> None:
     database.execute(f"PRAGMA user_version = {VERSION}")
 
 
-def _stamp(path: Path) -> str:
-    """What changes when a store of a name becomes another; "" where there is no manifest."""
-    with contextlib.suppress(OSError):
-        found = (path / MANIFEST).stat()
-        return f"{found.st_ino} {found.st_mtime_ns} {found.st_size}"
-    return ""
+def _sources(text: str) -> tuple[tuple[str, str, str], ...]:
+    return tuple((path, near, sha256) for path, near, sha256 in json.loads(text))
 
 
 def _passages(store: Store) -> list[tuple[int, int, str]]:

@@ -5,21 +5,34 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeGuard
 
+from engine.object_storage import Address
 from engine.store.manifest import NAME as MANIFEST
 
 CATALOGUE = ".sekv-library.sqlite"
 """The file of a library's catalogue, in the library."""
 
 
-def is_library(path: Path) -> bool:
+def is_library(path: Address) -> TypeGuard[Path]:
     """Whether a folder is no store itself and holds stores or a catalogue."""
+    if not isinstance(path, Path):
+        return False
     try:
         if not path.is_dir() or (path / MANIFEST).is_file():
             return False
         return (path / CATALOGUE).is_file() or next(stores_below(path), None) is not None
     except (OSError, ValueError):  # ValueError: a NUL in the name
         return False
+
+
+def stamp(path: Path) -> str:
+    """What changes when a store of a name becomes another; "" where there is no manifest."""
+    try:
+        found = (path / MANIFEST).stat()
+    except OSError:
+        return ""
+    return f"{found.st_ino} {found.st_mtime_ns} {found.st_size}"
 
 
 def stores_below(folder: Path) -> Iterator[Path]:

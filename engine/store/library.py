@@ -65,7 +65,7 @@ def list_stores(folder: Address) -> list[StoreSummary]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise StoreError(f"cannot list {folder}: {reason}") from None
-    return [_summary(path) for path in stores_below(folder)]
+    return [_summary(path) for path in sorted(stores_below(folder))]
 
 
 def check_sources(manifest: Manifest, store: Address) -> list[str]:

@@ -1,0 +1,228 @@
+"""Use case: questions to a library. The words of a question find the document, which answers.
+
+Every store of a library is a memory of its own, with bases of its own, so that passages of several
+stores do not meet in one softmax: the best document is opened and asked, and the best passages of
+the next ones are cited behind its own. docs/results.md has how often the best one is the right one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from engine.answer import checks
+from engine.answer.citations import DocumentText
+from engine.answer.open_stores import MEMORY, OpenStores
+from engine.answer.overlap import content_words, overlap, stems
+from engine.answer.session import search_texts
+from engine.errors import BudgetError, QuestionError, SekvError, StoppedError
+from engine.store import cache_folder, glance
+from engine.store.catalogue import Catalogue, Found
+from engine.store.folders import CATALOGUE
+from engine.store.reader import Store
+from engine.types import Answer, AskOptions, Citation, Progress, Turn
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from engine.models.chunked import Stop
+    from engine.models.reader import Reader
+
+PASSAGES_LOOKED_AT = 200
+"""Best passages of the whole library by which documents are ranked."""
+
+NEXT_DOCUMENTS = 2
+"""Documents whose best passage is cited behind those of the document that answered."""
+
+
+def open_catalogue(library: Path) -> Catalogue:
+    """The catalogue of a library; where that cannot be written, in the user's cache folder.
+
+    Raises:
+        LibraryError: it can be written in neither place.
+    """
+    if os.access(library, os.W_OK):
+        return Catalogue(library)
+    name = hashlib.sha256(os.fsencode(library.resolve())).hexdigest()[:32]
+    place = cache_folder.root() / "catalogues" / f"{name}{CATALOGUE}"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return Catalogue(library, place)
+
+
+class LibrarySession:
+    """A library open for questions; asks as `Session` does. Use as a context manager."""
+
+    def __init__(
+        self,
+        path: Path,
+        options: AskOptions,
+        progress: Progress,
+        *,
+        memory: int = MEMORY,
+        stores: OpenStores | None = None,
+        reader: Reader | None = None,
+    ) -> None:
+        """
+        Args:
+            memory: bytes that open stores take together, see `OpenStores`.
+            stores: where stores are opened, if others use it too.
+            reader: a model that is loaded already.
+        Raises:
+            LibraryError: its catalogue cannot be read or written.
+        """
+        checks.check_options(options)
+        self.path, self._progress = path, progress
+        self.options = options
+        self._stores = stores or OpenStores(options, progress, memory, reader)
+        self._catalogue = open_catalogue(path)
+        self._left_out: dict[str, str] = {}
+        self._said: set[str] = set()
+        self._last: Path | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self._stores.close()
+        self._catalogue.__exit__(kind, error, at)
+
+    def retune(self, options: AskOptions) -> None:
+        """Take other options, as `Session.retune`."""
+        checks.check_options(options)
+        self.options = options
+
+    def trace(self) -> dict[str, Any]:
+        """That of the store which answered last, see `Session.trace`; {} before an answer."""
+        session = self._stores.peek(self._last) if self._last is not None else None
+        return {} if session is None else session.trace()
+
+    def ask(
+        self,
+        question: str,
+        on_text: Callable[[str], None] | None = None,
+        *,
+        turns: Sequence[Turn] = (),
+        stop: Stop | None = None,
+    ) -> Answer:
+        """Answer one question from the document whose passages share most with its words.
+
+        Arguments as `Session.ask`. A store that cannot be opened is left out with a remark, and the
+        next document answers.
+
+        Raises:
+            QuestionError: as `Session.ask`; or no document has any of its words.
+            SekvError: none of the documents that have can be opened.
+        """
+        checks.check_question(question, turns)
+        begun = time.perf_counter()
+        self._catalogue.refresh(self._progress)
+        self._say_problems()
+        texts = search_texts(question, turns)
+        best = self._documents([content_words(text) for text in texts])
+        searched = time.perf_counter() - begun
+        if not best:
+            raise QuestionError(
+                f"no document of {self.path} has any word of the question; ask in other words"
+            )
+        ranked = list(best)
+        failure: SekvError | None = None
+        for place, name in enumerate(ranked):
+            try:
+                answer = self._ask(name, question, on_text, turns, stop)
+            except (BudgetError, StoppedError):  # of the question, not of the store
+                raise
+            except SekvError as error:
+                failure = error
+                self._leave_out(name, error)
+                continue
+            others = ranked[place + 1 : place + 1 + NEXT_DOCUMENTS]
+            further = [self._passage(best[other], question, answer) for other in others]
+            citations = (*answer.citations, *(each for each in further if each is not None))
+            stats = {**answer.stats, "documents": len(ranked), "library_search_s": searched}
+            return replace(answer, citations=citations, stats=stats)
+        assert failure is not None
+        raise failure
+
+    # -- steps
+
+    def _documents(self, queries: Sequence[Sequence[str]]) -> dict[str, Found]:
+        """The best passage of every document that has words of the queries, the best first."""
+        best: dict[str, Found] = {}
+        for words in queries:
+            for found in self._catalogue.find(words, PASSAGES_LOOKED_AT):
+                known = best.get(found.store)
+                if known is None or found.score > known.score:
+                    best[found.store] = found
+        ranked = sorted(best.values(), key=lambda found: (-found.score, found.store))
+        return {found.store: found for found in ranked}
+
+    def _ask(
+        self,
+        name: str,
+        question: str,
+        on_text: Callable[[str], None] | None,
+        turns: Sequence[Turn],
+        stop: Stop | None,
+    ) -> Answer:
+        """The answer of one store, whose name its citations bear."""
+        path = self.path / name
+        opened = path in self._stores
+        self._stores.options = self.options
+        session = self._stores.session(path)
+        answer = session.ask(question, on_text, turns=turns, stop=stop)
+        self._last = path
+        self._left_out.pop(name, None)
+        cited = tuple(replace(citation, store=name) for citation in answer.citations)
+        timing = answer.timing
+        for line in glance.changed_sources(path):
+            self._say(line)
+        if opened:  # nothing was loaded for this question
+            timing = {**timing, "model_load_s": 0.0, "store_open_s": 0.0}
+        return replace(answer, citations=cited, store=name, timing=timing)
+
+    def _passage(self, found: Found, question: str, answer: Answer) -> Citation | None:
+        """The sentence of a passage that shares most with the words of question and answer.
+
+        None where its store cannot be read. Its weight is 0: no attention was paid to it.
+        """
+        try:
+            with Store.open(self.path / found.store) as store:
+                book = DocumentText.of(store, store.document())
+        except SekvError as error:
+            self._leave_out(found.store, error)
+            return None
+        words = book.rare(stems(f"{question} {answer.answer}"))
+        sentence = max(
+            book.sentences((found.first, found.end)),
+            key=lambda place: overlap(words, book.texts[place[0]][place[1] : place[2]]),
+        )
+        return replace(book.citation(sentence, 0.0), store=found.store)
+
+    def _say_problems(self) -> None:
+        for holding in self._catalogue.entries():
+            if holding.problem and self._left_out.get(holding.name) != holding.problem:
+                self._left_out[holding.name] = holding.problem
+                self._progress.note(f"{holding.problem}; it is left out")
+
+    def _say(self, line: str) -> None:
+        """A remark that is made once."""
+        if line not in self._said:
+            self._said.add(line)
+            self._progress.note(line)
+
+    def _leave_out(self, name: str, error: SekvError) -> None:
+        """Say once that a store cannot answer, and why."""
+        said = " ".join(str(error).split())
+        if self._left_out.get(name) != said:
+            self._left_out[name] = said
+            self._progress.note(f"{said}; {name} is left out")

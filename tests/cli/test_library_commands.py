@@ -1,0 +1,88 @@
+"""Commands on a library of real stores of a tiny model: ask, chat, list."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.models.reader import Reader
+from sekv_cli.main import run
+from tiny_books import log, read
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory, model: Path, reader: Reader) -> Path:
+    folder = tmp_path_factory.mktemp("shelf")
+    for name, text in (
+        ("organ", "The organ in the church was paid for by a baker.\n" + log(2)),
+        ("deep/comet", "A comet stood over the harbour for nine nights.\n" + log(2)),
+    ):
+        made = read(folder / "sources" / name, model, text, reader=reader)
+        (folder / "library" / name).parent.mkdir(parents=True, exist_ok=True)
+        made.rename(folder / "library" / f"{name}.sekv")
+    return folder
+
+
+@pytest.fixture
+def library(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy in the current folder; the sources lie where the stores say, two folders away."""
+    made = Path(shutil.copytree(shelf / "library", tmp_path / "library"))
+    monkeypatch.chdir(tmp_path)
+    return made
+
+
+def test_ask_names_document_and_store(library: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    question = "Who paid for the organ?"
+    assert run(["ask", "library", question, "--json", "--max-new-tokens", "4"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["store"] == "organ.sekv"
+    assert answer["citations"][0]["store"] == "organ.sekv"
+    assert answer["stats"]["documents"] >= 1
+    assert run(["ask", "library", question, "--max-new-tokens", "4"]) == 0
+    assert "[1] organ" in capsys.readouterr().out
+
+
+def test_chat_shows_a_passage_in_its_place(
+    library: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "Where did the comet stand?\n/cite 1\n/zoom\n/quit\n"
+    stream = io.TextIOWrapper(io.BytesIO(said.encode()), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", stream)
+    assert run(["chat", "library", "--max-new-tokens", "4"]) == 0
+    shown = capsys.readouterr()
+    assert "sekv:" not in shown.err
+    assert "comet" in shown.out
+
+
+def test_list_shows_what_lies_deep_and_a_single_store(
+    library: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["list", "library", "--json"]) == 0
+    stores = json.loads(capsys.readouterr().out)["stores"]
+    assert [store["path"] for store in stores] == ["library/deep/comet.sekv", "library/organ.sekv"]
+    assert run(["list", "library/organ.sekv", "--json"]) == 0
+    (store,) = json.loads(capsys.readouterr().out)["stores"]
+    assert store["path"] == "library/organ.sekv"
+    assert run(["list", "library"]) == 0
+    assert "deep/comet.sekv" in capsys.readouterr().out
+
+
+def test_a_changed_source_is_spoken_of_once(
+    library: Path, shelf: Path, capsys: pytest.CaptureFixture[str], model: Path
+) -> None:
+    Path("book.txt").write_text(log(2))
+    assert run(["ingest", "book.txt", "--model", str(model)]) == 0
+    Path("book.txt").write_text(log(3))
+    capsys.readouterr()
+    line = ["ask", "book.sekv", "How many whales?", "Which ship?", "--max-new-tokens", "2"]
+    assert run(line) == 0
+    assert capsys.readouterr().err.count("book.txt changed since") == 1
+    assert run(["ingest", "book.txt", "--model", str(model), "--update"]) == 0
+    capsys.readouterr()
+    assert run(line) == 0
+    assert "changed" not in capsys.readouterr().err
