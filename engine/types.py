@@ -41,6 +41,18 @@ that stays exact; exact for another reason."""
 DEVICES = "auto|cpu|cuda(?::(?:0|[1-9][0-9]?))?"
 """What may be said of where to compute, as a pattern; N of cuda:N as torch writes it."""
 
+FULL, SLIDING, RECURRENT, HYBRID, STATELESS = LAYER_KINDS = (
+    "full_attention",
+    "sliding_attention",
+    "linear_attention",
+    "hybrid",
+    "stateless",
+)
+"""What a layer keeps of the tokens before: keys and values of all of them; of the last ones, in a
+sliding window or a chunk; the final state of a convolution, linear attention or SSM; such a state
+beside the keys and values of all; nothing (a layer of an MLP alone, or one that reads the keys and
+values of another)."""
+
 DTYPES = ("float32", "bfloat16", "float16")
 """Numbers that a model may compute in, by the names that torch has for them."""
 
@@ -53,7 +65,8 @@ class ModelIdentity:
     heads, kv_heads, head_dim: H, Hkv and D of every layer. rope: its parameters as the model's
     configuration names them. transformers: the release whose behaviour the reader relied on.
     behaviour: that behaviour, as the surprisal in nats of a few fixed tokens (`models`); empty
-    in stores that were made before it was recorded.
+    in stores that were made before it was recorded. layer_kinds: one of `LAYER_KINDS` for each
+    layer; empty where all of them have full attention.
     """
 
     id: str
@@ -68,6 +81,24 @@ class ModelIdentity:
     tokenizer: str
     transformers: str
     behaviour: tuple[float, ...] = ()
+    layer_kinds: tuple[str, ...] = ()
+
+    @property
+    def memory_layers(self) -> tuple[int, ...]:
+        """The numbers of the layers with full attention, which have a document memory."""
+        kinds = self.layer_kinds or (FULL,) * self.layers
+        return tuple(n for n, kind in enumerate(kinds) if kind in (FULL, HYBRID))
+
+    @property
+    def numbers_per_token(self) -> int:
+        """Numbers that the keys and values of one token have in these layers together."""
+        return 2 * len(self.memory_layers) * self.kv_heads * self.head_dim
+
+    @property
+    def state_layers(self) -> tuple[int, ...]:
+        """The numbers of the layers that keep a state of their own."""
+        kinds = enumerate(self.layer_kinds)
+        return tuple(n for n, kind in kinds if kind in (SLIDING, RECURRENT, HYBRID))
 
 
 CHUNK_TOKENS = 1024

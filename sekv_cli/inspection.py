@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from engine.types import FULL, HYBRID
 from sekv_cli import names, strips
 from sekv_cli.answers import print_citations, print_question, windows_text
 from sekv_cli.format import (
@@ -321,7 +322,10 @@ def _print_heads(out: Console, report: InspectReport) -> None:
     heads = model["kv_heads"]
     cell = 2 if heads * 2 + 10 <= out.width else 1
     unicode = is_unicode(out)
-    for layer in range(model["layers"]):
+    kinds = model.get("layer_kinds", [FULL] * model["layers"])
+    for layer, kind in enumerate(kinds):
+        if kind not in (FULL, HYBRID):
+            continue
         values = [rate.get((layer, head), 0) for head in range(heads)]
         line = Text(f"layer {layer:<4}", style="dim")
         for value in values:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,73 +18,14 @@ from engine.compression import methods as recipes
 from engine.ingest.run import ingest
 from engine.types import AskOptions, IngestOptions, Silent
 from exact_methods import EXACT
+from exactness import QUESTION, TEXT, from_memory, make_store, truth
 from tiny_models import checkpoint
-
-TEXT = "".join(
-    f"On day {i} the crew of ship {i * 7 % 13} saw {i * i % 97} whales, and it rained.\n"
-    for i in range(9)
-)
-QUESTION = "How many whales?"
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3", "mistral"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     kind: str = request.param
     return checkpoint(kind, tmp_path_factory.mktemp(kind))
-
-
-def make_store(
-    folder: Path, model: Path, patch: pytest.MonkeyPatch, exact: str, **options: Any
-) -> Path:
-    source = folder / "log.txt"
-    source.write_text(TEXT)
-    patch.setitem(recipes.METHODS, "exact", EXACT[exact])
-    target = folder / "log.sekv"
-    ingest(
-        [str(source)],
-        target,
-        IngestOptions(model=str(model), method="exact", **options),
-        Silent(),
-    )
-    return target
-
-
-def truth(session: Session, model: Path, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Greedy ids and logits [steps, V] of the library's own eager model on the whole prompt."""
-    plain = AutoModelForCausalLM.from_pretrained(
-        model, dtype=torch.float32, attn_implementation="eager"
-    )
-    prompt = session.reader.prompt
-    ids = [
-        *prompt.prefix,
-        *session.ids.tolist(),
-        *prompt.question(session.reader.tokenizer, QUESTION),
-    ]
-    return greedy(plain, torch.tensor([ids]), steps)
-
-
-def greedy(model: Any, ids: torch.Tensor, steps: int, **kwargs: Any) -> Any:
-    kwargs = {"attention_mask": torch.ones_like(ids)} | kwargs
-    out = model.generate(
-        ids,
-        max_new_tokens=steps,
-        min_new_tokens=steps,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
-        **kwargs,
-    )
-    return out.sequences[0, ids.shape[1] :], torch.cat(out.logits)
-
-
-def from_memory(session: Session, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-    ids = torch.tensor([session.reader.prompt.question(session.reader.tokenizer, QUESTION)])
-    ids = ids.to(session.reader.devices[0])
-    mask = torch.ones(1, session.memory.length + ids.shape[1], dtype=torch.long).to(ids)
-    out: tuple[torch.Tensor, torch.Tensor] = greedy(
-        session.reader.model, ids, steps, attention_mask=mask, past_key_values=session._cache()
-    )
-    return out
 
 
 @pytest.mark.parametrize("exact", sorted(EXACT))

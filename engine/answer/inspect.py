@@ -14,7 +14,7 @@ from engine.compression.tensor_names import CODING_ERRORS, KEYS, VALUES, bits_of
 from engine.errors import DocumentError, SekvError, StoreError
 from engine.object_storage import Address
 from engine.store.library import check_sources
-from engine.store.manifest import SHARED, Manifest, device_file, host_file
+from engine.store.manifest import SHARED, Manifest, device_file, host_file, states_file
 from engine.store.reader import Store
 from engine.store.records import SPAN_TABLE, span_table_fault
 from engine.types import ANCHOR, AskOptions, Citation, InspectReport, Progress, Recorded, SpanView
@@ -215,7 +215,8 @@ def _places(store: Store) -> list[_Place]:
 def _spans(store: Store, layer: int | None, head: int | None) -> list[SpanView]:
     manifest = store.manifest
     sizes = _record_bytes(store, layer)
-    ranks = _ranks(store, layer or 0, head or 0)
+    first = manifest.model.memory_layers[0]
+    ranks = _ranks(store, first if layer is None else layer, head or 0)
     errors = _errors(store, layer, head)
     views = []
     for place in _places(store):
@@ -245,7 +246,7 @@ def _record_bytes(store: Store, layer: int | None) -> npt.NDArray[np.int64]:
     """Host bytes of every span, of one layer or of all."""
     import numpy as np
 
-    layers = range(store.manifest.model.layers) if layer is None else [layer]
+    layers = store.manifest.model.memory_layers if layer is None else [layer]
     parts = []
     for index in store.manifest.read:
         section = store.host(index)
@@ -258,7 +259,7 @@ def _errors(store: Store, layer: int | None, head: int | None) -> npt.NDArray[np
     """What the codes of every span lost: of one layer and head, or on average over them."""
     import numpy as np
 
-    layers = range(store.manifest.model.layers) if layer is None else [layer]
+    layers = store.manifest.model.memory_layers if layer is None else [layer]
     names = [of_layer(number, CODING_ERRORS) for number in layers]
     parts = []
     for index in store.manifest.read:
@@ -320,11 +321,12 @@ def _tiers(store: Store) -> dict[str, int]:
     the tokens that are read, for comparison."""
     manifest = store.manifest
     files = manifest.files
+    states = [files[states_file(i)].bytes for i in manifest.read if manifest.has_states]
     device = sum(files[device_file(i)].bytes for i in manifest.read) + files[SHARED].bytes
+    device += sum(states)
     host = sum(files[host_file(i)].bytes for i in manifest.read)
-    model = manifest.model
     width = 4 if manifest.dtype == "float32" else 2
-    full = 2 * model.layers * model.kv_heads * model.head_dim * manifest.tokens_read * width
+    full = manifest.model.numbers_per_token * manifest.tokens_read * width + sum(states[-1:])
     return {
         "device": device,
         "host": host,
@@ -349,5 +351,11 @@ def _check_narrowing(manifest: Manifest, layer: int | None, head: int | None) ->
     model = manifest.model
     if layer is not None and not 0 <= layer < model.layers:
         raise SekvError(f"there is no layer {layer}; the model has 0 to {model.layers - 1}")
+    if layer is not None and layer not in model.memory_layers:
+        listed = ", ".join(map(str, model.memory_layers))
+        raise SekvError(
+            f"layer {layer} has no document memory, for it has no full attention; these have: "
+            f"{listed}"
+        )
     if head is not None and not 0 <= head < model.kv_heads:
         raise SekvError(f"there is no KV head {head}; the model has 0 to {model.kv_heads - 1}")

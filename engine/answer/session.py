@@ -89,7 +89,8 @@ class Session:
         self.ids = _known_ids(document["ids"], self.reader, store)
         self.book = DocumentText.of(self.store, document)
         windows = [(window.start, window.end) for window in manifest.windows]
-        self._retrieval = Retrieval(windows, self.book.text_of)
+        alone = self.memory.states is not None
+        self._retrieval = Retrieval(windows, self.book.text_of, alone=alone)
         self._store_s += time.perf_counter() - at
         self._heads = evidence_heads.importance_of(self.reader.identity)
         self._trace = Trace()
@@ -229,6 +230,7 @@ class Session:
         shared.reserved = 0
         self._retry = None
         self.past.recall(old if self.past.compresses else (), stop)
+        self.past.stand_behind(self.store.manifest.read[-1])
         prompt = self._prompt(question, latest)
         left = self.reader.max_positions - self.past.length
         if len(prompt) >= left:
@@ -322,6 +324,7 @@ class Session:
         )
         for layer in self.memory.layers:
             layer.focus(retrieved.stretches)
+        self.past.stand_behind(retrieved.windows[0])
         return retrieved
 
     def _vote(self, prompt: list[int], stop: Stop | None) -> torch.Tensor | None:
@@ -331,7 +334,7 @@ class Session:
         if first.full or not len(first.view.spans):
             return None
         shared.votes = torch.zeros(
-            len(self.memory.layers), self.store.manifest.model.heads, shared.windows
+            self.reader.layers, self.store.manifest.model.heads, shared.windows
         )
         try:
             for _ in chunked.read(self.reader.model, prompt, self._cache(), stop):
@@ -446,16 +449,22 @@ class Session:
         manifest, shared = self.store.manifest, self.memory.shared
         zoomed = torch.cat([z.cpu() for layer in self.memory.layers for z in layer.zoomed.spans])
         zoomed = torch.bincount(zoomed)[: manifest.spans] > 0  # without those of old turns
-        row = 2 * manifest.model.layers * manifest.model.kv_heads * manifest.model.head_dim
+        turns = shared.reserved * len(self.memory.layers)
+        rows = manifest.model.numbers_per_token * manifest.tokens * self.reader.dtype.itemsize
         return MemoryUse(
-            device_kv_bytes=shared.peak_bytes + shared.reserved * manifest.model.layers,
-            full_kv_bytes=row * manifest.tokens * self.reader.dtype.itemsize,
+            device_kv_bytes=shared.peak_bytes + turns + self._state_bytes,
+            full_kv_bytes=rows + self._state_bytes,
             zoomed_spans=int(zoomed.sum()),
             total_spans=manifest.spans,
             peak_device_bytes=_peak(self.reader.devices),
             working_bytes=shared.working_bytes,
             budget_tokens=round(parse_budget(self.options.budget, manifest.tokens)),
         )
+
+    @property
+    def _state_bytes(self) -> int:
+        """Bytes that the layers without full attention take for the document."""
+        return 0 if self.memory.states is None else self.memory.states.nbytes
 
     def _timing(self, streamer: AnswerStreamer, started: float, done: float) -> dict[str, float]:
         return {
@@ -494,6 +503,8 @@ class Session:
             "widened_steps": self._retry.steps if self._retry else 0,
             "reuse_rate": reused / max(1, reused + fetched),
             "answer_kv_bytes": cache.peak_live_bytes,
+            "state_bytes": self._state_bytes,
+            "state_window": None if self.memory.states is None else self.past.window,
         }
 
 

@@ -90,9 +90,9 @@ class LongAnswer:
             self.transcript.ended or len(self.transcript.ids) - self._planned >= self.rule.longest
         )
 
-    def vote(self, layer: int, q: Tensor) -> None:
+    def vote(self, layer: LongAnswerLayer, q: Tensor) -> None:
         """Every query head of a layer names the thoughts it would look at; q [H, Q, D]."""
-        means = self.layers[layer].means
+        means = layer.means
         if means is None or not self.at_boundary:
             return
         scores = torch.bmm(group_queries(q[:, -1:], len(means)), means.mT)

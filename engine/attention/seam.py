@@ -9,19 +9,34 @@ because only it sees the query. State is passed as a keyword of `forward`, never
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 import transformers
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import (
+    Cache,
+    DummyLayer,
+    DynamicLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionLayer,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from engine.attention.causal_chunk import attend_chunk, attend_rows
 from engine.attention.layer import LayerMemory
+from engine.attention.layer_states import (
+    States,
+    cache_layers,
+    has_memory,
+    has_state,
+    put_states,
+    states_of,
+)
 from engine.attention.long_answer import LongAnswer, LongAnswerLayer
 from engine.attention.shared import Shared
 from engine.attention.widen import Retry
@@ -48,13 +63,15 @@ BLOCK = 64
 class LiveLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Live keys and values of one layer beside its read-only document memory.
 
-    length: tokens the positions of prefix and document take before the question. keys, values:
-    [1, Hkv, n, D], the rows so far of buffers that grow by blocks.
+    length: tokens the positions of prefix and document take before the question. answer: what of
+    the answer is compressed, where the method does so. keys, values: [1, Hkv, n, D], the rows so
+    far of buffers that grow by blocks.
     """
 
-    def __init__(self, memory: Attends, length: int):
+    def __init__(self, memory: Attends, length: int, answer: LongAnswerLayer | None = None):
         super().__init__()  # type: ignore[no-untyped-call]
         self.memory, self.length, self.attended = memory, length, False
+        self.answer = answer
         self._buffers: tuple[Tensor, Tensor] | None = None
 
     def update(
@@ -89,6 +106,10 @@ class LiveLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         if k is not self.keys:
             self.keys, self.values, self._buffers = k, v, None
 
+    def caches(self, key: Tensor) -> bool:
+        """Whether these keys are the ones that it holds."""
+        return self.keys is not None and self.keys.data_ptr() == key.data_ptr()
+
     def cut(self, rows: int) -> None:
         """Keep only the first rows."""
         assert self.keys is not None
@@ -109,7 +130,7 @@ class LiveLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     @property
     def live(self) -> int:
         """Live tokens so far; a compressed answer holds fewer rows than that."""
-        return self.rows
+        return self.rows + (0 if self.answer is None else self.answer.away)
 
     def get_seq_length(self) -> int:
         return self.length + self.live
@@ -118,23 +139,34 @@ class LiveLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return self.live + query_length, self.length
 
 
-class LongAnswerLiveLayer(LiveLayer):  # type: ignore[no-untyped-call]
-    """Live rows of an answer whose finished thoughts are compressed."""
+class LiveHybridLayer(LiveLayer, LinearAttentionAndFullAttentionLayer):  # type: ignore[misc,override,no-untyped-call]
+    """The same of a layer that has recurrent states beside its full attention."""
 
-    def __init__(self, memory: Attends, length: int, answer: LongAnswerLayer):
-        super().__init__(memory, length)
-        self.answer = answer
+    def __init__(
+        self, memory: Attends, length: int, answer: LongAnswerLayer | None, number_of_states: int
+    ):
+        super().__init__(memory, length, answer)
+        LinearAttentionLayer.__init__(self, number_of_states)
 
-    @property
-    def live(self) -> int:
-        return super().live + self.answer.away
+
+@dataclass(frozen=True)
+class OtherLayers:
+    """How the layers without full attention go on from the end of a context.
+
+    config: the model's. states: of every layer that keeps one, on its device.
+    """
+
+    config: Any
+    states: States
 
 
 class MemoryCache(Cache):
-    """The cache of one question: shares the document memory, owns the live rows.
+    """The cache of one question: shares the document memory, owns the live rows and, of a model
+    that has layers of other kinds, their states.
 
-    transcript: the same rows as text. answer: what of them is compressed, where the method does so.
-    retry: what to do with unsure steps, if anything.
+    live: the layers with a memory, by their number in the model. transcript: the same rows as text.
+    answer: what of them is compressed, where the method does so. retry: what to do with unsure
+    steps, if anything.
     """
 
     def __init__(
@@ -144,29 +176,51 @@ class MemoryCache(Cache):
         shared: Shared,
         text: Callable[[list[int]], str] = lambda ids: "",
         retry: Retry | None = None,
+        others: OtherLayers | None = None,
     ):
+        """others: None of a model whose layers all have full attention."""
         self.transcript, self.retry = Transcript(text), retry
         rule = memories[0].recipe.output if isinstance(memories[0], LayerMemory) else None
         self.answer = None if rule is None else LongAnswer(rule, self.transcript, len(memories))
-        self.peak_live_bytes = self._begun = 0
-        made: list[Any] = [
-            LiveLayer(memory, length)
-            if self.answer is None
-            else LongAnswerLiveLayer(memory, length, self.answer.layers[index])
-            for index, memory in enumerate(memories)
-        ]
+        self.peak_live_bytes = 0
+        made: list[Any] = [DynamicLayer() for _ in memories]  # type: ignore[no-untyped-call]
+        if others is not None:
+            made = cache_layers(others.config)
+        numbers = [number for number, layer in enumerate(made) if has_memory(layer)]
+        self.live: dict[int, LiveLayer] = {}
+        layer: LiveLayer
+        for place, (number, memory) in enumerate(zip(numbers, memories, strict=True)):
+            answer = None if self.answer is None else self.answer.layers[place]
+            if has_state(made[number]):
+                layer = LiveHybridLayer(memory, length, answer, made[number].number_of_states)
+            else:
+                layer = LiveLayer(memory, length, answer)
+            made[number] = self.live[number] = layer
+        if others is not None:
+            put_states(made, others.states, length)
         super().__init__(layers=made)
         self.shared, self.length = shared, length
+        self._begun: tuple[int, States] = (0, {})
 
     def begin_forward(self) -> None:
         """No layer has attended to its memory yet."""
-        for layer in self.layers:
-            assert isinstance(layer, LiveLayer)
+        for layer in self.live.values():
             layer.attended = False
 
     def missed(self) -> list[int]:
         """Layers that have not attended to their memory since the forward began."""
-        return [i for i, layer in enumerate(self.layers) if not getattr(layer, "attended", True)]
+        return [number for number, layer in self.live.items() if not layer.attended]
+
+    def live_of(self, number: int, key: Tensor) -> LiveLayer | None:
+        """The layer whose memory attention layer `number` looks at with these keys; None where it
+        has none. A layer that caches nothing may be given the keys of one that does."""
+        if isinstance(self.layers[number], DummyLayer):
+            return next((one for one in self.live.values() if one.caches(key)), None)
+        return self.live.get(number)
+
+    def states(self) -> States:
+        """Copies of what the layers of other kinds keep now."""
+        return states_of(self.layers)
 
     def check_used(self, model: Any) -> None:
         """Refuse what a model of transformers has said without any forward that was handed this
@@ -194,26 +248,24 @@ class MemoryCache(Cache):
         """A step begins that may be taken back."""
         assert self.retry is not None
         self.retry.begin()
-        first = self.layers[0]
-        assert isinstance(first, LiveLayer)
-        self._begun = first.live
+        self._begun = next(iter(self.live.values())).live, self.states()
 
     def rollback(self) -> None:
-        """Forget the live rows of the step."""
-        for layer in self.layers:
-            assert isinstance(layer, LiveLayer)
-            layer.cut(self._begun)
+        """Forget the live rows of the step, and what other layers kept of it."""
+        rows, states = self._begun
+        for layer in self.live.values():
+            layer.cut(rows)
+        put_states(self.layers, states, self.length + rows)
 
     def commit(self) -> None:
         """A forward is over: compress what is finished, and remember the most that was resident."""
         if self.answer is not None:
             self.answer.plan()
         resident = 0 if self.answer is None else self.answer.device_bytes
-        for layer in self.layers:
-            assert isinstance(layer, LiveLayer)
+        for layer in self.live.values():
             assert layer.keys is not None
             assert layer.values is not None
-            if isinstance(layer, LongAnswerLiveLayer):
+            if layer.answer is not None:
                 layer.keep(*layer.answer.rows(layer.keys, layer.values))
             resident += layer.nbytes
         self.peak_live_bytes = max(self.peak_live_bytes, resident)
@@ -283,24 +335,24 @@ def attention(
     dropout: float = 0.0,
     sekv: MemoryCache | None = None,
     probe: Probe | None = None,
-    causal: bool = False,
+    causal: Collection[int] = (),
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """query [1, H, Q, D], key and value [1, Hkv, n, D] of the live rows -> [1, Q, H, D].
 
-    causal: a plain prefill on a CPU: no padding, every row sees all before it.
+    causal: layers in which, in a plain prefill on a CPU, every row sees all before it: no padding,
+    no window.
     """
-    size = query.shape[-1]
+    size, number = query.shape[-1], int(module.layer_idx)  # type: ignore[arg-type]
     factor = (scaling if scaling is not None else size**-0.5) * math.sqrt(size)
     terms = terms_of(module, kwargs)
-    if sekv is None:
-        if probe is not None:
-            probe.observe(int(module.layer_idx), query[0] * factor, key[0], value[0], terms)  # type: ignore[arg-type]
-        if causal and not _bounded(kwargs):
-            return attend_chunk(query, key, value, factor / math.sqrt(size), terms), None
+    if sekv is None and probe is not None:
+        probe.observe(number, query[0] * factor, key[0], value[0], terms)
+    if sekv is None and number in causal and not _bounded(kwargs):
+        return attend_chunk(query, key, value, factor / math.sqrt(size), terms), None
+    layer = None if sekv is None else sekv.live_of(number, key)
+    if sekv is None or layer is None:
         return _plain(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
-    layer = sekv.layers[int(module.layer_idx)]  # type: ignore[arg-type]
-    assert isinstance(layer, LiveLayer)
     layer.attended = True
     for given, cached in ((key, layer.keys), (value, layer.values)):
         assert cached is not None
@@ -311,7 +363,8 @@ def attention(
             )
     rows, live = query.shape[2], key.shape[2]
     if sekv.answer is not None:
-        sekv.answer.vote(int(module.layer_idx), query[0] * factor)  # type: ignore[arg-type]
+        assert layer.answer is not None
+        sekv.answer.vote(layer.answer, query[0] * factor)
     seen = None  # a single row sees all before it
     if attention_mask is not None:
         seen = attention_mask[0, 0, :, -live:]

@@ -22,9 +22,9 @@ class Shared:
     windows: how many the document has. starts: [S] the document token each span begins at, and
     tokens: N of the document; where all its windows are read both follow from `bounds`.
 
-    votes: float [L, H, W] while the rows of a question vote for windows, else None.
-    layers: all of them, in order. peak_bytes: the most that was resident at once. working_bytes:
-    the most that one layer took beside it for one forward.
+    votes: float [L, H, W] while the rows of a question vote for windows, else None; L counts all
+    layers of the model. layers: those with a memory, in order. peak_bytes: the most that was
+    resident at once. working_bytes: the most that one layer took beside it for one forward.
     recomputed_tokens: of the document, that the model read once more while it answered.
     reserved: bytes per layer that the turns of a conversation take from the room to zoom.
     width: multiple of the budget that is allowed now; above 1 while a step is done again.

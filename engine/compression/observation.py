@@ -7,6 +7,7 @@ without one costs nothing. What it observed is used by spans, routers and bases.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -39,8 +40,9 @@ class Observe:
 
 @dataclass
 class ObservingProbe:
-    """The probe of one chunk. before: tokens of the prompt before the document. picked: rows of the
-    chunk whose queries are kept beside its last ones.
+    """The probe of one chunk. layers: numbers of those that it is shown. before: tokens of the
+    prompt before the document. picked: rows of the chunk whose queries are kept beside its last
+    ones.
 
     queries: per layer [H, min(rows, n), D]. spread: per layer [H, len(picked), D]. near: float32
     [n, reach], averaged over heads and over two layers of the middle third, the layers that look
@@ -48,7 +50,7 @@ class ObservingProbe:
     """
 
     wanted: Observe
-    layers: int
+    layers: Sequence[int]
     before: int
     picked: list[int] = field(default_factory=list)
     queries: list[Tensor] = field(default_factory=list)
@@ -58,7 +60,9 @@ class ObservingProbe:
     @property
     def sampled(self) -> tuple[int, ...]:
         """The layers whose attention is measured."""
-        return tuple(sorted({self.layers // 3, max(self.layers // 3, 2 * self.layers // 3 - 1)}))
+        third = len(self.layers) // 3
+        places = {third, max(third, 2 * len(self.layers) // 3 - 1)}
+        return tuple(self.layers[place] for place in sorted(places))
 
     def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor, terms: Terms = PLAIN) -> None:
         if self.wanted.rows:

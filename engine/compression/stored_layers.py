@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -64,21 +63,22 @@ def with_model_bases(tensors: Tensors, bases: ModelBases | None) -> Tensors:
     return found
 
 
-def by_layer(tensors: Mapping[str, Tensor], layers: int) -> list[Tensors]:
-    """Tensors `{layer}.{name}` by layer.
+def by_layer(tensors: Mapping[str, Tensor], numbers: Iterable[int]) -> list[Tensors]:
+    """Tensors `{layer}.{name}` by layer, in the order of the layers' numbers.
 
     Raises:
-        StoreError: one belongs to no layer.
+        StoreError: one belongs to no layer of these numbers.
     """
-    found: list[Tensors] = [{} for _ in range(layers)]
+    found: dict[str, Tensors] = {str(number): {} for number in numbers}
     for name, tensor in tensors.items():
-        match = re.fullmatch(r"(\d{1,6})\.(.+)", name, re.ASCII)
-        if match is None or int(match[1]) >= layers:
+        number, _, rest = name.partition(".")
+        if number not in found or not rest:
             raise StoreError(f"the store holds {name[:80]!r}, which no layer has: ingest again")
-        found[int(match[1])][match[2]] = tensor
-    return found
+        found[number][rest] = tensor
+    return list(found.values())
 
 
-def of_layers(layers: Iterable[Mapping[str, Tensor]]) -> Tensors:
-    """The other way: tensors of layer after layer as `{layer}.{name}`."""
-    return {of_layer(i, name): t for i, layer in enumerate(layers) for name, t in layer.items()}
+def of_layers(numbers: Iterable[int], layers: Iterable[Mapping[str, Tensor]]) -> Tensors:
+    """The other way: tensors of layers with these numbers as `{layer}.{name}`."""
+    pairs = zip(numbers, layers, strict=True)
+    return {of_layer(i, name): t for i, layer in pairs for name, t in layer.items()}

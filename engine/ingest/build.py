@@ -20,6 +20,7 @@ from engine.types import IngestOptions, IngestReport, Progress, SourceReport
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from engine.attention.layer_states import States
     from engine.compression.encode import CompressedLayer
     from engine.compression.spans import Spans
     from engine.documents import Document
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from engine.models.reader import Chunk, Reader
     from engine.store.manifest import Manifest, SourceEntry
     from engine.store.writer import StoreWriter
+
+
+STATE = "state "
+"""How the names of a chunk's tensors begin that are states of layers."""
 
 
 class Clock:
@@ -67,6 +72,12 @@ class StoreBuild:
         self.entries: tuple[SourceEntry, ...] = ()  # what the manifest says of the sources
         self.wanted: Sequence[int] = range(len(windows))  # those that are read, in this order
         self.stop: Stop | None = None
+        self.state_bytes = 0  # of the last window that was read, in layers without full attention
+
+    @property
+    def _numbers(self) -> tuple[int, ...]:
+        """The layers with full attention, by their number in the model."""
+        return self.reader.memory_layers
 
     def make(self, target: Address, progress: Progress, clock: Clock) -> IngestReport:
         """Read, compress, write and publish."""
@@ -97,7 +108,7 @@ class StoreBuild:
     def report(self, target: Address, manifest: Manifest, clock: Clock) -> IngestReport:
         """What is told of the store."""
         identity, dtype = self.reader.identity, self.reader.dtype
-        row = 2 * identity.layers * identity.kv_heads * identity.head_dim
+        rows = identity.numbers_per_token * len(self.tokens.ids) * dtype.itemsize
         return IngestReport(
             store=str(target),
             sources=source_reports(self.document),
@@ -109,7 +120,7 @@ class StoreBuild:
             spans=manifest.spans,
             anchors=manifest.anchors,
             store_bytes=manifest.store_bytes,
-            full_kv_bytes=row * len(self.tokens.ids) * dtype.itemsize,
+            full_kv_bytes=rows + self.state_bytes,
             timing={
                 "read_s": clock.laps["read_s"],
                 "tokenize_s": clock.laps["tokenize_s"],
@@ -169,6 +180,8 @@ class StoreBuild:
         for chunk in self.reader.read_window(
             ids, prefix, self.chunk_tokens, chunks.copy(), observe
         ):
+            if chunks:
+                chunks[-1] = replace(chunks[-1], states={})  # those behind the last are enough
             chunks.append(chunk)
             progress.advance(len(chunk.surprisal))
             if chunk.start + len(chunk.surprisal) < len(ids):
@@ -191,7 +204,7 @@ class StoreBuild:
 
         surprisal = torch.cat([chunk.surprisal for chunk in chunks])
         spans = self._cut(index, chunks, surprisal)
-        rows = _take_rows(chunks, self.reader.layers)
+        rows = _take_rows(chunks, len(prefix))
         fitted = params is None
         if params is None:
             params = self._fit(chunks, prefix, rows, surprisal, spans)
@@ -202,20 +215,23 @@ class StoreBuild:
         }
         host: dict[str, Any] = {}
         names = self.recipe.router.key_names
-        for layer, known in enumerate(params):
-            made = self._compress_layer(layer, chunks, rows, surprisal, spans, known)
+        for place, (layer, known) in enumerate(zip(self._numbers, params, strict=True)):
+            made = self._compress_layer(place, chunks, rows, surprisal, spans, known)
             device |= {f"{layer}.{name}": t for name, t in made.device.tensors(names).items()}
             host[f"{layer}.codes"] = made.records.payload
             host[f"{layer}.offsets"] = made.records.offsets
         if fitted:
             pairs = zip(params, prefix, strict=True)
             shared = (SharedLayer(known, (k.cpu(), v.cpu())) for known, (k, v) in pairs)
-            kept = of_layers(layer.tensors(with_model=self.copied) for layer in shared)
+            tensors = (layer.tensors(with_model=self.copied) for layer in shared)
+            kept = of_layers(self._numbers, tensors)
             self.writer.put_shared({name: t.contiguous() for name, t in kept.items()})
         start, end = self.windows.bounds[index], self.windows.bounds[index + 1]
         anchors = int((spans.kind == ANCHOR).sum())
         entry = WindowEntry(start, end, len(spans.kind), anchors)
-        self.writer.put_window(index, device, host, entry)
+        states = _pack_states(chunks[-1].states)
+        self.state_bytes = sum(tensor.nbytes for tensor in states.values())
+        self.writer.put_window(index, device, host, entry, states)
         return params
 
     def _cut(self, index: int, chunks: list[Chunk], surprisal: Any) -> Spans:
@@ -250,14 +266,14 @@ class StoreBuild:
         if self.recipe.weighs_keys and places:
             for layer, (k, v) in enumerate(prefix):
                 queries = torch.cat([chunk.spread[layer] for chunk in chunks], 1)
-                terms = self.reader.terms.get(layer, PLAIN)
+                terms = self.reader.terms.get(self._numbers[layer], PLAIN)
                 before = k.cpu(), v.cpu()
                 learnt.append(query_moments(queries, places, rows[layer], before, terms))
         known = encode.prepare(self.recipe, rows, learnt, self.trained, len(self.tokens.ids))
         params = []
         for layer, given in enumerate(known):
             if self.calibrated:
-                given = replace(given, calibrated=self.calibrated[layer])
+                given = replace(given, calibrated=self.calibrated[self._numbers[layer]])
             k, v = rows[layer]
             params.append(encode.fit(self.recipe, k, v, surprisal, spans, given))
         return params
@@ -271,7 +287,8 @@ class StoreBuild:
         spans: Spans,
         params: Any,
     ) -> CompressedLayer:
-        """One layer of a window; its rows are not needed again and are let go of."""
+        """One layer of a window, counted among those with full attention; its rows are not needed
+        again and are let go of."""
         import torch
 
         from engine.compression import encode
@@ -287,8 +304,8 @@ class StoreBuild:
         names = self.recipe.router.key_names
         if not is_finite({**params.tensors(), **made.device.tensors(names)}):
             raise ReaderError(
-                f"the keys and values of layer {layer} are no numbers that a store can hold; "
-                "read with another --dtype, or another model"
+                f"the keys and values of layer {self._numbers[layer]} are no numbers that a store "
+                "can hold; read with another --dtype, or another model"
             )
         return made
 
@@ -300,7 +317,7 @@ class StoreBuild:
         shared = self.writer.shared()
         if shared is None:
             return None
-        stored = by_layer(shared, self.reader.layers)
+        stored = by_layer(shared, self.reader.memory_layers)
         trained = self.trained or [TrainedLayer() for _ in stored]
         return [
             replace(LayerParams.of(with_model_bases(tensors, known.bases)), gates=known.gates)
@@ -396,13 +413,24 @@ def _pack_chunk(chunk: Chunk) -> dict[str, Any]:
         tensors["near"] = chunk.near
     if chunk.places:
         tensors["places"] = torch.tensor(chunk.places)
-    return tensors
+    states = _pack_states(chunk.states)
+    return tensors | {f"{STATE}{name}": tensor for name, tensor in states.items()}
+
+
+def _pack_states(states: States) -> dict[str, Any]:
+    """States of layers as tensors `{layer}.{name}`."""
+    from engine.compression.stored_layers import of_layers
+
+    tensors = of_layers(states.keys(), states.values())
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _unpack_chunk(tensors: dict[str, Any]) -> Chunk:
+    from engine.attention.layer_states import by_number
     from engine.models.reader import Chunk
 
     layers = sum(name.endswith(".k") for name in tensors)
+    states = {name.removeprefix(STATE): t for name, t in tensors.items() if name.startswith(STATE)}
     return Chunk(
         int(tensors["start"][0]),
         [tensors[f"{layer}.k"] for layer in range(layers)],
@@ -413,6 +441,7 @@ def _unpack_chunk(tensors: dict[str, Any]) -> Chunk:
         tensors.get("near"),
         [tensors[f"{layer}.spread"] for layer in range(layers) if f"{layer}.spread" in tensors],
         tensors["places"].tolist() if "places" in tensors else [],
+        by_number(states),
     )
 
 

@@ -23,7 +23,7 @@ from engine.ingest.trained_router import check_use, learnt_before, routed
 from engine.ingest.windows import Windows, cut_windows, longest_window
 from engine.object_storage import Address
 from engine.store.reader import read_manifest
-from engine.types import IngestOptions, IngestReport, Plan, Progress
+from engine.types import FULL, HYBRID, IngestOptions, IngestReport, Plan, Progress
 
 if TYPE_CHECKING:
     from engine.documents import Document, Source
@@ -42,6 +42,7 @@ def plan(
     Raises:
         SekvError: what `ingest` would refuse, as far as no weights are needed to see it.
     """
+    from engine.attention.layer_states import layer_kinds, positions
     from engine.compression.routers import router_file
     from engine.documents.tokens import tokenize
     from engine.models import load
@@ -60,7 +61,8 @@ def plan(
     tokenizer = load.load_tokenizer(located.folder)
     tokens = tokenize(document, tokenizer)
     shape = config.get_text_config()
-    windows = cut_windows(document, tokens, longest_window(shape, options.window, located.window))
+    most = longest_window(positions(config), options.window, located.window)
+    windows = cut_windows(document, tokens, most)
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     width = (
@@ -68,7 +70,9 @@ def plan(
         if load.pick_dtype(options.dtype, load.pick_device(options.device), config).itemsize == 4
         else 2
     )
-    rows = len(tokens.ids) * shape.num_hidden_layers * heads * size * 2
+    kinds = layer_kinds(config) or (FULL,) * shape.num_hidden_layers
+    full = sum(kind in (FULL, HYBRID) for kind in kinds)
+    rows = len(tokens.ids) * full * heads * size * 2
     store, device = recipe.expected_shares(size)
     return Plan(
         sources=source_reports(document),
@@ -146,6 +150,7 @@ def _ingest(
     document = _load(paths, options, progress, stdin)
     clock.lap("read_s")
 
+    from engine.attention.layer_states import positions
     from engine.documents.tokens import tokenize
     from engine.models import compresskv_heads, load
     from engine.models.locate import locate
@@ -160,11 +165,8 @@ def _ingest(
     clock.lap("load_s")  # libraries and tokenizer: seconds, whatever the text
     tokens = tokenize(document, tokenizer)
     clock.lap("tokenize_s")
-    windows = cut_windows(
-        document,
-        tokens,
-        longest_window(config.get_text_config(), options.window, located.window),
-    )
+    most = longest_window(positions(config), options.window, located.window)
+    windows = cut_windows(document, tokens, most)
     if len(tokens.ids) < 2:
         raise DocumentError(f"{paths[0]}: hardly any text; nothing to read")
     reader = reader or load_reader(

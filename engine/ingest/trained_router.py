@@ -61,7 +61,7 @@ def learnt_before(
         raise RouterError(f"{target} is routed without training; --router cannot change that")
     acts = bool(recipe.router.weights)
     if not used or not (
-        requested or acts or any(map(lacks_bases, by_layer(shared, reader.layers)))
+        requested or acts or any(map(lacks_bases, by_layer(shared, reader.memory_layers)))
     ):
         return []
     trained, _ = router_file.find(requested, folder, reader.identity)

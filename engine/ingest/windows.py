@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine.errors import BudgetError
 
@@ -26,14 +26,15 @@ class Windows:
         return len(self.bounds) - 1
 
 
-def longest_window(config: Any, requested: int, reads_well: int) -> int:
+def longest_window(positions: int, requested: int, reads_well: int) -> int:
     """Document tokens per context: what was asked, what the reader reads well, or what fits.
 
+    Args:
+        positions: most tokens of one context.
     Raises:
-        BudgetError: asked for more than the model's positions hold.
+        BudgetError: asked for more than they hold.
     """
-    room = min(ROOM, config.max_position_embeddings // 4)
-    most = int(config.max_position_embeddings - room)
+    most = positions - min(ROOM, positions // 4)
     if requested < 0 or requested > most:
         raise BudgetError(
             f"--window {requested}: this model holds at most {most} document tokens beside a "

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from engine.attention.seam import LiveLayer, MemoryCache
+from engine.attention.layer_states import States, nbytes
+from engine.attention.seam import MemoryCache
 from engine.attention.view import Segment, View
 from engine.compression.encode import compress_layer, segment
 from engine.compression.params import needed
@@ -42,14 +43,16 @@ token ids are the second argument."""
 
 @dataclass(frozen=True)
 class CompressedTurn:
-    """A turn that was read. tokens: positions it takes. layers: what each keeps of it."""
+    """A turn that was read. tokens: positions it takes. layers: what each keeps of it that has a
+    memory. states: what the others keep of everything up to its end."""
 
     tokens: int
     layers: list[Segment]
+    states: States
 
     @property
     def nbytes(self) -> int:
-        return sum(layer.nbytes for layer in self.layers)
+        return sum(layer.nbytes for layer in self.layers) + nbytes(self.states)
 
 
 class Conversation:
@@ -59,30 +62,48 @@ class Conversation:
     and reused by every conversation that begins with them.
 
     length: positions that prefix, document and the turns recalled last take together. shown: of
-    these turns, how many are still there.
+    these turns, how many are still there. window: behind which window of the document the question
+    stands, of a model with layers that keep a state of one; the last one at first.
     """
 
     def __init__(self, reader: Reader, memory: Memory, retrieve: Retrieve):
         self._reader, self._memory, self._retrieve = reader, memory, retrieve
         self._held: OrderedDict[tuple[Turn, ...], CompressedTurn] = OrderedDict()
         self.length, self.shown = memory.length, 0
+        self.window = 0 if memory.states is None else memory.states.last
+        self._states: States | None = None
 
     @property
     def compresses(self) -> bool:
         """Whether turns can be compressed by the document's method: not where everything is exact,
-        or where spans are ranked by what a window's own end looked at."""
+        or where spans are ranked by what a window's own end looked at, or where each question may
+        stand behind another window, whose states have not seen the turns before."""
         recipe = self._memory.layers[0].recipe
         return (
-            all(len(layer.view.spans) and not layer.full for layer in self._memory.layers)
+            (self._memory.states is None or self._memory.shared.windows == 1)
+            and all(len(layer.view.spans) and not layer.full for layer in self._memory.layers)
             and not recipe.selector.static
             and not recipe.observe.rows
             and not recipe.observe.reach
         )
 
+    def stand_behind(self, window: int) -> None:
+        """Ask behind this window of the document, which has several; no turns are recalled then."""
+        if self._memory.states is not None and self._memory.shared.windows > 1:
+            self.window, self.length = window, self._memory.states.length(window)
+
     def cache(self) -> MemoryCache:
-        """An empty cache behind what was recalled."""
-        memory = self._memory
-        return MemoryCache(memory.layers, self.length, memory.shared, self._reader.tokenizer.decode)
+        """An empty cache behind what was recalled.
+
+        Raises:
+            StoreError: the states of other layers are damaged.
+        """
+        memory, text = self._memory, self._reader.tokenizer.decode
+        others = None
+        if memory.states is not None:
+            states = memory.states.behind(self.window) if self._states is None else self._states
+            others = memory.states.others(states)
+        return MemoryCache(memory.layers, self.length, memory.shared, text, others=others)
 
     def recall(self, turns: Sequence[Turn], stop: Stop | None = None) -> None:
         """Put these turns, and no others, behind the document; reads those that are new.
@@ -124,6 +145,7 @@ class Conversation:
             first -= 1
         self.shown = len(chain) - first
         self.length = self._memory.length + sum(turn.tokens for turn in chain)
+        self._states = chain[-1].states if chain else None
         for index, layer in enumerate(layers):
             layer.follow([turn.layers[index] for turn in chain[first:]])
 
@@ -140,8 +162,7 @@ class Conversation:
         compressed = spans.kind == COMPRESSED
         _, rows = everything.pick(compressed)
         layers = []
-        for layer, live in zip(self._memory.layers, cache.layers, strict=True):
-            assert isinstance(live, LiveLayer)
+        for layer, live in zip(self._memory.layers, cache.live.values(), strict=True):
             assert live.keys is not None
             assert live.values is not None
             k, v = live.keys[0].cpu(), live.values[0].cpu()
@@ -153,7 +174,7 @@ class Conversation:
             tables = tables.pick(rows, compressed)
             exact = needed(made.device.exact)
             layers.append(Segment(spans.bounds, compressed, exact, tables, made.records))
-        return CompressedTurn(len(ids), layers)
+        return CompressedTurn(len(ids), layers, cache.states())
 
     def _forget(self, keep: int) -> None:
         """Drop what was not recalled for longest until the others take no more than they may."""

@@ -37,6 +37,7 @@ from engine.errors import (
 )
 from engine.memory import fitting
 from engine.memory.fitting import ZOOM_RESERVE
+from engine.memory.states import WindowStates
 from engine.memory.tables import Tables
 from engine.store.library import compare_identity
 from engine.store.reader import Store
@@ -49,11 +50,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Memory:
-    """A document, ready for questions. length: tokens its positions take, prefix included."""
+    """A document, ready for questions. layers: those with full attention. length: tokens its
+    positions take, prefix included. states: what other layers keep; None of a model without such.
+    """
 
     layers: list[LayerMemory]
     shared: Shared
     length: int
+    states: WindowStates | None = None
 
 
 def open_memory(
@@ -94,7 +98,7 @@ def open_memory(
             f"method {manifest.method} of {store.path} has dropped all but {recipe.keep:.0%} of "
             "the tokens for good; leave it out",
         )
-    layers = [SharedLayer.of(tensors) for tensors in by_layer(stored, reader.layers)]
+    layers = [SharedLayer.of(tensors) for tensors in by_layer(stored, reader.memory_layers)]
     recipe, layers = _with_router(store, reader, recipe, layers, router)
     tables = Tables.of(manifest, sections, recipe.router.key_names)
     opening = _Opening(store, reader, recipe, tables, layers, coverage)
@@ -105,14 +109,17 @@ def open_memory(
     else:
         opening.hold_budget(tokens)
     longest = max(window.end - window.start for window in manifest.windows)
-    return Memory(opening.shared.layers, opening.shared, len(reader.prompt.prefix) + longest)
+    states = WindowStates(store, reader) if manifest.has_states else None
+    length = len(reader.prompt.prefix) + longest
+    return Memory(opening.shared.layers, opening.shared, length, states)
 
 
 NO_LIMIT = Limits(float("inf"), 1.0, full=True)
 
 
 class _Opening:
-    """A store as it becomes the layers of a memory."""
+    """A store as it becomes the layers of a memory, which are those of the model that have full
+    attention. numbers: theirs in the model. devices: theirs."""
 
     def __init__(
         self,
@@ -126,6 +133,8 @@ class _Opening:
         manifest = store.manifest
         self.reader, self.recipe, self.tables, self.coverage = reader, recipe, tables, coverage
         self.layers = layers
+        self.numbers = manifest.model.memory_layers
+        self.devices = [reader.devices[number] for number in self.numbers]
         self.heads, self.size = manifest.model.kv_heads, manifest.model.head_dim
         self.windows = [store.host(window) for window in manifest.read]
         self.counts = [manifest.windows[window].spans for window in manifest.read]
@@ -139,11 +148,11 @@ class _Opening:
     def _host(self, index: int) -> Host:
         lengths, params = self.tables.bounds.diff(), self.layers[index].params
         return Host(
-            index,
+            self.numbers[index],
             self.windows,
             self.counts,
             self.heads,
-            pinned=self.reader.devices[index].type == "cuda",
+            pinned=self.devices[index].type == "cuda",
             fits=partial(self.recipe.codec.fits, lengths=lengths, params=params),
         )
 
@@ -164,15 +173,15 @@ class _Opening:
         view: View,
         tables: SpanTables,
     ) -> None:
-        recipe, shared = self.recipe, self.shared
+        recipe, shared, number = self.recipe, self.shared, self.numbers[index]
         shared.layers.append(
-            LayerMemory(index, recipe, shared, limits, params, rows, view, tables, host)
+            LayerMemory(number, recipe, shared, limits, params, rows, view, tables, host)
         )
 
     def hold_rows(self) -> None:
         """Every token as a row of the model."""
         tokens = self.tables.tokens_read()
-        for index, device in enumerate(self.reader.devices):
+        for index, device in enumerate(self.devices):
             host = self._host(index)
             params, prefix = self.layers[index].params, self.layers[index].prefix
             k, v = whole_rows(self.recipe, host, self.tables.bounds, params)
@@ -182,7 +191,7 @@ class _Opening:
     def hold_codes(self) -> None:
         """Every span zoomed, whatever is asked: neither routing nor summaries are needed."""
         compressed = self.tables.kind == COMPRESSED
-        for index, device in enumerate(self.reader.devices):
+        for index, device in enumerate(self.devices):
             k, v = needed(self.tables.layer(index).exact)
             prefix = self.layers[index].prefix
             rows = _join_rows(prefix, k, v, self.tables.pinned, device, k.dtype)
@@ -198,7 +207,7 @@ class _Opening:
         bounded = len(tables.kind) if int(tables.bounds[-1]) >= recipe.levels.beyond else 0
         caps = fitting.caps(recipe, tables, params, self.heads, cap, row, bounded)
         pins: Tensor | None = None
-        for index, device in enumerate(self.reader.devices):
+        for index, device in enumerate(self.devices):
             room = caps[index] - ZOOM_RESERVE * min(cap, caps[index])
             made = tables.layer(index)
             (k, v), router, lean = needed(made.exact), made.tables, params[index]
@@ -269,7 +278,7 @@ def in_its_bases(stored: Tensors, recipe: Method, reader: Reader, requested: str
         RouterError: the router that the store was made with is not at hand.
         StoreError: what is stored does not fit it.
     """
-    layers = by_layer(stored, reader.layers)
+    layers = by_layer(stored, reader.memory_layers)
     if not any(map(lacks_bases, layers)):
         return stored
     used = recipe.trained_by
@@ -280,9 +289,9 @@ def in_its_bases(stored: Tensors, recipe: Method, reader: Reader, requested: str
             f"{'named' if requested else 'beside the model'}; name its file with --router, or "
             "ingest again"
         )
+    found = zip(layers, trained.layers, strict=True)
     return of_layers(
-        with_model_bases(tensors, known.bases)
-        for tensors, known in zip(layers, trained.layers, strict=True)
+        reader.memory_layers, (with_model_bases(tensors, known.bases) for tensors, known in found)
     )
 
 

@@ -27,8 +27,8 @@ VOTED_WINDOWS = 2
 RANK = 60
 """k of reciprocal rank fusion, where a score is 1 / (k + rank); the value of its source."""
 
-WORDS, ATTENTION, ALL = "words", "attention", "all"
-"""By what windows were chosen."""
+WORDS, ATTENTION, ALL, LAST = "words", "attention", "all", "last"
+"""By what windows were chosen; the last one where nothing chose any and only one can be seen."""
 
 
 class PassageIndex:
@@ -80,7 +80,7 @@ def fuse(rankings: Iterable[Iterable[int]]) -> list[int]:
 class Retrieved:
     """What a question sees of a document, and why.
 
-    windows: those that it sees some of, best first. by: WORDS, ATTENTION or ALL.
+    windows: those that it sees some of, best first. by: WORDS, ATTENTION, ALL or LAST.
     stretches: what it sees of them, sorted and not overlapping; None: the whole document.
     lexical, attention: scores of windows by their number; empty where they were not computed.
     """
@@ -99,19 +99,22 @@ class Retrieved:
 
 
 class Retrieval:
-    """Chooses what questions see of one document. windows: where they lie."""
+    """Chooses what questions see of one document. windows: where they lie. alone: only one of them
+    is seen at a time, since some layers of the model know of one only (`memory.states`)."""
 
-    def __init__(self, windows: Sequence[Stretch], text: Callable[[Stretch], str]):
+    def __init__(
+        self, windows: Sequence[Stretch], text: Callable[[Stretch], str], *, alone: bool = False
+    ):
         """See `PassageIndex`; a document of one window has none and is seen whole."""
-        self.windows = windows
+        self.windows, self.alone = windows, alone
         self._index = PassageIndex(windows, text) if len(windows) > 1 else None
 
     def needed(self, queries: Sequence[Sequence[str]]) -> tuple[int, ...]:
         """The windows of the best passages for some queries (see `choose`), read or not."""
         if self._index is None:
             return ()
-        ranked = fuse(self._index.scores(words) for words in queries)
-        return tuple(dict.fromkeys(self._index.window[one] for one in ranked[:PASSAGES_SEEN]))
+        best = self._best(self._index, fuse(self._index.scores(words) for words in queries))
+        return tuple(dict.fromkeys(self._index.window[one] for one in best))
 
     def choose(
         self,
@@ -135,9 +138,20 @@ class Retrieval:
         found = [self._index.scores(words) for words in queries]
         ranked = [one for one in fuse(found) if self._index.window[one] not in unread]
         if ranked:
-            return self._with_words(self._index, ranked[:PASSAGES_SEEN], found)
+            return self._with_words(self._index, self._best(self._index, ranked), found)
         votes = vote() if len(read) > 1 else None
-        return everything if votes is None else self._voted(votes, read)
+        if votes is not None:
+            return self._voted(votes, read)
+        if self.alone:
+            return Retrieved((read[-1],), LAST, (self.windows[read[-1]],))
+        return everything
+
+    def _best(self, index: PassageIndex, ranked: Sequence[int]) -> Sequence[int]:
+        """The passages that are seen, of some that are ranked."""
+        if self.alone:
+            window = index.window
+            ranked = [passage for passage in ranked if window[passage] == window[ranked[0]]]
+        return ranked[:PASSAGES_SEEN]
 
     def _with_words(
         self, index: PassageIndex, best: Sequence[int], found: Sequence[Mapping[int, float]]
@@ -151,7 +165,8 @@ class Retrieval:
         return Retrieved(tuple(lexical), WORDS, stretches, lexical=lexical)
 
     def _voted(self, votes: Tensor, read: Sequence[int]) -> Retrieved:
-        best = sorted(read, key=lambda window: -float(votes[window]))[:VOTED_WINDOWS]
+        count = 1 if self.alone else VOTED_WINDOWS
+        best = sorted(read, key=lambda window: -float(votes[window]))[:count]
         attention = {window: float(votes[window]) for window in best}
         stretches = joined(self.windows[window] for window in best)
         return Retrieved(tuple(best), ATTENTION, stretches, attention=attention)

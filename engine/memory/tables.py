@@ -28,8 +28,8 @@ class Tables:
 
     bounds [S + 1] sums of the spans' lengths, starts [S] the document token each begins at, kind
     [S], window [S], surprisal of their tokens, pinned [P] document tokens of the stored exact
-    rows, pinned_span [P] their spans. layers: per layer that of every window. tokens: N of the
-    document.
+    rows, pinned_span [P] their spans. layers: per layer with a memory that of every window.
+    tokens: N of the document.
     """
 
     bounds: Tensor
@@ -58,7 +58,7 @@ class Tables:
             surprisal.append(section["surprisal"].float())
             pinned.append(pinned_tokens(local, section["kind"]) + entry.start)
         windows_of_layers = [
-            _layers(section, manifest.model.layers, key_names) for section in sections
+            _layers(section, manifest.model.memory_layers, key_names) for section in sections
         ]
         sizes, begins, tokens = torch.cat(lengths), torch.cat(starts), torch.cat(pinned)
         return cls(
@@ -91,7 +91,9 @@ class Tables:
         return torch.isin(self.pinned_span, spans)
 
 
-def _layers(section: Tensors, layers: int, key_names: Sequence[str]) -> list[DeviceLayer]:
+def _layers(
+    section: Tensors, numbers: Sequence[int], key_names: Sequence[str]
+) -> list[DeviceLayer]:
     """Every layer of a window."""
     rest = {name: tensor for name, tensor in section.items() if name not in SPAN_TABLE}
-    return [DeviceLayer.of(tensors, key_names) for tensors in by_layer(rest, layers)]
+    return [DeviceLayer.of(tensors, key_names) for tensors in by_layer(rest, numbers)]

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
+from engine.attention.layer_states import states_of, take_back
 from engine.compression.scores import NEG_INF, group_queries
 from engine.compression.terms import PLAIN, Terms
 from engine.errors import ReaderError
@@ -147,16 +147,15 @@ def measure(reader: Reader) -> EvidenceHeads:
     ids, owner = _sentences(reader.tokenizer)
     before = list(reader.prompt.prefix)
     text = range(len(before), len(before) + len(ids))
-    cache = DynamicCache(config=reader.model.config)
-    _read(reader, before + ids, 0, cache)
+    asked = [_asked(reader, question, answer) for question, answer, _ in QUESTIONS]
+    cache = reader.empty_cache(text.stop + max(len(tokens) for tokens, _ in asked))
+    reader.forward(before + ids, 0, cache)
+    states = states_of(cache.layers)
     total = torch.zeros(reader.layers, reader.identity.heads)
-    for question, answer, begins in QUESTIONS:
-        asked = reader.prompt.question(reader.tokenizer, question)
-        said = reader.tokenizer.encode(f" {answer}", add_special_tokens=False)
+    for (tokens, said), (_, _, begins) in zip(asked, QUESTIONS, strict=True):
         gold = bisect_right(_starts(), TEXT.index(begins)) - 1
-        probe = _Share(total, text, owner == gold, len(said))
-        _read(reader, [*asked, *said[:-1]], text.stop, cache, probe)
-        cache.crop(-(len(asked) + len(said) - 1))
+        reader.forward(tokens, text.stop, cache, _Share(total, text, owner == gold, said))
+        take_back(cache.layers, len(tokens), states, text.stop)
     share = total / len(QUESTIONS)
     return EvidenceHeads(
         model=reader.identity.id,
@@ -164,6 +163,12 @@ def measure(reader: Reader) -> EvidenceHeads:
         share=[[round(float(s), 5) for s in layer] for layer in share],
         made={"questions": len(QUESTIONS), "tokens": len(ids), "prompt": reader.prompt.kind},
     )
+
+
+def _asked(reader: Reader, question: str, answer: str) -> tuple[list[int], int]:
+    """Token ids of a question and its answer but for the last, and how many the answer has."""
+    said = reader.tokenizer.encode(f" {answer}", add_special_tokens=False)
+    return [*reader.prompt.question(reader.tokenizer, question), *said[:-1]], len(said)
 
 
 def find(identity: ModelIdentity) -> EvidenceHeads | None:
@@ -273,14 +278,3 @@ def _sentences(tokenizer: Any) -> tuple[list[int], Tensor]:
         ids += piece
         owner += [number] * len(piece)
     return ids, torch.tensor(owner)
-
-
-def _read(
-    reader: Reader, ids: list[int], position: int, cache: DynamicCache, probe: Any = None
-) -> None:
-    tokens = torch.tensor([ids], device=reader.devices[0])
-    places = torch.arange(position, position + len(ids), device=reader.devices[0])[None]
-    more = {} if probe is None else {"probe": probe}
-    reader.model.base_model(
-        input_ids=tokens, position_ids=places, past_key_values=cache, use_cache=True, **more
-    )

@@ -8,6 +8,7 @@ from typing import Any
 import transformers
 import xxhash
 
+from engine.attention.layer_states import layer_kinds
 from engine.models.checkpoint import weights_fingerprint
 from engine.models.locate import Located
 from engine.types import ModelIdentity, Progress
@@ -33,6 +34,7 @@ def identify(located: Located, config: Any, tokenizer: Any, progress: Progress) 
         rope=json.loads(json.dumps(getattr(text, "rope_parameters", None) or {})),
         tokenizer=tokenizer_fingerprint(tokenizer),
         transformers=transformers.__version__,
+        layer_kinds=layer_kinds(config),
     )
 
 

@@ -6,6 +6,7 @@ Everything here takes a local folder; what is not here is found or fetched by `l
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +18,16 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from engine.attention.layer_states import layer_kinds
 from engine.errors import ReaderError
 from engine.models.half_weights import pack_weights
-from engine.types import DEVICES
+from engine.types import DEVICES, FULL, HYBRID
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+CALLED_BY = "ALL_ATTENTION_FUNCTIONS"
+"""What the code of a model imports that calls registered attention functions. Whether it does call
+them shows when the model is loaded."""
 
 
 def load_config(folder: Path) -> Any:
@@ -76,17 +82,16 @@ def check_supported(config: Any) -> None:
     text = config.get_text_config()
     name = text.model_type
     model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if not getattr(model, "_supports_attention_backend", False):
+    if model is None or not hasattr(sys.modules[model.__module__], CALLED_BY):
         raise ReaderError(
             f"{name}: not a causal model that calls registered attention functions; the memory "
             "would be silently bypassed"
         )
-    kinds = set(getattr(text, "layer_types", None) or ())
-    windowed = getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)
-    if (kinds or windowed) and kinds != {"full_attention"}:
+    kinds = layer_kinds(config)
+    if kinds and not {FULL, HYBRID} & set(kinds):
         raise ReaderError(
-            f"{name}: some layers see only a sliding window or are not attention "
-            f"({', '.join(sorted(kinds))}); the memory needs full attention in every layer"
+            f"{name}: no layer has full attention ({', '.join(sorted(set(kinds)))}), so that a "
+            "memory of the document would be looked at by none"
         )
     rope = getattr(text, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") in ("dynamic", "longrope"):

@@ -8,14 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
 from engine.attention import seam
+from engine.attention.layer_states import (
+    States,
+    moved,
+    positions,
+    put_states,
+    states_of,
+    take_back,
+)
 from engine.compression.observation import Observe, ObservingProbe
 from engine.compression.query_statistics import (
     Probe,
@@ -51,8 +60,9 @@ PROBE_TOKENS = 24  # ids of the probe; read twice, so that attention and positio
 class Chunk:
     """A stretch of a window after its forward: document tokens start .. start + n - 1.
 
-    k, v: per layer [Hkv, n, D], keys after RoPE. surprisal: float32 [n] nats.
+    k, v: per layer with full attention [Hkv, n, D], keys after RoPE. surprisal: float32 [n] nats.
     hidden: [1, d] the last row's hidden state, which predicts the next chunk's first token.
+    states: what the layers of other kinds keep at its end, by the layer's number in the model.
     queries, spread, near: what was asked to be observed, see `observation.ObservingProbe`; `places`
     are the document tokens whose queries `spread` holds.
     """
@@ -66,13 +76,38 @@ class Chunk:
     near: Tensor | None = None
     spread: list[Tensor] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
+    states: States = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _OfLayers:
+    """A probe that is shown some layers of the model only."""
+
+    probe: Probe
+    layers: frozenset[int]
+
+    def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor, terms: Terms = PLAIN) -> None:
+        if layer in self.layers:
+            self.probe.observe(layer, q, k, v, terms)
+
+
+@dataclass(frozen=True)
+class _TermsProbe:
+    """A probe that notes the terms of every layer's softmax."""
+
+    found: dict[int, Terms]
+
+    def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor, terms: Terms = PLAIN) -> None:
+        self.found[layer] = terms
 
 
 class Reader:
     """A loaded model with its tokenizer, prompt and identity.
 
     located: what it was loaded from. reads_well: document tokens that it reads well in one
-    context, 0 if nobody knows. terms: of the softmax of each layer, known once `behaviour` is.
+    context, 0 if nobody knows. memory_layers: numbers of the layers with full attention; only these
+    have a document memory, the others keep a state. terms: of the softmax of these layers, known
+    once `behaviour` is.
     """
 
     def __init__(
@@ -81,14 +116,14 @@ class Reader:
         self.model, self.tokenizer = model, tokenizer
         self.identity, self.prompt = identity, prompt
         self.located = located
-        config = model.config.get_text_config()
-        self.layers: int = config.num_hidden_layers
-        self.max_positions: int = config.max_position_embeddings
+        self.layers = identity.layers
+        self.memory_layers = identity.memory_layers
+        self.max_positions = positions(model.config)
         self.reads_well: int = located.window
-        self.devices = _layer_devices(model, self.layers)
+        self.devices = _layer_devices(model, identity)
         self.dtype: torch.dtype = model.dtype
         self.terms: dict[int, Terms] = {}
-        self._last_hidden: Tensor | None = None
+        self._behind_prefix: tuple[Tensor, States] | None = None
 
     @property
     def dtype_name(self) -> str:
@@ -97,17 +132,38 @@ class Reader:
 
     # -- prefill -------------------------------------------------------------------
 
+    @property
+    def _body(self) -> Any:
+        """The model without its output head, whatever its class calls that."""
+        body = self.model.base_model
+        return self.model.model if body is self.model else body
+
+    def empty_cache(self, capacity: int) -> Cache:
+        """A cache for so many tokens."""
+        return window_cache(self.model.config, capacity)
+
+    @cached_property
+    def example_states(self) -> States:
+        """What layers without full attention keep of one token: names, dtypes and shapes of what
+        they keep of any number, but for the rows of a sliding window."""
+        cache = self.empty_cache(1)
+        with torch.inference_mode():
+            self.forward([self.prompt.prefix[0]], 0, cache)
+            return states_of(cache.layers)
+
     @torch.inference_mode()
     def prefix(self) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of the prompt's prefix, per layer [Hkv, P, D]. Read once per store."""
-        cache = DynamicCache(config=self.model.config)
-        if not self.prompt.prefix:
+        """Keys and values of the prompt's prefix, per layer with full attention [Hkv, P, D]. Read
+        once per store."""
+        ids = list(self.prompt.prefix)
+        if not ids:
             raise ReaderError("the prompt has no token before the document; a reader needs one")
-        hidden = self._forward(list(self.prompt.prefix), 0, cache)
-        self._last_hidden = hidden[-1:]
-        rows = [(k[0], v[0]) for k, v in _rows(cache)]
+        cache = self.empty_cache(len(ids))
+        hidden = self.forward(ids, 0, cache)
+        self._behind_prefix = hidden[-1:], states_of(cache.layers)
+        rows = [(k[0], v[0]) for k, v in self._rows(cache)]
         identity = self.identity
-        shape = (identity.kv_heads, len(self.prompt.prefix), identity.head_dim)
+        shape = (identity.kv_heads, len(ids), identity.head_dim)
         for k, v in rows:
             if k.shape != shape or v.shape != shape:
                 raise ReaderError(
@@ -133,51 +189,99 @@ class Reader:
         free when all chunks have let go of that layer.
         """
         before = len(self.prompt.prefix)
-        cache = window_cache(self.layers, before + len(ids), prefix)
-        if self._last_hidden is None:
-            self.prefix()
-        assert self._last_hidden is not None
-        hidden_before = self._last_hidden
-        start = 0
-        for chunk in done:
-            for index, device in enumerate(self.devices):
-                k, v = chunk.k[index].to(device), chunk.v[index].to(device)
-                cache.update(k[None], v[None], index)
-            hidden_before = chunk.hidden
-            start = chunk.start + len(chunk.surprisal)
+        cache, hidden_before, start = self._cache_behind(prefix, done, before + len(ids))
         wanted = spread_places(len(ids), observe.spread) if observe.spread else []
         while start < len(ids):
             piece = ids[start : start + chunk_tokens]
             places = [place for place in wanted if start <= place < start + len(piece)]
             picked = [place - start for place in places]
-            reading = ObservingProbe(observe, self.layers, before, picked)
-            hidden = self._forward(piece, before + start, cache, reading, causal=True)
+            reading = ObservingProbe(observe, self.memory_layers, before, picked)
+            hidden = self.forward(piece, before + start, cache, reading, causal=True)
             rows = torch.cat([hidden_before.to(hidden), hidden[:-1]])
             nats = self._surprisal(rows, piece)
             hidden_before = hidden[-1:].clone()  # no view of all rows
             here = slice(before + start, before + start + len(piece))
             yield Chunk(
                 start,
-                [k[0, :, here] for k, _ in _rows(cache)],
-                [v[0, :, here] for _, v in _rows(cache)],
+                [k[0, :, here] for k, _ in self._rows(cache)],
+                [v[0, :, here] for _, v in self._rows(cache)],
                 nats,
                 hidden_before,
                 reading.queries,
                 reading.near,
                 reading.spread,
                 places,
+                states_of(cache.layers),
             )
             start += len(piece)
+
+    def _cache_behind(
+        self, prefix: list[tuple[Tensor, Tensor]], chunks: list[Chunk], capacity: int
+    ) -> tuple[Cache, Tensor, int]:
+        """A cache that holds the prefix and what was read of a window, the last hidden state [1, d]
+        of that, and how many tokens of the window it is."""
+        if self._behind_prefix is None:
+            self.prefix()
+        assert self._behind_prefix is not None
+        hidden, states = self._behind_prefix
+        read = 0
+        cache = self.empty_cache(capacity)
+        rows = [prefix, *(list(zip(chunk.k, chunk.v, strict=True)) for chunk in chunks)]
+        for part in rows:
+            for number, (k, v) in zip(self.memory_layers, part, strict=True):
+                device = self.devices[number]
+                cache.update(k[None].to(device), v[None].to(device), number)
+        if chunks:
+            hidden, states = chunks[-1].hidden, chunks[-1].states
+            read = chunks[-1].start + len(chunks[-1].surprisal)
+        states = moved(states, self.devices)
+        put_states(cache.layers, states, len(self.prompt.prefix) + read)
+        return cache, hidden, read
 
     @torch.inference_mode()
     def behaviour(self) -> tuple[float, ...]:
         """What model, library and code together make of fixed token ids, said twice in a row: the
-        surprisal of each but the first in nats. Whoever computes otherwise differs here."""
-        vocabulary = self.model.get_input_embeddings().num_embeddings
-        ids = [(7919 * i * i + 104729 * i + 13) % vocabulary for i in range(PROBE_TOKENS)] * 2
-        seen = _TermsProbe(self.terms)
-        hidden = self._forward(ids, 0, DynamicCache(config=self.model.config), seen)
+        surprisal of each but the first in nats. Whoever computes otherwise differs here.
+
+        Raises:
+            ReaderError: the model's own code would not look into a memory, or does not go on from
+                the state of a layer.
+        """
+        ids = self._probe_ids
+        hidden = self.forward(ids, 0, self.empty_cache(len(ids)), _TermsProbe(self.terms))
+        missed = sorted(set(self.memory_layers) - self.terms.keys())
+        if missed:
+            raise ReaderError(
+                f"{self.identity.architecture} does not call the registered attention in layers "
+                f"{missed}: the memory would be silently bypassed"
+            )
+        if self.identity.state_layers:
+            self._check_going_on(ids, hidden)
         return tuple(round(nats, 3) for nats in self._surprisal(hidden[:-1], ids[1:]).tolist())
+
+    @property
+    def _probe_ids(self) -> list[int]:
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        return [(7919 * i * i + 104729 * i + 13) % vocabulary for i in range(PROBE_TOKENS)] * 2
+
+    def _check_going_on(self, ids: list[int], whole: Tensor) -> None:
+        """Refuse code that reads a text otherwise in chunks than at once: the state at the end of
+        one chunk does not reach the next, and would not reach a question either.
+
+        Args:
+            whole: hidden states [n, d] of `ids`, read at once.
+        """
+        cache = self.empty_cache(len(ids))
+        third = len(ids) // 3
+        starts = range(0, len(ids), third)
+        parts = [self.forward(ids[start : start + third], start, cache) for start in starts]
+        apart = (torch.cat(parts) - whole).norm() / whole.norm()
+        if float(apart) > (1e-3 if self.dtype == torch.float32 else 0.1):
+            raise ReaderError(
+                f"{self.identity.architecture} of transformers {transformers.__version__} does not "
+                "go on from the state of its recurrent layers when it reads several tokens, so "
+                "that a document cannot be read in chunks"
+            )
 
     @torch.inference_mode()
     def look_on(
@@ -195,20 +299,18 @@ class Reader:
         """
         before = len(self.prompt.prefix) + len(ids)
         fitting = [tokens[: max(0, self.max_positions - before)] for tokens in asked]
-        cache = window_cache(self.layers, before + max(map(len, fitting), default=0), prefix)
-        for chunk in chunks:
-            for index, device in enumerate(self.devices):
-                k, v = chunk.k[index].to(device), chunk.v[index].to(device)
-                cache.update(k[None], v[None], index)
+        capacity = before + max(map(len, fitting), default=0)
+        cache, _, _ = self._cache_behind(prefix, chunks, capacity)
+        states = states_of(cache.layers)
         for tokens in filter(None, fitting):
-            self._forward(tokens, before, cache, probe)
-            cache.crop(-len(tokens))
+            self.forward(tokens, before, cache, probe)
+            take_back(cache.layers, len(tokens), states, before)
 
     def query_statistics(
         self, prefix: list[tuple[Tensor, Tensor]], chunks: list[Chunk]
     ) -> list[QueryMoments]:
-        """What the window's own queries make of its keys and values, per layer; empty where none
-        were observed while it was read."""
+        """What the window's own queries make of its keys and values, per layer with full attention;
+        empty where none were observed while it was read."""
         places = [place for chunk in chunks for place in chunk.places]
         if not places:
             return []
@@ -218,7 +320,7 @@ class Reader:
                 places,
                 joined_rows(chunks, layer),
                 (before[0].cpu(), before[1].cpu()),
-                self.terms.get(layer, PLAIN),
+                self.terms.get(self.memory_layers[layer], PLAIN),
             )
             for layer, before in enumerate(prefix)
         ]
@@ -233,13 +335,13 @@ class Reader:
                 their components or other pairs of them.
         """
         name, size = self.identity.architecture, self.identity.head_dim
-        rope = getattr(self.model.base_model, "rotary_emb", None)
+        rope = getattr(self._body, "rotary_emb", None)
         if rope is None:
             raise ReaderError(f"{name} has no RoPE: its keys are the same before it")
         device = self.devices[0]
         places = torch.arange(start, start + tokens, device=device)[None]
         cos, sin = (t[0].float().cpu() for t in rope(torch.zeros(1, device=device), places))
-        # The first layer's key follows from token and position alone: held against each other.
+        # The key of a token alone follows from it and its position: held against each other.
         first, last = (self._first_key(place) for place in (start, start + tokens - 1))
         if cos.shape[-1] == size:
             rotated = apply_rope(invert_rope(first, cos[:1], sin[:1]), cos[-1:], sin[-1:])
@@ -252,10 +354,11 @@ class Reader:
 
     @torch.inference_mode()
     def _first_key(self, position: int) -> Tensor:
-        """The first layer's keys [Hkv, 1, D] of some token alone at a position."""
-        cache = DynamicCache(config=self.model.config)
-        self._forward([self.prompt.prefix[0]], position, cache)
-        return _rows(cache)[0][0][0].float().cpu()
+        """The keys [Hkv, 1, D] of some token alone at a position, in the first layer that has full
+        attention."""
+        cache = self.empty_cache(1)
+        self.forward([self.prompt.prefix[0]], position, cache)
+        return self._rows(cache)[0][0][0].float().cpu()
 
     def read_behind(
         self, ids: list[int], cache: seam.MemoryCache, stop: Callable[[], bool] | None = None
@@ -274,7 +377,7 @@ class Reader:
         within = [self._surprisal(hidden[:-1], ids[1:])] if ids[1:] else []
         return torch.cat([torch.zeros(1), *within])
 
-    def _forward(
+    def forward(
         self,
         ids: list[int],
         position: int,
@@ -283,14 +386,19 @@ class Reader:
         *,
         causal: bool = False,
     ) -> Tensor:
-        """Hidden states [n, d] of a piece; never any logits. causal: it follows all that is in the
-        cache, which a CPU attends to without a mask."""
+        """Hidden states [n, d] of a piece; never any logits.
+
+        Args:
+            probe: is shown the layers with full attention.  causal: the piece follows all that is
+                in the cache, which a CPU attends to without a mask.
+        """
         tokens = torch.tensor([ids], device=self.devices[0])
         places = torch.arange(position, position + len(ids), device=self.devices[0])[None]
-        keywords: dict[str, Any] = {} if probe is None else {"probe": probe}
+        full = frozenset(self.memory_layers)
+        keywords: dict[str, Any] = {} if probe is None else {"probe": _OfLayers(probe, full)}
         if causal and all(device.type == "cpu" for device in self.devices):
-            keywords["causal"] = True
-        out = self.model.base_model(
+            keywords["causal"] = full
+        out = self._body(
             input_ids=tokens,
             position_ids=places,
             past_key_values=cache,
@@ -307,15 +415,10 @@ class Reader:
         cap = getattr(config, "final_logit_softcapping", None)
         return surprisal(hidden, targets, self.model.get_output_embeddings(), factor, cap)
 
-
-@dataclass(frozen=True)
-class _TermsProbe:
-    """A probe that notes the terms of every layer's softmax."""
-
-    found: dict[int, Terms]
-
-    def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor, terms: Terms = PLAIN) -> None:
-        self.found[layer] = terms
+    def _rows(self, cache: Cache) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of every layer with full attention, [1, Hkv, n, D]."""
+        layers: list[Any] = [cache.layers[number] for number in self.memory_layers]
+        return [(layer.keys, layer.values) for layer in layers]
 
 
 def joined_rows(chunks: list[Chunk], layer: int) -> tuple[Tensor, Tensor]:
@@ -323,11 +426,6 @@ def joined_rows(chunks: list[Chunk], layer: int) -> tuple[Tensor, Tensor]:
     k = torch.cat([chunk.k[layer] for chunk in chunks], 1)
     v = torch.cat([chunk.v[layer] for chunk in chunks], 1)
     return k.cpu(), v.cpu()
-
-
-def _rows(cache: Cache) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values of every layer, [1, Hkv, n, D]; `check_supported` let only such layers in."""
-    return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[misc,union-attr]
 
 
 # ---------------------------------------------------------------------------- loading
@@ -371,8 +469,9 @@ def load_reader(
     return reader
 
 
-def _layer_devices(model: Any, layers: int) -> list[torch.device]:
-    """The device of every decoder layer, as accelerate placed it."""
+def _layer_devices(model: Any, identity: ModelIdentity) -> list[torch.device]:
+    """The device of every decoder layer, as accelerate placed it; of a layer that keeps nothing,
+    that of the first."""
     devices: dict[int, torch.device] = {}
     for module in model.modules():
         index = getattr(module, "layer_idx", None)
@@ -381,9 +480,11 @@ def _layer_devices(model: Any, layers: int) -> list[torch.device]:
             parameter = next(module.parameters(), torch.empty(0))
             if parameter.device.type != "meta":
                 devices[index] = parameter.device
-    if sorted(devices) != list(range(layers)):
+    known = {*identity.memory_layers, *identity.state_layers}
+    if not known <= devices.keys() or not devices.keys() <= set(range(identity.layers)):
         raise ReaderError(
-            f"{type(model).__name__}: {len(devices)} of {layers} layers have attention modules "
-            "this tool knows; the memory would be silently bypassed"
+            f"{type(model).__name__}: {len(devices)} of {identity.layers} layers have attention "
+            "modules this tool knows; the memory would be silently bypassed"
         )
-    return [devices[i] for i in range(layers)]
+    first = devices[min(devices)]
+    return [devices.get(number, first) for number in range(identity.layers)]

@@ -6,7 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import (
+    Cache,
+    DynamicLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionLayer,
+)
+
+from engine.attention.layer_states import cache_layers, has_memory, has_state
 
 
 class WindowLayer(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -47,9 +54,23 @@ class WindowLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return torch.empty(shape, dtype=rows.dtype, device=rows.device)
 
 
-def window_cache(layers: int, capacity: int, before: list[tuple[Tensor, Tensor]]) -> Cache:
-    """A cache for `capacity` tokens of which the first are there: k, v [Hkv, P, D] per layer."""
-    cache = Cache(layers=[WindowLayer(capacity) for _ in range(layers)])
-    for index, (k, v) in enumerate(before):
-        cache.update(k[None], v[None], index)
-    return cache
+class WindowHybridLayer(WindowLayer, LinearAttentionAndFullAttentionLayer):  # type: ignore[misc,override,no-untyped-call]
+    """The same of a layer that has recurrent states beside its full attention."""
+
+    def __init__(self, capacity: int, number_of_states: int):
+        super().__init__(capacity)
+        LinearAttentionLayer.__init__(self, number_of_states)
+
+
+def window_cache(config: Any, capacity: int) -> Cache:
+    """An empty cache for `capacity` tokens of a model of this configuration; layers without full
+    attention are the library's own."""
+    layers = cache_layers(config)
+    for number, layer in enumerate(layers):
+        if has_memory(layer):
+            layers[number] = (
+                WindowHybridLayer(capacity, layer.number_of_states)
+                if has_state(layer)
+                else WindowLayer(capacity)
+            )
+    return Cache(layers=layers)

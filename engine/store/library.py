@@ -211,7 +211,8 @@ def sha256_of(path: Path) -> str:
 
 
 def _shape(model: ModelIdentity) -> str:
-    return f"{model.layers}x{model.heads}/{model.kv_heads}x{model.head_dim}"
+    kinds = f" {','.join(model.layer_kinds)}" if model.layer_kinds else ""
+    return f"{model.layers}x{model.heads}/{model.kv_heads}x{model.head_dim}{kinds}"
 
 
 def _releases(stored: ModelIdentity, other: ModelIdentity) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from engine.errors import FormatError, StoreDamagedError, StoreError
 from engine.store.container import checksum
-from engine.types import ModelIdentity
+from engine.types import FULL, HYBRID, LAYER_KINDS, ModelIdentity
 
 FORMAT = 2
 """The newest format version that this module writes and reads; a store has the oldest that can say
@@ -48,6 +48,11 @@ def device_file(window: int) -> str:
 def host_file(window: int) -> str:
     """Name of the host section of a window, relative to the store."""
     return f"{WINDOWS}/{window:05d}.host.safetensors"
+
+
+def states_file(window: int) -> str:
+    """Name of the states of a window, relative to the store."""
+    return f"{WINDOWS}/{window:05d}.states.safetensors"
 
 
 @dataclass(frozen=True)
@@ -125,8 +130,14 @@ class Manifest:
 
     @property
     def format(self) -> int:
-        """The format version: 2 of a store that is partly read, which format 1 cannot say."""
-        return 2 if self.unread else 1
+        """The format version: 2 of a store that is partly read, or whose model has layers of other
+        kinds than full attention; format 1 can say neither."""
+        return 2 if self.unread or self.model.layer_kinds else 1
+
+    @property
+    def has_states(self) -> bool:
+        """Whether every window that is read has the states of some layers."""
+        return bool(self.model.state_layers)
 
     @property
     def read(self) -> tuple[int, ...]:
@@ -159,8 +170,9 @@ class Manifest:
         plain["format"] = self.format
         if not self.unread:
             del plain["unread"]
-        if not self.model.behaviour:
-            del plain["model"]["behaviour"]
+        for name in ("behaviour", "layer_kinds"):
+            if not plain["model"][name]:
+                del plain["model"][name]
         for source in plain["sources"]:
             for name in ("sheets", "near"):
                 if not source[name]:
@@ -267,6 +279,8 @@ def _check_files(manifest: Manifest) -> None:
     expected = {DOCUMENT, SHARED}
     for index in manifest.read:
         expected |= {device_file(index), host_file(index)}
+        if manifest.has_states:
+            expected.add(states_file(index))
     if set(manifest.files) != expected:
         odd = sorted(set(manifest.files) ^ expected)[0]
         raise _damaged(f"files, at {odd[:80]!r}")
@@ -296,6 +310,7 @@ def _model(table: _Table) -> ModelIdentity:
         tokenizer=table.hex("tokenizer"),
         transformers=table.text("transformers"),
         behaviour=_behaviour(table),
+        layer_kinds=_layer_kinds(table),
     )
 
 
@@ -306,6 +321,19 @@ def _behaviour(table: _Table) -> tuple[float, ...]:
     if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
         raise _damaged(f"{table.place}behaviour")
     return tuple(float(value) for value in values)
+
+
+def _layer_kinds(table: _Table) -> tuple[str, ...]:
+    """The kind of every layer, of which some have full attention and some have not."""
+    if "layer_kinds" not in table.values:
+        return ()
+    kinds = table.items("layer_kinds")
+    known = all(isinstance(kind, str) and kind in LAYER_KINDS for kind in kinds)
+    if not known or len(kinds) != table.count("layers") or set(kinds) == {FULL}:
+        raise _damaged(f"{table.place}layer_kinds")
+    if not {FULL, HYBRID} & set(kinds):
+        raise _damaged(f"{table.place}layer_kinds")
+    return tuple(kinds)
 
 
 def _source(table: _Table) -> SourceEntry:

@@ -158,6 +158,16 @@ class Store:
         self._check_window(window)
         return self._load(names.device_file(window))
 
+    def states(self, window: int) -> dict[str, torch.Tensor]:
+        """What layers without full attention keep at the end of a window: `{layer}.{name}`, on the
+        CPU.
+
+        Raises:
+            StoreError: no such window, missing or damaged.
+        """
+        self._check_window(window)
+        return self._load(names.states_file(window))
+
     def tables(self, name: str, tables: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
         """Some tensors of a file, checked, as numpy arrays: what `inspect` needs without torch.
 
@@ -202,7 +212,7 @@ class Store:
             device, host = names.device_file(index), names.host_file(index)
             tables = 8 * (window.spans * (model.kv_heads + 1) + 1) + _HEADER_OF_LAYER
             wanted.append((device, files[device], files[device].bytes))
-            wanted.append((host, files[host], model.layers * tables))
+            wanted.append((host, files[host], len(model.memory_layers) * tables))
         self._folder.fetch_ahead(wanted)
 
     def size(self) -> int:

@@ -76,7 +76,8 @@ class Schema:
         Args:
             shared: what is the model's own among it, see `stored_layers.with_model_bases`.
         """
-        for layer, tensors in enumerate(by_layer(shared, self.manifest.model.layers)):
+        numbers = self.manifest.model.memory_layers
+        for layer, tensors in zip(numbers, by_layer(shared, numbers), strict=True):
             place = f"{SHARED}, layer {layer}"
             calibrated = self._calibrated(place, tensors)
             made = SharedLayer(self._example(tensors), self._prefix()).tensors()
@@ -97,8 +98,8 @@ class Schema:
             shared: as `check_shared` accepted it.
             sections: of the windows that are read, in order.
         """
-        layers, names = self.manifest.model.layers, self.recipe.router.key_names
-        expected = [self._device(tensors) for tensors in by_layer(shared, layers)]
+        numbers, names = self.manifest.model.memory_layers, self.recipe.router.key_names
+        expected = [self._device(tensors) for tensors in by_layer(shared, numbers)]
         for index, section in zip(self.manifest.read, sections, strict=True):
             entry, place = self.manifest.windows[index], device_file(index)
             tables = {name: section[name].numpy() for name in SPAN_TABLE if name in section}
@@ -107,8 +108,9 @@ class Schema:
                 raise StoreDamagedError(f"{place} has {fault}: ingest again")
             exact = len(pinned_tokens(section["bounds"].long(), section["kind"]))
             rest = {name: t for name, t in section.items() if name not in SPAN_TABLE}
-            for layer, tensors in enumerate(by_layer(rest, layers)):
-                wanted = _sized(expected[layer], entry.end - entry.start, entry.spans, exact)
+            found = zip(numbers, by_layer(rest, numbers), expected, strict=True)
+            for layer, tensors, one in found:
+                wanted = _sized(one, entry.end - entry.start, entry.spans, exact)
                 _compare(f"{place}, layer {layer}", tensors, wanted.tensors(names))
 
     def _example(self, tensors: Tensors) -> LayerParams:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from engine.types import Progress
 
 
-HOST_ENDING = ".host.safetensors"
+HOST_ENDING, STATES_ENDING = ".host.safetensors", ".states.safetensors"
 
 
 def damages(folder: StoreFolder, manifest: Manifest, progress: Progress) -> list[str]:
@@ -77,6 +77,10 @@ def contradictions(
             section = HostSection(file, window.spans)
             for layer in section.layers:
                 yield from _layer_faults(section, layer, manifest)
+        if manifest.has_states:
+            name = names.states_file(index)
+            with closing(StoreFile(folder, name, manifest.files[name])) as file:
+                yield from _state_faults(file, manifest)
 
 
 def _tensor_damages(
@@ -90,6 +94,8 @@ def _tensor_damages(
             yield from _document_faults(file, manifest)
         if not broken and window is not None:
             yield from _span_faults(file, window)
+        if not broken and file.name.endswith(STATES_ENDING):
+            yield from _state_faults(file, manifest)
         return
     section = HostSection(file, window.spans)
     for layer in section.layers:
@@ -132,8 +138,17 @@ def _layer_faults(section: HostSection, layer: int, manifest: Manifest) -> Itera
             f"{section.name}: layer {layer} has {found} offsets where "
             f"{section.spans} spans of {manifest.model.kv_heads} KV heads have {expected}"
         )
-    if layer >= manifest.model.layers:
-        yield f"{section.name}: layer {layer} of a model with {manifest.model.layers}"
+    if layer not in manifest.model.memory_layers:
+        yield f"{section.name}: layer {layer}, which is none with full attention of this model"
+
+
+def _state_faults(file: StoreFile, manifest: Manifest) -> Iterator[str]:
+    """Layers whose state is missing, and states of layers that keep none."""
+    kept = {name.partition(".")[0] for name in file.header.tensors}
+    for layer in sorted(kept ^ set(map(str, manifest.model.state_layers))):
+        yield f"{file.name}: the state of layer {layer[:20]!r} is " + (
+            "one too many" if layer in kept else "missing"
+        )
 
 
 def _document_faults(file: StoreFile, manifest: Manifest) -> Iterator[str]:

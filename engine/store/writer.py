@@ -31,6 +31,7 @@ from engine.store.manifest import (
     device_file,
     from_bytes,
     host_file,
+    states_file,
 )
 from engine.store.pieces import (
     DOCUMENT_KEY,
@@ -277,6 +278,7 @@ class StoreWriter:
         device: Mapping[str, Array],
         host: Mapping[str, Array],
         entry: WindowEntry,
+        states: Mapping[str, Array] | None = None,
     ) -> None:
         """Write one window and drop its chunks.
 
@@ -285,6 +287,7 @@ class StoreWriter:
             device: the device section, any names.
             host: `{layer}.codes` uint8 [bytes] and `{layer}.offsets` int64 [S*Hkv+1] per layer.
             entry: which tokens it covers; entry.spans is S.
+            states: `{layer}.{name}` of the layers that keep one; a model without such has none.
         Raises:
             StoreError: the disk refuses.
             ValueError: the offsets do not fit the codes or the spans.
@@ -292,6 +295,8 @@ class StoreWriter:
         with self._timed():
             checked = with_span_checks(host, entry.spans)
             files = {device_file(index): device, host_file(index): checked}
+            if states:
+                files[states_file(index)] = states
             key = window_key(index)
             self._put_files(key, files, asdict(entry), drops=self._chunk_keys(index))
 
@@ -467,6 +472,8 @@ class StoreWriter:
         pieces: dict[str, tuple[list[str], dict[str, Any]]] = {SHARED_KEY: ([SHARED], {})}
         for index in base.read:
             names = [device_file(index), host_file(index)]
+            if base.has_states:
+                names.append(states_file(index))
             pieces[window_key(index)] = (names, asdict(base.windows[index]))
         if self._upload is not None:
             self._far = {key for key in pieces if key != SHARED_KEY}

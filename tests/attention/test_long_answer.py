@@ -49,7 +49,7 @@ class Played:
         self.k, self.v = torch.cat([self.k, new], 2), torch.cat([self.v, -new], 2)
         self.transcript.append(ids)
         if q is not None:
-            self.answer.vote(0, q)
+            self.answer.vote(self.layer, q)
         self.answer.plan()
         self.k, self.v = self.layer.rows(self.k, self.v)
 
@@ -127,7 +127,7 @@ def test_votes_count_over_layers() -> None:
     means = torch.arange(3.0)[None, :, None].expand(KV_HEADS, -1, SIZE)
     for layer, liked in enumerate((-1.0, 1.0, 1.0)):
         answer.layers[layer].means = means
-        answer.vote(layer, query(liked))
+        answer.vote(answer.layers[layer], query(liked))
     assert answer.votes is not None
     assert answer.votes.tolist() == [4, 0, 8]
 

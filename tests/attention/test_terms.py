@@ -115,7 +115,7 @@ def test_plain_attention_is_the_library_s(library: str) -> None:
     k, v = (torch.randn(1, KV_HEADS, 30, SIZE, generator=made) for _ in range(2))
     window = torch.ones(9, 30, dtype=torch.bool).tril(21).triu(10)[None, None]
     added = torch.zeros(window.shape).masked_fill(~window, torch.finfo(torch.float32).min)
-    module = SimpleNamespace(num_key_value_groups=2, training=False, sinks=SINKS)
+    module = SimpleNamespace(layer_idx=0, num_key_value_groups=2, training=False, sinks=SINKS)
     if library == "gemma2":
         truth, _ = gemma2(module, q, k, v, added, scaling=0.3, softcap=2.0)
         keywords: dict[str, Any] = {"softcap": 2.0}
@@ -131,4 +131,4 @@ def test_plain_attention_is_the_library_s(library: str) -> None:
 def test_attention_that_a_memory_does_not_compute_is_refused_by_name(argument: str) -> None:
     rows = torch.zeros(1, HEADS, 2, SIZE)
     with pytest.raises(ReaderError, match=r"SimpleNamespace has .* does not compute"):
-        seam.attention(SimpleNamespace(), rows, rows, rows, None, **{argument: rows})  # type: ignore[arg-type]
+        seam.attention(SimpleNamespace(layer_idx=0), rows, rows, rows, None, **{argument: rows})  # type: ignore[arg-type]

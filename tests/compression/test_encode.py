@@ -157,7 +157,7 @@ def test_windows_of_a_few_tokens_are_compressed(name: str, tokens: int) -> None:
 def test_shared_tensors_are_told_apart_by_layer() -> None:
     one, two, rest = torch.ones(1), torch.ones(2), torch.zeros(3)
     shared = {"0.k_basis": one, "11.k_basis": two, "0.prefix_k": rest, "11.prefix_v": rest}
-    layers = by_layer(shared, 12)
+    layers = by_layer(shared, range(12))
     assert layers[0] == {"k_basis": one, "prefix_k": rest}
     assert layers[11] == {"k_basis": two, "prefix_v": rest}
     assert layers[1:11] == [{}] * 10

@@ -80,9 +80,10 @@ def test_the_queries_are_rotated(reader: Reader) -> None:
 
 
 def test_two_layers_of_the_middle_third_are_looked_at() -> None:
-    assert ObservingProbe(Observe(), 12, 0).sampled == (4, 7)
-    assert ObservingProbe(Observe(), 3, 0).sampled == (1,)
-    assert ObservingProbe(Observe(), 32, 0).sampled == (10, 20)
+    assert ObservingProbe(Observe(), range(12), 0).sampled == (4, 7)
+    assert ObservingProbe(Observe(), range(3), 0).sampled == (1,)
+    assert ObservingProbe(Observe(), range(32), 0).sampled == (10, 20)
+    assert ObservingProbe(Observe(), (1, 4, 7), 0).sampled == (4,)
 
 
 def test_more_covers_less() -> None:

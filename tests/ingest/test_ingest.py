@@ -7,7 +7,6 @@ import json
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -134,15 +133,13 @@ def test_windows_are_of_nearly_equal_length() -> None:
 def test_the_window_is_what_was_asked_or_what_the_reader_reads_well(
     positions: int, well: int, asked: int, window: int
 ) -> None:
-    config = SimpleNamespace(max_position_embeddings=positions)
-    assert longest_window(config, asked, well) == window
+    assert longest_window(positions, asked, well) == window
 
 
 @pytest.mark.parametrize("asked", [-1, 3073, 10**9])
 def test_a_window_that_cannot_be_is_one_line(asked: int) -> None:
-    config = SimpleNamespace(max_position_embeddings=4096)
     with pytest.raises(BudgetError, match=r"--window .* at most 3072"):
-        longest_window(config, asked, 0)
+        longest_window(4096, asked, 0)
 
 
 # ---------------------------------------------------------------------------- a run

@@ -136,13 +136,13 @@ def test_a_document_is_read_once_for_all_methods(
 ) -> None:
     """And compressing it for one method takes nothing from the next."""
     forwards = []
-    before = Reader._forward
+    before = Reader.forward
 
     def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
         forwards.append(args[1])  # where it begins
         return before(self, *args, **kwargs)
 
-    monkeypatch.setattr(Reader, "_forward", counted)
+    monkeypatch.setattr(Reader, "forward", counted)
     measure(reader, str(model), Logs(1), SETTING, tmp_path, Silent())
     # The prefix and the document; what is asked of the document stands behind it.
     begun = [position for position in forwards if position <= len(reader.prompt.prefix)]

@@ -16,6 +16,7 @@ from transformers import (
     BloomConfig,
     FalconConfig,
     Gemma2Config,
+    Lfm2Config,
     LlamaConfig,
     MistralConfig,
     MptConfig,
@@ -217,18 +218,8 @@ SMALL: dict[str, Any] = {
     "num_attention_heads": 2,
 }
 REFUSED = {
-    "a sliding window": MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=64),
-    "sliding layers": Gemma2Config(**SMALL, num_key_value_heads=2, head_dim=16),
-    "soft-capped scores": Gemma2Config(
-        **SMALL,
-        num_key_value_heads=2,
-        head_dim=16,
-        layer_types=["full_attention"] * 2,
-        sliding_window=None,
-    ),
-    "some sliding layers": Qwen2Config(
-        **SMALL, num_key_value_heads=2, use_sliding_window=True, max_window_layers=1
-    ),
+    "no full attention": Lfm2Config(**SMALL, layer_types=["conv"] * 2),
+    "sparse attention": AutoConfig.for_model("deepseek_v4", **SMALL),
     "dynamic rope": LlamaConfig(
         **SMALL, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     ),
@@ -267,6 +258,9 @@ def test_attention_that_it_can_stand_in_for_is_not() -> None:
     for config in (
         LlamaConfig(**SMALL),
         MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=None),
+        MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=64),
+        Gemma2Config(**SMALL, num_key_value_heads=2, head_dim=16),
+        Qwen2Config(**SMALL, num_key_value_heads=2, use_sliding_window=True, max_window_layers=1),
         Qwen2Config(**SMALL, num_key_value_heads=2, use_sliding_window=False),
         *(LlamaConfig(**SMALL, rope_parameters=rope) for rope in ROPE.values()),
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from engine.store.manifest import (
     device_file,
     from_bytes,
     host_file,
+    states_file,
 )
 from engine.store.reader import Store
 from engine.store.writer import StoreWriter
@@ -39,6 +41,8 @@ def use(store: Store, name: str) -> object:
         return store.shared()
     if name == device_file(0):
         return store.device(0)
+    if name == states_file(0):
+        return store.states(0)
     section = store.host(0)
     try:
         return [section.read(layer, np.array([2, 0, 1])) for layer in section.layers]
@@ -53,10 +57,13 @@ def padding(data: bytes) -> range:
     return range(0)
 
 
-def check_flips(path: Path, stride: int) -> int:
-    """Flip one byte at a time: verify names the file, no read gives anything, none is silent."""
+def check_flips(path: Path, stride: int, ending: str = "") -> int:
+    """Flip one byte at a time of the files with this ending: verify names the file, no read gives
+    anything, none is silent."""
     seen = 0
     for name, data in toy.tree(path).items():
+        if not name.endswith(ending):
+            continue
         padded = padding(data)
         for place in range(len(data)):
             if place in padded and place % stride:
@@ -79,6 +86,33 @@ def test_every_flipped_byte_is_detected_and_never_used(tmp_path: Path) -> None:
     """Every byte of a small store, of the spaces that pad headers every 64th."""
     toy.ingest(tmp_path / "toy.sekv", windows=1)
     assert check_flips(tmp_path / "toy.sekv", stride=64) > 4500
+
+
+def test_every_flipped_byte_of_states_is_detected_and_never_used(tmp_path: Path) -> None:
+    toy.ingest(tmp_path / "toy.sekv", windows=1, model=toy.MIXED)
+    assert check_flips(tmp_path / "toy.sekv", stride=64, ending=states_file(0)) > 800
+
+
+def test_states_of_other_layers_than_the_manifest_says_are_not_published(
+    tmp_path: Path, subtests: pytest.Subtests
+) -> None:
+    kinds = toy.MIXED.layer_kinds
+    for wrong in (("hybrid", "hybrid"), ("full_attention", "hybrid"), ("stateless", "hybrid")):
+        states = [toy.chunk(0, 0, index)["state"] for index in range(toy.CHUNKS)]
+        model = replace(toy.MIXED, layer_kinds=wrong)
+        with subtests.test(wrong=wrong):
+            writer = StoreWriter.begin(tmp_path / "toy.sekv", {"wrong": wrong})
+            device, host = toy.compress(states, model)
+            kept = toy.layer_states(states, replace(model, layer_kinds=kinds))
+            if wrong[0] == "hybrid":
+                kept = {name: t for name, t in kept.items() if name.startswith("1.")}
+            with writer:
+                writer.put_document(toy.document(0, 1))
+                writer.put_shared({})
+                entry = WindowEntry(0, toy.WINDOW, toy.SPANS, 1)
+                writer.put_window(0, device, host, entry, kept)
+                publish = lambda: writer.publish(**toy.fields(0, 1, model))  # noqa: B023, E731
+                assert "the state of layer '0' is" in toy.refuses(publish)
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ from engine.store.manifest import (
     from_bytes,
     from_json,
     host_file,
+    states_file,
 )
 
 SUM = "0123456789abcdef0123456789abcdef"
@@ -223,6 +224,41 @@ HOSTILE: list[tuple[tuple[Any, ...], Any]] = [
     (("settings", "x"), float("nan")),
     (("settings", "x"), float("inf")),
 ]
+
+STATES = FileEntry(100, {"0.conv.0": SUM}, SUM)
+MIXED = replace(
+    MANIFEST,
+    model=replace(MANIFEST.model, layer_kinds=("linear_attention", "full_attention")),
+    files=MANIFEST.files | {states_file(0): STATES, states_file(1): STATES},
+)
+HOSTILE_KINDS: list[tuple[tuple[Any, ...], Any]] = [
+    (("format",), 1),
+    (("model", "layer_kinds"), "full_attention"),
+    (("model", "layer_kinds"), ["full_attention"]),
+    (("model", "layer_kinds"), ["full_attention", "full_attention"]),
+    (("model", "layer_kinds"), ["linear_attention", "sliding_attention"]),
+    (("model", "layer_kinds"), ["full_attention", "mamba"]),
+    (("model", "layer_kinds"), ["full_attention", ["hybrid"]]),
+    (("model", "layer_kinds"), ["full_attention", "stateless"]),  # then nothing has a state
+    (("model", "layers"), 3),
+    (("files", "windows/00002.states.safetensors"), MANIFEST.to_json()["files"][DOCUMENT]),
+]
+
+
+def test_layers_of_other_kinds_come_back_and_make_the_format_2() -> None:
+    assert from_bytes(MIXED.to_bytes()) == MIXED
+    assert (MANIFEST.format, MIXED.format) == (1, 2)
+    assert MIXED.model.memory_layers == (1,)
+    assert MIXED.model.state_layers == (0,)
+    assert MANIFEST.model.memory_layers == (0, 1)
+
+
+def test_an_impossible_claim_about_layers_is_one_line(subtests: pytest.Subtests) -> None:
+    for path, value in HOSTILE_KINDS:
+        with subtests.test(path=path, value=value):
+            plain = copy.deepcopy(MIXED.to_json())
+            set_at(plain, path, value)
+            refuses(sealed(plain))
 
 
 HOSTILE_OF_PARTLY_READ: list[tuple[tuple[Any, ...], Any]] = [

@@ -37,12 +37,14 @@ from engine.store.writer import StoreWriter
 from repository import ROOT
 
 if TYPE_CHECKING:
-    pass
+    from engine.types import ModelIdentity
 
 FLOATS = ("float32", "float32")
 GOLDEN = Path(__file__).parent / "golden" / "format-1"
 PARTLY_READ = Path(__file__).parent / "golden" / "format-2-partly-read"
 """A store of format 1 as bytes. It must open for ever; only a new format may write others."""
+GOLDEN_STATES = GOLDEN.with_name("format-2-states")
+"""The same of a model with layers of other kinds."""
 
 
 pytestmark = pytest.mark.usefixtures("instant_disk")
@@ -115,13 +117,17 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     assert toy.tree(tmp_path / "one.sekv") == toy.tree(tmp_path / "two.sekv")
 
 
-def test_golden_bytes_are_written_and_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("golden", "model"), [(GOLDEN, toy.MODEL), (GOLDEN_STATES, toy.MIXED)])
+def test_golden_bytes_are_written_and_read(
+    golden: Path, model: ModelIdentity, tmp_path: Path
+) -> None:
     """A change that breaks this needs a new format version, not a new golden store."""
-    toy.ingest(tmp_path / "toy.sekv", windows=1)
-    assert toy.tree(tmp_path / "toy.sekv") == toy.tree(GOLDEN)
-    assert toy.read_all(GOLDEN) == toy.read_all(tmp_path / "toy.sekv")
-    with Store.open(GOLDEN) as golden:
-        assert golden.verify() == []
+    toy.ingest(tmp_path / "toy.sekv", windows=1, model=model)
+    assert toy.tree(tmp_path / "toy.sekv") == toy.tree(golden)
+    assert toy.read_all(golden) == toy.read_all(tmp_path / "toy.sekv")
+    with Store.open(golden) as store:
+        assert store.verify() == []
+        assert store.manifest.format == (2 if model.layer_kinds else 1)
 
 
 def test_golden_bytes_of_a_partly_read_store_are_written_and_read(tmp_path: Path) -> None:
@@ -142,12 +148,15 @@ def test_golden_bytes_of_a_partly_read_store_are_written_and_read(tmp_path: Path
     assert toy.leftovers(tmp_path) == []
 
 
-def test_the_reader_in_the_documentation_reads_the_golden_store(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("golden", "layers"), [(GOLDEN, toy.LAYERS), (GOLDEN_STATES, 1)])
+def test_the_reader_in_the_documentation_reads_the_golden_store(
+    golden: Path, layers: int, tmp_path: Path
+) -> None:
     """docs/format.md promises that a stranger can write a reader; this one is a stranger's."""
     page = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
     program = page.split("```python\n")[1].split("```")[0]
     store = tmp_path / "toy.sekv"
-    shutil.copytree(GOLDEN, store)
+    shutil.copytree(golden, store)
 
     def read() -> subprocess.CompletedProcess[str]:
         line = [sys.executable, "-c", program, str(store)]
@@ -156,8 +165,9 @@ def test_the_reader_in_the_documentation_reads_the_golden_store(tmp_path: Path) 
     done = read()
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("first token: 0 'à'")
-    assert done.stdout.count("layer") == toy.LAYERS * toy.SPANS
-    for name, place in ((NAME, 30), (SHARED, 9), (DOCUMENT, 4200), (host_file(0), 4300)):
+    assert done.stdout.count("layer") == layers * toy.SPANS
+    assert ("window 0 states" in done.stdout) == (golden == GOLDEN_STATES)
+    for name, place in ((NAME, 30), (SHARED, 9), (DOCUMENT, 4200), (host_file(0), 4200)):
         toy.flip(store / name, place, 1)
         assert "damaged" in read().stderr
         toy.flip(store / name, place, 1)

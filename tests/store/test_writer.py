@@ -211,7 +211,7 @@ def test_a_store_that_contradicts_itself_is_not_published(tmp_path: Path) -> Non
         ("characters", {"text.0": document["text.0"][2:]}, {}),
         ("UTF-8", {"text.0": np.full(20, 0xFF, dtype=np.uint8)}, {}),
         ("KV heads", {}, {"model": dataclasses.replace(toy.MODEL, kv_heads=1)}),
-        ("of a model", {}, {"model": dataclasses.replace(toy.MODEL, layers=1)}),
+        ("none with full attention", {}, {"model": dataclasses.replace(toy.MODEL, layers=1)}),
     ]
     with StoreWriter.begin(tmp_path / "toy.sekv", {}) as writer:
         writer.put_shared({})

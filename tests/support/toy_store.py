@@ -58,6 +58,9 @@ MODEL = ModelIdentity(
     transformers="5.17.0",
 )
 
+MIXED = dataclasses.replace(MODEL, layer_kinds=("sliding_attention", "hybrid"))
+"""A model one of whose two layers has no full attention; both keep a state."""
+
 
 def job(seed: int, windows: int) -> dict[str, Any]:
     """What an ingest of this seed and length is."""
@@ -89,24 +92,40 @@ def chunk(seed: int, window: int, index: int) -> dict[str, npt.NDArray[Any]]:
     return {"state": (values % 251).astype(np.uint8)}
 
 
-def compress(states: list[npt.NDArray[np.uint8]]) -> tuple[dict[str, Any], dict[str, Any]]:
+def compress(
+    states: list[npt.NDArray[np.uint8]], model: ModelIdentity = MODEL
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Device and host tensors of a window from the states of all its chunks."""
     codes = np.concatenate(states)
     device = {"rows": codes.reshape(-1, 8).astype(np.float32), "sinks": codes[:4].astype(np.int64)}
     host: dict[str, Any] = {}
-    for layer in range(LAYERS):
+    for layer in model.memory_layers:
         cuts = [0, 3, 20, 20, 41, 90, codes.size - layer]
         host[f"{layer}.codes"] = codes[layer:]
         host[f"{layer}.offsets"] = np.array(cuts, dtype=np.int64)
     return device, host
 
 
-def fields(seed: int, windows: int) -> dict[str, Any]:
+def layer_states(states: list[npt.NDArray[np.uint8]], model: ModelIdentity) -> dict[str, Any]:
+    """What the layers of a model keep at the end of a window; nothing where all have full
+    attention."""
+    last = states[-1][:32].astype(np.float32)
+    rows = {"keys": last.reshape(KV_HEADS, 2, 8), "values": -last.reshape(KV_HEADS, 2, 8)}
+    own = {"conv.0": last[:12].reshape(1, 4, 3), "recurrent.0": last.astype(np.float64)}
+    kinds = {"sliding_attention": rows, "hybrid": own}
+    return {
+        f"{layer}.{name}": tensor
+        for layer, kind in enumerate(model.layer_kinds)
+        for name, tensor in kinds[kind].items()
+    }
+
+
+def fields(seed: int, windows: int, model: ModelIdentity = MODEL) -> dict[str, Any]:
     """What `publish` is told."""
     chars = len(text(seed, windows))
     return {
         "creator": "sekv toy",
-        "model": MODEL,
+        "model": model,
         "method": "sekv",
         "settings": {"alpha": 1.5, "codec": {"bits": [4, 2]}},
         "dtype": "float32",
@@ -125,6 +144,7 @@ def run(
     on_chunk: Callable[[int, int], None] | None = None,
     appended: bool = False,
     only: Sequence[int] | None = None,
+    model: ModelIdentity = MODEL,
 ) -> Manifest:
     """Ingest what is not done yet; `on_chunk` takes the window and number of each chunk.
 
@@ -145,13 +165,14 @@ def run(
                 writer.put_chunk(window, index, made)
                 states.append(made["state"])
             entry = WindowEntry(window * WINDOW, (window + 1) * WINDOW, SPANS, 1)
-            writer.put_window(window, *compress(states), entry)
+            device, host = compress(states, model)
+            writer.put_window(window, device, host, entry, layer_states(states, model))
         unread = [
             (window, WindowEntry(window * WINDOW, (window + 1) * WINDOW, 0, 0))
             for window in range(windows)
             if not writer.window_done(window)
         ]
-        return writer.publish(**fields(seed, windows), unread=unread)
+        return writer.publish(**fields(seed, windows, model), unread=unread)
 
 
 def ingest(
@@ -163,10 +184,11 @@ def ingest(
     disk: Disk | None = None,
     on_chunk: Callable[[int, int], None] | None = None,
     only: Sequence[int] | None = None,
+    model: ModelIdentity = MODEL,
 ) -> Manifest:
     """Make the toy store of a seed."""
     writer = StoreWriter.begin(target, job(seed, windows), overwrite=overwrite, disk=disk)
-    return run(writer, seed, windows, on_chunk, only=only)
+    return run(writer, seed, windows, on_chunk, only=only, model=model)
 
 
 def append(
@@ -177,10 +199,11 @@ def append(
     disk: Disk | None = None,
     on_chunk: Callable[[int, int], None] | None = None,
     only: Sequence[int] | None = None,
+    model: ModelIdentity = MODEL,
 ) -> Manifest:
     """Continue the toy store of a seed to more windows, or with windows that it lacks."""
     writer = StoreWriter.append(target, job(seed, windows), disk=disk)
-    return run(writer, seed, windows, on_chunk, appended=True, only=only)
+    return run(writer, seed, windows, on_chunk, appended=True, only=only, model=model)
 
 
 def tree(path: Path) -> dict[str, bytes]:
@@ -207,6 +230,8 @@ def read_all(path: Address) -> dict[str, Any]:
                 codes = host.read(layer, np.arange(entry.spans))
                 found[f"{window} {layer}"] = codes.tolist(), host.offsets(layer).tolist()
             host.close()
+            states = store.states(window) if store.manifest.has_states else {}
+            found |= {f"{window} state {name}": tensor.tolist() for name, tensor in states.items()}
         return found
 
 

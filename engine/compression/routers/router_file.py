@@ -112,7 +112,7 @@ def save(
     record: dict[str, Any],
 ) -> None:
     """Write a router. layers: without gates, which are the same in every layer."""
-    tensors = of_layers(layer.tensors() for layer in layers)
+    tensors = of_layers(range(len(layers)), (layer.tensors() for layer in layers))
     if gates is not None:
         tensors |= {f"{COMMON}.{name}": tensor for name, tensor in gates.tensors().items()}
     claims = {"format": FORMAT, "owner": asdict(owner), "record": record}

@@ -20,6 +20,7 @@ from transformers import DynamicCache
 
 from engine.compression.terms import PLAIN, Terms
 from engine.errors import TrainError
+from engine.lab.train.trainable import check_trainable
 from engine.models.compresskv_heads import Heads
 from engine.models.evidence_heads import attention_rows
 
@@ -103,6 +104,7 @@ def calibrate(reader: Reader, text: str, setting: HeadSetting, progress: Progres
     Raises:
         TrainError: the text is too short, or the model too small for every length.
     """
+    check_trainable(reader)
     filler = reader.tokenizer.encode(text, add_special_tokens=False)
     most = min(len(filler), reader.max_positions - 256)
     lengths = [length for length in setting.lengths if length <= most]

@@ -102,8 +102,8 @@ def take(
     """
     document = load([str(source)])
     tokens = tokenize(document, reader.tokenizer)
-    config = reader.model.config.get_text_config()
-    end = cut_windows(document, tokens, longest_window(config, window, reader.reads_well)).bounds[1]
+    most = longest_window(reader.max_positions, window, reader.reads_well)
+    end = cut_windows(document, tokens, most).bounds[1]
     ids = tokens.ids[:end].tolist()
     text = document.sources[0].text
     starts, ends = tokens.starts[:end].tolist(), tokens.ends[:end].tolist()

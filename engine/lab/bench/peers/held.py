@@ -147,7 +147,7 @@ def put_layers(session: Session, make: Make) -> None:
     whole = session.memory
     shared = Shared(whole.shared.bounds, whole.shared.windows)
     shared.layers = [make(index, layer, shared) for index, layer in enumerate(whole.layers)]
-    session.answer_from(Memory(shared.layers, shared, whole.length))
+    session.answer_from(Memory(shared.layers, shared, whole.length, whole.states))
 
 
 def allowed_bytes(session: Session, budget: str) -> float:
@@ -157,7 +157,7 @@ def allowed_bytes(session: Session, budget: str) -> float:
         BudgetError: the budget cannot be understood.
     """
     model = session.store.manifest.model
-    row = 4 * model.head_dim * model.kv_heads * model.layers
+    row = 2 * model.numbers_per_token
     return row * parse_budget(budget, session.store.manifest.tokens)
 
 

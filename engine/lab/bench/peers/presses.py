@@ -77,7 +77,7 @@ class Press:
         """What the press leaves of a window in at most so many bytes."""
         length = len(session.reader.prompt.prefix) + len(ids)
         model = session.store.manifest.model
-        row = 4 * model.head_dim * model.kv_heads * model.layers
+        row = 2 * model.numbers_per_token
         kept = allowed / row
         used = 0
         for _ in range(TRIES):

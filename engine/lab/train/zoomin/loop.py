@@ -24,6 +24,7 @@ from engine.compression.methods import METHODS
 from engine.compression.params import RankGates, TrainedLayer, on_device
 from engine.compression.routers import router_file
 from engine.errors import TrainError
+from engine.lab.train.trainable import check_trainable
 from engine.lab.train.zoomin.evaluate import found
 from engine.lab.train.zoomin.forms import Moments, Seen, Shape, SketchForm, SpanForm
 from engine.lab.train.zoomin.student import SpanLayer, compressed_layer, cut, fitted
@@ -148,6 +149,7 @@ def train_router(options: Options, progress: Progress, reader: Reader | None = N
     reader = reader or load_reader(
         located, device=options.device, dtype=options.dtype, gradients=True
     )
+    check_trainable(reader)
     if reader.dtype == torch.float16:
         raise TrainError("gradients vanish in float16; train with --dtype bfloat16 or float32")
     accelerator = Accelerator(
