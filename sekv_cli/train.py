@@ -56,6 +56,15 @@ def router(
             "--per-head", help="A projection per query head, as published, not per KV head."
         ),
     ] = False,
+    rank: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Rows of each projection; fewer where the router must be a small share of a small "
+            "model.",
+        ),
+    ] = 32,
     columns: Annotated[
         int,
         typer.Option(min=0, metavar="N", help="Columns of each basis to learn; 0: all of them."),
@@ -135,6 +144,7 @@ def router(
             dtype=dtype.value,
             forms=forms,
             per_head=per_head,
+            rank=rank,
             columns=columns,
             held_out=tuple(hold_out or ()),
             steps=steps,

@@ -492,6 +492,13 @@ def test_rate_and_length_follow_the_published_course() -> None:
     ]
 
 
+def test_a_smaller_rank_is_a_smaller_router() -> None:
+    """And no rank is larger than a head."""
+    whole, small, most = (SpanForm(Shape(3, 4, 2, 16, rank=r)).trained for r in (16, 4, 32))
+    assert whole - small == 3 * 2 * 12 * 16
+    assert most == whole
+
+
 @pytest.mark.parametrize(
     ("files", "length", "said"),
     [

@@ -65,7 +65,8 @@ class Options:
     model, revision, device, dtype: the reader, as `models.reader.load_reader` takes them.
     forms: of `router_file.FORMS`.  length: tokens of the longest document, 0 for what the reader
         reads well; documents grow to it from a quarter.  query: tokens of a block read after one.
-    columns: of each basis that the sketch form learns, 0 for all.
+    columns: of each basis that the sketch form learns, 0 for all.  rank: rows of the projections
+        of the span form, d' of the paper; as many as a head has where that is less.
     questions: blocks per document beside the text's own continuation.
     beyond: w of the paper, tokens behind which attention counts as far.  mined: share of a block's
         positions, those that look far most, that the zoom loss is taken at.
@@ -84,6 +85,7 @@ class Options:
     dtype: str = "auto"
     forms: tuple[str, ...] = router_file.FORMS
     per_head: bool = False
+    rank: int = 32
     columns: int = 0
     held_out: tuple[str, ...] = ()
     steps: int = 200
@@ -234,6 +236,7 @@ class _Trainer:
             identity.heads,
             identity.kv_heads,
             identity.head_dim,
+            rank=options.rank,
             per_head=options.per_head,
             columns=options.columns,
         )
