@@ -19,16 +19,15 @@ from pathlib import Path
 from typing import Self
 
 from engine.errors import LibraryError
+from engine.store.folders import CLAIMS
 from engine.types import LEASE
-
-FOLDER = ".sekv-claims"
 
 
 class Claims:
     """The claims of one process in a library. Use as a context manager, which renews them."""
 
     def __init__(self, library: Path, lease: float = LEASE) -> None:
-        self._folder, self._lease = library / FOLDER, lease
+        self._folder, self._lease = library / CLAIMS, lease
         self._owner = json.dumps(
             {"host": socket.gethostname(), "pid": os.getpid(), "key": uuid.uuid4().hex}
         )

@@ -10,6 +10,9 @@ from typing import TypeGuard
 from engine.object_storage import Address
 from engine.store.manifest import NAME as MANIFEST
 
+CLAIMS = ".sekv-claims"
+"""The folder of a library's claims, see `ingest.claims`."""
+
 CATALOGUE = ".sekv-library.sqlite"
 """The file of a library's catalogue, in the library."""
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
+import time
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.errors import StoreError, StoreExistsError
+from engine.errors import StoreBusyError, StoreError, StoreExistsError
 from engine.store.disk import Disk, put
+from engine.store.folders import CATALOGUE, CLAIMS, looks_like_a_store
 from engine.store.glance import check_store
 from engine.store.lock import Lock
 from engine.store.manifest import NAME
-from engine.store.reader import read_manifest
-from engine.store.work import Places, disk_errors, places_of
+from engine.store.reader import read_manifest, recover
+from engine.store.work import Places, clear_work, disk_errors, places_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,10 +86,16 @@ def move_store(path: Path, target: Path) -> Path:
     return target
 
 
+def libraries_of(path: Path) -> list[Path]:
+    """The folders above a store that have a catalogue, which has to hear of what happens to it."""
+    return [above for above in path.absolute().parents if (above / CATALOGUE).is_file()]
+
+
 def tree_bytes(path: Path) -> int:
-    """Bytes of all files below a path; 0 where there is nothing."""
+    """Bytes of a file, or of all files below a folder; 0 where there is nothing."""
     files = (Path(place) / name for place, _, names in os.walk(path) for name in names)
-    return sum(file.lstat().st_size for file in files)
+    own = path.lstat().st_size if path.is_file() else 0
+    return own + sum(file.lstat().st_size for file in files)
 
 
 def _seen_from(old: Path, new: Path) -> bytes:
@@ -114,3 +123,90 @@ def _locked(path: Path) -> Iterator[Places]:
         yield places
     finally:
         lock.release()
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """What a dead run left.
+
+    kind: "work", which the same ingest would go on from; "remains", of no use to anybody. age_s:
+    seconds since it last changed.
+    """
+
+    path: str
+    kind: str
+    bytes: int
+    age_s: float
+
+
+def leftovers(folder: Path) -> list[Leftover]:
+    """What dead runs left in a folder, at any depth, without what a living process holds."""
+    now, found = time.time(), []
+    for place, names in _hidden(folder):
+        for name in names:
+            path = place / name
+            ending = path.suffix
+            if name == CLAIMS:
+                found += [Leftover(str(path), "remains", tree_bytes(path), now - _newest(path))]
+            elif ending in (".work", ".done", ".lock") and not _is_held(path):
+                kind = "work" if ending == ".work" else "remains"
+                found.append(Leftover(str(path), kind, tree_bytes(path), now - _newest(path)))
+    return found
+
+
+def clear(leftover: Leftover) -> bool:
+    """Remove a leftover; False where a process has come to need it meanwhile.
+
+    A replacement that died between its two renames is finished first, so that no store is lost.
+
+    Raises:
+        StoreError: the disk refuses.
+    """
+    path = Path(leftover.path)
+    disk = Disk()
+    with disk_errors(leftover.path):
+        if path.name == CLAIMS:
+            disk.remove_tree(path)
+            return True
+        target = path.with_name(path.name[1:].removesuffix(path.suffix))
+        recover(target)
+        try:
+            with _locked(target) as places:
+                if path.suffix == ".work":
+                    clear_work(places, disk)
+                elif path.suffix == ".done":
+                    disk.remove_tree(places.done)
+        except StoreBusyError:
+            return False
+    return True
+
+
+def _hidden(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder that may hold stores, with its hidden names."""
+    for place, folders, files in os.walk(folder):
+        hidden = sorted(name for name in [*folders, *files] if name.startswith("."))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not looks_like_a_store(Path(place) / name)]
+        yield Path(place), hidden
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a living process has the lock of the store that a leftover belongs to."""
+    target = path.with_name(path.name[1:].removesuffix(path.suffix))
+    lock = target.with_name(f".{target.name}.lock")
+    if not lock.exists():
+        return False
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _newest(path: Path) -> float:
+    """When a path or anything below it last changed, in seconds since the epoch."""
+    files = (Path(place) / name for place, _, names in os.walk(path) for name in names)
+    return max([path.lstat().st_mtime, *(file.lstat().st_mtime for file in files)])

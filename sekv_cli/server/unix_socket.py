@@ -100,6 +100,24 @@ def bind() -> tuple[socket.socket, Path]:
 
 def sockets() -> Iterator[Path]:
     """Sockets of this user's servers; those whose server is gone are removed."""
+    for path, lives in _tried():
+        if lives:
+            yield path
+        else:
+            path.unlink(missing_ok=True)
+
+
+def stale(*, remove: bool) -> list[Path]:
+    """Sockets whose server is gone."""
+    found = [path for path, lives in _tried() if not lives]
+    for path in found if remove else ():
+        path.unlink(missing_ok=True)
+    return found
+
+
+def _tried() -> Iterator[tuple[Path, bool]]:
+    """Every socket of this user's servers, and whether somebody listens; without those that do not
+    say."""
     where = folder()
     if not hasattr(socket, "AF_UNIX") or not where.is_dir() or not _private(where):
         return
@@ -109,11 +127,11 @@ def sockets() -> Iterator[Path]:
             try:
                 trial.connect(str(path))
             except ConnectionRefusedError:
-                path.unlink(missing_ok=True)
+                yield path, False
                 continue
             except OSError:
                 continue
-        yield path
+        yield path, True
 
 
 def _private(where: Path) -> bool:

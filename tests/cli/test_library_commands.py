@@ -86,3 +86,62 @@ def test_a_changed_source_is_spoken_of_once(
     capsys.readouterr()
     assert run(line) == 0
     assert "changed" not in capsys.readouterr().err
+
+
+def test_rm_and_mv_keep_the_catalogue_true(
+    library: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from engine.store.catalogue import Catalogue
+
+    with Catalogue(library) as catalogue:
+        catalogue.refresh()
+    assert run(["mv", "library/organ.sekv", "library/deep", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"store": "library/deep/organ.sekv"}
+    with Catalogue(library) as catalogue:
+        assert [entry.name for entry in catalogue.entries()] == [
+            "deep/comet.sekv",
+            "deep/organ.sekv",
+        ]
+    assert run(["rm", "library/deep/organ.sekv", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["freed_bytes"] > 0
+    with Catalogue(library) as catalogue:
+        assert [entry.name for entry in catalogue.entries()] == ["deep/comet.sekv"]
+
+
+def test_what_cannot_be_removed_or_moved_is_one_line(
+    library: Path, capsys: pytest.CaptureFixture[str], subtests: pytest.Subtests
+) -> None:
+    (library / "photos").mkdir()
+    for line, words in (
+        ("rm library", "folder of stores"),
+        ("rm library/photos", "not a store"),
+        ("rm library/nothing.sekv", "no store"),
+        ("mv library/nothing.sekv x", "no store"),
+        ("mv library/organ.sekv library/deep/comet.sekv", "exists"),
+        ("mv library/organ.sekv nowhere/x.sekv", "does not exist"),
+        ("gc nowhere", "no folder"),
+    ):
+        with subtests.test(line):
+            assert run(line.split()) == 2
+            said = capsys.readouterr().err
+            assert words in said
+            assert said.count("\n") == 1
+    assert (library / "organ.sekv").is_dir()
+
+
+def test_gc_keeps_what_can_be_gone_on_from_for_a_day(
+    library: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (library / ".x.sekv.work").mkdir()
+    (library / ".x.sekv.work" / "journal").write_text("x" * 100)
+    (library / ".y.sekv.lock").touch()
+    assert run(["gc", "library", "--json", "--dry-run"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [Path(each["path"]).name for each in said["removed"]] == [".y.sekv.lock"]
+    assert [Path(each["path"]).name for each in said["kept"]] == [".x.sekv.work"]
+    assert (library / ".y.sekv.lock").exists()
+    assert run(["gc", "library"]) == 0
+    assert "kept: " in capsys.readouterr().out
+    assert run(["gc", "library", "--older-than", "0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["freed_bytes"] == 100
+    assert [path.name for path in library.iterdir() if path.name.startswith(".")] == []

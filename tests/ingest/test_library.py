@@ -20,7 +20,7 @@ from engine.ingest.library import ingest_library
 from engine.ingest.processes import TRIES
 from engine.ingest.run import ingest
 from engine.models.reader import Reader
-from engine.store.folders import stores_below
+from engine.store.folders import CLAIMS, stores_below
 from engine.types import IngestOptions, LibraryOptions, LibraryReport, LibraryStatus, Silent
 from repository import ROOT, environment
 from tiny_books import log
@@ -275,7 +275,7 @@ class TestClaims:
             monkeypatch.undo()
             assert theirs.take("a.sekv")
             assert not mine.take("a.sekv")
-            (claim,) = (tmp_path / claims.FOLDER).glob("*.claim")
+            (claim,) = (tmp_path / CLAIMS).glob("*.claim")
             os.utime(claim, (time.time() - 2000,) * 2)
             assert mine.take("a.sekv")
             theirs.give_back("a.sekv")  # it is not theirs any more

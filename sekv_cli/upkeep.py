@@ -1,0 +1,158 @@
+"""`sekv rm`, `sekv mv` and `sekv gc`: stores go, move, and what dead runs left is removed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from engine.errors import LibraryError
+from engine.store import glance
+from engine.store.folders import is_library
+from sekv_cli import completion, options
+
+Stores = Annotated[
+    list[Path], typer.Argument(metavar="STORE", help="Stores.", autocompletion=completion.stores)
+]
+
+
+def remove(stores: Stores, as_json: options.Json = False) -> None:
+    """Remove stores; their sources stay.
+
+    A store that is being written is refused. A library's catalogue forgets what is removed.
+
+    \b
+    Example:
+      sekv rm book.sekv
+      sekv rm library/old/*.sekv
+    """
+    for store in stores:
+        _check(store)
+
+    from engine.store import upkeep
+    from sekv_cli import format
+
+    freed = 0
+    for store in stores:
+        libraries = upkeep.libraries_of(store)
+        freed += upkeep.remove_store(store)
+        _tell(libraries)
+    if as_json:
+        format.emit_json({"removed": [str(store) for store in stores], "freed_bytes": freed})
+    else:
+        what = format.some(len(stores), "store")
+        format.console().print(f"removed {what}: {format.bytes_text(freed)} free")
+
+
+def move(
+    store: Annotated[
+        Path,
+        typer.Argument(metavar="STORE", help="A store.", autocompletion=completion.stores),
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="TARGET", help="Its new name, or a folder that is there.")
+    ],
+    as_json: options.Json = False,
+) -> None:
+    """Give a store another name or folder; its sources are still found from there.
+
+    \b
+    Example:
+      sekv mv book.sekv library/
+      sekv mv library/book.sekv library/dracula.sekv
+    """
+    _check(store)
+
+    from engine.store import upkeep
+    from sekv_cli import format
+
+    libraries = upkeep.libraries_of(store)
+    moved = upkeep.move_store(store, target)
+    _tell([*libraries, *(each for each in upkeep.libraries_of(moved) if each not in libraries)])
+    if as_json:
+        format.emit_json({"store": str(moved)})
+    else:
+        format.console().print(format.clean(f"{store} is {moved} now"))
+
+
+def collect(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Where to look.", show_default=False)
+    ] = Path(),
+    older: Annotated[
+        float,
+        typer.Option(
+            "--older-than",
+            min=0,
+            metavar="HOURS",
+            help="Keep unfinished stores that changed since; the same ingest goes on from them.",
+        ),
+    ] = 24.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Remove what dead runs left: unfinished stores, locks, claims, sockets of servers.
+
+    Looks in the current folder and all below it unless another is named. What a living process
+    holds stays, and so does an unfinished store that changed within a day.
+
+    \b
+    Example:
+      sekv gc
+      sekv gc ~/library --older-than 0 --dry-run
+    """
+    if not folder.is_dir():
+        raise LibraryError(f"there is no folder {folder}")
+
+    from engine.store import upkeep
+    from sekv_cli import format
+    from sekv_cli.server import unix_socket
+
+    removed, kept = [], []
+    for each in upkeep.leftovers(folder):
+        young = each.age_s < 3600 * older and each.kind == "work"
+        if young or not (dry_run or upkeep.clear(each)):
+            kept.append(each)
+        else:
+            removed.append(each)
+    sockets = unix_socket.stale(remove=not dry_run)
+    freed = sum(each.bytes for each in removed)
+    if as_json:
+        format.emit_json(
+            {
+                "removed": [asdict(each) for each in removed],
+                "kept": [asdict(each) for each in kept],
+                "sockets": [str(path) for path in sockets],
+                "freed_bytes": freed,
+                "dry_run": dry_run,
+            }
+        )
+        return
+    out = format.console()
+    for leftover in removed:
+        out.print(format.clean(f"  {leftover.path} ({format.bytes_text(leftover.bytes)})"))
+    for path in sockets:
+        out.print(format.clean(f"  {path}"))
+    verb = "would be free" if dry_run else "free"
+    total = format.some(len(removed) + len(sockets), "leftover")
+    out.print(f"{total}: {format.bytes_text(freed)} {verb}")
+    for leftover in kept:
+        out.print(format.clean(f"kept: {leftover.path}, which the same ingest goes on from"))
+
+
+def _check(store: Path) -> None:
+    """Whether a path is a store. Raises SekvError, one of its own kind for a library."""
+    if is_library(store):
+        raise LibraryError(f"{store} is a folder of stores; name the stores themselves")
+    glance.check_store(store)
+
+
+def _tell(libraries: list[Path]) -> None:
+    """Bring the catalogues of libraries up to date."""
+    from engine.store.catalogue import Catalogue
+
+    for library in libraries:
+        with Catalogue(library) as catalogue:
+            catalogue.refresh()
