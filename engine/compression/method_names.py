@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from engine.errors import BudgetError
 
 NAMES = (
@@ -22,11 +24,12 @@ NAMES = (
 )
 
 
-def check(name: str) -> None:
+def check(name: str, known: Iterable[str] = NAMES) -> None:
     """Whether there is a method of that name; what follows a "+" is for `methods.named` to judge.
 
     Raises:
         BudgetError: there is none; the line lists the known ones.
     """
-    if name.partition("+")[0] not in NAMES:
-        raise BudgetError(f"unknown method '{name}'; known: {', '.join(NAMES)}")
+    names = list(known)
+    if name.partition("+")[0] not in names:
+        raise BudgetError(f"unknown method '{name}'; known: {', '.join(names)}")

@@ -339,7 +339,7 @@ def named(name: str) -> Method:
         BudgetError: there is none, or it has no such setting; the line lists what is known.
     """
     base, *changes = name.split("+")
-    method_names.check(base)
+    method_names.check(base, METHODS)
     recipe = METHODS[base]
     for change in changes:
         if change == "zoomr":
