@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from engine.answer import checks
-from engine.errors import LibraryError, SekvError
+from engine.errors import DocumentError, LibraryError, SekvError
+from engine.ingest.sources import default_target
 from engine.object_storage import Address, ObjectUrl, address, is_url
 from engine.store import glance
 from engine.store.folders import is_library
@@ -62,6 +63,7 @@ __all__ = [
     "append",
     "ingest",
     "ingest_library",
+    "open_document",
     "open_library",
     "open_store",
     "plan",
@@ -236,6 +238,51 @@ def open_library(
     from engine.answer.library import LibrarySession
 
     return LibrarySession(path, chosen, progress or Silent(), reader=reader)
+
+
+def open_document(
+    source: PathName,
+    store: PathName | None = None,
+    options: AskOptions | None = None,
+    reading: IngestOptions | None = None,
+    progress: Progress | None = None,
+    *,
+    reader: Reader | None = None,
+) -> Session:
+    """Ask a document that is not read yet: questions read what they need of it, once.
+
+    Its store appears with the first window read; each question has the windows read that it needs
+    and adds them; `ingest` reads the rest. A store of the document that is there already is used.
+
+    Args:
+        source: one file.  store: None is its name with `.sekv`, in the working directory.
+        options: how questions are answered.  reading: how the document is read, where it is not.
+    Raises:
+        StoreExistsError: the store is there and of something else.
+        SekvError: its other kinds, as of `ingest` and `open_store`.
+    """
+    chosen, document = options or AskOptions(), _file(source)
+    checks.check_options(chosen)
+    shown = progress or Silent()
+
+    from engine.answer.session import Session
+    from engine.ingest import asked
+
+    target = default_target([str(document)]) if store is None else _file(store)
+    read = asked.begin_unless_there(document, target, reading or IngestOptions(), shown, reader)
+    return Session(target, chosen, shown, reader or read)
+
+
+def _file(name: PathName) -> Path:
+    """The path of a file or folder of this machine.
+
+    Raises:
+        DocumentError: it is a URL.
+    """
+    place = address(name)
+    if isinstance(place, ObjectUrl):
+        raise DocumentError(f"{place} cannot be asked before it is read: sekv ingest reads it")
+    return place
 
 
 def _paths(sources: PathName | Sequence[PathName]) -> list[str]:

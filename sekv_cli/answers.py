@@ -153,6 +153,7 @@ def windows_text(retrieval: Sequence[WindowRead]) -> str:
         why = [page] if page else []
         why += [f"words {each.lexical:.1f}"] if each.lexical is not None else []
         why += [f"votes {each.attention:.1f}"] if each.attention is not None else []
+        why += ["read now"] if each.read_now else []
         if each.lexical is not None or each.attention is not None:
             parts.append(f"{each.window} ({', '.join(why)})")
     return ", ".join(parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Annotated
@@ -15,14 +16,13 @@ from engine.errors import SekvError
 from engine.models import named
 from engine.store import glance
 from engine.store.manifest import NAME
-from engine.types import AUTO, AskOptions
-from sekv_cli import options, outputs, streams
-from sekv_cli.asker import asked
+from engine.types import AUTO, AskOptions, IngestOptions
+from sekv_cli import options, outputs, streams, unread
 from sekv_cli.commands import ALL_STATS, RESEARCH
 
 
 def ask(
-    store: options.Store,
+    asked: options.StoreOrDocument,
     questions: Annotated[
         list[str] | None,
         typer.Argument(metavar="QUESTION", help="Questions; - reads them from stdin."),
@@ -46,7 +46,13 @@ def ask(
     ] = False,
     max_new_tokens: options.MaxNewTokens = 128,
     budget: options.Budget = AUTO,
+    no_read: options.NoRead = False,
     verbose: options.Verbose = None,
+    output: unread.Output = None,
+    pages: unread.Pages = "",
+    window: unread.Window = None,
+    chunk_tokens: unread.ChunkTokens = None,
+    method: unread.Method = "",
     model: options.Model = "",
     device: options.Device = "auto",
     dtype: options.DTypeOption = options.DType.auto,
@@ -69,15 +75,19 @@ def ask(
         ),
     ] = None,
 ) -> None:
-    """Answer questions from a store, with page citations.
+    """Answer questions from a store or a document, with page citations.
 
     The document is not read again: its memory is opened, and only what the
     question asks for is brought to full resolution. Below the answer stand the
     passages it was read from. A running `sekv serve` of yours that has the store
     loaded answers at once; without one, model and store are loaded first.
 
+    Of a document that has no store yet, only what the questions need is read,
+    and kept in a store beside the others; `sekv ingest` reads the rest.
+
     \b
     Example:
+      sekv ask book.pdf "Who warned Jonathan Harker?"
       sekv ask book.sekv "Who warned Jonathan Harker?"
       sekv ask book.sekv -f questions.txt --json
       echo "What is the date?" | sekv ask book.sekv - --budget 10% --stats
@@ -86,13 +96,14 @@ def ask(
     first = next(waiting, None)
     if first is None:
         raise SekvError("there is no question; give one after the store, with -f FILE or with -")
-    place = asked(store)
+    how = {"pages": pages, "window": window, "chunk_tokens": chunk_tokens, "method": method}
+    place, document, given = unread.find(asked, output, how)
     named.check(model, offline=offline)
     options.check_router(router)
     outputs.check_trace(trace)
 
     from sekv_cli import format, progress
-    from sekv_cli.asker import open_asker
+    from sekv_cli.asker import Unread, open_asker
     from sekv_cli.stream import Stream
 
     chosen = AskOptions(
@@ -110,13 +121,21 @@ def ask(
         router=str(router) if router else "",
         trace=trace is not None,
         offline=offline,
+        read=not no_read,
     )
+    first_read = None
+    if document is not None:
+        own = unread.own_model(model)
+        reading = IngestOptions(
+            model=own, device=device, dtype=dtype.value, router=chosen.router, offline=offline
+        )
+        first_read = Unread(document, replace(reading, **given))
     several = file is not None or "-" in (questions or []) or len(questions or []) > 1
     cost = "full" if all_stats else "short" if stats else ""
     traces = []
     with (
         progress.on_stderr(verbose) as shown,
-        open_asker(place, chosen, shown, no_server=no_server) as session,
+        open_asker(place, chosen, shown, no_server=no_server, unread=first_read) as session,
     ):
         for line in glance.changed_sources(place):
             shown.note(line)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from engine import api
@@ -13,7 +15,7 @@ from engine.store.folders import is_library
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from engine.types import Answer, AskOptions, Turn
+    from engine.types import Answer, AskOptions, IngestOptions, Turn
     from sekv_cli.progress import Shown
 
 
@@ -44,15 +46,34 @@ class Asker(Protocol):
     def trace(self) -> dict[str, Any]: ...
 
 
-def open_asker(store: Address, options: AskOptions, shown: Shown, *, no_server: bool) -> Asker:
+@dataclass(frozen=True)
+class Unread:
+    """A document that has no store yet, and how it is to be read."""
+
+    source: Path
+    reading: IngestOptions
+
+
+def open_asker(
+    store: Address,
+    options: AskOptions,
+    shown: Shown,
+    *,
+    no_server: bool,
+    unread: Unread | None = None,
+) -> Asker:
     """The running server that has the store open, or a session that loads it.
 
     A server reads with the model and on the device it was started with; who names another one
     is not sent there.
 
+    Args:
+        unread: the document that the store is to be made of.
     Raises:
         SekvError: the store cannot be opened.
     """
+    if unread is not None:
+        return api.open_document(unread.source, store, options, unread.reading, shown)
     own = options.model or options.router or options.device != "auto" or options.dtype != "auto"
     if not no_server and not own:
         from sekv_cli.server import client

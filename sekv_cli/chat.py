@@ -34,6 +34,7 @@ def chat(
     store: options.Store,
     max_new_tokens: options.MaxNewTokens = 256,
     budget: options.Budget = AUTO,
+    no_read: options.NoRead = False,
     history: Annotated[
         Path | None,
         typer.Option(
@@ -89,6 +90,7 @@ def chat(
         dtype=dtype.value,
         model=model,
         offline=offline,
+        read=not no_read,
     )
     with (
         progress.on_stderr(verbose) as shown,

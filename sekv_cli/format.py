@@ -167,6 +167,14 @@ def reading(tokens: int, windows: int, window_tokens: int) -> str:
     return f"{count_text(tokens)} in {some(windows, 'window')} of up to {count_text(window_tokens)}"
 
 
+def read_so_far(tokens: int, read: int, windows: int) -> str:
+    """How much of a partly read store is read, and how the rest comes to be."""
+    return (
+        f"{count_text(read)} of {some(windows, 'window')} ({count_text(tokens)} tokens); questions "
+        "read what they need, sekv ingest the rest"
+    )
+
+
 def print_router(out: Console, path: PurePath, result: Result) -> None:
     """What was learnt, what it weighs, and whether it finds more than routing without training."""
     out.print(f"{clean(str(path))} is ready", style="bold")

@@ -20,6 +20,7 @@ from sekv_cli.format import (
     facts,
     grid,
     is_unicode,
+    read_so_far,
     reading,
     share_text,
     some,
@@ -57,6 +58,15 @@ class Piece(Protocol):
     def anchor(self) -> bool: ...
 
 
+def _read(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How much is read, of a store that is partly read."""
+    windows, unread = manifest["windows"], manifest.get("unread", ())
+    tokens = [window["end"] - window["start"] for window in windows]
+    read = sum(tokens) - sum(tokens[index] for index in unread)
+    left = len(windows) - len(unread)
+    return [("read", read_so_far(read, left, len(windows)))] if unread else []
+
+
 def print_summary(out: Console, store: str, report: InspectReport) -> None:
     """What the store holds, the bytes of each tier against the full cache, and which sources are
     no longer what was read."""
@@ -82,6 +92,7 @@ def print_summary(out: Console, store: str, report: InspectReport) -> None:
                     "tokens",
                     reading(manifest["tokens"], len(windows), manifest["window_tokens"]),
                 ),
+                *_read(manifest),
                 (
                     "spans",
                     f"{count_text(sum(window['spans'] for window in windows))} and "

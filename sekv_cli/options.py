@@ -86,6 +86,22 @@ Store = Annotated[
         autocompletion=completion.stores,
     ),
 ]
+StoreOrDocument = Annotated[
+    str,
+    typer.Argument(
+        metavar="STORE|DOCUMENT",
+        help="A store made by `sekv ingest` (a folder or a URL), or a document that is read as far "
+        "as the questions need it.",
+        autocompletion=completion.stores,
+    ),
+]
+NoRead = Annotated[
+    bool,
+    typer.Option(
+        "--no-read",
+        help="Answer from what is read; read nothing more of a document that is partly read.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of text.")]
 Verbose = Annotated[
     bool | None,

@@ -105,13 +105,18 @@ def print_serving(out: Console, url: str, stores: Sequence[str]) -> None:
     out.print(facts((("model" if not index else "", name) for index, name in enumerate(stores))))
 
 
-def print_check(out: Console, store: str, damaged: Sequence[str], changed: Sequence[str]) -> None:
-    """Sound, or what is damaged; then which sources are no longer what was read."""
+def print_check(
+    out: Console, store: str, damaged: Sequence[str], changed: Sequence[str], read: str = ""
+) -> None:
+    """Sound, or what is damaged; then which sources are no longer what was read.
+
+    read: how much is read of a partly read store.
+    """
     if damaged:
         out.print(f"{clean(store)} is damaged", style="bold red")
     else:
         out.print(f"{clean(store)} is sound", style="bold")
-    for line in [*damaged, *changed]:
+    for line in [*damaged, *([f"read: {read}"] if read else []), *changed]:
         out.print(f"  {clean(line)}")
 
 
@@ -125,7 +130,9 @@ def print_stores(out: Console, folder: str, stores: Sequence[StoreSummary]) -> N
             (
                 _below(store.path, folder),
                 store.model,
-                count_text(store.tokens),
+                count_text(store.tokens)
+                + f" ({count_text(store.tokens_read)} read)"
+                * (0 < store.windows_read < store.windows),
                 bytes_text(store.bytes),
                 names.listed(store.sources),
             )

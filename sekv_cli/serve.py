@@ -61,6 +61,7 @@ def serve(
         ),
     ] = 1024,
     budget: options.Budget = AUTO,
+    no_read: options.NoRead = False,
     max_new_tokens: options.MaxNewTokens = 128,
     as_json: options.Json = False,
     verbose: options.Verbose = None,
@@ -109,6 +110,7 @@ def serve(
         dtype=dtype.value,
         model=model,
         offline=offline,
+        read=not no_read,
     )
     listening = _listen(host, port, token)
     with progress.on_stderr(verbose) as shown:

@@ -27,14 +27,16 @@ def verify(
     from sekv_cli import format, progress, reports
 
     changed: list[str] = []
-    size = 0
+    size = windows = read = tokens = 0
     with progress.on_stderr(verbose) as shown:
         from engine.store.library import check_sources
         from engine.store.reader import Store
 
         try:
             with Store.open(place) as opened:
-                size = opened.size()
+                size, manifest = opened.size(), opened.manifest
+                windows, read = len(manifest.windows), len(manifest.read)
+                tokens = manifest.tokens_read
                 damaged = opened.verify(shown)
                 changed = check_sources(opened.manifest, place)
         except StoreError as error:
@@ -47,11 +49,15 @@ def verify(
                 "store": str(store),
                 "ok": not damaged,
                 "bytes": size,
+                "windows": windows,
+                "windows_read": read,
+                "tokens_read": tokens,
                 "damaged": damaged,
                 "sources": changed,
             }
         )
     else:
-        reports.print_check(format.console(), str(store), damaged, changed)
+        so_far = format.read_so_far(tokens, read, windows) if read < windows else ""
+        reports.print_check(format.console(), str(store), damaged, changed, so_far)
     if damaged:
         raise typer.Exit(CHECK_FAILED)

@@ -346,7 +346,7 @@ class Session:
 
     def _read_needed(self, texts: Sequence[str], stop: Stop | None) -> frozenset[int]:
         """Have the model read the windows that hold the passages for these texts and that nobody
-        has read yet; gives their numbers.
+        has read yet; the numbers of those that were read now and here.
 
         Raises:
             StoppedError: `stop` said so.
@@ -358,17 +358,18 @@ class Session:
             self._open_again()
         needed = self._retrieval.needed([content_words(text) for text in texts])
         missing = frozenset(needed) & frozenset(self.store.manifest.unread)
-        if missing:
-            read_windows(
-                self.store.path,
-                sorted(missing),
-                self.reader,
-                self._progress,
-                router=self.options.router,
-                stop=stop,
-            )
-            self._open_again()
-        return missing
+        if not missing:
+            return missing
+        work = read_windows(
+            self.store.path,
+            sorted(missing),
+            self.reader,
+            self._progress,
+            router=self.options.router,
+            stop=stop,
+        )
+        self._open_again()
+        return frozenset() if work is None else frozenset(work.read)
 
     def _open_again(self) -> None:
         """Take the store that has this one's name now, which has read more of the document.

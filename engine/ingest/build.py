@@ -73,6 +73,7 @@ class StoreBuild:
         self.wanted: Sequence[int] = range(len(windows))  # those that are read, in this order
         self.stop: Stop | None = None
         self.state_bytes = 0  # of the last window that was read, in layers without full attention
+        self.read: list[int] = []  # windows that this command read
 
     @property
     def _numbers(self) -> tuple[int, ...]:
@@ -163,6 +164,7 @@ class StoreBuild:
             before = time.perf_counter() - self.writer.seconds
             with torch.inference_mode():
                 params = self._compress(index, chunks, prefix, params)
+            self.read.append(index)
             self.compress_s += time.perf_counter() - self.writer.seconds - before
 
     def _read(self, index: int, prefix: Any, progress: Progress, *, first: bool) -> list[Chunk]:

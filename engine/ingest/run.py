@@ -17,7 +17,13 @@ from engine.errors import (
 )
 from engine.ingest import on_demand, renewal
 from engine.ingest.build import Clock, StoreBuild, job_of, source_reports
-from engine.ingest.sources import check_named_once, check_new, entries, remarks
+from engine.ingest.sources import (
+    check_named_once,
+    check_new,
+    default_target,
+    entries,
+    remarks,
+)
 from engine.ingest.stored import method_of, stored_sources
 from engine.ingest.trained_router import check_use, learnt_before, routed
 from engine.ingest.windows import Windows, cut_windows, longest_window
@@ -329,14 +335,6 @@ def append(
         work.wanted = range(len(base.windows), len(windows))
         work.entries = (*base.sources, *entries(new.sources, target))
         return work.make(target, progress, clock)
-
-
-def default_target(paths: Sequence[str]) -> Path:
-    """`<first source's stem>.sekv` in the current folder; "stdin.sekv" for "-"."""
-    if not paths:
-        raise DocumentError("no source given; name a file, or - for standard input")
-    stem = "stdin" if paths[0] == "-" else Path(paths[0]).stem
-    return Path(f"{stem}.sekv")
 
 
 def _appended(table: Mapping[str, Any], sources: int, added: Tokens) -> Tokens:

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 STDIN = "-"
 
 
+def default_target(paths: Sequence[str]) -> Path:
+    """`<first source's stem>.sekv` in the current folder; "stdin.sekv" for "-"."""
+    if not paths:
+        raise DocumentError("no source given; name a file, or - for standard input")
+    stem = "stdin" if paths[0] == "-" else Path(paths[0]).stem
+    return Path(f"{stem}.sekv")
+
+
 def check_named_once(paths: Sequence[str]) -> None:
     """Whether every file is named once, under whatever name.
 

@@ -29,7 +29,9 @@ of both computed in this dtype: several times what its rounding costs."""
 
 @dataclass(frozen=True)
 class StoreSummary:
-    """One line of `sekv list`. bytes: of all files. problem: "" or why the store cannot be read."""
+    """One line of `sekv list`. bytes: of all files. problem: "" or why the store cannot be read.
+    tokens_read, windows_read: how much of it the model has read; all but of a partly read store.
+    """
 
     path: str
     model: str
@@ -40,6 +42,8 @@ class StoreSummary:
     bytes: int
     sources: tuple[str, ...]
     problem: str = ""
+    tokens_read: int = 0
+    windows_read: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -194,6 +198,8 @@ def _summary(path: Address) -> StoreSummary:
                 spans=manifest.spans,
                 bytes=store.size(),
                 sources=tuple(source.path for source in manifest.sources),
+                tokens_read=manifest.tokens_read,
+                windows_read=len(manifest.read),
             )
     except StoreError as error:
         return StoreSummary(str(path), "", "", 0, 0, 0, 0, (), str(error))

@@ -131,7 +131,13 @@ class Warm:
             raise StoppedError("the answer was stopped before it began")
         session = self._session(asked.store)
         session.retune(asked.options)
-        answer = session.ask(asked.question, on_text, turns=asked.turns, stop=over)
+        opened = session.store
+        try:
+            answer = session.ask(asked.question, on_text, turns=asked.turns, stop=over)
+        finally:
+            if session.store is not opened:  # it read more of the document
+                path = self.stores[asked.store]
+                self._held[asked.store] = (unix_socket.fingerprint(path), session)
         # Nothing was loaded for this question.
         timing = {**answer.timing, "model_load_s": 0.0, "store_open_s": 0.0}
         return ServedAnswer(

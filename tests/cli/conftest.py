@@ -27,7 +27,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeEngine:
     for name in ("book.pdf", "locked.pdf", "a.txt", "b.pdf", "r.safetensors"):
         (tmp_path / name).touch()
     fake_store(monkeypatch)
-    for use_case in ("plan", "ingest", "ingest_library", "open_store"):
+    for use_case in ("plan", "ingest", "ingest_library", "open_document", "open_store"):
         monkeypatch.setattr(api, use_case, getattr(fake, use_case))
     looking = ModuleType("engine.answer.inspect")
     vars(looking).update(

@@ -13,6 +13,7 @@ import pytest
 from engine.types import (
     AskOptions,
     Citation,
+    IngestOptions,
 )
 from fake_engine import FakeEngine
 from sekv_cli.main import run
@@ -46,6 +47,23 @@ def test_ask_hands_every_option_to_the_engine(fake: FakeEngine, tmp_path: Path) 
         model="some/model",
         router="r.safetensors",
         trace=True,
+    )
+
+
+def test_a_document_without_a_store_is_asked_as_it_is_to_be_read(
+    fake: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its store is named as `ingest` names it, or by -o; SEKV_MODEL counts as for `ingest`."""
+    monkeypatch.setenv("SEKV_MODEL", "named")
+    assert run(["ask", "locked.pdf", "Who?", "--no-read"]) == 0
+    line = "ask locked.pdf Who? -o here.sekv --pages 1-3 --window 512 --chunk-tokens 64"
+    assert run([*line.split(), "--method", "full", "--model", "smollm2", "--device", "cpu"]) == 0
+    first, second = (given for name, given in fake.calls if name == "document")
+    source, options = Path("locked.pdf"), AskOptions(read=False)
+    assert first == (source, Path("locked.sekv"), options, IngestOptions(model="named"))
+    assert second[:2] == (source, Path("here.sekv"))
+    assert second[3] == IngestOptions(
+        model="smollm2", device="cpu", pages="1-3", window=512, chunk_tokens=64, method="full"
     )
 
 

@@ -77,6 +77,9 @@ def test_a_damaged_store_fails_with_the_list(
         "store": "b.sekv",
         "ok": False,
         "bytes": 4096,
+        "windows": 2,
+        "windows_read": 2,
+        "tokens_read": 400,
         "damaged": ["windows/0 is cut", "a stranger"],
         "sources": ["book.pdf changed since"],
     }

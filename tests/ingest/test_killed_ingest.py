@@ -12,16 +12,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from engine.errors import StoreError
 from engine.models.reader import load_reader
-from engine.store.disk import Disk
 from engine.store.reader import Store
+from killed_steps import Steps
 from repository import ROOT, environment
 from tiny_books import log, report
 from tiny_models import checkpoint
@@ -29,29 +27,6 @@ from toy_store import leftovers, tree
 
 CHUNK = 32
 TEXT = log(4)
-
-
-STEPS = ("write", "sync", "rename", "exchange", "unlink", "make_folder", "link")
-
-
-class Steps:
-    """Counts what this process does to the disk, and ends it before the given step. Nothing waits
-    for the disk: a killed process loses none of its bytes."""
-
-    def __init__(self) -> None:
-        self.done, self.last = 0, 0
-        setattr(Disk, "sync", lambda *_: None)  # noqa: B010
-        for name in STEPS:
-            setattr(Disk, name, self.counted(getattr(Disk, name)))
-
-    def counted(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        def step(*args: Any) -> Any:
-            self.done += 1
-            if self.done == self.last:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return method(*args)
-
-        return step
 
 
 def kill_often(model: Path, place: Path, kills: int, seed: int) -> dict[str, int]:

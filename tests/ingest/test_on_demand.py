@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +42,10 @@ def partly(begun: Path) -> Path:
     kept = begun.parent / "kept"
     if not kept.exists():
         shutil.copytree(begun, kept)
-    shutil.rmtree(begun)
+    for path in (begun, begun.with_name(f".{begun.name}.work")):
+        shutil.rmtree(path, ignore_errors=True)
     shutil.copytree(kept, begun)
+    (begun.parent / "log.txt").write_text(TEXT, encoding="utf-8")
     return begun
 
 
@@ -177,30 +178,42 @@ def test_a_reading_that_is_stopped_leaves_the_store_and_goes_on_later(
         book.ask(QUESTION, stop=lambda: True)
 
 
-def _other_text(folder: Path, given: dict[str, Any]) -> None:
-    given["text"] = TEXT.replace("whales", "eagles")
+OTHERS: list[tuple[dict[str, Any], str]] = [
+    ({"text": TEXT.replace("whales", "eagles")}, "--update"),
+    ({"window": 200}, "in other windows: choose another name with -o, or pass --overwrite"),
+    ({"method": "sekv-paper"}, "by another method"),
+]
 
 
-def _other_windows(folder: Path, given: dict[str, Any]) -> None:
-    given["window"] = 200
-
-
-def _other_method(folder: Path, given: dict[str, Any]) -> None:
-    given["method"] = "sekv-paper"
-
-
-@pytest.mark.parametrize("change", [_other_text, _other_windows, _other_method])
 def test_an_ingest_that_would_make_another_store_is_refused(
-    change: Callable[[Path, dict[str, Any]], None], partly: Path, model: Path, reader: Reader
+    partly: Path, model: Path, reader: Reader, subtests: pytest.Subtests
 ) -> None:
-    before, given = tree(partly), {"text": TEXT, "window": WINDOW}
-    change(partly.parent, given)
-    with pytest.raises(StoreExistsError) as caught:
-        report(partly.parent, model, reader=reader, **given)
-    assert "partly read" in str(caught.value)
-    assert "--overwrite" in str(caught.value)
-    assert tree(partly) == before
-    (partly.parent / "log.txt").write_text(TEXT, encoding="utf-8")
+    before = tree(partly)
+    for changes, said in OTHERS:
+        with subtests.test(said), pytest.raises(StoreExistsError) as caught:
+            report(
+                partly.parent, model, reader=reader, **{"text": TEXT, "window": WINDOW, **changes}
+            )
+        assert said in str(caught.value)
+        assert tree(partly) == before
+
+
+def test_an_update_of_a_changed_document_reads_all_of_it(
+    partly: Path, model: Path, reader: Reader
+) -> None:
+    changed = TEXT.replace("whales", "eagles")
+    report(partly.parent, model, changed, reader=reader, window=WINDOW, update=True)
+    with Store.open(partly) as store:
+        assert store.manifest.unread == ()
+        assert store.text(0) == changed
+
+
+def test_an_update_of_a_partly_read_document_reads_the_rest(
+    partly: Path, whole: dict[str, bytes], model: Path, reader: Reader
+) -> None:
+    done = report(partly.parent, model, TEXT, reader=reader, window=WINDOW, update=True)
+    assert done.resumed_tokens > 0
+    assert tree(partly) == whole
 
 
 def test_overwrite_reads_everything_anew(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -142,6 +143,13 @@ class FakeEngine:
         )
         return LibraryReport(str(library), documents, ("a.jpg",), 2000, 12.5, many.dry_run)
 
+    def open_document(
+        self, source: Path, store: Path, options: AskOptions, reading: IngestOptions, progress: Any
+    ) -> FakeSession:
+        self.happen("document", (source, store, options, reading))
+        self.sessions += 1
+        return FakeSession(self)
+
     def open_store(self, store: Path, options: AskOptions, progress: Any) -> FakeSession:
         self.happen("session", (store, options))
         self.sessions += 1
@@ -204,7 +212,7 @@ class FakeSession:
 class FakeStore:
     """A store whose check finds what the test says."""
 
-    manifest = None
+    manifest = SimpleNamespace(windows=(1, 2), read=(0, 1), tokens_read=400)
     damaged: list[str] = []  # noqa: RUF012 - replaced per test
     failure: StoreError | None = None
 
