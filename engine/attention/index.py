@@ -60,7 +60,7 @@ class SpanIndex:
         """Whether spans can be scored before their tokens; see `two_level`."""
         return self.tables.means is not None
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of all spans, in view or not."""
         columns = [part.nbytes for part in (self.sketch, self.values) if part is not None]

@@ -80,6 +80,7 @@ class LayerMemory:
     def _replace(self, view: View, rows: tuple[Tensor, Tensor, Tensor]) -> None:
         """Hold these spans and these exact rows, and no others."""
         self._all, self._rows, self.view = view, rows, view
+        self._row_bytes = row_bytes(rows)
         self.zoomed = ResidentSpans(self.recipe.codec, self.params, rows, view)
         self._set_view(view, rows)
 
@@ -127,7 +128,7 @@ class LayerMemory:
         and the parameters that both are read with. A static ranking stays on the host."""
         taken = self.zoomed.fixed_bytes
         if self._focused:
-            taken += row_bytes(self._rows) - self.zoomed.row_bytes
+            taken += self._row_bytes - self.zoomed.row_bytes
         if self.recipe.selector.static or not len(self._all.spans):
             return taken
         return taken + self.index.nbytes + self.params.nbytes
@@ -142,7 +143,9 @@ class LayerMemory:
         """What the spans in view take when they are zoomed."""
         if self._needs is None:
             sizes = self.host.sizes[:, self.view.spans.cpu()].long()
-            self._needs = Needs.of(self.recipe.codec, sizes, self.view, self.params, self.pinned_k)
+            space, codec = self.zoomed.space, self.recipe.codec
+            layout = None if space is None else space.layout
+            self._needs = Needs.of(codec, sizes, self.view, self.params, layout, self.pinned_k)
         return self._needs
 
     @property

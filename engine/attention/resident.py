@@ -19,7 +19,7 @@ from engine.attention.view import View
 from engine.compression.code_space import CodeSpace
 from engine.compression.codecs.base import Codec, CodedRows, ExactRows, Placed
 from engine.compression.codecs.shared_basis import FINER
-from engine.compression.columns import CodeColumns
+from engine.compression.columns import CodeColumns, CodeLayout
 from engine.compression.params import LayerParams, needed
 from engine.compression.products import CodeProducts, Residuals
 from engine.compression.ranges import gather_ranges
@@ -66,17 +66,22 @@ class Needs:
 
     @classmethod
     def of(
-        cls, codec: Codec, sizes: Tensor, view: View, params: LayerParams, rows: Tensor
+        cls,
+        codec: Codec,
+        sizes: Tensor,
+        view: View,
+        params: LayerParams,
+        layout: CodeLayout | None,
+        rows: Tensor,
     ) -> Needs:
-        """sizes: bytes of records [Hkv, F] of the view, on the CPU.  rows: [Hkv, P, D] such as
-        exact rows are kept as."""
+        """sizes: bytes of records [Hkv, F] of the view, on the CPU.  layout: of codes, None where
+        there are none.  rows: [Hkv, P, D] such as exact rows are kept as."""
         heads, _, size = rows.shape
         if not len(view.spans):
             nothing = torch.zeros(3, heads, 0, dtype=torch.int32, device=rows.device)
             return cls(nothing, Room(0, 0, (0,) * heads), 0, 0, 0)
         lengths = view.lengths.cpu()
         held = codec.contents(sizes, lengths, params)
-        layout = codec.layout(params)
         exact = torch.where(held.exact, lengths, 0)
         coded = torch.zeros_like(exact) if layout is None else lengths - exact
         cost = torch.stack([coded, exact, held.residuals])
@@ -125,8 +130,8 @@ class ResidentSpans:
     """The spans of a layer that are zoomed, by KV head, and the exact rows that always stay.
 
     tokens: int32 [Hkv, n] the document token of each slot: of slots for coded rows, of the rows
-    that stay, of slots for exact rows. k, v: [Hkv, P + exact slots, D]. residuals: of the codes of
-    keys and of values. room: the slots there are.
+    that stay, of slots for exact rows. k, v: [Hkv, P + exact slots, D]. row_bytes: of the rows that
+    stay. residuals: of the codes of keys and of values. room: the slots there are.
     view: the spans that may come. cost: what they take, see `Needs`. held: bool [Hkv, F]. traffic:
     what came and what was there.
     """
@@ -152,6 +157,7 @@ class ResidentSpans:
         """Hold nothing but these rows and have no slots; spans of this view may come."""
         self.k, self.v, token = rows
         self.heads, self.pinned, self.size = self.k.shape
+        self.row_bytes = row_bytes(rows)
         self._pinned_tokens = token.int().expand(self.heads, -1)
         self.view = view
         nothing = torch.zeros(3, self.heads, len(view.spans), dtype=torch.int32)
@@ -211,11 +217,6 @@ class ResidentSpans:
     def fixed_bytes(self) -> int:
         """Bytes of the rows that stay, and of what codes are read with."""
         return self.row_bytes + (0 if self.space is None else self.space.layout.nbytes)
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of the rows that stay."""
-        return row_bytes((self.pinned_k, self.pinned_v, self.pinned_token))
 
     @property
     def nbytes(self) -> int:
@@ -316,7 +317,10 @@ class ResidentSpans:
         slots = self._free(head, 0, self.room.coded, len(tokens))
         self.tokens[head, slots] = tokens.int()
         mine = layout.order[layout.first[head] : layout.first[head + 1]].to(self.device)
-        self.codes[mine[:, None], slots[None]] = rows.packed.T
+        if int(slots[-1]) - int(slots[0]) == len(slots) - 1:  # as when all are free: much quicker
+            self.codes[mine, int(slots[0]) : int(slots[-1]) + 1] = rows.packed.T.contiguous()
+        else:
+            self.codes[mine[:, None], slots[None]] = rows.packed.T
         row, part, component, amount = rows.residuals
         if not len(row):
             return

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,8 +66,8 @@ class CodeLayout:
             column, row = column + columns, row + columns * (8 // bits_each)
         order: list[int] = []
         first = [0]
-        source = torch.zeros(parts, heads, size, dtype=torch.int64)
-        lower = torch.zeros(parts, heads, size)
+        source = np.zeros((parts, heads, size), np.int32)
+        lower = np.zeros((parts, heads, size), np.float16)
         begun = {run[0]: 0 for run in runs}
         for head, of_head in enumerate(packings):
             for part, packing in enumerate(of_head):
@@ -77,11 +78,10 @@ class CodeLayout:
                     here = next(run for run in runs if run[0] == bits_each)
                     columns, at = count * bits_each // 8, begun[bits_each]
                     order += range(here[1] + at, here[1] + at + columns)
-                    inside = torch.arange(count)
-                    place = inside // columns
+                    place, inside = np.divmod(np.arange(count), columns)
                     mine = slice(component, component + count)
-                    source[part, head, mine] = here[3] + place * here[2] + at + inside % columns
-                    lower[part, head, mine] = torch.pow(2.0, -(place * bits_each).float())
+                    source[part, head, mine] = here[3] + place * here[2] + at + inside
+                    lower[part, head, mine] = np.ldexp(1.0, -place * bits_each)
                     begun[bits_each] = at + columns
                     component += count
             first.append(len(order))
@@ -92,8 +92,8 @@ class CodeLayout:
             row,
             torch.tensor(order, dtype=torch.int64),
             tuple(first),
-            source[..., :used].flatten().int().to(device),
-            lower[..., :used].half().to(device),
+            torch.from_numpy(source[..., :used].ravel()).to(device),
+            torch.from_numpy(np.ascontiguousarray(lower[..., :used])).to(device),
         )
 
     @property
@@ -124,7 +124,7 @@ class CodeLayout:
     def columns(self, rows: Tensor) -> Tensor:
         """Rows uint8 [n, width] as a store has them, all heads side by side -> [width, n]."""
         out = torch.empty(self.width, len(rows), dtype=torch.uint8, device=rows.device)
-        out[self.order.to(rows.device)] = rows.T
+        out[self.order.to(rows.device)] = rows.T.contiguous()
         return out
 
     def unpack(self, data: Tensor, runs: Runs | None = None) -> Tensor:

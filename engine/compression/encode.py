@@ -23,7 +23,7 @@ from engine.compression.query_statistics import QueryMoments
 from engine.compression.ranges import gather_ranges, span_ids
 from engine.compression.routers.base import RoutedRows
 from engine.compression.routers.sketch import Sketch
-from engine.compression.span_tables import DeviceLayer
+from engine.compression.span_tables import DeviceLayer, SpanTables
 from engine.compression.spans import COMPRESSED, Spans, pin_ends
 from engine.compression.statistics import NOT_GIVEN, Given, LayerStatistics
 from engine.compression.text_spans import Delimiters
@@ -190,6 +190,30 @@ def compress_layer(
         return CompressedLayer(DeviceLayer(), recipe.codec.encode(k, v, spans.bounds, params))
     axes = LayerAxes.of(params)
     records = recipe.codec.encode(k, v, spans.bounds, params, axes)
+    tables, exact = device_tables(recipe, k, v, surprisal, spans, params, axes, queries)
+    errors = None
+    if records.errors.numel():
+        errors = (records.errors.clamp(0, 1) * 255).round().to(torch.uint8)
+    if recipe.keep < 1:
+        share = 1.0 if params.calibration is None else float(params.calibration.share[0])
+        records = _drop(recipe.keep * share, records, needed(tables.ranks), spans)
+    return CompressedLayer(DeviceLayer(tables, exact, errors), records)
+
+
+def device_tables(
+    recipe: Method,
+    k: Tensor,
+    v: Tensor,
+    surprisal: Tensor,
+    spans: Spans,
+    params: LayerParams,
+    axes: LayerAxes | None,
+    queries: Tensor | None,
+) -> tuple[SpanTables, tuple[Tensor, Tensor]]:
+    """What a device holds of the spans of a layer: router and summaries, and the exact rows.
+
+    k, v, surprisal, spans, params, queries: as `compress_layer` has them.  axes: of `params`.
+    """
     keys = k[:, :0]
     if recipe.router.reads_summaries:
         keys = recipe.summariser.summarise(k, surprisal, spans.bounds)
@@ -203,14 +227,7 @@ def compress_layer(
         packed = summaries.pack_values(values, bits, params, axes.values if axes else None)
         tables = replace(tables, values=packed)
     kept, dtype = pinned_tokens(spans.bounds, spans.kind), row_dtype(recipe, k.dtype)
-    exact = k[:, kept].to(dtype).contiguous(), v[:, kept].to(dtype).contiguous()
-    errors = None
-    if records.errors.numel():
-        errors = (records.errors.clamp(0, 1) * 255).round().to(torch.uint8)
-    if recipe.keep < 1:
-        share = 1.0 if params.calibration is None else float(params.calibration.share[0])
-        records = _drop(recipe.keep * share, records, needed(tables.ranks), spans)
-    return CompressedLayer(DeviceLayer(tables, exact, errors), records)
+    return tables, (k[:, kept].to(dtype).contiguous(), v[:, kept].to(dtype).contiguous())
 
 
 def _drop(keep: float, records: Records, ranks: Tensor, spans: Spans) -> Records:

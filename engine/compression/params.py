@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, Self, TypeVar, cast
 
@@ -379,7 +380,7 @@ class LayerParams:
         every = (*codes, self.sketch, self.summaries, self.bounds)
         return [each for each in every if each is not None]
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of the document: the model's own bases are none."""
         stored = sum(t.nbytes for t in self.tensors(with_model=False).values())

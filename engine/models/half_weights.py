@@ -15,6 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+BLOCK = 512
+"""Inputs that FBGEMM packs together: 576 take as many bytes as 1,024."""
+
+TALL = 8192
+"""Outputs from which on the inputs that fill no block are kept apart in float32. Of a smaller
+matrix the second product takes longer than the bytes are worth."""
+
 ENGINES = {"fbgemm", "x86"}
 """Quantized engines of torch that have the product."""
 
@@ -30,10 +37,19 @@ class HalfLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         bias = None if linear.bias is None else linear.bias.detach().float()
-        self._packed = torch.ops.quantized.linear_prepack_fp16(linear.weight.detach().float(), bias)
+        weight, whole = linear.weight.detach(), _packed_inputs(linear)
+        pack = torch.ops.quantized.linear_prepack_fp16
+        self._packed = pack(weight[:, :whole].float().contiguous(), bias)
+        self._whole = whole
+        self._rest = None if whole == linear.in_features else weight[:, whole:].T.float()
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, self._packed)
+        out: Tensor
+        if self._rest is None:
+            out = torch.ops.quantized.linear_dynamic_fp16(x, self._packed)
+            return out
+        out = torch.ops.quantized.linear_dynamic_fp16(x[..., : self._whole], self._packed)
+        out.view(-1, self.out_features).addmm_(x.flatten(0, -2)[:, self._whole :], self._rest)
         return out
 
     def extra_repr(self) -> str:
@@ -60,9 +76,12 @@ PACKED: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
 """What takes the place of which module. A subclass may compute otherwise and is left as it is."""
 
 
-def pack_weights(model: nn.Module) -> None:
+def pack_weights(model: nn.Module, read: Callable[[Tensor], None] = lambda weight: None) -> None:
     """Have the linear layers and embeddings of a CPU model hold float16, where that loses nothing,
-    and all else in float32. Gradients do not pass through what is packed."""
+    and all else in float32. Gradients do not pass through what is packed.
+
+    read: called with every weight that was packed and is not needed here any more.
+    """
     places = [
         (module, name)
         for module in model.modules()
@@ -73,7 +92,17 @@ def pack_weights(model: nn.Module) -> None:
         child = getattr(module, name)
         if _fits_half(child.weight):
             setattr(module, name, PACKED[type(child)](child))
+            read(child.weight)
     model.float()
+
+
+def _packed_inputs(linear: nn.Linear) -> int:
+    """How many of a layer's inputs are packed. The rest of a block is kept apart where that takes
+    fewer bytes in float32 than a whole block does in float16."""
+    rest = linear.in_features % BLOCK
+    if linear.out_features < TALL or linear.in_features < BLOCK or 2 * rest >= BLOCK:
+        return linear.in_features
+    return linear.in_features - rest
 
 
 def can_pack() -> bool:

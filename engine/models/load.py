@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from engine.attention.layer_states import layer_kinds
 from engine.errors import ReaderError
 from engine.models.half_weights import pack_weights
+from engine.models.mapped_files import MappedFiles
 from engine.types import DEVICES, FULL, HYBRID
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -62,7 +63,7 @@ def load_weights(
             **placement,
         )
         if pack:
-            pack_weights(model)
+            pack_weights(model, MappedFiles(folder).forget)
     model.eval()  # type: ignore[no-untyped-call]
     return model
 

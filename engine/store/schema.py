@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from engine.compression.encode import compress_layer, fit, pinned_tokens
+from engine.compression.encode import compress_layer, device_tables, fit, pinned_tokens
+from engine.compression.layer_basis import LayerAxes
 from engine.compression.methods import Method, from_settings
 from engine.compression.params import LayerCalibration, LayerParams, Tensors
 from engine.compression.quantize import is_allocation
@@ -99,7 +100,7 @@ class Schema:
             sections: of the windows that are read, in order.
         """
         numbers, names = self.manifest.model.memory_layers, self.recipe.router.key_names
-        expected = [self._device(tensors) for tensors in by_layer(shared, numbers)]
+        expected = self._devices(by_layer(shared, numbers))
         for index, section in zip(self.manifest.read, sections, strict=True):
             entry, place = self.manifest.windows[index], device_file(index)
             tables = {name: section[name].numpy() for name in SPAN_TABLE if name in section}
@@ -162,12 +163,22 @@ class Schema:
         row = k[:, :1].expand(-1, len(prefix) if isinstance(prefix, list) else 0, -1)
         return row, row
 
-    def _device(self, tensors: Tensors) -> DeviceLayer:
-        """What a window's layer looks like: how wide packed rows are follows from its own bits."""
+    def _devices(self, layers: Sequence[Tensors]) -> list[DeviceLayer]:
+        """What a window's layers look like: how wide packed rows are follows from a layer's own
+        bits. Whether a codec says what it loses is the same in all layers."""
+        rows, spans, queries = self._rows(), self._spans(), self._queries()
+        params = [self._params(tensors) for tensors in layers]
+        first = compress_layer(self.recipe, *rows, *spans, params[0], queries).device
+        if self.recipe.whole:
+            return [first] * len(layers)
+        axes = LayerAxes.of(params[0])  # of any numbers: only shapes are compared
+        tables = [device_tables(self.recipe, *rows, *spans, each, axes, queries) for each in params]
+        return [DeviceLayer(*each, first.errors) for each in tables]
+
+    def _params(self, tensors: Tensors) -> LayerParams:
+        """The made-up layer, with the bits of a stored one."""
         own = bit_tables(tensors) | {n: t for n, t in tensors.items() if n in CALIBRATED}
-        params = LayerParams.of({**self._example(tensors).tensors(), **own})
-        rows, spans = self._rows(), self._spans()
-        return compress_layer(self.recipe, *rows, *spans, params, self._queries()).device
+        return LayerParams.of({**self._example(tensors).tensors(), **own})
 
 
 def _sized(layer: DeviceLayer, tokens: int, spans: int, exact: int) -> DeviceLayer:

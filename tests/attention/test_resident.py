@@ -110,7 +110,7 @@ def slots(name: str, room: float = math.inf) -> Layer:
     view = View.of(torch.arange(SPANS), bounds, torch.zeros(SPANS, dtype=torch.int64))
     pinned = torch.full((HEADS, 2, SIZE), 0.5), torch.zeros(HEADS, 2, SIZE), torch.tensor([-1, -1])
     resident = ResidentSpans(codec, params, pinned, view)
-    needs = Needs.of(codec, made.sizes.long(), view, params, pinned[0])
+    needs = Needs.of(codec, made.sizes.long(), view, params, codec.layout(params), pinned[0])
     resident.allocate(needs.most if room == math.inf else needs.fit(room), needs.cost)
     true = []
     for head in range(HEADS):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
+from engine.models import half_weights
 from engine.models.half_weights import HalfEmbedding, HalfLinear, can_pack
 from engine.models.load import stored_dtype
+from engine.models.mapped_files import MappedFiles
 from engine.models.reader import Reader, load_reader
 from tiny_models import checkpoint
 
@@ -43,6 +48,51 @@ def test_sixteen_bits_give_the_logits_of_float32(
     with torch.inference_mode():
         found, wanted = reader.model(ids).logits, plain(ids).logits
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_inputs_that_fill_no_block_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same products to the order of sums, with and without a bias, of rows in any shape."""
+    monkeypatch.setattr(half_weights, "TALL", 64)
+    torch.manual_seed(0)
+    for inputs, bias, apart in ((576, False, 64), (576, True, 64), (512, True, 0), (900, True, 0)):
+        linear = torch.nn.Linear(inputs, 80, bias=bias)
+        with torch.no_grad():
+            linear.weight.copy_(linear.weight.half())
+        made = HalfLinear(linear)
+        assert (0 if made._rest is None else len(made._rest)) == apart
+        for shape in ((3, inputs), (1, 3, inputs), (2, 1, inputs)):
+            x = torch.randn(shape)
+            with torch.inference_mode():
+                torch.testing.assert_close(made(x), linear(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux")
+def test_pages_of_a_file_are_given_back_and_read_again(tmp_path: Path) -> None:
+    """Resident pages of the mapping fall, and the weight is what it was."""
+    weight = torch.arange(1 << 20).half()
+    save_file({"a": torch.zeros(3).half(), "w": weight}, tmp_path / "w.safetensors")
+    with safe_open(tmp_path / "w.safetensors", "pt") as file:
+        mapped = file.get_tensor("w")
+        assert torch.equal(mapped, weight)
+        before = resident(tmp_path)
+        MappedFiles(tmp_path).forget(mapped)
+        assert resident(tmp_path) <= before - mapped.nbytes // 1024 + 8
+        assert torch.equal(mapped, weight)
+    own = weight.clone()
+    MappedFiles(tmp_path).forget(own)
+    assert torch.equal(own, weight)
+
+
+def resident(folder: Path) -> int:
+    """KiB in memory of the files of a folder that are mapped."""
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    found, mine = 0, False
+    for line in lines:
+        if "-" in line.split()[0]:
+            mine = str(folder) in line
+        elif mine and line.startswith("Rss:"):
+            found += int(line.split()[1])
+    return found
 
 
 def test_weights_that_need_float32_stay_so(tmp_path: Path) -> None:

@@ -282,7 +282,9 @@ class SharedBasis:
         codes = lengths * width
         first = torch.repeat_interleave(starts - (codes.cumsum(0) - codes), lengths)
         first += torch.arange(len(first), device=payload.device) * width
-        packed = payload[first[:, None] + torch.arange(width, device=payload.device)]
+        # Rows of the payload from every byte on, so that a row is copied and not gathered.
+        begins = max(0, len(payload) - width + 1)
+        packed = payload.as_strided((begins, width), (1, 1)).index_select(0, first)
         places = gather_ranges(starts + codes, records.sizes - codes)
         if not len(places):
             return CodedRows(packed, starts.new_empty(4, 0))

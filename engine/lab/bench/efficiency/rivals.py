@@ -101,9 +101,10 @@ def reload(reader: Reader, file: Path, more: int) -> tuple[float, float]:
     return first, time.perf_counter() - at - first
 
 
-def reload_program(model: str, file: Path) -> list[str]:
+def reload_program(model: str, file: Path, reader: Reader) -> list[str]:
     """The same in a process of its own, to the first token."""
-    return [sys.executable, "-m", "engine.lab.bench.peers.fresh", model, str(file), QUESTION]
+    prompt = map(str, reader.prompt.question(reader.tokenizer, QUESTION))
+    return [sys.executable, "-m", "engine.lab.bench.peers.fresh", model, str(file), *prompt]
 
 
 @torch.inference_mode()

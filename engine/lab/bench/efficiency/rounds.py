@@ -135,7 +135,7 @@ def _one_length(
         programs = {
             **asking.programs(model, files.store, setting),
             "ingest": asking.ingest_program(model, files.source, again, window, setting),
-            "reload": rivals.reload_program(model, files.full),
+            "reload": rivals.reload_program(model, files.full, reader),
         }
         if files.llama:
             programs["llama"] = files.llama.program()

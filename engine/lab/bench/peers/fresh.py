@@ -1,8 +1,9 @@
 """Plain transformers in a process of its own: model and saved full cache to the first token.
 
-    python -m engine.lab.bench.peers.fresh MODEL CACHE.safetensors QUESTION
+    python -m engine.lab.bench.peers.fresh MODEL CACHE.safetensors ID...
 
-Started by the efficiency suite beside `sekv ask`.
+with the ids of the question in the model's prompt. Started by the efficiency suite beside
+`sekv ask`.
 """
 
 from __future__ import annotations
@@ -16,16 +17,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 
 @torch.inference_mode()
-def main(name: str, file: Path, question: str) -> None:
+def main(name: str, file: Path, prompt: list[int]) -> None:
     """Print the first token of the answer."""
     tokenizer = AutoTokenizer.from_pretrained(name)
     rows = load_file(file)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=rows["0.k"].dtype)
     cache = DynamicCache([(rows[f"{i}.k"], rows[f"{i}.v"]) for i in range(len(rows) // 2)])
-    ids = tokenizer(question, return_tensors="pt", add_special_tokens=False).input_ids
-    out = model(input_ids=ids, past_key_values=cache, logits_to_keep=1)
+    out = model(input_ids=torch.tensor([prompt]), past_key_values=cache, logits_to_keep=1)
     print(tokenizer.decode(out.logits[0, -1].argmax()))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
+    main(sys.argv[1], Path(sys.argv[2]), [int(token) for token in sys.argv[3:]])
