@@ -48,6 +48,7 @@ check: $(READY)
 docs: $(READY)
 	$(BIN)/python -m sekv_cli.reference > docs/cli.md
 	$(BIN)/python -m sekv_cli.recipes > docs/recipes.md
+	$(BIN)/python -m sekv_cli.schemas docs/schemas
 
 # Methods, presses and quantised caches on needles, the tasks of RULER that the default model can do
 # with its full cache, and natural questions on the sample book. Interrupted, it goes on where it was.

@@ -28,8 +28,9 @@ PREFACE = """\
 Written from the commands' own help by `make docs`; edit the commands, not this page.
 
 Results go to stdout; progress, notes and errors go to stderr. With `--json` a command prints
-exactly one JSON object on one line (`ask`: one per question). An error is one line; with `--json`
-it is `{"error": {"code", "message"}}` on stderr, and these codes stay when words change:
+exactly one JSON object on one line (`ask`: one per question); [schemas](schemas) has a JSON Schema
+of each, and later versions may add keys. An error is one line; with `--json` it is
+`{"error": {"code", "message"}}` on stderr, and these codes stay when words change:
 
 CODES
 

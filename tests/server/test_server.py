@@ -25,6 +25,7 @@ import pytest
 
 from engine.errors import ServeError, StoppedError
 from engine.types import AskOptions, Silent, Turn
+from json_schemas import valid
 from sekv_cli.main import run
 from sekv_cli.server import app, client, replies, unix_socket, wire
 from sekv_cli.server.answering import ServerLimits
@@ -57,7 +58,7 @@ def running(
         env={**os.environ, "XDG_RUNTIME_DIR": str(runtime)},
     )
     assert process.stdout is not None
-    reply = json.loads(process.stdout.readline())
+    reply = valid("serve", process.stdout.readline())
     assert reply["stores"] == ["log"]
     assert reply["pid"] == process.pid
     speaking = openai.OpenAI(base_url=reply["url"], api_key="none", max_retries=0, timeout=120)
