@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
@@ -11,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from engine.answer import checks
+from engine.answer import checks, replay
 from engine.errors import SekvError
 from engine.models import named
 from engine.store import glance
@@ -19,6 +18,9 @@ from engine.store.manifest import NAME
 from engine.types import AUTO, AskOptions, IngestOptions
 from sekv_cli import options, outputs, streams, unread
 from sekv_cli.commands import ALL_STATS, RESEARCH
+
+LARGE = 1_000_000
+"""Bytes of a trace that are worth a word."""
 
 
 def ask(
@@ -69,7 +71,8 @@ def ask(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Record every zoom decision, one JSON object per question and line.",
+            help="Record every zoom decision for `sekv inspect --trace`, one JSON object per "
+            "question and line: megabytes for a long answer, much less as FILE.gz.",
             show_default=False,
             rich_help_panel=RESEARCH,
         ),
@@ -149,8 +152,13 @@ def ask(
                 stream = Stream(shown, heading, live=not no_stream, sources=sources)
                 stream.finish(session.ask(question, stream.text), stats=cost)
             if trace is not None:
-                traces.append(json.dumps(session.trace()))
-                outputs.write(trace, "\n".join(traces) + "\n")
+                traces.append(replay.line(session.trace()))
+                size = outputs.write(trace, "\n".join(traces) + "\n")
+                if size > LARGE and trace.suffix != replay.PACKED:
+                    shown.note(
+                        f"{trace} has {format.bytes_text(size)}; name it {trace.name}.gz to have "
+                        "it compressed, or ask for less with --max-new-tokens"
+                    )
 
 
 def _questions(named: list[str], file: Path | None) -> Iterator[str]:

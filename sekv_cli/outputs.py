@@ -6,14 +6,17 @@ sekv's own making, or be empty. What is replaced stays whole until the new one i
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
 import stat
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from engine.answer.replay import PACKED
 from engine.errors import OutputError
 
 PAGE_MARK = b'<meta name="generator" content="sekv">'
@@ -53,16 +56,21 @@ def check_new(file: Path) -> None:
     _check(file, "", lambda old: False)
 
 
-def write(file: Path, text: str) -> None:
-    """Write a whole file: beside and then renamed, so that it is never there by half.
+def write(file: Path, text: str) -> int:
+    """Write a whole file: beside and then renamed, so that it is never there by half. One whose
+    name ends with .gz is compressed.
 
+    Returns:
+        Its bytes.
     Raises:
         OSError: it cannot be written; what was there is there still.
     """
     data = text.encode("utf-8", "replace")
+    if file.suffix == PACKED:
+        data = gzip.compress(data, mtime=0)
     if file.exists() and not file.is_file():  # a device or a pipe, which may have no path
         file.write_bytes(data)
-        return
+        return len(data)
     target = Path(os.path.realpath(file))
     beside = target.with_name(f".{target.name[:100]}.{os.getpid()}.tmp")
     try:
@@ -70,6 +78,7 @@ def write(file: Path, text: str) -> None:
         if target.exists():
             beside.chmod(stat.S_IMODE(target.stat().st_mode))
         beside.replace(target)
+        return len(data)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
@@ -97,7 +106,9 @@ def _check(file: Path | None, kind: str, is_own: Callable[[BinaryIO], bool]) -> 
 
 def _is_trace(old: BinaryIO) -> bool:
     try:
-        first = json.loads(old.readline())
-    except (ValueError, RecursionError):
+        packed = old.read(2) == b"\x1f\x8b"
+        old.seek(0)
+        first = json.loads((gzip.GzipFile(fileobj=old) if packed else old).readline())
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError):
         return False
     return isinstance(first, dict) and {"store", "question", "zoom"} <= first.keys()

@@ -5,8 +5,10 @@ Torch-free. `trace` records it.
 
 from __future__ import annotations
 
+import gzip
 import json
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,24 @@ MOVE = dict.fromkeys(("layer", "step", "fetched_bytes", "fetched_spans", "reused
 CITATION = {"source": str, "page": str, "start": int, "end": int, "text": str, "weight": float}
 
 
+PACKED = ".gz"
+"""Ending of a trace file that is compressed."""
+
+
+def line(trace: Mapping[str, Any]) -> str:
+    """A recorded answer as a line of a trace file: decisions in columns, shares to four digits.
+
+    An answer makes a decision for every head and step and span in use; written out one by one they
+    take five times as much.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in ZOOM}
+    for entry in trace["zoom"]:
+        for name, column in columns.items():
+            value = entry[name]
+            column.append(float(f"{value:.4g}") if isinstance(value, float) else value)
+    return json.dumps({**trace, "zoom": columns}, separators=(",", ":"))
+
+
 def read(path: Path, manifest: Manifest) -> Recorded:
     """The last question of a trace file.
 
@@ -26,13 +46,23 @@ def read(path: Path, manifest: Manifest) -> Recorded:
         SekvError: not a trace, or one of another store.
     """
     try:
-        last = path.read_text(encoding="utf-8").rstrip().rpartition("\n")[2]
-        return parse(json.loads(last), manifest)
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if path.suffix == PACKED else raw).decode("utf-8")
+        return parse(json.loads(text.rstrip().rpartition("\n")[2]), manifest)
     except KeyError as error:
         raise SekvError(f"{path} is not a trace of `sekv ask --trace`: it has no {error}") from None
     except _Foreign as error:
         raise SekvError(f"{path} is a trace of another store: {error}") from None
-    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
+    except (
+        OSError,
+        EOFError,
+        zlib.error,
+        ValueError,
+        LookupError,
+        TypeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise SekvError(f"{path} is not a trace of `sekv ask --trace` ({error})") from None
 
 
@@ -52,7 +82,7 @@ def parse(trace: Mapping[str, Any], manifest: Manifest) -> Recorded:
             for entry in trace["citations"]
         ),
         moves=tuple(Move(**_typed(entry, MOVE)) for entry in trace["moves"]),
-        zoom=tuple(ZoomView(**_typed(entry, ZOOM)) for entry in trace["zoom"]),
+        zoom=tuple(ZoomView(**_typed(entry, ZOOM)) for entry in _entries(trace["zoom"])),
         retrieval=tuple(_window(entry) for entry in trace.get("retrieval", ())),
     )
     sources = [source.sha256 for source in manifest.sources]
@@ -68,6 +98,16 @@ def parse(trace: Mapping[str, Any], manifest: Manifest) -> Recorded:
     if any(not 0 <= z.step <= len(recorded.said) for z in recorded.zoom):
         raise ValueError("it names steps of which nothing was said")
     return recorded
+
+
+def _entries(zoom: Any) -> Iterable[Mapping[str, Any]]:
+    """Decisions one by one, from columns or as they were recorded."""
+    if not isinstance(zoom, Mapping):
+        return list(zoom)
+    return [
+        dict(zip(ZOOM, values, strict=True))
+        for values in zip(*(zoom[name] for name in ZOOM), strict=True)
+    ]
 
 
 class _Foreign(ValueError):

@@ -33,6 +33,24 @@ from engine.compression.text_spans import Delimiters, Punctuated, Sentences
 from engine.compression.thoughts import Thoughts
 from engine.errors import BudgetError
 
+SPAN, PREFIX = 7.7, 40
+"""Tokens of a span, as the default method cuts prose, and of the prompt before a document: what
+sizes are estimated with before anything is read."""
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """What of a model the bytes of a cache depend on: L layers, Hkv KV heads of size D."""
+
+    layers: int
+    heads: int
+    size: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Of the key and the value of one token, at 16 bits."""
+        return 4 * self.layers * self.heads * self.size
+
 
 @dataclass(frozen=True)
 class Method:
@@ -127,15 +145,26 @@ class Method:
             bases = self.codec.made_up_bases(heads, size)
         return replace(self.router.example(heads, size), bases=bases)
 
-    def expected_shares(self, size: int) -> tuple[float, float]:
-        """About what a store and its device section take of the 16-bit keys and values of a
-        model with heads of `size`, for `--dry-run`: (store, device)."""
+    def expected_bytes(self, shape: CacheShape, tokens: int, windows: int) -> tuple[int, int]:
+        """About what a store takes of a document, and its device section, for `--dry-run`: text
+        and manifest apart.
+
+        Within a tenth for the default method (tests/ingest/test_dry_run.py); the others' parts
+        state their shares.
+        """
+        row = shape.row_bytes
         if self.whole:
-            return 1.0, 1.0
-        span = 9.0
-        device = self.router.device_share(size, span) + self.summariser.value_bits / 32 / span
-        device += self.segmenter.exact_share()
-        return self.codec.host_share(size, span) + device, device
+            return tokens * row, tokens * row
+        pairs = shape.layers * shape.heads
+        spans = tokens / SPAN
+        device = tokens * row * self.router.device_share(shape.size, SPAN)
+        device += tokens * row * self.segmenter.exact_share()
+        device += windows * (self.sinks + self.local) * row
+        device += spans * pairs * (shape.size * self.summariser.value_bits / 8 + 1)
+        shared = PREFIX * row + (2 * pairs * shape.size**2 if self.fits_bases else 0)
+        codes = tokens * row * self.codec.host_share(shape.size, SPAN)
+        places = spans * shape.layers * (8 * shape.heads + 8)
+        return round(codes + places + device + shared), round(device + shared)
 
 
 def _by_name(*kinds: type) -> dict[str, type]:

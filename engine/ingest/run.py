@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from engine.compression.methods import Method, named
+from engine.compression.methods import CacheShape, Method, named
 from engine.errors import (
     BudgetError,
     DocumentError,
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from engine.documents import Document, Source
     from engine.documents.tokens import Tokens
     from engine.models.reader import Reader
+
+TABLE_BYTES, WINDOW_BYTES = 16, 40_000
+"""Of a store: the tables of a token (its id, its characters, its source), and what headers and the
+manifest say of a window."""
 
 
 def plan(
@@ -66,20 +70,22 @@ def plan(
         check_use(router_file.load(Path(options.router)), recipe, options.router)
     tokenizer = load.load_tokenizer(located.folder)
     tokens = tokenize(document, tokenizer)
-    shape = config.get_text_config()
+    text = config.get_text_config()
     most = longest_window(positions(config), options.window, located.window)
     windows = cut_windows(document, tokens, most)
-    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-    size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     width = (
         4
         if load.pick_dtype(options.dtype, load.pick_device(options.device), config).itemsize == 4
         else 2
     )
-    kinds = layer_kinds(config) or (FULL,) * shape.num_hidden_layers
+    kinds = layer_kinds(config) or (FULL,) * text.num_hidden_layers
     full = sum(kind in (FULL, HYBRID) for kind in kinds)
-    rows = len(tokens.ids) * full * heads * size * 2
-    store, device = recipe.expected_shares(size)
+    shape = CacheShape(full, heads, size)
+    store, device = recipe.expected_bytes(shape, len(tokens.ids), len(windows))
+    store += sum(len(source.text.encode("utf-8", "replace")) for source in document.sources)
+    store += TABLE_BYTES * len(tokens.ids) + WINDOW_BYTES * len(windows)
     return Plan(
         sources=source_reports(document),
         model=located.name,
@@ -87,9 +93,9 @@ def plan(
         tokens=len(tokens.ids),
         windows=len(windows),
         window_tokens=windows.most,
-        full_kv_bytes=rows * width,
-        estimated_store_bytes=int(rows * 2 * store),
-        estimated_device_bytes=int(rows * 2 * device),
+        full_kv_bytes=len(tokens.ids) * shape.row_bytes * width // 2,
+        estimated_store_bytes=store,
+        estimated_device_bytes=device,
     )
 
 

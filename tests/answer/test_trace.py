@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+from engine.answer import replay
 from engine.answer.trace import Trace
 from engine.attention.host_records import Traffic
 from tiny_steps import step
@@ -61,3 +62,15 @@ def test_nothing_zoomed_is_nothing_traced() -> None:
     trace = Trace()
     trace.record(step([[0, 1]], [[[0.5, 0.5], [0.5, 0.5]]]))
     assert trace.zoom == []
+
+
+def test_a_line_of_a_trace_file_holds_the_decisions_that_were_recorded() -> None:
+    """In columns, with four digits of every share."""
+    zoom = [
+        {"span": 7, "layer": 1, "kv_head": 0, "step": 2, "score": 0.123456, "weight": 1e-9},
+        {"span": 8, "layer": 0, "kv_head": 2, "step": 3, "score": 1.0, "weight": 0.5},
+    ]
+    packed = json.loads(replay.line({"store": "b.sekv", "zoom": zoom}))
+    assert packed["store"] == "b.sekv"
+    zoom[0]["score"] = 0.1235
+    assert list(replay._entries(packed["zoom"])) == zoom == list(replay._entries(zoom))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -191,15 +193,35 @@ def test_a_pipe_gets_every_quotation_whole_on_one_line(
     assert "word199" not in shown
 
 
-def test_a_trace_is_one_object_per_question(fake: FakeEngine, tmp_path: Path) -> None:
-    """One question makes a plain JSON file, which `inspect --trace` reads."""
-    trace = tmp_path / "trace.json"
+@pytest.mark.parametrize("name", ["trace.json", "trace.json.gz"])
+def test_a_trace_is_one_object_per_question(name: str, fake: FakeEngine, tmp_path: Path) -> None:
+    """One question makes a plain JSON file, which `inspect --trace` reads; decisions stand in
+    columns, and a file whose name ends with .gz is compressed."""
+
+    def written() -> list[dict[str, Any]]:
+        raw = trace.read_bytes()
+        text = gzip.decompress(raw) if name.endswith(".gz") else raw
+        return [json.loads(line) for line in text.splitlines()]
+
+    trace = tmp_path / name
     assert run(["ask", "book.sekv", "One?", "--trace", str(trace)]) == 0
-    printed = {"store": "book.sekv", "question": "One?", "zoom": []}
-    assert json.loads(trace.read_text()) == printed
+    columns = {key: [] for key in ("span", "layer", "kv_head", "step", "score", "weight")}
+    assert written() == [{"store": "book.sekv", "question": "One?", "zoom": columns}]
     assert run(["ask", "book.sekv", "One?", "Two?", "--trace", str(trace)]) == 0
-    lines = trace.read_text().splitlines()
-    assert [json.loads(line)["question"] for line in lines] == ["One?", "Two?"]
+    assert [record["question"] for record in written()] == ["One?", "Two?"]
+
+
+def test_a_large_trace_says_so_and_how_to_have_it_smaller(
+    fake: FakeEngine,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sekv_cli.ask.LARGE", 10)
+    assert run(["ask", "book.sekv", "One?", "--trace", "t.json"]) == 0
+    assert "t.json has 1" in capsys.readouterr().err
+    assert run(["ask", "book.sekv", "One?", "--trace", "t.json.gz"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_a_document_cannot_drive_the_terminal(

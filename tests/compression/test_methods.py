@@ -12,7 +12,7 @@ from engine.compression import method_names
 from engine.compression.codecs.raw import Raw
 from engine.compression.codecs.shared_basis import SharedBasis
 from engine.compression.codecs.span_svd import SpanSVD
-from engine.compression.methods import METHODS, Method, from_settings, named
+from engine.compression.methods import METHODS, CacheShape, Method, from_settings, named
 from engine.compression.routers.sketch import MeanKey, Sketch
 from engine.compression.spans import Entropy, Fixed, Peaks
 from engine.compression.summaries import Mean, SurprisalMean
@@ -96,12 +96,13 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize("recipe", METHODS.values(), ids=str)
-def test_expected_shares_are_shares(recipe: Method) -> None:
+def test_expected_bytes_are_a_share(recipe: Method) -> None:
     """The device takes no more than the store, and only the reference takes everything."""
     for size in (16, 64, 128):
-        store, device = recipe.expected_shares(size)
+        shape = CacheShape(layers=4, heads=2, size=size)
+        store, device = recipe.expected_bytes(shape, tokens=100_000, windows=50)
         assert 0 < device <= store
-        assert (store == 1.0) == recipe.whole
+        assert (store == 100_000 * shape.row_bytes) == recipe.whole
 
 
 def test_the_names_that_are_known_without_torch_are_the_table() -> None:
