@@ -22,19 +22,19 @@ class DocumentError(SekvError):
 
 
 class ReaderError(SekvError):
-    """A model cannot be loaded, or would silently bypass the memory."""
+    """A model is not there, cannot be loaded, or is of a kind that sekv does not support."""
 
     code = "model"
 
 
 class StoreError(SekvError):
-    """A store cannot be opened, read or written; its kinds below say why where it is known."""
+    """A store cannot be opened, read or written, for a reason without a code of its own."""
 
     code = "store"
 
 
 class StoreMissingError(StoreError):
-    """There is no store of that name, or what is there is none, or was never finished."""
+    """There is no store of that name, or what is there is something else or not finished."""
 
     code = "store_missing"
 
@@ -64,7 +64,7 @@ class StoreMismatchError(StoreError):
 
 
 class FormatError(StoreError):
-    """A store of a format that this version does not read; it may be sound."""
+    """A store of a newer format than this version reads."""
 
     code = "store_format"
 
@@ -82,7 +82,7 @@ class ObjectMissingError(ObjectStorageError):
 
 
 class BudgetError(SekvError):
-    """A budget or a window that cannot be understood or cannot hold."""
+    """A budget, window or method that does not exist or does not fit the model."""
 
     code = "budget"
 

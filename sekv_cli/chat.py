@@ -59,8 +59,8 @@ def chat(
     """Talk with a store: one question after the other, each answer with its passages.
 
     The latest turns, as far as an eighth of the budget holds them, are read again
-    with each question; older ones fold as the document does, in memory and within
-    the budget.
+    with each question; older ones are compressed as the document is, within the
+    budget.
 
     /help lists the commands. Ctrl-C stops an answer, Ctrl-D ends the talk.
 
@@ -250,7 +250,7 @@ class Talk:
 
     def _last(self) -> Answer:
         if not self._answers:
-            raise SekvError("nothing was asked yet")
+            raise SekvError("nothing was asked yet; type a question")
         return self._answers[-1]
 
 

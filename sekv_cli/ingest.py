@@ -263,7 +263,9 @@ def _library(
 def _check_sources(sources: list[str], *, password_stdin: bool) -> None:
     """Refuse names that no two sources, or no source and a password, can share."""
     if password_stdin and "-" in sources:
-        raise DocumentError("stdin cannot carry both a document and a password")
+        raise DocumentError(
+            "stdin cannot carry both a document and a password; name the document's file"
+        )
     if sources.count("-") > 1:
         raise DocumentError("stdin was named twice; it can be read once")
     if "" in sources:

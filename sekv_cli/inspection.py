@@ -99,7 +99,12 @@ def print_summary(out: Console, store: str, report: InspectReport) -> None:
                     f"{some(sum(window['anchors'] for window in windows), 'anchor')}",
                 ),
                 *(
-                    [("codes", f"rounding has taken {_lost(report.spans)} of what varies")]
+                    [
+                        (
+                            "codes",
+                            f"compression lost {_lost(report.spans)} of the spread",
+                        )
+                    ]
                     if any(span.error for span in report.spans)
                     else []
                 ),
@@ -132,7 +137,9 @@ def _notes(sources: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 def _lost(spans: Sequence[SpanView]) -> str:
     """What the codes of spans lost on average over heads: of the usual span, and the most."""
     errors = sorted(span.error for span in spans)
-    return f"{share_text(errors[len(errors) // 2], 1)} (of one span {share_text(errors[-1], 1)})"
+    return (
+        f"{share_text(errors[len(errors) // 2], 1)} (in the worst span {share_text(errors[-1], 1)})"
+    )
 
 
 def _shape(model: Mapping[str, Any]) -> str:

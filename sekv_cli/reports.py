@@ -27,6 +27,15 @@ if TYPE_CHECKING:
     from engine.store.library import StoreSummary
     from engine.types import IngestReport, Plan, SourceReport
 
+STAGES = {
+    "read_s": "text from the sources",
+    "tokenize_s": "tokens",
+    "prefill_s": "reading by the model",
+    "compress_s": "compressing",
+    "write_s": "writing",
+}
+"""What the stages of an ingest are called; what remains of its time is spent loading."""
+
 
 def print_ingest(out: Console, report: IngestReport) -> None:
     """What was read, what it became, what it weighs, how long it took."""
@@ -34,11 +43,11 @@ def print_ingest(out: Console, report: IngestReport) -> None:
     prefill = timing.get("prefill_s", 0.0)
     fresh = report.tokens - report.resumed_tokens
     speed = f", read at {count_text(round(fresh / prefill))} tokens/s" if prefill > 0 else ""
+    rest = timing.get("total_s", 0.0) - sum(timing.get(name, 0.0) for name in STAGES)
     stages = ", ".join(
-        f"{name.removesuffix('_s')} {seconds_text(seconds)}"
-        for name, seconds in timing.items()
-        if name != "total_s"
+        f"{called} {seconds_text(timing.get(name, 0.0))}" for name, called in STAGES.items()
     )
+    stages += f", loading libraries and the model {seconds_text(max(rest, 0.0))}"
     state = "is up to date: nothing changed since it was read" if report.unchanged else "is ready"
     out.print(f"{clean(report.store)} {state}", style="bold")
     out.print(

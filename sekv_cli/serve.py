@@ -148,7 +148,7 @@ def _token(file: Path | None) -> str:
         return os.environ.get(TOKEN, "").strip()
     lines = file.read_text(encoding="utf-8").split()
     if not lines:
-        raise SekvError(f"{file} holds no token")
+        raise SekvError(f"{file} holds no token; write one in its first line")
     return lines[0]
 
 

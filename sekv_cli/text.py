@@ -66,7 +66,7 @@ def text(
             )
         index = stored.find_source(sources, source) if source else 0
         if not opened.has_text(index):
-            raise DocumentError(f"{store} keeps no text of {sources[index].path}")
+            raise DocumentError(f"{store} keeps no text of {sources[index].path}; ingest it again")
         whole = opened.text(index)
     entry = sources[index]
     chosen = stored.select(entry, pages) if pages else stored.pages(entry)

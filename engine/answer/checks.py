@@ -40,7 +40,7 @@ def check_question(question: str, turns: Sequence[Turn] = ()) -> None:
             earlier turn holds what is no character.
     """
     if not question.strip():
-        raise QuestionError("the question is empty")
+        raise QuestionError("the question is empty; type what you want to know")
     if len(question) > MOST_CHARS:
         raise QuestionError(
             f"the question has {len(question):,} characters, the most is {MOST_CHARS:,}; "
@@ -49,7 +49,7 @@ def check_question(question: str, turns: Sequence[Turn] = ()) -> None:
     if "\0" in question:
         raise QuestionError("the question holds NUL characters; is it UTF-16? save it as UTF-8")
     if not is_text(question):
-        raise QuestionError("the question is not UTF-8 text")
+        raise QuestionError("the question is not UTF-8 text; save it as UTF-8")
     if not all(is_text(turn.question) and is_text(turn.answer) for turn in turns):
         raise QuestionError("an earlier message is not UTF-8 text")
 

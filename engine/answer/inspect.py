@@ -99,7 +99,7 @@ def text(store: Address, source: int, start: int, end: int) -> list[TextPiece]:
             raise DocumentError(f"there is no source {source + 1}; {store} has 1 to {count}")
         words = source_text(opened, source)
         if not words:
-            raise DocumentError(f"{store} keeps no text of source {source + 1}")
+            raise DocumentError(f"{store} keeps no text of source {source + 1}; ingest it again")
         start, end = max(0, start), min(end, len(words))
         if start >= end:
             raise DocumentError(f"source {source + 1} has characters 0 to {len(words)} only")

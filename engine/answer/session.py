@@ -235,7 +235,8 @@ class Session:
         left = self.reader.max_positions - self.past.length
         if len(prompt) >= left:
             raise QuestionError(
-                f"the question has {len(prompt)} tokens; only {max(0, left - 1)} positions are left"
+                f"the question has {len(prompt)} tokens; only {max(0, left - 1)} positions are "
+                "left; ask a shorter one"
             )
         for layer in self.memory.layers:
             layer.zoomed.traffic = Traffic()

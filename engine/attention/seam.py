@@ -232,7 +232,7 @@ class MemoryCache(Cache):
         if isinstance(model, PreTrainedModel) and not self.peak_live_bytes:
             raise ReaderError(
                 f"{type(model).__name__} of transformers {transformers.__version__} did not look "
-                "into the document: its answer would be made up; use another release"
+                "into the document: its answer would be made up; install another release of it"
             )
 
     def note_places(self, places: Tensor) -> None:
@@ -302,7 +302,7 @@ def attach(model: PreTrainedModel) -> None:
             if missed:
                 raise ReaderError(
                     f"{type(model).__name__} does not call the registered attention in layers "
-                    f"{missed}: the memory would be silently bypassed"
+                    f"{missed}: the memory would be silently bypassed; use another model"
                 )
             retry = cache.retry
             if retry is not None and not retry.again:

@@ -171,9 +171,9 @@ def _source(path: str, kind: str, raw: bytes, pdf_options: dict[str, Any]) -> So
     try:
         extract = _extract(kind, raw, pdf_options)
     except DocumentError as error:
-        raise DocumentError(f"{name} {error}{_hint(kind, raw)}") from error
+        raise DocumentError(f"{name} {error}{_hint(kind, raw, str(error))}") from error
     if not extract.text.strip():
-        raise DocumentError(f"{name} holds no text")
+        raise DocumentError(f"{name} holds no text; name a document that does")
     if len(extract.text) > MAX_CHARS:
         raise DocumentError(f"{name} holds more than {MAX_CHARS:,} characters of text; split it")
     digest = hashlib.sha256(raw).hexdigest()
@@ -201,12 +201,15 @@ def _extract(kind: str, raw: bytes, pdf_options: dict[str, Any]) -> Extract:
     return loaders[kind](raw)
 
 
-def _hint(kind: str, raw: bytes) -> str:
-    """What a source that its loader refused looks like, where that differs from its name."""
+def _hint(kind: str, raw: bytes, said: str) -> str:
+    """What to do about a source that its loader refused, where that did not say so: what it looks
+    like, if that differs from its name."""
     if kind != "pdf" and raw.startswith(b"%PDF-"):
         return "; it looks like a PDF, name it .pdf"
     if raw.startswith(_OLE):
         return "; it looks like an old or encrypted Office file, save it as plain .docx"
     if kind in ("text", "markdown", "html", "email") and raw.startswith(b"PK\x03\x04"):
         return "; it looks like a zip archive, such as .epub or .docx"
-    return f"; {_KNOWN}" if kind == "text" else ""
+    if kind == "text":
+        return f"; {_KNOWN}"
+    return "" if "; " in said else "; get it again, or save it anew"

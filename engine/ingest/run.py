@@ -180,7 +180,9 @@ def _ingest(
     most = longest_window(positions(config), options.window, located.window)
     windows = cut_windows(document, tokens, most)
     if len(tokens.ids) < 2:
-        raise DocumentError(f"{paths[0]}: hardly any text; nothing to read")
+        raise DocumentError(
+            f"{paths[0]}: hardly any text, so there is nothing to ask; name a longer document"
+        )
     reader = reader or load_reader(
         located,
         device=options.device,

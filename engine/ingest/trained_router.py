@@ -41,7 +41,9 @@ def routed(
 def check_use(trained: TrainedRouter, recipe: Method, file: str) -> None:
     """Refuse a router of which a method makes nothing."""
     if with_router(recipe, trained) == recipe:
-        raise RouterError(f"{file} holds no router for method '{recipe.name}'")
+        raise RouterError(
+            f"{file} holds no router for method '{recipe.name}'; train one with `sekv train`"
+        )
 
 
 def learnt_before(

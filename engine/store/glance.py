@@ -59,7 +59,11 @@ def not_a_store(path: Path) -> StoreMissingError:
         )
     if not path.exists():
         return StoreMissingError(f"there is no store at {path}: make one with sekv ingest")
-    return StoreMissingError(f"{path} is not a store (it has no {NAME})")
+    if path.is_file():
+        return StoreMissingError(f"{path} is not a store; sekv ingest {path} makes one of it")
+    return StoreMissingError(
+        f"{path} is not a store (it has no {NAME}); sekv list {path} shows those in it"
+    )
 
 
 def changed_sources(path: Address) -> list[str]:

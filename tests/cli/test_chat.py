@@ -125,8 +125,8 @@ def test_what_fails_is_one_line_and_the_talk_goes_on(talk: Any, fake: Fake) -> N
     assert err.splitlines() == [
         "sekv: the question is too long",
         "sekv: there is no /nonsense; /help lists the commands",
-        "sekv: nothing was asked yet",
-        "sekv: nothing was asked yet",
+        "sekv: nothing was asked yet; type a question",
+        "sekv: nothing was asked yet; type a question",
         "sekv: 'much' is neither a share of the document such as 10% nor a number of tokens such "
         "as 4096.",
         "sekv: name a file: /save talk.md",

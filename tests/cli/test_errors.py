@@ -78,7 +78,7 @@ def test_bad_input_is_one_clear_line(
 def test_an_empty_question_is_refused(fake: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
     """Before anything is loaded for the questions beside it."""
     assert run(["ask", "b.sekv", "One?", "  "]) == 2
-    assert capsys.readouterr().err == "sekv: the question is empty\n"
+    assert capsys.readouterr().err == "sekv: the question is empty; type what you want to know\n"
     assert fake.calls == []
 
 
