@@ -32,6 +32,14 @@ def test_the_page_of_methods_is_the_table() -> None:
     assert (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8") == page()
 
 
+def test_the_schemas_are_the_types() -> None:
+    """Written by `make docs`."""
+    from sekv_cli.schemas import page, schemas
+
+    found = {path.stem: path.read_text() for path in (ROOT / "docs/schemas").glob("*.json")}
+    assert found == {name: page(name, schema) for name, schema in schemas().items()}
+
+
 def test_the_demo_asks_three_questions() -> None:
     """README and Makefile say so."""
     lines = (ROOT / "docs" / "sample" / "questions.txt").read_text(encoding="utf-8").splitlines()

@@ -9,16 +9,9 @@ import jsonschema
 import pytest
 
 from json_schemas import valid
-from repository import ROOT
 from sekv_cli.main import run
-from sekv_cli.schemas import page, schemas
+from sekv_cli.schemas import schemas
 from tiny_books import TEXT
-
-
-def test_the_files_are_the_types() -> None:
-    """`make docs` writes them anew."""
-    found = {path.stem: path.read_text() for path in (ROOT / "docs/schemas").glob("*.json")}
-    assert found == {name: page(name, schema) for name, schema in schemas().items()}
 
 
 def test_every_schema_is_one(subtests: pytest.Subtests) -> None:
