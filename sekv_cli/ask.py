@@ -48,6 +48,7 @@ def ask(
     ] = False,
     max_new_tokens: options.MaxNewTokens = 128,
     budget: options.Budget = AUTO,
+    whole: options.Whole = False,
     no_read: options.NoRead = False,
     verbose: options.Verbose = None,
     output: unread.Output = None,
@@ -125,6 +126,7 @@ def ask(
         trace=trace is not None,
         offline=offline,
         read=not no_read,
+        whole=whole,
     )
     first_read = None
     if document is not None:

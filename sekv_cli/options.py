@@ -95,6 +95,14 @@ StoreOrDocument = Annotated[
         autocompletion=completion.stores,
     ),
 ]
+Whole = Annotated[
+    bool,
+    typer.Option(
+        "--whole",
+        help="Take the question as one about the whole document, as “What is it about?” is taken "
+        "anyway: answer from beginnings, not from the passages with its words.",
+    ),
+]
 NoRead = Annotated[
     bool,
     typer.Option(

@@ -14,10 +14,11 @@ from typing import Any, Self
 
 import torch
 
-from engine.answer import checks
+from engine.answer import checks, whole
 from engine.answer.citations import DocumentText
 from engine.answer.evidence import Evidence
 from engine.answer.generate import AnswerStreamer
+from engine.answer.outlook import WINDOWS_READ, Outlook, Said
 from engine.answer.overlap import content_words, stems
 from engine.answer.support import CALIBRATED, WORDS_ALONE, Signals, refuses
 from engine.answer.trace import Trace
@@ -25,13 +26,14 @@ from engine.attention import seam
 from engine.attention.coverage import Coverage
 from engine.attention.host_records import Traffic
 from engine.attention.step import Watcher
+from engine.attention.view import Stretch
 from engine.attention.widen import Retry, can_retry
 from engine.errors import OptionError, QuestionError, StoreError
 from engine.ingest.on_demand import read_windows
 from engine.memory.conversation import Conversation
 from engine.memory.fitting import parse_budget
 from engine.memory.open import Memory, open_memory
-from engine.memory.retrieval import Retrieval, Retrieved
+from engine.memory.retrieval import OUTLINE, Retrieval, Retrieved
 from engine.models import chunked, evidence_heads
 from engine.models.chunked import Stop
 from engine.models.locate import of_store
@@ -91,6 +93,7 @@ class Session:
         windows = [(window.start, window.end) for window in manifest.windows]
         alone = self.memory.states is not None
         self._retrieval = Retrieval(windows, self.book.text_of, alone=alone)
+        self._outlook = Outlook(self.book)
         self._store_s += time.perf_counter() - at
         self._heads = evidence_heads.importance_of(self.reader.identity)
         self._trace = Trace()
@@ -172,12 +175,17 @@ class Session:
         checks.check_question(question, turns)
         started = time.perf_counter()
         texts = search_texts(question, turns)
-        read_now = self._read_needed(texts, stop)
+        kind = whole.kind_of(question) or (whole.ABOUT if self.options.whole else "")
+        said = self._outlook.said(question, kind)
+        if said is not None:
+            return self._say(question, said, on_text, started)
+        view = self._outlook.view(question, kind)
+        read_now = self._read_needed(texts, view, stop)
         prepared = self._prepare(question, turns, stop)
         trace, evidence = Trace(), Evidence(self.ids, self._heads)
         self._trace, self._answer = trace, None
         streamer = AnswerStreamer(self.reader, evidence, trace, on_text, stop, self.options.stop)
-        retrieved = self._retrieve(texts, prepared.prompt, stop)
+        retrieved = self._retrieve(texts, prepared.prompt, stop, view)
         if self.options.widen > 1:
             self._retry = Retry(self.memory.shared, self.options.widen, self.options.coverage)
         cache = self._cache()
@@ -188,6 +196,8 @@ class Session:
         streamer.finish()
         done = time.perf_counter()
         citations, support, supported = self._judge(question, streamer, prepared.most)
+        if view is not None:  # what is judged is whether a passage states a fact
+            supported = bool(streamer.answer) and not refuses(streamer.answer)
         self._answer = Answer(
             question=question,
             answer=streamer.answer,
@@ -310,19 +320,48 @@ class Session:
         cache.retry = self._retry
         return cache
 
+    def _say(
+        self, question: str, said: Said, on_text: Callable[[str], None] | None, started: float
+    ) -> Answer:
+        """An answer that the outline gives: nothing is read or generated."""
+        self._trace = Trace()
+        if on_text is not None:
+            on_text(said.text)
+        took = time.perf_counter() - started
+        timing = {"model_load_s": self._model_s, "store_open_s": self._store_s}
+        self._answer = Answer(
+            question=question,
+            answer=said.text,
+            citations=said.citations,
+            usage=Usage(self.store.manifest.tokens, 0, 0, 0),
+            memory=self._memory_use(),
+            timing={**timing, "first_token_s": took, "total_s": took, "tokens_per_s": 0.0},
+            support=1.0 if said.counted else 0.0,
+            stats={"windows_by": OUTLINE, "tokens_read": self.store.manifest.tokens_read},
+        )
+        return self._answer
+
     def _retrieve(
-        self, texts: Sequence[str], prompt: list[int], stop: Stop | None = None
+        self,
+        texts: Sequence[str],
+        prompt: list[int],
+        stop: Stop | None = None,
+        view: tuple[Stretch, ...] | None = None,
     ) -> Retrieved:
         """Hide everything of a long document but the retrieved passages, in all layers.
 
         Args:
             texts: search texts: the question, and the turn before it joined with the question.
             prompt: token ids of the question, which vote where no word is found.
+            view: what is to be seen, where it is not words that choose.
         """
-        queries = [content_words(text) for text in texts]
-        retrieved = self._retrieval.choose(
-            queries, lambda: self._vote(prompt, stop), self.store.manifest.unread
-        )
+        unread = self.store.manifest.unread
+        if view is not None:
+            retrieved = self._retrieval.of(view, unread)
+        else:
+            queries = [content_words(text) for text in texts]
+            vote = lambda: self._vote(prompt, stop)  # noqa: E731
+            retrieved = self._retrieval.choose(queries, vote, unread)
         for layer in self.memory.layers:
             layer.focus(retrieved.stretches)
         self.past.stand_behind(retrieved.windows[0])
@@ -345,7 +384,9 @@ class Session:
         finally:
             shared.votes = None
 
-    def _read_needed(self, texts: Sequence[str], stop: Stop | None) -> frozenset[int]:
+    def _read_needed(
+        self, texts: Sequence[str], view: tuple[Stretch, ...] | None, stop: Stop | None
+    ) -> frozenset[int]:
         """Have the model read the windows that hold the passages for these texts and that nobody
         has read yet; the numbers of those that were read now and here.
 
@@ -357,8 +398,12 @@ class Session:
             return frozenset()
         if self.store.was_replaced():
             self._open_again()
-        needed = self._retrieval.needed([content_words(text) for text in texts])
-        missing = frozenset(needed) & frozenset(self.store.manifest.unread)
+        unread = frozenset(self.store.manifest.unread)
+        if view is None:
+            needed = self._retrieval.needed([content_words(text) for text in texts])
+        else:
+            needed = self._retrieval.of(view).windows
+        missing = frozenset([window for window in needed if window in unread][:WINDOWS_READ])
         if not missing:
             return missing
         work = read_windows(

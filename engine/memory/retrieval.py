@@ -27,7 +27,7 @@ VOTED_WINDOWS = 2
 RANK = 60
 """k of reciprocal rank fusion, where a score is 1 / (k + rank); the value of its source."""
 
-WORDS, ATTENTION, ALL, LAST = "words", "attention", "all", "last"
+WORDS, ATTENTION, ALL, LAST, OUTLINE = "words", "attention", "all", "last", "outline"
 """By what windows were chosen; the last one where nothing chose any and only one can be seen."""
 
 
@@ -115,6 +115,23 @@ class Retrieval:
             return ()
         best = self._best(self._index, fuse(self._index.scores(words) for words in queries))
         return tuple(dict.fromkeys(self._index.window[one] for one in best))
+
+    def of(self, view: Sequence[Stretch], unread: Collection[int] = ()) -> Retrieved:
+        """The windows of tokens that were chosen by headings and pages, those that are read; all
+        that is read where nothing of them is."""
+        cut = [
+            (number, (max(first, start), min(end, stop)))
+            for first, end in view
+            for number, (start, stop) in enumerate(self.windows)
+            if first < stop and start < end and number not in unread
+        ]
+        if self.alone:
+            cut = [each for each in cut if each[0] == cut[0][0]]
+        if not cut:
+            read = (number for number in range(len(self.windows)) if number not in unread)
+            return Retrieved(tuple(read), ALL)
+        windows = tuple(dict.fromkeys(number for number, _ in cut))
+        return Retrieved(windows, OUTLINE, joined(stretch for _, stretch in cut))
 
     def choose(
         self,

@@ -31,7 +31,7 @@ UNSUPPORTED: dict[str, Any] = {
 }
 """Fields that change an answer in ways sekv does not, with the values that change nothing."""
 
-OWN = ("budget", "coverage", "full", "widen", "trace", "read")
+OWN = ("budget", "coverage", "full", "widen", "trace", "read", "whole")
 """What a request may say under "sekv"."""
 
 CODES = {
@@ -143,6 +143,7 @@ def _options(body: Mapping[str, Any], defaults: AskOptions, most_tokens: int) ->
         full=_typed(own, "full", bool, defaults.full, within="sekv."),
         widen=_number(own, "widen", defaults.widen, within="sekv."),
         trace=_typed(own, "trace", bool, False, within="sekv."),
+        whole=_typed(own, "whole", bool, defaults.whole, within="sekv."),
         read=defaults.read and _typed(own, "read", bool, True, within="sekv."),
     )
 
@@ -177,6 +178,7 @@ def request(model: str, question: str, turns: Sequence[Turn], options: AskOption
             "widen": options.widen,
             "trace": options.trace,
             "read": options.read,
+            "whole": options.whole,
         },
     }
 

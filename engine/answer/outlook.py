@@ -1,0 +1,223 @@
+"""What a question about the whole of a document sees, and what is said of it without the model.
+
+Lists of contents and counts of pages, headings and words are facts of the store. What a document, a
+page or a chapter is about is answered by the model from beginnings: it cannot see a whole at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from engine.answer import whole
+from engine.answer.citations import DocumentText
+from engine.attention.view import Stretch
+from engine.documents.outline import Heading, headings
+from engine.memory.retrieval import joined
+from engine.types import Citation
+
+OPENING, PIECE = 384, 128
+"""Tokens that are seen of the beginning of a document, and of each of its parts."""
+
+PARTS_SEEN = 6
+"""Parts whose beginnings are seen, evenly over the document."""
+
+MOST_SEEN = 1024
+"""Tokens that are seen of a page or a chapter; of a longer one its beginning and pieces of it."""
+
+WINDOWS_READ = 4
+"""Windows that a question about the whole has read at most; what lies in others is left out."""
+
+LISTED = 60
+"""Headings that an answer lists."""
+
+CANNOT_COUNT = (
+    "That cannot be counted: it would need the whole document to be seen at once, and answers are "
+    "made from passages. Pages, chapters and words can be counted, and how often “words in "
+    "quotation marks” occur."
+)
+
+Place = tuple[int, int, int]
+"""Source, and the characters [start, end) of its text."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What is said without the model. counted: whether it is an answer, or says there is none."""
+
+    text: str
+    citations: tuple[Citation, ...] = ()
+    counted: bool = True
+
+
+class Outlook:
+    """The outline of a document: its headings and pages, and where their tokens are."""
+
+    def __init__(self, book: DocumentText):
+        self._book = book
+
+    def said(self, question: str, kind: str) -> Said | None:
+        """The answer that the outline gives by itself, None where the model is to answer.
+
+        kind: of `whole.kind_of`.
+        """
+        part = whole.part_of(question)
+        if part is not None and self.place_of(part) is None:
+            return Said(self._no_such(part), counted=False)
+        if kind == whole.CONTENTS:
+            return self._contents()
+        if kind == whole.HEADINGS:
+            count = len(self.headings)
+            return Said(f"There are {count} headings in it.", self._cite(self.headings[:3]))
+        if kind == whole.PAGES:
+            return self._pages()
+        if kind == whole.WORDS:
+            words = sum(len(re.findall(r"\S+", text)) for text in self._book.texts)
+            chars = sum(map(len, self._book.texts))
+            return Said(f"It has {words:,} words, {chars:,} characters.")
+        return self._count(question) if kind == whole.COUNT else None
+
+    def view(self, question: str, kind: str) -> tuple[Stretch, ...] | None:
+        """The tokens that a question about the whole or a named part is answered from; None where
+        words choose. A question for a fact in a part sees the part as a summary of it does.
+        """
+        part = whole.part_of(question)
+        if part is not None:
+            place = self.place_of(part)
+            return None if place is None else _pieces(self._tokens(place))
+        if kind != whole.ABOUT:
+            return None
+        begins = [self._tokens((s, h.end, len(self._book.texts[s]))) for s, h in self.headings]
+        if len(begins) > PARTS_SEEN:
+            begins = [begins[i * len(begins) // PARTS_SEEN] for i in range(PARTS_SEEN)]
+        length = len(self._book.source)
+        pieces = [(first, min(first + PIECE, length)) for first, _ in begins]
+        return joined([(0, min(OPENING, length)), *pieces])
+
+    def place_of(self, part: whole.Part) -> Place | None:
+        """The characters of a page, chapter or section; None where there is none of that name."""
+        return self._page(part.number) if part.kind in ("page", "sheet") else self._headed(part)
+
+    @cached_property
+    def headings(self) -> tuple[tuple[int, Heading], ...]:
+        """All headings with their sources, in order."""
+        book = zip(self._book.sources, self._book.texts, strict=True)
+        return tuple(
+            (index, heading)
+            for index, (entry, text) in enumerate(book)
+            for heading in headings(text, entry.pages, entry.kind)
+        )
+
+    def _page(self, number: str) -> Place | None:
+        for source, entry in enumerate(self._book.sources):
+            for index, (label, start) in enumerate(entry.pages):
+                if label.casefold() == number.casefold():
+                    ends = [*(begin for _, begin in entry.pages[index + 1 :]), entry.chars]
+                    return source, start, ends[0]
+        return None
+
+    def _headed(self, part: whole.Part) -> Place | None:
+        wanted, kind = _numeral(part.number), part.kind
+        named = [
+            index
+            for index, (_, heading) in enumerate(self.headings)
+            if _numeral(heading.number) == wanted
+        ]
+        # "3. Struggle for Existence" may be chapter 3 too, but a heading that says so is better.
+        own = [i for i in named if self.headings[i][1].title.casefold().startswith(kind.split()[0])]
+        for index in own or named:
+            source, heading = self.headings[index]
+            return source, heading.start, self._end_of(index, source, heading)
+        return None
+
+    def _end_of(self, index: int, source: int, heading: Heading) -> int:
+        """Where a section ends: at the next heading that is not one of its own subsections."""
+        for other, following in self.headings[index + 1 :]:
+            below = following.number.startswith(f"{heading.number}.")
+            same = bool(following.number) or not heading.number
+            if other == source and same and not below:
+                return following.start
+        return len(self._book.texts[source])
+
+    def _tokens(self, place: Place) -> Stretch:
+        """The document tokens that begin in some characters."""
+        source, start, end = place
+        edges = torch.searchsorted(self._book.source, torch.tensor([source, source + 1]))
+        first, last = edges.tolist()
+        inside = torch.searchsorted(
+            self._book.starts[first:last].contiguous(), torch.tensor([start, end])
+        )
+        a, b = (inside + first).tolist()
+        return a, max(b, min(a + 1, last))
+
+    def _contents(self) -> Said:
+        titles = [heading.title for _, heading in self.headings]
+        if not titles:
+            return Said("No headings are marked in it, and no line looks like one.", counted=False)
+        more = f"\n... and {len(titles) - LISTED} more" if len(titles) > LISTED else ""
+        return Said("\n".join(titles[:LISTED]) + more, self._cite(self.headings[:3]))
+
+    def _pages(self) -> Said:
+        counts = [len(entry.pages) for entry in self._book.sources if entry.kind == "pdf"]
+        if counts:
+            return Said(f"It has {sum(counts):,} pages.")
+        words = sum(len(re.findall(r"\S+", text)) for text in self._book.texts)
+        return Said(f"It has no pages; it has {words:,} words.")
+
+    def _count(self, question: str) -> Said:
+        quoted = re.search(r"[\"“'‘]([^\"”'’]{1,80})[\"”'’]", question)
+        if quoted is None:
+            return Said(CANNOT_COUNT, counted=False)
+        pattern = re.compile(rf"(?<!\w){re.escape(quoted[1])}(?!\w)", re.IGNORECASE)
+        times = sum(len(pattern.findall(text)) for text in self._book.texts)
+        return Said(f"“{quoted[1]}” occurs {times:,} time{'s' * (times != 1)} in it.")
+
+    def _no_such(self, part: whole.Part) -> str:
+        labels = [label for entry in self._book.sources for label, _ in entry.pages if label]
+        if part.kind in ("page", "sheet") and labels:
+            return f"There is no page {part.number}; the pages are {labels[0]} to {labels[-1]}."
+        return f"No {part.kind} {part.number} is found among the headings and pages."
+
+    def _cite(self, found: Sequence[tuple[int, Heading]]) -> tuple[Citation, ...]:
+        book = self._book
+        return tuple(
+            Citation(
+                source=book.sources[source].path,
+                page=book.pages(source, heading.start, heading.end),
+                start=heading.start,
+                end=heading.end,
+                text=book.texts[source][heading.start : heading.end],
+                weight=1 / len(found),
+                sheet=book.sheets(source, heading.start, heading.end),
+            )
+            for source, heading in found
+        )
+
+
+def _pieces(part: Stretch) -> tuple[Stretch, ...]:
+    """All of a part that is short; of a longer one its beginning and pieces evenly over it."""
+    first, end = part
+    if end - first <= MOST_SEEN:
+        return (part,)
+    count = (MOST_SEEN - OPENING) // PIECE
+    step = (end - first - OPENING) // count
+    pieces = [
+        (first + OPENING + i * step, first + OPENING + i * step + PIECE) for i in range(count)
+    ]
+    return joined([(first, first + OPENING), *pieces])
+
+
+def _numeral(number: str) -> str:
+    """A number as figures: "IV" and "four" are "4"; "4.2" stays as it is."""
+    values = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
+    text = number.upper()
+    if text and set(text) <= set(values):
+        places = [values[letter] for letter in text]
+        behind = [*places[1:], 0]
+        return str(sum(-a if a < b else a for a, b in zip(places, behind, strict=True)))
+    words = ["ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE", "TEN"]
+    return str(words.index(text) + 1) if text in words else text

@@ -1,0 +1,99 @@
+"""Questions about the whole of a document, and about a named part of it. Pure functions.
+
+No passage answers "What is this book about?" by itself, and the words of "Summarise page 12" are
+not those of page 12. Such questions are recognised by their form; all others are left to retrieval.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+ABOUT, CONTENTS, PAGES, HEADINGS, WORDS, COUNT = (
+    "about", "contents", "pages", "headings", "words", "count",
+)  # fmt: skip
+"""Kinds of questions: what the whole is about; its list of contents; how many pages, chapters or
+words there are; and how many of anything else, which needs the whole to be read and counted."""
+
+_THING = (
+    r"(?:(?:the|this|that|my|whole|entire|present|short)\s+)*"
+    r"(?:book|document|text|paper|article|novel|story|report|manual|pdf|file|play|poem|publication|"
+    r"specification|guide|essay|work|volume|memoir|source|e-?book)"
+)
+_IT = rf"(?:{_THING}|it|this|that|everything|all\s+of\s+(?:it|this))"
+_PARTS = r"(?:chapters?|sections?|parts?|headings?|volumes?|contents|appendix|appendices)"
+_FORMS = (
+    (CONTENTS, rf"\b(?:table|list)\s+of\s+(?:the\s+)?contents?\b|\b{_THING}'s\s+contents\b"),
+    (
+        CONTENTS,
+        rf"^\W*(?:please\s+|can\s+you\s+|could\s+you\s+)*(?:list|name|show|give|enumerate|print)\b"
+        rf"[^.?]{{0,30}}\b{_PARTS}\b(?:\s+(?:of|in)\s+{_IT}|\s+titles?|\s+headings?)?\W*$",
+    ),
+    (
+        CONTENTS,
+        rf"^\W*(?:what|which)\s+(?:are\s+the\s+)?{_PARTS}"
+        rf"(?:\s+(?:are\s+there|does|do|is|are|of|in|make\s+up)\b[^?]{{0,30}})?\W*$",
+    ),
+    (
+        CONTENTS,
+        rf"\bhow\s+is\s+{_THING}\s+(?:structured|organi[sz]ed|divided|laid\s+out|arranged)\b",
+    ),
+    (PAGES, rf"\bhow\s+(?:many\s+pages|long\s+is\s+{_THING})\b"),
+    (HEADINGS, r"\bhow\s+many\s+(?:chapters|sections|parts|headings)\b(?!\s+(?:did|were))"),
+    (WORDS, r"\bhow\s+many\s+(?:words|tokens)\b[^?]*\b(?:document|book|text|file|it)\b"),
+    (COUNT, r"\bhow\s+(?:many\s+times|often)\b[^?]*\b(?:mention|occur|appear|use|say|word|name)"),
+    (
+        COUNT,
+        rf"\bhow\s+many\b[^?]*\b(?:in\s+(?:total|all)\b|altogether|throughout\b|"
+        rf"in\s+the\s+(?:whole|entire)\s+{_THING}|in\s+{_THING}\W*$)",
+    ),
+    (ABOUT, rf"\bwhat(?:'s|\s+is|\s+was)?\s+{_IT}\s+(?:all\s+)?(?:mainly\s+)?about\b"),
+    (ABOUT, rf"\bwhat\s+(?:does|do)\s+{_THING}\s+(?:deal\s+with|cover|discuss|describe)\W*$"),
+    (ABOUT, rf"\b(?:subject|topic|theme|purpose|gist|plot|point|aim|message)s?\s+of\s+{_THING}\b"),
+    (ABOUT, rf"\b(?:main|central|key|most\s+important)\s+(?:\w+\s+)?(?:of|in)\s+{_THING}\b"),
+    (
+        ABOUT,
+        rf"^\W*(?:please\s+|can\s+you\s+|could\s+you\s+)*(?:summari[sz]e|sum\s+up|"
+        rf"(?:(?:give|write|make)\s+(?:me\s+)?)?(?:an?\s+|the\s+)?(?:short\s+|brief\s+|quick\s+)*"
+        rf"(?:summary|overview|outline|synopsis|abstract)(?:\s+of)?)\s*{_IT}?\W*$",
+    ),
+    (ABOUT, rf"\bwhat\s+(?:kind|sort|type)\s+of\s+{_THING}\s+is\s+(?:this|it)\b"),
+    (ABOUT, r"\b(?:tl;?dr|in\s+a\s+nutshell)\b"),
+    (ABOUT, rf"^\W*(?:describe|explain|introduce)\s+{_IT}\W*$|\btell\s+me\s+about\s+{_THING}\W*$"),
+)
+_KINDS = tuple((kind, re.compile(form, re.IGNORECASE)) for kind, form in _FORMS)
+_NUMBER = r"(\d{1,4}(?:\.\d{1,2}){0,3}|[ivxlc]{1,8}|[a-h](?=\W*$))"
+_PART = re.compile(
+    rf"\b(?:on|in|of|from|at|summari[sz]e|does|is|about|for|read|explain|describe|and|^)\s+"
+    rf"(page|p\.|sheet|chapter|section|part|book|letter|appendix|federalist\s+no\.?)\s*{_NUMBER}\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part that a question names. kind: "page", "chapter", ... number: as the question has it."""
+
+    kind: str
+    number: str
+
+
+def kind_of(question: str) -> str:
+    """How a question is about the whole, "" where it is not."""
+    plain = " ".join(question.replace("’", "'").split())
+    return next((kind for kind, form in _KINDS if form.search(plain)), "")
+
+
+def part_of(question: str) -> Part | None:
+    """The page, chapter or section that a question is about, if it names one."""
+    found = _PART.search(question)
+    if found is None:
+        return None
+    kind = {"p.": "page"}.get(found[1].lower(), found[1].lower())
+    return Part(kind, found[2])
+
+
+def is_summary(question: str) -> bool:
+    """Whether a question wants a part as a whole, and no fact that stands in it."""
+    form = r"\b(?:summari[sz]e|summary|about|happens?|overview|gist|say|says|contents?|describe)\b"
+    return re.search(form, question, re.IGNORECASE) is not None

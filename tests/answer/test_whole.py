@@ -1,0 +1,153 @@
+"""Questions about the whole: which are recognised, and what is said without the model."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from engine.answer import whole
+from engine.answer.outlook import CANNOT_COUNT, MOST_SEEN, OPENING, Outlook
+from engine.documents.outline import headings
+from engine.ingest import run
+from engine.models.reader import Reader
+from engine.store.reader import read_manifest
+from engine.types import IngestOptions, Silent
+from repository import ROOT
+from tiny_books import session
+
+QUESTIONS = ROOT / "docs" / "questions"
+NATURAL = ("books.jsonl", "documents.jsonl", "sample.jsonl")
+
+
+def questions(*files: str) -> list[dict[str, str]]:
+    lines = (line for name in files for line in (QUESTIONS / name).read_text().splitlines())
+    return [json.loads(line) for line in lines]
+
+
+def recognised(question: str) -> str:
+    return "part" if whole.part_of(question) else whole.kind_of(question)
+
+
+def test_precision_and_recall_of_the_recogniser() -> None:
+    """`-s` prints both. The questions were written before the forms were tried on them."""
+    asked = [(entry["kind"], recognised(entry["question"])) for entry in questions("whole.jsonl")]
+    facts = [recognised(entry["question"]) for entry in questions(*NATURAL)]
+    right = sum(kind == found for kind, found in asked)
+    claimed = sum(bool(found) for _, found in asked) + sum(map(bool, facts))
+    print(f"recall {right} of {len(asked)}, precision {right} of {claimed}", Counter(asked))
+    assert len(facts) == 378
+    assert not any(facts)  # no question for a fact is taken for one about the whole
+    assert right >= 48
+    assert claimed - right == 0
+
+
+BOOK = "".join(
+    f"CHAPTER {number}. {title}\n\n{'It rained on all of them, and nobody spoke. ' * 40}\n\n"
+    for number, title in (("I", "The Harbour"), ("II", "The Storm"), ("III", "The Island"))
+)
+
+
+def test_lines_in_the_shape_of_headings_are_headings_and_lists_of_contents_are_none() -> None:
+    contents = "CHAPTER I. The Harbour\nCHAPTER II. The Storm\nCHAPTER III. The Island\n\n"
+    found = headings(contents + BOOK, (), "text")
+    assert [(h.number, h.title) for h in found] == [
+        ("I", "CHAPTER I. The Harbour"),
+        ("II", "CHAPTER II. The Storm"),
+        ("III", "CHAPTER III. The Island"),
+    ]
+    for heading in found:
+        assert (contents + BOOK)[heading.start : heading.end] == heading.title
+        assert heading.start >= len(contents)
+
+
+def test_marked_headings_are_taken_as_they_are() -> None:
+    found = headings("Anna\n\ntext\n\nBerta\n\ntext", (("Anna", 0), ("", 4), ("Berta", 12)), "html")
+    assert [heading.title for heading in found] == ["Anna", "Berta"]
+
+
+def test_what_runs_through_the_pages_is_no_heading() -> None:
+    text = "".join(f"CHAPTER IV\n\n{'words and more words. ' * 60}\n\n" for _ in range(9))
+    assert headings(text, (), "pdf") == ()
+
+
+@pytest.fixture
+def store(model: Path, reader: Reader, tmp_path: Path) -> Path:
+    """A book of three chapters in many windows, the first of which is read."""
+    (tmp_path / "book.txt").write_text(BOOK, encoding="utf-8")
+    options = IngestOptions(model=str(model), window=400)
+    run.begin([str(tmp_path / "book.txt")], tmp_path / "book.sekv", options, Silent(), reader)
+    return tmp_path / "book.sekv"
+
+
+SAID = [
+    (
+        "List the chapters.",
+        "CHAPTER I. The Harbour\nCHAPTER II. The Storm\nCHAPTER III. The Island",
+    ),
+    ("How many chapters are there?", "There are 3 headings in it."),
+    ("How many pages does it have?", "It has no pages; it has 1,092 words."),
+    ("How many words are in this text?", "It has 1,092 words, 5,358 characters."),
+    ('How often does "rained" occur?', "“rained” occurs 120 times in it."),
+    ("How many people die in the whole book?", CANNOT_COUNT),
+    ("Summarise chapter 9.", "No chapter 9 is found among the headings and pages."),
+    ("What is on page 3?", "No page 3 is found among the headings and pages."),
+]
+
+
+def test_facts_of_the_outline_are_said_without_the_model(
+    store: Path, reader: Reader, subtests: pytest.Subtests
+) -> None:
+    with session(store, reader) as book:
+        for question, said in SAID:
+            with subtests.test(question):
+                told: list[str] = []
+                answer = book.ask(question, told.append)
+                assert (answer.answer, "".join(told)) == (said, said)
+                assert answer.usage.answer_tokens == 0
+                for citation in answer.citations:
+                    assert BOOK[citation.start : citation.end] == citation.text
+    assert read_manifest(store).read == (0,)
+
+
+def test_a_question_about_a_chapter_sees_that_chapter(store: Path, reader: Reader) -> None:
+    first, end = (BOOK.index(f"CHAPTER {number}.") for number in ("II", "III"))
+    with session(store, reader) as book:
+        answer = book.ask("Summarise chapter 2.")
+        assert answer.stats["windows_by"] == "outline"
+        assert answer.stats["tokens_seen"] <= MOST_SEEN
+        for citation in answer.citations:
+            assert first <= citation.start < end
+        (part,) = [whole.part_of("Summarise chapter two, and chapter II")]
+        assert part is not None
+        assert Outlook(book.book).place_of(part) == (0, first, end)
+
+
+def test_what_a_document_is_about_is_answered_from_beginnings(store: Path, reader: Reader) -> None:
+    """A partly read store has at most four windows read for it."""
+    with session(store, reader) as book:
+        about = book.ask("What is this book about?")
+        view = Outlook(book.book).view("What is this book about?", whole.ABOUT)
+        assert view is not None
+        assert view[0][0] == 0
+        assert view[0][1] >= OPENING
+        assert about.stats["windows_by"] == "outline"
+        assert about.usage.recomputed_document_tokens == 0
+        read = {each.window for each in about.retrieval if each.read_now}
+        assert 0 < len(read) <= 4
+    with session(store, reader, whole=True) as book:
+        forced = book.ask("Rain?")
+        assert forced.stats["windows_by"] == "outline"
+        assert not any(each.read_now for each in forced.retrieval)
+
+
+def test_numbers_in_any_writing_are_the_same() -> None:
+    from engine.answer.outlook import _numeral
+
+    same = [("IV", "4"), ("four", "4"), ("iv", "4"), ("XL", "40"), ("4.2", "4.2"), ("B", "B")]
+    for written, figures in same:
+        assert _numeral(written) == figures
+    assert re.fullmatch(r"\d+", _numeral("XXVII"))
