@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from engine.answer import inspect
 from engine.answer.session import Session
+from engine.attention.step import Step
 from engine.attention.widen import Retry
 from engine.compression import methods as recipes
 from engine.errors import ReaderError, SekvError, StoreError
@@ -33,7 +34,8 @@ from tiny_models import WINDOW, checkpoint
 from toy_store import tree
 
 SLIDING = (
-    "ministral", "gemma2", "gemma3_text", "gpt_oss", "olmo3", "cohere2", "exaone4", "llama4_text",
+    "ministral", "gemma2", "gemma3_text", "gemma3n_text", "gpt_oss", "olmo3", "cohere2", "exaone4",
+    "gemma4_text", "llama4_text",
 )  # fmt: skip
 RECURRENT = (
     "lfm2", "qwen3_next", "qwen3_5_text", "granitemoehybrid", "bamba", "falcon_h1", "nemotron_h",
@@ -190,7 +192,7 @@ def test_a_step_that_is_taken_back_leaves_no_trace(
     torch.testing.assert_close(again, logits, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("kind", SOME)
+@pytest.mark.parametrize("kind", [*SOME, "gemma4_text"])
 def test_a_question_behind_old_turns_is_asked_behind_their_states(
     kind: str, made: Callable[[str], Made], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,10 +275,29 @@ def test_layers_have_the_model_s_own_numbers(made: Callable[[str], Made], tmp_pa
 def test_only_heads_with_full_attention_are_measured_for_evidence(
     made: Callable[[str], Made],
 ) -> None:
-    for kind in ("qwen3_next", "gemma3_text"):
+    """Layer 5 of the Gemma 3n has full attention to the keys and values of layer 3."""
+    for kind, looking in (("qwen3_next", {1, 3}), ("gemma3n_text", {1, 3, 5})):
         share = evidence_heads.measure(made(kind).reader).share
-        assert not any(share[0] + share[2])
-        assert all(share[1] + share[3])
+        assert {layer for layer, heads in enumerate(share) if all(heads)} == looking
+        assert {layer for layer, heads in enumerate(share) if any(heads)} == looking
+
+
+def test_what_a_layer_reads_of_another_s_memory_is_recorded_as_its_own(
+    made: Callable[[str], Made],
+) -> None:
+    one = made("gemma3n_text")
+    steps: list[Step] = []
+
+    class Recorder:
+        def record(self, step: Step) -> None:
+            steps.append(step)
+
+    with one.opened() as asked:
+        assert one.reader.memory_layers == (1, 3)
+        asked.memory.shared.watchers.append(Recorder())
+        from_memory(asked, 1)
+    assert [step.layer for step in steps] == [1, 3, 5]
+    assert not torch.equal(steps[1].weight, steps[2].weight)
 
 
 def test_bytes_of_states_are_counted(made: Callable[[str], Made]) -> None:

@@ -238,6 +238,11 @@ class LayerMemory:
 
     # -- attention -----------------------------------------------------------------
 
+    @property
+    def _asking(self) -> int:
+        """The layer that attends now: this one, where nobody says otherwise."""
+        return self.layer if self.shared.asking < 0 else self.shared.asking
+
     def attend(
         self,
         q: Tensor,
@@ -384,7 +389,7 @@ class LayerMemory:
         votes = torch.softmax(best[..., :-1], -1)  # what stands behind has no window
         heads = self.shared.votes.shape[1]
         votes = votes.reshape(heads, -1, self.shared.windows).sum(1)
-        self.shared.votes[self.layer] += votes.to(self.shared.votes.device)
+        self.shared.votes[self._asking] += votes.to(self.shared.votes.device)
 
     def _merge(
         self, queries: QueryRows, rows: int, live_v: Tensor
@@ -438,7 +443,7 @@ class LayerMemory:
         if weights.summary is not None:
             summary = weights.summary[..., :own]
         step = Step(
-            layer=self.layer,
+            layer=self._asking,
             spans=view.spans[:own],
             starts=view.starts[:own],
             lengths=view.lengths[:own],

@@ -53,6 +53,20 @@ def cache_layers(config: Any) -> list[Any]:
     return layers
 
 
+def looking_layers(config: Any) -> frozenset[int]:
+    """The numbers of the layers whose queries see all tokens before: those with a document memory,
+    and those that look at the keys and values of such a layer."""
+    layers = cache_layers(config)
+    own = {number for number, layer in enumerate(layers) if has_memory(layer)}
+    named = getattr(config.get_text_config(decoder=True), "layer_types", None) or ()
+    borrowing = {
+        number
+        for number, kind in enumerate(named)
+        if kind == FULL and isinstance(layers[number], DummyLayer)
+    }
+    return frozenset(own | borrowing)
+
+
 def positions(config: Any) -> int:
     """Most tokens of one context: the model's positions, or the window that every layer has."""
     most: int = config.get_text_config(decoder=True).max_position_embeddings

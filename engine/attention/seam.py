@@ -371,6 +371,7 @@ def attention(
         seen = seen if seen.dtype == torch.bool else seen >= 0
     elif rows > 1:
         seen = torch.ones(rows, live, dtype=torch.bool, device=query.device).tril(live - rows)
+    sekv.shared.asking = number
     out = layer.memory.attend(query[0] * factor, key[0], value[0], seen, terms)
     return out.to(query.dtype).transpose(0, 1)[None].contiguous(), None
 

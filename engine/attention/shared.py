@@ -32,6 +32,8 @@ class Shared:
     transcript: the question that is being answered, and the answer so far.
     estimates: whether watchers want what the router estimates even where nothing is to be chosen.
     question_tokens: of the question that is being answered; the turns before it are none of them.
+    asking: number of the layer whose queries are attended with now; it may look at the memory of
+    another one.
     """
 
     bounds: Tensor
@@ -48,6 +50,7 @@ class Shared:
     transcript: Transcript = field(default_factory=Transcript)
     estimates: bool = True
     question_tokens: int = 1
+    asking: int = -1
     starts: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     tokens: int = 0
 

@@ -40,7 +40,7 @@ class Observe:
 
 @dataclass
 class ObservingProbe:
-    """The probe of one chunk. layers: numbers of those that it is shown. before: tokens of the
+    """The probe of one chunk. layers: numbers of those that it looks at. before: tokens of the
     prompt before the document. picked: rows of the chunk whose queries are kept beside its last
     ones.
 
@@ -65,6 +65,8 @@ class ObservingProbe:
         return tuple(self.layers[place] for place in sorted(places))
 
     def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor, terms: Terms = PLAIN) -> None:
+        if layer not in self.layers:
+            return
         if self.wanted.rows:
             # A copy: a view would keep the queries of the whole chunk.
             self.queries.append(q[:, -self.wanted.rows :].detach().clone().cpu())

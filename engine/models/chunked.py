@@ -51,8 +51,7 @@ def read(
             input_ids=tokens,
             attention_mask=torch.ones(1, cache.get_seq_length() + tokens.shape[1]).to(tokens),
             past_key_values=cache,
-            logits_to_keep=1,
-            **more,
+            **{"logits_to_keep": 1, **more},
         )
 
 

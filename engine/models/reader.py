@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache
 from engine.attention import seam
 from engine.attention.layer_states import (
     States,
+    looking_layers,
     moved,
     positions,
     put_states,
@@ -50,7 +51,7 @@ from engine.models.locate import SILENT, Located, locate
 from engine.models.prompt import Prompt
 from engine.models.surprisal import surprisal
 from engine.models.window_cache import window_cache
-from engine.types import ModelIdentity, Progress
+from engine.types import STATELESS, ModelIdentity, Progress
 
 NOTHING = Observe()
 PROBE_TOKENS = 24  # ids of the probe; read twice, so that attention and positions matter
@@ -118,6 +119,7 @@ class Reader:
         self.located = located
         self.layers = identity.layers
         self.memory_layers = identity.memory_layers
+        self._looking = looking_layers(model.config)
         self.max_positions = positions(model.config)
         self.reads_well: int = located.window
         self.devices = _layer_devices(model, identity)
@@ -372,7 +374,11 @@ class Reader:
         Raises:
             StoppedError: `stop` said so.
         """
-        outputs = chunked.read(self.model, ids, cache, stop, output_hidden_states=True)
+        more: dict[str, Any] = {"output_hidden_states": True}
+        if STATELESS in self.identity.layer_kinds:
+            # Gemma 4 computes layers that cache nothing for the rows alone whose logits are kept.
+            more["logits_to_keep"] = 0
+        outputs = chunked.read(self.model, ids, cache, stop, **more)
         hidden = torch.cat([out.hidden_states[-1][0] for out in outputs])
         within = [self._surprisal(hidden[:-1], ids[1:])] if ids[1:] else []
         return torch.cat([torch.zeros(1), *within])
@@ -389,15 +395,16 @@ class Reader:
         """Hidden states [n, d] of a piece; never any logits.
 
         Args:
-            probe: is shown the layers with full attention.  causal: the piece follows all that is
-                in the cache, which a CPU attends to without a mask.
+            probe: is shown the layers whose queries see all tokens before.
+            causal: the piece follows all that is in the cache, which a CPU attends to without a
+                mask.
         """
         tokens = torch.tensor([ids], device=self.devices[0])
         places = torch.arange(position, position + len(ids), device=self.devices[0])[None]
-        full = frozenset(self.memory_layers)
-        keywords: dict[str, Any] = {} if probe is None else {"probe": _OfLayers(probe, full)}
+        looking = self._looking
+        keywords: dict[str, Any] = {} if probe is None else {"probe": _OfLayers(probe, looking)}
         if causal and all(device.type == "cpu" for device in self.devices):
-            keywords["causal"] = full
+            keywords["causal"] = looking
         out = self._body(
             input_ids=tokens,
             position_ids=places,
