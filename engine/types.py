@@ -200,13 +200,14 @@ class LibraryOptions:
     """How many documents become a library.
 
     include, exclude: patterns of file names, or of paths below a folder. jobs: processes on this
-    machine. prune: remove stores whose sources are gone. dry_run: say what would be done. lease:
-    seconds, see `LEASE`.
+    machine. cluster: address of a Dask scheduler, whose workers take their place. prune: remove
+    stores whose sources are gone. dry_run: say what would be done. lease: seconds, see `LEASE`.
     """
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     jobs: int = 1
+    cluster: str = ""
     prune: bool = False
     dry_run: bool = False
     lease: float = LEASE

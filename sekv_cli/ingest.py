@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -91,6 +92,15 @@ def ingest(
         int,
         typer.Option(min=1, metavar="N", help="Processes that read documents of a library."),
     ] = 1,
+    cluster: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Have the workers of a Dask scheduler read the documents of a library, such as "
+            "tcp://host:8786. Needs pip install 'sekv[cluster]'.",
+            show_default=False,
+        ),
+    ] = "",
     prune: Annotated[
         bool,
         typer.Option("--prune", help="Remove stores of a library whose sources are gone."),
@@ -172,8 +182,10 @@ def ingest(
     if append is not None and (output is not None or overwrite or update or dry_run):
         raise SekvError("--append goes with none of -o, --update, --overwrite and --dry-run")
     check_there(sources)
-    many = LibraryOptions(tuple(include or ()), tuple(exclude or ()), jobs, prune, dry_run)
+    many = LibraryOptions(tuple(include or ()), tuple(exclude or ()), jobs, cluster, prune, dry_run)
     library = _library(sources, output, listed, many)
+    if cluster:
+        _check_cluster(jobs, password_stdin=password_stdin)
     if library is not None and append is not None:
         raise SekvError("--append adds files to one store; leave out folders and --list")
     if append is not None:
@@ -237,6 +249,16 @@ def _listed(file: Path) -> list[str]:
         raise SekvError(f"{file} is not UTF-8 text; save the list as UTF-8") from None
 
 
+def _check_cluster(jobs: int, *, password_stdin: bool) -> None:
+    """Whether documents can go to a cluster. Raises SekvError."""
+    if find_spec("distributed") is None:
+        raise SekvError("--cluster needs one more package: pip install 'sekv[cluster]'")
+    if jobs > 1:
+        raise SekvError("--jobs is for this machine; a cluster has the workers that it has")
+    if password_stdin:
+        raise SekvError("--password-stdin goes not with --cluster: a password stays here")
+
+
 def _library(
     sources: list[str], output: str | None, listed: Path | None, many: LibraryOptions
 ) -> Path | None:
@@ -255,7 +277,8 @@ def _library(
         return Path(output)
     if many != LibraryOptions(dry_run=many.dry_run):
         raise SekvError(
-            "--include, --exclude, --jobs and --prune are for a library: name a folder, or --list"
+            "--include, --exclude, --jobs, --cluster and --prune are for a library: name a folder, "
+            "or --list"
         )
     return None
 

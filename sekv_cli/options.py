@@ -31,6 +31,25 @@ class DType(StrEnum):
     float16 = "float16"
 
 
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", re.IGNORECASE)
+
+
+def size(text: str) -> str:
+    """A number of bytes as people write it: "800MB", "2 GB", "5000000"."""
+    if not _SIZE.fullmatch(text.strip()):
+        raise typer.BadParameter(f"{text!r} is no number of bytes, such as 800MB or 2GB.")
+    return text
+
+
+def bytes_of(text: str) -> int:
+    """What `size` has let pass, in bytes."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise OptionError("memory", f"{text!r} is no number of bytes")
+    powers = {"": 0, "k": 3, "m": 6, "g": 9, "t": 12}
+    return int(float(found[1]) * 10 ** powers[found[2].lower()])
+
+
 def _device(text: str) -> str:
     if not re.fullmatch(DEVICES, text):
         raise typer.BadParameter(f"{text!r} is not auto, cpu, cuda or cuda:N.")

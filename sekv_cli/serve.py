@@ -14,8 +14,11 @@ import typer
 
 from engine.errors import OptionError, SekvError
 from engine.models import named
+from engine.object_storage import address
+from engine.store.folders import is_library
 from engine.types import AUTO, AskOptions
 from sekv_cli import completion, options
+from sekv_cli.asker import asked
 from sekv_cli.server import unix_socket
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ def serve(
         list[str],
         typer.Argument(
             metavar="STORE",
-            help="Stores made by `sekv ingest`.",
+            help="Stores made by `sekv ingest`, or folders of stores.",
             autocompletion=completion.stores,
         ),
     ],
@@ -47,6 +50,14 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    memory: Annotated[
+        str,
+        typer.Option(
+            metavar="BYTES",
+            callback=options.size,
+            help="What open stores may take together, such as 800MB; the latest used stay open.",
+        ),
+    ] = "2GB",
     queue: Annotated[
         int, typer.Option(min=1, metavar="N", help="Questions that may wait; more are refused.")
     ] = 128,
@@ -80,6 +91,10 @@ def serve(
     answer and the document counted as cached tokens. `sekv ask` and `sekv chat`
     of the same user find the server by themselves.
 
+    A folder of stores is a model too, whose documents are found by the words
+    of the question; its stores are models of their own, "library/book", and are
+    opened when they are asked.
+
     Questions are answered one after the other. On loopback no token is asked
     for unless there is one; other addresses need one. Ctrl-C ends it. Needs
     pip install 'sekv[serve]'.
@@ -88,11 +103,16 @@ def serve(
     Example:
       sekv serve book.sekv
       sekv serve book.sekv law.sekv --port 9000
+      sekv serve library/ --memory 8GB
       SEKV_TOKEN=... sekv serve book.sekv --host 0.0.0.0
     """
     if not timeout < float("inf"):
         raise OptionError("timeout", f"{timeout:g} is not a number of seconds")
-    names = unix_socket.name_stores([options.there(store) for store in stores])
+    names = unix_socket.name_stores([address(store) for store in stores])
+    for store in stores:
+        asked(store)
+    libraries = {name: place for name, place in names.items() if is_library(place)}
+    single = {name: place for name, place in names.items() if name not in libraries}
     named.check(model, offline=offline)
     token = _token(token_file)
     if any(find_spec(name) is None for name in ("starlette", "uvicorn")):
@@ -118,7 +138,9 @@ def serve(
         from sekv_cli.server.answering import ServerLimits, Underway
         from sekv_cli.server.warm import Warm
 
-        with closing(Warm(names, chosen, shown, queue)) as warm:
+        limit = options.bytes_of(memory)
+        served = Warm(single, chosen, shown, queue, libraries=libraries, memory=limit)
+        with closing(served) as warm:
             shown.clear()
             local, path = unix_socket.bind()
             url = _url(listening)

@@ -141,6 +141,7 @@ def test_every_import_is_a_declared_dependency() -> None:
             *extras["serve"],
             *extras["kernels"],
             *extras["cpu"],
+            *extras["cluster"],
             *extras["object"],
         ]
     }

@@ -22,7 +22,7 @@ from engine.answer.overlap import content_words, overlap, stems
 from engine.answer.session import search_texts
 from engine.errors import BudgetError, QuestionError, SekvError, StoppedError
 from engine.store import cache_folder, glance
-from engine.store.catalogue import Catalogue, Found
+from engine.store.catalogue import Catalogue, Found, Holding
 from engine.store.folders import CATALOGUE
 from engine.store.reader import Store
 from engine.types import Answer, AskOptions, Citation, Progress, Turn
@@ -80,6 +80,8 @@ class LibrarySession:
         self.options = options
         self._stores = stores or OpenStores(options, progress, memory, reader)
         self._catalogue = open_catalogue(path)
+        self._owns_stores = stores is None
+        self._holdings: list[Holding] = []
         self._left_out: dict[str, str] = {}
         self._said: set[str] = set()
         self._last: Path | None = None
@@ -93,8 +95,35 @@ class LibrarySession:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        self._stores.close()
-        self._catalogue.__exit__(kind, error, at)
+        self.close()
+        if self._owns_stores:
+            self._stores.close()
+
+    def close(self) -> None:
+        """Close the catalogue; stores that others use too stay open."""
+        self._catalogue.__exit__()
+
+    def holdings(self) -> list[Holding]:
+        """The stores that can be read, as of the last question."""
+        return self._holdings
+
+    def warm_up(self) -> None:
+        """Bring the catalogue up to date and open one store, so that its model is loaded.
+
+        Raises:
+            SekvError: no store can be opened.
+        """
+        self._refresh()
+        failure: SekvError | None = None
+        for holding in self._holdings:
+            try:
+                self._stores.session(self.path / holding.name)
+                return
+            except SekvError as error:
+                failure = error
+                self._leave_out(holding.name, error)
+        if failure is not None:
+            raise failure
 
     def retune(self, options: AskOptions) -> None:
         """Take other options, as `Session.retune`."""
@@ -125,8 +154,7 @@ class LibrarySession:
         """
         checks.check_question(question, turns)
         begun = time.perf_counter()
-        self._catalogue.refresh(self._progress)
-        self._say_problems()
+        self._refresh()
         texts = search_texts(question, turns)
         best = self._documents([content_words(text) for text in texts])
         searched = time.perf_counter() - begun
@@ -208,8 +236,12 @@ class LibrarySession:
         )
         return replace(book.citation(sentence, 0.0), store=found.store)
 
-    def _say_problems(self) -> None:
-        for holding in self._catalogue.entries():
+    def _refresh(self) -> None:
+        """Look which stores there are, and say once what is wrong with any."""
+        self._catalogue.refresh(self._progress)
+        entries = self._catalogue.entries()
+        self._holdings = [holding for holding in entries if not holding.problem]
+        for holding in entries:
             if holding.problem and self._left_out.get(holding.name) != holding.problem:
                 self._left_out[holding.name] = holding.problem
                 self._progress.note(f"{holding.problem}; it is left out")

@@ -5,21 +5,40 @@ For whoever asks many stores in one process: a library, a server.
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.answer.session import Session
-from engine.store.folders import stamp
-from engine.store.glance import not_a_store
+from engine.object_storage import Address
+from engine.store.glance import fingerprint
 from engine.store.reader import read_manifest
 
 if TYPE_CHECKING:
     from engine.models.reader import Reader
+    from engine.store.reader import Store
     from engine.types import AskOptions, Progress
 
 MEMORY = 2 * 10**9
 """Bytes that open stores take together where nobody says."""
+
+
+@dataclass
+class _Held:
+    """A session, and which store it had open when that was last looked at."""
+
+    session: Session
+    store: Store
+    fingerprint: str
+
+    def now(self) -> str:
+        """The fingerprint of the store that the session has open, which changes when it reads more
+        of a document that is partly read."""
+        if self.session.store is not self.store:
+            self.store = self.session.store
+            self.fingerprint = hashlib.sha256(self.store.manifest.to_bytes()).hexdigest()
+        return self.fingerprint
 
 
 class OpenStores:
@@ -40,13 +59,13 @@ class OpenStores:
         """
         self.options = options
         self._progress, self._memory = progress, memory
-        self._held: OrderedDict[Path, tuple[str, Session]] = OrderedDict()
+        self._held: OrderedDict[Address, _Held] = OrderedDict()
         self._readers: dict[tuple[str, str], Reader] = {}
         if reader is not None:
             self._readers[reader.identity.weights, reader.dtype_name] = reader
         self.hits = self.misses = 0
 
-    def __contains__(self, path: Path) -> bool:
+    def __contains__(self, path: Address) -> bool:
         return path in self._held
 
     def __len__(self) -> int:
@@ -55,14 +74,20 @@ class OpenStores:
     @property
     def bytes(self) -> int:
         """Bytes that the open stores take, see `Session.held_bytes`."""
-        return sum(session.held_bytes for _, session in self._held.values())
+        return sum(held.session.held_bytes for held in list(self._held.values()))
 
-    def peek(self, path: Path) -> Session | None:
+    def peek(self, path: Address) -> Session | None:
         """The session of a store if it is open; it counts as no use of it."""
         held = self._held.get(path)
-        return None if held is None else held[1]
+        return None if held is None else held.session
 
-    def session(self, path: Path) -> Session:
+    def fingerprint(self, path: Address) -> str:
+        """Which store the answers of a path come from, see `glance.fingerprint`; "" while it is not
+        open."""
+        held = self._held.get(path)
+        return "" if held is None else held.now()
+
+    def session(self, path: Address) -> Session:
         """The session of the store that has this path now, under the present options.
 
         A store that was replaced on disk since is opened anew. Those that were not used for longest
@@ -71,31 +96,29 @@ class OpenStores:
         Raises:
             SekvError: it cannot be opened; it is then closed.
         """
-        now = stamp(path)
+        now = fingerprint(path)
         held = self._held.get(path)
-        if held is not None and held[0] == now:
+        if held is not None and held.now() == now:
             self.hits += 1
             self._held.move_to_end(path)
-            session = held[1]
+            session = held.session
         else:
             self.misses += 1
             self.close(path)
-            if not now:
-                raise not_a_store(path)
             session = self._open(path)
-            self._held[path] = now, session
+            self._held[path] = _Held(session, session.store, now)
         session.retune(self.options)
         self._make_room()
         return session
 
-    def close(self, path: Path | None = None) -> None:
+    def close(self, path: Address | None = None) -> None:
         """Close the store of a path if it is open; None: all of them."""
         for each in list(self._held) if path is None else [path]:
             held = self._held.pop(each, None)
             if held is not None:
-                held[1].store.close()
+                held.session.store.close()
 
-    def _open(self, path: Path) -> Session:
+    def _open(self, path: Address) -> Session:
         model = read_manifest(path)
         known = self._readers.get((model.model.weights, model.dtype))
         session = Session(path, self.options, self._progress, known)

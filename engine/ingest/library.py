@@ -224,6 +224,12 @@ class _Run:
 
     def _hand_out(self, tasks: list[Task], reader: Reader | None) -> None:
         options, lease = self._options, self._many.lease
+        if reader is None and self._many.cluster:
+            from engine.ingest import cluster
+
+            address = self._many.cluster
+            cluster.run(tasks, self._library, options, address, self._hear, lease)
+            return
         if reader is None:
             processes.run(tasks, self._library, options, self._many.jobs, self._hear, lease)
             return
@@ -330,7 +336,7 @@ class Tally:
 
     def advance(self, number: int, tokens: int) -> None:
         """So many more of them are read."""
-        self._read[number] += tokens
+        self._read[number] = self._read.get(number, 0) + tokens
         self.tokens += tokens
 
     def end(self, number: int, *, failed: bool) -> None:

@@ -21,13 +21,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from engine.errors import SekvError
-from engine.ingest.tasks import BUSY, DONE, FAILED, STOP, Desk, Event, Task, Tell
+from engine.ingest.tasks import ENDS, FAILED, STOP, Desk, Event, Task, Tell
 from engine.types import LEASE, IngestOptions
 
 TRIES = 3
 """Workers that one document may bring down."""
-
-_ENDS = {DONE, BUSY, FAILED, STOP}
 
 
 def run(
@@ -129,7 +127,7 @@ class _Lane(threading.Thread):
         for line in worker.stdout:
             event = Event(**json.loads(line))
             self._tell(event)
-            if event.kind in _ENDS:
+            if event.kind in ENDS:
                 self._over = self._over or event.kind == STOP
                 return True
         return self._over

@@ -31,6 +31,8 @@ DONE, BUSY, FAILED, STOP = "done", "busy", "failed", "stop"
 """Kinds of events that end a task: its store is there; another process is at it; it failed, and
 others may not; no document can be read any more."""
 
+ENDS = frozenset({DONE, BUSY, FAILED, STOP})
+
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 

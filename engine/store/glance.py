@@ -66,6 +66,20 @@ def not_a_store(path: Path) -> StoreMissingError:
     )
 
 
+def fingerprint(store: Address) -> str:
+    """Which store is under this name now: SHA-256 of its manifest, which has every file's checksum.
+
+    Raises:
+        StoreError: there is none.
+    """
+    try:
+        return hashlib.sha256(manifest_bytes(store)).hexdigest()
+    except OSError:
+        raise StoreMissingError(
+            f"there is no store at {store}: make one with sekv ingest"
+        ) from None
+
+
 def changed_sources(path: Address) -> list[str]:
     """One line for each source of a store that lies where it was read and changed since.
 

@@ -1,7 +1,7 @@
 """The routes of a server: an OpenAI-compatible endpoint over loaded stores.
 
-`/v1/models` (the stores), `/v1/chat/completions` and `/health`; and, for the user's own commands
-alone, `/sekv/stores`.
+`/v1/models` (the stores), `/v1/chat/completions`, `/health`, `/ready` and `/metrics`; and, for the
+user's own commands alone, `/sekv/stores`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from engine.errors import ServeError
 from engine.types import AskOptions
-from sekv_cli.server import replies, wire
+from sekv_cli.server import metrics, replies, wire
 from sekv_cli.server.answering import Answering, ServerLimits, Underway
 from sekv_cli.server.guard import Guard, is_own_socket
 from sekv_cli.server.replies import JsonReply, refusal
@@ -42,8 +42,10 @@ def build(
         Starlette(
             routes=[
                 Route("/health", routes.health),
+                Route("/ready", routes.ready),
+                Route("/metrics", routes.metrics),
                 Route("/v1/models", routes.models),
-                Route("/v1/models/{name}", routes.one_model),
+                Route("/v1/models/{name:path}", routes.one_model),
                 Route("/v1/chat/completions", routes.complete, methods=["POST"]),
                 Route("/sekv/stores", routes.stores),
             ],
@@ -66,6 +68,16 @@ class _Routes:
         status = "ending" if self._underway.ending else "ok"
         return JsonReply({"status": status, "waiting": self._warm.waiting})
 
+    async def ready(self, _: Request) -> Response:
+        """Whether a question would be taken: not while the server ends, or too many wait."""
+        if self._underway.ending:
+            return JsonReply({"status": "ending"}, 503)
+        busy = self._warm.is_full
+        return JsonReply({"status": "busy" if busy else "ready"}, 503 if busy else 200)
+
+    async def metrics(self, _: Request) -> Response:
+        return Response(self._warm.metrics.text(self._warm.now()), media_type=metrics.TYPE)
+
     async def models(self, _: Request) -> Response:
         data = [self._model(name) for name in self._warm.stores]
         return JsonReply({"object": "list", "data": data})
@@ -80,16 +92,12 @@ class _Routes:
         """For the user's own commands alone: which files are served."""
         if not is_own_socket(request.scope):
             return refusal(404, "Not Found")
-        held = [
-            {"name": name, "path": str(path), "fingerprint": self._warm.fingerprint(name)}
-            for name, path in self._warm.stores.items()
-        ]
-        return JsonReply([entry for entry in held if entry["fingerprint"]])
+        return JsonReply(self._warm.held())
 
     async def complete(self, request: Request) -> Response:
         try:
             body = await replies.body(request)
-            names = list(self._warm.stores)
+            names = self._warm.stores
             asked = wire.parse(body, names, self._options, self._limits.tokens)
             answering = Answering(self._warm, asked, self._limits, self._underway)
         except wire.RefusedError as no:
@@ -109,13 +117,11 @@ class _Routes:
         facts = self._warm.facts(name)
         if facts is None:
             return entry
+        own: dict[str, Any] = {"model": facts.model, "document_tokens": facts.document_tokens}
+        if facts.question_tokens is None:  # it is opened when it is asked
+            return {**entry, "sekv": own}
         length = facts.document_tokens + facts.question_tokens
-        own = {
-            "model": facts.model,
-            "method": facts.method,
-            "document_tokens": facts.document_tokens,
-            "question_tokens": facts.question_tokens,
-        }
+        own |= {"method": facts.method, "question_tokens": facts.question_tokens}
         return {**entry, "context_length": length, "max_model_len": length, "sekv": own}
 
 

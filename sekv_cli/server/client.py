@@ -15,6 +15,8 @@ from typing import Any, Self
 
 from engine.errors import ObjectStorageError, ServeError, StoreError
 from engine.object_storage import Address
+from engine.store import glance
+from engine.store.folders import is_library
 from engine.types import Answer, AskOptions, Turn
 from sekv_cli.server import unix_socket, wire
 
@@ -45,7 +47,8 @@ def find(store: Address, options: AskOptions) -> Remote | None:
         return None
     place = store.resolve() if isinstance(store, Path) else store
     try:
-        wanted = (str(place), unix_socket.fingerprint(store))
+        now = unix_socket.LIBRARY if is_library(store) else glance.fingerprint(store)
+        wanted = (str(place), now)
     except (StoreError, ObjectStorageError):
         return None  # whoever opens it says what is wrong
     for path in servers:

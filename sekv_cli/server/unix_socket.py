@@ -7,19 +7,21 @@ the next who looks.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from engine.errors import ServeError, StoreError
+from engine.errors import ServeError
 from engine.object_storage import Address
-from engine.store import glance
 
 LONGEST = 100
 """Bytes of a socket's path; the systems allow a little more than a hundred."""
+
+
+LIBRARY = "library"
+"""Said in place of the fingerprint of a store by a server that has a whole library."""
 
 
 def folder() -> Path:
@@ -29,18 +31,6 @@ def folder() -> Path:
         return Path(runtime) / "sekv"
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "sekv" / "run"
-
-
-def fingerprint(store: Address) -> str:
-    """Which store is under this name now: SHA-256 of its manifest, which has every file's checksum.
-
-    Raises:
-        StoreError: there is none.
-    """
-    try:
-        return hashlib.sha256(glance.manifest_bytes(store)).hexdigest()
-    except OSError:
-        raise StoreError(f"there is no store at {store}: make one with sekv ingest") from None
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -1,28 +1,30 @@
-"""Loaded stores and the one worker that answers from them, a bounded number of questions ahead.
+"""Served stores and the one worker that answers from them, a bounded number of questions ahead.
 
 A session holds one question at a time, so that questions queue and never mix. A store that was
-replaced on disk is opened anew by the next question; readers are loaded once for all stores.
+replaced on disk is opened anew by the next question; models are loaded once for all stores. Stores
+that are named are opened when the server starts, those of a library when they are asked.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from engine import api
-from engine.errors import ServeError, StoppedError
+from engine.answer.library import LibrarySession
+from engine.answer.open_stores import MEMORY, OpenStores
+from engine.answer.session import Session
+from engine.errors import BudgetError, SekvError, ServeError, StoppedError
 from engine.object_storage import Address
-from engine.store.reader import read_manifest
+from engine.store.catalogue import Holding
 from engine.types import Answer, AskOptions, Progress
-from sekv_cli.server import unix_socket
+from sekv_cli.server.metrics import Metrics
+from sekv_cli.server.unix_socket import LIBRARY
 from sekv_cli.server.wire import Request
-
-if TYPE_CHECKING:
-    from engine.answer.session import Session
-    from engine.models.reader import Reader
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,18 @@ class ServedAnswer:
 
 @dataclass(frozen=True)
 class StoreFacts:
-    """A store that is open. question_tokens: most tokens of a question, its turns and its answer
-    together, for which the model has positions behind a window of the document."""
+    """A store. question_tokens: most tokens of a question, its turns and its answer together, for
+    which the model has positions behind a window of the document; None while it is not open, as
+    the method is ""."""
 
     model: str
     method: str
     document_tokens: int
-    question_tokens: int
+    question_tokens: int | None
 
 
 class Warm:
-    """Sessions by name of their store."""
+    """Sessions by name of their store. metrics: what they have counted."""
 
     def __init__(
         self,
@@ -53,43 +56,88 @@ class Warm:
         options: AskOptions,
         progress: Progress,
         most_waiting: int,
+        *,
+        libraries: Mapping[str, Path] | None = None,
+        memory: int = MEMORY,
     ):
-        """Load all stores.
+        """Open the stores, and what is needed to answer from the libraries.
 
         Args:
-            stores: resolved paths by name.
+            stores, libraries: resolved paths by name.
             most_waiting: questions that may be asked and not yet answered.
+            memory: bytes that open stores may take together.
         Raises:
-            SekvError: a store cannot be opened.
+            SekvError: a store cannot be opened, or a library's catalogue.
         """
-        self.stores = dict(stores)
-        self._options, self._progress, self._most = options, progress, most_waiting
-        self._held: dict[str, tuple[str, Session]] = {}
-        self._readers: dict[tuple[str, str], Reader] = {}
+        self._named, self._most = dict(stores), most_waiting
+        self._stores = OpenStores(options, progress, memory)
+        self._libraries: dict[str, LibrarySession] = {}
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sekv-answers")
         self._lock = threading.Lock()
         self._closing = threading.Event()
+        self.metrics = Metrics()
         self.waiting = 0
         try:
-            for name in self.stores:
-                self._worker.submit(self._session, name).result()
+            for path in self._named.values():
+                self._worker.submit(self._stores.session, path).result()
+            for name, path in (libraries or {}).items():
+                library = LibrarySession(path, options, progress, stores=self._stores)
+                self._libraries[name] = library
+                self._worker.submit(library.warm_up).result()
         except BaseException:
             self.close()
             raise
 
-    def fingerprint(self, name: str) -> str:
-        """Which store the name's answers come from; "" while it cannot be opened."""
-        held = self._held.get(name)
-        return "" if held is None else held[0]
+    @property
+    def stores(self) -> list[str]:
+        """What can be asked: the stores that are named, libraries, and the stores in these."""
+        inside = [
+            f"{name}/{_bare(holding)}"
+            for name, library in self._libraries.items()
+            for holding in library.holdings()
+        ]
+        return [*self._named, *self._libraries, *inside]
+
+    def held(self) -> list[dict[str, str]]:
+        """Name, path and fingerprint of what the user's own commands may ask: the stores that are
+        open by their names, and libraries."""
+        found = [
+            {"name": name, "path": str(path), "fingerprint": self._stores.fingerprint(path)}
+            for name, path in self._named.items()
+            if path in self._stores
+        ]
+        return found + [
+            {"name": name, "path": str(library.path), "fingerprint": LIBRARY}
+            for name, library in self._libraries.items()
+        ]
 
     def facts(self, name: str) -> StoreFacts | None:
-        """What a client may want to know of a store, None while it cannot be opened."""
-        held = self._held.get(name)
-        if held is None:
+        """What a client may want to know of a store; None of a library, or if nobody can say."""
+        if name in self._libraries:
             return None
-        session, manifest = held[1], held[1].store.manifest
-        left = session.reader.max_positions - session.memory.length - 1
-        return StoreFacts(manifest.model.id, manifest.method, manifest.tokens, max(0, left))
+        path = self._path(name)
+        session = None if path is None else self._stores.peek(path)
+        if session is not None:
+            manifest = session.store.manifest
+            left = session.reader.max_positions - session.memory.length - 1
+            return StoreFacts(manifest.model.id, manifest.method, manifest.tokens, max(0, left))
+        holding = self._holding(name)
+        return None if holding is None else StoreFacts(holding.model, "", holding.tokens, None)
+
+    def now(self) -> dict[str, float]:
+        """What is so at this moment, by the names of `metrics.NOW`."""
+        return {
+            "sekv_waiting_questions": self.waiting,
+            "sekv_open_stores": len(self._stores),
+            "sekv_resident_bytes": self._stores.bytes,
+            "sekv_store_hits_total": self._stores.hits,
+            "sekv_store_misses_total": self._stores.misses,
+        }
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no question is taken because so many are waiting."""
+        return self.waiting >= self._most
 
     def submit(
         self, asked: Request, on_text: Callable[[str], None], stop: Callable[[], bool]
@@ -103,9 +151,11 @@ class Warm:
             if self._closing.is_set():
                 raise ServeError("the server is about to end")
             if self.waiting >= self._most:
+                self.metrics.failed("refused")
                 raise ServeError(f"{self._most} questions are waiting already; try again later")
             self.waiting += 1
-        future = self._worker.submit(self._answer, asked, on_text, stop)
+        arrived = time.monotonic()
+        future = self._worker.submit(self._counted, asked, on_text, stop, arrived)
         future.add_done_callback(self._one_less)
         return future
 
@@ -113,13 +163,30 @@ class Warm:
         """Give up what is asked, then close every store."""
         self._closing.set()
         self._worker.shutdown(wait=True, cancel_futures=True)
-        for _, session in self._held.values():
-            session.store.close()
-        self._held.clear()
+        for library in self._libraries.values():
+            library.close()
+        self._stores.close()
 
     def _one_less(self, _: Future[ServedAnswer]) -> None:
         with self._lock:
             self.waiting -= 1
+
+    def _counted(
+        self,
+        asked: Request,
+        on_text: Callable[[str], None],
+        stop: Callable[[], bool],
+        arrived: float,
+    ) -> ServedAnswer:
+        waited = time.monotonic() - arrived
+        try:
+            served = self._answer(asked, on_text, stop)
+        except SekvError as error:
+            outcome = "stopped" if isinstance(error, StoppedError) else "failed"
+            self.metrics.failed("refused" if isinstance(error, BudgetError) else outcome)
+            raise
+        self.metrics.answered(served.answer, waited)
+        return served
 
     def _answer(
         self, asked: Request, on_text: Callable[[str], None], stop: Callable[[], bool]
@@ -129,34 +196,44 @@ class Warm:
 
         if over():
             raise StoppedError("the answer was stopped before it began")
-        session = self._session(asked.store)
-        session.retune(asked.options)
-        opened = session.store
-        try:
-            answer = session.ask(asked.question, on_text, turns=asked.turns, stop=over)
-        finally:
-            if session.store is not opened:  # it read more of the document
-                path = self.stores[asked.store]
-                self._held[asked.store] = (unix_socket.fingerprint(path), session)
+        asker = self._asker(asked)
+        answer = asker.ask(asked.question, on_text, turns=asked.turns, stop=over)
         # Nothing was loaded for this question.
         timing = {**answer.timing, "model_load_s": 0.0, "store_open_s": 0.0}
         return ServedAnswer(
-            replace(answer, timing=timing), session.trace() if asked.options.trace else {}
+            replace(answer, timing=timing), asker.trace() if asked.options.trace else {}
         )
 
-    def _session(self, name: str) -> Session:
-        """The open store of that name as it is on disk now; while that cannot be opened, none."""
-        path = self.stores[name]
-        now = unix_socket.fingerprint(path)
-        held = self._held.get(name)
-        if held is not None and held[0] == now:
-            return held[1]
-        if held is not None:
-            self._held.pop(name)[1].store.close()
-        manifest = read_manifest(path)
-        identity = (manifest.model.weights, manifest.dtype)
-        known = self._readers.get(identity)
-        session = api.open_store(path, self._options, self._progress, reader=known)
-        self._readers[identity] = session.reader
-        self._held[name] = (now, session)
-        return session
+    def _asker(self, asked: Request) -> Session | LibrarySession:
+        """Who answers, under the options of the request.
+
+        Raises:
+            ServeError: the store is not in its library any more.
+        """
+        library = self._libraries.get(asked.store)
+        if library is not None:
+            library.retune(asked.options)
+            return library
+        path = self._path(asked.store)
+        if path is None:
+            raise ServeError(f"{asked.store} is not here any more")
+        self._stores.options = asked.options
+        return self._stores.session(path)
+
+    def _path(self, name: str) -> Address | None:
+        """Where the store of a name is; None where there is none."""
+        if name in self._named:
+            return self._named[name]
+        holding, library = self._holding(name), self._libraries.get(name.partition("/")[0])
+        return None if holding is None or library is None else library.path / holding.name
+
+    def _holding(self, name: str) -> Holding | None:
+        """What a library's catalogue says of one of its stores."""
+        first, _, rest = name.partition("/")
+        library = self._libraries.get(first)
+        holdings = library.holdings() if library is not None else []
+        return next((each for each in holdings if _bare(each) == rest), None)
+
+
+def _bare(holding: Holding) -> str:
+    return holding.name.removesuffix(".sekv")
