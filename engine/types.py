@@ -301,7 +301,7 @@ class AskOptions:
     everything at stored rank. widen: budgets that a step may take when it is done again, because it
     was unsure or had less of its attention exact than `coverage`; 1 keeps to the budget always.
     read: whether windows that a question needs are read where nobody has read them yet. whole: take
-    every question as one about the whole document.
+    every question as one about the whole document; None: those in the form of one; False: none.
     temperature 0 is greedy. model: path to the weights when they moved since ingest.
     trace: record every zoom decision. offline: fetch no model. stop: texts that end the answer when
     the model says them; they are no part of it.
@@ -323,7 +323,7 @@ class AskOptions:
     offline: bool = False
     stop: tuple[str, ...] = ()
     read: bool = True
-    whole: bool = False
+    whole: bool | None = None
 
 
 @dataclass(frozen=True)

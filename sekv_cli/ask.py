@@ -48,7 +48,7 @@ def ask(
     ] = False,
     max_new_tokens: options.MaxNewTokens = 128,
     budget: options.Budget = AUTO,
-    whole: options.Whole = False,
+    whole: options.Whole = None,
     no_read: options.NoRead = False,
     verbose: options.Verbose = None,
     output: unread.Output = None,

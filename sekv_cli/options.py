@@ -115,11 +115,12 @@ StoreOrDocument = Annotated[
     ),
 ]
 Whole = Annotated[
-    bool,
+    bool | None,
     typer.Option(
-        "--whole",
-        help="Take the question as one about the whole document, as “What is it about?” is taken "
-        "anyway: answer from beginnings, not from the passages with its words.",
+        "--whole/--no-whole",
+        help="Take questions as about the whole document, and answer from beginnings; or none, not "
+        "even “What is it about?”, which is taken so by its form.",
+        show_default=False,
     ),
 ]
 NoRead = Annotated[

@@ -88,6 +88,8 @@ def parse(trace: Mapping[str, Any], manifest: Manifest) -> Recorded:
     sources = [source.sha256 for source in manifest.sources]
     if (trace["weights"], trace["sources"]) != (manifest.model.weights, sources):
         raise _Foreign("its sources or model differ")
+    if trace.get("spans", manifest.spans) != manifest.spans:
+        raise _Foreign("more of the document was read since, and its spans have other numbers")
     layers, heads = manifest.model.layers, manifest.model.kv_heads
     if any(not 0 <= z.span < manifest.spans for z in recorded.zoom):
         raise _Foreign("it names spans this one lacks")

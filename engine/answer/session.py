@@ -126,6 +126,7 @@ class Session:
             "model": self.store.manifest.model.id,
             "weights": self.store.manifest.model.weights,
             "sources": [source.sha256 for source in self.store.manifest.sources],
+            "spans": self.store.manifest.spans,
             "question": self._answer.question if self._answer else "",
             "answer": self._answer.answer if self._answer else "",
             "remark": self._answer.remark if self._answer else "",
@@ -175,11 +176,13 @@ class Session:
         checks.check_question(question, turns)
         started = time.perf_counter()
         texts = search_texts(question, turns)
-        kind = whole.kind_of(question) or (whole.ABOUT if self.options.whole else "")
-        said = self._outlook.said(question, kind)
-        if said is not None:
-            return self._say(question, said, on_text, started)
-        view = self._outlook.view(question, kind)
+        view = None
+        if self.options.whole is not False:
+            kind = whole.kind_of(question) or (whole.ABOUT if self.options.whole else "")
+            said = self._outlook.said(question, kind)
+            if said is not None:
+                return self._say(question, said, on_text, started)
+            view = self._outlook.view(question, kind)
         read_now = self._read_needed(texts, view, stop)
         prepared = self._prepare(question, turns, stop)
         trace, evidence = Trace(), Evidence(self.ids, self._heads)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from engine.answer import replay
 from engine.answer.session import Session
 from engine.errors import OptionError, StoppedError, StoreExistsError
 from engine.ingest import run
@@ -241,6 +242,17 @@ def session_options(**more: Any) -> Any:
     from engine.types import AskOptions
 
     return AskOptions(max_new_tokens=4, **more)
+
+
+def test_a_trace_is_of_a_store_as_far_as_it_was_read_then(partly: Path, reader: Reader) -> None:
+    """Spans are numbered over what is read: another number of spans gives them other meanings."""
+    with session(partly, reader, trace=True) as book:
+        book.ask(QUESTION)
+        trace = book.trace()
+        assert replay.parse(trace, book.store.manifest).question == QUESTION
+        book.ask(OTHER)
+        with pytest.raises(ValueError, match="more of the document was read since"):
+            replay.parse(trace, book.store.manifest)
 
 
 def test_sources_can_be_added_to_a_partly_read_store(

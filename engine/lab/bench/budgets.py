@@ -15,5 +15,5 @@ def options_of(budget: str, coverage: float, most: int) -> AskOptions:
         coverage: as `AskOptions`.  most: tokens of an answer.
     """
     if budget == ALL:
-        return AskOptions(budget="100%", full=True, max_new_tokens=most)
-    return AskOptions(budget=budget or "100%", coverage=coverage, max_new_tokens=most)
+        return AskOptions(budget="100%", full=True, max_new_tokens=most, whole=False)
+    return AskOptions(budget=budget or "100%", coverage=coverage, max_new_tokens=most, whole=False)
