@@ -128,8 +128,7 @@ class Retrieval:
         if self.alone:
             cut = [each for each in cut if each[0] == cut[0][0]]
         if not cut:
-            read = (number for number in range(len(self.windows)) if number not in unread)
-            return Retrieved(tuple(read), ALL)
+            return self._unchosen(unread)
         windows = tuple(dict.fromkeys(number for number, _ in cut))
         return Retrieved(windows, OUTLINE, joined(stretch for _, stretch in cut))
 
@@ -148,20 +147,26 @@ class Retrieval:
                 where no word of any query stands in the document.
             unread: windows that nobody has read, of which nothing can be seen.
         """
-        read = [window for window in range(len(self.windows)) if window not in unread]
-        everything = Retrieved(tuple(read), ALL)
         if self._index is None:
-            return everything
+            return self._unchosen(unread)
         found = [self._index.scores(words) for words in queries]
         ranked = [one for one in fuse(found) if self._index.window[one] not in unread]
         if ranked:
             return self._with_words(self._index, self._best(self._index, ranked), found)
+        read = self._read(unread)
         votes = vote() if len(read) > 1 else None
-        if votes is not None:
-            return self._voted(votes, read)
-        if self.alone:
+        return self._unchosen(unread) if votes is None else self._voted(votes, read)
+
+    def _read(self, unread: Collection[int]) -> list[int]:
+        """Numbers of the windows that are read."""
+        return [window for window in range(len(self.windows)) if window not in unread]
+
+    def _unchosen(self, unread: Collection[int]) -> Retrieved:
+        """All that is read, or as much of it as can be seen."""
+        read = self._read(unread)
+        if self.alone and len(self.windows) > 1:
             return Retrieved((read[-1],), LAST, (self.windows[read[-1]],))
-        return everything
+        return Retrieved(tuple(read), ALL)
 
     def _best(self, index: PassageIndex, ranked: Sequence[int]) -> Sequence[int]:
         """The passages that are seen, of some that are ranked."""

@@ -190,3 +190,29 @@ def test_a_document_of_one_window_has_no_index_and_is_seen_whole() -> None:
     windows, _ = book(BOOK[:1])
     one = Retrieval(windows, lambda stretch: pytest.fail("asked for its text"))
     assert one.choose([["organ"]], no_vote) == Retrieved((0,), ALL)
+
+
+def test_alone_a_window_is_seen_with_no_other_however_it_was_chosen(
+    subtests: pytest.Subtests,
+) -> None:
+    """As models need it whose layers keep a state of one window."""
+    windows, text = book(BOOK)
+    alone = Retrieval(windows, text, alone=True)
+    asked = [["ice", "crowns", "organ", "horse"]]
+    votes = torch.tensor([0.1, 0.2, 0.9, 0.3, 0.8, 0.0])
+    ways = {
+        "words": (alone.choose(asked, no_vote), None),
+        "attention": (alone.choose([["zzyzx"]], lambda: votes), 2),
+        "nothing": (alone.choose([["zzyzx"]], lambda: None), 5),
+        "nothing of what is read": (alone.choose([["zzyzx"]], lambda: None, unread=[5]), 4),
+        "an outline": (alone.of([(0, windows[1][1])]), 0),
+        "an outline of nothing read": (alone.of([windows[1]], unread=[1]), 5),
+    }
+    for way, (found, expected) in ways.items():
+        with subtests.test(way=way):
+            (seen,) = found.windows
+            assert expected in (None, seen)
+            assert found.stretches is not None
+            first, end = windows[seen]
+            assert all(first <= a < b <= end for a, b in found.stretches)
+    assert len(Retrieval(windows, text).choose(asked, no_vote).windows) == 2
