@@ -60,6 +60,9 @@ ENTRIES = (
     Listed("train", MEASURE, "Train a router for a model.", "train.app"),
 )
 
+COMPLETION = "_SEKV_COMPLETE"
+"""The environment variable by which a shell asks for completions."""
+
 ALL_STATS = "--stats-full"
 """What `--stats=full` is to the parser, which knows no flag that may have a value."""
 

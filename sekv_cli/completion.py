@@ -14,8 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-VARIABLE = "_SEKV_COMPLETE"
-"""The environment variable by which a shell asks for completions."""
+from sekv_cli.commands import COMPLETION
 
 
 class Shell(StrEnum):
@@ -53,7 +52,7 @@ def answer(app: typer.Typer, instruction: str) -> int:
     os.environ["COLUMNS"] = "1000"  # a description is one line of the protocol, never wrapped
     protocol.completion_init()  # type: ignore[attr-defined]  # typer exports it to nobody
     command: Any = typer.main.get_command(app)
-    return protocol.shell_complete(command, {}, "sekv", VARIABLE, instruction)
+    return protocol.shell_complete(command, {}, "sekv", COMPLETION, instruction)
 
 
 def stores(incomplete: str) -> list[str]:

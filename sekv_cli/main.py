@@ -11,15 +11,14 @@ import json
 import os
 import shutil
 import sys
-import traceback
 import warnings
 from types import TracebackType
 from typing import Annotated, Any
 
 import typer
 
-from sekv_cli import completion, settings, streams
-from sekv_cli.commands import Commands
+from sekv_cli import streams
+from sekv_cli.commands import COMPLETION, Commands
 from sekv_cli.endings import BAD_USAGE, DONE, PIPE_CLOSED, explain
 
 HELP_WIDTH = 100
@@ -58,6 +57,8 @@ def root(
         typer.echo(context.get_help(), err=True)
         raise typer.Exit(BAD_USAGE)
     if name not in ("config", "completion", "help"):  # these work whatever the settings say
+        from sekv_cli import settings
+
         root: Any = context.command
         context.default_map = {name: settings.defaults(name, root.get_command(context, name))}
 
@@ -91,6 +92,8 @@ class Boundary:
         if isinstance(error, OSError):
             _drop_output()
         if os.environ.get("SEKV_DEBUG") == "1" and self.code not in (DONE, PIPE_CLOSED):
+            import traceback
+
             traceback.print_exception(error)
         if ending.line:
             found = {"error": {"code": ending.code, "message": ending.line}}
@@ -136,6 +139,8 @@ def main() -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     streams.secure()
-    if completion.VARIABLE in os.environ:
-        raise SystemExit(completion.answer(app, os.environ[completion.VARIABLE]))
+    if COMPLETION in os.environ:
+        from sekv_cli import completion
+
+        raise SystemExit(completion.answer(app, os.environ[COMPLETION]))
     raise SystemExit(run(sys.argv[1:]))

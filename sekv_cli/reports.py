@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from engine.store.library import StoreSummary
     from engine.types import IngestReport, Plan, SourceReport
 
+NARROW = 76
+"""Columns below which a table of models would break its words."""
+
 STAGES = {
     "read_s": "text from the sources",
     "tokenize_s": "tokens",
@@ -176,7 +179,11 @@ def print_models(out: Console, found: Listing) -> None:
         for row in found.models
     )
     header = ("model", "parameters", "licence", "context", "from", "here")
-    out.print(grid(header, rows, left=(0, 2, 4, 5)))
+    if out.is_terminal and out.width < NARROW:
+        for row in rows:
+            out.print(facts(zip(header, row, strict=True)))
+    else:
+        out.print(grid(header, rows, left=(0, 2, 4, 5)))
     for entry in found.converted:
         out.print(clean(f"{entry.name}  {bytes_text(entry.bytes)}, converted from {entry.origin}"))
     out.print(clean(f"kept in {found.cache}"), style="dim")

@@ -22,7 +22,6 @@ from typing import Any
 import typer
 
 from engine.errors import SettingsError
-from sekv_cli import outputs
 from sekv_cli.commands import ENTRIES, SHARED, Commands
 
 VARIABLE = "SEKV_CONFIG"
@@ -207,6 +206,8 @@ def _write(lines: list[tuple[str, str]], wanted: dict[str, Any]) -> Path:
         raise SettingsError(
             f"{file} is written in a form that sekv does not edit; edit it yourself"
         )
+    from sekv_cli import outputs
+
     file.parent.mkdir(parents=True, exist_ok=True)
     outputs.write(file, text)
     return file

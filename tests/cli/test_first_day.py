@@ -31,7 +31,7 @@ THINGS: list[tuple[str, int, tuple[str, ...]]] = [
     ("config", 0, ("no settings yet in",)),
     ("completion bash", 0, ("complete -o default -F _sekv_completion sekv",)),
     # Reading a document, wrong and right.
-    ("ingest", 2, ("Missing argument", "Try: sekv ingest --help")),
+    ("ingest", 2, ("no SOURCE is given; name a file, a folder, or - for stdin",)),
     ("ingest nosuch.pdf", 2, ("nosuch.pdf does not exist; check the name",)),
     ("ingest dracula.pdf --modle x", 2, ("Did you mean --model?",)),
     ("ingest dracula.pdf --model ./nosuch", 2, ("there is no such folder: ./nosuch",)),
@@ -63,6 +63,7 @@ THINGS: list[tuple[str, int, tuple[str, ...]]] = [
     ("text dracula.sekv --pages 6 --marks", 0, ("=== page 6, characters", "Golden Mediasch")),
     ("text dracula.sekv --pages 99", 2, ("has no page '99'; its first is '5'",)),
     ("verify dracula.sekv", 0, ("dracula.sekv is sound",)),
+    ("rm nosuch", 2, ("nosuch",)),
     ("verify nosuch", 2, ("there is no store at nosuch",)),
     ("serve nosuch", 2, ("there is no store at nosuch",)),
     # Measuring.

@@ -83,6 +83,22 @@ def test_nothing_heavy_is_imported_to_say_no() -> None:
     assert dict(zip(LIGHT, printed, strict=True)) == dict.fromkeys(LIGHT, "heavy: []")
 
 
+def test_the_help_imports_next_to_nothing_beside_typer() -> None:
+    """No command, no settings, and of the engine its errors alone."""
+    program = (
+        "import sys\n"
+        "from sekv_cli.main import run\n"
+        "run(['--help'])\n"
+        "own = [name for name in sys.modules if name.partition('.')[0] in ('sekv_cli', 'engine')]\n"
+        "print('own:', *sorted(own))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True
+    )
+    own = "engine engine.errors sekv_cli sekv_cli.commands sekv_cli.endings sekv_cli.main"
+    assert done.stdout.splitlines()[-1] == f"own: {own} sekv_cli.streams"
+
+
 def test_the_module_runs_like_the_script() -> None:
     """`python -m sekv_cli` is the same program, for where scripts are not on the path."""
     done = subprocess.run(
