@@ -215,11 +215,11 @@ class Bucket:
 
         try:
             yield
-        except (NotFoundError, FileNotFoundError) as error:
+        except (BaseError, OSError) as error:
             if "NoSuchBucket" in str(error):
                 raise ObjectStorageError(f"there is no bucket {self.root}") from error
-            raise ObjectMissingError(f"there is no object {self.root}/{key}") from error
-        except (BaseError, OSError) as error:
+            if isinstance(error, NotFoundError | FileNotFoundError):
+                raise ObjectMissingError(f"there is no object {self.root}/{key}") from error
             raise ObjectStorageError(f"{self.root}/{key}: {_reason(error)}") from error
 
 
@@ -271,13 +271,11 @@ def _reason(error: Exception) -> str:
     refused = isinstance(error, exceptions.UnauthenticatedError)
     denied = isinstance(error, exceptions.PermissionDeniedError | PermissionError)
     if refused or "InvalidAccessKeyId" in text or "SignatureDoesNotMatch" in text:
-        return "the credentials are not accepted; check those in the environment"
+        return "the credentials are not accepted; check the credentials in the environment"
     if denied or "AccessDenied" in text:
         return "access is denied; check the credentials in the environment and their rights"
     if "169.254.169.254" in text or "MissingAccount" in text:
         return "no credentials were found; set those of the service in the environment"
-    if "kind: Connect" in text:
-        return "the server cannot be reached"
-    if "kind: Timeout" in text:
-        return "the server does not answer in time"
+    if "inner: Http(" in text or "HttpError" in text:  # a failure of the transport, not an answer
+        return "the server cannot be reached, or broke off"
     return f"the object store refused: {said[:_LONGEST_REASON]}"

@@ -15,8 +15,7 @@ from engine.store.folders import is_library
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from engine.types import Answer, AskOptions, IngestOptions, Turn
-    from sekv_cli.progress import Shown
+    from engine.types import Answer, AskOptions, IngestOptions, Progress, Turn
 
 
 class Asker(Protocol):
@@ -57,7 +56,7 @@ class Unread:
 def open_asker(
     store: Address,
     options: AskOptions,
-    shown: Shown,
+    progress: Progress,
     *,
     no_server: bool,
     unread: Unread | None = None,
@@ -73,7 +72,7 @@ def open_asker(
         SekvError: the store cannot be opened.
     """
     if unread is not None:
-        return api.open_document(unread.source, store, options, unread.reading, shown)
+        return api.open_document(unread.source, store, options, unread.reading, progress)
     own = options.model or options.router or options.device != "auto" or options.dtype != "auto"
     if not no_server and not own:
         from sekv_cli.server import client
@@ -82,8 +81,8 @@ def open_asker(
         if remote is not None:
             return remote
     if is_library(store):
-        return api.open_library(store, options, shown)
-    return api.open_store(store, options, shown)
+        return api.open_library(store, options, progress)
+    return api.open_store(store, options, progress)
 
 
 def asked(store: str) -> Address:

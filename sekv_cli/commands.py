@@ -84,6 +84,7 @@ ENVIRONMENT = (
     ("SEKV_CONFIG", "the settings file, in place of the user's own (sekv config)"),
     ("SEKV_TOKEN", "the token that clients of `sekv serve` must send"),
     ("SEKV_OBJECT_CACHE", "gigabytes kept here of stores in object storage, 4 where not named"),
+    ("SEKV_STORES", "folders whose stores are models of the command llm, separated as PATH is"),
     ("SEKV_DEBUG=1", "tracebacks and the remarks of libraries"),
     ("NO_COLOR", "no colour"),
 )

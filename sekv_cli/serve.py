@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from contextlib import closing
 from functools import partial
 from importlib.util import find_spec
@@ -12,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engine.errors import OptionError, SekvError
+from engine.errors import OptionError, SekvError, StoreMissingError
 from engine.models import named
-from engine.object_storage import address
-from engine.store.folders import is_library
+from engine.object_storage import Address, address
+from engine.store.folders import is_library, stores_below
 from engine.types import AUTO, AskOptions
 from sekv_cli import completion, options
 from sekv_cli.asker import asked
@@ -29,13 +30,22 @@ TOKEN = "SEKV_TOKEN"
 
 def serve(
     stores: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="STORE",
             help="Stores made by `sekv ingest`, or folders of stores.",
             autocompletion=completion.stores,
         ),
-    ],
+    ] = None,
+    store_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--store-dir",
+            metavar="DIR",
+            help="Serve every store of this folder too; each is opened by its first question.",
+            show_default=False,
+        ),
+    ] = None,
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Where to listen; beyond loopback needs a token.")
     ] = "127.0.0.1",
@@ -58,6 +68,16 @@ def serve(
             help="What open stores may take together, such as 800MB; the latest used stay open.",
         ),
     ] = "2GB",
+    cors: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--cors",
+            metavar="ORIGIN",
+            help="A web page that may ask from a browser, such as http://localhost:3000; can be "
+            "given several times. * is any page, and needs a token.",
+            show_default=False,
+        ),
+    ] = None,
     queue: Annotated[
         int, typer.Option(min=1, metavar="N", help="Questions that may wait; more are refused.")
     ] = 128,
@@ -104,17 +124,23 @@ def serve(
       sekv serve book.sekv
       sekv serve book.sekv law.sekv --port 9000
       sekv serve library/ --memory 8GB
+      sekv serve --store-dir ~/library
       SEKV_TOKEN=... sekv serve book.sekv --host 0.0.0.0
     """
     if not timeout < float("inf"):
         raise OptionError("timeout", f"{timeout:g} is not a number of seconds")
-    names = unix_socket.name_stores([address(store) for store in stores])
-    for store in stores:
+    at_once = [address(store) for store in stores or []]
+    for store in stores or []:
         asked(store)
+    later = _stores_of(store_dir, at_once) if store_dir is not None else []
+    if not at_once and not later:
+        raise SekvError("there is no store to serve: name stores, or a folder with --store-dir")
+    names = unix_socket.name_stores([*at_once, *later])
     libraries = {name: place for name, place in names.items() if is_library(place)}
     single = {name: place for name, place in names.items() if name not in libraries}
     named.check(model, offline=offline)
     token = _token(token_file)
+    origins = _origins(cors or [], token)
     if any(find_spec(name) is None for name in ("starlette", "uvicorn")):
         raise SekvError("sekv serve needs two more packages: pip install 'sekv[serve]'")
 
@@ -138,8 +164,10 @@ def serve(
         from sekv_cli.server.answering import ServerLimits, Underway
         from sekv_cli.server.warm import Warm
 
-        limit = options.bytes_of(memory)
-        served = Warm(single, chosen, shown, queue, libraries=libraries, memory=limit)
+        limit, waiting = options.bytes_of(memory), list(names)[len(at_once) :]
+        served = Warm(
+            single, chosen, shown, queue, libraries=libraries, memory=limit, later=waiting
+        )
         with closing(served) as warm:
             shown.clear()
             local, path = unix_socket.bind()
@@ -149,7 +177,7 @@ def serve(
             try:
                 underway = Underway()
                 limits = ServerLimits(timeout, most_tokens)
-                made = app.build(warm, chosen, limits, token, underway)
+                made = app.build(warm, chosen, limits, token, underway, origins)
                 process.run(made, [listening, local], 2 * queue + 64, ready, underway)
             finally:
                 path.unlink(missing_ok=True)
@@ -163,6 +191,33 @@ def _announce(found: dict[str, Any], *, as_json: bool) -> None:
         format.emit_json(found)
     else:
         reports.print_serving(format.console(), found["url"], found["stores"])
+
+
+def _stores_of(folder: Path, others: list[Address]) -> list[Address]:
+    """The stores of a folder, but for those that are named besides.
+
+    Raises:
+        StoreMissingError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise StoreMissingError(f"there is no folder {folder}; name one that holds stores")
+    known = {place.resolve() for place in others if isinstance(place, Path)}
+    return [store for store in stores_below(folder) if store.resolve() not in known]
+
+
+def _origins(named: list[str], token: str) -> list[str]:
+    """Origins as browsers send them.
+
+    Raises:
+        OptionError: one is no origin, or any page could ask without a token.
+    """
+    for origin in named:
+        if origin == "*":
+            if not token:
+                raise OptionError("cors", f"any web page could ask; set {TOKEN} or --token-file")
+        elif not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+", origin):
+            raise OptionError("cors", f"{origin!r} is no origin; write it as http://localhost:3000")
+    return named
 
 
 def _token(file: Path | None) -> str:

@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from engine.errors import (
     BudgetError,
+    ObjectStorageError,
     OptionError,
     QuestionError,
     SekvError,
@@ -206,7 +207,10 @@ class Answering:
         if not own:  # names of files, and advice for whoever runs the server
             reason = f"{self.asked.store} cannot answer now; the server's stderr says why"
         return wire.RefusedError(
-            503 if isinstance(error, StoreError) else 500, reason, "", error.code
+            503 if isinstance(error, StoreError | ObjectStorageError) else 500,
+            reason,
+            "",
+            error.code,
         )
 
 

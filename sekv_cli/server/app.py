@@ -7,9 +7,11 @@ user's own commands alone, `/sekv/stores`.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -30,15 +32,17 @@ def build(
     limits: ServerLimits,
     token: str = "",
     underway: Underway | None = None,
+    origins: Sequence[str] = (),
 ) -> ASGIApp:
     """The application over loaded stores.
 
     Args:
         token: "" asks for none.
+        origins: web pages that browsers may let ask, "*" for all.
         underway: keeps the questions on their way, see `process.run`.
     """
     routes = _Routes(warm, options, limits, underway or Underway())
-    return Guard(
+    guarded = Guard(
         Starlette(
             routes=[
                 Route("/health", routes.health),
@@ -52,6 +56,17 @@ def build(
             exception_handlers={404: _not_found, 405: _wrong_method, Exception: _defect},
         ),
         token,
+    )
+    if not origins:
+        return guarded
+    # Outside the guard: a browser asks without the token whether a page may ask with it.
+    return CORSMiddleware(
+        guarded,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["Authorization", "Content-Type", "*"],
+        expose_headers=["Retry-After"],
+        max_age=600,
     )
 
 

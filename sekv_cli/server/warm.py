@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,13 +59,15 @@ class Warm:
         *,
         libraries: Mapping[str, Path] | None = None,
         memory: int = MEMORY,
+        later: Collection[str] = (),
     ):
         """Open the stores, and what is needed to answer from the libraries.
 
         Args:
-            stores, libraries: resolved paths by name.
+            stores, libraries: resolved paths, or URLs of stores, by name.
             most_waiting: questions that may be asked and not yet answered.
             memory: bytes that open stores may take together.
+            later: names of stores that their first question opens; all others are opened now.
         Raises:
             SekvError: a store cannot be opened, or a library's catalogue.
         """
@@ -78,7 +80,7 @@ class Warm:
         self.metrics = Metrics()
         self.waiting = 0
         try:
-            for path in self._named.values():
+            for path in (path for name, path in self._named.items() if name not in later):
                 self._worker.submit(self._stores.session, path).result()
             for name, path in (libraries or {}).items():
                 library = LibrarySession(path, options, progress, stores=self._stores)

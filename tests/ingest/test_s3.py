@@ -1,0 +1,161 @@
+"""The command line against a real S3 server on loopback: `pytest tests/ingest/test_s3.py -m s3`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from object_server import BUCKET, Gate, running
+from tiny_books import QUESTION, TEXT, log
+from tiny_models import checkpoint
+
+pytestmark = pytest.mark.s3
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("s3")
+    checkpoint("llama", folder / "model")
+    (folder / "log.txt").write_text(TEXT, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[Gate, dict[str, str]]]:
+    with running(tmp_path) as found:
+        yield found
+
+
+def start(line: list[str], environment: dict[str, str], cache: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "sekv_cli", *line],
+        env=os.environ | environment | {"SEKV_CACHE": str(cache)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def sekv(
+    line: list[str], environment: dict[str, str], cache: Path, code: int = 0
+) -> tuple[Any, str]:
+    """The JSON that a command prints, None where it fails, and what it says on stderr."""
+    process = start([*line, "--json"], environment, cache)
+    out, said = process.communicate(timeout=250)
+    assert process.returncode == code, said
+    return (json.loads(out) if code == 0 else None), said
+
+
+def reading(place: Path, store: str) -> list[str]:
+    model = ["--model", str(place / "model"), "--device", "cpu", "--window", "80"]
+    return ["ingest", str(place / "log.txt"), "-o", store, *model]
+
+
+def refusal(said: str, environment: dict[str, str]) -> str:
+    """The one line of an error; it has no secret in it."""
+    errors = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert len(errors) == 1
+    assert environment["AWS_SECRET_ACCESS_KEY"] not in said
+    assert environment["AWS_ACCESS_KEY_ID"] not in said
+    message = str(errors[0]["error"]["message"])
+    assert "\n" not in message
+    return message
+
+
+def test_a_store_is_written_asked_and_appended_to(
+    place: Path, server: tuple[Gate, dict[str, str]], tmp_path: Path
+) -> None:
+    gate, environment = server
+    store = f"s3://{BUCKET}/books/log.sekv"
+    made, _ = sekv(reading(place, store), environment, tmp_path / "a")
+    assert made["store"] == store
+    _, said = sekv(reading(place, store), environment, tmp_path / "a", code=2)
+    assert "as it is" in refusal(said, environment)
+
+    asked = ["ask", store, QUESTION, "--max-new-tokens", "4", "--budget", "20%"]
+    first, _ = sekv(asked, environment, tmp_path / "b")
+    before = gate.sent
+    again, _ = sekv(asked, environment, tmp_path / "b")
+    assert again["answer"] == first["answer"]
+    headers = 8 * 1024  # of the answers to a handful of requests, and the listing
+    assert gate.sent - before <= again["stats"]["received_bytes"] + headers
+    assert again["stats"]["received_bytes"] < first["stats"]["received_bytes"]
+
+    (tmp_path / "more.txt").write_text(log(14)[len(TEXT) :], encoding="utf-8")
+    more = ["ingest", str(tmp_path / "more.txt"), "--append", store, "--device", "cpu"]
+    longer, _ = sekv(more, environment, tmp_path / "c")
+    assert longer["tokens"] > made["tokens"]
+    checked, _ = sekv(["verify", store], environment, tmp_path / "d")
+    assert (checked["ok"], checked["damaged"]) == (True, [])
+    listed, _ = sekv(["list", f"s3://{BUCKET}/books"], environment, tmp_path / "d")
+    assert [found["path"] for found in listed["stores"]] == [store]
+
+
+def test_wrong_credentials_and_wrong_names_are_one_line(
+    place: Path, server: tuple[Gate, dict[str, str]], tmp_path: Path
+) -> None:
+    _, environment = server
+    store = f"s3://{BUCKET}/books/log.sekv"
+    wrong = environment | {"AWS_SECRET_ACCESS_KEY": "not-the-secret"}
+    stranger = environment | {"AWS_ACCESS_KEY_ID": "AKIASTRANGER"}
+    cases = (
+        (["ask", store, "Who?"], environment, "there is no store"),
+        (["ask", "s3://nosuch/log.sekv", "Who?"], environment, "there is no"),
+        (["ask", store, "Who?"], wrong, "check the credentials"),
+        (["ask", store, "Who?"], stranger, "check the credentials"),
+        (reading(place, store), wrong, "check the credentials"),
+    )
+    for line, under, expected in cases:
+        _, said = sekv(line, under, tmp_path / "cache", code=2)
+        assert expected in refusal(said, under)
+
+
+def test_a_server_that_goes_is_one_line_and_nothing_is_lost(
+    place: Path, server: tuple[Gate, dict[str, str]], tmp_path: Path
+) -> None:
+    """It goes in the middle of the upload, comes back, goes in the middle of a question."""
+    gate, environment = server
+    store = f"s3://{BUCKET}/books/log.sekv"
+    gate.shut_after = gate.sent + gate.received + 60_000
+    _, said = sekv(reading(place, store), environment, tmp_path / "a", code=2)
+    assert "run the same command again" in refusal(said, environment)
+    gate.shut_after = None
+    made, _ = sekv(reading(place, store), environment, tmp_path / "a")
+    assert made["resumed_tokens"] == made["tokens"]
+
+    asked = ["ask", store, QUESTION, "--max-new-tokens", "4"]
+    gate.shut_after = gate.sent + gate.received + 60_000
+    _, said = sekv(asked, environment, tmp_path / "b", code=2)
+    assert "broke off" in refusal(said, environment)
+    gate.shut_after = None
+    sekv(asked, environment, tmp_path / "b")
+
+
+def test_an_upload_that_was_killed_is_completed(
+    place: Path, server: tuple[Gate, dict[str, str]], tmp_path: Path
+) -> None:
+    gate, environment = server
+    store = f"s3://{BUCKET}/books/log.sekv"
+    process = start(reading(place, store), environment, tmp_path / "a")
+    uploaded = gate.received + 40_000
+    until = time.monotonic() + 200
+    while gate.received < uploaded and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    _, said = sekv(["ask", store, "Who?"], environment, tmp_path / "b", code=2)
+    assert "interrupted" in refusal(said, environment)
+    made, _ = sekv(reading(place, store), environment, tmp_path / "a")
+    assert made["resumed_tokens"] == made["tokens"]
+    checked, _ = sekv(["verify", store], environment, tmp_path / "d")
+    assert checked["ok"]
