@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -78,8 +78,16 @@ def _facts(report: InspectReport) -> list[list[str]]:
         ["spans", format.count_text(len(report.spans))],
         ["anchors", format.count_text(sum(span.anchor for span in report.spans))],
         ["store", format.bytes_text(stored)],
+        ["always resident", _resident(tiers)],
         ["full cache", format.bytes_text(tiers.get("full", 0))],
     ]
+
+
+def _resident(tiers: Mapping[str, int]) -> str:
+    """What of the store is in memory whatever is asked, beside the full cache."""
+    device, full = tiers.get("device", 0), tiers.get("full", 0)
+    share = f" ({format.share_text(device, full)} of the full cache)" if full else ""
+    return f"{format.bytes_text(device)}{share}"
 
 
 def _book(

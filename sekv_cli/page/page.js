@@ -7,6 +7,7 @@
   const BLOCK = 2400; // characters of a block, about
   const LISTED = 12; // passages listed beside the text
   const MOST_HITS = 5000;
+  const SPECIAL = /^<(\|[^|<>]*\||\/?s|end_of_turn|eos|pad)>$/; // marks of the prompt, no words
 
   // ---- the book: all sources behind each other, in one count of characters ------------------
 
@@ -74,6 +75,24 @@
   const citedRanges = (asked ? asked.citations : [])
     .map(([s, a, b, page]) => ({ a: base[s] + a, b: base[s] + b, page }));
 
+  const shade = () => {
+    if (state.shade === "surprisal") shadeSurprisal(); else shadeRead();
+    drawLegend();
+  };
+  const drawLegend = () => {
+    const read = state.shade === "read";
+    const said = read ? READ.map((part) => `first ${share(part)}`) : SURPRISING.map((part) => `top ${share(part)}`);
+    $("legend").replaceChildren(...said.map((text, level) => {
+      const key = document.createElement("li");
+      key.style.setProperty("--heat", SHADES[level]);
+      key.textContent = text;
+      return key;
+    }));
+    $("legend-note").textContent = read
+      ? "Spans by attention, the heaviest first: those of a shade and the darker ones together have that part of it."
+      : "Spans by the mean surprisal of their tokens.";
+  };
+
   // Weight of every span at the chosen step (-1: the whole answer), per layer and head on average.
   const weights = new Float64Array(count);
   let heaviest = 0;
@@ -86,12 +105,32 @@
     state.list = [];
     for (let i = 0; i < count; i++) if (weights[i] > 0) state.list.push(i);
     state.list.sort((x, y) => weights[y] - weights[x] || x - y);
+    shade();
   };
-  let most = 1;
-  for (const s of spans.surprisal) if (s > most) most = s;
-  const heatOf = (i) => state.shade === "surprisal"
-    ? Math.min(1, spans.surprisal[i] / most)
-    : heaviest ? Math.sqrt(weights[i] / heaviest) : 0;
+  // Five shades, by what the spans of a shade have together: a linear scale shows one dark span and
+  // nothing else, and a root makes everything orange.
+  const SHADES = [1, 0.62, 0.36, 0.18, 0.06];
+  const READ = [0.25, 0.5, 0.75, 0.9, 1]; // of all attention on zoomed spans, the heaviest first
+  const SURPRISING = [0.02, 0.1, 0.25, 0.5]; // of all spans, the most surprising first; others have none
+  const shades = new Float64Array(count);
+  const shadeRead = () => {
+    shades.fill(0);
+    const all = state.list.reduce((sum, i) => sum + weights[i], 0);
+    let before = 0; // attention of heavier spans
+    for (const i of state.list) {
+      shades[i] = SHADES[READ.findIndex((part) => before < part * all)];
+      before += weights[i];
+    }
+  };
+  const shadeSurprisal = () => {
+    shades.fill(0);
+    const order = [...spans.surprisal.keys()].sort((x, y) => spans.surprisal[y] - spans.surprisal[x]);
+    order.forEach((i, rank) => {
+      const level = SURPRISING.findIndex((part) => rank < Math.ceil(part * count));
+      if (level >= 0) shades[i] = SHADES[level];
+    });
+  };
+  const heatOf = (i) => shades[i];
 
   // ---- the text, in blocks ------------------------------------------------------------------
 
@@ -311,9 +350,17 @@
     return made;
   };
   const closeSide = () => { $("side").classList.remove("open"); $("open-side").setAttribute("aria-expanded", "false"); };
+  // The words of a span; those that it begins or ends within are whole.
   const excerpt = (i) => {
-    const text = words(from[i], to[i]).replace(/\s+/g, " ").trim();
-    return text.length > 90 ? text.slice(0, 90) + "..." : text;
+    const source = data.sources[sourceAt(from[i])].text, start = base[sourceAt(from[i])];
+    const inWord = (at) => at > 0 && at < source.length && /\S/.test(source[at - 1]) && /\S/.test(source[at]);
+    let a = from[i] - start, b = to[i] - start;
+    for (let n = 0; n < 30 && inWord(a); n++) a--;
+    for (let n = 0; n < 30 && inWord(b); n++) b++;
+    const text = source.slice(a, b).replace(/\s+/g, " ").trim();
+    if (text.length <= 90) return text;
+    const space = text.lastIndexOf(" ", 90);
+    return text.slice(0, space > 45 ? space : 90) + "\u2026";
   };
   const visible = (text) => (text.trim() ? text.trim() : JSON.stringify(text));
 
@@ -421,7 +468,7 @@
   for (const radio of document.getElementsByName("shade")) {
     radio.checked = radio.value === state.shade;
     radio.disabled = radio.value === "read" && !asked;
-    radio.addEventListener("change", () => { state.shade = radio.value; reshade(); });
+    radio.addEventListener("change", () => { state.shade = radio.value; shade(); reshade(); });
   }
 
   // ---- search -------------------------------------------------------------------------------
@@ -506,6 +553,7 @@
     asked.said.forEach((text, n) => {
       const chip = document.createElement("span");
       chip.textContent = text.replace(/\n/g, "\u23ce");
+      chip.hidden = SPECIAL.test(text.trim());
       chip.addEventListener("click", () => pick(n === state.step ? -1 : n, true));
       $("tokens").append(chip);
     });
@@ -516,6 +564,7 @@
   estimate();
   for (const block of blocks) watcher.observe(block.element);
   book.addEventListener("scroll", drawSoon, { passive: true });
+  window.addEventListener("beforeprint", () => blocks.forEach((block) => block.full || fill(block)));
   window.addEventListener("resize", () => { estimate(); drawSoon(); });
   draw();
   if (citedRanges.length) go(citedRanges[0].a);
