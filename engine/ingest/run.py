@@ -259,6 +259,7 @@ def load_for(options: IngestOptions, progress: Progress) -> Reader:
     Raises:
         SekvError: no document can be read with these options: what `ingest` would refuse of each.
     """
+    from engine.attention.layer_states import positions
     from engine.models import load
     from engine.models.locate import locate
     from engine.models.reader import load_reader
@@ -270,7 +271,7 @@ def load_for(options: IngestOptions, progress: Progress) -> Reader:
     )
     config = load.load_config(located.folder)
     load.check_supported(config)
-    longest_window(config.get_text_config(), options.window, located.window)
+    longest_window(positions(config), options.window, located.window)
     reader = load_reader(located, device=options.device, dtype=options.dtype, progress=progress)
     routed(recipe, options.router, located.folder, reader, progress)
     return reader

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from engine.errors import DocumentError, LibraryError, ReaderError, SekvError
+from engine.errors import BudgetError, DocumentError, LibraryError, ReaderError, SekvError
 from engine.ingest import claims, library, tasks
 from engine.ingest.claims import Claims
 from engine.ingest.collect import collect
 from engine.ingest.library import ingest_library
 from engine.ingest.processes import TRIES
-from engine.ingest.run import ingest
+from engine.ingest.run import ingest, load_for
 from engine.models.reader import Reader
 from engine.store.folders import CLAIMS, stores_below
 from engine.types import IngestOptions, LibraryOptions, LibraryReport, LibraryStatus, Silent
@@ -447,3 +447,13 @@ def test_two_commands_at_once_share_the_work(apart: Case) -> None:
         tokens.append(int(status[-1].split()[0]) if status else 0)
     total = sum(len(path.read_text()) for path in apart.source.rglob("*.txt"))
     assert sum(tokens) == total  # a byte a token
+
+
+def test_a_model_is_loaded_for_many_documents_as_ingest_loads_it(
+    model: Path, reader: Reader
+) -> None:
+    """What every worker does first."""
+    loaded = load_for(IngestOptions(model=str(model)), Silent())
+    assert loaded.identity == reader.identity
+    with pytest.raises(BudgetError, match="--window 99999"):
+        load_for(IngestOptions(model=str(model), window=99999), Silent())
