@@ -36,12 +36,27 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
+REPORTED = ("torch", "transformers", "tokenizers", "safetensors", "numba", "obstore")
+"""Packages whose versions `sekv --version` tells: what answers depend on, and optional ones."""
 
-        typer.echo(f"sekv {version('sekv')}")
-        raise typer.Exit
+
+def _version(wanted: bool) -> None:
+    """The version, and below it what matters in a report of a defect; nothing heavy is loaded."""
+    if not wanted:
+        return
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    typer.echo(f"sekv {version('sekv')}")
+    found = [f"python {platform.python_version()}"]
+    for name in REPORTED:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            found.append(f"{name} not installed")
+    typer.echo(", ".join(found))
+    typer.echo(f"{platform.platform()}, {os.cpu_count()} processors")
+    raise typer.Exit
 
 
 @app.callback(invoke_without_command=True)

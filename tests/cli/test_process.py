@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from importlib.metadata import version
@@ -107,7 +108,11 @@ def test_the_module_runs_like_the_script() -> None:
         text=True,
         check=True,
     )
-    assert done.stdout == f"sekv {version('sekv')}\n"
+    first, packages, machine = done.stdout.splitlines()
+    assert first == f"sekv {version('sekv')}"
+    assert f"torch {version('torch')}" in packages
+    assert platform.python_version() in packages
+    assert platform.machine() in machine
     assert done.stderr == ""
 
 
