@@ -35,7 +35,7 @@ class Told:
 
     def status(self, status: LibraryStatus) -> None:
         self.tokens.append(status.tokens)
-        if self.kill is not None and status.tokens > 2000:
+        if self.kill is not None and status.tokens > 300:
             self.kill.send_signal(signal.SIGKILL)
             self.kill = None
 

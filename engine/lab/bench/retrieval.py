@@ -7,10 +7,11 @@ as `sekv ask`; no weights are loaded.
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,7 @@ def measure(
     answerable = [question for question in questions if question.answerable]
     ranked: dict[int, list[Ranked]] = {size: [] for size in sizes}
     build, search, longest = 0.0, [], 0
+    shelf: list[_Shelved] = []
     for name in dict.fromkeys(question.document for question in answerable):
         document = load([str(documents / name)])
         text, tokens = document.sources[0].text, tokenize(document)
@@ -66,6 +68,8 @@ def measure(
 
         for size in sizes:
             bounds = cut_windows(document, tokens, size).bounds
+            if size == sizes[-1]:
+                shelf.append(_Shelved(name, list(pairwise(bounds)), words_of))
             at = time.process_time()
             index = PassageIndex(list(pairwise(bounds)), words_of)
             build = max(build, time.process_time() - at)
@@ -86,7 +90,47 @@ def measure(
         "index_s": round(build, 3),
         "question_s": round(median(search), 5),
         "recall": [_row(size, ranked[size]) for size in sizes],
+        "library": _library(shelf, answerable),
     }
+
+
+@dataclass(frozen=True)
+class _Shelved:
+    """A document among others. windows: where they lie in it. words: of a stretch of it."""
+
+    name: str
+    windows: list[Stretch]
+    words: Callable[[Stretch], str]
+
+
+def _library(shelf: Sequence[_Shelved], questions: Sequence[Question]) -> dict[str, Any]:
+    """How often the document of the best passage of all documents is the right one, and how often
+    it is among the best three, by kind of question."""
+    starts = [0, *accumulate(each.windows[-1][1] for each in shelf)]
+    windows = [
+        (start + first, start + end)
+        for start, each in zip(starts, shelf, strict=False)
+        for first, end in each.windows
+    ]
+
+    def words_of(stretch: Stretch) -> str:
+        number = bisect_right(starts, stretch[0]) - 1
+        return shelf[number].words((stretch[0] - starts[number], stretch[1] - starts[number]))
+
+    index = PassageIndex(windows, words_of)
+    ranks = defaultdict(list)
+    for question in questions:
+        found = index.scores(content_words(question.text))
+        numbers = (bisect_right(starts, index.passages[passage][0]) - 1 for passage in found)
+        named = list(dict.fromkeys(shelf[number].name for number in numbers))
+        ranks[question.kind].append(
+            named.index(question.document) if question.document in named else None
+        )
+    rows = {
+        kind: {"questions": len(group), "first": _share(group, 0), "three": _share(group, 2)}
+        for kind, group in sorted(ranks.items())
+    }
+    return {"documents": len(shelf), "passages": len(index.passages), **rows}
 
 
 def _rank(question: Question, index: PassageIndex, found: list[int], place: Stretch) -> Ranked:
@@ -141,4 +185,12 @@ def markdown(made: dict[str, Any]) -> str:
             ]
             count = row[kind]["questions"]
             lines.append(f"| {row['window']} | {count} {kind} | {shares[0]} % | {shares[1]} % |")
+    library = made["library"]
+    lines += ["", f"All {library['documents']} documents in one index: the right one is"]
+    lines += [
+        f"- of {row['questions']} {kind} questions first in {100 * row['first']:.0f} %, among the "
+        f"first three in {100 * row['three']:.0f} %"
+        for kind, row in library.items()
+        if isinstance(row, dict)
+    ]
     return "\n".join(lines) + "\n"
