@@ -58,7 +58,7 @@ CONTRACT = {
     },
 }
 
-ADDED = {"supported", "support", "thinking", "retrieval"}
+ADDED = {"supported", "support", "thinking", "retrieval", "store"}
 
 
 def test_the_json_of_an_answer_has_the_keys_of_the_contract(store: Path, reader: Reader) -> None:
