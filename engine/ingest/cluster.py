@@ -58,7 +58,7 @@ def run(
     heard: queue.SimpleQueue[Event] = queue.SimpleQueue()
     topic = f"sekv-{uuid.uuid4().hex}"
     with client:
-        client.subscribe_topic(topic, lambda said: heard.put(Event(**said[1])))
+        client.subscribe_topic(topic, lambda said: heard.put(Event(**said[1]["event"])))
         resources = {"GPU": 1} if options.device.startswith("cuda") else None
         futures = {}
         for task in tasks:
@@ -101,7 +101,7 @@ def read_document(task: dict[str, Any], library: str, setup: dict[str, Any], top
         if event.kind in ENDS:
             ended.append(event)
         else:
-            worker.log_event(topic, asdict(event))
+            worker.log_event(topic, {"event": asdict(event)})
 
     with _ONE_AT_A_TIME, contextlib.chdir(setup["folder"]):
         try:

@@ -285,7 +285,7 @@ class _Run:
             event.tokens,
             event.bytes,
         )
-        self.tally.end(event.number, failed=failed)
+        self.tally.end(event.number, event.tokens, failed=failed)
         if not failed:
             self._catalogue.take(planned.store)
         self._busy = [number for number in self._busy if number != event.number]
@@ -336,11 +336,15 @@ class Tally:
 
     def advance(self, number: int, tokens: int) -> None:
         """So many more of them are read."""
+        if number in self._ended:  # told too late, as by another machine; `end` has counted it
+            return
         self._read[number] = self._read.get(number, 0) + tokens
         self.tokens += tokens
 
-    def end(self, number: int, *, failed: bool) -> None:
-        """A document is done with."""
+    def end(self, number: int, tokens: int, *, failed: bool) -> None:
+        """A document is done with. tokens: that it has, 0 where this run did not read it."""
+        if tokens:
+            self.tokens += tokens - self._read.get(number, 0)
         self._ended.add(number)
         self._done += 1
         self._failed += failed
