@@ -14,11 +14,22 @@ from typing import Any
 
 import pytest
 
+from engine import api
+from engine.models.locate import Located
+from engine.object_storage import ObjectUrl, bucket
+from engine.types import AskOptions
 from object_server import BUCKET, Gate, running
 from tiny_books import QUESTION, TEXT, log
 from tiny_models import checkpoint
 
 pytestmark = pytest.mark.s3
+
+STORE = os.environ.get("SEKV_STORE", "")  # of the default model, for `-k figures`
+QUESTIONS = (
+    "Who was the first to speak?",
+    "What did they find in the house?",
+    "Where did he go by train?",
+)
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +170,41 @@ def test_an_upload_that_was_killed_is_completed(
     assert made["resumed_tokens"] == made["tokens"]
     checked, _ = sekv(["verify", store], environment, tmp_path / "d")
     assert checked["ok"]
+
+
+@pytest.mark.skipif(not STORE, reason="SEKV_STORE names no store")
+def test_figures_of_a_real_store(
+    smollm2: Located,
+    server: tuple[Gate, dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Bytes of three questions in one session and three in the next, with -s; after the first each
+    takes at most a twentieth of the full cache."""
+    gate, environment = server
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    store = Path(STORE)
+    url = ObjectUrl(f"s3://{BUCKET}", store.name)
+    files = [file for file in sorted(store.rglob("*")) if file.is_file()]
+    for file in files:
+        bucket(url).upload(f"{url.key}/{file.relative_to(store).as_posix()}", file)
+    rows = []
+    for session in (1, 2):
+        before, fetched = gate.sent, 0
+        with api.open_store(url, AskOptions(max_new_tokens=24)) as book:
+            for question in QUESTIONS:
+                answer = book.ask(question)
+                now = answer.stats["received_bytes"]
+                width = {"float32": 4}.get(book.store.manifest.dtype, 2)
+                row = {
+                    "session": session,
+                    "question": question,
+                    "fetched_bytes": now - fetched,
+                    "requests": answer.stats["requests"],
+                    "server_sent_bytes": gate.sent - before,
+                    "full_16_bit_cache_bytes": answer.memory.full_kv_bytes * 2 // width,
+                }
+                print(json.dumps(row))
+                rows.append(row)
+                fetched = now
+    assert all(20 * row["fetched_bytes"] <= row["full_16_bit_cache_bytes"] for row in rows[1:])
