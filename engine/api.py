@@ -46,6 +46,7 @@ from engine.types import (
 if TYPE_CHECKING:
     from engine.answer.library import LibrarySession
     from engine.answer.session import Session
+    from engine.ingest.parity import Parity
     from engine.models.reader import Reader
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "SekvError",
     "Turn",
     "append",
+    "check_model",
     "ingest",
     "ingest_library",
     "open_document",
@@ -95,7 +97,8 @@ def ingest(
         reader: the model, where it is loaded already: the `reader` of an open store.
     Raises:
         DocumentError: a source cannot be read.
-        ReaderError: the model cannot be loaded, or has no full attention in every layer.
+        ReaderError: the model cannot be loaded, computes what a memory does not, or its logits
+            differ from its full cache's.
         StoreExistsError: the store is there, and `options.overwrite` is not set.
         SekvError: its other kinds, as they say. No store appears unless it is complete.
     """
@@ -184,6 +187,25 @@ def plan(
     from engine.ingest import run
 
     return run.plan(_paths(sources), options or IngestOptions(), progress or Silent(), stdin)
+
+
+def check_model(
+    model: str = "",
+    options: IngestOptions | None = None,
+    progress: Progress | None = None,
+) -> Parity:
+    """Whether a model answers from a memory as it does from its full cache, measured in seconds.
+
+    Args:
+        model: as `IngestOptions.model` names it.  options: whose device, dtype and revision count.
+    Returns:
+        The difference in logits, `passed`, and where not, the `reason`.
+    Raises:
+        ReaderError: the model is not there or cannot be loaded.
+    """
+    from engine.ingest import parity
+
+    return parity.check_named(model, options or IngestOptions(), progress or Silent())
 
 
 def open_store(

@@ -104,3 +104,46 @@ def remove(
         format.emit_json(report.to_json())
     else:
         reports.print_removed(format.console(), report)
+
+
+@app.command("check")
+def check(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="An alias, a hub id, a folder or a .gguf file, as for --model."
+        ),
+    ],
+    revision: options.Revision = "",
+    device: options.Device = "auto",
+    dtype: options.DTypeOption = options.DType.auto,
+    offline: options.Offline = False,
+    as_json: options.Json = False,
+) -> None:
+    """Check that a model answers from a memory as it does from its full cache.
+
+    A short text goes through a store that loses nothing, which is written, closed and
+    opened again; the logits behind it are held against those of transformers' own
+    attention. `sekv ingest` does the same once for a model it has not met. Exit code 1
+    says that they differ, or that the model is refused, and why.
+
+    \b
+    Example:
+      sekv models check Qwen/Qwen3-4B --device cuda --dtype bfloat16
+      sekv models check ./my-model --json
+    """
+    from engine.api import IngestOptions, check_model
+    from engine.models import named
+    from sekv_cli import format, progress, reports
+    from sekv_cli.endings import CHECK_FAILED
+
+    named.check(model, offline=offline)
+    chosen = IngestOptions(revision=revision, device=device, dtype=dtype.value, offline=offline)
+    with progress.on_stderr() as shown:
+        found = check_model(model, chosen, shown)
+    if as_json:
+        format.emit_json(found.to_json())
+    else:
+        reports.print_parity(format.console(), found)
+    if not found.passed:
+        raise typer.Exit(CHECK_FAILED)

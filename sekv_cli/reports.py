@@ -23,6 +23,7 @@ from sekv_cli.format import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from engine.ingest.parity import Parity
     from engine.models.shelf import Listing, Pulled, Removed
     from engine.store.library import StoreSummary
     from engine.types import IngestReport, Plan, SourceReport
@@ -193,6 +194,20 @@ def print_pulled(out: Console, report: Pulled) -> None:
     """What is here now, and where."""
     at = f" at {report.revision[:8]}" if report.revision else ""
     out.print(clean(f"{report.model}{at} is here: {bytes_text(report.bytes)} in {report.path}"))
+
+
+def print_parity(out: Console, found: Parity) -> None:
+    """Whether a model's logits are those of its full cache, and by how much they differ."""
+    if not found.passed:
+        out.print(clean(f"refused: {found.reason}"))
+        return
+    out.print(
+        clean(
+            f"{found.model}: passed. Behind {found.tokens} tokens its logits differ by "
+            f"{found.difference:.2g} from its full cache's ({found.tolerance:.2g} is allowed in "
+            f"{found.dtype}; the largest is {found.largest:.1f})"
+        )
+    )
 
 
 def print_removed(out: Console, report: Removed) -> None:

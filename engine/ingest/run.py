@@ -164,6 +164,7 @@ def _ingest(
 
     from engine.attention.layer_states import positions
     from engine.documents.tokens import tokenize
+    from engine.ingest import parity
     from engine.models import compresskv_heads, load
     from engine.models.locate import locate
     from engine.models.reader import load_reader
@@ -190,6 +191,7 @@ def _ingest(
         tokenizer=tokenizer,
         progress=progress,
     )
+    parity.ensure(reader, progress)
     _measure_heads(reader, progress)
     calibrated = compresskv_heads.needed(recipe, located.folder, options.heads, reader.identity)
     recipe, trained = routed(recipe, options.router, located.folder, reader, progress)

@@ -249,7 +249,7 @@ class Reader:
             ReaderError: the model's own code would not look into a memory, or does not go on from
                 the state of a layer.
         """
-        ids = self._probe_ids
+        ids = self.probe_ids
         hidden = self.forward(ids, 0, self.empty_cache(len(ids)), _TermsProbe(self.terms))
         missed = sorted(set(self.memory_layers) - self.terms.keys())
         if missed:
@@ -262,7 +262,7 @@ class Reader:
         return tuple(round(nats, 3) for nats in self._surprisal(hidden[:-1], ids[1:]).tolist())
 
     @property
-    def _probe_ids(self) -> list[int]:
+    def probe_ids(self) -> list[int]:
         vocabulary = self.model.get_input_embeddings().num_embeddings
         return [(7919 * i * i + 104729 * i + 13) % vocabulary for i in range(PROBE_TOKENS)] * 2
 

@@ -16,6 +16,7 @@ import pytest
 
 from engine.types import IngestOptions
 from sekv_cli.main import run
+from tiny_architectures import full_attention, save
 from tiny_models import checkpoint
 
 TEXT = "".join(
@@ -297,3 +298,17 @@ def test_a_source_whose_name_is_no_text_goes_all_the_way(
     captured = capsys.readouterr()
     assert "caf\ufffd" in captured.out or "caf\udce9" in captured.out
     assert "changed" not in captured.out
+
+
+def test_a_model_is_checked_by_name(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that passes, and one that is refused: exit code 1, and why."""
+    capsys.readouterr()
+    assert run(["models", "check", str(place / "model"), "--json"]) == 0
+    (found,) = records(capsys)
+    assert found["passed"]
+    assert found["difference"] <= found["tolerance"]
+    refused = place / "refused"
+    save(full_attention("diffllama"), refused)
+    assert run(["models", "check", str(refused)]) == 1
+    assert "refused: DiffLlamaAttention changes keys" in capsys.readouterr().out
+    assert run(["models", "check", str(place / "nothing")]) == 2

@@ -1,0 +1,137 @@
+"""Tiny random checkpoints of any text architecture of transformers. Not a test itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from tiny_models import tokenizer
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 261,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 4096,
+    "bos_token_id": 256,
+    "eos_token_id": 260,
+    "pad_token_id": 260,
+    "is_decoder": True,
+    # as older architectures call them
+    "n_embd": 64,
+    "n_layer": 4,
+    "n_head": 4,
+    "n_positions": 4096,
+    "n_inner": 96,
+    "d_model": 64,
+    "n_layers": 4,
+    "n_heads": 4,
+    "ffn_dim": 96,
+    "word_embed_proj_dim": 64,
+    "type_vocab_size": 1,
+    # experts
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "moe_num_experts": 4,
+    "moe_k": 2,
+    "moe_shared_expert_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "shared_intermediate_size": 32,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "expert_ffn_hidden_size": 32,
+    "zero_expert_num": 1,
+    # latent attention
+    "q_lora_rank": 32,
+    "kv_lora_rank": 24,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    # windows and recurrent layers
+    "sliding_window": 64,
+    "attention_chunk_size": 64,
+    "mamba_d_state": 16,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 32,
+    "mamba_expand": 2,
+    "mamba_n_groups": 1,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    # embeddings per layer
+    "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": 261,
+}
+"""Settings of a small model, by whatever names configurations have for them."""
+
+LATENT = {"num_key_value_heads": 4, "head_dim": 8}
+
+SPECIAL: dict[str, dict[str, Any]] = {
+    "axk1": LATENT,
+    "deepseek_v2": LATENT,
+    "deepseek_v3": LATENT,
+    "glm4_moe_lite": LATENT,
+    "longcat_flash": LATENT,
+    "minicpm3": LATENT,
+    "youtu": LATENT,
+    "gemma3_text": {"num_hidden_layers": 6},
+    "gemma3n_text": {"num_hidden_layers": 10, "num_kv_shared_layers": 3},
+    "gemma4_text": {"global_head_dim": 32},
+    "gemma4_unified_text": {"global_head_dim": 32},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba", "attention"]},
+    "zaya": {"num_experts_per_tok": 1},
+}
+"""What an architecture needs beside, or otherwise."""
+
+
+def configuration(kind: str, **changes: Any) -> Any:
+    """A small configuration of an architecture, named as in transformers' own mapping."""
+    cls = CONFIG_MAPPING[kind]
+    names = {field.name for field in dataclasses.fields(cls)}
+    aliases = getattr(cls, "attribute_map", {})
+    known = {
+        name: value
+        for name, value in SMALL.items()
+        if name in names or (aliases.get(name) in names and aliases[name] not in SMALL)
+    }
+    for alias, name in aliases.items():
+        if alias in known and name in known:
+            del known[alias]
+    return cls(**{**known, **SPECIAL.get(kind, {}), **changes})
+
+
+def full_attention(kind: str) -> Any:
+    """The same with full attention in every layer, where it would mix it with other kinds."""
+    made = configuration(kind)
+    if getattr(made, "layer_types", None):
+        return configuration(kind, layer_types=["full_attention"] * made.num_hidden_layers)
+    if getattr(made, "sliding_window", None):
+        return configuration(kind, sliding_window=None)
+    return made
+
+
+def save(config: Any, folder: Path) -> Path:
+    """A random checkpoint whose attention is far from uniform, so that a wrong row shows."""
+    torch.manual_seed(7)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() == 2:
+                weight.mul_(6.0 if "q_proj" in name or "k_proj" in name else 3.0)
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
