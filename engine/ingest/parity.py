@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.attention import seam
+from engine.attention.layer_states import positions
 from engine.compression.codecs.shared_basis import SharedBasis
 from engine.compression.methods import METHODS, Method
 from engine.errors import ReaderError
@@ -235,9 +236,18 @@ def _from_memory(reader: Reader, folder: Path) -> tuple[list[int], list[int], Te
     from engine.store.writer import StoreWriter
 
     source, target = folder / "text.txt", folder / "text.sekv"
-    source.write_text(TEXT[:CHARS], encoding="utf-8")
-    document = load([str(source)])
-    tokens = tokenize(document, reader.tokenizer)
+    asked = reader.prompt.question(reader.tokenizer, QUESTION)
+    room = positions(reader.model.config) - len(reader.prompt.prefix) - len(asked) - FORCED
+    chars = CHARS
+    while chars:
+        source.write_text(TEXT[:chars], encoding="utf-8")
+        document = load([str(source)])
+        tokens = tokenize(document, reader.tokenizer)
+        if len(tokens.ids) <= room:
+            break
+        chars //= 2
+    else:
+        raise ReaderError("the model has not even the positions for a question and a sentence")
     windows = Windows((0, len(tokens.ids)), len(tokens.ids))
     recipe = _lossless()
     job = job_of(document, windows, reader, recipe, IngestOptions(chunk_tokens=CHUNK))
@@ -247,7 +257,6 @@ def _from_memory(reader: Reader, folder: Path) -> tuple[list[int], list[int], Te
         work.run(Silent())
         work.publish()
     ids = tokens.ids.tolist()
-    asked = reader.prompt.question(reader.tokenizer, QUESTION)
     steps = [asked, *([token] for token in ids[:FORCED])]
     with Store.open(target) as store:
         memory = open_memory(store, reader, budget="1000000%", coverage=1.0, full=False)

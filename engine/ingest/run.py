@@ -29,7 +29,7 @@ from engine.ingest.trained_router import check_use, learnt_before, routed
 from engine.ingest.windows import Windows, cut_windows, longest_window
 from engine.object_storage import Address
 from engine.store.reader import read_manifest
-from engine.types import FULL, HYBRID, IngestOptions, IngestReport, Plan, Progress
+from engine.types import IngestOptions, IngestReport, Plan, Progress
 
 if TYPE_CHECKING:
     from engine.documents import Document, Source
@@ -52,10 +52,11 @@ def plan(
     Raises:
         SekvError: what `ingest` would refuse, as far as no weights are needed to see it.
     """
-    from engine.attention.layer_states import layer_kinds, positions
+    from engine.attention.layer_states import positions
     from engine.compression.routers import router_file
     from engine.documents.tokens import tokenize
     from engine.models import load
+    from engine.models.identity import of_configuration
     from engine.models.locate import locate
 
     recipe = named(options.method)
@@ -70,19 +71,15 @@ def plan(
         check_use(router_file.load(Path(options.router)), recipe, options.router)
     tokenizer = load.load_tokenizer(located.folder)
     tokens = tokenize(document, tokenizer)
-    text = config.get_text_config()
+    model = of_configuration(config)
     most = longest_window(positions(config), options.window, located.window)
     windows = cut_windows(document, tokens, most)
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     width = (
         4
         if load.pick_dtype(options.dtype, load.pick_device(options.device), config).itemsize == 4
         else 2
     )
-    kinds = layer_kinds(config) or (FULL,) * text.num_hidden_layers
-    full = sum(kind in (FULL, HYBRID) for kind in kinds)
-    shape = CacheShape(full, heads, size)
+    shape = CacheShape(len(model.memory_layers), model.kv_heads, model.head_dim)
     store, device = recipe.expected_bytes(shape, len(tokens.ids), len(windows))
     store += sum(len(source.text.encode("utf-8", "replace")) for source in document.sources)
     store += TABLE_BYTES * len(tokens.ids) + WINDOW_BYTES * len(windows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import transformers
@@ -20,19 +21,30 @@ def identify(located: Located, config: Any, tokenizer: Any, progress: Progress) 
     Raises:
         ReaderError: weight files are missing.
     """
+    return replace(
+        of_configuration(config),
+        id=located.name,
+        revision=located.revision,
+        weights=weights_fingerprint(located.folder, progress),
+        tokenizer=tokenizer_fingerprint(tokenizer),
+    )
+
+
+def of_configuration(config: Any) -> ModelIdentity:
+    """What the configuration alone says of a model: its architecture and shape."""
     text = config.get_text_config()
     heads = text.num_attention_heads
     return ModelIdentity(
-        id=located.name,
-        revision=located.revision,
+        id="",
+        revision="",
         architecture=(config.architectures or [text.model_type])[0],
-        weights=weights_fingerprint(located.folder, progress),
+        weights="",
         layers=text.num_hidden_layers,
         heads=heads,
         kv_heads=getattr(text, "num_key_value_heads", None) or heads,
         head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
         rope=json.loads(json.dumps(getattr(text, "rope_parameters", None) or {})),
-        tokenizer=tokenizer_fingerprint(tokenizer),
+        tokenizer="",
         transformers=transformers.__version__,
         layer_kinds=layer_kinds(config),
     )

@@ -79,20 +79,29 @@ SMALL: dict[str, Any] = {
 
 LATENT = {"num_key_value_heads": 4, "head_dim": 8}
 
+WIDE = {"sliding_window": 4096}
+"""Of models whose layers all have a window: they are read in contexts that are no longer."""
+
 SPECIAL: dict[str, dict[str, Any]] = {
-    "axk1": LATENT,
-    "deepseek_v2": LATENT,
-    "deepseek_v3": LATENT,
-    "glm4_moe_lite": LATENT,
-    "longcat_flash": LATENT,
-    "minicpm3": LATENT,
-    "youtu": LATENT,
+    "doge": WIDE,
+    "ministral": WIDE,
+    "mistral": WIDE,
+    "mixtral": WIDE,
+    "moshi": WIDE,
+    "phi3": WIDE,
+    "phimoe": WIDE,
+    "starcoder2": WIDE,
+    "kolibri1": {"num_hidden_layers": 5},
+    "electra": {"embedding_size": 64},
+    "falcon_h1": {"mamba_d_ssm": 128, "layer_types": ["hybrid"] * 4},
+    **dict.fromkeys(("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite"), LATENT),
+    **dict.fromkeys(("longcat_flash", "minicpm3", "youtu"), LATENT),
     "gemma3_text": {"num_hidden_layers": 6},
     "gemma3n_text": {"num_hidden_layers": 10, "num_kv_shared_layers": 3},
     "gemma4_text": {"global_head_dim": 32},
     "gemma4_unified_text": {"global_head_dim": 32},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
-    "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba", "attention"]},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "zaya": {"num_experts_per_tok": 1},
 }
 """What an architecture needs beside, or otherwise."""
