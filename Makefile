@@ -48,6 +48,7 @@ check: $(READY)
 docs: $(READY)
 	$(BIN)/python -m sekv_cli.reference > docs/cli.md
 	$(BIN)/python -m sekv_cli.recipes > docs/recipes.md
+	$(BIN)/python tests/support/models_page.py > docs/models.md
 	$(BIN)/python -m sekv_cli.schemas docs/schemas
 
 # Methods, presses and quantised caches on needles, the tasks of RULER that the default model can do

@@ -60,8 +60,9 @@ def walk(kind: str, folder: Path) -> Outcome:
         config = configuration(kind)
         if config.get_text_config() is not config:
             return Outcome(UNTESTED, "a wrapper around a text model, which is not built tiny here")
+        check_supported(config)
         save(config, folder)
-    except TINY_FAILS as error:
+    except (ReaderError, *TINY_FAILS) as error:
         return Outcome(UNTESTED, f"no tiny checkpoint: {_line(error)}")
     try:
         found = parity.check(load_reader(str(folder), device="cpu"))

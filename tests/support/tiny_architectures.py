@@ -85,6 +85,7 @@ WIDE = {"sliding_window": 4096}
 SPECIAL: dict[str, dict[str, Any]] = {
     "doge": WIDE,
     "ministral": WIDE,
+    "ministral3": WIDE,
     "mistral": WIDE,
     "mixtral": WIDE,
     "moshi": WIDE,

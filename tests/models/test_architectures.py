@@ -1,0 +1,75 @@
+"""Every causal architecture of the installed transformers is served, or refused for a reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import transformers
+
+from architectures import KINDS, REFUSED, SERVED, by_configuration, known, release, walk
+from engine.api import check_model
+from repository import ROOT
+from tiny_architectures import configuration, save
+
+ROPES = {
+    "linear": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 512,
+        "rope_theta": 10000.0,
+    },
+    "yarn": {
+        "rope_type": "yarn",
+        "factor": 8.0,
+        "original_max_position_embeddings": 512,
+        "rope_theta": 10000.0,
+    },
+}
+
+
+def test_the_walk_is_of_this_release() -> None:
+    """Another release may have other architectures: walk again and look at what changed."""
+    if release() != transformers.__version__:
+        pytest.skip(f"walked with transformers {release()}")
+    assert list(known()) == list(KINDS)
+
+
+def test_most_architectures_are_served_and_others_refused_in_one_line() -> None:
+    found = known()
+    assert sum(each.outcome == SERVED for each in found.values()) >= 55
+    for each in found.values():
+        assert "\n" not in each.detail
+        assert bool(each.detail) == (each.outcome != SERVED)
+        assert each.outcome != SERVED or (each.difference or 0.0) <= 1e-4
+
+
+def test_the_page_of_models_is_the_walk() -> None:
+    """Written by `make docs`."""
+    from models_page import page
+
+    assert (ROOT / "docs" / "models.md").read_text(encoding="utf-8") == page()
+
+
+@pytest.mark.parametrize("rope", sorted(ROPES))
+def test_scaled_positions_are_exact(rope: str, tmp_path: Path) -> None:
+    """Their frequencies do not depend on the length; the text is longer than what the scaling
+    begins at."""
+    config = configuration("llama", rope_parameters=ROPES[rope])
+    found = check_model(str(save(config, tmp_path / "model")))
+    assert found.passed
+    assert found.tokens > 512
+
+
+@pytest.mark.slow
+def test_a_walk_finds_what_is_written(subtests: pytest.Subtests, tmp_path: Path) -> None:
+    """Some minutes. What is refused by its configuration is refused with the same words."""
+    for kind, before in known().items():
+        with subtests.test(kind):
+            if before.outcome == REFUSED and by_configuration(kind) == before.detail:
+                continue
+            found = walk(kind, tmp_path / kind)
+            assert (found.outcome, found.detail) == (before.outcome, before.detail)

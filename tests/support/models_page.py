@@ -1,0 +1,101 @@
+"""docs/models.md, written from the last walk over architectures and from published configurations.
+
+`make docs` runs this; a test compares the two. Not a test itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import CONFIG_MAPPING
+
+from architectures import REFUSED, SERVED, UNTESTED, known, release
+from engine.compression.methods import METHODS, CacheShape
+from engine.models.identity import of_configuration
+from engine.types import AUTO_SHARE
+
+CHECKPOINTS = Path(__file__).parents[1] / "models" / "checkpoints.json"
+TOKENS = 100_000
+
+PREFACE = """\
+# Models
+
+Written by `make docs` from `tests/models/architectures.json` and
+`tests/models/checkpoints.json`; edit those, not this page. `sekv models check MODEL` does for your
+own checkpoint what was done here for tiny ones.
+
+## Sizes at 100,000 tokens
+
+The cache is what transformers keeps of the document in the layers with full attention, at 16 bits,
+as the model's configuration says. The memory is the default budget of `sekv ask`, {share:.0%} of
+that; the store is what the default method is expected to write. Layers of other kinds keep a state
+that does not grow with the text and is not counted here. These are formulas, not measurements:
+[results](results.md) has those. The configurations were written down from public knowledge of the
+checkpoints; each entry of the file names the page that holds the published one.
+
+"""
+
+WALK = """
+## Architectures
+
+All {total} architectures that transformers {release} has for causal language models, by the name
+that a configuration gives as `model_type`: {served} are served, {refused} refused, and {untested}
+were not tested. Served means tested: a tiny random checkpoint (tests/support/tiny_architectures.py,
+with windows and layers changed where they must be) was saved and loaded, and a text of 900 tokens
+was read in chunks of 64 into a
+store that loses nothing, which was closed and opened again. No logit of the question behind it and
+of three tokens that follow one by one differed from eager attention's by more than the figure
+(float32; the largest logit stands beside it; 1e-4 is allowed).
+
+"""
+
+
+def sizes() -> Iterator[str]:
+    yield "| checkpoint | layers with a memory | KV heads | head size | cache | memory | store |"
+    yield "|---|---|---|---|---|---|---|"
+    for entry in json.loads(CHECKPOINTS.read_text(encoding="utf-8")):
+        settings: dict[str, Any] = dict(entry["config"])
+        kind = settings.pop("model_type")
+        shape = of_configuration(CONFIG_MAPPING[kind](**settings))
+        full = 2 * TOKENS * shape.numbers_per_token
+        cache = CacheShape(len(shape.memory_layers), shape.kv_heads, shape.head_dim)
+        store, _ = METHODS["sekv"].expected_bytes(cache, TOKENS, 1)
+        yield (
+            f"| {entry['id']} | {len(shape.memory_layers)} of {shape.layers} | {shape.kv_heads} "
+            f"| {shape.head_dim} | {_bytes(full)} | {_bytes(AUTO_SHARE * full)} "
+            f"| {_bytes(store)} |"
+        )
+
+
+def architectures() -> Iterator[str]:
+    yield "| architecture | outcome | difference, largest logit, or why not |"
+    yield "|---|---|---|"
+    for kind, found in known().items():
+        detail = found.detail.replace("|", "\\|")
+        if found.outcome == SERVED:
+            detail = f"{found.difference:.0e} of {found.largest:.2g}"
+        yield f"| {kind} | {found.outcome} | {detail} |"
+
+
+def page() -> str:
+    outcomes = [found.outcome for found in known().values()]
+    walk = WALK.format(
+        total=len(outcomes),
+        release=release(),
+        served=outcomes.count(SERVED),
+        refused=outcomes.count(REFUSED),
+        untested=outcomes.count(UNTESTED),
+    )
+    head = PREFACE.format(share=AUTO_SHARE) + "\n".join(sizes())
+    return head + "\n" + walk + "\n".join(architectures()) + "\n"
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
