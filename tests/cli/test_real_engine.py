@@ -85,7 +85,8 @@ def test_what_was_traced_can_be_inspected(
     traced = records(capsys)[0]
     assert run(["inspect", store, "--question", "Who?", "--json", *short]) == 0
     asked = records(capsys)[0]
-    assert traced["zoom"] == asked["zoom"]
+    for recorded, seen in zip(traced["zoom"], asked["zoom"], strict=True):
+        assert recorded == pytest.approx(seen, rel=1e-3)  # a trace file has four digits of a share
     assert traced["manifest"]["tokens"] == len(TEXT)
     assert sum(window["spans"] for window in traced["manifest"]["windows"]) == len(traced["spans"])
     for line in (["inspect", store], ["inspect", store, "--trace", trace]):
