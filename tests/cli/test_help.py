@@ -40,7 +40,7 @@ def test_the_usage_line_shows_what_repeats_and_what_may_be_left_out(
     for name, usage in (
         ("ingest", "sekv ingest [SOURCE...] [OPTIONS]"),
         ("list", "sekv list [DIR] [OPTIONS]"),
-        ("serve", "sekv serve STORE... [OPTIONS]"),
+        ("serve", "sekv serve [STORE...] [OPTIONS]"),
         ("models", "sekv models [OPTIONS] [COMMAND ...]"),
     ):
         assert shown(f"{name} --help", capsys).splitlines()[0] == f"Usage: {usage}"
