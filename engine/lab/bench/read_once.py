@@ -28,7 +28,7 @@ class ReadOnce(Reader):
         super().__init__(
             reader.model, reader.tokenizer, reader.identity, reader.prompt, reader.located
         )
-        self.reader, self._observe = reader, observe
+        self.reader, self._observe, self.terms = reader, observe, reader.terms
         self._before: list[tuple[Tensor, Tensor]] | None = None
         self._chunks: dict[tuple[int, ...], list[Chunk]] = {}
         self._kept: dict[Hashable, Any] = {}
@@ -56,6 +56,7 @@ class ReadOnce(Reader):
     def prefix(self) -> list[tuple[Tensor, Tensor]]:
         if self._before is None:
             self._before = self.reader.prefix()
+            self._behind_prefix = self.reader._behind_prefix
         return self._before
 
     def read_window(
