@@ -251,8 +251,7 @@ class _Book:
     ) -> _Book:
         document = load([str(path)])
         text, tokens = document.sources[0].text, tokenize(document)
-        config = reader.model.config.get_text_config()
-        longest = longest_window(config, setting.window, reader.reads_well)
+        longest = longest_window(reader.max_positions, setting.window, reader.reads_well)
         windows = list(pairwise(cut_windows(document, tokens, longest).bounds))
 
         def words_of(stretch: Stretch) -> str:

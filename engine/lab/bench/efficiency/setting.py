@@ -43,7 +43,7 @@ class EfficiencySetting:
 
 def most_tokens(reader: Reader) -> int:
     """Document tokens that the model's positions hold beside a question."""
-    return longest_window(reader.model.config.get_text_config(), 0, 0)
+    return longest_window(reader.max_positions, 0, 0)
 
 
 def in_one_context(reader: Reader, length: int) -> bool:

@@ -83,9 +83,8 @@ class Quantized:
 
     def hold(self, session: Session, budget: str, place: Path) -> int:
         try:
-            cache = QuantizedCache(
-                self.backend, config=session.reader.model.config, nbits=self.bits
-            )
+            grouped = {} if self.backend == "fp8" else {"nbits": self.bits}
+            cache = QuantizedCache(self.backend, config=session.reader.model.config, **grouped)
             held = []
             for index, (k, v) in enumerate(_full(session)):
                 cache.update(k, v, index)
