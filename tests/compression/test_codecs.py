@@ -219,7 +219,7 @@ def test_a_token_takes_the_bits_it_was_promised(bits: float) -> None:
     records, _ = encoded(codec, k, v, bounds_of(*[10] * 30))
     each = len(records.payload) / (300 * 2 * 2 * 64) * 8
     assert 0.8 * bits <= each <= bits + 3 * 8 / 64
-    assert codec.host_share(64, 10) == pytest.approx(bits / 16)
+    assert codec.host_share(64, 10) == pytest.approx(bits / 15)  # a fifteenth beside
 
 
 def test_every_token_of_a_head_takes_the_same_bytes() -> None:

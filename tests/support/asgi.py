@@ -94,7 +94,7 @@ class Worker:
     to stop and `go_on` is set: what a worker in the middle of a long forward is like."""
 
     def __init__(self, *, busy: bool = False, failure: BaseException | None = None) -> None:
-        self.stores = {"book": Path("/secret/place/book.sekv")}
+        self.stores = ["book"]
         self.waiting = 0
         self.asked: list[wire.Request] = []
         self.busy, self.failure = busy, failure
@@ -126,5 +126,6 @@ class Worker:
     def facts(self, name: str) -> StoreFacts | None:
         return StoreFacts("reader", "sekv", 300, 100)
 
-    def fingerprint(self, name: str) -> str:
-        return "ab"
+    def held(self) -> list[dict[str, str]]:
+        path = str(Path("/secret/place/book.sekv"))
+        return [{"name": "book", "path": path, "fingerprint": "ab"}]
