@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from engine.answer import checks
 from engine.answer.citations import DocumentText
+from engine.answer.focus import search_texts
 from engine.answer.open_stores import MEMORY, OpenStores
 from engine.answer.overlap import content_words, overlap, stems
-from engine.answer.session import search_texts
 from engine.errors import BudgetError, QuestionError, SekvError, StoppedError
 from engine.store import cache_folder, glance
 from engine.store.catalogue import Catalogue, Found, Holding

@@ -29,9 +29,6 @@ PARTS_SEEN = 6
 MOST_SEEN = 1024
 """Tokens that are seen of a page or a chapter; of a longer one its beginning and pieces of it."""
 
-WINDOWS_READ = 4
-"""Windows that a question about the whole has read at most; what lies in others is left out."""
-
 LISTED = 60
 """Headings that an answer lists."""
 

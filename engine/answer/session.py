@@ -7,50 +7,36 @@ evidence into an answer. `generate.AnswerStreamer` handles its tokens.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 
-from engine.answer import checks, whole
+from engine.answer import checks, counts, whole
 from engine.answer.citations import DocumentText
 from engine.answer.evidence import Evidence
+from engine.answer.focus import Sought, search_texts
 from engine.answer.generate import AnswerStreamer
-from engine.answer.outlook import WINDOWS_READ, Outlook, Said
-from engine.answer.overlap import content_words, stems
+from engine.answer.opened import Opened, memory_options
+from engine.answer.outlook import Outlook, Said
+from engine.answer.overlap import stems
 from engine.answer.support import CALIBRATED, WORDS_ALONE, Signals, refuses
 from engine.answer.trace import Trace
 from engine.attention import seam
-from engine.attention.coverage import Coverage
-from engine.attention.host_records import Traffic
 from engine.attention.step import Watcher
-from engine.attention.view import Stretch
 from engine.attention.widen import Retry, can_retry
-from engine.errors import OptionError, QuestionError, StoreError
-from engine.ingest.on_demand import read_windows
+from engine.errors import OptionError, QuestionError
 from engine.memory.conversation import Conversation
-from engine.memory.fitting import parse_budget
-from engine.memory.open import Memory, open_memory
-from engine.memory.retrieval import OUTLINE, Retrieval, Retrieved
-from engine.models import chunked, evidence_heads
+from engine.memory.open import Memory
+from engine.memory.retrieval import OUTLINE
+from engine.models import chunked
 from engine.models.chunked import Stop
-from engine.models.locate import of_store
-from engine.models.reader import Reader, load_reader
+from engine.models.reader import Reader
 from engine.object_storage import Address
-from engine.store.manifest import Manifest
 from engine.store.reader import Store
-from engine.types import (
-    Answer,
-    AskOptions,
-    Citation,
-    MemoryUse,
-    Progress,
-    Turn,
-    Usage,
-    WindowRead,
-)
+from engine.types import Answer, AskOptions, Citation, Progress, Turn, Usage
 
 TURNS_SHARE = 0.125
 """Share of the budget that the latest turns of a conversation may take uncompressed. Older ones are
@@ -76,29 +62,47 @@ class Session:
             SekvError: a bad option, a damaged store, another model than the store's.
         """
         checks.check_options(options, measuring=True)
-        self.options, self._progress = options, progress
-        at = time.perf_counter()
-        self.store = Store.open(store)
-        manifest = self.store.manifest
-        document = self.store.document()
-        self._store_s = time.perf_counter() - at
-        at = time.perf_counter()
-        self.reader = reader or _reader_of(store, manifest, options, progress)
-        self._model_s = time.perf_counter() - at
-        at = time.perf_counter()
-        self._take(options)
+        self.options = options
+        self._opened = Opened(store, options, progress, reader)
         self._check_retry(options)
-        self.ids = _known_ids(document["ids"], self.reader, store)
-        self.book = DocumentText.of(self.store, document)
-        windows = [(window.start, window.end) for window in manifest.windows]
-        alone = self.memory.states is not None
-        self._retrieval = Retrieval(windows, self.book.text_of, alone=alone)
         self._outlook = Outlook(self.book)
-        self._store_s += time.perf_counter() - at
-        self._heads = evidence_heads.importance_of(self.reader.identity)
         self._trace = Trace()
         self._answer: Answer | None = None
         self._retry: Retry | None = None
+
+    @property
+    def store(self) -> Store:
+        return self._opened.store
+
+    @property
+    def reader(self) -> Reader:
+        return self._opened.reader
+
+    @reader.setter
+    def reader(self, reader: Reader) -> None:
+        """Let another model read questions and answer; the memory stays."""
+        self._opened.reader = reader
+
+    @property
+    def memory(self) -> Memory:
+        return self._opened.memory
+
+    @property
+    def past(self) -> Conversation:
+        return self._opened.focus.past
+
+    @property
+    def book(self) -> DocumentText:
+        return self._opened.book
+
+    @property
+    def ids(self) -> torch.Tensor:
+        """The document's token ids, int64 [N]."""
+        return self._opened.ids
+
+    def answer_from(self, memory: Memory) -> None:
+        """Answer from this memory and nothing else."""
+        self._opened.answer_from(memory)
 
     def __enter__(self) -> Self:
         return self
@@ -149,8 +153,8 @@ class Session:
         """
         checks.check_options(options, measuring=True)
         self._check_retry(options)
-        if _memory_options(options) != _memory_options(self.options):
-            self._take(options)
+        if memory_options(options) != memory_options(self.options):
+            self._opened.take(options)
         self.options = options
 
     @torch.inference_mode()
@@ -175,23 +179,24 @@ class Session:
         """
         checks.check_question(question, turns)
         started = time.perf_counter()
-        texts = search_texts(question, turns)
-        view = None
+        sought = Sought(search_texts(question, turns))
         if self.options.whole is not False:
             kind = whole.kind_of(question) or (whole.ABOUT if self.options.whole else "")
             said = self._outlook.said(question, kind)
             if said is not None:
                 return self._say(question, said, on_text, started)
-            view = self._outlook.view(question, kind)
-        read_now = self._read_needed(texts, view, stop)
+            sought = replace(sought, view=self._outlook.view(question, kind))
+        opened = self._opened
+        read_now = opened.read_needed(sought, self.options, stop)
         prepared = self._prepare(question, turns, stop)
-        trace, evidence = Trace(), Evidence(self.ids, self._heads)
+        trace, evidence = Trace(), Evidence(self.ids, opened.heads)
         self._trace, self._answer = trace, None
         streamer = AnswerStreamer(self.reader, evidence, trace, on_text, stop, self.options.stop)
-        retrieved = self._retrieve(texts, prepared.prompt, stop, view)
+        retrieved = opened.focus.on(sought, prepared.prompt, stop)
         if self.options.widen > 1:
             self._retry = Retry(self.memory.shared, self.options.widen, self.options.coverage)
-        cache = self._cache()
+        cache = self.past.cache()
+        cache.retry = self._retry
         try:
             self._generate(cache, prepared, streamer)
         finally:
@@ -199,7 +204,7 @@ class Session:
         streamer.finish()
         done = time.perf_counter()
         citations, support, supported = self._judge(question, streamer, prepared.most)
-        if view is not None:  # what is judged is whether a passage states a fact
+        if sought.view is not None:  # what is judged is whether a passage states a fact
             supported = bool(streamer.answer) and not refuses(streamer.answer)
         self._answer = Answer(
             question=question,
@@ -214,10 +219,10 @@ class Session:
                 len(prepared.prompt),
                 len(streamer.tokens),
             ),
-            memory=self._memory_use(),
-            timing=self._timing(streamer, started, done),
-            retrieval=self._windows_read(retrieved, read_now),
-            stats=self._stats(retrieved, cache)
+            memory=counts.memory_use(opened, self.options.budget),
+            timing=counts.timing(opened, streamer, started, done),
+            retrieval=counts.windows_read(opened, retrieved, read_now),
+            stats=counts.stats(opened, retrieved, cache, self._retry.steps if self._retry else 0)
             | {
                 "turns_read": prepared.turns,
                 "turns_folded": self.past.shown,
@@ -251,23 +256,10 @@ class Session:
                 f"the question has {len(prompt)} tokens; only {max(0, left - 1)} positions are "
                 "left; ask a shorter one"
             )
-        for layer in self.memory.layers:
-            layer.zoomed.traffic = Traffic()
-        shared.peak_bytes, shared.working_bytes = shared.device_bytes, 0
-        shared.recomputed_tokens = 0
-        shared.coverage = Coverage()
+        counts.begin(self._opened)
         shared.estimates = self.options.trace
         most = min(self.options.max_new_tokens, left - len(prompt))
         return _PreparedQuestion(prompt, most, len(latest))
-
-    def _take(self, options: AskOptions) -> None:
-        """Open the memory under these options; what was compressed under others is forgotten."""
-        self.answer_from(open_memory(self.store, self.reader, **_memory_options(options)))
-
-    def answer_from(self, memory: Memory) -> None:
-        """Answer from this memory and nothing else."""
-        self.memory = memory
-        self.past = Conversation(self.reader, memory, self._retrieve)
 
     def _check_retry(self, options: AskOptions) -> None:
         """Refuse `widen` for a method that cannot undo a step.
@@ -289,7 +281,7 @@ class Session:
             return (), ()
         cap = min(layer.limits.cap for layer in self.memory.layers)
         positions = self.reader.max_positions - self.memory.length
-        room = min(TURNS_SHARE * cap / self._row_bytes, TURNS_POSITIONS * positions)
+        room = min(TURNS_SHARE * cap / self._opened.row_bytes, TURNS_POSITIONS * positions)
         first = len(turns)
         while first:
             room -= len(prompt.turn(tokenizer, turns[first - 1], first=first == 1))
@@ -308,143 +300,30 @@ class Session:
         first = self.past.length == self.memory.length
         ids = prompt.question(tokenizer, question, latest, first=first)
         alone = prompt.question(tokenizer, question, first=first and not latest)
-        self.memory.shared.reserved = (len(ids) - len(alone)) * self._row_bytes
+        self.memory.shared.reserved = (len(ids) - len(alone)) * self._opened.row_bytes
         self.memory.shared.question_tokens = len(alone)
         return ids
-
-    @property
-    def _row_bytes(self) -> int:
-        """Bytes of one token's live keys and values in one layer."""
-        model = self.store.manifest.model
-        return 2 * model.kv_heads * model.head_dim * self.reader.dtype.itemsize
-
-    def _cache(self) -> seam.MemoryCache:
-        cache = self.past.cache()
-        cache.retry = self._retry
-        return cache
 
     def _say(
         self, question: str, said: Said, on_text: Callable[[str], None] | None, started: float
     ) -> Answer:
         """An answer that the outline gives: nothing is read or generated."""
-        self._trace = Trace()
+        self._trace, opened = Trace(), self._opened
         if on_text is not None:
             on_text(said.text)
         took = time.perf_counter() - started
-        timing = {"model_load_s": self._model_s, "store_open_s": self._store_s}
+        timing = {"model_load_s": opened.model_s, "store_open_s": opened.store_s}
         self._answer = Answer(
             question=question,
             answer=said.text,
             citations=said.citations,
             usage=Usage(self.store.manifest.tokens, 0, 0, 0),
-            memory=self._memory_use(),
+            memory=counts.memory_use(opened, self.options.budget),
             timing={**timing, "first_token_s": took, "total_s": took, "tokens_per_s": 0.0},
             support=1.0 if said.counted else 0.0,
             stats={"windows_by": OUTLINE, "tokens_read": self.store.manifest.tokens_read},
         )
         return self._answer
-
-    def _retrieve(
-        self,
-        texts: Sequence[str],
-        prompt: list[int],
-        stop: Stop | None = None,
-        view: tuple[Stretch, ...] | None = None,
-    ) -> Retrieved:
-        """Hide everything of a long document but the retrieved passages, in all layers.
-
-        Args:
-            texts: search texts: the question, and the turn before it joined with the question.
-            prompt: token ids of the question, which vote where no word is found.
-            view: what is to be seen, where it is not words that choose.
-        """
-        unread = self.store.manifest.unread
-        if view is not None:
-            retrieved = self._retrieval.of(view, unread)
-        else:
-            queries = [content_words(text) for text in texts]
-            vote = lambda: self._vote(prompt, stop)  # noqa: E731
-            retrieved = self._retrieval.choose(queries, vote, unread)
-        for layer in self.memory.layers:
-            layer.focus(retrieved.stretches)
-        self.past.stand_behind(retrieved.windows[0])
-        return retrieved
-
-    def _vote(self, prompt: list[int], stop: Stop | None) -> torch.Tensor | None:
-        """Votes of a prompt's rows for windows, [W], by the router's estimates for their spans;
-        None where no router runs. Heads count by how much they look at evidence."""
-        shared, first = self.memory.shared, self.memory.layers[0]
-        if first.full or not len(first.view.spans):
-            return None
-        shared.votes = torch.zeros(
-            self.reader.layers, self.store.manifest.model.heads, shared.windows
-        )
-        try:
-            for _ in chunked.read(self.reader.model, prompt, self._cache(), stop):
-                pass
-            importance = torch.ones(shared.votes.shape[:2]) if self._heads is None else self._heads
-            return torch.einsum("lhw,lh->w", shared.votes, importance)
-        finally:
-            shared.votes = None
-
-    def _read_needed(
-        self, texts: Sequence[str], view: tuple[Stretch, ...] | None, stop: Stop | None
-    ) -> frozenset[int]:
-        """Have the model read the windows that hold the passages for these texts and that nobody
-        has read yet; the numbers of those that were read now and here.
-
-        Raises:
-            StoppedError: `stop` said so.
-            SekvError: the store cannot be added to.
-        """
-        if not self.store.manifest.unread or not self.options.read:
-            return frozenset()
-        if self.store.was_replaced():
-            self._open_again()
-        unread = frozenset(self.store.manifest.unread)
-        if view is None:
-            needed = self._retrieval.needed([content_words(text) for text in texts])
-        else:
-            needed = self._retrieval.of(view).windows
-        missing = frozenset([window for window in needed if window in unread][:WINDOWS_READ])
-        if not missing:
-            return missing
-        work = read_windows(
-            self.store.path,
-            sorted(missing),
-            self.reader,
-            self._progress,
-            router=self.options.router,
-            stop=stop,
-        )
-        self._open_again()
-        return frozenset() if work is None else frozenset(work.read)
-
-    def _open_again(self) -> None:
-        """Take the store that has this one's name now, which has read more of the document.
-
-        Raises:
-            StoreError: it is another document's.
-        """
-        before, now = self.store.manifest, Store.open(self.store.path)
-        if (now.manifest.sources, now.manifest.tokens) != (before.sources, before.tokens):
-            now.close()
-            raise StoreError(f"{self.store.path} was replaced while it was open: open it again")
-        self.store.close()
-        self.store = now
-        self._take(self.options)
-
-    def _windows_read(
-        self, retrieved: Retrieved, read_now: Collection[int]
-    ) -> tuple[WindowRead, ...]:
-        found = []
-        for window in retrieved.windows:
-            token = self.store.manifest.windows[window].start
-            source, start = int(self.book.source[token]), int(self.book.starts[token])
-            lexical, attention = retrieved.lexical.get(window), retrieved.attention.get(window)
-            page = self.book.page_at(source, start)
-            found.append(WindowRead(window, page, lexical, attention, window in read_now))
-        return tuple(found)
 
     def _generate(
         self, cache: seam.MemoryCache, prepared: _PreparedQuestion, streamer: AnswerStreamer
@@ -489,86 +368,11 @@ class Session:
         words = self.book.rare(stems(f"{question} {answer}"))
         citations = self.book.citations(evidence.weight, words)
         signals = Signals.of(self.book, question, answer, citations, evidence)
-        calibration = WORDS_ALONE if self._heads is None else CALIBRATED
+        calibration = WORDS_ALONE if self._opened.heads is None else CALIBRATED
         said = bool(answer) and not refuses(answer)
         support = calibration.support(signals) if said else 0.0
         stated = said and support >= calibration.least
         return citations, round(support, 4), stated or streamer.cut_short(most)
-
-    def _memory_use(self) -> MemoryUse:
-        manifest, shared = self.store.manifest, self.memory.shared
-        zoomed = torch.cat([z.cpu() for layer in self.memory.layers for z in layer.zoomed.spans])
-        zoomed = torch.bincount(zoomed)[: manifest.spans] > 0  # without those of old turns
-        turns = shared.reserved * len(self.memory.layers)
-        rows = manifest.model.numbers_per_token * manifest.tokens * self.reader.dtype.itemsize
-        return MemoryUse(
-            device_kv_bytes=shared.peak_bytes + turns + self._state_bytes,
-            full_kv_bytes=rows + self._state_bytes,
-            zoomed_spans=int(zoomed.sum()),
-            total_spans=manifest.spans,
-            peak_device_bytes=_peak(self.reader.devices),
-            working_bytes=shared.working_bytes,
-            budget_tokens=round(parse_budget(self.options.budget, manifest.tokens)),
-        )
-
-    @property
-    def _state_bytes(self) -> int:
-        """Bytes that the layers without full attention take for the document."""
-        return 0 if self.memory.states is None else self.memory.states.nbytes
-
-    def _timing(self, streamer: AnswerStreamer, started: float, done: float) -> dict[str, float]:
-        return {
-            "model_load_s": self._model_s,
-            "store_open_s": self._store_s,
-            "first_token_s": streamer.first - started,
-            "total_s": done - started,
-            # The first token came before the clock of the others started.
-            "tokens_per_s": (len(streamer.tokens) - 1) / max(1e-9, done - streamer.first),
-        }
-
-    def _stats(self, retrieved: Retrieved, cache: seam.MemoryCache) -> dict[str, Any]:
-        traffic = [layer.zoomed.traffic for layer in self.memory.layers]
-        shared = self.memory.shared
-        fetched = sum(t.fetched_spans for t in traffic)
-        reused = sum(t.reused_spans for t in traffic)
-        received, requests = self.store.received
-        return {
-            "context": "exact" if shared.windows == 1 else "parallel windows",
-            "windows": shared.windows,
-            "windows_read": len(retrieved.windows),
-            "windows_by": retrieved.by,
-            "tokens_read": self.store.manifest.tokens_read,
-            "tokens_seen": retrieved.tokens(self.store.manifest.tokens_read),
-            "pinned_rows": int(self.memory.layers[0].pinned_k.shape[1]),
-            "fetched_bytes": sum(t.fetched_bytes for t in traffic),
-            "fetched_spans": fetched,
-            "reused_spans": reused,
-            "fixed_bytes": sum(layer.fixed_bytes for layer in self.memory.layers),
-            "read_bytes": self.store.device_bytes_read,
-            "read_host_bytes": self.store.host_bytes_read,
-            "received_bytes": received,
-            "requests": requests,
-            "estimated_coverage": round(shared.coverage.mean, 4),
-            "least_coverage": round(shared.coverage.least, 4),
-            "widened_steps": self._retry.steps if self._retry else 0,
-            "reuse_rate": reused / max(1, reused + fetched),
-            "answer_kv_bytes": cache.peak_live_bytes,
-            "state_bytes": self._state_bytes,
-            "state_window": None if self.memory.states is None else self.past.window,
-        }
-
-
-def _memory_options(options: AskOptions) -> dict[str, Any]:
-    """The options that a memory is opened under; see `open_memory`."""
-    names = ("budget", "coverage", "full", "router")
-    return {name: getattr(options, name) for name in names}
-
-
-def search_texts(question: str, turns: Sequence[Turn]) -> list[str]:
-    """The question, and the latest turn joined with it, since a question may refer to that turn."""
-    if not turns:
-        return [question]
-    return [question, f"{turns[-1].question} {turns[-1].answer} {question}"]
 
 
 @dataclass(frozen=True)
@@ -579,34 +383,3 @@ class _PreparedQuestion:
     prompt: list[int]
     most: int
     turns: int
-
-
-def _known_ids(ids: Any, reader: Reader, store: Address) -> torch.Tensor:
-    """The document's token ids, int64 [N].
-
-    Raises:
-        StoreError: the model has no such tokens.
-    """
-    known = reader.model.get_input_embeddings().num_embeddings
-    if int(ids.max()) >= known:
-        raise StoreError(f"{store}: token {int(ids.max())} of a model with {known}: ingest again")
-    return torch.from_numpy(ids).long()
-
-
-def _reader_of(
-    store: Address, manifest: Manifest, options: AskOptions, progress: Progress
-) -> Reader:
-    """The reader that a store names, or the one the options put in its place."""
-    progress.note(f"loading {manifest.model.id}")
-    return load_reader(
-        of_store(store, manifest.model, options.model, offline=options.offline, progress=progress),
-        device=options.device,
-        dtype=manifest.dtype if options.dtype == "auto" else options.dtype,
-        progress=progress,
-    )
-
-
-def _peak(devices: list[torch.device]) -> int:
-    """Most bytes ever allocated on the GPUs in use; 0 on a CPU, where nobody counts them."""
-    gpus = {device for device in devices if device.type == "cuda"}
-    return sum(torch.cuda.max_memory_allocated(device) for device in gpus)
