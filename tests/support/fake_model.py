@@ -19,7 +19,7 @@ from engine.models.reader import Reader
 
 def replace_loading(patched: pytest.MonkeyPatch, load: Callable[..., Any]) -> None:
     """Let ingests and sessions call this where they would load a model."""
-    for user in ("engine.models.reader", "engine.answer.session"):
+    for user in ("engine.models.reader", "engine.answer.opened"):
         patched.setattr(f"{user}.load_reader", load)
 
 
