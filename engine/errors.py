@@ -143,6 +143,12 @@ class OutputError(SekvError):
     code = "output"
 
 
+class PlatformError(SekvError):
+    """The operating system lacks what sekv needs."""
+
+    code = "platform"
+
+
 class StreamError(SekvError):
     """Standard input or output is closed, or what comes through it is no text."""
 

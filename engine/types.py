@@ -41,6 +41,14 @@ that stays exact; exact for another reason."""
 DEVICES = "auto|cpu|cuda(?::(?:0|[1-9][0-9]?))?"
 """What may be said of where to compute, as a pattern; N of cuda:N as torch writes it."""
 
+
+def unknown_device(text: str) -> str:
+    """Why a device that `DEVICES` does not match is refused, and what to use."""
+    if text.partition(":")[0] == "mps":
+        return "Apple's GPU (mps) is not supported: nothing of sekv was ever run on it; use cpu"
+    return f"unknown device {text!r}; use auto, cpu, cuda or cuda:N"
+
+
 FULL, SLIDING, RECURRENT, HYBRID, STATELESS = LAYER_KINDS = (
     "full_attention",
     "sliding_attention",

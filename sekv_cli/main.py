@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from engine.errors import PlatformError
 from sekv_cli import streams
 from sekv_cli.commands import COMPLETION, Commands
 from sekv_cli.endings import BAD_USAGE, DONE, PIPE_CLOSED, explain
@@ -133,11 +134,19 @@ def _drop_output() -> None:
             os.close(null)
 
 
+NO_WINDOWS = (
+    "Windows is not supported: a store needs the file locks and file systems of Linux or macOS. "
+    "Run sekv in WSL: `wsl --install` in a terminal, then install it there as on Linux"
+)
+
+
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code. Never raises, never exits."""
     command = typer.main.get_command(app)
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     with Boundary(as_json="--json" in options) as boundary:
+        if sys.platform == "win32":
+            raise PlatformError(NO_WINDOWS)
         width = min(shutil.get_terminal_size().columns, HELP_WIDTH) - 2
         with command.make_context("sekv", arguments, terminal_width=width) as context:
             command.invoke(context)

@@ -19,7 +19,7 @@ from engine.answer import checks
 from engine.errors import DocumentError, OptionError, RouterError
 from engine.object_storage import Address, address
 from engine.store import glance
-from engine.types import AUTO, AUTO_SHARE, AUTO_TOKENS, DEVICES
+from engine.types import AUTO, AUTO_SHARE, AUTO_TOKENS, DEVICES, unknown_device
 from sekv_cli import completion
 from sekv_cli.commands import COMPUTING, RESEARCH
 
@@ -52,7 +52,7 @@ def bytes_of(text: str) -> int:
 
 def _device(text: str) -> str:
     if not re.fullmatch(DEVICES, text):
-        raise typer.BadParameter(f"{text!r} is not auto, cpu, cuda or cuda:N.")
+        raise typer.BadParameter(unknown_device(text))
     return text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,14 @@ def test_the_schemas_are_the_types() -> None:
 
     found = {path.stem: path.read_text() for path in (ROOT / "docs/schemas").glob("*.json")}
     assert found == {name: page(name, schema) for name, schema in schemas().items()}
+
+
+def test_the_changes_of_this_version_are_dated() -> None:
+    """What comes next stands on top, then the version that pyproject.toml names, with its day."""
+    found = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert found[0] == "Unreleased"
+    assert re.fullmatch(rf"{re.escape(version)} - \d{{4}}-\d\d-\d\d", found[1])
 
 
 def test_the_demo_asks_three_questions() -> None:

@@ -57,7 +57,9 @@ TOP_LEVEL = {
     "engine",
     "tests",
     "docs",
+    "MANIFEST.in",
     ".ci",
+    ".github",
     ".gitignore",
     ".gitattributes",
 }

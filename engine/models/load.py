@@ -22,7 +22,7 @@ from engine.attention.layer_states import layer_kinds
 from engine.errors import ReaderError
 from engine.models.half_weights import pack_weights
 from engine.models.mapped_files import MappedFiles
-from engine.types import DEVICES, FULL, HYBRID
+from engine.types import DEVICES, FULL, HYBRID, unknown_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -107,7 +107,7 @@ def pick_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(DEVICES, device):
-        raise ReaderError(f"unknown device '{device}'; use auto, cpu, cuda or cuda:N")
+        raise ReaderError(unknown_device(device))
     place = torch.device(device)
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise ReaderError(

@@ -35,7 +35,7 @@ BAD_LINES = [
     ("ask b.sekv Q --temperature 1e-42", "1e-42 is neither 0 nor a number from"),
     ("ask b.sekv Q --max-new-tokens 0", "--max-new-tokens"),
     ("ask b.sekv Q --seed -1", "--seed"),
-    ("ask b.sekv Q --device gpu", "'gpu' is not auto, cpu, cuda or cuda:N"),
+    ("ask b.sekv Q --device gpu", "unknown device 'gpu'; use auto, cpu, cuda or cuda:N"),
     ("ask b.sekv Q --dtype int8", "int8"),
     ("ask b.sekv", "there is no question"),
     ("ask b.sekv -f missing.txt", "missing.txt: No such file"),

@@ -36,7 +36,11 @@ THINGS: list[tuple[str, int, tuple[str, ...]]] = [
     ("ingest dracula.pdf --modle x", 2, ("Did you mean --model?",)),
     ("ingest dracula.pdf --model ./nosuch", 2, ("there is no such folder: ./nosuch",)),
     ("ingest dracula.pdf --model nosuch", 2, ("there is no model 'nosuch'", "smollm2")),
-    ("ingest dracula.pdf --device gpu", 2, ("'gpu' is not auto, cpu, cuda or cuda:N",)),
+    (
+        "ingest dracula.pdf --device gpu",
+        2,
+        ("unknown device 'gpu'; use auto, cpu, cuda or cuda:N",),
+    ),
     ("ingest dracula.pdf --method magic", 2, ("unknown method 'magic'; known: sekv",)),
     ("ingest dracula.pdf --append nosuch", 2, ("there is no store at nosuch",)),
     ("ingest empty.txt", 2, ("empty.txt", "empty")),

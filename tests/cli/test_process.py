@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 import sys
 from importlib.metadata import version
+
+import pytest
 
 from repository import ROOT
 from sekv_cli.main import app
@@ -98,6 +101,28 @@ def test_the_help_imports_next_to_nothing_beside_typer() -> None:
     )
     own = "engine engine.errors sekv_cli sekv_cli.commands sekv_cli.endings sekv_cli.main"
     assert done.stdout.splitlines()[-1] == f"own: {own} sekv_cli.streams"
+
+
+@pytest.mark.parametrize("line", ["ask book.sekv Q --json", "--version", "ingest book.pdf"])
+def test_windows_is_refused_before_anything_that_it_lacks(line: str) -> None:
+    """One line, with the way out, in a process that has neither `fcntl` nor `resource`."""
+    program = (
+        "import sys, rich, typer\n"
+        "sys.modules |= dict.fromkeys(('fcntl', 'resource', 'grp', 'pwd', 'termios'))\n"
+        "import sekv_cli.main as command\n"
+        "sys.platform = 'win32'\n"
+        f"sys.argv = ['sekv', *{line.split()!r}]\n"
+        "command.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (2, "")
+    (said,) = done.stderr.splitlines()
+    if "--json" in line:
+        found = json.loads(said)["error"]
+        assert found["code"] == "platform"
+        said = f"sekv: {found['message']}"
+    assert said.startswith("sekv: Windows is not supported: ")
+    assert "WSL" in said
 
 
 def test_the_module_runs_like_the_script() -> None:

@@ -360,6 +360,11 @@ def test_an_unknown_device_is_one_line(device: str) -> None:
         load.pick_device(device)
 
 
+def test_apples_gpu_is_refused_with_what_to_use() -> None:
+    with pytest.raises(ReaderError, match=r"\(mps\) is not supported: .*; use cpu$"):
+        load.pick_device("mps:0")
+
+
 def test_a_device_that_is_not_there_is_one_line() -> None:
     with pytest.raises(ReaderError, match=r"no device 'cuda:99' here .*--device cpu"):
         load.pick_device("cuda:99")
