@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from engine.answer import checks
-from engine.errors import DocumentError, LibraryError, SekvError
+from engine.errors import DocumentError, LibraryError, SekvError, StoreError
 from engine.ingest.sources import default_target
 from engine.object_storage import Address, ObjectUrl, address, is_url
 from engine.store import glance
@@ -38,6 +38,7 @@ from engine.types import (
     LibraryReport,
     Plan,
     Progress,
+    Removal,
     Silent,
     SilentLibrary,
     Turn,
@@ -59,6 +60,7 @@ __all__ = [
     "LibraryReport",
     "Plan",
     "Progress",
+    "Removal",
     "SekvError",
     "Turn",
     "append",
@@ -69,6 +71,7 @@ __all__ = [
     "open_library",
     "open_store",
     "plan",
+    "remove_source",
 ]
 
 PathName: TypeAlias = str | os.PathLike[str] | ObjectUrl
@@ -170,6 +173,32 @@ def append(
     return run.append(
         _paths(sources), path, options or IngestOptions(), progress or Silent(), stdin, reader
     )
+
+
+def remove_source(
+    store: PathName,
+    source: str,
+    progress: Progress | None = None,
+    *,
+    reader: Reader | None = None,
+) -> Removal:
+    """Remove one source of a store of several; the windows that had none of it stay as they are.
+
+    Args:
+        store: its path; one in an object store cannot lose a source.
+        source: its path as the store has it, or the end of that.
+        reader: the store's model, where it is loaded; it is needed only if no window can stay.
+    Raises:
+        DocumentError: no source or several have this name, or it is the only one.
+        SekvError: the store cannot be read or written. It is then as it was.
+    """
+    from engine.ingest import removal
+
+    path = address(store)
+    if isinstance(path, ObjectUrl):
+        raise StoreError(f"{path}: a source is removed from a store on a disk; ingest it anew")
+    glance.check_store(path)
+    return removal.remove_source(path, source, progress or Silent(), reader)
 
 
 def plan(

@@ -158,6 +158,23 @@ class SourceReport:
 
 
 @dataclass(frozen=True)
+class Removal:
+    """What became of a store that lost one of its sources.
+
+    store: its path. removed: the source, as the store named it. sources: those that it still has.
+    tokens: that it has. unread: tokens that have to be read again, which the questions that need
+    them do. read: tokens that were read again now, since none could stay.
+    """
+
+    store: str
+    removed: str
+    sources: tuple[str, ...]
+    tokens: int
+    unread: int
+    read: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """What an ingest would do (`--dry-run`), from the text and the model's configuration alone."""
 

@@ -17,15 +17,19 @@ def list_stores(
         str,
         typer.Argument(metavar="DIR", help="Where to look: a folder or a URL.", show_default=False),
     ] = ".",
+    tree: Annotated[
+        bool, typer.Option("--tree", help="Show the folders that stores lie in, with their sizes.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """List stores with their model, tokens, bytes and sources.
+    """List stores with their model, tokens, bytes, last change and sources.
 
     Looks in the current folder unless another is given.
 
     \b
     Example:
       sekv list
+      sekv list ~/library --tree
       sekv list ~/library --json
     """
     place = address(folder)
@@ -38,5 +42,7 @@ def list_stores(
     found = library.list_stores(place)
     if as_json:
         format.emit_json({"stores": [summary.to_json() for summary in found]})
+    elif tree:
+        reports.print_tree(format.console(), folder, found)
     else:
         reports.print_stores(format.console(), folder, found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -143,19 +144,60 @@ def print_stores(out: Console, folder: str, stores: Sequence[StoreSummary]) -> N
             (
                 _below(store.path, folder),
                 store.model,
-                count_text(store.tokens)
-                + f" ({count_text(store.tokens_read)} read)"
-                * (0 < store.windows_read < store.windows),
+                _tokens(store),
                 bytes_text(store.bytes),
+                _day(store),
                 names.listed(store.sources),
             )
             for store in readable
         )
-        header = ("store", "model", "tokens", "size", "sources")
-        out.print(grid(header, rows, left=(0, 1, 4)))
+        header = ("store", "model", "tokens", "size", "changed", "sources")
+        out.print(grid(header, rows, left=(0, 1, 4, 5)))
     for store in stores:
         if store.problem:
             out.print(clean(store.problem), style="red")
+
+
+def print_tree(out: Console, folder: str, stores: Sequence[StoreSummary]) -> None:
+    """Stores under the folders that hold them, each folder with what it holds in all."""
+    from rich.tree import Tree
+
+    if not stores:
+        out.print(f"no stores in {clean(folder)}")
+        return
+    branches = {"": Tree(clean(f"{folder}  {_total(stores)}"))}
+    for store in stores:
+        below = PurePath(_below(store.path, folder))
+        for parent in [*reversed(below.parents)][1:]:
+            name = str(parent)
+            if name not in branches:
+                held = [s for s in stores if _below(s.path, folder).startswith(f"{name}/")]
+                above = branches["" if str(parent.parent) == "." else str(parent.parent)]
+                branches[name] = above.add(clean(f"{parent.name}  {_total(held)}"))
+        at = branches["" if str(below.parent) == "." else str(below.parent)]
+        if store.problem:
+            at.add(clean(f"{below.name}  {store.problem}"), style="red")
+        else:
+            size = bytes_text(store.bytes)
+            at.add(clean(f"{below.name}  {_tokens(store)} tokens, {size}, {_day(store)}"))
+    out.print(branches[""])
+
+
+def _total(stores: Sequence[StoreSummary]) -> str:
+    size = bytes_text(sum(store.bytes for store in stores))
+    return f"({some(len(stores), 'store')}, {size})"
+
+
+def _tokens(store: StoreSummary) -> str:
+    read = f" ({count_text(store.tokens_read)} read)"
+    return count_text(store.tokens) + read * (0 < store.windows_read < store.windows)
+
+
+def _day(store: StoreSummary) -> str:
+    """The day on which a store changed last, where the user is; "" where it is not known."""
+    if not store.changed:
+        return ""
+    return datetime.fromisoformat(store.changed).astimezone().strftime("%Y-%m-%d")
 
 
 def _below(path: str, folder: str) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from engine.errors import LibraryError
+from engine.errors import LibraryError, OptionError
 from engine.store import glance
 from engine.store.folders import is_library
 from sekv_cli import completion, options
@@ -18,18 +18,39 @@ Stores = Annotated[
 ]
 
 
-def remove(stores: Stores, as_json: options.Json = False) -> None:
-    """Remove stores; their sources stay.
+def remove(
+    stores: Stores,
+    source: Annotated[
+        str,
+        typer.Option(
+            "--source",
+            metavar="NAME",
+            help="Remove this source from a store of several; the others stay.",
+        ),
+    ] = "",
+    as_json: options.Json = False,
+) -> None:
+    """Remove stores, or one source of a store; the documents themselves stay.
 
     A store that is being written is refused. A library's catalogue forgets what is removed.
+
+    Of a store of several sources, windows with none of the removed one stay as they are. Those that
+    it shared with others are read again by the questions that need them; where no window can stay,
+    all are read again at once, from the store's own text.
 
     \b
     Example:
       sekv rm book.sekv
       sekv rm library/old/*.sekv
+      sekv rm papers.sekv --source second.pdf
     """
     for store in stores:
         _check(store)
+    if source:
+        if len(stores) > 1:
+            raise OptionError("source", "a source is removed from one store; name one")
+        _remove_source(stores[0], source, as_json)
+        return
 
     from engine.store import upkeep
     from sekv_cli import format
@@ -44,6 +65,27 @@ def remove(stores: Stores, as_json: options.Json = False) -> None:
     else:
         what = format.some(len(stores), "store")
         format.console().print(f"removed {what}: {format.bytes_text(freed)} free")
+
+
+def _remove_source(store: Path, source: str, as_json: bool) -> None:
+    from engine.api import remove_source
+    from engine.store import upkeep
+    from sekv_cli import format, progress
+
+    with progress.on_stderr() as shown:
+        done = remove_source(store, source, shown)
+    _tell(upkeep.libraries_of(store))
+    if as_json:
+        format.emit_json(asdict(done))
+        return
+    out = format.console()
+    left = f"{format.some(len(done.sources), 'source')}, {format.count_text(done.tokens)} tokens"
+    out.print(format.clean(f"removed {done.removed}: {store} has {left}"))
+    if done.unread:
+        unread = format.count_text(done.unread)
+        out.print(f"{unread} of them are read by the questions that need them")
+    if done.read:
+        out.print("all of them were read again, as every window had some of it")
 
 
 def move(

@@ -145,7 +145,7 @@ class StoreBuild:
 
         from engine.models.chunked import check
 
-        self.writer.put_document(self._document_tensors())
+        self.writer.put_document(document_tensors(self.document, self.tokens))
         bounds = self.windows.bounds
         tokens = sum(bounds[index + 1] - bounds[index] for index in self.wanted)
         progress.start("reading", tokens, "tokens")
@@ -338,21 +338,22 @@ class StoreBuild:
             )
         ]
 
-    def _document_tensors(self) -> dict[str, Any]:
-        import numpy as np
 
-        texts = {
-            f"text.{i}": np.frombuffer(source.text.encode("utf-8", "surrogatepass"), dtype=np.uint8)
-            for i, source in enumerate(self.document.sources)
-        }
-        tokens = self.tokens
-        return {
-            "ids": tokens.ids,
-            "starts": tokens.starts,
-            "ends": tokens.ends,
-            "source": tokens.source,
-            **texts,
-        }
+def document_tensors(document: Document, tokens: Tokens) -> dict[str, Any]:
+    """What `StoreWriter.put_document` is given: texts, and the tables of tokens."""
+    import numpy as np
+
+    texts = {
+        f"text.{i}": np.frombuffer(source.text.encode("utf-8", "surrogatepass"), dtype=np.uint8)
+        for i, source in enumerate(document.sources)
+    }
+    return {
+        "ids": tokens.ids,
+        "starts": tokens.starts,
+        "ends": tokens.ends,
+        "source": tokens.source,
+        **texts,
+    }
 
 
 def job_of(

@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import ObjectMissingError, StoreError
 from engine.object_storage import Address, ObjectUrl, address, bucket, is_url
 from engine.store.folders import looks_like_a_store, stores_below
+from engine.store.manifest import NAME
 from engine.store.reader import Store
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ of both computed in this dtype: several times what its rounding costs."""
 class StoreSummary:
     """One line of `sekv list`. bytes: of all files. problem: "" or why the store cannot be read.
     tokens_read, windows_read: how much of it the model has read; all but of a partly read store.
+    changed: when it got its present content, in UTC (ISO 8601); "" where that is not known.
     """
 
     path: str
@@ -44,6 +47,7 @@ class StoreSummary:
     problem: str = ""
     tokens_read: int = 0
     windows_read: int = 0
+    changed: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -200,9 +204,19 @@ def _summary(path: Address) -> StoreSummary:
                 sources=tuple(source.path for source in manifest.sources),
                 tokens_read=manifest.tokens_read,
                 windows_read=len(manifest.read),
+                changed=_changed(path),
             )
     except StoreError as error:
         return StoreSummary(str(path), "", "", 0, 0, 0, 0, (), str(error))
+
+
+def _changed(path: Address) -> str:
+    """When the manifest of a store was written, which is written last."""
+    if isinstance(path, ObjectUrl):
+        written = bucket(path).head(f"{path.key}/{NAME}").changed
+    else:
+        written = datetime.fromtimestamp((path / NAME).stat().st_mtime, UTC)
+    return written.astimezone(UTC).isoformat(timespec="seconds")
 
 
 def sha256_of(path: Path) -> str:

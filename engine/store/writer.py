@@ -171,6 +171,24 @@ class StoreWriter:
         return cls._start(target, job, disk or Disk(), append=True)
 
     @classmethod
+    def reduce(
+        cls,
+        target: Path,
+        job: dict[str, Any],
+        kept: Mapping[int, tuple[int, WindowEntry]],
+        *,
+        disk: Disk | None = None,
+    ) -> StoreWriter:
+        """Replace a store by one of some of its windows, which are taken over as in `append`.
+
+        Args:
+            kept: by the number of a window that is read: its new number, and where it lies then.
+        Raises:
+            StoreError: as `append`.
+        """
+        return cls._start(target, job, disk or Disk(), append=True, kept=kept)
+
+    @classmethod
     def _start(
         cls,
         target: Address,
@@ -179,6 +197,7 @@ class StoreWriter:
         *,
         overwrite: bool = False,
         append: bool = False,
+        kept: Mapping[int, tuple[int, WindowEntry]] | None = None,
     ) -> StoreWriter:
         places = places_at(target)
         upload = Upload(target) if isinstance(target, ObjectUrl) else None
@@ -199,7 +218,8 @@ class StoreWriter:
                     writer = cls(
                         places, lock, journal, disk, base=base, replaces=True, upload=upload
                     )
-                    writer._take_over(base)
+                    here = {index: (index, base.windows[index]) for index in base.read}
+                    writer._take_over(base, here if kept is None else kept)
                     return writer
                 if not overwrite:
                     _refuse_existing(places.target) if upload is None else upload.refuse_existing()
@@ -467,14 +487,18 @@ class StoreWriter:
                 self._disk.unlink(self._place(chunk) / chunk_file(chunk))
         self._sound[key] = True
 
-    def _take_over(self, base: Manifest) -> None:
-        """Link the windows and shared tensors of the store that is appended to."""
-        pieces: dict[str, tuple[list[str], dict[str, Any]]] = {SHARED_KEY: ([SHARED], {})}
-        for index in base.read:
-            names = [device_file(index), host_file(index)]
-            if base.has_states:
-                names.append(states_file(index))
-            pieces[window_key(index)] = (names, asdict(base.windows[index]))
+    def _take_over(self, base: Manifest, kept: Mapping[int, tuple[int, WindowEntry]]) -> None:
+        """Link windows and the shared tensors of the store that is continued.
+
+        kept: by their number in it their new number, and where they lie.
+        """
+        pieces: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
+            SHARED_KEY: ({SHARED: SHARED}, {})
+        }
+        kinds = [device_file, host_file, *([states_file] if base.has_states else [])]
+        for index, (number, entry) in kept.items():
+            names = {file(number): file(index) for file in kinds}
+            pieces[window_key(number)] = (names, asdict(entry))
         if self._upload is not None:
             self._far = {key for key in pieces if key != SHARED_KEY}
             self._refuse_gaps(base, self._upload)
@@ -482,26 +506,26 @@ class StoreWriter:
             self._inherited.add(key)
             if key in self._journal.entries:
                 continue
-            files = {name: asdict(base.files[name]) for name in names}
+            files = {name: asdict(base.files[old]) for name, old in names.items()}
             piece = {"files": files, "window": fields}
             if key not in self._far:
                 self._bring(names, base)
                 if not all_sound(self._places.store, piece):
                     raise StoreError(
-                        f"{self._places.target} is damaged, so nothing is appended: see sekv verify"
+                        f"{self._places.target} is damaged, so nothing is changed: see sekv verify"
                     )
             self._journal.add(key, piece)
             self._sound[key] = True
 
-    def _bring(self, names: list[str], base: Manifest) -> None:
-        """Have files of the store that is appended to in the one that is made."""
+    def _bring(self, names: Mapping[str, str], base: Manifest) -> None:
+        """Have files of the store that is continued in the one that is made, old by new name."""
         places, disk = self._places, self._disk
-        for name in names:
+        for name, old in names.items():
             disk.unlink(places.store / name)
             if self._upload is None:
-                disk.link(places.target / name, places.store / name)
+                disk.link(places.target / old, places.store / name)
             else:
-                disk.write_file(places.store / name, [self._upload.fetch(name, base.files[name])])
+                disk.write_file(places.store / name, [self._upload.fetch(old, base.files[old])])
         disk.sync_folder(places.store / WINDOWS)
         disk.sync_folder(places.store)
 
@@ -509,7 +533,7 @@ class StoreWriter:
         gaps = upload.missing(base.files)
         if gaps:
             raise StoreError(
-                f"{upload.url} is damaged ({gaps[0]} is missing), so nothing is appended: see sekv "
+                f"{upload.url} is damaged ({gaps[0]} is missing), so nothing is changed: see sekv "
                 "verify"
             )
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,46 @@ def test_list_shows_what_lies_deep_and_a_single_store(
     assert store["path"] == "library/organ.sekv"
     assert run(["list", "library"]) == 0
     assert "deep/comet.sekv" in capsys.readouterr().out
+
+
+def test_list_draws_folders_as_a_tree_and_tells_the_day(
+    library: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (library / "deep" / "bad.sekv").mkdir()
+    made = datetime(2026, 3, 4, 12).timestamp()
+    os.utime(library / "organ.sekv" / "manifest.json", (made, made))
+    assert run(["list", "library", "--tree"]) == 0
+    root, deep, bad, comet, organ = capsys.readouterr().out.splitlines()
+    assert root.startswith("library  (3 stores, ")
+    assert deep.startswith("├── deep  (2 stores, ")
+    assert bad.startswith("│   ├── bad.sekv  library/deep/bad.sekv")
+    assert comet.startswith("│   └── comet.sekv  ")
+    assert organ.startswith("└── organ.sekv  ")
+    assert organ.endswith(", 2026-03-04")
+    assert run(["list", "library"]) == 0
+    assert "2026-03-04" in capsys.readouterr().out
+    assert run(["list", "nothing", "--tree"]) == 2
+
+
+def test_rm_takes_one_source_out_of_a_store(
+    library: Path, capsys: pytest.CaptureFixture[str], model: Path
+) -> None:
+    Path("a.txt").write_text("The organ was paid for by a baker.\n" + log(3))
+    Path("b.txt").write_text(log(2))
+    assert run(["ingest", "a.txt", "-o", "two.sekv", "--model", str(model)]) == 0
+    assert run(["ingest", "b.txt", "--append", "two.sekv"]) == 0
+    capsys.readouterr()
+    for line, words in (
+        ("rm two.sekv --source c.txt", "it has a.txt, b.txt"),
+        ("rm two.sekv library/organ.sekv --source b.txt", "name one"),
+    ):
+        assert run(line.split()) == 2
+        assert words in capsys.readouterr().err
+    assert run(["rm", "two.sekv", "--source", "b.txt", "--json"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert (done["removed"], done["sources"], done["unread"]) == ("b.txt", ["a.txt"], 0)
+    assert run(["rm", "two.sekv", "--source", "a.txt"]) == 2
+    assert "sekv rm two.sekv" in capsys.readouterr().err
 
 
 def test_a_changed_source_is_spoken_of_once(

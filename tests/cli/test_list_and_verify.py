@@ -19,7 +19,15 @@ def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
     found = [
         library.StoreSummary(
-            "lib/book.sekv", "reader", "sekv", 300_000, 147, 20_000, 2 * 10**8, ("a/book.pdf",)
+            "lib/book.sekv",
+            "reader",
+            "sekv",
+            300_000,
+            147,
+            20_000,
+            2 * 10**8,
+            ("a/book.pdf",),
+            changed="2026-11-20T12:00:00+00:00",
         ),
         library.StoreSummary("lib/bad.sekv", "", "", 0, 0, 0, 0, (), "lib/bad.sekv: is damaged"),
     ]
@@ -34,7 +42,7 @@ def test_list_names_what_each_store_holds(
     assert run(["list", str(library)]) == 0
     shown = capsys.readouterr().out
     row = next(line.split() for line in shown.splitlines() if line.startswith("book.sekv"))
-    assert row == ["book.sekv", "reader", "300,000", "200.0", "MB", "book.pdf"]
+    assert row == ["book.sekv", "reader", "300,000", "200.0", "MB", "2026-11-20", "book.pdf"]
     assert "lib/bad.sekv: is damaged" in shown
     assert run(["list", str(library), "--json"]) == 0
     records = json.loads(capsys.readouterr().out)["stores"]
