@@ -115,13 +115,15 @@ class ByShare:
     """Our default: anew for every forward, by the estimated share of attention.
 
     What is zoomed stays until others have much more, so that spans do not come and go with every
-    token. in_use: how often the share of a span that is zoomed counts. worthwhile: what a head's
-    zoomed spans must gain in estimated share for any to be exchanged; without effect where a
-    coverage is asked for.
+    token. in_use: how often the share of a span that is zoomed counts. least: what it counts as at
+    least, so that slots of no use are not filled anew with spans of as little. worthwhile: what a
+    head's zoomed spans must gain in estimated share for any of them to be exchanged; without effect
+    where a coverage is asked for.
     """
 
     in_use: float = 4.0
     worthwhile: float = 0.03
+    least: float = 0.002
     hides: ClassVar[bool] = False
     static: ClassVar[bool] = False
     by_share: ClassVar[bool] = True
@@ -136,13 +138,17 @@ class _Shares:
     hidden: Tensor | None = None
 
     def choose(self, routing: RoutingInput) -> Tensor:
-        held = routing.current
-        scores = torch.where(held, self.rule.in_use * routing.share, routing.share)
-        wanted = routing.fit(scores, uncovered=routing.uncovered)
-        if routing.uncovered > 0 or not held.any():
+        rule, held, share = self.rule, routing.current, routing.share
+        anew = routing.uncovered > 0 or not held.any()
+        # An exchange gains no more than all that is not zoomed draws.
+        if not anew and not bool(((share * ~held).sum(-1) > rule.worthwhile).any()):
+            return held
+        kept = (rule.in_use * share).clamp_min(rule.least)
+        wanted = routing.fit(torch.where(held, kept, share), uncovered=routing.uncovered)
+        if anew:
             return wanted
-        gain = (routing.share * wanted).sum(-1) - (routing.share * held).sum(-1)
-        return wanted if bool((gain > self.rule.worthwhile).any()) else held
+        gain = (share * wanted).sum(-1) - (share * held).sum(-1)
+        return torch.where((gain > rule.worthwhile)[:, None], wanted, held)
 
 
 # ---------------------------------------------------------------------------- baselines

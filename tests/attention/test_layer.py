@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -25,7 +25,7 @@ from engine.compression.params import LayerParams, needed
 from engine.compression.ranges import gather_ranges
 from engine.compression.routers.base import Router
 from engine.compression.routers.sketch import MeanKey, Sketch
-from engine.compression.selectors import ByShare
+from engine.compression.selectors import ByShare, RoutingInput, Transcript
 from engine.compression.span_tables import SpanTables
 from engine.compression.spans import Spans
 from engine.compression.summaries import Mean, SurprisalMean
@@ -294,6 +294,44 @@ def test_a_span_in_use_is_kept_for_a_while() -> None:
             fetched.append(memory.zoomed.traffic.fetched_spans)
         kept[keeps] = fetched[-1]
     assert kept[True] < kept[False]
+
+
+@dataclass
+class AskedToFit:
+    """Room for two spans a head, and how often it was asked what fits."""
+
+    asked: int = 0
+
+    def __call__(self, scores: torch.Tensor, uncovered: float = 0.0) -> torch.Tensor:
+        self.asked += 1
+        return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, scores.topk(2).indices, True)
+
+
+def chosen_after(shares: list[list[float]]) -> tuple[list[list[int]], int]:
+    """The spans that each head has after it had 0 and 1, by shares [Hkv, F], and how often it was
+    asked what fits."""
+    share, fit = torch.tensor(shares), AskedToFit()
+    held = torch.zeros_like(share, dtype=torch.bool)
+    held[:, :2] = True
+    none = torch.empty(0)
+    routing = RoutingInput(none, 1, share, held, none, Transcript(), 0.0, lambda q: none, fit)
+    wanted = ByShare().begin().choose(routing)
+    return [row.nonzero()[:, 0].tolist() for row in wanted], fit.asked
+
+
+def test_only_heads_that_gain_exchange_spans_and_only_for_spans_that_matter(
+    subtests: pytest.Subtests,
+) -> None:
+    cases = [
+        ("one head gains", [[0.3, 0.0, 0.1, 0.0], [0.3, 0.1, 0.05, 0.0]], [[0, 2], [0, 1]], 1),
+        ("nothing to gain, nothing is ranked", [[0.3, 0.1, 0.02, 0.0]], [[0, 1]], 0),
+        ("all that is missing is in crumbs", [[0.3, 0.0, *[0.0015] * 30]], [[0, 1]], 1),
+        ("in use counts four times", [[0.3, 0.02, 0.07, 0.0]], [[0, 1]], 1),
+        ("much more than what is in use", [[0.3, 0.02, 0.09, 0.0]], [[0, 2]], 1),
+    ]
+    for name, shares, expected, asked_to_fit in cases:
+        with subtests.test(name):
+            assert chosen_after(shares) == (expected, asked_to_fit)
 
 
 WINDOWS = [fixed_spans(20, 5), fixed_spans(30, 6), fixed_spans(10, 3)]
