@@ -213,7 +213,7 @@ def test_a_question_behind_old_turns_is_asked_behind_their_states(
             torch.tensor([question]),
             3,
             attention_mask=torch.ones(1, len(before) + len(question), dtype=torch.long),
-            past_key_values=asked._cache(),
+            past_key_values=asked.past.cache(),
         )
         plain = AutoModelForCausalLM.from_pretrained(made(kind).model, dtype=torch.float32)
         _, expected = greedy(plain, torch.tensor([before + question]), 3)

@@ -82,7 +82,7 @@ def logits(opened: Session) -> torch.Tensor:
         out = opened.reader.model(
             input_ids=ids,
             attention_mask=torch.ones(1, opened.memory.length + len(prompt)),
-            past_key_values=opened._cache(),
+            past_key_values=opened.past.cache(),
             logits_to_keep=1,
         )
     found: torch.Tensor = out.logits[0, -1]

@@ -108,7 +108,7 @@ def test_all_zoomed_at_full_rank_equals_the_exact_conversation(
             assert f"{turns[0].answer}<|user|>{turns[1].question}<|assistant|>" in said
         opened.past.recall(turns)
         out = opened.reader.model(
-            torch.tensor([asked]), past_key_values=opened._cache(), logits_to_keep=len(asked)
+            torch.tensor([asked]), past_key_values=opened.past.cache(), logits_to_keep=len(asked)
         ).logits[0]
         for layer in opened.memory.layers:
             assert all(len(z) == len(layer.view.spans) for z in layer.zoomed.spans)
@@ -128,9 +128,9 @@ def test_surprisal_is_the_model_s_own(store: Path, reader: Reader) -> None:
     ids = reader.prompt.turn(reader.tokenizer, FACT, first=True)
     with session(store, reader) as opened:
         opened.past.recall(())
-        found = reader.read_behind(ids, opened._cache())
+        found = reader.read_behind(ids, opened.past.cache())
         opened.past.recall(())
-        logits = reader.model(torch.tensor([ids]), past_key_values=opened._cache()).logits[0]
+        logits = reader.model(torch.tensor([ids]), past_key_values=opened.past.cache()).logits[0]
     true = -logits.float().log_softmax(-1)[torch.arange(len(ids) - 1), ids[1:]]
     assert found[0] == 0
     torch.testing.assert_close(found[1:], true, atol=1e-4, rtol=1e-4)

@@ -367,7 +367,7 @@ def test_the_query_is_rotated_to_its_place_behind_the_document(
         reader.model(
             input_ids=ids,
             attention_mask=torch.ones(1, length + ids.shape[1]).to(ids),
-            past_key_values=opened._cache(),
+            past_key_values=opened.past.cache(),
         )
         inner = reader.model.model
         hidden = inner.layers[0].input_layernorm(inner.embed_tokens(ids))

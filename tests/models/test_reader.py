@@ -204,7 +204,7 @@ def test_scaled_rope_answers_as_the_full_cache(kind: str, tmp_path: Path) -> Non
             logits = opened.reader.model(
                 input_ids=ids,
                 attention_mask=torch.ones(1, opened.memory.length + len(prompt)).to(ids),
-                past_key_values=opened._cache(),
+                past_key_values=opened.past.cache(),
             ).logits[0]
         _, expected = own_cache(opened.reader, [*opened.ids.tolist(), *prompt])
     torch.testing.assert_close(logits, expected[-len(prompt) :], atol=1e-4, rtol=0)
@@ -322,8 +322,8 @@ def test_the_memory_is_found_under_whatever_name_transformers_gives_it(
     store = read(tmp_path, model, reader=reader)
     ids = torch.tensor([[3, 4, 5]])
     with session(store, reader, full=True) as opened, torch.inference_mode():
-        usual = reader.model(input_ids=ids, past_key_values=opened._cache()).logits
-        cache = opened._cache()
+        usual = reader.model(input_ids=ids, past_key_values=opened.past.cache()).logits
+        cache = opened.past.cache()
         handed: list[Any] = []
 
         def renamed(_: Any, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -142,7 +142,7 @@ def test_tokens_of_the_document_that_are_read_again_are_counted(many: Path, read
         before = opened.memory.shared.recomputed_tokens
         places = torch.arange(5)[None] + opened.memory.length - 3
         ids = torch.tensor([[1, 2, 3, 4, 5]])
-        reader.model(input_ids=ids, position_ids=places, past_key_values=opened._cache())
+        reader.model(input_ids=ids, position_ids=places, past_key_values=opened.past.cache())
         assert opened.memory.shared.recomputed_tokens - before == 3
         assert opened.ask(QUESTIONS[0]).usage.recomputed_document_tokens == 0
 

@@ -74,6 +74,6 @@ def from_memory(session: Session, steps: int) -> tuple[torch.Tensor, torch.Tenso
     ids = ids.to(session.reader.devices[0])
     mask = torch.ones(1, session.past.length + ids.shape[1], dtype=torch.long).to(ids)
     out: tuple[torch.Tensor, torch.Tensor] = greedy(
-        session.reader.model, ids, steps, attention_mask=mask, past_key_values=session._cache()
+        session.reader.model, ids, steps, attention_mask=mask, past_key_values=session.past.cache()
     )
     return out
