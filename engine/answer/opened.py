@@ -112,7 +112,9 @@ class Opened:
             needed = self.retrieval.needed(sought.queries)
         else:
             needed = self.retrieval.of(sought.view).windows
-        missing = [window for window in needed if window in unread][:WINDOWS_READ]
+        missing = [window for window in needed if window in unread]
+        if len(missing) > WINDOWS_READ:  # evenly over the document
+            missing = [missing[i * len(missing) // WINDOWS_READ] for i in range(WINDOWS_READ)]
         if not missing:
             return frozenset()
         work = read_windows(

@@ -1,13 +1,15 @@
 """What a question about the whole of a document sees, and what is said of it without the model.
 
 Lists of contents and counts of pages, headings and words are facts of the store. What a document, a
-page or a chapter is about is answered by the model from beginnings: it cannot see a whole at once.
+page or a chapter is about is answered by the model from beginnings and from the passages that are
+most central: it cannot see a whole at once. A fact asked of a part is searched within it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,16 +17,24 @@ import torch
 
 from engine.answer import whole
 from engine.answer.citations import DocumentText
+from engine.answer.overlap import content_words
 from engine.attention.view import Stretch
 from engine.documents.outline import Heading, headings
-from engine.memory.retrieval import joined
+from engine.memory.retrieval import PASSAGES_SEEN, Retrieval, joined
+from engine.store.passages import PASSAGE
 from engine.types import Citation
 
 OPENING, PIECE = 384, 128
 """Tokens that are seen of the beginning of a document, and of each of its parts."""
 
 PARTS_SEEN = 6
-"""Parts whose beginnings are seen, evenly over the document."""
+"""Parts whose beginnings and most central passages are seen, evenly over the document."""
+
+CENTRAL_WORDS = 12
+"""Most frequent words of a part, by which its most central passage is found."""
+
+_AT_THE_BEGINNING = frozenset({"first", "begins", "begin", "opens", "open", "starts", "start"})
+_AT_THE_END = frozenset({"last", "ends", "end", "finally", "closes", "close"})
 
 MOST_SEEN = 1024
 """Tokens that are seen of a page or a chapter; of a longer one its beginning and pieces of it."""
@@ -54,8 +64,8 @@ class Said:
 class Outlook:
     """The outline of a document: its headings and pages, and where their tokens are."""
 
-    def __init__(self, book: DocumentText):
-        self._book = book
+    def __init__(self, book: DocumentText, retrieval: Retrieval):
+        self._book, self._retrieval = book, retrieval
 
     def said(self, question: str, kind: str) -> Said | None:
         """The answer that the outline gives by itself, None where the model is to answer.
@@ -78,22 +88,71 @@ class Outlook:
             return Said(f"It has {words:,} words, {chars:,} characters.")
         return self._count(question) if kind == whole.COUNT else None
 
-    def view(self, question: str, kind: str) -> tuple[Stretch, ...] | None:
-        """The tokens that a question about the whole or a named part is answered from; None where
-        words choose. A question for a fact in a part sees the part as a summary of it does.
-        """
+    def needed(self, question: str, kind: str) -> tuple[Stretch, ...] | None:
+        """The tokens that must be read for a question about the whole or a named part; None where
+        words choose. For the whole these are beginnings: what is most central is looked for in
+        what is read."""
         part = whole.part_of(question)
         if part is not None:
-            place = self.place_of(part)
-            return None if place is None else _pieces(self._tokens(place))
+            return self._seen_of(part, question)
+        return self._beginnings() if kind == whole.ABOUT else None
+
+    def view(
+        self, question: str, kind: str, unread: Collection[int] = ()
+    ) -> tuple[Stretch, ...] | None:
+        """The tokens that such a question is answered from. unread: windows nobody has read."""
+        part = whole.part_of(question)
+        if part is not None:
+            return self._seen_of(part, question, unread)
         if kind != whole.ABOUT:
             return None
-        begins = [self._tokens((s, h.end, len(self._book.texts[s]))) for s, h in self.headings]
-        if len(begins) > PARTS_SEEN:
-            begins = [begins[i * len(begins) // PARTS_SEEN] for i in range(PARTS_SEEN)]
-        length = len(self._book.source)
-        pieces = [(first, min(first + PIECE, length)) for first, _ in begins]
-        return joined([(0, min(OPENING, length)), *pieces])
+        central = (self._central(part, unread) for part in self._parts)
+        return joined([*self._beginnings(), *(one for found in central for one in found)])
+
+    def _seen_of(
+        self, named: whole.Part, question: str, unread: Collection[int] = ()
+    ) -> tuple[Stretch, ...] | None:
+        """Of a part what a fact is read from, or else pieces of it."""
+        place = self.place_of(named)
+        if place is None:
+            return None
+        part, words = self._tokens(place), whole.topic_of(question)
+        first, end = part
+        if not words:
+            return _pieces(part)
+        if len(self._retrieval.windows) == 1 or end - first <= PASSAGES_SEEN * PASSAGE:
+            return (part,)
+        best = self._retrieval.best_in(part, [words], unread=unread)
+        if not best:
+            return _pieces(part)
+        beginning = [(first, first + PASSAGE)] if _AT_THE_BEGINNING & set(words) else []
+        ending = [(end - PASSAGE, end)] if _AT_THE_END & set(words) else []
+        return joined([*beginning, *best, *ending])
+
+    @cached_property
+    def _parts(self) -> tuple[Stretch, ...]:
+        """The document in parts that begin behind headings, or of one length where it has none."""
+        length, texts = len(self._book.source), self._book.texts
+        firsts = [self._tokens((s, h.end, len(texts[s])))[0] for s, h in self.headings]
+        if not firsts:
+            firsts = [i * length // PARTS_SEEN for i in range(PARTS_SEEN)]
+        if len(firsts) > PARTS_SEEN:
+            firsts = [firsts[i * len(firsts) // PARTS_SEEN] for i in range(PARTS_SEEN)]
+        ends = [*firsts[1:], length]
+        return tuple((a, b) for a, b in zip(firsts, ends, strict=True) if a < b)
+
+    def _beginnings(self) -> tuple[Stretch, ...]:
+        """The beginning of the document, and of each part that has a heading."""
+        parts = self._parts if self.headings else ()
+        pieces = [(first, min(first + PIECE, end)) for first, end in parts]
+        return joined([(0, min(OPENING, len(self._book.source))), *pieces])
+
+    def _central(self, part: Stretch, unread: Collection[int]) -> tuple[Stretch, ...]:
+        """The passage that is best by BM25 for the part's own most frequent words: those that are
+        rare elsewhere count most."""
+        words = (word for word in content_words(self._book.text_of(part)) if len(word) > 2)
+        frequent = [word for word, _ in Counter(words).most_common(CENTRAL_WORDS)]
+        return self._retrieval.best_in(part, [frequent], 1, unread)
 
     def place_of(self, part: whole.Part) -> Place | None:
         """The characters of a page, chapter or section; None where there is none of that name."""

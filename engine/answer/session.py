@@ -65,7 +65,7 @@ class Session:
         self.options = options
         self._opened = Opened(store, options, progress, reader)
         self._check_retry(options)
-        self._outlook = Outlook(self.book)
+        self._outlook = Outlook(self.book, self._opened.retrieval)
         self._trace = Trace()
         self._answer: Answer | None = None
         self._retry: Retry | None = None
@@ -99,6 +99,10 @@ class Session:
     def ids(self) -> torch.Tensor:
         """The document's token ids, int64 [N]."""
         return self._opened.ids
+
+    @property
+    def _unread(self) -> tuple[int, ...]:
+        return self.store.manifest.unread
 
     def answer_from(self, memory: Memory) -> None:
         """Answer from this memory and nothing else."""
@@ -185,9 +189,11 @@ class Session:
             said = self._outlook.said(question, kind)
             if said is not None:
                 return self._say(question, said, on_text, started)
-            sought = replace(sought, view=self._outlook.view(question, kind))
+            sought = replace(sought, view=self._outlook.needed(question, kind))
         opened = self._opened
         read_now = opened.read_needed(sought, self.options, stop)
+        if sought.view is not None:
+            sought = replace(sought, view=self._outlook.view(question, kind, self._unread))
         prepared = self._prepare(question, turns, stop)
         trace, evidence = Trace(), Evidence(self.ids, opened.heads)
         self._trace, self._answer = trace, None

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from engine.answer.overlap import content_words
+
 ABOUT, CONTENTS, PAGES, HEADINGS, WORDS, COUNT = (
     "about", "contents", "pages", "headings", "words", "count",
 )  # fmt: skip
@@ -68,6 +70,12 @@ _PART = re.compile(
     rf"(page|p\.|sheet|chapter|section|part|book|letter|appendix|federalist\s+no\.?)\s*{_NUMBER}\b",
     re.IGNORECASE,
 )
+_OF_SUMMARIES = re.compile(
+    r"summari[sz]e[sd]?|summary|sum|up|overview|gist|outline|happen(?:s|ed|ing)?|sa(?:y|ys|id)|"
+    r"state[sd]?|describe[sd]?|explain(?:s|ed)?|discuss(?:es|ed)?|cover(?:s|ed)?|deals?|tells?|"
+    r"give|contents?|contains?|main|key|points?|ideas?|topics?|subjects?|written|short|brief(?:ly)?|"
+    r"please|document|book|paper|text|read|just|page|words"
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,8 @@ def part_of(question: str) -> Part | None:
     return Part(kind, found[2])
 
 
-def is_summary(question: str) -> bool:
-    """Whether a question wants a part as a whole, and no fact that stands in it."""
-    form = r"\b(?:summari[sz]e|summary|about|happens?|overview|gist|say|says|contents?|describe)\b"
-    return re.search(form, question, re.IGNORECASE) is not None
+def topic_of(question: str) -> list[str]:
+    """What a question about a named part asks for in it: its content words but for those that name
+    the part and those that any summary is asked with; none where it wants the part as a whole."""
+    words = content_words(_PART.sub(" ", question))
+    return [word for word in words if not _OF_SUMMARIES.fullmatch(word)]

@@ -31,7 +31,11 @@ _NUMBERED = re.compile(
     re.IGNORECASE,
 )
 _SECTION = re.compile(r"(\d{1,2}(?:\.\d{1,2}){0,3})\.?\s+(?=[A-Z])")
+_ROMAN_TITLE = re.compile(r"([IVXLC]{1,7})\.\s+(?=[A-Z])")
 _CAPITALS = re.compile(r"[A-Z][A-Z '’:,&—-]{3,60}\.?")
+_SET_OFF = re.compile(r"\n[^\S\n]*\n?[^\S\n]*(\S[^\n]*)(?=\n\s*\n)")
+"""A line between two empty ones, at most one before it: two begin the text."""
+
 _LEADER = re.compile(r"(?:\.\s?){3,}|\s\d{1,4}$")
 
 
@@ -57,15 +61,16 @@ def headings(text: str, pages: Sequence[tuple[str, int]], kind: str) -> tuple[He
             Heading(label, start, min(len(text), start + len(label)), number_of(label))
             for label, start in marked
         )
-    found = list(_lines(text))
+    found = _lines(text)
     often = Counter(_key(heading.title) for heading in found)
-    kept = [heading for heading in found if often[_key(heading.title)] <= RUNNING]
-    return _with_body(kept, len(text))
+    most = [RUNNING if heading.number else 1 for heading in found]  # "CHORUS." occurs twice
+    kept = [h for h, times in zip(found, most, strict=True) if often[_key(h.title)] <= times]
+    return _with_body([h for h in kept if h.number or not _is_verse(text, h.end)], text)
 
 
 def number_of(title: str) -> str:
     """The number in a heading: "4.2" of "4.2 Deployment", "IV" of "Chapter IV"."""
-    section = _SECTION.match(title)
+    section = _SECTION.match(title) or _ROMAN_TITLE.match(title)
     if section:
         return section[1]
     named = re.match(rf"\W*\w+\s+(?:no\.?\s*)?(\d{{1,3}}|{_ROMAN}|[a-z]+)\b", title, re.IGNORECASE)
@@ -74,35 +79,89 @@ def number_of(title: str) -> str:
 
 def _lines(text: str) -> list[Heading]:
     """Lines that look like headings, entries of lists of contents among them."""
-    found = []
+    found: list[Heading] = []
     for line in re.finditer(r"[^\n]+", text):
         words = line[0].strip()
-        if not 3 <= len(words) <= LONGEST_NAMED or _LEADER.search(words):
+        inside = found and line.start() < found[-1].end
+        if inside or not 3 <= len(words) <= LONGEST_NAMED or not _is_heading(text, line, words):
             continue
-        before, after = text[max(0, line.start() - 2) : line.start()], text[line.end() :][:2]
-        alone = line.start() == 0 or before == "\n\n", after == "\n\n"
-        numbered = _NUMBERED.match(words)
-        section = _SECTION.match(words) if len(words) <= LONGEST else None
-        capitals = _CAPITALS.fullmatch(words) and all(alone) and len(words.split()) <= 8
-        listed = section and re.match(r"\d+\.\s", words)  # "2. Stores that ..." is an item
-        if section and not words.isupper() and (listed or words.endswith((".", ",", ";", ":"))):
-            continue
-        if numbered and words.endswith((",", ";")):
-            continue
-        if numbered or section or capitals:
-            start = line.start() + line[0].index(words[0])
-            found.append(Heading(words, start, start + len(words), number_of(words)))
+        start = line.start() + line[0].index(words[0])
+        named = _NUMBERED.match(words)
+        rest = _title_below(text, line.end()) if named and named.end() >= len(words) - 1 else ""
+        rest = rest if re.search(r"[^\W\d_]", rest) else ""
+        end = line.end() + len(rest) if rest else start + len(words)
+        below = " ".join(rest.split())
+        title = f"{words.rstrip('.:')}. {below}" if rest else words
+        found.append(Heading(title, start, end, number_of(words)))
     return found
 
 
-def _with_body(found: Sequence[Heading], length: int) -> tuple[Heading, ...]:
-    """Those that text follows: the others are entries of a list of contents."""
-    ends = [*(heading.start for heading in found), length][1:]
-    return tuple(
-        heading
-        for heading, end in zip(found, ends, strict=True)
-        if end - heading.end >= (BODY_NAMED if _NUMBERED.match(heading.title) else BODY)
-    )
+def _is_heading(text: str, line: re.Match[str], words: str) -> bool:
+    """Whether a line looks like a heading by itself. words: it without white space around it."""
+    numbered = _NUMBERED.match(words)
+    if _LEADER.search(words[numbered.end() :] if numbered else words):
+        return False  # an entry of a list of contents, with its page
+    if numbered:  # "Chapter 14 provides a description" is the beginning of a sentence
+        sentence = re.match(r"\s+[a-z]", words[numbered.end() :])
+        return not sentence and not words.endswith((",", ";"))
+    section = _SECTION.match(words) if len(words) <= LONGEST else None
+    listed = section and re.match(r"\d+\.\s", words)  # "2. Stores that ..." is an item
+    if section:
+        return words.isupper() or not (listed or words.endswith((".", ",", ";", ":")))
+    before, after = text[max(0, line.start() - 2) : line.start()], text[line.end() :][:2]
+    if not (line.start() == 0 or before == "\n\n") or after != "\n\n":
+        return False
+    if _ROMAN_TITLE.match(words):
+        return len(words) <= LONGEST and _is_title(words)
+    spelt = re.search(r"[A-Z]{3}", words) and len(words.split()) <= 8
+    return bool(_CAPITALS.fullmatch(words) and spelt)
+
+
+def _title_below(text: str, end: int) -> str:
+    """The title in the lines below "CHAPTER IV", with the white space before it; "" where there is
+    none. Empty lines set it off, or, as PDFs have it, it follows at once in up to three lines."""
+    alone = _SET_OFF.match(text, end)
+    if alone and len(alone[1].strip()) <= LONGEST and _is_title(alone[1]):
+        return alone[0].rstrip()
+    at = end
+    for line in re.compile(r"\n([^\n]+)").finditer(text, end):
+        words = line[1].strip()
+        own = _NUMBERED.match(words) or _SECTION.match(words)
+        if line.start() != at or len(words) > LONGEST or own or not _is_title(words):
+            break
+        at = line.end()
+    return text[end:at] if 0 < text.count("\n", end, at) <= 3 else ""
+
+
+def _is_title(words: str) -> bool:
+    """Whether all words of four letters or more begin with a capital: no sentence does."""
+    long = re.findall(r"(?<![^\W\d_])[^\W\d_]{4,}", words)
+    return all(word[0].isupper() for word in long) and not words.rstrip().endswith((",”", ":", ";"))
+
+
+def _is_verse(text: str, at: int) -> bool:
+    """Whether the paragraph behind a line is of several lines that all begin like a sentence, or
+    are all indented, as those of verse do."""
+    paragraph = re.compile(r"\s*?\n((?:[^\S\n]*\S[^\n]*\n?)+)").search(text, at)
+    lines = paragraph[1].splitlines() if paragraph else []
+    capitals = all(re.match(r"\W*[A-Z]", line) for line in lines)
+    return (len(lines) > 1 and capitals) or all(line[:2].isspace() for line in lines)
+
+
+def _with_body(found: Sequence[Heading], text: str) -> tuple[Heading, ...]:
+    """Those that text follows: the others are entries of a list of contents. Sections belong to
+    the text of the chapter before them."""
+    kept, end, end_named = [], len(text), len(text)
+    for heading in reversed(found):
+        named = _NUMBERED.match(heading.title) is not None
+        body = (end_named if named else end) - heading.end
+        two_lines = "\n" in text[heading.start : heading.end]  # entries of lists have one
+        if body >= (BODY_NAMED if named and not two_lines else BODY):
+            kept.append(heading)
+        end = heading.start
+        if named:
+            end_named = heading.start
+    return tuple(reversed(kept))
 
 
 def _key(title: str) -> str:

@@ -52,8 +52,11 @@ class PassageIndex:
         rows = ((number, spaced(text(passage))) for number, passage in enumerate(self.passages))
         self._index.executemany("INSERT INTO passages(rowid, text) VALUES (?, ?)", rows)
 
-    def scores(self, words: Iterable[str]) -> dict[int, float]:
-        """BM25 of the passages that have any of the words, by their number, best first."""
+    def scores(self, words: Iterable[str], within: Stretch | None = None) -> dict[int, float]:
+        """BM25 of the passages that have any of the words, by their number, best first.
+
+        within: a part of the document; passages of which less than half lies in it are left out.
+        """
         wanted = query(words)
         if not wanted:
             return {}
@@ -61,7 +64,14 @@ class PassageIndex:
             "SELECT rowid, -rank FROM passages WHERE passages MATCH ? ORDER BY rank, rowid",
             [wanted],
         )
-        return dict(found.fetchall())
+        scored = found.fetchall()
+        return {one: score for one, score in scored if within is None or self._in(one, within)}
+
+    def _in(self, passage: int, part: Stretch) -> bool:
+        """Whether half of a passage lies in a part of the document, or all of the part in it."""
+        (first, end), (start, stop) = self.passages[passage], part
+        shared = min(end, stop) - max(first, start)
+        return shared > 0 and 2 * shared >= min(end - first, 2 * (stop - start))
 
 
 def fuse(rankings: Iterable[Iterable[int]]) -> list[int]:
@@ -115,6 +125,22 @@ class Retrieval:
             return ()
         best = self._best(self._index, fuse(self._index.scores(words) for words in queries))
         return tuple(dict.fromkeys(self._index.window[one] for one in best))
+
+    def best_in(
+        self,
+        part: Stretch,
+        queries: Sequence[Sequence[str]],
+        count: int = PASSAGES_SEEN,
+        unread: Collection[int] = (),
+    ) -> tuple[Stretch, ...]:
+        """The best passages of a part of the document for some queries (see `choose`), cut to that
+        part; none where no word of a query stands in it, or the document has one window."""
+        index = self._index
+        if index is None:
+            return ()
+        ranked = fuse(index.scores(words, part) for words in queries)
+        best = [index.passages[one] for one in ranked if index.window[one] not in unread][:count]
+        return tuple((max(first, part[0]), min(end, part[1])) for first, end in best)
 
     def of(self, view: Sequence[Stretch], unread: Collection[int] = ()) -> Retrieved:
         """The windows of tokens that were chosen by headings and pages, those that are read; all

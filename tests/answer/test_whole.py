@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.answer import whole
-from engine.answer.outlook import CANNOT_COUNT, MOST_SEEN, OPENING, Outlook
+from engine.answer.outlook import CANNOT_COUNT, MOST_SEEN, OPENING, PARTS_SEEN
 from engine.documents.outline import headings
 from engine.ingest import run
 from engine.models.reader import Reader
@@ -123,14 +123,14 @@ def test_a_question_about_a_chapter_sees_that_chapter(store: Path, reader: Reade
             assert first <= citation.start < end
         (part,) = [whole.part_of("Summarise chapter two, and chapter II")]
         assert part is not None
-        assert Outlook(book.book).place_of(part) == (0, first, end)
+        assert book._outlook.place_of(part) == (0, first, end)
 
 
 def test_what_a_document_is_about_is_answered_from_beginnings(store: Path, reader: Reader) -> None:
     """A partly read store has at most four windows read for it."""
     with session(store, reader) as book:
         about = book.ask("What is this book about?")
-        view = Outlook(book.book).view("What is this book about?", whole.ABOUT)
+        view = book._outlook.view("What is this book about?", whole.ABOUT)
         assert view is not None
         assert view[0][0] == 0
         assert view[0][1] >= OPENING
@@ -151,3 +151,101 @@ def test_numbers_in_any_writing_are_the_same() -> None:
     for written, figures in same:
         assert _numeral(written) == figures
     assert re.fullmatch(r"\d+", _numeral("XXVII"))
+
+
+TOPICS = [
+    ("Summarise chapter 2.", []),
+    ("What happens in chapter 7?", []),
+    ("What is on page 12?", []),
+    ("Give me a short overview of section 4.2.", []),
+    ("Who speaks first in chapter 2?", ["speaks", "first"]),
+    ("What does section 4.2 say about interrupts?", ["interrupts"]),
+]
+
+
+def test_what_is_asked_for_in_a_part_is_told_from_asking_for_the_part(
+    subtests: pytest.Subtests,
+) -> None:
+    for question, topic in TOPICS:
+        with subtests.test(question):
+            assert whole.part_of(question) is not None
+            assert whole.topic_of(question) == topic
+
+
+RAIN = "It rained on all of them, and nobody spoke a word. "
+PARROTS = "".join(
+    f"CHAPTER {number}. {title}\n\n{RAIN * 90}The parrot of {owner} was {colour}. {RAIN * 60}\n\n"
+    for number, title, owner, colour in (
+        ("I", "The Harbour", "Anna", "green"),
+        ("II", "The Storm", "Berta", "red"),
+        ("III", "The Island", "Carla", "blue"),
+    )
+)
+
+
+@pytest.fixture
+def parrots(model: Path, reader: Reader, tmp_path: Path) -> Path:
+    """Three chapters of several windows each, with one sentence that differs; the first is read."""
+    (tmp_path / "parrots.txt").write_text(PARROTS, encoding="utf-8")
+    options = IngestOptions(model=str(model), window=400)
+    run.begin([str(tmp_path / "parrots.txt")], tmp_path / "p.sekv", options, Silent(), reader)
+    return tmp_path / "p.sekv"
+
+
+def test_a_fact_asked_of_a_part_is_searched_within_it(parrots: Path, reader: Reader) -> None:
+    with session(parrots, reader) as book:
+        question = "Which colour had the parrot in chapter 2?"
+        view = book._outlook.view(question, "")
+        assert view is not None
+        seen = " ".join(map(book.book.text_of, view))
+        assert "parrot of Berta was red" in seen
+        assert "Anna" not in seen
+        assert "Carla" not in seen
+        assert len(seen) < len(RAIN * 150) / 2
+        answer = book.ask(question)
+        assert answer.stats["windows_by"] == "outline"
+        assert {each.window for each in answer.retrieval if each.read_now}
+        none = book._outlook.view("What of submarines in chapter 2?", "")
+        assert none == book._outlook.view("Summarise chapter 2.", "")
+        first = book._outlook.view("Whose parrot comes first in chapter 2?", "")
+        assert first is not None
+        assert book.book.text_of(first[0]).startswith("CHAPTER II.")
+
+
+def test_of_each_part_the_passage_with_its_own_words_is_seen(parrots: Path, reader: Reader) -> None:
+    """Of what is read; beginnings are what is read for it."""
+    with session(parrots, reader) as book:
+        view = book._outlook.view("What is it about?", whole.ABOUT)
+        assert view is not None
+        beginnings = book._outlook.needed("What is it about?", whole.ABOUT)
+        assert beginnings is not None
+        for first, end in beginnings:
+            assert any(a <= first and end <= b for a, b in view)
+        more = sum(b - a for a, b in view) - sum(b - a for a, b in beginnings)
+        assert more > 0
+        unread = range(1, len(book.store.manifest.windows))
+        read = book._outlook.view("What is it about?", whole.ABOUT, unread)
+        last = book.store.manifest.windows[0].end
+        assert read is not None
+        assert [each for each in read if each[0] >= last] == [
+            each for each in beginnings if each[0] >= last
+        ]
+
+
+NAMES = ("Ada", "Bea", "Cleo", "Dora", "Edda", "Fay")
+
+
+def test_a_document_without_headings_has_parts_of_one_length(
+    model: Path, reader: Reader, tmp_path: Path
+) -> None:
+    words = " ".join(f"{RAIN * 20}{name} {name} {name} sang. {RAIN * 20}" for name in NAMES)
+    (tmp_path / "plain.txt").write_text(words, encoding="utf-8")
+    options = IngestOptions(model=str(model), window=400)
+    run.begin([str(tmp_path / "plain.txt")], tmp_path / "p.sekv", options, Silent(), reader)
+    with session(tmp_path / "p.sekv", reader) as book:
+        assert book._outlook.headings == ()
+        assert len(book._outlook._parts) == PARTS_SEEN == len(NAMES)
+        view = book._outlook.view("What is it about?", whole.ABOUT)
+        assert view is not None
+        seen = " ".join(map(book.book.text_of, view))
+        assert [name for name in NAMES if name not in seen] == []
