@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from engine.ingest.library import ingest_library
 from engine.ingest.processes import TRIES
 from engine.ingest.run import ingest, load_for
 from engine.models.reader import Reader
+from engine.store.disk import Disk
 from engine.store.folders import CLAIMS, stores_below
 from engine.types import IngestOptions, LibraryOptions, LibraryReport, LibraryStatus, Silent
 from repository import ROOT, environment
@@ -234,6 +236,27 @@ class TestBadInput:
         assert case.states() == {"log000.sekv": "read"}
         (line,) = [note for note in case.told.notes if "leads back" in note]
         assert "round" in line
+
+    def test_a_full_disk_is_said_of_each_document_and_the_next_run_goes_on(
+        self, case: Case, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        documents(case.source, 3)
+        case.run(case.source / "log000.txt")
+        kept = tree(case.library / "log000.sekv")
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Disk, "write", full)
+            report = case.run()
+        why = reasons(report)
+        assert set(why) == {"log001.sekv", "deep/log002.sekv"}
+        assert all("No space left on device; free some" in reason for reason in why.values())
+        assert all("\n" not in reason for reason in why.values())
+        assert tree(case.library / "log000.sekv") == kept
+        assert list(stores_below(case.library)) == [case.library / "log000.sekv"]
+        assert sorted(case.states().values()) == ["read", "read", "unchanged"]
 
     def test_a_damaged_store_is_left_as_it_is_unless_it_is_to_be_read_anew(
         self, case: Case
