@@ -547,6 +547,8 @@ class Recorded:
     """One answer as a trace holds it; everything empty where nothing was asked.
 
     said: the text of each token of the answer; step s led to said[s]. remark: see `Answer`.
+    resident: bytes in memory for the answer by kind: exact_rows, sketches, summaries, parameters,
+    zoomed_rows, states; empty in traces of before it was recorded.
     """
 
     question: str = ""
@@ -557,6 +559,7 @@ class Recorded:
     moves: tuple[Move, ...] = ()
     zoom: tuple[ZoomView, ...] = ()
     retrieval: tuple[WindowRead, ...] = ()
+    resident: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -578,6 +581,7 @@ class InspectReport:
     remark: str = ""
     changed: tuple[str, ...] = ()
     retrieval: tuple[WindowRead, ...] = ()
+    resident: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

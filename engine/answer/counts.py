@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
@@ -43,6 +44,14 @@ def memory_use(opened: Opened, budget: str) -> MemoryUse:
         working_bytes=shared.working_bytes,
         budget_tokens=round(parse_budget(budget, manifest.tokens)),
     )
+
+
+def resident(opened: Opened) -> dict[str, int]:
+    """Bytes of all layers by kind, as they are behind an answer: slots stay as allocated."""
+    kinds: Counter[str] = Counter()
+    for layer in opened.memory.layers:
+        kinds.update(layer.resident_bytes)
+    return {**kinds, "states": opened.state_bytes}
 
 
 def timing(

@@ -83,6 +83,7 @@ def inspect(
         recorded.remark,
         tuple(check_sources(manifest, store)),
         recorded.retrieval,
+        recorded.resident,
     )
 
 

@@ -84,6 +84,7 @@ def parse(trace: Mapping[str, Any], manifest: Manifest) -> Recorded:
         moves=tuple(Move(**_typed(entry, MOVE)) for entry in trace["moves"]),
         zoom=tuple(ZoomView(**_typed(entry, ZOOM)) for entry in _entries(trace["zoom"])),
         retrieval=tuple(_window(entry) for entry in trace.get("retrieval", ())),
+        resident={str(kind): int(size) for kind, size in dict(trace.get("resident", {})).items()},
     )
     sources = [source.sha256 for source in manifest.sources]
     if (trace["weights"], trace["sources"]) != (manifest.model.weights, sources):

@@ -142,6 +142,7 @@ class Session:
             "said": self._trace.said,
             "retrieval": [asdict(w) for w in self._answer.retrieval] if self._answer else [],
             "moves": self._trace.moves,
+            "resident": counts.resident(self._opened),
             "zoom": self._trace.zoom,
         }
 

@@ -66,6 +66,12 @@ class SpanIndex:
         columns = [part.nbytes for part in (self.sketch, self.values) if part is not None]
         return sum(columns) + self.tables.nbytes
 
+    @property
+    def sketch_bytes(self) -> int:
+        """Those of `nbytes` that are sketches, of tokens and of spans; the others are summaries."""
+        tables = (self.tables.sketch, self.tables.means, self.tables.radii)
+        return sum(part.nbytes for part in (self.sketch, *tables) if part is not None)
+
     def pick(self, spans: Runs | None, tokens: Runs | None) -> SpanIndex:
         """The same with only these ranges of spans, which have these ranges of tokens, in view."""
         sketch = self.sketch and replace(self.sketch, runs=tokens)

@@ -126,12 +126,27 @@ class LayerMemory:
     def fixed_bytes(self) -> int:
         """Bytes that are on the device whatever is zoomed: pinned rows, hidden or not, the index,
         and the parameters that both are read with. A static ranking stays on the host."""
-        taken = self.zoomed.fixed_bytes
-        if self._focused:
-            taken += self._row_bytes - self.zoomed.row_bytes
+        return sum(self._fixed().values())
+
+    def _fixed(self) -> dict[str, int]:
+        """`fixed_bytes` by kind."""
+        rows = self._row_bytes if self._focused else self.zoomed.row_bytes
+        layout = self.zoomed.fixed_bytes - self.zoomed.row_bytes
         if self.recipe.selector.static or not len(self._all.spans):
-            return taken
-        return taken + self.index.nbytes + self.params.nbytes
+            return {"exact_rows": rows, "sketches": 0, "summaries": 0, "parameters": layout}
+        sketches = self.index.sketch_bytes
+        return {
+            "exact_rows": rows,
+            "sketches": sketches,
+            "summaries": self.index.nbytes - sketches,
+            "parameters": layout + self.params.nbytes,
+        }
+
+    @property
+    def resident_bytes(self) -> dict[str, int]:
+        """`device_bytes` by kind: rows that always stay exact, sketches, summaries, the parameters
+        that they are read with, and the slots of zoomed spans."""
+        return {**self._fixed(), "zoomed_rows": self.zoomed.nbytes}
 
     @property
     def device_bytes(self) -> int:

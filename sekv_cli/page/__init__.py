@@ -21,8 +21,8 @@ from sekv_cli import format, names
 if TYPE_CHECKING:
     from engine.types import InspectReport, SpanView
 
-MOST_READS = 200_000
-"""Decisions that a page lists one by one, the heaviest of all; about 4 MB. Rates count all."""
+MOST_READS = 36_000
+"""Decisions that a page lists one by one, the heaviest of all; about 0.6 MB. Rates count all."""
 
 SCALE = 10_000
 """Shares of attention are whole numbers of this part on the page."""
@@ -196,8 +196,33 @@ def _asked(report: InspectReport, texts: Sequence[str]) -> dict[str, Any]:
         "moved": moved,
         "reads": reads,
         "scale": SCALE,
+        "resident": _held(report),
         "decisions": len(zoom),
     }
+
+
+RESIDENT = {
+    "exact_rows": "exact rows",
+    "sketches": "sketches",
+    "summaries": "summaries",
+    "zoomed_rows": "coded rows of zoomed spans",
+    "parameters": "what codes are read with",
+    "states": "states of other layers",
+}
+"""What is in memory for an answer, as the page says it."""
+
+
+def _held(report: InspectReport) -> list[list[str | float]]:
+    """What was in memory for the answer: name, size, part of the whole; only kinds that are."""
+    total, full = sum(report.resident.values()), report.tiers.get("full", 0)
+    sizes = {words: report.resident.get(kind, 0) for kind, words in RESIDENT.items()}
+    rows: list[list[str | float]] = [
+        [words, format.bytes_text(size), round(size / total, 4)]
+        for words, size in sizes.items()
+        if size
+    ]
+    share = f", {format.share_text(total, full)} of the full cache" if full else ""
+    return [*rows, ["together", f"{format.bytes_text(total)}{share}", 0]] if rows else []
 
 
 def _hash(text: str) -> str:

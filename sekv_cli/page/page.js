@@ -548,6 +548,14 @@
       const page = range.page ? named(range.page) + ": " : "";
       $("cited").append(button(`[${n + 1}] ${page}${words(range.a, range.b).replace(/\s+/g, " ")}`, () => { closeSide(); go(range.a); }));
     });
+    $("held").hidden = !asked.resident.length;
+    for (const [name, size, part] of asked.resident) {
+      const term = document.createElement("dt"), text = document.createElement("dd");
+      term.textContent = name;
+      text.textContent = size;
+      text.style.setProperty("--part", part);
+      $("resident").append(term, text);
+    }
     $("heat").style.gridTemplateColumns = `repeat(${data.heads}, minmax(0, 1fr))`;
     for (let c = 0; c < cells; c++) $("heat").append(document.createElement("div"));
     asked.said.forEach((text, n) => {

@@ -222,6 +222,20 @@ def test_a_trace_shows_the_last_question_s_decisions(
     ]
 
 
+def test_a_trace_tells_what_was_in_memory_by_kind(stores: dict[str, Path]) -> None:
+    """To the byte what the answer says was resident; every kind has its part."""
+    with session(
+        stores["sekv"], budget="20%", max_new_tokens=3, device="cpu", trace=True
+    ) as opened:
+        answer = opened.ask(QUESTION)
+        resident = opened.trace()["resident"]
+        look_back = look(stores["sekv"], trace=opened.trace()).resident
+    assert sum(resident.values()) == answer.memory.device_kv_bytes
+    held = {kind for kind, size in resident.items() if size}
+    assert held == {"exact_rows", "sketches", "summaries", "parameters", "zoomed_rows"}
+    assert look_back == resident
+
+
 def test_a_question_shows_what_it_zooms_into(stores: dict[str, Path]) -> None:
     options = AskOptions(budget="20%", device="cpu", max_new_tokens=2)
     report = inspect(stores["sekv"], question=QUESTION, options=options, progress=Silent())
@@ -257,6 +271,8 @@ WRONG_TRACES = [
     (["retrieval", 0, "window"], 10**6, "of another store: it names windows"),
     (["retrieval", 0, "lexical"], "much", "is not a trace"),
     (["retrieval", 0], {}, "is not a trace"),
+    (["resident"], 5, "is not a trace"),
+    (["resident", "sketches"], "much", "is not a trace"),
 ]
 
 

@@ -44,6 +44,32 @@ def test_a_page_holds_text_spans_and_answer() -> None:
     assert asked["reads"][2][:4] == [len(spans["start"]) - 1, 0, 5000, 2000]
 
 
+def test_a_page_tells_what_was_in_memory_for_the_answer() -> None:
+    """By kind, each with its part of the whole; what took nothing is left out."""
+    made = replace(report([PLAIN]), resident={"sketches": 250, "zoomed_rows": 750, "states": 0})
+    assert embedded(page.render("b.sekv", made, [PLAIN]))["asked"]["resident"] == [
+        ["sketches", "250 B", 0.25],
+        ["coded rows of zoomed spans", "750 B", 0.75],
+        ["together", "1.0 kB, 25.0 % of the full cache", 0],
+    ]
+    assert embedded(page.render("b.sekv", report([PLAIN]), [PLAIN]))["asked"]["resident"] == []
+
+
+def test_sixty_pages_are_less_than_a_megabyte() -> None:
+    """With more decisions than are listed, of a model of 90 KV heads, and spans of a line."""
+    text = (PLAIN * 700)[: 60 * 3700]
+    made = report([text], size=64)
+    decisions = tuple(
+        ZoomView(3000 + n % 60, n // 60 % 30, n // 1800 % 3, n // 5400, 0.1234, 0.0123)
+        for n in range(page.MOST_READS + 5400)
+    )
+    made = replace(made, zoom=decisions, said=(" word",) * 64)
+    made.manifest["model"].update(layers=30, kv_heads=3)
+    html = page.render("b.sekv", made, [text])
+    assert sum(map(len, embedded(html)["asked"]["reads"])) == 4 * page.MOST_READS
+    assert len(html.encode()) < 1_000_000
+
+
 def test_without_a_question_the_page_is_of_the_store_alone() -> None:
     assert embedded(page.render("b.sekv", report([PLAIN], asked=False), [PLAIN]))["asked"] is None
 
