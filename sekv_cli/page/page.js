@@ -416,14 +416,17 @@
     }
     let top = 0, best = 0;
     values.forEach((value, c) => { if (value > top) { top = value; best = c; } });
+    const even = top > 0 && values.every((value) => value > 0.999 * top); // a block of one colour says nothing
     [...$("heat").children].forEach((cell, c) => {
-      cell.style.setProperty("--heat", top ? (values[c] / top).toFixed(3) : "0");
+      cell.style.setProperty("--heat", even ? "0.3" : top ? (values[c] / top).toFixed(3) : "0");
       cell.title = `layer ${Math.floor(c / data.heads)}, KV head ${c % data.heads}: ${share(values[c])}`;
     });
     $("heat-title").textContent = state.span >= 0 ? "Who read the passage" : "Zoom rate by layer and KV head";
     const place = `layer ${Math.floor(best / data.heads)}, KV head ${best % data.heads}`;
+    const of = state.span >= 0 ? "its attention" : "all spans";
     $("heat-note").textContent = !top ? "Nobody, here."
-      : `Rows are layers, columns KV heads. Most: ${place}, ${share(top)} of ${state.span >= 0 ? "its attention" : "all spans"}.`;
+      : even ? `Rows are layers, columns KV heads; all the same: ${share(top)} of ${of}.`
+      : `Rows are layers, columns KV heads. Most: ${place}, ${share(top)} of ${of}.`;
     $("heat").setAttribute("aria-label", $("heat-title").textContent + ". " + $("heat-note").textContent);
   };
 
