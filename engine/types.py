@@ -70,8 +70,12 @@ class ModelIdentity:
     """The model a store was read with.
 
     id, revision: where it came from. weights, tokenizer: hex fingerprints of their content.
-    heads, kv_heads, head_dim: H, Hkv and D of every layer. rope: its parameters as the model's
-    configuration names them. transformers: the release whose behaviour the reader relied on.
+    heads, kv_heads, head_dim: H, Hkv and D of a memory's rows in the layers with full attention:
+    D is the larger where keys and values have different widths, and Hkv is 1 where every head's
+    keys and values follow from one latent (`attention.row_form`). cached: numbers that the model's
+    own cache keeps of a token in such a layer; 0 where they are 2 Hkv D. rope: its parameters as
+    the model's configuration names them. transformers: the release whose behaviour the reader
+    relied on.
     behaviour: that behaviour, as the surprisal in nats of a few fixed tokens (`models`); empty
     in stores that were made before it was recorded. layer_kinds: one of `LAYER_KINDS` for each
     layer; empty where all of them have full attention.
@@ -90,6 +94,7 @@ class ModelIdentity:
     transformers: str
     behaviour: tuple[float, ...] = ()
     layer_kinds: tuple[str, ...] = ()
+    cached: int = 0
 
     @property
     def memory_layers(self) -> tuple[int, ...]:
@@ -99,8 +104,13 @@ class ModelIdentity:
 
     @property
     def numbers_per_token(self) -> int:
-        """Numbers that the keys and values of one token have in these layers together."""
-        return 2 * len(self.memory_layers) * self.kv_heads * self.head_dim
+        """Numbers that the model's own cache keeps of one token in these layers together."""
+        return len(self.memory_layers) * self.numbers_per_layer
+
+    @property
+    def numbers_per_layer(self) -> int:
+        """The same of one of these layers."""
+        return self.cached or 2 * self.kv_heads * self.head_dim
 
     @property
     def state_layers(self) -> tuple[int, ...]:

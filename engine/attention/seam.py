@@ -38,6 +38,7 @@ from engine.attention.layer_states import (
     states_of,
 )
 from engine.attention.long_answer import LongAnswer, LongAnswerLayer
+from engine.attention.row_form import Expansion, Expansions, cached_rows, memory_rows, widened
 from engine.attention.shared import Shared
 from engine.attention.widen import Retry
 from engine.compression.query_statistics import Probe
@@ -64,29 +65,38 @@ class LiveLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Live keys and values of one layer beside its read-only document memory.
 
     length: tokens the positions of prefix and document take before the question. answer: what of
-    the answer is compressed, where the method does so. keys, values: [1, Hkv, n, D], the rows so
-    far of buffers that grow by blocks.
+    the answer is compressed, where the method does so. latent: whether the model caches latents.
+    keys, values: [1, Hkv, n, D], the rows so far, as a memory has them, of buffers that grow by
+    blocks.
     """
 
-    def __init__(self, memory: Attends, length: int, answer: LongAnswerLayer | None = None):
+    def __init__(
+        self,
+        memory: Attends,
+        length: int,
+        answer: LongAnswerLayer | None = None,
+        *,
+        latent: bool = False,
+    ):
         super().__init__()  # type: ignore[no-untyped-call]
         self.memory, self.length, self.attended = memory, length, False
-        self.answer = answer
+        self.answer, self.latent = answer, latent
         self._buffers: tuple[Tensor, Tensor] | None = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
+        k, v = memory_rows(key_states, value_states, latent=self.latent)
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        have, new = self.rows, int(key_states.shape[-2])
+            self.lazy_initialization(k, v)
+        have, new = self.rows, int(k.shape[-2])
         if self._buffers is None or self._buffers[0].shape[-2] < have + new:
-            self._grow(key_states, value_states, have + new)
+            self._grow(k, v, have + new)
         assert self._buffers is not None
-        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+        for buffer, states in zip(self._buffers, (k, v), strict=True):
             buffer[..., have : have + new, :] = states
         self.keys, self.values = (buffer[..., : have + new, :] for buffer in self._buffers)
-        return self.keys, self.values
+        return cached_rows(self.keys, self.values, (key_states, value_states), latent=self.latent)
 
     def _grow(self, k: Tensor, v: Tensor, rows: int) -> None:
         """Buffers for at least so many rows, with what there was."""
@@ -143,9 +153,15 @@ class LiveHybridLayer(LiveLayer, LinearAttentionAndFullAttentionLayer):  # type:
     """The same of a layer that has recurrent states beside its full attention."""
 
     def __init__(
-        self, memory: Attends, length: int, answer: LongAnswerLayer | None, number_of_states: int
+        self,
+        memory: Attends,
+        length: int,
+        answer: LongAnswerLayer | None,
+        number_of_states: int,
+        *,
+        latent: bool = False,
     ):
-        super().__init__(memory, length, answer)
+        super().__init__(memory, length, answer, latent=latent)
         LinearAttentionLayer.__init__(self, number_of_states)
 
 
@@ -177,9 +193,12 @@ class MemoryCache(Cache):
         text: Callable[[list[int]], str] = lambda ids: "",
         retry: Retry | None = None,
         others: OtherLayers | None = None,
+        expansions: Expansions | None = None,
     ):
-        """others: None of a model whose layers all have full attention."""
+        """others: None of a model whose layers all have full attention. expansions: of a model
+        that caches latents."""
         self.transcript, self.retry = Transcript(text), retry
+        self.expansions, latent = expansions, expansions is not None
         rule = memories[0].recipe.output if isinstance(memories[0], LayerMemory) else None
         self.answer = None if rule is None else LongAnswer(rule, self.transcript, len(memories))
         self.peak_live_bytes = 0
@@ -192,9 +211,10 @@ class MemoryCache(Cache):
         for place, (number, memory) in enumerate(zip(numbers, memories, strict=True)):
             answer = None if self.answer is None else self.answer.layers[place]
             if has_state(made[number]):
-                layer = LiveHybridLayer(memory, length, answer, made[number].number_of_states)
+                states = made[number].number_of_states
+                layer = LiveHybridLayer(memory, length, answer, states, latent=latent)
             else:
-                layer = LiveLayer(memory, length, answer)
+                layer = LiveLayer(memory, length, answer, latent=latent)
             made[number] = self.live[number] = layer
         if others is not None:
             put_states(made, others.states, length)
@@ -336,35 +356,37 @@ def attention(
     sekv: MemoryCache | None = None,
     probe: Probe | None = None,
     causal: Collection[int] = (),
+    expansions: Expansions | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """query [1, H, Q, D], key and value [1, Hkv, n, D] of the live rows -> [1, Q, H, D].
+    """query [1, H, Q, Dk], key [1, Hkv, n, Dk] and value [1, Hkv, n, Dv] of the live rows ->
+    [1, Q, H, Dv].
 
     causal: layers in which, in a plain prefill on a CPU, every row sees all before it: no padding,
-    no window.
+    no window. expansions: of a model that caches latents, where a probe looks at them.
     """
-    size, number = query.shape[-1], int(module.layer_idx)  # type: ignore[arg-type]
-    factor = (scaling if scaling is not None else size**-0.5) * math.sqrt(size)
+    number = int(module.layer_idx)  # type: ignore[arg-type]
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     terms = terms_of(module, kwargs)
     if sekv is None and probe is not None:
-        probe.observe(number, query[0] * factor, key[0], value[0], terms)
+        expansion = None if expansions is None else expansions.of(module)
+        q, width = _memory_queries(query, value, scale, expansion)
+        probe.observe(number, q, widened(key[0], width), widened(value[0], width), terms)
     if sekv is None and number in causal and not _bounded(kwargs):
-        return attend_chunk(query, key, value, factor / math.sqrt(size), terms), None
+        width = max(key.shape[-1], value.shape[-1])
+        q, k, v = (widened(part, width) for part in (query, key, value))
+        return attend_chunk(q, k, v, scale, terms)[..., : value.shape[-1]], None
     layer = None if sekv is None else sekv.live_of(number, key)
     if sekv is None or layer is None:
         return _plain(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
     layer.attended = True
-    for given, cached in ((key, layer.keys), (value, layer.values)):
-        assert cached is not None
-        if given.shape != cached.shape or given.data_ptr() != cached.data_ptr():
-            raise ReaderError(
-                f"{type(module).__name__} changes keys or values after it has cached them; the "
-                "memory would be silently wrong"
-            )
+    expansion = None if sekv.expansions is None else sekv.expansions.of(module)
+    _check_unchanged(module, layer, key, value)
+    q, _ = _memory_queries(query, value, scale, expansion)
     rows, live = query.shape[2], key.shape[2]
     if sekv.answer is not None:
         assert layer.answer is not None
-        sekv.answer.vote(layer.answer, query[0] * factor)
+        sekv.answer.vote(layer.answer, q)
     seen = None  # a single row sees all before it
     if attention_mask is not None:
         seen = attention_mask[0, 0, :, -live:]
@@ -372,8 +394,39 @@ def attention(
     elif rows > 1:
         seen = torch.ones(rows, live, dtype=torch.bool, device=query.device).tril(live - rows)
     sekv.shared.asking = number
-    out = layer.memory.attend(query[0] * factor, key[0], value[0], seen, terms)
+    assert layer.keys is not None
+    assert layer.values is not None
+    out = layer.memory.attend(q, layer.keys[0], layer.values[0], seen, terms)
+    out = out[..., : value.shape[-1]] if expansion is None else expansion.outputs(out)
     return out.to(query.dtype).transpose(0, 1)[None].contiguous(), None
+
+
+def _memory_queries(
+    query: Tensor, value: Tensor, scale: float, expansion: Expansion | None
+) -> tuple[Tensor, int]:
+    """Queries [H, Q, D] of the rows of a memory, scaled so that scores are q.k / sqrt(D), and D."""
+    if expansion is None:
+        q = widened(query[0], max(query.shape[-1], value.shape[-1]))
+    else:
+        q = expansion.queries(query[0])
+    return q * (scale * math.sqrt(q.shape[-1])), q.shape[-1]
+
+
+def _check_unchanged(module: nn.Module, layer: LiveLayer, key: Tensor, value: Tensor) -> None:
+    """Refuse code that attends to other keys and values than it has cached. What is made of latents
+    is other tensors; there the logits of `ingest.parity` tell.
+
+    Raises:
+        ReaderError: it does.
+    """
+    for given, cached in ((key, layer.keys), (value, layer.values)):
+        assert cached is not None
+        same = given.shape[1:3] == cached.shape[1:3] and given.data_ptr() == cached.data_ptr()
+        if not same and not layer.latent:
+            raise ReaderError(
+                f"{type(module).__name__} changes keys or values after it has cached them; the "
+                "memory would be silently wrong"
+            )
 
 
 UNKNOWN = {

@@ -65,7 +65,7 @@ def report(target: Address) -> IngestReport:
     with Store.open(target) as store:
         manifest, size = store.manifest, store.size()
     model = manifest.model
-    row = 2 * model.layers * model.kv_heads * model.head_dim
+    row = model.numbers_per_token
     return IngestReport(
         store=str(target),
         sources=tuple(

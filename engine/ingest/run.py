@@ -90,7 +90,7 @@ def plan(
         tokens=len(tokens.ids),
         windows=len(windows),
         window_tokens=windows.most,
-        full_kv_bytes=len(tokens.ids) * shape.row_bytes * width // 2,
+        full_kv_bytes=len(tokens.ids) * model.numbers_per_token * width,
         estimated_store_bytes=store,
         estimated_device_bytes=device,
     )

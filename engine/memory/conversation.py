@@ -103,7 +103,14 @@ class Conversation:
         if memory.states is not None:
             states = memory.states.behind(self.window) if self._states is None else self._states
             others = memory.states.others(states)
-        return MemoryCache(memory.layers, self.length, memory.shared, text, others=others)
+        return MemoryCache(
+            memory.layers,
+            self.length,
+            memory.shared,
+            text,
+            others=others,
+            expansions=self._reader.expansions,
+        )
 
     def recall(self, turns: Sequence[Turn], stop: Stop | None = None) -> None:
         """Put these turns, and no others, behind the document; reads those that are new.

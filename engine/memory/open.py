@@ -135,7 +135,8 @@ class _Opening:
         self.layers = layers
         self.numbers = manifest.model.memory_layers
         self.devices = [reader.devices[number] for number in self.numbers]
-        self.heads, self.size = manifest.model.kv_heads, manifest.model.head_dim
+        self.heads = manifest.model.kv_heads
+        self.row_bytes = 2.0 * manifest.model.numbers_per_layer / self.heads
         self.windows = [store.host(window) for window in manifest.read]
         self.counts = [manifest.windows[window].spans for window in manifest.read]
         self.shared = Shared(
@@ -200,8 +201,9 @@ class _Opening:
             self._add(index, self._host(index), NO_LIMIT, params, rows, view, SpanTables())
 
     def hold_budget(self, tokens: float) -> None:
-        """What the 16-bit rows of so many document tokens would take, per layer on average."""
-        recipe, tables, row = self.recipe, self.tables, 4.0 * self.size
+        """What the model's own cache of so many document tokens takes at 16 bits, per layer on
+        average."""
+        recipe, tables, row = self.recipe, self.tables, self.row_bytes
         cap = row * tokens
         params = [layer.params.trimmed() for layer in self.layers]
         bounded = len(tables.kind) if int(tables.bounds[-1]) >= recipe.levels.beyond else 0

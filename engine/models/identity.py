@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import transformers
 import xxhash
 
 from engine.attention.layer_states import layer_kinds
+from engine.attention.row_form import caches_latents
+from engine.errors import ReaderError
 from engine.models.checkpoint import weights_fingerprint
 from engine.models.locate import Located
-from engine.types import ModelIdentity, Progress
+from engine.types import FULL, HYBRID, ModelIdentity, Progress
 
 
 def identify(located: Located, config: Any, tokenizer: Any, progress: Progress) -> ModelIdentity:
@@ -33,21 +35,63 @@ def identify(located: Located, config: Any, tokenizer: Any, progress: Progress) 
 def of_configuration(config: Any) -> ModelIdentity:
     """What the configuration alone says of a model: its architecture and shape."""
     text = config.get_text_config()
-    heads = text.num_attention_heads
+    kinds = layer_kinds(config)
+    shape = _row_shape(config, kinds)
     return ModelIdentity(
         id="",
         revision="",
         architecture=(config.architectures or [text.model_type])[0],
         weights="",
         layers=text.num_hidden_layers,
-        heads=heads,
-        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
         rope=json.loads(json.dumps(getattr(text, "rope_parameters", None) or {})),
         tokenizer="",
         transformers=transformers.__version__,
-        layer_kinds=layer_kinds(config),
+        layer_kinds=kinds,
+        cached=shape.cached,
     )
+
+
+@dataclass(frozen=True)
+class _RowShape:
+    """H, Hkv, D and `cached` as in `ModelIdentity`."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    cached: int
+
+
+def _row_shape(config: Any, kinds: tuple[str, ...]) -> _RowShape:
+    """Of the layers with full attention, whose settings may differ from those of others.
+
+    Raises:
+        ReaderError: they differ among these layers.
+    """
+    text = config.get_text_config()
+    numbers = [n for n, kind in enumerate(kinds) if kind in (FULL, HYBRID)] or [0]
+    of_layers = getattr(text, "per_layer_config", None)
+    found = {_shape_of(of_layers[n] if of_layers else text) for n in numbers}
+    if len(found) > 1:
+        raise ReaderError(
+            f"{text.model_type}: layers with full attention have keys of different shapes, which "
+            "one store does not hold"
+        )
+    return found.pop()
+
+
+def _shape_of(settings: Any) -> _RowShape:
+    heads = settings.num_attention_heads
+    if caches_latents(settings):
+        size = settings.kv_lora_rank + settings.qk_rope_head_dim
+        return _RowShape(heads, 1, size, size)
+    kv_heads = getattr(settings, "num_key_value_heads", None) or heads
+    key = getattr(settings, "head_dim", None) or settings.hidden_size // heads
+    value = getattr(settings, "v_head_dim", None) or key
+    cached = 0 if key == value else kv_heads * (key + value)
+    return _RowShape(heads, kv_heads, max(key, value), cached)
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

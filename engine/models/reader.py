@@ -26,6 +26,7 @@ from engine.attention.layer_states import (
     states_of,
     take_back,
 )
+from engine.attention.row_form import Expansions, caches_latents
 from engine.compression.observation import Observe, ObservingProbe
 from engine.compression.query_statistics import (
     Probe,
@@ -50,7 +51,7 @@ from engine.models.load import (
 from engine.models.locate import SILENT, Located, locate
 from engine.models.prompt import Prompt
 from engine.models.surprisal import surprisal
-from engine.models.window_cache import window_cache
+from engine.models.window_cache import WindowLayer, window_cache
 from engine.types import STATELESS, ModelIdentity, Progress
 
 NOTHING = Observe()
@@ -82,14 +83,22 @@ class Chunk:
 
 @dataclass(frozen=True)
 class _OfLayers:
-    """A probe that is shown some layers of the model only."""
+    """A probe that is shown some layers of the model only, and their rows as a memory has them.
+
+    latents: the cache of a model that caches latents, which are such rows.
+    """
 
     probe: Probe
     layers: frozenset[int]
+    latents: Cache | None
 
     def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor, terms: Terms = PLAIN) -> None:
-        if layer in self.layers:
-            self.probe.observe(layer, q, k, v, terms)
+        if layer not in self.layers:
+            return
+        if self.latents is not None:
+            held: Any = self.latents.layers[layer]
+            k, v = held.keys[0], held.values[0]
+        self.probe.observe(layer, q, k, v, terms)
 
 
 @dataclass(frozen=True)
@@ -120,6 +129,7 @@ class Reader:
         self.layers = identity.layers
         self.memory_layers = identity.memory_layers
         self._looking = looking_layers(model.config)
+        self.expansions = Expansions() if caches_latents(model.config) else None
         self.max_positions = positions(model.config)
         self.reads_well: int = located.window
         self.devices = _layer_devices(model, identity)
@@ -231,8 +241,9 @@ class Reader:
         rows = [prefix, *(list(zip(chunk.k, chunk.v, strict=True)) for chunk in chunks)]
         for part in rows:
             for number, (k, v) in zip(self.memory_layers, part, strict=True):
-                device = self.devices[number]
-                cache.update(k[None].to(device), v[None].to(device), number)
+                device, layer = self.devices[number], cache.layers[number]
+                assert isinstance(layer, WindowLayer)
+                layer.put(k[None].to(device), v[None].to(device))
         if chunks:
             hidden, states = chunks[-1].hidden, chunks[-1].states
             read = chunks[-1].start + len(chunks[-1].surprisal)
@@ -402,7 +413,13 @@ class Reader:
         tokens = torch.tensor([ids], device=self.devices[0])
         places = torch.arange(position, position + len(ids), device=self.devices[0])[None]
         looking = self._looking
-        keywords: dict[str, Any] = {} if probe is None else {"probe": _OfLayers(probe, looking)}
+        keywords: dict[str, Any] = {}
+        if probe is not None:
+            latents = None if self.expansions is None else cache
+            shown = _OfLayers(probe, looking, latents)
+            keywords["probe"] = shown
+            if latents is not None:
+                keywords["expansions"] = self.expansions
         if causal and all(device.type == "cpu" for device in self.devices):
             keywords["causal"] = looking
         out = self._body(

@@ -131,8 +131,9 @@ class Manifest:
     @property
     def format(self) -> int:
         """The format version: 2 of a store that is partly read, or whose model has layers of other
-        kinds than full attention; format 1 can say neither."""
-        return 2 if self.unread or self.model.layer_kinds else 1
+        kinds than full attention, or caches something else than a key and a value of one width for
+        each KV head; format 1 can say none of these."""
+        return 2 if self.unread or self.model.layer_kinds or self.model.cached else 1
 
     @property
     def has_states(self) -> bool:
@@ -170,7 +171,7 @@ class Manifest:
         plain["format"] = self.format
         if not self.unread:
             del plain["unread"]
-        for name in ("behaviour", "layer_kinds"):
+        for name in ("behaviour", "layer_kinds", "cached"):
             if not plain["model"][name]:
                 del plain["model"][name]
         for source in plain["sources"]:
@@ -311,6 +312,7 @@ def _model(table: _Table) -> ModelIdentity:
         transformers=table.text("transformers"),
         behaviour=_behaviour(table),
         layer_kinds=_layer_kinds(table),
+        cached=table.count("cached", least=1) if "cached" in table.values else 0,
     )
 
 

@@ -253,6 +253,14 @@ def test_layers_of_other_kinds_come_back_and_make_the_format_2() -> None:
     assert MANIFEST.model.memory_layers == (0, 1)
 
 
+def test_a_cache_of_other_rows_comes_back_and_makes_the_format_2() -> None:
+    other = replace(MANIFEST, model=replace(MANIFEST.model, cached=9))
+    assert from_bytes(other.to_bytes()) == other
+    assert other.format == 2
+    assert other.model.numbers_per_token == 2 * 9
+    assert "cached" not in MANIFEST.to_json()["model"]
+
+
 def test_an_impossible_claim_about_layers_is_one_line(subtests: pytest.Subtests) -> None:
     for path, value in HOSTILE_KINDS:
         with subtests.test(path=path, value=value):

@@ -77,7 +77,7 @@ SMALL: dict[str, Any] = {
 }
 """Settings of a small model, by whatever names configurations have for them."""
 
-LATENT = {"num_key_value_heads": 4, "head_dim": 8}
+LATENT = {"num_key_value_heads": 4, "head_dim": 8, "v_head_dim": 12}
 
 WIDE = {"sliding_window": 4096}
 """Of models whose layers all have a window: they are read in contexts that are no longer."""

@@ -397,7 +397,8 @@ def said(
 ) -> str:
     """The greedy answer to a question behind what is seen."""
     layers = list(memories(reader.prefix(), arranged, turn))
-    cache = seam.MemoryCache(layers, arranged.question, Shared(torch.tensor([0, 1]), 1))
+    shared = Shared(torch.tensor([0, 1]), 1)
+    cache = seam.MemoryCache(layers, arranged.question, shared, expansions=reader.expansions)
     given = reader.prompt.question(reader.tokenizer, question.text)
     ends = {reader.tokenizer.eos_token_id, *reader.prompt.ends}
     words: list[int] = []

@@ -171,7 +171,8 @@ class _Steps:
             layer.release()
         memory.shared.peak_bytes = memory.shared.device_bytes
         self._counted = [] if keys is None else FoundMass.of(memory.layers, keys)
-        self._cache = seam.MemoryCache(self._counted or memory.layers, memory.length, memory.shared)
+        layers, expansions = self._counted or memory.layers, session.reader.expansions
+        self._cache = seam.MemoryCache(layers, memory.length, memory.shared, expansions=expansions)
         self._length = memory.length
 
     def read(self, given: Sequence[int]) -> Tensor:

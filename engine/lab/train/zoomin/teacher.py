@@ -191,7 +191,9 @@ def forward(
     out = reader.model(
         input_ids=tokens,
         attention_mask=torch.ones(1, reading.length + len(ids)).to(tokens),
-        past_key_values=MemoryCache(layers, reading.length, Shared(bounds, 1)),
+        past_key_values=MemoryCache(
+            layers, reading.length, Shared(bounds, 1), expansions=reader.expansions
+        ),
     )
     logits: Tensor = out.logits[0]
     return logits
