@@ -24,6 +24,7 @@ LARGE = 1_000_000
 
 
 def ask(
+    context: typer.Context,
     asked: options.StoreOrDocument,
     questions: Annotated[
         list[str] | None,
@@ -107,7 +108,7 @@ def ask(
     outputs.check_trace(trace)
 
     from sekv_cli import format, progress
-    from sekv_cli.asker import Unread, open_asker
+    from sekv_cli.asker import Unread, computes_here, open_asker
     from sekv_cli.stream import Stream
 
     chosen = AskOptions(
@@ -128,7 +129,7 @@ def ask(
         read=not no_read,
         whole=whole,
     )
-    first_read = None
+    first_read, here = None, computes_here(context)
     if document is not None:
         own = unread.own_model(model)
         reading = IngestOptions(
@@ -140,7 +141,7 @@ def ask(
     traces = []
     with (
         progress.on_stderr(verbose) as shown,
-        open_asker(place, chosen, shown, no_server=no_server, unread=first_read) as session,
+        open_asker(place, chosen, shown, no_server=here, unread=first_read) as session,
     ):
         for line in glance.changed_sources(place):
             shown.note(line)

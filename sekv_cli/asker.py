@@ -15,6 +15,8 @@ from engine.store.folders import is_library
 if TYPE_CHECKING:
     from types import TracebackType
 
+    import typer
+
     from engine.types import Answer, AskOptions, IngestOptions, Progress, Turn
 
 
@@ -63,18 +65,17 @@ def open_asker(
 ) -> Asker:
     """The running server that has the store open, or a session that loads it.
 
-    A server reads with the model and on the device it was started with; who names another one
-    is not sent there.
+    A server answers with the model it was started with; who names another one is not sent there.
 
     Args:
+        no_server: what computes was named, so that no server's will do; see `computes_here`.
         unread: the document that the store is to be made of.
     Raises:
         SekvError: the store cannot be opened.
     """
     if unread is not None:
         return api.open_document(unread.source, store, options, unread.reading, progress)
-    own = options.model or options.router or options.device != "auto" or options.dtype != "auto"
-    if not no_server and not own:
+    if not no_server and not options.model and not options.router:
         from sekv_cli.server import client
 
         remote = client.find(store, options)
@@ -83,6 +84,18 @@ def open_asker(
     if is_library(store):
         return api.open_library(store, options, progress)
     return api.open_store(store, options, progress)
+
+
+def computes_here(context: typer.Context) -> bool:
+    """Whether the command line asks for model and store to be loaded by this process.
+
+    A device or dtype of the settings or the environment is for what is loaded here, and sends
+    nobody away from a server.
+    """
+    if context.params["no_server"]:
+        return True
+    sources = [context.get_parameter_source(name) for name in ("device", "dtype")]
+    return any(source is not None and source.name == "COMMANDLINE" for source in sources)
 
 
 def asked(store: str) -> Address:

@@ -31,6 +31,7 @@ AROUND = 300
 
 
 def chat(
+    context: typer.Context,
     store: options.Store,
     max_new_tokens: options.MaxNewTokens = 256,
     budget: options.Budget = AUTO,
@@ -75,7 +76,7 @@ def chat(
     outputs.check_history(history)
 
     from sekv_cli import progress
-    from sekv_cli.asker import open_asker
+    from sekv_cli.asker import computes_here, open_asker
 
     chosen = AskOptions(
         budget=budget,
@@ -94,7 +95,7 @@ def chat(
     )
     with (
         progress.on_stderr(verbose) as shown,
-        open_asker(place, chosen, shown, no_server=no_server) as asker,
+        open_asker(place, chosen, shown, no_server=computes_here(context)) as asker,
     ):
         shown.clear()
         for line in glance.changed_sources(place):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from engine.compression.spans import Spans
     from engine.documents import Document
     from engine.documents.tokens import Tokens
+    from engine.ingest.clock import Clock
     from engine.ingest.windows import Windows
     from engine.models.chunked import Stop
     from engine.models.reader import Chunk, Reader
@@ -34,18 +35,6 @@ if TYPE_CHECKING:
 
 STATE = "state "
 """How the names of a chunk's tensors begin that are states of layers."""
-
-
-class Clock:
-    """Seconds of named stages, one after another."""
-
-    def __init__(self) -> None:
-        self.started = self._last = time.perf_counter()
-        self.laps: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name], self._last = now - self._last, now
 
 
 class StoreBuild:

@@ -16,7 +16,6 @@ from engine.ingest.stored import method_of, stored_sources, stored_tokens
 from engine.ingest.trained_router import learnt_before
 from engine.ingest.windows import Windows
 from engine.object_storage import Address
-from engine.store.glance import is_store
 from engine.store.manifest import Manifest
 from engine.store.reader import Store, read_manifest
 from engine.store.writer import StoreWriter
@@ -28,18 +27,6 @@ if TYPE_CHECKING:
 
 WAIT_SECONDS = 0.1
 """Between two looks at a store that another process is writing."""
-
-
-def partly_read(target: Address) -> Manifest | None:
-    """The manifest of the store at `target` if windows of it are not read; None of any other.
-
-    Raises:
-        StoreError: there is a store, and it cannot be opened.
-    """
-    if not is_store(target):
-        return None
-    manifest = read_manifest(target)
-    return manifest if manifest.unread else None
 
 
 def read_windows(

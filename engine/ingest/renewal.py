@@ -11,7 +11,7 @@ from engine.ingest.sources import STDIN
 from engine.object_storage import Address, ObjectUrl, is_url
 from engine.store.glance import is_store
 from engine.store.library import digest_of, place_of
-from engine.store.reader import Store
+from engine.store.reader import Store, read_manifest
 from engine.store.upload import places_at
 from engine.types import IngestReport, SourceReport
 
@@ -54,6 +54,18 @@ def is_current(paths: Sequence[str], target: Address, options: IngestOptions) ->
     raise StoreExistsError(
         f"{target} holds {paths[0]} as it is: ask it, or pass --overwrite to read it again"
     )
+
+
+def partly_read(target: Address) -> Manifest | None:
+    """The manifest of the store at `target` if windows of it are not read; None of any other.
+
+    Raises:
+        StoreError: there is a store, and it cannot be opened.
+    """
+    if not is_store(target):
+        return None
+    manifest = read_manifest(target)
+    return manifest if manifest.unread else None
 
 
 def report(target: Address) -> IngestReport:

@@ -1,4 +1,8 @@
-"""Use cases: sources in, a store out; what that would cost; more sources into a store."""
+"""Use cases: sources in, a store out; what that would cost; more sources into a store.
+
+Importing it is cheap: a store in the way and a source that cannot be read are refused before torch
+is imported.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from engine.compression.methods import CacheShape, Method, named
+from engine.compression import method_names
 from engine.errors import (
     BudgetError,
     DocumentError,
     ReaderError,
     StoreExistsError,
 )
-from engine.ingest import on_demand, renewal
-from engine.ingest.build import Clock, StoreBuild, job_of, source_reports
+from engine.ingest import renewal
+from engine.ingest.clock import Clock
 from engine.ingest.sources import (
     check_named_once,
     check_new,
@@ -24,14 +28,13 @@ from engine.ingest.sources import (
     entries,
     remarks,
 )
-from engine.ingest.stored import method_of, stored_sources
-from engine.ingest.trained_router import check_use, learnt_before, routed
 from engine.ingest.windows import Windows, cut_windows, longest_window
 from engine.object_storage import Address
 from engine.store.reader import read_manifest
 from engine.types import IngestOptions, IngestReport, Plan, Progress
 
 if TYPE_CHECKING:
+    from engine.compression.methods import Method
     from engine.documents import Document, Source
     from engine.documents.tokens import Tokens
     from engine.models.reader import Reader
@@ -52,15 +55,20 @@ def plan(
     Raises:
         SekvError: what `ingest` would refuse, as far as no weights are needed to see it.
     """
+    method_names.check(options.method)
+    document = _load(paths, options, progress, stdin)
+
     from engine.attention.layer_states import positions
+    from engine.compression.methods import CacheShape, named
     from engine.compression.routers import router_file
     from engine.documents.tokens import tokenize
+    from engine.ingest.build import source_reports
+    from engine.ingest.trained_router import check_use
     from engine.models import load
     from engine.models.identity import of_configuration
     from engine.models.locate import locate
 
     recipe = named(options.method)
-    document = _load(paths, options, progress, stdin)
     located = locate(
         options.model, revision=options.revision, offline=options.offline, progress=progress
     )
@@ -145,12 +153,12 @@ def _ingest(
     from engine.store.writer import StoreWriter
 
     clock = Clock()
-    recipe = named(options.method)
+    method_names.check(options.method)
     check_chunk(options)
     target = target or default_target(paths)
     if renewal.is_current(paths, target, options):
         return renewal.report(target), reader
-    begun = None if options.overwrite or not whole else on_demand.partly_read(target)
+    begun = None if options.overwrite or not whole else renewal.partly_read(target)
     if begun is not None and options.update and renewal.changed(paths, target, begun):
         begun = None
     if begun is None:
@@ -160,8 +168,11 @@ def _ingest(
     clock.lap("read_s")
 
     from engine.attention.layer_states import positions
+    from engine.compression.methods import named
     from engine.documents.tokens import tokenize
-    from engine.ingest import parity
+    from engine.ingest import on_demand, parity
+    from engine.ingest.build import StoreBuild, job_of
+    from engine.ingest.trained_router import routed
     from engine.models import compresskv_heads, load
     from engine.models.locate import locate
     from engine.models.reader import load_reader
@@ -190,6 +201,7 @@ def _ingest(
     )
     parity.ensure(reader, progress)
     _measure_heads(reader, progress)
+    recipe = named(options.method)
     calibrated = compresskv_heads.needed(recipe, located.folder, options.heads, reader.identity)
     recipe, trained = routed(recipe, options.router, located.folder, reader, progress)
     if begun is not None:
@@ -259,6 +271,8 @@ def load_for(options: IngestOptions, progress: Progress) -> Reader:
         SekvError: no document can be read with these options: what `ingest` would refuse of each.
     """
     from engine.attention.layer_states import positions
+    from engine.compression.methods import named
+    from engine.ingest.trained_router import routed
     from engine.models import load
     from engine.models.locate import locate
     from engine.models.reader import load_reader
@@ -309,6 +323,9 @@ def append(
     from engine.documents import Document
     from engine.documents.tokens import tokenize
     from engine.documents.types import HEADERS_KEPT
+    from engine.ingest.build import StoreBuild, job_of
+    from engine.ingest.stored import method_of, stored_sources
+    from engine.ingest.trained_router import learnt_before
     from engine.models.locate import of_store
     from engine.models.reader import load_reader
     from engine.store.reader import Store

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
+from engine.models.reader import Reader
 from repository import ROOT
 from sekv_cli.main import app
 from sekv_cli.reference import reference
+from tiny_books import read
 
 HEAVY = {"torch", "transformers", "numpy", "pypdf", "pypdfium2", "tokenizers", "safetensors"}
 HEAVY |= {"huggingface_hub", "lxml", "gguf"}
@@ -85,6 +89,40 @@ def test_nothing_heavy_is_imported_to_say_no() -> None:
     )
     printed = [row for row in done.stdout.splitlines() if row.startswith("heavy:")]
     assert dict(zip(LIGHT, printed, strict=True)) == dict.fromkeys(LIGHT, "heavy: []")
+
+
+def test_a_store_in_the_way_and_a_bad_document_are_refused_before_torch_is_imported(
+    model: Path, reader: Reader, tmp_path: Path
+) -> None:
+    """Of the same sources, of others, of one that changed; and what is no document."""
+    read(tmp_path, model, reader=reader)
+    source, store = tmp_path / "log.txt", tmp_path / "log.sekv"
+    (tmp_path / "other.txt").write_text("Something else is written here.")
+    (tmp_path / "empty.txt").touch()
+    changed = shutil.copytree(store, tmp_path / "changed.sekv")
+    lines = {
+        f"{source} -o {store}": "as it is: ask it, or pass --overwrite",
+        f"{tmp_path}/other.txt -o {store}": "exists: choose another name with -o",
+        f"{tmp_path}/other.txt -o {store} --update": "is a store of other sources",
+        f"{tmp_path}/empty.txt": "is empty",
+        f"{tmp_path}/empty.txt --dry-run": "is empty",
+    }
+    program = (
+        "import sys\n"
+        "from sekv_cli.main import run\n"
+        f"for line in {list(lines)!r}:\n"
+        f"    assert run(['ingest', *line.split(), '--model', {str(model)!r}]) == 2\n"
+        f"open({str(source)!r}, 'a').write('It goes on.')\n"
+        f"assert run(['ingest', {str(source)!r}, '-o', {str(changed)!r}]) == 2\n"
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
+    said = done.stderr.splitlines()
+    for line, words in zip(said, [*lines.values(), "pass --update to read it anew"], strict=True):
+        assert words in line
 
 
 def test_the_help_imports_next_to_nothing_beside_typer() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import io
 import json
 import os
 import shutil
@@ -385,6 +386,37 @@ def test_a_question_through_the_server_imports_nothing_heavy(running: Running) -
     )
     assert done.stdout
     assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_only_a_device_of_the_command_line_keeps_a_question_from_the_server(
+    running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
+) -> None:
+    """One of the settings or the environment is for what is loaded here."""
+    looked: list[Path] = []
+
+    def find(store: Path, options: AskOptions) -> client.Remote | None:
+        looked.append(store)
+        return real(store, options)
+
+    real = client.find
+    monkeypatch.setattr(client, "find", find)
+    settings = tmp_path / "config.toml"
+    settings.write_text('device = "cpu"\n[chat]\ndtype = "float32"\n')
+    monkeypatch.setenv("SEKV_CONFIG", str(settings))
+    monkeypatch.setenv("SEKV_DTYPE", "float32")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
+    for command, named, expected in (
+        ("ask", [], 1),
+        ("chat", [], 1),
+        ("ask", ["--device", "cpu"], 0),
+        ("ask", ["--dtype", "auto"], 0),
+        ("ask", ["--no-server"], 0),
+    ):
+        with subtests.test(command=command, named=named):
+            looked.clear()
+            question = [QUESTION, "--max-new-tokens", "1"] if command == "ask" else []
+            assert run([command, str(running.store), *question, *named]) == 0
+            assert len(looked) == expected
 
 
 def test_a_trace_through_the_server_is_a_trace(running: Running, tmp_path: Path) -> None:
