@@ -52,9 +52,13 @@ class StoreBusyError(StoreError):
 
 
 class StoreDamagedError(StoreError):
-    """Bytes of a store are not what its manifest says."""
+    """Bytes of a store are not what its manifest says. Every such line ends with what to do."""
 
     code = "store_damaged"
+    advice = "ingest again or restore it from a copy"
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(fault if fault.endswith(self.advice) else f"{fault}: {self.advice}")
 
 
 class StoreMismatchError(StoreError):

@@ -69,8 +69,7 @@ class WindowStates:
                     odd.append(name)
             if odd:
                 raise StoreDamagedError(
-                    f"{place}: the state of layer {number} is not this model's "
-                    f"(at {odd[0][:40]!r}): ingest again"
+                    f"{place}: the state of layer {number} is not this model's (at {odd[0][:40]!r})"
                 )
 
 

@@ -15,7 +15,7 @@ import xxhash
 
 from engine.errors import StoreDamagedError, StoreError
 from engine.store import container
-from engine.store.folder import ADVICE, Runs, StoreFolder
+from engine.store.folder import Runs, StoreFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,7 +122,7 @@ class StoreFile:
         """
         if container.checksum(data) != self.entry.tensors[name]:
             self.forget()
-            raise StoreDamagedError(f"{self.name} is damaged in tensor {name!r}: {ADVICE}")
+            raise StoreDamagedError(f"{self.name} is damaged in tensor {name!r}")
 
     def is_damaged(self, name: str, advance: Callable[[int], None]) -> bool:
         """Whether the bytes of a tensor differ from the manifest, holding little memory."""
@@ -138,7 +138,7 @@ class StoreFile:
         size = self._folder.size_of(self.name, self.entry)
         if size != self.entry.bytes:
             raise StoreDamagedError(
-                f"{self.name} has {size} bytes where the manifest says {self.entry.bytes}: {ADVICE}"
+                f"{self.name} has {size} bytes where the manifest says {self.entry.bytes}"
             )
         try:
             prefix = self.read(0, min(size, container.PREFIX)).tobytes()
@@ -149,9 +149,7 @@ class StoreFile:
                 raise StoreDamagedError("has a header that is not the manifest's")
             header = container.parse(data, size)
         except StoreError as error:
-            raise StoreDamagedError(f"{self.name} {error}: {ADVICE}") from None
+            raise StoreDamagedError(f"{self.name} {error}") from None
         if set(header.tensors) != set(self.entry.tensors):
-            raise StoreDamagedError(
-                f"{self.name} holds other tensors than the manifest says: {ADVICE}"
-            )
+            raise StoreDamagedError(f"{self.name} holds other tensors than the manifest says")
         return header

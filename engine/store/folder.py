@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 Runs = list[tuple[list[memoryview], int]]
 """What to read of a file: each run fills its buffers, in order, from its position on."""
 
-ADVICE = "ingest again or restore it from a copy"
 
 MOST_OPEN = 128
 """Files of one store that stay open while nobody reads them: systems allow a process some 1000."""
@@ -225,7 +224,7 @@ class Folder:
         identity = (found.st_dev, found.st_ino, found.st_size)
         if self._seen.setdefault(name, identity) != identity:
             os.close(descriptor)
-            raise StoreDamagedError(f"{name} changed while the store was open: {ADVICE}")
+            raise StoreDamagedError(f"{name} changed while the store was open")
         return descriptor
 
 
@@ -243,7 +242,7 @@ def _fill(
         except OSError as error:
             raise StoreError(f"{name} cannot be read: {error.strerror}") from None
         if done == 0:
-            raise StoreDamagedError(f"{name} is cut short: {ADVICE}")
+            raise StoreDamagedError(f"{name} is cut short")
         position += done
         count(done)
         while batch and done >= len(batch[0]):
@@ -292,7 +291,7 @@ def open_below(folder: int, name: str) -> int:
             opened.append(place)
         descriptor = os.open(last, _FILE, dir_fd=place)
     except FileNotFoundError:
-        raise StoreDamagedError(f"{name} is missing: {ADVICE}") from None
+        raise StoreDamagedError(f"{name} is missing") from None
     except OSError as error:
         if _is_link(folder, name):
             raise StoreDamagedError(

@@ -16,7 +16,6 @@ import numpy as np
 from engine.errors import StoreDamagedError
 from engine.store.container import span_checksum
 from engine.store.files import StoreFile
-from engine.store.folder import ADVICE
 from engine.store.records import PARTS, layers_of, span_bounds, table_fault
 from engine.store.tensors import to_numpy
 
@@ -181,7 +180,7 @@ class HostSection:
             if span_checksum(data[cuts[index] : cuts[index + 1]]) != sums[index]:
                 self._file.forget()
                 raise StoreDamagedError(
-                    f"{self._file.name} is damaged in layer {layer}, span {span}: {ADVICE}"
+                    f"{self._file.name} is damaged in layer {layer}, span {span}"
                 )
 
     def _layer(self, layer: int) -> _Layer:

@@ -26,7 +26,6 @@ from engine.errors import (
 from engine.object_storage import ObjectInfo, ObjectUrl, bucket
 from engine.store.block_cache import BlockCache
 from engine.store.container import checksum
-from engine.store.folder import ADVICE
 from engine.store.manifest import MAX_BYTES, NAME
 
 if TYPE_CHECKING:
@@ -118,7 +117,7 @@ class ObjectFolder:
         places = [(at, at + sum(map(len, buffers))) for buffers, at in runs]
         found = self._object(name, entry)
         if any(end > found.size for _, end in places):
-            raise StoreDamagedError(f"{name} is cut short: {ADVICE}")
+            raise StoreDamagedError(f"{name} is cut short")
         pieces = self._gather(found, block_key(entry), places)
         starts = [start for start, _ in pieces]
         for buffers, position in runs:
@@ -177,7 +176,7 @@ class ObjectFolder:
         """
         found = object_of(self._listing, name, entry)
         if found is None:
-            raise StoreDamagedError(f"{name} is missing: {ADVICE}")
+            raise StoreDamagedError(f"{name} is missing")
         return found
 
     def _gather(
@@ -205,7 +204,7 @@ class ObjectFolder:
             raise StoreError("it was replaced while it was open: open it again") from None
         self._count(len(data))
         if len(data) != end - start:
-            raise StoreDamagedError(f"{found.key} is cut short: {ADVICE}")
+            raise StoreDamagedError(f"{found.key} is cut short")
         self._cache.keep(key, start, data)
         return start, data
 

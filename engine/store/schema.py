@@ -106,7 +106,7 @@ class Schema:
             tables = {name: section[name].numpy() for name in SPAN_TABLE if name in section}
             fault = span_table_fault(tables, entry.end - entry.start, entry.spans)
             if fault:
-                raise StoreDamagedError(f"{place} has {fault}: ingest again")
+                raise StoreDamagedError(f"{place} has {fault}")
             exact = len(pinned_tokens(section["bounds"].long(), section["kind"]))
             rest = {name: t for name, t in section.items() if name not in SPAN_TABLE}
             found = zip(numbers, by_layer(rest, numbers), expected, strict=True)
@@ -216,4 +216,4 @@ def _looks(tensor: Tensor) -> str:
 
 
 def _fault(place: str, name: str, what: str) -> StoreError:
-    return StoreDamagedError(f"{place}: tensor {name[:80]!r} is {what}: ingest again")
+    return StoreDamagedError(f"{place}: tensor {name[:80]!r} is {what}")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.errors import StoreError
+from engine.errors import StoreDamagedError, StoreError
 from engine.store.container import checksum
 from engine.store.manifest import (
     DEEPEST,
@@ -147,7 +147,10 @@ def test_every_single_changed_byte_is_noticed() -> None:
 
 @pytest.mark.parametrize("cut", [0, 1, 100, -1])
 def test_a_cut_manifest_is_damaged(cut: int) -> None:
-    assert "damaged" in refuses(MANIFEST.to_bytes()[:cut])
+    """And says what to do, as every line about damage."""
+    said = refuses(MANIFEST.to_bytes()[:cut])
+    assert "damaged" in said
+    assert said.endswith(StoreDamagedError.advice)
 
 
 def test_keys_that_this_version_does_not_know_are_passed_over() -> None:
