@@ -118,7 +118,7 @@ def bench(
             verbose=verbose,
         )
         return
-    from sekv_cli import format, progress
+    from sekv_cli import format, progress, reports
 
     with progress.on_stderr(verbose) as shown:
         if suites[0] is chosen.SuiteName.fidelity:
@@ -154,7 +154,7 @@ def bench(
     if as_json:
         format.emit_json(report)
     else:
-        format.print_markdown(format.console(), table)
+        reports.print_measured(format.console(), table, output)
 
 
 def _suites(text: str) -> list[chosen.SuiteName]:

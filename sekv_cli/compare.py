@@ -116,7 +116,7 @@ def _publish(
 ) -> bool:
     """Write and print the results; whether all claims hold."""
     from engine.lab.bench import claims, page, results
-    from sekv_cli import format
+    from sekv_cli import format, reports
 
     made, tables, holds = [], [], True
     for run, folder in zip(runs, folders, strict=True):
@@ -139,7 +139,7 @@ def _publish(
     if as_json:
         format.emit_json(whole)
     else:
-        format.print_markdown(format.console(), "\n".join(tables))
+        reports.print_measured(format.console(), "\n".join(tables), output)
     return holds
 
 

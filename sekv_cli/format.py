@@ -199,10 +199,36 @@ def print_router(out: Console, path: PurePath, result: Result) -> None:
 
 
 def print_markdown(out: Console, page: str) -> None:
-    """A page of the engine's own as a terminal shows it; in a pipe it stays Markdown."""
+    """A page of the engine's own as a terminal shows it; in a pipe it stays Markdown.
+
+    A table that is wider than the terminal is shown row by row, a cell to a line.
+    """
+    if not out.is_terminal:
+        out.file.write(page)
+        return
+    from itertools import groupby
+
     from rich.markdown import Markdown
 
-    if out.is_terminal:
-        out.print(Markdown(page))
-    else:
-        out.file.write(page)
+    for is_table, lines in groupby(page.splitlines(), lambda line: line.startswith("|")):
+        if not is_table:
+            out.print(Markdown("\n".join(lines)))
+            continue
+        header, *rows = [_cells(line) for line in lines if not re.fullmatch(r"[|:\-]+", line)]
+        _print_table(out, header, rows)
+
+
+def _cells(line: str) -> list[str]:
+    """The cells of a row of a Markdown table."""
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def _print_table(out: Console, header: list[str], rows: list[list[str]]) -> None:
+    """A table with columns, or where these do not fit, with a row's name above its cells."""
+    table = grid(header, rows)
+    if out.measure(table).maximum <= out.width:
+        out.print(table)
+        return
+    for name, *cells in rows:
+        out.print(clean(f"{header[0]} {name}"), style="bold")
+        out.print(facts(zip(header[1:], cells, strict=False)))

@@ -15,6 +15,7 @@ from sekv_cli.format import (
     extent,
     facts,
     grid,
+    print_markdown,
     reading,
     seconds_text,
     share_text,
@@ -256,3 +257,9 @@ def print_removed(out: Console, report: Removed) -> None:
     """What that freed, and where the model still is."""
     left = f"; it is still in {report.left}" if report.left else ""
     out.print(clean(f"removed {report.model}: {bytes_text(report.bytes)} free{left}"))
+
+
+def print_measured(out: Console, table: str, folder: PurePath) -> None:
+    """What `sekv bench` found, and where it is kept."""
+    print_markdown(out, table)
+    out.print(clean(f"\nresults.json, this table and its charts are in {folder}"))

@@ -15,8 +15,9 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from engine import types
+from engine.ingest.parity import Parity
 from engine.models import aliases, shelf
-from engine.store import library
+from engine.store import library, upkeep
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 PLAIN = {str: "string", bool: "boolean", int: "integer", float: "number", NoneType: "null"}
@@ -56,6 +57,43 @@ def listing(item: Any) -> dict[str, Any]:
     return {"type": "array", "items": item}
 
 
+def measured() -> dict[str, Any]:
+    """What a suite of `sekv bench` reports: its head, settings and rows. What a row holds is the
+    suite's own, and named there."""
+    text, number, seconds = of(str), of(int), of(float)
+    left_out = listing(record({"what": text, "why": text}))
+    anything: dict[str, Any] = {"type": "object"}
+    rows, head = listing(anything), {"format": text, "model": text, "setting": anything}
+    made_by = {"creator": text, "suite": text, "weights": text, "dtype": text, "device": text}
+    compared = record(
+        {**head, **made_by, "seed": number, "items": number, "rows": rows, "skipped": left_out},
+        closed=False,
+    )
+    suites = {
+        "niah, ruler, multi, longbench, infinitebench or qa": compared,
+        "several of them": record({"suites": {"type": "object", "additionalProperties": compared}}),
+        "fidelity": record(
+            {**head, "documents": number, "full": anything, "methods": rows, "skipped": left_out},
+            closed=False,
+        ),
+        "efficiency": record({**head, "skipped": left_out, "lengths": rows}, closed=False),
+        "positions": record(
+            {"suite": {"const": "positions"}, "questions": number, "rows": of(dict[str, Any])}
+            | {"model": text, "weights": text}
+        ),
+        "retrieval": record(
+            {"suite": {"const": "retrieval"}, "questions": number, "longest_tokens": number}
+            | {"index_s": seconds, "question_s": seconds, "recall": rows, "library": anything}
+        ),
+        "support": record(
+            {"suite": {"const": "support"}, "setting": anything, "questions": number}
+            | {"answerable": number, "right": number, "evidence": anything, "curve": rows},
+            closed=False,
+        ),
+    }
+    return {"anyOf": [{"title": name, **schema} for name, schema in suites.items()]}
+
+
 def schemas() -> dict[str, dict[str, Any]]:
     """Every output by the name of its file, without its ending."""
     text, number, flag = of(str), of(int), of(bool)
@@ -70,10 +108,7 @@ def schemas() -> dict[str, dict[str, Any]]:
     heads = {"heads": text, "model": text, "layers": number}
     return {
         "ask": of(types.Answer),
-        "bench": {
-            "type": "object",
-            "description": "A report of the suite; docs/results.md has some.",
-        },
+        "bench": measured(),
         "config": record(
             {
                 "path": text,
@@ -81,6 +116,15 @@ def schemas() -> dict[str, dict[str, Any]]:
             }
         ),
         "error": record({"error": record({"code": text, "message": text})}),
+        "gc": record(
+            {
+                "removed": listing(of(upkeep.Leftover)),
+                "kept": listing(of(upkeep.Leftover)),
+                "sockets": of(list[str]),
+                "freed_bytes": number,
+                "dry_run": flag,
+            }
+        ),
         "ingest": of(types.IngestReport),
         "ingest-dry-run": record({**of(types.Plan)["properties"], "dry_run": flag}),
         "ingest-library": of(types.LibraryReport),
@@ -89,8 +133,16 @@ def schemas() -> dict[str, dict[str, Any]]:
         "models": record(
             {"models": listing(record(model_row)), "converted": listing(converted), "cache": text}
         ),
+        "models-check": record(
+            {
+                name: {"type": ["number", "null"]} if kind == of(float) else kind
+                for name, kind in of(Parity)["properties"].items()
+            }
+        ),
         "models-pull": of(shelf.Pulled),
         "models-rm": of(shelf.Removed),
+        "mv": record({"store": text}),
+        "rm": record({"removed": of(list[str]), "freed_bytes": number}),
         "serve": record({"url": text, "pid": number, "stores": of(list[str]), "socket": text}),
         "text": record({"source": text, "chars": number, "pages": listing(page)}),
         "train": record(trained, closed=False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from engine.types import Citation, InspectReport, WindowRead
-from sekv_cli import progress, strips
+from sekv_cli import format, progress, strips
 from sekv_cli.answers import print_citations, windows_text
 from sekv_cli.format import (
     amount_text,
@@ -191,6 +192,21 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
+
+
+def test_a_table_of_bench_is_read_on_any_terminal(subtests: pytest.Subtests) -> None:
+    """With columns where they fit, else row by row; no word is broken."""
+    page = "suite niah\n\n| method | score % | read anew |\n|---|---:|---:|\n"
+    page += "| sekv | 81.5 | 12 s |\n"
+    for columns, lines in (
+        (80, ["suite niah", "", "method  score %  read anew", "sekv       81.5       12 s"]),
+        (20, ["suite niah", "", "method sekv", "  score %    81.5", "  read anew  12 s"]),
+    ):
+        with subtests.test(columns=columns):
+            out = Console(file=io.StringIO(), force_terminal=True, width=columns, no_color=True)
+            format.print_markdown(out, page)
+            shown = re.sub(r"\x1b\[[0-9;]*m", "", out.file.getvalue())
+            assert [line.rstrip() for line in shown.splitlines()] == lines
 
 
 def test_without_a_terminal_progress_is_plain_lines(clock: Clock) -> None:

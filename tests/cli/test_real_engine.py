@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from engine.types import IngestOptions
+from json_schemas import valid
 from sekv_cli.main import run
 from tiny_architectures import full_attention, save
 from tiny_models import checkpoint
@@ -306,7 +307,7 @@ def test_a_model_is_checked_by_name(place: Path, capsys: pytest.CaptureFixture[s
     capsys.readouterr()
     assert run(["models", "check", str(place / "model"), "--json"]) == 0
     (found,) = records(capsys)
-    assert found["passed"]
+    assert valid("models-check", found)["passed"]
     assert found["difference"] <= found["tolerance"]
     refused = place / "refused"
     save(full_attention("diffllama"), refused)

@@ -27,13 +27,15 @@ def test_every_output_keeps_to_its_schema(
     monkeypatch: pytest.MonkeyPatch,
     subtests: pytest.Subtests,
 ) -> None:
-    """One after the other, as a user would; those of models, train and serve are checked where
-    these commands are tested."""
+    """One after the other, as a user would; those of models, train, serve and bench are checked
+    where these commands are tested."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SEKV_MODEL", str(model))
     Path("book.txt").write_text(TEXT)
     Path("many").mkdir()
     Path("many/one.txt").write_text(TEXT)
+    Path(".dead.sekv.work").mkdir()  # what `gc` finds
+    Path(".dead.sekv.lock").touch()
     for name, line, code in (
         ("ingest-dry-run", "ingest book.txt --dry-run", 0),
         ("ingest", "ingest book.txt", 0),
@@ -47,6 +49,11 @@ def test_every_output_keeps_to_its_schema(
         ("list", "list", 0),
         ("models", "models", 0),
         ("config", "config", 0),
+        ("list", "list library", 0),
+        ("ask", "ask library Who? --no-server", 0),
+        ("mv", "mv book.sekv moved.sekv", 0),
+        ("rm", "rm moved.sekv", 0),
+        ("gc", "gc --dry-run", 0),
     ):
         with subtests.test(line=line):
             assert run([*line.split(), "--json"]) == code

@@ -23,6 +23,7 @@ from engine.lab.bench.efficiency.table import LONE, markdown
 from engine.lab.bench.peers import caches, gguf
 from engine.models.reader import Reader, load_reader
 from engine.types import Silent
+from json_schemas import valid
 from tiny_books import log, session
 from tiny_books import report as ingested
 from tiny_models import checkpoint
@@ -58,6 +59,10 @@ def report(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Any]:
     return measure(reader, str(model), TEXT, SETTING, tmp_path_factory.mktemp("run"), progress)
+
+
+def test_the_report_keeps_to_its_schema(report: dict[str, Any]) -> None:
+    valid("bench", json.dumps(report))
 
 
 def test_every_contender_is_timed_in_every_round(

@@ -33,6 +33,7 @@ from engine.lab.bench.read_once import ReadOnce
 from engine.lab.bench.results import save
 from engine.models.reader import Reader
 from engine.types import Silent
+from json_schemas import valid
 from tiny_books import log
 
 
@@ -77,6 +78,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def report(model: Path, reader: Reader, folder: Path) -> dict[str, Any]:
     Logs.drawn = 0
     return measure(reader, str(model), Logs(), SETTING, folder, Silent())
+
+
+def test_the_report_keeps_to_its_schema(report: dict[str, Any]) -> None:
+    valid("bench", json.dumps(report))
 
 
 def test_as_many_questions_are_asked_as_were_ordered(report: dict[str, Any]) -> None:

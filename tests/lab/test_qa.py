@@ -25,6 +25,7 @@ from engine.lab.bench.suites.scores import contains, exact_match, qa_f1
 from engine.lab.bench.suites.types import Ask
 from engine.models.reader import Reader
 from engine.types import Answer, Citation, MemoryUse, Silent, Usage
+from json_schemas import valid
 from sekv_cli.main import run
 from tiny_books import log, words_of
 
@@ -412,12 +413,14 @@ def test_the_command_asks_beside_plain_transformers_and_holds_claims(
     line += ["--method", "full", "--budget", "all", "--length", "300", "--samples", "4"]
     line += ["--max-new-tokens", "4", "--device", "cpu", "--out", str(tmp_path)]
     assert run([*line, "--json", "--assert", "full:same >= 1"]) == 0
-    made = json.loads(capsys.readouterr().out)
+    made = valid("bench", capsys.readouterr().out)
     assert [row["row"] for row in made["rows"]] == [PLAIN, "full"]
     assert sum(map(len, made["rows"][1]["measures"]["same"].values())) == 4
     assert run([*line, "--assert", "full:same < 1"]) == 1
     assert "does not hold: full:same < 1" in (tmp_path / "table.md").read_text()
-    assert "does not hold: full:same < 1" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "does not hold: full:same < 1" in shown
+    assert shown.endswith(f"results.json, this table and its charts are in {tmp_path}\n")
 
 
 @pytest.mark.parametrize(
