@@ -83,7 +83,9 @@ def address(name: str | os.PathLike[str] | ObjectUrl) -> Address:
     try:
         parts = urlsplit(text)
     except ValueError:
-        raise ObjectStorageError("this is no URL of an object store: s3://bucket/name") from None
+        raise ObjectStorageError(
+            "this is no URL of an object store; write s3://bucket/name"
+        ) from None
     scheme = parts.scheme
     shown = f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     if "@" in parts.netloc or parts.query or parts.fragment:
@@ -103,7 +105,7 @@ def address(name: str | os.PathLike[str] | ObjectUrl) -> Address:
         raise ObjectStorageError(f"{shown} names no bucket; write {scheme}://bucket/name")
     steps = parts.path.removeprefix("/").removesuffix("/").split("/")
     if key and any(step in ("", ".", "..") for step in steps):
-        raise ObjectStorageError(f"{shown} has an empty step or dots in its key")
+        raise ObjectStorageError(f"{shown} has // or a . or .. between its slashes; write it out")
     return ObjectUrl(f"{scheme}://{parts.netloc}", key)
 
 
@@ -217,9 +219,13 @@ class Bucket:
             yield
         except (BaseError, OSError) as error:
             if "NoSuchBucket" in str(error):
-                raise ObjectStorageError(f"there is no bucket {self.root}") from error
+                raise ObjectStorageError(
+                    f"there is no bucket {self.root}; check its name"
+                ) from error
             if isinstance(error, NotFoundError | FileNotFoundError):
-                raise ObjectMissingError(f"there is no object {self.root}/{key}") from error
+                raise ObjectMissingError(
+                    f"there is no object {self.root}/{key}; check its name"
+                ) from error
             raise ObjectStorageError(f"{self.root}/{key}: {_reason(error)}") from error
 
 

@@ -247,7 +247,9 @@ def _from_memory(reader: Reader, folder: Path) -> tuple[list[int], list[int], Te
             break
         chars //= 2
     else:
-        raise ReaderError("the model has not even the positions for a question and a sentence")
+        raise ReaderError(
+            "the model has too few positions for a sentence and a question; use another model"
+        )
     windows = Windows((0, len(tokens.ids)), len(tokens.ids))
     recipe = _lossless()
     job = job_of(document, windows, reader, recipe, IngestOptions(chunk_tokens=CHUNK))

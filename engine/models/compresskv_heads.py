@@ -79,7 +79,9 @@ class Heads:
         if set(shapes) != {identity.layers} or not all(
             0 <= head < identity.heads for layer in found.heads for head in layer
         ):
-            raise ReaderError(f"{path}: heads that {identity.id} does not have; calibrate again")
+            raise ReaderError(
+                f"{path}: heads that {identity.id} does not have; run: sekv train heads"
+            )
         return found
 
 

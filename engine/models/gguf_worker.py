@@ -47,7 +47,9 @@ def convert_file(file: Path, folder: Path, dtype: str) -> None:
                 **place,
             )
     if not all(bool(torch.isfinite(weight).all()) for weight in model.state_dict().values()):
-        raise ReaderError(f"weights of {file.name} are no numbers that {dtype} holds")
+        raise ReaderError(
+            f"{file.name} has weights that are no numbers in {dtype}: it is damaged; get it again"
+        )
     # transformers takes for quantised what it has just dequantised, and would not save it.
     model.hf_quantizer = None
     vars(model.config).pop("quantization_config", None)

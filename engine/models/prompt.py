@@ -172,7 +172,9 @@ def _pieces(tokenizer: Any, messages: list[dict[str, str]]) -> list[str]:
         raise ReaderError(f"the model's chat template cannot be rendered: {error}") from error
     pieces = re.split(f"{DOCUMENT}|{QUESTION}", text)
     if len(pieces) != 3 or text.find(DOCUMENT) > text.find(QUESTION):
-        raise ReaderError("the model's chat template drops, repeats or moves the document")
+        raise ReaderError(
+            "the model's chat template drops, repeats or moves the document; use another model"
+        )
     return pieces
 
 

@@ -169,7 +169,7 @@ class Reader:
         once per store."""
         ids = list(self.prompt.prefix)
         if not ids:
-            raise ReaderError("the prompt has no token before the document; a reader needs one")
+            raise ReaderError("the prompt has no token before the document; use another model")
         cache = self.empty_cache(len(ids))
         hidden = self.forward(ids, 0, cache)
         self._behind_prefix = hidden[-1:], states_of(cache.layers)
@@ -350,7 +350,9 @@ class Reader:
         name, size = self.identity.architecture, self.identity.head_dim
         rope = getattr(self._body, "rotary_emb", None)
         if rope is None:
-            raise ReaderError(f"{name} has no RoPE: its keys are the same before it")
+            raise ReaderError(
+                f"{name} has no RoPE, which this --method is about; use another method"
+            )
         device = self.devices[0]
         places = torch.arange(start, start + tokens, device=device)[None]
         cos, sin = (t[0].float().cpu() for t in rope(torch.zeros(1, device=device), places))
@@ -362,7 +364,7 @@ class Reader:
                 return cos, sin
         raise ReaderError(
             f"{name} turns only a part of a key's components, or other pairs than (i, i + D / 2): "
-            "keys before RoPE are not known"
+            "its keys before RoPE are not known; use another --method"
         )
 
     @torch.inference_mode()

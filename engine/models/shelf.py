@@ -125,7 +125,9 @@ def remove(model: str, progress: Progress) -> Removed:
     left = _row(known)
     if not freed:
         elsewhere = f"; it is in {left.path}, which sekv does not touch" if left.here else ""
-        raise ReaderError(f"the cache holds nothing of {model}{elsewhere}")
+        raise ReaderError(
+            f"the cache holds nothing of {model}{elsewhere}; sekv models lists what is here"
+        )
     return Removed(model, freed, left.path)
 
 

@@ -283,7 +283,9 @@ def test_models_rm_frees_what_the_cache_holds(
     assert last["bytes"] > 1000
     assert cache.entries() == []
     assert run(["models", "rm", "tiny"]) == 2
-    assert capsys.readouterr().err == "sekv: the cache holds nothing of tiny\n"
+    assert capsys.readouterr().err == (
+        "sekv: the cache holds nothing of tiny; sekv models lists what is here\n"
+    )
     for name in (own.name, "..", "../models", "nosuch"):
         assert run(["models", "rm", name]) == 2
         assert "is neither an alias nor a converted file" in capsys.readouterr().err

@@ -35,7 +35,7 @@ def load_books(folder: Path) -> tuple[Book, ...]:
         DocumentError: there is no such folder, or no text in it.
     """
     if not folder.is_dir():
-        raise DocumentError(f"there is no folder {folder}")
+        raise DocumentError(f"there is no folder {folder}; name one of .txt books with --text")
     found = []
     for path in sorted(folder.glob("*.txt")):
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -44,7 +44,7 @@ def load_books(folder: Path) -> tuple[Book, ...]:
         if paragraphs:
             found.append(Book(path.stem, paragraphs))
     if not found:
-        raise DocumentError(f"{folder} holds no .txt books")
+        raise DocumentError(f"{folder} holds no .txt books; name another folder with --text")
     return tuple(found)
 
 

@@ -201,7 +201,7 @@ def measure(
         raise SekvError(f"no arrangement '{', '.join(unknown)}'; known: {', '.join(ARRANGEMENTS)}")
     chosen = choose([q for q in questions if q.answerable], setting.samples, setting.seed)
     if not chosen:
-        raise SekvError("none of these questions has an answer")
+        raise SekvError("none of these questions has an answer; name others with --questions")
     log = Log.open(folder, _head(reader, setting))
     turn = reader.rotation(0, reader.max_positions)
     progress.start("asking", len(chosen), "questions")

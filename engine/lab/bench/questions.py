@@ -96,7 +96,7 @@ def load_questions(path: Path) -> list[Question]:
             raise DocumentError(f"{path}: line {number} has no question, or an answer too many")
         found.append(one)
     if not found:
-        raise DocumentError(f"{path} holds no questions")
+        raise DocumentError(f"{path} holds no questions; write one JSON object a line")
     return found
 
 
@@ -203,7 +203,9 @@ def placed(question: Question, text: str) -> tuple[int, int]:
     """
     place = question.place(text)
     if place is None:
-        raise DocumentError(f"{question.document} does not hold the evidence of {question.id}")
+        raise DocumentError(
+            f"{question.document} does not hold the evidence of {question.id}; another edition?"
+        )
     return place
 
 
@@ -220,7 +222,10 @@ def _around(
         first -= 1  # a character of several bytes may be split over tokens
     after = int((tokens.starts < place[1]).sum())
     if after - first > length:
-        raise DocumentError(f"the evidence of {key} has {after - first} tokens, more than {length}")
+        raise DocumentError(
+            f"the evidence of {key} has {after - first} tokens, more than {length}; name a "
+            "longer --length"
+        )
     length = min(length, len(tokens))
     begin = rng.randint(max(0, after - length), min(first, len(tokens) - length))
     return int(tokens.starts[begin]), int(tokens.ends[begin + length - 1])

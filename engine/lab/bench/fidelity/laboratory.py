@@ -100,7 +100,9 @@ def measure(
     once = ReadOnce.of(reader, list(recipes.values()))
     drawn = list(_drawn(documents, setting.questions))
     if not drawn:
-        raise SekvError("the documents hold no questions")
+        raise SekvError(
+            "no question has its evidence in these documents; name others with --documents"
+        )
     log = Log.open(folder, _head(reader, setting, recipes))
     with tempfile.TemporaryDirectory(prefix="sekv-fidelity-") as scratch:
         source = Path(scratch) / "document.txt"

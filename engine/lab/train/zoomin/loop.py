@@ -229,7 +229,9 @@ class _Trainer:
         if not 32 <= self.longest <= most:
             raise TrainError(f"--length {self.longest}: this model takes 32 to {most} tokens")
         if not 0 <= options.columns <= identity.head_dim:
-            raise TrainError(f"a basis of this model has at most {identity.head_dim} columns")
+            raise TrainError(
+                f"a basis of this model has at most {identity.head_dim} columns; ask for fewer"
+            )
         self.texts = Texts.of(options.text, reader, self.longest + options.query, options.held_out)
         shape = Shape(
             identity.layers,

@@ -59,7 +59,9 @@ class Texts:
             raise TrainError(f"no .txt files in {folder}; name a folder of texts with --text")
         unknown = sorted(set(held_out) - {path.stem for path in paths})
         if unknown:
-            raise TrainError(f"there is no {unknown[0]}.txt in {folder} to hold out")
+            raise TrainError(
+                f"there is no {unknown[0]}.txt in {folder} to hold out; name one of it"
+            )
         empty = np.zeros(0, np.int32)
         parts: dict[str, list[npt.NDArray[np.int32]]] = {"train": [empty], "held out": [empty]}
         names: dict[str, list[str]] = {part: [] for part in parts}
