@@ -153,6 +153,25 @@ def grid(header: Sequence[str], rows: Iterable[Sequence[str]], left: Iterable[in
     return table
 
 
+def print_table(
+    out: Console, header: Sequence[str], rows: Iterable[Sequence[str]], left: Iterable[int] = (0,)
+) -> None:
+    """A `grid`, or on a terminal that is too narrow for it each row's cells below its name."""
+    rows = list(rows)
+    table = grid(header, rows, left)
+    if not out.is_terminal or _width(out, table) <= out.width:
+        out.print(table)
+        return
+    for name, *cells in rows:
+        out.print(clean(name), style="bold")
+        out.print(facts(zip(header[1:], cells, strict=False)))
+
+
+def _width(out: Console, table: Table) -> int:
+    """Columns of a table of which nothing is folded."""
+    return out.measure(table, options=out.options.update(max_width=UNBROKEN)).maximum
+
+
 def extent(path: str, parts: int, chars: int) -> str:
     """How long a source is; only a PDF has pages, other formats have headings."""
     thing = "section" if PurePath(path).suffix.lower() in SECTIONED else "page"
@@ -215,20 +234,9 @@ def print_markdown(out: Console, page: str) -> None:
             out.print(Markdown("\n".join(lines)))
             continue
         header, *rows = [_cells(line) for line in lines if not re.fullmatch(r"[|:\-]+", line)]
-        _print_table(out, header, rows)
+        print_table(out, header, rows)
 
 
 def _cells(line: str) -> list[str]:
     """The cells of a row of a Markdown table."""
     return [cell.strip() for cell in line.strip().strip("|").split("|")]
-
-
-def _print_table(out: Console, header: list[str], rows: list[list[str]]) -> None:
-    """A table with columns, or where these do not fit, with a row's name above its cells."""
-    table = grid(header, rows)
-    if out.measure(table).maximum <= out.width:
-        out.print(table)
-        return
-    for name, *cells in rows:
-        out.print(clean(f"{header[0]} {name}"), style="bold")
-        out.print(facts(zip(header[1:], cells, strict=False)))

@@ -14,8 +14,8 @@ from sekv_cli.format import (
     count_text,
     extent,
     facts,
-    grid,
     print_markdown,
+    print_table,
     reading,
     seconds_text,
     share_text,
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from engine.models.shelf import Listing, Pulled, Removed
     from engine.store.library import StoreSummary
     from engine.types import IngestReport, Plan, SourceReport
-
-NARROW = 76
-"""Columns below which a table of models would break its words."""
 
 STAGES = {
     "read_s": "text from the sources",
@@ -153,7 +150,7 @@ def print_stores(out: Console, folder: str, stores: Sequence[StoreSummary]) -> N
             for store in readable
         )
         header = ("store", "model", "tokens", "size", "changed", "sources")
-        out.print(grid(header, rows, left=(0, 1, 4, 5)))
+        print_table(out, header, rows, left=(0, 1, 4, 5))
     for store in stores:
         if store.problem:
             out.print(clean(store.problem), style="red")
@@ -223,11 +220,7 @@ def print_models(out: Console, found: Listing) -> None:
         for row in found.models
     )
     header = ("model", "parameters", "licence", "context", "from", "here")
-    if out.is_terminal and out.width < NARROW:
-        for row in rows:
-            out.print(facts(zip(header, row, strict=True)))
-    else:
-        out.print(grid(header, rows, left=(0, 2, 4, 5)))
+    print_table(out, header, rows, left=(0, 2, 4, 5))
     for entry in found.converted:
         out.print(clean(f"{entry.name}  {bytes_text(entry.bytes)}, converted from {entry.origin}"))
     out.print(clean(f"kept in {found.cache}"), style="dim")
