@@ -44,7 +44,7 @@ ENTRIES = (
     Listed("chat", READ, "Talk with a store, question after question.", "chat.chat"),
     Listed("serve", READ, "Answer over HTTP, as OpenAI's API does.", "serve.serve"),
     Listed("list", KEEP, "List the stores of a folder.", "list.list_stores"),
-    Listed("rm", KEEP, "Remove stores; their sources stay.", "upkeep.remove"),
+    Listed("rm", KEEP, "Remove stores, or one source of a store.", "upkeep.remove"),
     Listed("mv", KEEP, "Move a store; its sources are still found.", "upkeep.move"),
     Listed("gc", KEEP, "Remove what dead runs left.", "upkeep.collect"),
     Listed(

@@ -143,6 +143,7 @@ def schemas() -> dict[str, dict[str, Any]]:
         "models-rm": of(shelf.Removed),
         "mv": record({"store": text}),
         "rm": record({"removed": of(list[str]), "freed_bytes": number}),
+        "rm-source": of(types.Removal),
         "serve": record({"url": text, "pid": number, "stores": of(list[str]), "socket": text}),
         "text": record({"source": text, "chars": number, "pages": listing(page)}),
         "train": record(trained, closed=False),

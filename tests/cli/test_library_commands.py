@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from engine.models.reader import Reader
+from json_schemas import valid
 from sekv_cli.main import run
 from tiny_books import log, read
 
@@ -108,7 +109,7 @@ def test_rm_takes_one_source_out_of_a_store(
         assert run(line.split()) == 2
         assert words in capsys.readouterr().err
     assert run(["rm", "two.sekv", "--source", "b.txt", "--json"]) == 0
-    done = json.loads(capsys.readouterr().out)
+    done = valid("rm-source", capsys.readouterr().out)
     assert (done["removed"], done["sources"], done["unread"]) == ("b.txt", ["a.txt"], 0)
     assert run(["rm", "two.sekv", "--source", "a.txt"]) == 2
     assert "sekv rm two.sekv" in capsys.readouterr().err
