@@ -153,6 +153,9 @@ def schemas() -> dict[str, dict[str, Any]]:
                 "store": text,
                 "ok": flag,
                 "bytes": number,
+                "windows": number,
+                "windows_read": number,
+                "tokens_read": number,
                 "damaged": of(list[str]),
                 "sources": of(list[str]),
             }

@@ -50,7 +50,7 @@ def test_every_output_keeps_to_its_schema(
         ("models", "models", 0),
         ("config", "config", 0),
         ("list", "list library", 0),
-        ("ask", "ask library Who? --no-server", 0),
+        ("ask", "ask library whales? --no-server", 0),
         ("mv", "mv book.sekv moved.sekv", 0),
         ("rm", "rm moved.sekv", 0),
         ("gc", "gc --dry-run", 0),
