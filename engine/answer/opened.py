@@ -53,7 +53,7 @@ class Opened:
         self.model_s = time.perf_counter() - at
         at = time.perf_counter()
         self.heads = evidence_heads.importance_of(self.reader.identity)
-        memory = open_memory(self.store, self.reader, **memory_options(options))
+        memory = self._memory_now(options)
         self.ids = _known_ids(document["ids"], self.reader, store)
         self.book = DocumentText.of(self.store, document)
         windows = [(window.start, window.end) for window in manifest.windows]
@@ -89,7 +89,7 @@ class Opened:
         Raises:
             SekvError: the store cannot be asked with them.
         """
-        self.answer_from(open_memory(self.store, self.reader, **memory_options(options)))
+        self.answer_from(self._memory_now(options))
 
     def answer_from(self, memory: Memory) -> None:
         """Answer from this memory and nothing else."""
@@ -134,13 +134,28 @@ class Opened:
         Raises:
             StoreError: it is another document's.
         """
+        self._follow()
+        self.take(options)
+
+    def _memory_now(self, options: AskOptions) -> Memory:
+        """The memory of the store; of its successor, where another process reads more of it
+        meanwhile."""
+        while True:
+            try:
+                return open_memory(self.store, self.reader, **memory_options(options))
+            except StoreError:
+                if not self.store.was_replaced():
+                    raise
+            self._follow()
+
+    def _follow(self) -> None:
+        """Hold the store that has this one's name now. Raises StoreError: another document's."""
         before, now = self.manifest, Store.open(self.store.path)
         if (now.manifest.sources, now.manifest.tokens) != (before.sources, before.tokens):
             now.close()
             raise StoreError(f"{self.store.path} was replaced while it was open: open it again")
         self.store.close()
         self.store = now
-        self.take(options)
 
 
 def memory_options(options: AskOptions) -> dict[str, Any]:

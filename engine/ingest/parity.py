@@ -107,7 +107,7 @@ def ensure(reader: Reader, progress: Progress) -> None:
     found = known(reader)
     if found is None:
         progress.start("checking the model's logits against transformers', once", 0, "")
-        found = check(reader)
+        found = check(reader, progress)
     if not found.passed:
         raise ReaderError(f"{found.model}: {found.reason}")
 
@@ -133,7 +133,7 @@ def check_named(model: str, options: IngestOptions, progress: Progress) -> Parit
         return _outcome(identity, options.dtype, options.device, reason=str(error))
     reader = load_reader(located, device=options.device, dtype=options.dtype, progress=progress)
     progress.start("checking the model's logits against transformers'", 0, "")
-    return check(reader)
+    return check(reader, progress)
 
 
 def known(reader: Reader) -> Parity | None:
@@ -150,12 +150,8 @@ def known(reader: Reader) -> Parity | None:
     return next((each for each in reversed(found) if _about(each) == about), None)
 
 
-def check(reader: Reader) -> Parity:
-    """Check a loaded model and keep the outcome.
-
-    Raises:
-        ReaderError: the cache cannot be written.
-    """
+def check(reader: Reader, progress: Progress) -> Parity:
+    """Check a loaded model and keep the outcome, or say that it cannot be kept."""
     try:
         found = measure(reader)
     except ReaderError as error:
@@ -170,10 +166,10 @@ def check(reader: Reader) -> Parity:
         path.parent.mkdir(parents=True, exist_ok=True)
         disk.put(path, (json.dumps(body) + "\n").encode())
     except OSError as error:
-        raise ReaderError(
+        progress.note(
             f"cannot keep what was found of the model in {path.parent} ({error.strerror}); "
             "name a folder that can be written with SEKV_CACHE"
-        ) from error
+        )
     return found
 
 

@@ -91,7 +91,7 @@ def test_a_wrong_variable_is_named(
 ) -> None:
     monkeypatch.setenv("SEKV_DEVICE", "gpu")
     assert run(["ask", "book.sekv", "Who?"]) == 2
-    assert "'--device' (from SEKV_DEVICE): 'gpu' is not auto" in capsys.readouterr().err
+    assert "'--device' (from SEKV_DEVICE): unknown device 'gpu'" in capsys.readouterr().err
 
 
 def test_set_get_unset_and_show(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

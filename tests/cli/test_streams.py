@@ -178,9 +178,12 @@ def test_a_question_that_is_no_text_is_one_line(place: Path, line: str) -> None:
     printed = done.stderr.decode()
     if "--json" in line:
         printed = json.loads(printed)["error"]
-        assert printed == {"code": "question", "message": "the question is not UTF-8 text"}
+        assert printed == {
+            "code": "question",
+            "message": "the question is not UTF-8 text; save it as UTF-8",
+        }
     else:
-        assert printed == "sekv: the question is not UTF-8 text\n"
+        assert printed == "sekv: the question is not UTF-8 text; save it as UTF-8\n"
 
 
 def test_a_question_in_utf16_is_not_read_as_one_in_utf8(

@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from engine.compression import methods as recipes
 from engine.documents.tokens import Tokens
 from engine.documents.types import HEADERS_KEPT, Document, Source
 from engine.errors import (
@@ -27,7 +26,6 @@ from engine.errors import (
     SekvError,
     StoreError,
 )
-from engine.ingest import run as use
 from engine.ingest.run import append, default_target, ingest, plan
 from engine.ingest.windows import cut_windows, longest_window
 from engine.models.reader import Reader
@@ -188,6 +186,7 @@ def test_a_report_tells_what_was_made(model: Path, reader: Reader, tmp_path: Pat
         "tokens",
         "windows",
         "window_tokens",
+        "unchanged",
         "spans",
         "anchors",
         "store_bytes",
@@ -460,7 +459,8 @@ def test_a_plan_is_near_what_is_made_and_loads_no_weights(
         assert getattr(planned, name) == getattr(made, name)
     assert planned.full_kv_bytes == made.full_kv_bytes
     assert planned.estimated_store_bytes == pytest.approx(made.store_bytes, rel=0.6)
-    assert planned.estimated_device_bytes == pytest.approx(resident, rel=0.6)
+    # Of methods other than the default, whose spans have another length: about half or twice.
+    assert 0.4 * resident < planned.estimated_device_bytes < 2 * resident
     assert planned.to_json()["dry_run"] is True
 
 
@@ -572,7 +572,3 @@ def test_an_append_by_another_reader_is_refused(
     with pytest.raises(StoreError, match="weights"):
         appended(Path(first.store), tmp_path, other)
     assert tree(Path(first.store)) == before
-
-
-def test_known_methods_have_names_of_their_own() -> None:
-    assert use.named("sekv") is recipes.METHODS["sekv"]

@@ -10,9 +10,10 @@ import pytest
 
 from engine.ingest import run
 from engine.models.reader import Reader
+from engine.store.glance import fingerprint
 from engine.store.reader import read_manifest
 from engine.types import Answer, AskOptions, IngestOptions, Silent
-from sekv_cli.server import unix_socket, wire
+from sekv_cli.server import wire
 from sekv_cli.server.warm import Warm
 from tiny_books import log
 
@@ -46,10 +47,10 @@ def test_a_question_has_its_windows_read_and_the_store_stays_open(store: Path) -
         assert [each.window for each in kept.retrieval] == [0]
         first = ask(warm, "How many whales on day 9?", DEFAULTS)
         assert any(each.read_now for each in first.retrieval)
-        assert warm.fingerprint("log") == unix_socket.fingerprint(store)
-        session = warm._held["log"][1]
+        assert [held["fingerprint"] for held in warm.held()] == [fingerprint(store)]
+        session = warm._stores.peek(store)
         again = ask(warm, "How many whales on day 9?", DEFAULTS)
-        assert warm._held["log"][1] is session
+        assert warm._stores.peek(store) is session
     assert (again.answer, again.citations) == (first.answer, first.citations)
     assert not any(each.read_now for each in again.retrieval)
     assert again.usage.recomputed_document_tokens == 0

@@ -532,11 +532,13 @@ def test_a_server_that_cannot_start_is_one_line(
 
 
 def test_two_stores_of_one_name_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    running: Running, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for name in ("a/b.sekv", "c/b"):
+        shutil.copytree(running.store, tmp_path / name)
     assert run(["serve", str(tmp_path / "a" / "b.sekv"), str(tmp_path / "c" / "b")]) == 2
     assert "both called b" in capsys.readouterr().err
-    assert run(["serve", str(tmp_path / "b.sekv"), str(tmp_path / "." / "b.sekv")]) == 2
+    assert run(["serve", str(tmp_path / "c" / "b"), str(tmp_path / "." / "c" / "b")]) == 2
     assert "is named twice" in capsys.readouterr().err
 
 
