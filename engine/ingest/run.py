@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from engine.compression import method_names
 from engine.errors import (
     BudgetError,
     DocumentError,
@@ -55,7 +54,6 @@ def plan(
     Raises:
         SekvError: what `ingest` would refuse, as far as no weights are needed to see it.
     """
-    method_names.check(options.method)
     document = _load(paths, options, progress, stdin)
 
     from engine.attention.layer_states import positions
@@ -153,7 +151,6 @@ def _ingest(
     from engine.store.writer import StoreWriter
 
     clock = Clock()
-    method_names.check(options.method)
     check_chunk(options)
     target = target or default_target(paths)
     if renewal.is_current(paths, target, options):
@@ -177,6 +174,7 @@ def _ingest(
     from engine.models.locate import locate
     from engine.models.reader import load_reader
 
+    recipe = named(options.method)
     located = locate(
         options.model, revision=options.revision, offline=options.offline, progress=progress
     )
@@ -201,7 +199,6 @@ def _ingest(
     )
     parity.ensure(reader, progress)
     _measure_heads(reader, progress)
-    recipe = named(options.method)
     calibrated = compresskv_heads.needed(recipe, located.folder, options.heads, reader.identity)
     recipe, trained = routed(recipe, options.router, located.folder, reader, progress)
     if begun is not None:

@@ -35,14 +35,15 @@ def test_recall_counts_windows_with_a_part_and_passages_with_all_of_the_evidence
         asked(44, "Who sang?", "paraphrase"),
         Question("none", "log.txt", "Who sang?", "", kind="unanswerable"),
     ]
-    made = valid("bench", json.dumps(retrieval.measure(questions, shelf, words_of, (40, 4096))))
+    made = retrieval.measure(questions, shelf, words_of, (40, 4096))
+    valid("bench", json.dumps(made))
     assert made["questions"] == 2
     small, large = made["recall"]
     assert (small["window"], large["window"]) == (40, 4096)
     assert small["lexical"] == {
         "questions": 1,
-        "windows": dict.fromkeys(map(str, retrieval.COUNTS), 1.0),
-        "passages": dict.fromkeys(map(str, retrieval.COUNTS), 1.0),
+        "windows": dict.fromkeys(retrieval.COUNTS, 1.0),
+        "passages": dict.fromkeys(retrieval.COUNTS, 1.0),
     }
     assert large["lexical"]["windows"][1] == 1.0
     assert small["paraphrase"]["windows"] == dict.fromkeys(retrieval.COUNTS, 0.0)
