@@ -525,8 +525,8 @@ def test_a_chart_is_one_drawing_with_a_line_per_series() -> None:
         ({"methods": ("sekv", "none")}, Logs(), BudgetError, "unknown method 'none'"),
         ({"budgets": ("15%", "much")}, NeverRead(), BudgetError, "budget"),
         ({"coverage": 0.0}, NeverRead(), BudgetError, "coverage"),
-        ({}, [], SekvError, "no questions"),
-        ({}, [Excerpt(log(4), ())], SekvError, "no questions"),
+        ({}, [], SekvError, "no question has its evidence"),
+        ({}, [Excerpt(log(4), ())], SekvError, "no question has its evidence"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(
