@@ -150,7 +150,7 @@ def known(reader: Reader) -> Parity | None:
     return next((each for each in reversed(found) if _about(each) == about), None)
 
 
-def check(reader: Reader, progress: Progress) -> Parity:
+def check(reader: Reader, progress: Progress | None = None) -> Parity:
     """Check a loaded model and keep the outcome, or say that it cannot be kept."""
     try:
         found = measure(reader)
@@ -166,7 +166,7 @@ def check(reader: Reader, progress: Progress) -> Parity:
         path.parent.mkdir(parents=True, exist_ok=True)
         disk.put(path, (json.dumps(body) + "\n").encode())
     except OSError as error:
-        progress.note(
+        (progress or Silent()).note(
             f"cannot keep what was found of the model in {path.parent} ({error.strerror}); "
             "name a folder that can be written with SEKV_CACHE"
         )

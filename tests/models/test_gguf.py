@@ -111,7 +111,7 @@ def test_weights_beyond_float16_are_refused(source: Path, tmp_path: Path) -> Non
     save_file(weights, changed / "model.safetensors", metadata={"format": "pt"})
     file = write_gguf(changed, tmp_path / "large.gguf", Type.BF16)
     convert_file(file, tmp_path / "kept", read_header(file).dtype)
-    with pytest.raises(ReaderError, match="no numbers that float16 holds"):
+    with pytest.raises(ReaderError, match="no numbers in float16"):
         convert_file(file, tmp_path / "model", "float16")
 
 
