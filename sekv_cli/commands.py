@@ -130,8 +130,8 @@ class Group(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name = args[0]
         if not name.startswith("-") and self.get_command(ctx, name) is None:
-            near = get_close_matches(name, self.list_commands(ctx), n=2, cutoff=0.7)
-            hint = f" Did you mean {' or '.join(near)}?" if near else _for_a_file(name)
+            near = get_close_matches(name, self.list_commands(ctx), n=1, cutoff=0.65)
+            hint = f" Did you mean {near[0]}?" if near else _for_a_file(name)
             ctx.fail(f"There is no command {name!r}.{hint}")
         return super().resolve_command(ctx, args)
 

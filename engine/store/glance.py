@@ -58,6 +58,9 @@ def not_a_store(path: Path) -> StoreMissingError:
             f"{path}: its ingest was interrupted; run the same command to finish it"
         )
     if not path.exists():
+        near = path.parent / f"{path.stem}.sekv"
+        if near != path and (near / NAME).is_file():
+            return StoreMissingError(f"there is no store at {path}; did you mean {near}?")
         return StoreMissingError(f"there is no store at {path}: make one with sekv ingest")
     if path.is_file():
         return StoreMissingError(f"{path} is not a store; sekv ingest {path} makes one of it")

@@ -62,6 +62,7 @@ def test_a_typing_mistake_is_told_what_was_meant(
 ) -> None:
     """With one mark at the end of each sentence."""
     for line, said in (
+        ("aks", "There is no command 'aks'. Did you mean ask? Try: sekv --help"),
         ("inspct", "There is no command 'inspct'. Did you mean inspect? Try: sekv --help"),
         ("zzz", "There is no command 'zzz'. Try: sekv --help"),
         ("models pul x", "There is no command 'pul'. Did you mean pull? Try: sekv models --help"),

@@ -159,6 +159,8 @@ def test_what_cannot_be_removed_or_moved_is_one_line(
         ("rm library", "folder of stores"),
         ("rm library/photos", "not a store"),
         ("rm library/nothing.sekv", "no store"),
+        ("rm library/organ", "did you mean library/organ.sekv?"),
+        ("verify library/organ.pdf", "did you mean library/organ.sekv?"),
         ("mv library/nothing.sekv x", "no store"),
         ("mv library/organ.sekv library/deep/comet.sekv", "exists"),
         ("mv library/organ.sekv nowhere/x.sekv", "does not exist"),
