@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from engine.types import LibraryOptions
 from fake_engine import FakeEngine
+from json_schemas import valid
 from sekv_cli.main import run
 
 
@@ -75,7 +74,7 @@ def test_people_read_what_became_of_the_documents(
 
 def test_scripts_read_every_document(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["ingest", "papers", "-o", "lib", "--json"]) == 1
-    record: dict[str, Any] = json.loads(capsys.readouterr().out)
+    record = valid("ingest-library", capsys.readouterr().out)
     assert [each["state"] for each in record["documents"]] == ["read", "replaced", "failed", "gone"]
     assert record["left_out"] == ["a.jpg"]
 

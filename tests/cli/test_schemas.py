@@ -27,20 +27,22 @@ def test_every_output_keeps_to_its_schema(
     monkeypatch: pytest.MonkeyPatch,
     subtests: pytest.Subtests,
 ) -> None:
-    """One after the other, as a user would; those of models, train, serve and bench are checked
-    where these commands are tested."""
+    """One after the other, as a user would; those of models, train, serve and bench, and what a
+    library says of documents that it reads, are checked where these commands are tested."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SEKV_MODEL", str(model))
     Path("book.txt").write_text(TEXT)
     Path("many").mkdir()
     Path("many/one.txt").write_text(TEXT)
+    Path("library").mkdir()
     Path(".dead.sekv.work").mkdir()  # what `gc` finds
     Path(".dead.sekv.lock").touch()
     for name, line, code in (
         ("ingest-dry-run", "ingest book.txt --dry-run", 0),
         ("ingest", "ingest book.txt", 0),
         ("ingest", "ingest book.txt --update", 0),
-        ("ingest-library", "ingest many -o library", 0),
+        ("ingest", "ingest many/one.txt -o library/one.sekv", 0),
+        ("ingest-library", "ingest many -o library", 0),  # unchanged: no process is started
         ("ask", "ask book.sekv Who? --no-server", 0),
         ("inspect", "inspect book.sekv", 0),
         ("inspect", "inspect book.sekv -q Who?", 0),
