@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +14,7 @@ from engine.errors import SekvError
 from engine.models import named
 from engine.store import glance
 from engine.store.manifest import NAME
-from engine.types import AUTO, AskOptions, IngestOptions
+from engine.types import AUTO, AskOptions
 from sekv_cli import options, outputs, streams, unread
 from sekv_cli.commands import ALL_STATS, RESEARCH
 
@@ -108,7 +107,7 @@ def ask(
     outputs.check_trace(trace)
 
     from sekv_cli import format, progress
-    from sekv_cli.asker import Unread, computes_here, open_asker
+    from sekv_cli.asker import computes_here, open_asker
     from sekv_cli.stream import Stream
 
     chosen = AskOptions(
@@ -129,13 +128,7 @@ def ask(
         read=not no_read,
         whole=whole,
     )
-    first_read, here = None, computes_here(context)
-    if document is not None:
-        own = unread.own_model(model)
-        reading = IngestOptions(
-            model=own, device=device, dtype=dtype.value, router=chosen.router, offline=offline
-        )
-        first_read = Unread(document, replace(reading, **given))
+    here, first_read = computes_here(context), unread.to_read(document, chosen, given)
     several = file is not None or "-" in (questions or []) or len(questions or []) > 1
     cost = "full" if all_stats else "short" if stats else ""
     traces = []

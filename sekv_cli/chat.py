@@ -17,8 +17,7 @@ from engine.models import named
 from engine.object_storage import Address
 from engine.store import glance
 from engine.types import AUTO, AskOptions
-from sekv_cli import options, outputs, streams
-from sekv_cli.asker import asked
+from sekv_cli import options, outputs, streams, unread
 from sekv_cli.endings import explain
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ AROUND = 300
 
 def chat(
     context: typer.Context,
-    store: options.Store,
+    asked: options.StoreOrDocument,
     max_new_tokens: options.MaxNewTokens = 256,
     budget: options.Budget = AUTO,
     no_read: options.NoRead = False,
@@ -45,6 +44,11 @@ def chat(
         ),
     ] = None,
     verbose: options.Verbose = None,
+    output: unread.Output = None,
+    pages: unread.Pages = "",
+    window: unread.Window = None,
+    chunk_tokens: unread.ChunkTokens = None,
+    method: unread.Method = "",
     model: options.Model = "",
     device: options.Device = "auto",
     dtype: options.DTypeOption = options.DType.auto,
@@ -57,7 +61,8 @@ def chat(
     coverage: options.Coverage = 1.0,
     widen: options.Widen = 1.0,
 ) -> None:
-    """Talk with a store: one question after the other, each answer with its passages.
+    """Talk with a store or a document: one question after the other, each answer
+    with its passages.
 
     The latest turns, as far as an eighth of the budget holds them, are read again
     with each question; older ones are compressed as the document is, within the
@@ -67,10 +72,12 @@ def chat(
 
     \b
     Example:
+      sekv chat book.pdf
       sekv chat book.sekv
       sekv chat book.sekv --budget 10% --temperature 0.7
     """
-    place = asked(store)
+    how = {"pages": pages, "window": window, "chunk_tokens": chunk_tokens, "method": method}
+    place, document, given = unread.find(asked, output, how)
     named.check(model, offline=offline)
     streams.binary()
     outputs.check_history(history)
@@ -93,9 +100,10 @@ def chat(
         offline=offline,
         read=not no_read,
     )
+    here, first_read = computes_here(context), unread.to_read(document, chosen, given)
     with (
         progress.on_stderr(verbose) as shown,
-        open_asker(place, chosen, shown, no_server=computes_here(context)) as asker,
+        open_asker(place, chosen, shown, no_server=here, unread=first_read) as asker,
     ):
         shown.clear()
         for line in glance.changed_sources(place):

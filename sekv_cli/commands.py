@@ -40,8 +40,8 @@ class Listed:
 
 ENTRIES = (
     Listed("ingest", READ, "Read documents once and keep the memory as a store.", "ingest.ingest"),
-    Listed("ask", READ, "Answer questions from a store, with page citations.", "ask.ask"),
-    Listed("chat", READ, "Talk with a store, question after question.", "chat.chat"),
+    Listed("ask", READ, "Answer questions from a store or document, citing pages.", "ask.ask"),
+    Listed("chat", READ, "Talk with a store or document, question after question.", "chat.chat"),
     Listed("serve", READ, "Answer over HTTP, as OpenAI's API does.", "serve.serve"),
     Listed("list", KEEP, "List the stores of a folder.", "list.list_stores"),
     Listed("rm", KEEP, "Remove stores, or one source of a store.", "upkeep.remove"),

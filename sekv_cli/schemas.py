@@ -93,8 +93,9 @@ def measured() -> dict[str, Any]:
         ),
         "support": record(
             {"suite": {"const": "support"}, "setting": anything, "questions": number}
-            | {"answerable": number, "right": number, "evidence": anything, "curve": rows},
-            closed=False,
+            | {"answerable": number, "right": number, "evidence": anything, "curve": rows}
+            | {"area": of(float), "alone": of(dict[str, float]), "model": text}
+            | {"calibration": of(dict[str, float] | None)}
         ),
     }
     return {"anyOf": [{"title": name, **schema} for name, schema in suites.items()]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,8 +15,9 @@ from engine.errors import SekvError
 from engine.ingest.sources import default_target
 from engine.object_storage import Address
 from engine.store import glance
+from engine.types import AskOptions, IngestOptions
 from sekv_cli import settings
-from sekv_cli.asker import asked
+from sekv_cli.asker import Unread, asked
 from sekv_cli.commands import SHARED
 
 PART = "A document that has no store yet"
@@ -84,8 +86,8 @@ def find(
         the store, the document that it is to be made of where it is not there yet, and the
         options that are given.
     Raises:
-        SekvError: there is neither, the store is another document's, or these options are given
-            of a store.
+        SekvError: there is neither, the store is another document's or was read in another way,
+            or these options are given of a store that is named itself.
     """
     given = {name: value for name, value in how.items() if value not in (None, "")}
     if not _is_document(named):
@@ -98,12 +100,31 @@ def find(
     store, document = output or default_target([named]), Path(named)
     if not glance.is_store(store):
         return store, document, given
-    from engine.ingest.asked import check_store_of
+    from engine.ingest.asked import check_read_as, check_store_of
 
     check_store_of(document, store)
-    if given:
-        raise _refused(store, next(iter(given)))
+    if "chunk_tokens" in given:
+        raise _refused(store, "chunk_tokens")
+    check_read_as(document, store, **given)
     return store, None, {}
+
+
+def to_read(document: Path | None, chosen: AskOptions, given: Mapping[str, Any]) -> Unread | None:
+    """How a document that has no store yet is to be read; None where there is none.
+
+    Args:
+        document, given: as `find` returns them.  chosen: how questions are answered.
+    """
+    if document is None:
+        return None
+    reading = IngestOptions(
+        model=own_model(chosen.model),
+        device=chosen.device,
+        dtype=chosen.dtype,
+        router=chosen.router,
+        offline=chosen.offline,
+    )
+    return Unread(document, replace(reading, **given))
 
 
 def own_model(model: str) -> str:

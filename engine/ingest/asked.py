@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.documents import load
 from engine.errors import DocumentError, StoreBusyError, StoreExistsError
 from engine.store.glance import is_store
 from engine.store.library import sha256_of
@@ -38,6 +39,35 @@ def check_store_of(source: Path, store: Path) -> None:
         f"{store} is there and of other sources than {source}: ask it by its own name, or name "
         "another store with -o"
     )
+
+
+def check_read_as(
+    source: Path, store: Path, *, pages: str = "", window: int = 0, method: str = ""
+) -> None:
+    """Whether the store of a document was read as these options say; one left out agrees.
+
+    Args:
+        pages: as `documents.load` has them; the document is read for them.
+        window: document tokens per context, 0 for what the model reads well.
+    Raises:
+        StoreExistsError: it was read in another way.
+        DocumentError: the document has no such pages.
+    """
+    manifest = read_manifest(store)
+    wanted = ""
+    if method and method != manifest.method:
+        wanted = f"by the method {manifest.method}, not {method}; leave --method out"
+    elif window and window != manifest.window_tokens:
+        wanted = f"in windows of {manifest.window_tokens}, not {window} tokens; leave --window out"
+    elif pages:
+        [entry] = manifest.sources
+        [read] = load([str(source)], pages=pages).sources
+        sheets = [entry.sheet(page) for page in range(len(entry.pages))]
+        if sheets != [page.sheet for page in read.pages]:
+            first, last = entry.pages[0][0], entry.pages[-1][0]
+            wanted = f"with pages {first} to {last}, not --pages {pages}; leave --pages out"
+    if wanted:
+        raise StoreExistsError(f"{store} was read {wanted}, or name another store with -o")
 
 
 def begin_unless_there(

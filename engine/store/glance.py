@@ -10,6 +10,7 @@ import json
 import os
 from pathlib import Path
 
+from engine.documents import is_named_as_document
 from engine.errors import StoreMissingError
 from engine.object_storage import Address, ObjectUrl
 from engine.store.manifest import NAME
@@ -61,6 +62,10 @@ def not_a_store(path: Path) -> StoreMissingError:
         near = path.parent / f"{path.stem}.sekv"
         if near != path and (near / NAME).is_file():
             return StoreMissingError(f"there is no store at {path}; did you mean {near}?")
+        if is_named_as_document(str(path)):
+            return StoreMissingError(
+                f"there is neither a document {path} nor a store of it; check the name"
+            )
         return StoreMissingError(f"there is no store at {path}: make one with sekv ingest")
     if path.is_file():
         return StoreMissingError(f"{path} is not a store; sekv ingest {path} makes one of it")

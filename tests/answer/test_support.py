@@ -18,6 +18,7 @@ from engine.lab.bench.questions import Question
 from engine.lab.bench.support import SupportRow, SupportSetting
 from engine.models.reader import Reader
 from engine.types import Silent
+from json_schemas import valid
 from tiny_books import log
 
 NOTHING = Signals(0, math.log(0.01))
@@ -160,6 +161,7 @@ def test_the_suite_asks_everything_once_and_goes_on_where_it_stopped(
     ]
     setting = SupportSetting(tokens=300, answer=3)
     made = support.measure(reader, [(asked, tmp_path)], setting, tmp_path / "out", Silent())
+    valid("bench", made)
     assert (made["questions"], made["answerable"]) == (3, 2)
     lines = (tmp_path / "out" / "support.jsonl").read_text()
     assert len(lines.splitlines()) == 3

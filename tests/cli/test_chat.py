@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 from engine.errors import BudgetError
-from engine.types import Answer, AskOptions, Citation, MemoryUse, Turn, Usage
+from engine.types import Answer, AskOptions, Citation, IngestOptions, MemoryUse, Turn, Usage
 from repository import environment
 from sekv_cli import asker
+from sekv_cli.asker import Unread
 from sekv_cli.main import run
 
 CITATIONS = (Citation("book.pdf", "6", 10, 13, "Ana", 0.8),)
@@ -33,6 +34,7 @@ class Fake:
         self.asked: list[tuple[str, tuple[Turn, ...], AskOptions]] = []
         self.failure: BaseException | None = None
         self.ending: dict[str, Any] = {}
+        self.opened: tuple[Path, Unread | None] | None = None
 
     def __enter__(self) -> Fake:
         return self
@@ -71,8 +73,10 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fake:
     (tmp_path / "book.sekv").mkdir()
     (tmp_path / "book.sekv" / "manifest.json").touch()
 
-    def opened(store: Path, options: AskOptions, shown: Any, *, no_server: bool) -> Fake:
-        made.options = options
+    def opened(
+        store: Path, options: AskOptions, shown: Any, *, no_server: bool, unread: Unread | None
+    ) -> Fake:
+        made.options, made.opened = options, (store, unread)
         return made
 
     monkeypatch.setattr(asker, "open_asker", opened)
@@ -105,6 +109,17 @@ def test_each_question_comes_with_the_turns_before_it(talk: Any, fake: Fake) -> 
     assert "?ohW" in out
     assert "[1] p. 6, book.pdf" in out
     assert err == ""
+
+
+def test_a_document_without_a_store_is_talked_with_as_it_is_to_be_read(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "new.txt").write_text("Ana warned him.")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Who?\n"), encoding="utf-8"))
+    assert run(["chat", "new.txt", "--window", "512", "--model", "smollm2"]) == 0
+    reading = IngestOptions(model="smollm2", window=512)
+    assert fake.opened == (Path("new.sekv"), Unread(Path("new.txt"), reading))
+    assert [question for question, _, _ in fake.asked] == ["Who?"]
 
 
 def test_stopping_an_answer_does_not_stop_the_talk(talk: Any, fake: Fake) -> None:

@@ -10,13 +10,15 @@ import pytest
 
 from engine.answer import replay
 from engine.answer.session import Session
-from engine.errors import OptionError, StoppedError, StoreExistsError
+from engine.errors import DocumentError, OptionError, StoppedError, StoreExistsError
 from engine.ingest import run
+from engine.ingest.asked import check_read_as
 from engine.ingest.on_demand import read_windows
 from engine.models.reader import Reader
 from engine.store.reader import Store, read_manifest
 from engine.types import IngestOptions, Silent
 from tiny_books import log, report, session
+from tiny_documents import make_pdf
 from toy_store import leftovers, tree
 
 TEXT = log(20)
@@ -197,6 +199,28 @@ def test_an_ingest_that_would_make_another_store_is_refused(
             )
         assert said in str(caught.value)
         assert tree(partly) == before
+
+
+def test_a_document_is_asked_again_as_it_was_read_and_in_no_other_way(
+    model: Path, reader: Reader, tmp_path: Path
+) -> None:
+    source, store = tmp_path / "log.pdf", tmp_path / "log.sekv"
+    lines = log(9).splitlines()
+    source.write_bytes(make_pdf([lines[:3], lines[3:6], lines[6:]]))
+    options = IngestOptions(model=str(model), window=WINDOW, pages="2-3")
+    run.begin([str(source)], store, options, Silent(), reader)
+    check_read_as(source, store)
+    check_read_as(source, store, pages="2-3", window=WINDOW, method="sekv")
+    check_read_as(source, store, pages="2,#3")
+    for how, said in (
+        ({"pages": "1-2"}, "was read with pages 2 to 3, not --pages 1-2; leave --pages out"),
+        ({"window": 100}, "was read in windows of 160, not 100 tokens; leave --window out"),
+        ({"method": "full"}, "was read by the method sekv, not full; leave --method out"),
+    ):
+        with pytest.raises(StoreExistsError, match=said):
+            check_read_as(source, store, **how)
+    with pytest.raises(DocumentError, match="has 3 pages; --pages asks for page 4"):
+        check_read_as(source, store, pages="2-4")
 
 
 def test_an_update_of_a_changed_document_reads_all_of_it(

@@ -18,6 +18,7 @@ from engine.lab.bench.positions import PositionSetting, ReadTokens, SeenPassages
 from engine.lab.bench.questions import Question
 from engine.models.reader import Reader
 from engine.types import Silent
+from json_schemas import valid
 from tiny_books import log
 
 IDS = [7 + 5 * i % 90 for i in range(24)]
@@ -111,6 +112,7 @@ def test_a_run_asks_every_question_once_and_counts_against_the_first_row(
         positions.measure, reader, asked, tmp_path, words, setting, tmp_path / "out", Silent()
     )
     report = run()
+    valid("bench", report)
     assert set(report["rows"]) == set(positions.ARRANGEMENTS)
     for line in report["rows"].values():
         assert line["all"]["n"] == 3
