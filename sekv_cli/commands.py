@@ -101,7 +101,7 @@ class Command(TyperCommand):
         _write_parameters(self, ctx, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """A wrong value that was not typed says where it came from."""
+        """A wrong value is told with its option, and where it came from if it was not typed."""
         options = args[: args.index("--")] if "--" in args else args
         if "--stats=full" in options:
             args = [ALL_STATS if arg == "--stats=full" else arg for arg in args]
@@ -110,10 +110,13 @@ class Command(TyperCommand):
         except typer.BadParameter as error:
             param = error.param
             source = ctx.get_parameter_source(param.name) if param is not None else None
-            if param is not None and source is not None and source.name != "COMMANDLINE":
-                from_file = source.name == "DEFAULT_MAP"
-                origin = "the settings, see sekv config" if from_file else param.envvar
-                error.param_hint = f"'{param.opts[0]}' (from {origin})" if origin else None
+            if param is not None and source is not None and param.param_type_name == "option":
+                known = {
+                    "DEFAULT_MAP": "the settings, see sekv config",
+                    "ENVIRONMENT": param.envvar,
+                }
+                origin = known.get(source.name)
+                error.param_hint = f"'{param.opts[0]}'" + (f" (from {origin})" if origin else "")
             raise
 
 

@@ -5,6 +5,7 @@ The only place where errors become exit codes. Free of the engine's heavy parts.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -74,6 +75,8 @@ def _one_line(text: str) -> str:
 def _usage_line(error: BaseException) -> str:
     """The wrong option and the command whose help explains it."""
     message = _one_line(getattr(error, "format_message", error.__str__)())
+    message = re.sub(r"a valid int(eger)?( range)?\b", "a whole number", message)
+    message = re.sub(r"a valid float( range)?\b", "a number", message)
     near = getattr(error, "possibilities", None)
     if near:  # typer's own words: "No such option: --bugdet (Possible options: --budget, --quiet)"
         nearest = get_close_matches(getattr(error, "option_name", ""), near, n=1, cutoff=0)

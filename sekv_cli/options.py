@@ -118,8 +118,9 @@ Whole = Annotated[
     bool | None,
     typer.Option(
         "--whole/--no-whole",
-        help="Take questions as about the whole document, and answer from beginnings; or none, not "
-        "even “What is it about?”, which is taken so by its form.",
+        help="Answer every question as one about the whole document, from its beginnings and "
+        "central passages; or none, not even “What is it about?”. [default: by the question's "
+        "form]",
         show_default=False,
     ),
 ]
@@ -235,8 +236,8 @@ Widen = Annotated[
     typer.Option(
         metavar="FACTOR",
         callback=_in_range("widen"),
-        help="How many times the budget a step may take that is done again because its next token "
-        "is nearly as likely as another, or its attention was covered less than asked; 1: never.",
+        help="Repeat a step with up to this many times the budget where its next token is hardly "
+        "likelier than another, or its attention was covered less than asked; 1: never.",
         rich_help_panel=RESEARCH,
     ),
 ]

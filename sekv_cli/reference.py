@@ -37,7 +37,7 @@ CODES
 | exit code | meaning |
 |---:|---|
 | 0 | done |
-| 1 | a check failed (`verify`, `bench --assert`) |
+| 1 | a check failed (`verify`, `models check`, `bench --assert`), or one document of many |
 | 2 | bad input or usage |
 | 70 | a defect of sekv; `SEKV_DEBUG=1` shows where |
 | 130 | interrupted; the same command continues |

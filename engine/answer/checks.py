@@ -96,6 +96,8 @@ def _budget(text: str) -> str:
     number = float(parts[1]) if parts else 0.0
     share = parts is not None and parts[2] == "%"
     whole = share or number == int(number)
+    if share and number > 100:
+        return f"{text[:40]!r} is more than the whole document; 100% is all of it"
     if not 0 < number <= (100 if share else MOST_TOKENS) or not whole:
         shown = text if len(text) <= 40 else f"{text[:40]}..."
         return (

@@ -24,7 +24,13 @@ from sekv_cli.main import run
 BAD_LINES = [
     ("ask b.sekv Q --budget ten", "'ten' is neither a share"),
     ("ask b.sekv Q --budget 0%", "'0%' is neither a share"),
-    ("ask b.sekv Q --budget 101%", "'101%' is neither a share"),
+    (
+        "ask b.sekv Q --budget 101%",
+        "'--budget': '101%' is more than the whole document",
+    ),
+    ("ask b.sekv Q --seed 1.5", "'--seed': '1.5' is not a whole number."),
+    ("ask b.sekv Q --temperature warm", "'--temperature': 'warm' is not a number."),
+    ("ask b.pdf Q --window x", "'--window': 'x' is not a whole number."),
     ("ask b.sekv Q --budget -5", "'-5' is neither a share"),
     ("ask b.sekv Q --budget 4.5", "'4.5' is neither a share"),
     ("ask b.sekv Q --coverage 0", "not above 0 and at most 1"),

@@ -1,6 +1,7 @@
 """Clients that others wrote: `pytest tests/server/test_clients.py -m clients`.
 
-Needs `pip install -e '.[serve,llm]' langchain-openai`: llm finds the plugin by its entry point.
+Needs `pip install -e '.[serve,llm]' langchain-openai litellm`: llm finds the plugin by its entry
+point.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,32 @@ def test_langchain_asks_and_streams(url: str, book: Path) -> None:
     assert any(piece.usage_metadata for piece in pieces)
     with pytest.raises(Exception, match="logprobs is not supported"):
         model.bind(logprobs=True).invoke(QUESTION)
+
+
+def test_litellm_asks_and_streams(url: str, book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # it looks for prices otherwise
+    import litellm
+
+    ask = partial(
+        litellm.completion,
+        model="openai/book",
+        api_base=url,
+        api_key="none",
+        max_tokens=6,
+        messages=[{"role": "user", "content": QUESTION}],
+    )
+    with session(book, max_new_tokens=6, device="cpu") as opened:
+        expected = opened.ask(QUESTION)
+    whole = ask(stop=["zzz"])
+    assert whole.choices[0].message.content == expected.stated
+    assert whole.usage.completion_tokens == 6
+    assert whole.usage.prompt_tokens_details.cached_tokens == len(TEXT)
+    pieces = list(ask(stream=True, stream_options={"include_usage": True}))
+    said = "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices)
+    assert said.startswith(expected.answer)
+    assert any(getattr(piece, "usage", None) for piece in pieces)
+    with pytest.raises(litellm.BadRequestError, match="logprobs is not supported"):
+        ask(logprobs=True)
 
 
 def test_llm_asks_a_store(book: Path) -> None:
