@@ -316,11 +316,13 @@ def open_document(
     checks.check_options(chosen)
     shown = progress or Silent()
 
-    from engine.answer.session import Session
     from engine.ingest import asked
 
     target = default_target([str(document)]) if store is None else _file(store)
     read = asked.begin_unless_there(document, target, reading or IngestOptions(), shown, reader)
+
+    from engine.answer.session import Session  # later: a bad document is refused without torch
+
     return Session(target, chosen, shown, reader or read)
 
 

@@ -223,7 +223,10 @@ def _origins(named: list[str], token: str) -> list[str]:
 def _token(file: Path | None) -> str:
     if file is None:
         return os.environ.get(TOKEN, "").strip()
-    lines = file.read_text(encoding="utf-8").split()
+    try:
+        lines = file.read_text(encoding="utf-8").split()
+    except UnicodeDecodeError:
+        raise SekvError(f"{file} is not UTF-8 text; write the token in its first line") from None
     if not lines:
         raise SekvError(f"{file} holds no token; write one in its first line")
     return lines[0]

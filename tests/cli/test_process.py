@@ -101,17 +101,18 @@ def test_a_store_in_the_way_and_a_bad_document_are_refused_before_torch_is_impor
     (tmp_path / "empty.txt").touch()
     changed = shutil.copytree(store, tmp_path / "changed.sekv")
     lines = {
-        f"{source} -o {store}": "as it is: ask it, or pass --overwrite",
-        f"{tmp_path}/other.txt -o {store}": "exists: choose another name with -o",
-        f"{tmp_path}/other.txt -o {store} --update": "is a store of other sources",
-        f"{tmp_path}/empty.txt": "is empty",
-        f"{tmp_path}/empty.txt --dry-run": "is empty",
+        f"ingest {source} -o {store}": "as it is: ask it, or pass --overwrite",
+        f"ingest {tmp_path}/other.txt -o {store}": "exists: choose another name with -o",
+        f"ingest {tmp_path}/other.txt -o {store} --update": "is a store of other sources",
+        f"ingest {tmp_path}/empty.txt": "is empty",
+        f"ingest {tmp_path}/empty.txt --dry-run": "is empty",
+        f"ask {tmp_path}/empty.txt Who?": "is empty",
     }
     program = (
         "import sys\n"
         "from sekv_cli.main import run\n"
         f"for line in {list(lines)!r}:\n"
-        f"    assert run(['ingest', *line.split(), '--model', {str(model)!r}]) == 2\n"
+        f"    assert run([*line.split(), '--model', {str(model)!r}]) == 2\n"
         f"open({str(source)!r}, 'a').write('It goes on.')\n"
         f"assert run(['ingest', {str(source)!r}, '-o', {str(changed)!r}]) == 2\n"
         "print([name for name in ('torch', 'transformers') if name in sys.modules])\n"

@@ -22,7 +22,7 @@ from engine.compression.routers import router_file
 from engine.errors import BudgetError, RouterError, SekvError
 from engine.lab.bench import claims, page, results
 from engine.lab.bench.compare import ComparisonSetting, Run, measure
-from engine.lab.bench.log import ANSWERS
+from engine.lab.bench.log import ANSWERS, Log
 from engine.lab.bench.peers import caches
 from engine.lab.bench.peers.held import PeerError
 from engine.lab.bench.read_once import ReadOnce
@@ -171,6 +171,14 @@ class Tired(Silent):
         self.left -= done
         if self.left <= 0:
             raise KeyboardInterrupt
+
+
+def test_a_file_of_somebody_else_s_is_not_taken_for_a_run(tmp_path: Path) -> None:
+    for theirs in (b"my answers\n", b"\xff\xfe\n"):
+        (tmp_path / ANSWERS).write_bytes(theirs)
+        with pytest.raises(SekvError, match="holds no answers of a run; name a new folder"):
+            Log.open(tmp_path, {})
+        assert (tmp_path / ANSWERS).read_bytes() == theirs
 
 
 def test_an_interrupted_run_goes_on_where_it_was(

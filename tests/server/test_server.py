@@ -519,6 +519,7 @@ def test_a_server_that_goes_away_is_one_line(
         (["--host", "0.0.0.0"], "set SEKV_TOKEN"),
         (["--host", "no.such.host.invalid"], "cannot listen"),
         (["--token-file", "/dev/null"], "holds no token"),
+        (["--token-file", sys.executable], "is not UTF-8 text"),
     ],
 )
 def test_a_server_that_cannot_start_is_one_line(

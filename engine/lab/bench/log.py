@@ -30,20 +30,24 @@ class Log:
         failed are tried again.
 
         Raises:
-            SekvError: the folder holds another run's answers.
+            SekvError: the folder holds another run's answers, or something else under that name.
         """
         folder.mkdir(parents=True, exist_ok=True)
         log = cls(folder / ANSWERS)
         whole = ""
-        if log.path.exists():
-            # Killed while writing, a run leaves half a line behind.
-            whole, _, _ = log.path.read_text(encoding="utf-8").rpartition("\n")
-        first, *rest = whole.split("\n")
+        try:
+            if log.path.exists():
+                # Killed while writing, a run leaves half a line behind.
+                whole, _, _ = log.path.read_text(encoding="utf-8").rpartition("\n")
+            found = [json.loads(line) for line in whole.split("\n") if line]
+        except ValueError:
+            raise SekvError(
+                f"{log.path} holds no answers of a run; name a new folder with --out or remove it"
+            ) from None
         head = json.loads(json.dumps(head))
-        if first:
-            head = _joined(json.loads(first), head, log.path)
-        for line in rest:
-            entry = json.loads(line)
+        if found:
+            head = _joined(found[0], head, log.path)
+        for entry in found[1:]:
             if "why" not in entry:
                 log.entries[entry["key"], entry["row"]] = entry
         lines = [head, *log.entries.values()]
