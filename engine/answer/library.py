@@ -24,7 +24,7 @@ from engine.errors import BudgetError, QuestionError, SekvError, StoppedError
 from engine.store import cache_folder, glance
 from engine.store.catalogue import Catalogue, Found, Holding
 from engine.store.folders import CATALOGUE
-from engine.store.reader import Store
+from engine.store.reader import read_store
 from engine.types import Answer, AskOptions, Citation, Progress, Turn
 
 if TYPE_CHECKING:
@@ -224,8 +224,9 @@ class LibrarySession:
         None where its store cannot be read. Its weight is 0: no attention was paid to it.
         """
         try:
-            with Store.open(self.path / found.store) as store:
-                book = DocumentText.of(store, store.document())
+            book = read_store(
+                self.path / found.store, lambda store: DocumentText.of(store, store.document())
+            )
         except SekvError as error:
             self._leave_out(found.store, error)
             return None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,6 +22,8 @@ from engine.object_storage import Address
 from engine.store.manifest import Manifest
 from engine.store.reader import Store
 from engine.types import AskOptions, Progress
+
+T = TypeVar("T")
 
 WINDOWS_READ = 4
 """Windows that one question has read at most; what lies in others is left out."""
@@ -46,16 +49,17 @@ class Opened:
         self._progress = progress
         at = time.perf_counter()
         self.store = Store.open(store)
-        manifest, document = self.store.manifest, self.store.document()
+        document = self._read(lambda: self.store.document())
+        manifest = self.store.manifest
         self.store_s = time.perf_counter() - at
         at = time.perf_counter()
         self.reader = reader or _reader_of(store, manifest, options, progress)
         self.model_s = time.perf_counter() - at
         at = time.perf_counter()
         self.heads = evidence_heads.importance_of(self.reader.identity)
-        memory = self._memory_now(options)
         self.ids = _known_ids(document["ids"], self.reader, store)
-        self.book = DocumentText.of(self.store, document)
+        self.book = self._read(lambda: DocumentText.of(self.store, document))
+        memory = self._memory_now(options)  # last: it is of the store that is held from now on
         windows = [(window.start, window.end) for window in manifest.windows]
         alone = memory.states is not None
         self.retrieval = Retrieval(windows, self.book.text_of, alone=alone)
@@ -138,11 +142,15 @@ class Opened:
         self.take(options)
 
     def _memory_now(self, options: AskOptions) -> Memory:
-        """The memory of the store; of its successor, where another process reads more of it
-        meanwhile."""
+        chosen = memory_options(options)
+        return self._read(lambda: open_memory(self.store, self.reader, **chosen))
+
+    def _read(self, part: Callable[[], T]) -> T:
+        """What is read of the store; of its successor, where another process reads more of the
+        document meanwhile."""
         while True:
             try:
-                return open_memory(self.store, self.reader, **memory_options(options))
+                return part()
             except StoreError:
                 if not self.store.was_replaced():
                     raise

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from engine.errors import OptionError, StoreBusyError, StoreError
 from engine.ingest.build import StoreBuild, job_of
-from engine.ingest.stored import method_of, stored_sources, stored_tokens
+from engine.ingest.stored import Stored, method_of
 from engine.ingest.trained_router import learnt_before
 from engine.ingest.windows import Windows
 from engine.object_storage import Address
 from engine.store.manifest import Manifest
-from engine.store.reader import Store, read_manifest
+from engine.store.reader import read_manifest
 from engine.store.writer import StoreWriter
 from engine.types import CHUNK_TOKENS, IngestOptions, Progress
 
@@ -55,20 +55,18 @@ def read_windows(
         StoreBusyError: another process is writing, and nobody waits.
         StoreError: another model's store, one that is damaged, or that was replaced meanwhile.
     """
-    with Store.open(target) as store:
-        base = store.manifest
-        if reader.dtype_name != base.dtype:
-            raise OptionError("dtype", f"{target} is read in {base.dtype}; leave it out")
-        shared, sources = store.shared(), stored_sources(store)
-        tokens = stored_tokens(store.document(), base.tokenizer_engine)
-    recipe = method_of(target, base, shared, reader, router)
+    stored = Stored.at(target)
+    base, tokens = stored.manifest, stored.tokens
+    if reader.dtype_name != base.dtype:
+        raise OptionError("dtype", f"{target} is read in {base.dtype}; leave it out")
+    recipe = method_of(target, base, stored.shared, reader, router)
     router = router if recipe.trained_by else ""
-    trained = learnt_before(target, recipe, shared, router, reader.located.folder, reader)
+    trained = learnt_before(target, recipe, stored.shared, router, reader.located.folder, reader)
 
     from engine.documents import Document
 
     bounds = (*(window.start for window in base.windows), base.tokens)
-    document, windows = Document(sources), Windows(bounds, base.window_tokens)
+    document, windows = Document(stored.sources), Windows(bounds, base.window_tokens)
     job = job_of(document, windows, reader, recipe, IngestOptions(chunk_tokens=chunk_tokens))
     said = False
     while set(wanted) & set(read_manifest(target).unread):

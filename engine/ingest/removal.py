@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from engine.errors import DocumentError, RouterError, StoreError
 from engine.ingest.build import StoreBuild, creator, document_tensors, job_of
-from engine.ingest.stored import method_of, stored_sources, stored_tokens
+from engine.ingest.stored import Stored, method_of
 from engine.ingest.trained_router import learnt_before
 from engine.ingest.windows import Windows, cut_windows
 from engine.store.manifest import Manifest, WindowEntry
-from engine.store.reader import Store
 from engine.store.writer import StoreWriter
 from engine.types import IngestOptions, Progress, Removal
 
@@ -59,17 +58,16 @@ def remove_source(
             refuses.
         SekvError: all is to be read anew, and the model cannot be had.
     """
-    with Store.open(target) as store:
-        base, table, shared = store.manifest, store.document(), store.shared()
-        sources = stored_sources(store)
+    stored = Stored.at(target)
+    base = stored.manifest
     number = _find(base.sources, name, target)
-    rest = _without(number, base, sources, stored_tokens(table, base.tokenizer_engine))
+    rest = _without(number, base, stored.sources, stored.tokens)
     if len(rest.tokens.ids) < 2:
         raise DocumentError(f"{target} would hold hardly any text; sekv rm {target} removes it all")
     if rest.kept:
         manifest = _reduce(target, base, number, rest)
     else:
-        manifest = _read_anew(target, base, shared, rest, progress, reader)
+        manifest = _read_anew(target, base, stored.shared, rest, progress, reader)
     return Removal(
         store=str(target),
         removed=base.sources[number].path,

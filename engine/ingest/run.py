@@ -29,7 +29,7 @@ from engine.ingest.sources import (
 )
 from engine.ingest.windows import Windows, cut_windows, longest_window
 from engine.object_storage import Address
-from engine.store.reader import read_manifest
+from engine.store.reader import read_manifest, read_store
 from engine.types import IngestOptions, IngestReport, Plan, Progress
 
 if TYPE_CHECKING:
@@ -235,10 +235,7 @@ def _check_begun(
     Raises:
         StoreExistsError: it is of another document, or read in another way.
     """
-    from engine.store.reader import Store
-
-    with Store.open(target) as store:
-        begun, ids = store.manifest, store.document()["ids"]
+    begun, ids = read_store(target, lambda store: (store.manifest, store.document()["ids"]))
     known = [source.sha256 for source in begun.sources]
     bounds = tuple(window.start for window in begun.windows)
     differs = (
@@ -321,16 +318,14 @@ def append(
     from engine.documents.tokens import tokenize
     from engine.documents.types import HEADERS_KEPT
     from engine.ingest.build import StoreBuild, job_of
-    from engine.ingest.stored import method_of, stored_sources
+    from engine.ingest.stored import Stored, method_of
     from engine.ingest.trained_router import learnt_before
     from engine.models.locate import of_store
     from engine.models.reader import load_reader
-    from engine.store.reader import Store
     from engine.store.writer import StoreWriter
 
-    with Store.open(target) as store:
-        base, table, shared = store.manifest, store.document(), store.shared()
-        old = stored_sources(store)
+    stored = Stored.at(target)
+    base, shared, old = stored.manifest, stored.shared, stored.sources
     if any(HEADERS_KEPT in entry.notes for entry in base.sources):
         options = replace(options, keep_headers=True)
     new = _load(paths, options, progress, stdin, old)
@@ -347,7 +342,7 @@ def append(
     clock.lap("tokenize_s")
     cuts = cut_windows(new, added, base.window_tokens)
     bounds = (*(w.start for w in base.windows), *(base.tokens + b for b in cuts.bounds))
-    tokens, windows = _appended(table, len(old), added), Windows(bounds, base.window_tokens)
+    tokens, windows = _appended(stored.table, len(old), added), Windows(bounds, base.window_tokens)
     document = Document((*old, *new.sources))
     trained = learnt_before(target, recipe, shared, options.router, located.folder, reader)
     job = job_of(document, windows, reader, recipe, options)

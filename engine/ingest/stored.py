@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine.compression.methods import Method
 from engine.errors import StoreError, StoreMismatchError
 from engine.object_storage import Address
+from engine.store.reader import read_store
 
 if TYPE_CHECKING:
     from engine.compression.params import Tensors
@@ -18,7 +19,39 @@ if TYPE_CHECKING:
     from engine.store.reader import Store
 
 
-def stored_sources(store: Store) -> tuple[Source, ...]:
+@dataclass(frozen=True)
+class Stored:
+    """What is read of a store to go on from it.
+
+    table: of tokens, see `store.Store.document`. shared: the tensors that all windows share.
+    """
+
+    manifest: Manifest
+    sources: tuple[Source, ...]
+    table: dict[str, Any]
+    shared: Tensors
+
+    @classmethod
+    def at(cls, target: Address) -> Stored:
+        """All of it from one store, though another process may replace that meanwhile.
+
+        Raises:
+            StoreError: there is none, or it is damaged.
+        """
+        return read_store(
+            target,
+            lambda store: cls(store.manifest, _sources(store), store.document(), store.shared()),
+        )
+
+    @property
+    def tokens(self) -> Tokens:
+        from engine.documents.tokens import Tokens
+
+        columns = {name: self.table[name] for name in ("ids", "starts", "ends", "source")}
+        return Tokens(**columns, engine=self.manifest.tokenizer_engine)
+
+
+def _sources(store: Store) -> tuple[Source, ...]:
     """The sources of a store as they were read."""
     from engine.documents import Page, Source
 
@@ -35,19 +68,6 @@ def stored_sources(store: Store) -> tuple[Source, ...]:
             notes=entry.notes,
         )
         for index, entry in enumerate(store.manifest.sources)
-    )
-
-
-def stored_tokens(table: Mapping[str, Any], engine: str) -> Tokens:
-    """The tokens of a store from its tables, see `Store.document`. engine: what cut them."""
-    from engine.documents.tokens import Tokens
-
-    return Tokens(
-        ids=table["ids"],
-        starts=table["starts"],
-        ends=table["ends"],
-        source=table["source"],
-        engine=engine,
     )
 
 

@@ -20,7 +20,7 @@ from engine.errors import LibraryError, StoreError
 from engine.store.folders import CATALOGUE as NAME
 from engine.store.folders import stamp, stores_below
 from engine.store.passages import make_table, passages, query, spaced
-from engine.store.reader import Store
+from engine.store.reader import Store, read_store
 from engine.types import Silent
 
 if TYPE_CHECKING:
@@ -242,8 +242,7 @@ class Catalogue:
         if not now:  # gone since it was looked for
             return
         try:
-            with Store.open(path) as store:
-                manifest, found = store.manifest, _passages(store)
+            manifest, found = read_store(path, lambda store: (store.manifest, _passages(store)))
             model, weights = manifest.model.id, manifest.model.weights
             sources = [[source.path, source.near, source.sha256] for source in manifest.sources]
             unread = len(manifest.unread)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from engine.errors import StoreDamagedError, StoreError
 from engine.object_storage import Address, ObjectUrl
@@ -45,6 +45,8 @@ _HEADER_OF_LAYER = 400
 _RECOVERY_TRIES = 20
 _RECOVERY_WAIT = 0.05
 
+T = TypeVar("T")
+
 
 class Store:
     """A store, opened by its manifest alone; windows that are not read have no sections.
@@ -70,13 +72,16 @@ class Store:
             StoreError: there is no store, an unfinished one, a newer one or a damaged one.
             ObjectStorageError: its object store cannot be reached or refuses.
         """
-        folder = _open_folder(path)
-        try:
-            return cls(path, folder)
-        except StoreError as error:
-            if isinstance(path, Path) and not os.path.lexists(path / names.NAME):
-                raise not_a_store(path) from None
-            raise type(error)(f"{path}: {error}") from None
+        while True:
+            folder = _open_folder(path)
+            try:
+                return cls(path, folder)
+            except StoreError as error:
+                if folder.was_replaced():  # between the two steps
+                    continue
+                if isinstance(path, Path) and not os.path.lexists(path / names.NAME):
+                    raise not_a_store(path) from None
+                raise type(error)(f"{path}: {error}") from None
 
     def close(self) -> None:
         """Give the descriptors back; host sections that are still in use keep theirs."""
@@ -285,6 +290,24 @@ def read_manifest(path: Address) -> Manifest:
     """
     with Store.open(path) as store:
         return store.manifest
+
+
+def read_store(path: Address, read: Callable[[Store], T]) -> T:
+    """What `read` makes of the store at `path`.
+
+    Where another process replaces the store meanwhile, whose files then go, `read` begins again
+    with the new one.
+
+    Raises:
+        StoreError: as `Store.open` and `read`.
+    """
+    while True:
+        with Store.open(path) as store:
+            try:
+                return read(store)
+            except StoreError:
+                if not store.was_replaced():
+                    raise
 
 
 def load_file(folder: Path, name: str, entry: FileEntry) -> dict[str, torch.Tensor]:

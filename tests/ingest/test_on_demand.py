@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from engine.ingest import run
 from engine.ingest.asked import check_read_as
 from engine.ingest.on_demand import read_windows
 from engine.models.reader import Reader
+from engine.store import folder
 from engine.store.reader import Store, read_manifest
+from engine.store.work import places_of
 from engine.types import IngestOptions, Silent
 from tiny_books import log, report, session
 from tiny_documents import make_pdf
@@ -293,3 +296,39 @@ def test_sources_can_be_added_to_a_partly_read_store(
     with session(partly, reader) as book:
         assert {each.window for each in book.ask(QUESTION).retrieval} <= set(range(9))
         assert any(each.window == 8 for each in book.ask("When did it snow?").retrieval)
+
+
+def test_a_store_that_is_read_on_before_any_file_of_it_is_opened_is_followed(
+    partly: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
+) -> None:
+    """Another process may replace the store by a fuller one, whose predecessor's files go, at any
+    moment but while this one writes."""
+    kept, fuller, lock = partly.parent / "kept", partly.parent / "fuller", places_of(partly).lock
+    read_windows(partly, [7], reader, Silent())
+    shutil.copytree(partly, fuller)
+    open_below = folder.open_below
+
+    def ask(replaced_at: int | None) -> tuple[str, list[int]]:
+        """The answer with the store replaced before this file is opened; which may be such."""
+        shutil.rmtree(partly)
+        shutil.copytree(kept, partly)
+        at, free = count(), []
+
+        def opened(*args: Any) -> int:
+            step = next(at)
+            if step == replaced_at:
+                shutil.rmtree(partly)
+                shutil.copytree(fuller, partly)
+            if not lock.exists():
+                free.append(step)
+            return open_below(*args)
+
+        monkeypatch.setattr(folder, "open_below", opened)
+        with session(partly, reader, max_new_tokens=1) as book:
+            return book.ask(QUESTION).answer, free
+
+    stated, steps = ask(None)
+    assert len(steps) > 9
+    for step in steps:
+        with subtests.test(step):
+            assert ask(step)[0] == stated
