@@ -227,6 +227,7 @@ def _from_memory(reader: Reader, folder: Path) -> tuple[list[int], list[int], Te
     from engine.ingest.windows import Windows
     from engine.memory.conversation import Conversation
     from engine.memory.open import open_memory
+    from engine.models import chunked
     from engine.models.evidence_heads import TEXT
     from engine.store.reader import Store
     from engine.store.writer import StoreWriter
@@ -259,16 +260,11 @@ def _from_memory(reader: Reader, folder: Path) -> tuple[list[int], list[int], Te
     with Store.open(target) as store:
         memory = open_memory(store, reader, budget="1000000%", coverage=1.0, full=False)
         cache = Conversation(reader, memory, _everything).cache()
-        logits = []
-        for step in steps:
-            held = cache.get_seq_length() + len(step)
-            place = reader.devices[0]
-            out = reader.model(
-                input_ids=torch.tensor([step], device=place),
-                attention_mask=torch.ones(1, held, dtype=torch.int64, device=place),
-                past_key_values=cache,
-            )
-            logits.append(out.logits[0].float().cpu())
+        logits = [
+            out.logits[0].float().cpu()
+            for step in steps
+            for out in chunked.read(reader.model, step, cache, None, logits_to_keep=0)
+        ]
     return ids, [token for step in steps for token in step], torch.cat(logits)
 
 
@@ -286,13 +282,13 @@ def _plain(reader: Reader, ids: list[int], kind: str) -> Tensor:
     or of ours without a memory, in one forward."""
     import torch
 
-    model = reader.model
-    own = model.config._attn_implementation
-    model.set_attn_implementation(kind)
+    model, decoder = reader.model, reader.model.get_decoder()
+    own = decoder.config._attn_implementation
+    decoder.set_attn_implementation(kind)
     try:
         out = model(input_ids=torch.tensor([ids], device=reader.devices[0]), use_cache=False)
     finally:
-        model.set_attn_implementation(own)
+        decoder.set_attn_implementation(own)
     logits: Tensor = out.logits[0].float().cpu()
     return logits
 

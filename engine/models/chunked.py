@@ -47,9 +47,11 @@ def read(
     for start in range(0, len(ids), CHUNK_TOKENS):
         check(stop)
         tokens = torch.tensor([ids[start : start + CHUNK_TOKENS]], device=device)
+        places = torch.arange(cache.get_seq_length() + tokens.shape[1], device=device)[None]
         yield model(
             input_ids=tokens,
-            attention_mask=torch.ones(1, cache.get_seq_length() + tokens.shape[1]).to(tokens),
+            attention_mask=torch.ones_like(places),
+            position_ids=places[:, -tokens.shape[1] :],
             past_key_values=cache,
             **{"logits_to_keep": 1, **more},
         )

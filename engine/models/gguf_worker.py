@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 
 from engine.errors import ReaderError
 from engine.models.gguf import check_architecture, read_header
-from engine.models.load import check_supported, loading
+from engine.models.load import check_complete, check_supported, loading
 
 
 def convert_file(file: Path, folder: Path, dtype: str) -> None:
@@ -39,13 +39,16 @@ def convert_file(file: Path, folder: Path, dtype: str) -> None:
         check_supported(config)
         with loading(file.name):
             tokenizer = AutoTokenizer.from_pretrained(alone, **place)
-            model: Any = AutoModelForCausalLM.from_pretrained(
+            maker: Any = AutoModelForCausalLM
+            model, found = maker.from_pretrained(
                 alone,
                 config=config,
                 dtype=getattr(torch, dtype),
                 quantization_config=GgufConfig(dequantize=True),
+                output_loading_info=True,
                 **place,
             )
+    check_complete(file.name, found)
     if not all(bool(torch.isfinite(weight).all()) for weight in model.state_dict().values()):
         raise ReaderError(
             f"{file.name} has weights that are no numbers in {dtype}: it is damaged; get it again"

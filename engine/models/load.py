@@ -16,12 +16,13 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from engine.attention.layer_states import layer_kinds
 from engine.errors import ReaderError
 from engine.models.half_weights import pack_weights
 from engine.models.mapped_files import MappedFiles
+from engine.models.text_part import class_of, is_wrapper, without_encoders
 from engine.types import DEVICES, FULL, HYBRID, unknown_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -46,7 +47,8 @@ def load_tokenizer(folder: Path) -> Any:
 def load_weights(
     folder: Path, dtype: torch.dtype, placement: dict[str, Any], *, pack: bool = False
 ) -> Any:
-    """The model itself, ready to answer and not to be trained.
+    """The model itself, ready to answer and not to be trained; of a multimodal one the part that
+    reads text.
 
     placement: `attn_implementation` and `device_map` as transformers takes them. pack: hold 16-bit
     weights of a CPU model as they are, see `half_weights`; it still computes in float32.
@@ -54,18 +56,53 @@ def load_weights(
     Raises:
         ReaderError: with one line.
     """
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    with loading(str(folder)):
-        model = AutoModelForCausalLM.from_pretrained(
+    maker: Any = AutoModelForCausalLM
+    config = load_config(folder)
+    if is_wrapper(config):
+        maker = without_encoders(class_of(config))
+        placement = {"config": config, **placement}
+    with loading(str(folder)), _quietly():
+        model, found = maker.from_pretrained(
             folder,
             dtype=stored_dtype(folder) if pack else dtype,
             local_files_only=True,
+            output_loading_info=True,
             **placement,
         )
+        check_complete(str(folder), found)
         if pack:
             pack_weights(model, MappedFiles(folder).forget)
-    model.eval()  # type: ignore[no-untyped-call]
+    model.eval()
     return model
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the library's progress bars and its report of weights that were not asked for."""
+    said: Any = transformers.utils.logging
+    before = said.get_verbosity()
+    said.disable_progress_bar()
+    said.set_verbosity_error()
+    try:
+        yield
+    finally:
+        said.set_verbosity(before)
+
+
+def check_complete(name: str, found: dict[str, Any]) -> None:
+    """Refuse a checkpoint that lacks weights: the library makes them up at random.
+
+    found: what the library says of its loading. It does not miss a head tied to the embeddings.
+
+    Raises:
+        ReaderError: some are missing.
+    """
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise ReaderError(
+            f"{name} lacks {len(missing)} of the model's weights, {missing[0]} among them; get the "
+            "whole checkpoint"
+        )
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
@@ -80,10 +117,15 @@ def stored_dtype(folder: Path) -> torch.dtype:
 
 def check_supported(config: Any) -> None:
     """Refuse, in one line, models whose attention the memory cannot stand in for."""
-    text = config.get_text_config()
+    text = config.get_text_config(decoder=True)
     name = text.model_type
-    model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if model is None or not hasattr(sys.modules[model.__module__], CALLED_BY):
+    if config.is_encoder_decoder:
+        raise ReaderError(
+            f"{config.model_type}: an encoder reads its text, and what that makes of a document is "
+            "no KV cache; use a model that is a decoder alone"
+        )
+    model = class_of(config)
+    if model is None or not (_calls(model) or _calls(MODEL_MAPPING.get(type(text), None))):
         raise ReaderError(
             f"{name}: not a causal model that calls registered attention functions; the memory "
             "would be silently bypassed"
@@ -101,6 +143,11 @@ def check_supported(config: Any) -> None:
             "keys stored once would be wrong; use a checkpoint with default, linear, llama3 or "
             "yarn scaling"
         )
+
+
+def _calls(model: Any) -> bool:
+    """Whether the code of a class calls registered attention functions."""
+    return model is not None and hasattr(sys.modules[model.__module__], CALLED_BY)
 
 
 def pick_device(device: str) -> torch.device:
@@ -134,7 +181,8 @@ def loading(name: str) -> Iterator[None]:
     try:
         yield
     except (
-        OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError,
+        OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError,
+        SafetensorError,
     ) as error:  # fmt: skip
         raise _cannot_load(name, error) from error
     except Exception as error:

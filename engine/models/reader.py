@@ -348,7 +348,7 @@ class Reader:
                 their components or other pairs of them.
         """
         name, size = self.identity.architecture, self.identity.head_dim
-        rope = getattr(self._body, "rotary_emb", None)
+        rope = getattr(self.model.get_decoder(), "rotary_emb", None)
         if rope is None:
             raise ReaderError(
                 f"{name} has no RoPE, which this --method is about; use another method"

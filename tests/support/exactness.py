@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig
 
 from engine.answer.session import Session
 from engine.compression import methods as recipes
 from engine.ingest.run import ingest
 from engine.types import IngestOptions, Silent
 from exact_methods import EXACT
+from tiny_architectures import auto_class
 
 TEXT = "".join(
     f"On day {i} the crew of ship {i * 7 % 13} saw {i * i % 97} whales, and it rained.\n"
@@ -43,9 +44,8 @@ def truth(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Greedy ids and logits [steps, V] of the library's own eager model on the whole prompt, or on
     one with only these tokens of the document."""
-    plain = AutoModelForCausalLM.from_pretrained(
-        model, dtype=torch.float32, attn_implementation="eager"
-    )
+    whole = auto_class(AutoConfig.from_pretrained(model))
+    plain = whole.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
     prompt = session.reader.prompt
     ids = [
         *prompt.prefix,

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of any text architecture of transformers. Not a test itself."""
+"""Tiny random checkpoints of any architecture of transformers with a decoder. Not a test itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForMultimodalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING
 
 from tiny_models import tokenizer
 
@@ -111,17 +112,64 @@ SPECIAL: dict[str, dict[str, Any]] = {
 def configuration(kind: str, **changes: Any) -> Any:
     """A small configuration of an architecture, named as in transformers' own mapping."""
     cls = CONFIG_MAPPING[kind]
+    return cls(**{**_known(cls, SMALL), **SPECIAL.get(kind, {}), **changes})
+
+
+def _known(cls: type, settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of the settings that a class of configurations has, each under one name."""
     names = {field.name for field in dataclasses.fields(cls)}
     aliases = getattr(cls, "attribute_map", {})
     known = {
         name: value
-        for name, value in SMALL.items()
-        if name in names or (aliases.get(name) in names and aliases[name] not in SMALL)
+        for name, value in settings.items()
+        if name in names or (aliases.get(name) in names and aliases[name] not in settings)
     }
     for alias, name in aliases.items():
         if alias in known and name in known:
             del known[alias]
-    return cls(**{**known, **SPECIAL.get(kind, {}), **changes})
+    return known
+
+
+ENCODER: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "mlp_hidden_size": 32,
+    "embed_dim": 32,
+    "d_model": 32,
+    "hidden_dim": 32,
+    "output_dim": 64,
+    "out_hidden_size": 64,
+    "num_hidden_layers": 1,
+    "num_layers": 1,
+    "depth": 1,
+    "encoder_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "num_heads": 2,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "head_dim": 16,
+    "image_size": 28,
+    "patch_size": 14,
+    "deepstack_visual_indexes": [0],
+    "fullatt_block_indexes": [0],
+}
+"""Settings of a small encoder of pictures or sound."""
+
+
+def wrapper(kind: str) -> Any:
+    """A small configuration of an architecture that holds a text model beside encoders."""
+    usual = CONFIG_MAPPING[kind]()
+    parts: dict[str, Any] = {}
+    for name in usual.sub_configs:
+        part = getattr(usual, name, None)
+        if part is None:
+            continue
+        if part is usual.get_text_config(decoder=True):
+            parts[name] = configuration(part.model_type)
+        else:
+            parts[name] = type(part)(**_known(type(part), ENCODER))
+    return type(usual)(**parts)
 
 
 def full_attention(kind: str) -> Any:
@@ -134,10 +182,16 @@ def full_attention(kind: str) -> Any:
     return made
 
 
+def auto_class(config: Any) -> Any:
+    """What makes the library's whole model of a configuration: a wrapper with its encoders."""
+    whole = type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING
+    return AutoModelForMultimodalLM if whole else AutoModelForCausalLM
+
+
 def save(config: Any, folder: Path) -> Path:
     """A random checkpoint whose attention is far from uniform, so that a wrong row shows."""
     torch.manual_seed(7)
-    model = AutoModelForCausalLM.from_config(config)
+    model = auto_class(config).from_config(config)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() == 2:

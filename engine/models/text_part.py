@@ -1,0 +1,54 @@
+"""The part of a multimodal checkpoint that reads text: the library's own model without encoders.
+
+A wrapper such as Gemma3ForConditionalGeneration holds a language model beside encoders of pictures
+and sound, which text alone never reaches. It is made without them, so that their weights are not
+loaded; what answers is the wrapper's own code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+)
+
+
+def class_of(config: Any) -> Any:
+    """The library's class that continues text with a model of this configuration; None if it has
+    none."""
+    own = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return own or MODEL_FOR_MULTIMODAL_LM_MAPPING.get(type(config), None)
+
+
+def is_wrapper(config: Any) -> bool:
+    """Whether the model of that class holds a language model beside other parts. Of some wrappers
+    the library has a class for the language model alone, which takes its weights from theirs."""
+    text = config.get_text_config(decoder=True)
+    return text is not config and getattr(class_of(config), "config_class", None) is not type(text)
+
+
+def without_encoders(wrapper: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The same class, whose models are made without the parts that read no text."""
+
+    def init(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        wrapper.__init__(self, config, *args, **kwargs)
+        _drop_encoders(self, self.get_decoder())
+
+    # Under the wrapper's own name, by which the library renames weights of older checkpoints.
+    same = {"__module__": wrapper.__module__, "__qualname__": wrapper.__qualname__}
+    return type(wrapper.__name__, (wrapper,), {"__init__": init, **same})
+
+
+def _drop_encoders(holder: nn.Module, decoder: nn.Module) -> None:
+    """Leave out the models beside the decoder, wherever it is within `holder`."""
+    for name, part in list(holder.named_children()):
+        if part is decoder:
+            continue
+        if decoder in part.modules():
+            _drop_encoders(part, decoder)
+        elif isinstance(part, PreTrainedModel):
+            setattr(holder, name, None)
