@@ -142,8 +142,11 @@ class Opened:
         self.take(options)
 
     def _memory_now(self, options: AskOptions) -> Memory:
+        """The memory of the store; the model is then one for contexts of that store's length."""
         chosen = memory_options(options)
-        return self._read(lambda: open_memory(self.store, self.reader, **chosen))
+        memory = self._read(lambda: open_memory(self.store, self.reader, **chosen))
+        self.reader = self.reader.at(self.manifest.context)
+        return memory
 
     def _read(self, part: Callable[[], T]) -> T:
         """What is read of the store; of its successor, where another process reads more of the
@@ -154,7 +157,7 @@ class Opened:
             except StoreError:
                 if not self.store.was_replaced():
                     raise
-            self._follow()
+                self._follow()
 
     def _follow(self) -> None:
         """Hold the store that has this one's name now. Raises StoreError: another document's."""

@@ -21,6 +21,7 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
+from engine.attention.rope_length import longest_context
 from engine.errors import ReaderError
 from engine.types import FULL, HYBRID, RECURRENT, SLIDING, STATELESS
 
@@ -69,7 +70,7 @@ def looking_layers(config: Any) -> frozenset[int]:
 
 def positions(config: Any) -> int:
     """Most tokens of one context: the model's positions, or the window that every layer has."""
-    most: int = config.get_text_config(decoder=True).max_position_embeddings
+    most = longest_context(config.get_text_config(decoder=True))
     return min(most, _narrowest(_library_layers(config)) or most)
 
 

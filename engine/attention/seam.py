@@ -194,9 +194,11 @@ class MemoryCache(Cache):
         retry: Retry | None = None,
         others: OtherLayers | None = None,
         expansions: Expansions | None = None,
+        context: int = 0,
     ):
         """others: None of a model whose layers all have full attention. expansions: of a model
-        that caches latents."""
+        that caches latents. context: see `rope_length`."""
+        self.context = context
         self.transcript, self.retry = Transcript(text), retry
         self.expansions, latent = expansions, expansions is not None
         rule = memories[0].recipe.output if isinstance(memories[0], LayerMemory) else None

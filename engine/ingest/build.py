@@ -50,7 +50,7 @@ class StoreBuild:
         writer: StoreWriter,
         chunk_tokens: int,
     ):
-        self.recipe, self.reader, self.writer = recipe, reader, writer
+        self.recipe, self.reader, self.writer = recipe, reader.at(windows.context), writer
         self.document, self.tokens, self.windows = document, tokens, windows
         self.chunk_tokens = chunk_tokens
         self.prefill_s = self.compress_s = 0.0
@@ -87,6 +87,7 @@ class StoreBuild:
             tokens=len(self.tokens.ids),
             tokenizer_engine=self.tokens.engine,
             window_tokens=self.windows.most,
+            context=self.windows.context,
             sources=self.entries,
             unread=[
                 (index, WindowEntry(bounds[index], bounds[index + 1], 0, 0))
@@ -356,6 +357,7 @@ def job_of(
         "pages": options.pages,
         "keep_headers": options.keep_headers,
         "windows": list(windows.bounds),
+        "context": windows.context,
         "model": reader.identity.weights,
         "tokenizer": reader.identity.tokenizer,
         "transformers": reader.identity.transformers,

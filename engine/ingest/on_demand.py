@@ -66,7 +66,8 @@ def read_windows(
     from engine.documents import Document
 
     bounds = (*(window.start for window in base.windows), base.tokens)
-    document, windows = Document(stored.sources), Windows(bounds, base.window_tokens)
+    document = Document(stored.sources)
+    windows = Windows(bounds, base.window_tokens, base.context)
     job = job_of(document, windows, reader, recipe, IngestOptions(chunk_tokens=chunk_tokens))
     said = False
     while set(wanted) & set(read_manifest(target).unread):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.attention import seam
 from engine.attention.layer_states import positions
+from engine.attention.rope_length import context_for
 from engine.compression.codecs.shared_basis import SharedBasis
 from engine.compression.methods import METHODS, Method
 from engine.errors import ReaderError
@@ -182,6 +183,8 @@ def measure(reader: Reader) -> Parity:
     """
     import torch
 
+    config, trained = reader.model.config, reader
+    reader = reader.at(context_for(config, positions(config)))
     with torch.inference_mode():
         with tempfile.TemporaryDirectory(prefix="sekv-parity-") as folder:
             ids, asked, logits = _from_memory(reader, Path(folder))
@@ -193,7 +196,7 @@ def measure(reader: Reader) -> Parity:
             tolerance = _tolerance(reader, whole, plain, largest)
         probe = reader.probe_ids
         nats = torch.nn.functional.cross_entropy(
-            _plain(reader, probe, "eager")[:-1], torch.tensor(probe[1:]), reduction="none"
+            _plain(trained, probe, "eager")[:-1], torch.tensor(probe[1:]), reduction="none"
         )
         surprisal = _apart(nats, torch.tensor(reader.identity.behaviour))
         reason = ""
@@ -247,7 +250,7 @@ def _from_memory(reader: Reader, folder: Path) -> tuple[list[int], list[int], Te
         raise ReaderError(
             "the model has too few positions for a sentence and a question; use another model"
         )
-    windows = Windows((0, len(tokens.ids)), len(tokens.ids))
+    windows = Windows((0, len(tokens.ids)), len(tokens.ids), reader.context)
     recipe = _lossless()
     job = job_of(document, windows, reader, recipe, IngestOptions(chunk_tokens=CHUNK))
     with StoreWriter.begin(target, job, overwrite=False) as writer:
@@ -279,17 +282,25 @@ def _lossless() -> Method:
 
 def _plain(reader: Reader, ids: list[int], kind: str) -> Tensor:
     """Logits float32 [n, V] of the same weights under one of the library's own attention functions,
-    or of ours without a memory, in one forward."""
+    or of ours without a memory, in one forward; where RoPE depends on the length of the context, in
+    one of the reader's."""
     import torch
 
-    model, decoder = reader.model, reader.model.get_decoder()
+    model, place = reader.model, reader.devices[0]
+    decoder = model.get_decoder()
     own = decoder.config._attn_implementation
+    count, given = len(ids), {}
+    if reader.context:  # the library takes it from the last position, which no other token sees
+        places = [*range(count), reader.context - 1]
+        given["position_ids"] = torch.tensor([places], device=place)
+        given["attention_mask"] = torch.ones_like(given["position_ids"])
+        ids = [*ids, ids[-1]]
     decoder.set_attn_implementation(kind)
     try:
-        out = model(input_ids=torch.tensor([ids], device=reader.devices[0]), use_cache=False)
+        out = model(input_ids=torch.tensor([ids], device=place), use_cache=False, **given)
     finally:
         decoder.set_attn_implementation(own)
-    logits: Tensor = out.logits[0].float().cpu()
+    logits: Tensor = out.logits[0, :count].float().cpu()
     return logits
 
 

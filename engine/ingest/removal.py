@@ -146,6 +146,7 @@ def _reduce(target: Path, base: Manifest, number: int, rest: _Rest) -> Manifest:
             tokens=len(rest.tokens.ids),
             tokenizer_engine=base.tokenizer_engine,
             window_tokens=base.window_tokens,
+            context=base.context,
             sources=rest.entries,
             unread=rest.unread,
         )
@@ -175,7 +176,7 @@ def _read_anew(
         )
     calibrated = compresskv_heads.needed(recipe, located.folder, "", reader.identity)
     cuts = cut_windows(rest.document, rest.tokens, base.window_tokens)
-    windows = Windows(cuts.bounds, base.window_tokens)
+    windows = Windows(cuts.bounds, base.window_tokens, base.context)
     options = IngestOptions()
     job = job_of(rest.document, windows, reader, recipe, options)
     with StoreWriter.begin(target, job, overwrite=True) as writer:

@@ -27,7 +27,7 @@ from engine.ingest.sources import (
     entries,
     remarks,
 )
-from engine.ingest.windows import Windows, cut_windows, longest_window
+from engine.ingest.windows import Windows, choose_windows, cut_windows, longest_window
 from engine.object_storage import Address
 from engine.store.reader import read_manifest, read_store
 from engine.types import IngestOptions, IngestReport, Plan, Progress
@@ -56,7 +56,6 @@ def plan(
     """
     document = _load(paths, options, progress, stdin)
 
-    from engine.attention.layer_states import positions
     from engine.compression.methods import CacheShape, named
     from engine.compression.routers import router_file
     from engine.documents.tokens import tokenize
@@ -78,8 +77,7 @@ def plan(
     tokenizer = load.load_tokenizer(located.folder)
     tokens = tokenize(document, tokenizer)
     model = of_configuration(config)
-    most = longest_window(positions(config), options.window, located.window)
-    windows = cut_windows(document, tokens, most)
+    windows = choose_windows(document, tokens, config, options.window, located.window)
     width = (
         4
         if load.pick_dtype(options.dtype, load.pick_device(options.device), config).itemsize == 4
@@ -164,7 +162,6 @@ def _ingest(
     document = _load(paths, options, progress, stdin)
     clock.lap("read_s")
 
-    from engine.attention.layer_states import positions
     from engine.compression.methods import named
     from engine.documents.tokens import tokenize
     from engine.ingest import on_demand, parity
@@ -184,8 +181,7 @@ def _ingest(
     clock.lap("load_s")  # libraries and tokenizer: seconds, whatever the text
     tokens = tokenize(document, tokenizer)
     clock.lap("tokenize_s")
-    most = longest_window(positions(config), options.window, located.window)
-    windows = cut_windows(document, tokens, most)
+    windows = choose_windows(document, tokens, config, options.window, located.window)
     if len(tokens.ids) < 2:
         raise DocumentError(
             f"{paths[0]}: hardly any text, so there is nothing to ask; name a longer document"
@@ -342,7 +338,8 @@ def append(
     clock.lap("tokenize_s")
     cuts = cut_windows(new, added, base.window_tokens)
     bounds = (*(w.start for w in base.windows), *(base.tokens + b for b in cuts.bounds))
-    tokens, windows = _appended(stored.table, len(old), added), Windows(bounds, base.window_tokens)
+    tokens = _appended(stored.table, len(old), added)
+    windows = Windows(bounds, base.window_tokens, base.context)
     document = Document((*old, *new.sources))
     trained = learnt_before(target, recipe, shared, options.router, located.folder, reader)
     job = job_of(document, windows, reader, recipe, options)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 from engine.errors import BudgetError
 
@@ -17,13 +18,39 @@ ROOM = 1024
 
 @dataclass(frozen=True)
 class Windows:
-    """How a document is read. bounds: token positions, first 0, last N. most: the window asked."""
+    """How a document is read. bounds: token positions, first 0, last N. most: the window asked.
+    context: positions of the context whose RoPE frequencies all windows are read with, 0 where
+    these do not depend on it (`attention.rope_length`)."""
 
     bounds: tuple[int, ...]
     most: int
+    context: int = 0
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
+
+
+def choose_windows(
+    document: Document, tokens: Tokens, config: Any, requested: int, reads_well: int
+) -> Windows:
+    """The windows of a document for a model of this configuration.
+
+    Where RoPE depends on the length of the context, it is that of a window that was asked for by
+    name, else of the longest that the document has, with the room behind it.
+
+    Raises:
+        BudgetError: see `longest_window`.
+    """
+    from engine.attention.layer_states import positions
+    from engine.attention.rope_length import context_for
+
+    reach = positions(config)
+    cut = cut_windows(document, tokens, longest_window(reach, requested, reads_well))
+    longest = requested or max(end - start for start, end in pairwise(cut.bounds))
+    context = context_for(config, longest + reach - longest_window(reach, 0, 0))
+    if not context:
+        return cut
+    return Windows(cut.bounds, min(cut.most, longest_window(context, 0, 0)), context)
 
 
 def longest_window(positions: int, requested: int, reads_well: int) -> int:

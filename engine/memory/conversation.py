@@ -110,6 +110,7 @@ class Conversation:
             text,
             others=others,
             expansions=self._reader.expansions,
+            context=self._reader.context,
         )
 
     def recall(self, turns: Sequence[Turn], stop: Stop | None = None) -> None:

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from engine.attention.layer_states import layer_kinds
+from engine.attention.rope_length import context_for
 from engine.errors import ReaderError
 from engine.models.half_weights import pack_weights
 from engine.models.mapped_files import MappedFiles
@@ -136,13 +137,7 @@ def check_supported(config: Any) -> None:
             f"{name}: no layer has full attention ({', '.join(sorted(set(kinds)))}), so that a "
             "memory of the document would be looked at by none"
         )
-    rope = getattr(text, "rope_parameters", None) or {}
-    if rope.get("rope_type", "default") in ("dynamic", "longrope"):
-        raise ReaderError(
-            f"{name}: RoPE of type {rope['rope_type']} changes with the length read so far, so "
-            "keys stored once would be wrong; use a checkpoint with default, linear, llama3 or "
-            "yarn scaling"
-        )
+    context_for(config, 0)  # raises ReaderError where layers scale RoPE in different ways
 
 
 def _calls(model: Any) -> bool:

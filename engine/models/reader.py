@@ -6,6 +6,7 @@ the business of `compression` and `ingest`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -26,6 +27,7 @@ from engine.attention.layer_states import (
     states_of,
     take_back,
 )
+from engine.attention.rope_length import RopeLength, context_for
 from engine.attention.row_form import Expansions, caches_latents
 from engine.compression.observation import Observe, ObservingProbe
 from engine.compression.query_statistics import (
@@ -117,7 +119,9 @@ class Reader:
     located: what it was loaded from. reads_well: document tokens that it reads well in one
     context, 0 if nobody knows. memory_layers: numbers of the layers with full attention; only these
     have a document memory, the others keep a state. terms: of the softmax of these layers, known
-    once `behaviour` is.
+    once `behaviour` is. context: the length of context whose RoPE frequencies everything is read
+    with, 0 where these do not depend on it (`attention.rope_length`); the shortest until `at` says
+    otherwise. max_positions: of one context.
     """
 
     def __init__(
@@ -130,7 +134,9 @@ class Reader:
         self.memory_layers = identity.memory_layers
         self._looking = looking_layers(model.config)
         self.expansions = Expansions() if caches_latents(model.config) else None
-        self.max_positions = positions(model.config)
+        self.context = context_for(model.config, 0)
+        self.max_positions = self.context or positions(model.config)
+        self._rope = RopeLength(self._body) if self.context else None
         self.reads_well: int = located.window
         self.devices = _layer_devices(model, identity)
         self.dtype: torch.dtype = model.dtype
@@ -142,6 +148,24 @@ class Reader:
         """The dtype it computes in, as manifests name it."""
         return str(self.dtype).removeprefix("torch.")
 
+    def at(self, context: int) -> Reader:
+        """The same model for contexts of this length, as a store's manifest names it.
+
+        Raises:
+            ReaderError: the model has no frequencies of that length.
+        """
+        if context == self.context:
+            return self
+        if context_for(self.model.config, context) != context:
+            raise ReaderError(
+                f"the keys were rotated for contexts of {context or 'any number of'} positions, "
+                f"which {self.identity.architecture} does not have: ingest again"
+            )
+        other = copy.copy(self)
+        other.context = other.max_positions = context
+        other._behind_prefix = None
+        return other
+
     # -- prefill -------------------------------------------------------------------
 
     @property
@@ -152,7 +176,7 @@ class Reader:
 
     def empty_cache(self, capacity: int) -> Cache:
         """A cache for so many tokens."""
-        return window_cache(self.model.config, capacity)
+        return window_cache(self.model.config, capacity, self.context)
 
     @cached_property
     def example_states(self) -> States:
@@ -355,6 +379,8 @@ class Reader:
             )
         device = self.devices[0]
         places = torch.arange(start, start + tokens, device=device)[None]
+        if self._rope is not None:
+            self._rope.hold(self.context)
         cos, sin = (t[0].float().cpu() for t in rope(torch.zeros(1, device=device), places))
         # The key of a token alone follows from it and its position: held against each other.
         first, last = (self._first_key(place) for place in (start, start + tokens - 1))
@@ -411,7 +437,14 @@ class Reader:
             probe: is shown the layers whose queries see all tokens before.
             causal: the piece follows all that is in the cache, which a CPU attends to without a
                 mask.
+        Raises:
+            ReaderError: it ends behind the context whose frequencies are held.
         """
+        if self.context and position + len(ids) > self.context:
+            raise ReaderError(
+                f"{self.identity.architecture} rotates keys otherwise in contexts of more than "
+                f"{self.context} positions, and {position + len(ids)} are needed"
+            )
         tokens = torch.tensor([ids], device=self.devices[0])
         places = torch.arange(position, position + len(ids), device=self.devices[0])[None]
         looking = self._looking

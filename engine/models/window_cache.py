@@ -76,7 +76,16 @@ class WindowHybridLayer(WindowLayer, LinearAttentionAndFullAttentionLayer):  # t
         LinearAttentionLayer.__init__(self, number_of_states)
 
 
-def window_cache(config: Any, capacity: int) -> Cache:
+class WindowCache(Cache):
+    """The cache of a window. context: the length whose frequencies its keys are rotated with, see
+    `rope_length`."""
+
+    def __init__(self, layers: list[Any], context: int):
+        super().__init__(layers=layers)
+        self.context = context
+
+
+def window_cache(config: Any, capacity: int, context: int = 0) -> Cache:
     """An empty cache for `capacity` tokens of a model of this configuration; layers without full
     attention are the library's own."""
     layers, latent = cache_layers(config), caches_latents(config)
@@ -87,4 +96,4 @@ def window_cache(config: Any, capacity: int) -> Cache:
                 if has_state(layer)
                 else WindowLayer(capacity, latent=latent)
             )
-    return Cache(layers=layers)
+    return WindowCache(layers, context)

@@ -109,8 +109,10 @@ class Manifest:
     creator: program and version. method, settings: the recipe and all its settings. dtype: of the
     model's K and V. key_space: "post-rope" when stored keys are rotated. prompt: the prefix's
     token ids and how the question follows. tokens: N of the document. window_tokens: most
-    document tokens per window. files: every other file of the store, by name. unread: numbers of
-    the windows that no model has read yet, ascending; a store has at least one that is read.
+    document tokens per window. context: positions of the context whose RoPE frequencies the keys
+    were rotated with; 0 where these do not depend on it. files: every other file of the store, by
+    name. unread: numbers of the windows that no model has read yet, ascending; a store has at least
+    one that is read.
     """
 
     creator: str
@@ -127,13 +129,16 @@ class Manifest:
     files: dict[str, FileEntry] = field(default_factory=dict)
     key_space: str = "post-rope"
     unread: tuple[int, ...] = ()
+    context: int = 0
 
     @property
     def format(self) -> int:
         """The format version: 2 of a store that is partly read, or whose model has layers of other
         kinds than full attention, or caches something else than a key and a value of one width for
-        each KV head; format 1 can say none of these."""
-        return 2 if self.unread or self.model.layer_kinds or self.model.cached else 1
+        each KV head, or rotates keys by the length of their context; format 1 can say none of
+        these."""
+        model = self.model
+        return 2 if self.unread or model.layer_kinds or model.cached or self.context else 1
 
     @property
     def has_states(self) -> bool:
@@ -169,8 +174,9 @@ class Manifest:
         """The manifest as plain JSON values, without its checksum."""
         plain: dict[str, Any] = json.loads(_dump(asdict(self), indent=None))
         plain["format"] = self.format
-        if not self.unread:
-            del plain["unread"]
+        for name in ("unread", "context"):
+            if not plain[name]:
+                del plain[name]
         for name in ("behaviour", "layer_kinds", "cached"):
             if not plain["model"][name]:
                 del plain["model"][name]
@@ -237,6 +243,7 @@ def from_json(plain: object) -> Manifest:
         windows=tuple(_window(entry) for entry in top.tables("windows")),
         files={name: _file(entry) for name, entry in top.table("files").named_tables()},
         unread=_unread(top),
+        context=top.count("context", least=1) if "context" in top.values else 0,
     )
     if top.values["format"] != manifest.format:
         raise _damaged("format")

@@ -362,6 +362,7 @@ class StoreWriter:
         window_tokens: int,
         sources: tuple[SourceEntry, ...],
         unread: Sequence[tuple[int, WindowEntry]] = (),
+        context: int = 0,
         progress: Progress = SILENT,
     ) -> Manifest:
         """Write the manifest and give the store its name. The fields are those of `Manifest`.
@@ -401,6 +402,7 @@ class StoreWriter:
                 for index in range(count)
             ),
             unread=tuple(sorted(missing)),
+            context=context,
             files={
                 name: file_from_json(value)
                 for key in needed

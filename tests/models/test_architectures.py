@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
@@ -12,7 +13,7 @@ from engine.api import check_model
 from repository import ROOT
 from tiny_architectures import configuration, save
 
-ROPES = {
+ROPES: dict[str, dict[str, Any]] = {
     "linear": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
     "llama3": {
         "rope_type": "llama3",
@@ -26,6 +27,14 @@ ROPES = {
         "rope_type": "yarn",
         "factor": 8.0,
         "original_max_position_embeddings": 512,
+        "rope_theta": 10000.0,
+    },
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
+    "longrope": {
+        "rope_type": "longrope",
+        "short_factor": [1.0] * 8,
+        "long_factor": [1.0 + i for i in range(8)],
+        "original_max_position_embeddings": 2048,
         "rope_theta": 10000.0,
     },
 }
@@ -56,8 +65,8 @@ def test_the_page_of_models_is_the_walk() -> None:
 
 @pytest.mark.parametrize("rope", sorted(ROPES))
 def test_scaled_positions_are_exact(rope: str, tmp_path: Path) -> None:
-    """Their frequencies do not depend on the length; the text is longer than what the scaling
-    begins at."""
+    """Where frequencies do not depend on the length, the text is longer than what the scaling
+    begins at; where they do, they are those of the longest context (see test_rope_length)."""
     config = configuration("llama", rope_parameters=ROPES[rope])
     found = check_model(str(save(config, tmp_path / "model")))
     assert found.passed

@@ -20,7 +20,6 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     MptConfig,
-    Phi3Config,
     Qwen2Config,
 )
 
@@ -220,24 +219,6 @@ SMALL: dict[str, Any] = {
 REFUSED = {
     "no full attention": Lfm2Config(**SMALL, layer_types=["conv"] * 2),
     "sparse attention": AutoConfig.for_model("deepseek_v4", **SMALL),
-    "dynamic rope": LlamaConfig(
-        **SMALL, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
-    ),
-    "rope by length": Phi3Config(
-        **SMALL,
-        num_key_value_heads=2,
-        sliding_window=None,
-        pad_token_id=0,
-        original_max_position_embeddings=64,
-        max_position_embeddings=128,
-        rope_parameters={
-            "rope_type": "longrope",
-            "rope_theta": 1e4,
-            "short_factor": [1.0] * 8,
-            "long_factor": [2.0] * 8,
-            "original_max_position_embeddings": 64,
-        },
-    ),
     "falcon": FalconConfig(vocab_size=261, hidden_size=32, num_hidden_layers=2),
     "bloom": BloomConfig(vocab_size=261, hidden_size=32, n_layer=2, n_head=2),
     "mpt": MptConfig(vocab_size=261, d_model=32, n_layers=2, n_heads=2),

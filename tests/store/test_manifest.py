@@ -264,6 +264,20 @@ def test_a_cache_of_other_rows_comes_back_and_makes_the_format_2() -> None:
     assert "cached" not in MANIFEST.to_json()["model"]
 
 
+def test_the_length_that_keys_were_rotated_for_comes_back_and_makes_the_format_2(
+    subtests: pytest.Subtests,
+) -> None:
+    long = replace(MANIFEST, context=4096)
+    assert from_bytes(long.to_bytes()) == long
+    assert (MANIFEST.context, long.format) == (0, 2)
+    assert "context" not in MANIFEST.to_json()
+    for path, value in ((("format",), 1), (("context",), 0), (("context",), 9.0)):
+        with subtests.test(path=path, value=value):
+            plain = copy.deepcopy(long.to_json())
+            set_at(plain, path, value)
+            refuses(sealed(plain))
+
+
 def test_an_impossible_claim_about_layers_is_one_line(subtests: pytest.Subtests) -> None:
     for path, value in HOSTILE_KINDS:
         with subtests.test(path=path, value=value):

@@ -38,6 +38,16 @@ checkpoints; each entry of the file names the page that holds the published one.
 
 """
 
+POSITIONS = """
+## Positions
+
+Linear, llama3 and yarn scaling of RoPE rotate a key by its position alone, and are exact. Dynamic
+NTK scaling and LongRoPE rotate it by the length of the context too: `sekv ingest` chooses that
+length (of the longest window, or of the one that `--window` names, with room for question and
+answer), the store records it, and answers are those of the model's full cache in a context of that
+length (tests/test_rope_length.py). `sekv models check` checks the longest.
+"""
+
 WALK = """
 ## Architectures
 
@@ -90,7 +100,7 @@ def page() -> str:
         untested=outcomes.count(UNTESTED),
     )
     head = PREFACE.format(share=AUTO_SHARE) + "\n".join(sizes())
-    return head + "\n" + walk + "\n".join(architectures()) + "\n"
+    return head + "\n" + POSITIONS + walk + "\n".join(architectures()) + "\n"
 
 
 def _bytes(count: float) -> str:
