@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
+from transformers import CONFIG_MAPPING
 
 from architectures import KINDS, REFUSED, SERVED, by_configuration, known, release, walk
 from engine.api import check_model
+from engine.models.identity import of_configuration
+from models_page import CHECKPOINTS
 from repository import ROOT
 from tiny_architectures import configuration, save
 
@@ -61,6 +65,18 @@ def test_the_page_of_models_is_the_walk() -> None:
     from models_page import page
 
     assert (ROOT / "docs" / "models.md").read_text(encoding="utf-8") == page()
+
+
+def test_checkpoints_whose_configuration_is_the_library_s_default_have_its_shape(
+    subtests: pytest.Subtests,
+) -> None:
+    for entry in json.loads(CHECKPOINTS.read_text(encoding="utf-8")):
+        assert entry["checked"], entry["id"]
+        if entry["checked"].startswith("transformers"):
+            settings = dict(entry["config"])
+            kind = CONFIG_MAPPING[settings.pop("model_type")]
+            with subtests.test(entry["id"]):
+                assert of_configuration(kind(**settings)) == of_configuration(kind())
 
 
 @pytest.mark.parametrize("rope", sorted(ROPES))

@@ -33,8 +33,10 @@ The cache is what transformers keeps of the document in the layers with full att
 as the model's configuration says. The memory is the default budget of `sekv ask`, {share:.0%} of
 that; the store is what the default method is expected to write. Layers of other kinds keep a state
 that does not grow with the text and is not counted here. These are formulas, not measurements:
-[results](results.md) has those. The configurations were written down from public knowledge of the
-checkpoints; each entry of the file names the page that holds the published one.
+[results](results.md) has those. Each entry of the file names the page with the published
+configuration (`source`) and the public copy that its numbers were held against (`checked`): a file
+of another repository, where it says so of a sister checkpoint, or the defaults of the installed
+transformers, which a test compares.
 
 """
 
@@ -46,6 +48,26 @@ NTK scaling and LongRoPE rotate it by the length of the context too: `sekv inges
 length (of the longest window, or of the one that `--window` names, with room for question and
 answer), the store records it, and answers are those of the model's full cache in a context of that
 length (tests/test_rope_length.py). `sekv models check` checks the longest.
+"""
+
+QUANTISED = """
+## Quantised weights
+
+GGUF files are converted once to 16 bits. A checkpoint whose `config.json` has a
+`quantization_config` is loaded by transformers' own quantizer, and its store names the method:
+
+| method | needs | a CPU | tested |
+|---|---|---|---|
+| FP8 with a scale per block | nothing | unpacked on loading | tests/models/test_quantized.py |
+| bitsandbytes, 4 and 8 bits | `sekv[quantized]` | stays packed | the same |
+| compressed-tensors | `sekv[quantized]` | unpacked on loading, on a GPU too | the same, packed 4 bits |
+| GPTQ, AWQ | gptqmodel | as its package does | not |
+| HQQ, torchao, quanto | the package of that name | as its package does | not |
+
+The tests were run on a CPU; no quantised checkpoint was run on a GPU. What transformers does not
+know, a package that is missing and a method that needs a GPU are refused in one line. Products of
+bitsandbytes' 8 bits (and of FP8 on a GPU) round what they multiply weights with, so that two orders
+of the same sums differ by more than elsewhere: `sekv models check` allows what that rounding is.
 """
 
 WALK = """
@@ -100,7 +122,7 @@ def page() -> str:
         untested=outcomes.count(UNTESTED),
     )
     head = PREFACE.format(share=AUTO_SHARE) + "\n".join(sizes())
-    return head + "\n" + POSITIONS + walk + "\n".join(architectures()) + "\n"
+    return head + "\n" + POSITIONS + QUANTISED + walk + "\n".join(architectures()) + "\n"
 
 
 def _bytes(count: float) -> str:
