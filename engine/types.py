@@ -78,7 +78,8 @@ class ModelIdentity:
     relied on.
     behaviour: that behaviour, as the surprisal in nats of a few fixed tokens (`models`); empty
     in stores that were made before it was recorded. layer_kinds: one of `LAYER_KINDS` for each
-    layer; empty where all of them have full attention.
+    layer; empty where all of them have full attention. quantized: how the checkpoint's weights are
+    quantised, as its configuration names it; "" where they are not.
     """
 
     id: str
@@ -95,6 +96,7 @@ class ModelIdentity:
     behaviour: tuple[float, ...] = ()
     layer_kinds: tuple[str, ...] = ()
     cached: int = 0
+    quantized: str = ""
 
     @property
     def memory_layers(self) -> tuple[int, ...]:

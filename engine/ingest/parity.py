@@ -320,10 +320,14 @@ def _tolerance(reader: Reader, ids: list[int], plain: Tensor, largest: float) ->
 
 def _rounding(reader: Reader, largest: float) -> float:
     """What rounding alone does to logits of that size: each of a layer's two sums adds an error of
-    the dtype's epsilon, and independent errors add up by their squares."""
+    the dtype's epsilon, or of what quantised products round to, and independent errors add up by
+    their squares."""
     import torch
 
-    return torch.finfo(reader.dtype).eps * math.sqrt(2 * reader.layers) * largest
+    from engine.models.quantized import ROUNDED
+
+    step = ROUNDED.get(reader.identity.quantized, 0.0)
+    return max(torch.finfo(reader.dtype).eps, step) * math.sqrt(2 * reader.layers) * largest
 
 
 def _mechanism(

@@ -14,6 +14,7 @@ from engine.attention.row_form import caches_latents
 from engine.errors import ReaderError
 from engine.models.checkpoint import weights_fingerprint
 from engine.models.locate import Located
+from engine.models.quantized import quantization
 from engine.types import FULL, HYBRID, ModelIdentity, Progress
 
 
@@ -51,6 +52,7 @@ def of_configuration(config: Any) -> ModelIdentity:
         transformers=transformers.__version__,
         layer_kinds=kinds,
         cached=shape.cached,
+        quantized=quantization(config),
     )
 
 

@@ -23,6 +23,7 @@ from engine.attention.rope_length import context_for
 from engine.errors import ReaderError
 from engine.models.half_weights import pack_weights
 from engine.models.mapped_files import MappedFiles
+from engine.models.quantized import check_quantization
 from engine.models.text_part import class_of, is_wrapper, without_encoders
 from engine.types import DEVICES, FULL, HYBRID, unknown_device
 
@@ -51,8 +52,9 @@ def load_weights(
     """The model itself, ready to answer and not to be trained; of a multimodal one the part that
     reads text.
 
-    placement: `attn_implementation` and `device_map` as transformers takes them. pack: hold 16-bit
-    weights of a CPU model as they are, see `half_weights`; it still computes in float32.
+    placement: `attn_implementation`, `device_map` and the like as transformers takes them. pack:
+    hold 16-bit weights of a CPU model as they are, see `half_weights`; it still computes in
+    float32.
 
     Raises:
         ReaderError: with one line.
@@ -137,6 +139,7 @@ def check_supported(config: Any) -> None:
             f"{name}: no layer has full attention ({', '.join(sorted(set(kinds)))}), so that a "
             "memory of the document would be looked at by none"
         )
+    check_quantization(config)
     context_for(config, 0)  # raises ReaderError where layers scale RoPE in different ways
 
 

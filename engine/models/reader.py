@@ -52,6 +52,7 @@ from engine.models.load import (
 )
 from engine.models.locate import SILENT, Located, locate
 from engine.models.prompt import Prompt
+from engine.models.quantized import loading_options, quantization
 from engine.models.surprisal import surprisal
 from engine.models.window_cache import WindowLayer, window_cache
 from engine.types import STATELESS, ModelIdentity, Progress
@@ -516,11 +517,14 @@ def load_reader(
     place = pick_device(device)
     kind = pick_dtype(dtype, place, config)
     tokenizer = tokenizer or load_tokenizer(model.folder)
-    placement: dict[str, Any] = {"attn_implementation": seam.NAME}
-    if place.type != "cpu":
-        placement["device_map"] = "auto" if device == "auto" else str(place)
+    placement: dict[str, Any] = {"attn_implementation": seam.NAME, **loading_options(config)}
+    quantized = bool(quantization(config))
+    if place.type != "cpu" or quantized:  # a quantizer would take a GPU where none is named
+        everywhere = device == "auto" and place.type != "cpu"
+        placement["device_map"] = "auto" if everywhere else str(place)
     identity = identify(model, config, tokenizer, progress)
-    pack = kind == torch.float32 and place.type == "cpu" and can_pack() and not gradients
+    pack = kind == torch.float32 and place.type == "cpu" and can_pack()
+    pack = pack and not gradients and not quantized
     loaded = load_weights(model.folder, kind, placement, pack=pack)
     seam.attach(loaded)
     reader = Reader(loaded, tokenizer, identity, Prompt.of(tokenizer), model)

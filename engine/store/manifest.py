@@ -177,7 +177,7 @@ class Manifest:
         for name in ("unread", "context"):
             if not plain[name]:
                 del plain[name]
-        for name in ("behaviour", "layer_kinds", "cached"):
+        for name in ("behaviour", "layer_kinds", "cached", "quantized"):
             if not plain["model"][name]:
                 del plain["model"][name]
         for source in plain["sources"]:
@@ -320,6 +320,7 @@ def _model(table: _Table) -> ModelIdentity:
         behaviour=_behaviour(table),
         layer_kinds=_layer_kinds(table),
         cached=table.count("cached", least=1) if "cached" in table.values else 0,
+        quantized=table.text("quantized") if "quantized" in table.values else "",
     )
 
 

@@ -60,7 +60,7 @@ GGUF files are converted once to 16 bits. A checkpoint whose `config.json` has a
 |---|---|---|---|
 | FP8 with a scale per block | nothing | unpacked on loading | tests/models/test_quantized.py |
 | bitsandbytes, 4 and 8 bits | `sekv[quantized]` | stays packed | the same |
-| compressed-tensors | `sekv[quantized]` | unpacked on loading, on a GPU too | the same, packed 4 bits |
+| compressed-tensors | `sekv[quantized]` | unpacked, on a GPU too | the same, packed 4 bits |
 | GPTQ, AWQ | gptqmodel | as its package does | not |
 | HQQ, torchao, quanto | the package of that name | as its package does | not |
 
