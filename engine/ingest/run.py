@@ -198,10 +198,10 @@ def _ingest(
     calibrated = compresskv_heads.needed(recipe, located.folder, options.heads, reader.identity)
     recipe, trained = routed(recipe, options.router, located.folder, reader, progress)
     if begun is not None:
-        _check_begun(target, tokens, windows, recipe, document)
+        _check_begun(target, tokens, windows.most, recipe, document)
         work = on_demand.read_windows(
             target,
-            range(len(windows)),
+            range(len(begun.windows)),
             reader,
             progress,
             chunk_tokens=options.chunk_tokens,
@@ -224,20 +224,23 @@ def _ingest(
 
 
 def _check_begun(
-    target: Address, tokens: Tokens, windows: Windows, recipe: Method, document: Document
+    target: Address, tokens: Tokens, window: int, recipe: Method, document: Document
 ) -> None:
     """Whether a partly read store is what this ingest would make.
 
+    It is cut where it was cut: windows that stay when a source is removed are as they were.
+
+    Args:
+        window: tokens of a window.
     Raises:
         StoreExistsError: it is of another document, or read in another way.
     """
     begun, ids = read_store(target, lambda store: (store.manifest, store.document()["ids"]))
     known = [source.sha256 for source in begun.sources]
-    bounds = tuple(window.start for window in begun.windows)
     differs = (
         ("of other sources, or of other pages", known != [s.sha256 for s in document.sources]),
         ("of other text, pages or model", ids.tolist() != tokens.ids.tolist()),
-        ("in other windows", bounds != windows.bounds[:-1]),
+        ("in other windows", begun.window_tokens != window),
         ("by another method", begun.settings != json.loads(json.dumps(recipe.settings()))),
     )
     for how, different in differs:

@@ -103,6 +103,19 @@ def test_windows_that_were_shared_are_read_by_questions_that_need_them(shelf: Sh
     assert answer.citations[0].source.endswith("bridge.txt")
 
 
+def test_what_remains_is_read_by_an_ingest_of_the_other_sources(shelf: Shelf) -> None:
+    """Windows that stayed are cut as they were, where that ingest would cut elsewhere."""
+    store = shelf.together()
+    shelf.remove(store, "comet.txt")
+    assert read_manifest(store).unread
+    kept = set(windows(store))
+    shelf.together("organ.txt", "bridge.txt")
+    assert not read_manifest(store).unread
+    assert kept < set(windows(store))
+    with Store.open(store) as opened:
+        assert opened.verify() == []
+
+
 def test_where_no_window_can_stay_all_is_read_to_the_bytes_of_an_ingest(shelf: Shelf) -> None:
     shelf.options = dataclasses.replace(shelf.options, window=900)
     alone = tree(shelf.together("organ.txt", "comet.txt", store="alone.sekv"))
