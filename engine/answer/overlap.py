@@ -42,6 +42,12 @@ def content_words(text: str) -> list[str]:
     return [word for word in WORD.findall(text.lower()) if word not in STOP]
 
 
+def names(text: str) -> list[str]:
+    """The words of a text that begin with a capital, in lower case, but for stop words, in order:
+    names, and whatever else stands at the beginning of a sentence."""
+    return content_words(" ".join(word for word in WORD.findall(text) if word[0].isupper()))
+
+
 def stem_list(text: str) -> list[str]:
     """The stems of a text's words but for stop words, in order, each once; small numbers as
     figures."""

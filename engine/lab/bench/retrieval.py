@@ -9,18 +9,21 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from engine.answer.overlap import content_words
+from engine.answer.ranked_documents import rank_documents
 from engine.documents import load
+from engine.ingest.collect import collect
 from engine.ingest.windows import cut_windows
 from engine.lab.bench.questions import Question, placed
 from engine.memory.retrieval import PassageIndex
+from engine.store.catalogue import Found
 
 if TYPE_CHECKING:
     from engine.attention.view import Stretch
@@ -50,26 +53,32 @@ def measure(
     """Recall of the evidence by window size, kind of question and what is read.
 
     Args:
+        documents: the folder that the questions' documents are named from. Others beside or below
+            them stand in the library too, and nothing is asked of those.
         sizes: tokens of a window.
     Raises:
-        DocumentError: a document is not there, or does not hold the evidence of a question.
+        DocumentError: a document is not there or cannot be read, or does not hold the evidence of
+            a question.
     """
     answerable = [question for question in questions if question.answerable]
     ranked: dict[int, list[Ranked]] = {size: [] for size in sizes}
     build, search, longest = 0.0, [], 0
     shelf: list[_Shelved] = []
-    for name in dict.fromkeys(question.document for question in answerable):
+    named = list(dict.fromkeys(question.document for question in answerable))
+    for name in [*named, *_others(documents, named)]:
         document = load([str(documents / name)])
         text, tokens = document.sources[0].text, tokenize(document)
-        longest = max(longest, len(tokens))
 
         def words_of(stretch: Stretch, text: str = text, tokens: Tokens = tokens) -> str:
             return text[int(tokens.starts[stretch[0]]) : int(tokens.ends[stretch[1] - 1])]
 
+        bounds = cut_windows(document, tokens, sizes[-1]).bounds
+        shelf.append(_Shelved(name, list(pairwise(bounds)), words_of))
+        if name not in named:
+            continue
+        longest = max(longest, len(tokens))
         for size in sizes:
             bounds = cut_windows(document, tokens, size).bounds
-            if size == sizes[-1]:
-                shelf.append(_Shelved(name, list(pairwise(bounds)), words_of))
             at = time.process_time()
             index = PassageIndex(list(pairwise(bounds)), words_of)
             build = max(build, time.process_time() - at)
@@ -94,6 +103,13 @@ def measure(
     }
 
 
+def _others(folder: Path, named: Sequence[str]) -> list[str]:
+    """The documents of a folder that no question is of, by their paths below it."""
+    found = collect([str(folder)]).documents
+    names = (Path(wanted.source).relative_to(folder).as_posix() for wanted in found)
+    return [name for name in names if name not in named]
+
+
 @dataclass(frozen=True)
 class _Shelved:
     """A document among others. windows: where they lie in it. words: of a stretch of it."""
@@ -104,8 +120,8 @@ class _Shelved:
 
 
 def _library(shelf: Sequence[_Shelved], questions: Sequence[Question]) -> dict[str, Any]:
-    """How often the document of the best passage of all documents is the right one, and how often
-    it is among the best three, by kind of question."""
+    """How often the document that a library would ask is the right one, and how often that is among
+    the best three, by kind of question."""
     starts = [0, *accumulate(each.windows[-1][1] for each in shelf)]
     windows = [
         (start + first, start + end)
@@ -118,11 +134,15 @@ def _library(shelf: Sequence[_Shelved], questions: Sequence[Question]) -> dict[s
         return shelf[number].words((stretch[0] - starts[number], stretch[1] - starts[number]))
 
     index = PassageIndex(windows, words_of)
+
+    def find(words: Sequence[str], most: int) -> Iterator[Found]:
+        for passage, score in islice(index.scores(words).items(), most):
+            first, end = index.passages[passage]
+            yield Found(shelf[bisect_right(starts, first) - 1].name, first, end, score)
+
     ranks = defaultdict(list)
     for question in questions:
-        found = index.scores(content_words(question.text))
-        numbers = (bisect_right(starts, index.passages[passage][0]) - 1 for passage in found)
-        named = list(dict.fromkeys(shelf[number].name for number in numbers))
+        named = list(rank_documents([question.text], find))
         ranks[question.kind].append(
             named.index(question.document) if question.document in named else None
         )
