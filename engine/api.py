@@ -128,7 +128,7 @@ def ingest_library(
     other: the report has them all.
 
     Args:
-        library: a folder, made where there is none.
+        library: a folder, made where there is none, or the URL of a place in an object store.
         progress: is told how far it has come; None: nobody is.
         reader: the model, where it is loaded already; else documents are read by processes of their
             own, `many.jobs` at a time.
@@ -141,7 +141,7 @@ def ingest_library(
 
     return documents.ingest_library(
         _paths(sources),
-        _folder(library),
+        address(library),
         options or IngestOptions(),
         many or LibraryOptions(),
         progress or SilentLibrary(),
@@ -343,18 +343,6 @@ def _paths(sources: PathName | Sequence[PathName]) -> list[str]:
     several = [sources] if isinstance(sources, str | os.PathLike | ObjectUrl) else sources
     names = [str(source) for source in several]
     return [str(address(name)) if is_url(name) else name for name in names]
-
-
-def _folder(library: PathName) -> Path:
-    """The path of a library.
-
-    Raises:
-        LibraryError: it is a URL.
-    """
-    place = address(library)
-    if isinstance(place, ObjectUrl):
-        raise LibraryError(f"{place}: a library is kept on a disk; single stores may be there")
-    return place
 
 
 def _store(store: PathName) -> Address:

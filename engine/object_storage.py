@@ -55,8 +55,8 @@ class ObjectUrl:
 
     @property
     def name(self) -> str:
-        """The last part of the key."""
-        return self.key.rpartition("/")[2]
+        """The last part of the key; of a whole bucket its name."""
+        return (self.key or self.root).rpartition("/")[2]
 
 
 Address: TypeAlias = Path | ObjectUrl
@@ -66,6 +66,11 @@ Address: TypeAlias = Path | ObjectUrl
 def is_url(name: str) -> bool:
     """Whether a name is meant as a URL."""
     return _URL.match(name) is not None
+
+
+def is_of_process(name: str) -> bool:
+    """Whether what a name means lasts as long as this process, and no other has it."""
+    return name.startswith("memory:")
 
 
 def address(name: str | os.PathLike[str] | ObjectUrl) -> Address:
@@ -160,14 +165,6 @@ class Bucket:
             for page in obstore.list(self._store, key or None):
                 yield from map(_info, page)
 
-    def folders(self, key: str) -> list[str]:
-        """The keys one step below `key` that other keys begin with."""
-        import obstore
-
-        with self._asking(key):
-            found = obstore.list_with_delimiter(self._store, key or None)
-            return sorted(str(prefix) for prefix in found["common_prefixes"])
-
     def upload(self, key: str, file: Path) -> str:
         """Put a file; large ones in parts. The new object's tag.
 
@@ -180,22 +177,29 @@ class Bucket:
             made = obstore.put(self._store, key, opened, chunk_size=_PART)
         return made["e_tag"] or ""
 
-    def replace(self, key: str, data: bytes, tag: str) -> bool:
+    def replace(self, key: str, data: bytes, tag: str) -> str | None:
         """Put a small object in place of the one with this tag, or where there is none for "".
 
-        Returns False where another has come before: nothing is changed then.
+        Returns the new object's tag; None where another has come before: nothing is changed then.
         """
         import obstore
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
         try:
             with self._asking(key):
-                obstore.put(self._store, key, data, mode={"e_tag": tag} if tag else "create")
+                made = obstore.put(self._store, key, data, mode={"e_tag": tag} if tag else "create")
         except ObjectStorageError as error:
             if isinstance(error.__cause__, AlreadyExistsError | PreconditionError):
-                return False
+                return None
             raise
-        return True
+        return made["e_tag"] or ""
+
+    def copy(self, key: str, other: str) -> None:
+        """Have an object under another key too, in the place of what was there."""
+        import obstore
+
+        with self._asking(key):
+            obstore.copy(self._store, key, other)
 
     def delete(self, keys: list[str]) -> None:
         """Remove objects; some may be gone already."""
@@ -241,7 +245,7 @@ def bucket_of(root: str) -> Bucket:
     from obstore.exceptions import BaseError
     from obstore.store import MemoryStore, from_url
 
-    if root.startswith("memory:"):
+    if is_of_process(root):
         return Bucket(root, MemoryStore())
     plain = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true", "yes")
     try:

@@ -15,7 +15,7 @@ from engine.errors import DocumentError, SekvError
 from engine.ingest.collect import read_list
 from engine.ingest.sources import check_named_once, check_there
 from engine.models import named
-from engine.object_storage import address
+from engine.object_storage import Address, address, is_url
 from engine.store.folders import is_library
 from engine.types import IngestOptions, LibraryOptions
 from sekv_cli import completion, options, streams
@@ -174,6 +174,7 @@ def ingest(
       sekv ingest second.pdf --append book.sekv
       pdftotext scan.pdf - | sekv ingest - -o scan.sekv
       sekv ingest papers/ notes/ -o library/ --jobs 2
+      sekv ingest s3://bucket/papers/ -o s3://bucket/library/
     """
     sources = [*(sources or []), *(_listed(listed) if listed is not None else [])]
     if not sources:
@@ -261,26 +262,29 @@ def _check_cluster(jobs: int, *, password_stdin: bool) -> None:
 
 def _library(
     sources: list[str], output: str | None, listed: Path | None, many: LibraryOptions
-) -> Path | None:
+) -> Address | None:
     """The library that is to be brought up to date; None where the sources become one store.
 
     Raises:
         SekvError: a library without a name, or its options without a library.
     """
-    place = None if output is None or output.endswith(("/", os.sep)) else address(output)
-    named = output is not None and (
-        place is None or (isinstance(place, Path) and is_library(place))
-    )
-    if named or listed is not None or any(Path(source).is_dir() for source in sources):
-        if output is None:
+    place = None if output is None else address(output)
+    named = place is not None and (str(output).endswith(("/", os.sep)) or is_library(place))
+    if named or listed is not None or any(map(_is_folder, sources)):
+        if place is None:
             raise SekvError("a folder or a list becomes a library of stores: name it with -o")
-        return Path(output)
+        return place
     if many != LibraryOptions(dry_run=many.dry_run):
         raise SekvError(
             "--include, --exclude, --jobs, --cluster and --prune are for a library: name a folder, "
             "or --list"
         )
     return None
+
+
+def _is_folder(source: str) -> bool:
+    """Whether a source is a folder; of an object store one whose URL ends in /."""
+    return source.endswith("/") if is_url(source) else Path(source).is_dir()
 
 
 def _check_sources(sources: list[str], *, password_stdin: bool) -> None:

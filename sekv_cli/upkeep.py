@@ -9,12 +9,16 @@ from typing import Annotated
 import typer
 
 from engine.errors import LibraryError, OptionError
+from engine.object_storage import Address, address
 from engine.store import glance
 from engine.store.folders import is_library
 from sekv_cli import completion, options
 
 Stores = Annotated[
-    list[Path], typer.Argument(metavar="STORE", help="Stores.", autocompletion=completion.stores)
+    list[str],
+    typer.Argument(
+        metavar="STORE", help="Stores: paths or URLs.", autocompletion=completion.stores
+    ),
 ]
 
 
@@ -44,30 +48,29 @@ def remove(
       sekv rm library/old/*.sekv
       sekv rm papers.sekv --source second.pdf
     """
-    for store in stores:
-        _check(store)
+    places = [_checked(store) for store in stores]
     if source:
-        if len(stores) > 1:
+        if len(places) > 1:
             raise OptionError("source", "a source is removed from one store; name one")
-        _remove_source(stores[0], source, as_json)
+        _remove_source(places[0], source, as_json)
         return
 
     from engine.store import upkeep
     from sekv_cli import format
 
     freed = 0
-    for store in stores:
+    for store in places:
         libraries = upkeep.libraries_of(store)
         freed += upkeep.remove_store(store)
         _tell(libraries)
     if as_json:
-        format.emit_json({"removed": [str(store) for store in stores], "freed_bytes": freed})
+        format.emit_json({"removed": [str(store) for store in places], "freed_bytes": freed})
     else:
-        what = format.some(len(stores), "store")
+        what = format.some(len(places), "store")
         format.console().print(f"removed {what}: {format.bytes_text(freed)} free")
 
 
-def _remove_source(store: Path, source: str, as_json: bool) -> None:
+def _remove_source(store: Address, source: str, as_json: bool) -> None:
     from engine.api import remove_source
     from engine.store import upkeep
     from sekv_cli import format, progress
@@ -90,11 +93,13 @@ def _remove_source(store: Path, source: str, as_json: bool) -> None:
 
 def move(
     store: Annotated[
-        Path,
-        typer.Argument(metavar="STORE", help="A store.", autocompletion=completion.stores),
+        str,
+        typer.Argument(
+            metavar="STORE", help="A store: a path or a URL.", autocompletion=completion.stores
+        ),
     ],
     target: Annotated[
-        Path, typer.Argument(metavar="TARGET", help="Its new name, or a folder that is there.")
+        str, typer.Argument(metavar="TARGET", help="Its new name, or a folder that is there.")
     ],
     as_json: options.Json = False,
 ) -> None:
@@ -105,13 +110,13 @@ def move(
       sekv mv book.sekv library/
       sekv mv library/book.sekv library/dracula.sekv
     """
-    _check(store)
+    place = _checked(store)
 
     from engine.store import upkeep
     from sekv_cli import format
 
-    libraries = upkeep.libraries_of(store)
-    moved = upkeep.move_store(store, target)
+    libraries = upkeep.libraries_of(place)
+    moved = upkeep.move_store(place, address(target))
     _tell([*libraries, *(each for each in upkeep.libraries_of(moved) if each not in libraries)])
     if as_json:
         format.emit_json({"store": str(moved)})
@@ -121,8 +126,9 @@ def move(
 
 def collect(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Where to look.", show_default=False)
-    ] = Path(),
+        str,
+        typer.Argument(metavar="DIR", help="Where to look: a folder or a URL.", show_default=False),
+    ] = ".",
     older: Annotated[
         float,
         typer.Option(
@@ -138,14 +144,16 @@ def collect(
     """Remove what dead runs left: unfinished stores, locks, claims, sockets of servers.
 
     Looks in the current folder and all below it unless another is named. What a living process
-    holds stays, and so does an unfinished store that changed within a day.
+    holds stays, and so does an unfinished store that changed within a day; of an
+    object store, where nobody knows who lives, an unfinished upload goes by its age.
 
     \b
     Example:
       sekv gc
       sekv gc ~/library --older-than 0 --dry-run
     """
-    if not folder.is_dir():
+    place = address(folder)
+    if isinstance(place, Path) and not place.is_dir():
         raise LibraryError(f"there is no folder {folder}")
 
     from engine.store import upkeep
@@ -153,7 +161,7 @@ def collect(
     from sekv_cli.server import unix_socket
 
     removed, kept = [], []
-    for each in upkeep.leftovers(folder):
+    for each in upkeep.leftovers(place):
         young = each.age_s < 3600 * older and each.kind == "work"
         if young or not (dry_run or upkeep.clear(each)):
             kept.append(each)
@@ -184,11 +192,13 @@ def collect(
         out.print(format.clean(f"kept: {leftover.path}, which the same ingest goes on from"))
 
 
-def _check(store: Path) -> None:
-    """Whether a path is a store. Raises SekvError, one of its own kind for a library."""
-    if is_library(store):
+def _checked(store: str) -> Address:
+    """The path or URL of a store. Raises SekvError, one of its own kind for a library."""
+    place = address(store)
+    if is_library(place):
         raise LibraryError(f"{store} is a folder of stores; name the stores themselves")
-    glance.check_store(store)
+    glance.check_store(place)
+    return place
 
 
 def _tell(libraries: list[Path]) -> None:

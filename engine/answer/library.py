@@ -7,23 +7,21 @@ the next ones are cited behind its own. docs/results.md has how often the best o
 
 from __future__ import annotations
 
-import hashlib
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from engine.answer import checks
 from engine.answer.citations import DocumentText
 from engine.answer.focus import search_texts
 from engine.answer.open_stores import MEMORY, OpenStores
-from engine.answer.overlap import content_words, overlap, stems
+from engine.answer.overlap import overlap, stems
+from engine.answer.ranked_documents import rank_documents
 from engine.errors import BudgetError, QuestionError, SekvError, StoppedError
-from engine.store import cache_folder, glance
+from engine.object_storage import Address
+from engine.store import glance
 from engine.store.catalogue import Catalogue, Found, Holding
-from engine.store.folders import CATALOGUE
 from engine.store.reader import read_store
 from engine.types import Answer, AskOptions, Citation, Progress, Turn
 
@@ -33,25 +31,8 @@ if TYPE_CHECKING:
     from engine.models.chunked import Stop
     from engine.models.reader import Reader
 
-PASSAGES_LOOKED_AT = 200
-"""Best passages of the whole library by which documents are ranked."""
-
 NEXT_DOCUMENTS = 2
 """Documents whose best passage is cited behind those of the document that answered."""
-
-
-def open_catalogue(library: Path) -> Catalogue:
-    """The catalogue of a library; where that cannot be written, in the user's cache folder.
-
-    Raises:
-        LibraryError: it can be written in neither place.
-    """
-    if os.access(library, os.W_OK):
-        return Catalogue(library)
-    name = hashlib.sha256(os.fsencode(library.resolve())).hexdigest()[:32]
-    place = cache_folder.root() / "catalogues" / f"{name}{CATALOGUE}"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    return Catalogue(library, place)
 
 
 class LibrarySession:
@@ -59,7 +40,7 @@ class LibrarySession:
 
     def __init__(
         self,
-        path: Path,
+        path: Address,
         options: AskOptions,
         progress: Progress,
         *,
@@ -79,12 +60,12 @@ class LibrarySession:
         self.path, self._progress = path, progress
         self.options = options
         self._stores = stores or OpenStores(options, progress, memory, reader)
-        self._catalogue = open_catalogue(path)
+        self._catalogue = Catalogue(path)
         self._owns_stores = stores is None
         self._holdings: list[Holding] = []
         self._left_out: dict[str, str] = {}
         self._said: set[str] = set()
-        self._last: Path | None = None
+        self._last: Address | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -156,7 +137,7 @@ class LibrarySession:
         begun = time.perf_counter()
         self._refresh()
         texts = search_texts(question, turns)
-        best = self._documents([content_words(text) for text in texts])
+        best = rank_documents(texts, self._catalogue.find)
         searched = time.perf_counter() - begun
         if not best:
             raise QuestionError(
@@ -182,17 +163,6 @@ class LibrarySession:
         raise failure
 
     # -- steps
-
-    def _documents(self, queries: Sequence[Sequence[str]]) -> dict[str, Found]:
-        """The best passage of every document that has words of the queries, the best first."""
-        best: dict[str, Found] = {}
-        for words in queries:
-            for found in self._catalogue.find(words, PASSAGES_LOOKED_AT):
-                known = best.get(found.store)
-                if known is None or found.score > known.score:
-                    best[found.store] = found
-        ranked = sorted(best.values(), key=lambda found: (-found.score, found.store))
-        return {found.store: found for found in ranked}
 
     def _ask(
         self,

@@ -19,6 +19,7 @@ import distributed
 
 from engine.errors import LibraryError, SekvError
 from engine.ingest.tasks import ENDS, FAILED, STOP, Desk, Event, Task, Tell
+from engine.object_storage import Address, address
 from engine.types import IngestOptions
 
 CONNECT_SECONDS = 10
@@ -33,7 +34,7 @@ _ONE_AT_A_TIME = threading.Lock()
 
 def run(
     tasks: Sequence[Task],
-    library: Path,
+    library: Address,
     options: IngestOptions,
     address: str,
     tell: Tell,
@@ -124,7 +125,9 @@ def _desk(worker: Any, library: str, setup: dict[str, Any]) -> Desk:
         if held[0][1]["options"] == setup["options"]:
             reader = held[1].reader
     options = IngestOptions(**setup["options"])
-    desk = Desk(Path(library).absolute(), options, reader, setup["lease"])
+    place = address(library)
+    place = place.absolute() if isinstance(place, Path) else place
+    desk = Desk(place, options, reader, setup["lease"])
     desk.__enter__()
     setattr(worker, _DESK, ((library, setup), desk))
     return desk

@@ -1,4 +1,7 @@
-"""Which documents folders, files and lists name, and what their stores are called. Torch-free."""
+"""Which documents folders, files and lists name, and what their stores are called. Torch-free.
+
+What begins with the same key in an object store is a folder too.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,9 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePath
 
 from engine.documents import is_named_as_document
-from engine.errors import DocumentError
+from engine.errors import DocumentError, ObjectMissingError
 from engine.ingest.sources import STDIN
+from engine.object_storage import ObjectUrl, address, bucket, is_url
 from engine.store.folders import looks_like_a_store
 
 
@@ -60,21 +64,29 @@ def collect(
         exclude: patterns of files and folders that are passed over.
     Raises:
         DocumentError: a folder or file is not there, or there is no document at all.
+        ObjectStorageError: nothing is at a URL, or its object store cannot be reached.
     """
     found = Selection()
+    if STDIN in sources:
+        raise DocumentError("stdin has no name in a library; write it to a file first")
+    patterns = _Patterns(include, exclude)
     taken: list[tuple[str, PurePath]] = []
-    files = [source for source in sources if not Path(source).is_dir()]
-    common = _common(files)
+    alone: list[str] = []
     for source in sources:
-        if source == STDIN:
-            raise DocumentError("stdin has no name in a library; write it to a file first")
-        path = Path(source)
-        if not os.path.lexists(path):
+        place = address(source)
+        if isinstance(place, ObjectUrl):
+            if is_named_as_document(place.name):
+                alone.append(source)
+            else:
+                taken += _objects(place, patterns, found)
+        elif not os.path.lexists(place):
             raise DocumentError(f"{source} does not exist; check the name")
-        if path.is_dir():
-            taken += _Walk(path, include, exclude, found).files()
+        elif place.is_dir():
+            taken += _Walk(place, patterns, found).files()
         else:
-            taken.append((source, PurePath(os.path.relpath(path.absolute(), common))))
+            alone.append(source)
+    taken += _below_common([source for source in alone if not is_url(source)])
+    taken += _below_common([source for source in alone if is_url(source)])
     _name(taken, found)
     if not found.documents and not found.refused:
         also = f"; {len(found.left_out)} files are left out" if found.left_out else ""
@@ -82,13 +94,60 @@ def collect(
     return found
 
 
+@dataclass(frozen=True)
+class _Patterns:
+    """What of a folder is wanted; see `collect`."""
+
+    include: Sequence[str]
+    exclude: Sequence[str]
+
+    def passes_over(self, below: PurePath) -> bool:
+        return below.name.startswith(".") or self._fits(below, self.exclude)
+
+    def wants(self, below: PurePath) -> bool:
+        if self.include:
+            return self._fits(below, self.include)
+        return is_named_as_document(below.name)
+
+    @staticmethod
+    def _fits(below: PurePath, patterns: Iterable[str]) -> bool:
+        return any(
+            fnmatch(below.name, pattern) or fnmatch(below.as_posix(), pattern)
+            for pattern in patterns
+        )
+
+
+def _objects(
+    folder: ObjectUrl, patterns: _Patterns, found: Selection
+) -> list[tuple[str, PurePath]]:
+    """The documents whose keys begin with that of a URL, each with its path below it, in order.
+
+    Raises:
+        ObjectMissingError: no key does.
+        ObjectStorageError: the object store cannot be reached or refuses.
+    """
+    skip = len(folder.key) + 1 if folder.key else 0
+    names = sorted(each.key[skip:] for each in bucket(folder).objects(folder.key))
+    if not names:
+        raise ObjectMissingError(f"there is nothing below {folder}/; check its name")
+    taken = []
+    for below in map(PurePath, names):
+        if any(map(patterns.passes_over, (below, *below.parents[:-1]))):
+            continue
+        if any(above.suffix == ".sekv" for above in below.parents):
+            continue
+        if patterns.wants(below):
+            taken.append((str(folder / below.as_posix()), below))
+        elif not patterns.include:
+            found.left_out.append(str(folder / below.as_posix()))
+    return taken
+
+
 class _Walk:
     """One folder and all below it."""
 
-    def __init__(
-        self, root: Path, include: Sequence[str], exclude: Sequence[str], found: Selection
-    ) -> None:
-        self._root, self._include, self._exclude, self._found = root, include, exclude, found
+    def __init__(self, root: Path, patterns: _Patterns, found: Selection) -> None:
+        self._root, self._patterns, self._found = root, patterns, found
         self._above: list[tuple[tuple[int, int], Path]] = []
 
     def files(self) -> list[tuple[str, PurePath]]:
@@ -111,42 +170,35 @@ class _Walk:
         taken = []
         for child in children:
             below = child.relative_to(self._root)
-            if child.name.startswith(".") or self._fits(below, self._exclude):
+            if self._patterns.passes_over(below):
                 continue
             if child.is_dir():
                 if not looks_like_a_store(child):
                     taken += self._below(child)
-            elif self._is_wanted(below):
+            elif self._patterns.wants(below):
                 taken.append((str(child), PurePath(below)))
-            elif not self._include:
+            elif not self._patterns.include:
                 self._found.left_out.append(str(child))
         self._above.pop()
         return taken
 
-    def _is_wanted(self, below: PurePath) -> bool:
-        if self._include:
-            return self._fits(below, self._include)
-        return is_named_as_document(below.name)
 
-    @staticmethod
-    def _fits(below: PurePath, patterns: Iterable[str]) -> bool:
-        return any(
-            fnmatch(below.name, pattern) or fnmatch(below.as_posix(), pattern)
-            for pattern in patterns
-        )
-
-
-def _common(files: Sequence[str]) -> str:
-    """The deepest folder that has all files below it."""
-    folders = [Path(file).absolute().parent for file in files]
-    return os.path.commonpath(folders) if folders else ""
+def _below_common(sources: Sequence[str]) -> list[tuple[str, PurePath]]:
+    """Files, or objects, with their paths below the deepest folder that has all of them."""
+    paths = [Path(source.replace("://", "/")).absolute() for source in sources]
+    common = os.path.commonpath([path.parent for path in paths]) if paths else ""
+    return [
+        (source, PurePath(os.path.relpath(path, common)))
+        for source, path in zip(sources, paths, strict=True)
+    ]
 
 
 def _name(taken: Iterable[tuple[str, PurePath]], found: Selection) -> None:
     """Give every document a store's name that no other has; a file counts once."""
     once: dict[str, tuple[str, PurePath]] = {}
     for source, below in taken:
-        once.setdefault(os.path.realpath(source), (source, below))
+        same = source if is_url(source) else os.path.realpath(source)
+        once.setdefault(same, (source, below))
     short = Counter(below.with_suffix("") for _, below in once.values())
     owners: dict[str, str] = {}
     for source, below in once.values():

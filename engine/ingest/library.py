@@ -9,20 +9,24 @@ same time share the work.
 from __future__ import annotations
 
 import os
-import stat
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.errors import LibraryError, SekvError
+from engine.errors import DocumentError, LibraryError, ObjectMissingError, SekvError
 from engine.ingest import processes
 from engine.ingest.claims import Claims
 from engine.ingest.collect import Selection, Wanted, collect
+from engine.ingest.places import Glimpse, is_same, is_there, lies_at, look
+from engine.ingest.sources import STDIN
+from engine.ingest.tally import Tally
 from engine.ingest.tasks import BUSY, DONE, LENGTH, NOTE, READ, STOP, Desk, Event, Task, holds
+from engine.object_storage import Address, ObjectUrl, address, is_of_process, is_url
 from engine.store.catalogue import Catalogue, Holding
 from engine.store.folders import looks_like_a_store
-from engine.store.library import place_of, sha256_of
+from engine.store.glance import is_store
+from engine.store.library import digest_of
 from engine.store.upkeep import remove_store
 from engine.types import (
     DocumentOutcome,
@@ -30,7 +34,6 @@ from engine.types import (
     LibraryOptions,
     LibraryProgress,
     LibraryReport,
-    LibraryStatus,
 )
 
 if TYPE_CHECKING:
@@ -48,7 +51,7 @@ NAMED = 5
 
 def ingest_library(
     sources: Sequence[str],
-    library: Path,
+    library: Address,
     options: IngestOptions,
     many: LibraryOptions,
     progress: LibraryProgress,
@@ -57,7 +60,8 @@ def ingest_library(
     """Bring a library up to date with documents.
 
     Args:
-        sources: folders and files.  library: a folder, made where there is none.
+        sources: folders and files, of object stores too.
+        library: a folder, made where there is none, or a place in an object store.
         options: how each document is read; `overwrite` reads those again that did not change.
         reader: the model, where it is loaded already; documents are then read in this process.
     Raises:
@@ -93,9 +97,15 @@ def _left_out(files: Sequence[str]) -> list[str]:
     return [f"left out, no documents by their endings: {', '.join(files[:NAMED])}{more}"]
 
 
-def _make(library: Path) -> None:
-    if looks_like_a_store(library) and any(library.iterdir()):
+def _make(library: Address) -> None:
+    if isinstance(library, ObjectUrl):  # there is nothing to make: a key needs no folder
+        taken = is_store(library)
+    else:
+        taken = looks_like_a_store(library) and any(library.iterdir())
+    if taken:
         raise LibraryError(f"{library} is a store; name another folder for the library with -o")
+    if isinstance(library, ObjectUrl):
+        return
     try:
         library.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -118,10 +128,11 @@ class _Run:
         self._known = {entry.name: entry for entry in catalogue.entries()}
         self._wanted = found.documents
         self._refused = [_failed(wanted, reason) for wanted, reason in found.refused]
+        self._size: dict[str, int] = {}
         self._judged = [self._judge(wanted) for wanted in self._wanted]
         self._busy: list[int] = []
         self._stopped: Event | None = None
-        sizes = {number: _size(self._wanted[number].source) for number in self._to_read()}
+        sizes = {number: self._size[self._wanted[number].source] for number in self._to_read()}
         done = len(self._wanted) - len(sizes)
         self.tally = Tally(sizes, done, sum(each.state == "failed" for each in self._judged))
 
@@ -134,13 +145,10 @@ class _Run:
         """What is to become of a document, as the outcome that it will have."""
         entry = self._known.get(wanted.name)
         try:
-            found = Path(wanted.source).stat()
-        except OSError as error:
-            return _failed(wanted, f"cannot be read: {error.strerror}")
-        if not stat.S_ISREG(found.st_mode):
-            return _failed(wanted, "is no file")
-        if not found.st_size:
-            return _failed(wanted, "is empty")
+            seen = look(wanted.source)
+        except (DocumentError, ObjectMissingError) as error:
+            return _failed(wanted, str(error))
+        self._size[wanted.source] = seen.size
         if entry is None:
             return DocumentOutcome(wanted.source, wanted.name, "read")
         if self._options.overwrite:
@@ -148,7 +156,7 @@ class _Run:
         refusal = self._refusal(wanted, entry)
         if refusal:
             return _failed(wanted, refusal)
-        if entry.sources[0][2] != self._sha256(wanted.source, found):
+        if entry.sources[0][2] != self._sha256(wanted.source, seen):
             return DocumentOutcome(wanted.source, wanted.name, "replaced")
         if entry.unread:
             return DocumentOutcome(wanted.source, wanted.name, "read")
@@ -161,38 +169,44 @@ class _Run:
         if len(entry.sources) != 1:
             return f"{wanted.name} has {len(entry.sources)} sources, so it is not replaced; move it"
         path, near, _ = entry.sources[0]
-        place = place_of(path, near, self._library / wanted.name)
-        if place.exists() and not place.samefile(wanted.source):
-            return f"{wanted.name} is the store of {os.path.normpath(place)}; rename one of them"
-        return ""
+        place, other = lies_at(path, near, self._library / wanted.name), address(wanted.source)
+        if is_same(place, other) or not is_there(place):
+            return ""
+        return f"{wanted.name} is the store of {_shown(place)}; rename one of them"
 
-    def _sha256(self, source: str, found: os.stat_result) -> str:
-        """The hash of a file, which is read only if its size or time is not the noted one."""
-        key = str(Path(source).absolute()), found.st_size, found.st_mtime_ns
+    def _sha256(self, source: str, seen: Glimpse) -> str:
+        """The hash of a source, which is read only if its size or time is not the noted one."""
+        whole = source if is_url(source) else str(Path(source).absolute())
+        key = whole, seen.size, seen.changed
         known = self._catalogue.sha256(*key)
         if known:
             return known
-        made = sha256_of(Path(source))
-        if time.time_ns() - found.st_mtime_ns > FRESH_NANOSECONDS:
+        made = digest_of(source)
+        if time.time_ns() - seen.changed > FRESH_NANOSECONDS:
             self._catalogue.note(*key, made)
         return made
 
     def orphans(self) -> list[DocumentOutcome]:
-        """Stores whose sources are gone, removed if the options say so."""
+        """Stores whose sources are gone, removed if the options say so.
+
+        Of a library in an object store those alone whose sources are in one too.
+        """
         wanted = {each.name for each in self._wanted}
         gone = []
         for name, entry in self._known.items():
             store = self._library / name
-            places = [place_of(path, near, store) for path, near, _ in entry.sources]
-            if name in wanted or not places or any(os.path.lexists(place) for place in places):
+            places = [lies_at(path, near, store) for path, near, _ in entry.sources]
+            if name in wanted or not places or any(path == STDIN for path, *_ in entry.sources):
                 continue
-            if entry.sources[0][0] == "-":
+            if isinstance(store, ObjectUrl) and any(isinstance(place, Path) for place in places):
+                continue  # files of whichever host made it
+            if any(is_there(place) for place in places):
                 continue
             state = "gone"
             if self._many.prune and not self._many.dry_run:
                 remove_store(store)
                 state = "pruned"
-            source, tokens = os.path.normpath(places[0]), entry.tokens
+            source, tokens = _shown(places[0]), entry.tokens
             gone.append(DocumentOutcome(source, name, state, tokens=tokens))
         if self._many.prune:
             self._catalogue.refresh()
@@ -224,6 +238,10 @@ class _Run:
 
     def _hand_out(self, tasks: list[Task], reader: Reader | None) -> None:
         options, lease = self._options, self._many.lease
+        if reader is None and _stays_here(self._library, tasks):
+            from engine.ingest import run
+
+            reader = run.load_for(options, _Notes(self._progress))
         if reader is None and self._many.cluster:
             from engine.ingest import cluster
 
@@ -317,59 +335,6 @@ class _Run:
         return [*self._refused, *self._judged]
 
 
-class Tally:
-    """How much of a run is done, in bytes of the documents, whose tokens nobody knows yet."""
-
-    def __init__(self, sizes: dict[int, int], done: int, failed: int) -> None:
-        """sizes: bytes of the documents to be read, by their number. done, failed: documents of
-        which nothing is read, in all and for a reason."""
-        self._sizes, self._begun = sizes, time.monotonic()
-        self._documents, self._done, self._failed = len(sizes) + done, done, failed
-        self._length: dict[int, int] = {}
-        self._read: dict[int, int] = {}
-        self._ended: set[int] = set()
-        self.tokens = 0
-
-    def begin(self, number: int, tokens: int) -> None:
-        """A document has so many tokens; if it was begun before, it begins again."""
-        self._length[number], self._read[number] = tokens, 0
-
-    def advance(self, number: int, tokens: int) -> None:
-        """So many more of them are read."""
-        if number in self._ended:  # told too late, as by another machine; `end` has counted it
-            return
-        self._read[number] = self._read.get(number, 0) + tokens
-        self.tokens += tokens
-
-    def end(self, number: int, tokens: int, *, failed: bool) -> None:
-        """A document is done with. tokens: that it has, 0 where this run did not read it."""
-        if tokens:
-            self.tokens += tokens - self._read.get(number, 0)
-        self._ended.add(number)
-        self._done += 1
-        self._failed += failed
-
-    def has_ended(self, number: int) -> bool:
-        return number in self._ended
-
-    def status(self) -> LibraryStatus:
-        """The state of things now."""
-        took = max(1e-6, time.monotonic() - self._begun)
-        total = sum(self._sizes.values())
-        share = sum(self._part(number) * size for number, size in self._sizes.items())
-        left = took * (total - share) / share if share else None
-        speed = self.tokens / took
-        part = share / total if total else 1.0
-        return LibraryStatus(
-            self._documents, self._done, self._failed, part, self.tokens, speed, left
-        )
-
-    def _part(self, number: int) -> float:
-        if number in self._ended:
-            return 1.0
-        return self._read.get(number, 0) / max(1, self._length.get(number, 0))
-
-
 class _Notes:
     """A Progress that passes on remarks alone."""
 
@@ -388,8 +353,10 @@ def _failed(wanted: Wanted, reason: str) -> DocumentOutcome:
     return DocumentOutcome(wanted.source, wanted.name, "failed", reason)
 
 
-def _size(source: str) -> int:
-    try:
-        return max(1, Path(source).stat().st_size)
-    except OSError:
-        return 1
+def _stays_here(library: Address, tasks: Sequence[Task]) -> bool:
+    """Whether other processes would not see a library or a document."""
+    return any(is_of_process(name) for name in (str(library), *(task.source for task in tasks)))
+
+
+def _shown(place: Address) -> str:
+    return os.path.normpath(place) if isinstance(place, Path) else str(place)

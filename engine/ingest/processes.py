@@ -18,10 +18,10 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from engine.errors import SekvError
 from engine.ingest.tasks import ENDS, FAILED, STOP, Desk, Event, Task, Tell
+from engine.object_storage import Address, address
 from engine.types import LEASE, IngestOptions
 
 TRIES = 3
@@ -30,7 +30,7 @@ TRIES = 3
 
 def run(
     tasks: Sequence[Task],
-    library: Path,
+    library: Address,
     options: IngestOptions,
     jobs: int,
     tell: Tell,
@@ -186,7 +186,7 @@ def main() -> None:
     threading.Thread(target=listen, daemon=True).start()
     options = IngestOptions(**setup["options"])
     try:
-        with Desk(Path(setup["library"]), options, lease=setup["lease"]) as desk:
+        with Desk(address(setup["library"]), options, lease=setup["lease"]) as desk:
             while True:
                 desk.read(Task(**json.loads(tasks.get())), tell)
     except SekvError as error:

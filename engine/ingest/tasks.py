@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 
 from engine.errors import SekvError, StoreError
 from engine.ingest.claims import Claims
-from engine.store.library import sha256_of
+from engine.object_storage import Address, address
+from engine.store.library import digest_of
 from engine.store.reader import read_manifest
 from engine.types import LEASE, IngestOptions, Silent
 
@@ -69,7 +70,7 @@ class Desk:
 
     def __init__(
         self,
-        library: Path,
+        library: Address,
         options: IngestOptions,
         reader: Reader | None = None,
         lease: float = LEASE,
@@ -112,10 +113,11 @@ class Desk:
     def _read(self, task: Task, tell: Tell) -> Event:
         from engine.ingest import run
 
-        target = Path(task.library) / task.name
+        target = address(task.library) / task.name
         if not task.anew and holds(target, task.source):
             return Event(task.number, DONE, text="read by another process")
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(target, Path):
+            target.parent.mkdir(parents=True, exist_ok=True)
         told = _Told(task.number, tell)
         # A store that is partly read is completed, and not replaced.
         anew = task.anew or not holds(target, task.source, whole=False)
@@ -124,14 +126,14 @@ class Desk:
         return Event(task.number, DONE, report.tokens, report.store_bytes)
 
 
-def holds(store: Path, source: str, *, whole: bool = True) -> bool:
+def holds(store: Address, source: str, *, whole: bool = True) -> bool:
     """Whether there is a store of this file as it is now. whole: and all of it is read."""
     try:
         manifest = read_manifest(store)
     except StoreError:
         return False
     read = {entry.sha256 for entry in manifest.sources}
-    return read == {sha256_of(Path(source))} and not (whole and manifest.unread)
+    return read == {digest_of(source)} and not (whole and manifest.unread)
 
 
 def _failure(number: int, error: BaseException) -> Event:

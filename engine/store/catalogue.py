@@ -1,14 +1,17 @@
 """The catalogue of a library: which stores a folder has, and which passages have which words.
 
-A library is a folder of stores, at any depth. Its catalogue is one SQLite file beside them, and
-everything in it follows from the stores: `refresh` compares the size and time of every manifest
-with what was noted, so that stores may be copied, moved and removed by any means; a catalogue that
-is damaged, missing or of another version is made anew. torch-free.
+A library is a folder of stores, at any depth. Its catalogue is one SQLite file beside them, or in
+the user's cache folder if the library is in an object store or cannot be written. Everything in it
+follows from the stores: `refresh` compares the size and time of every manifest with what was noted,
+in an object store its tag, so that stores may be copied, moved and removed by any means; a
+catalogue that is damaged, missing or of another version is made anew. torch-free.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,8 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from engine.errors import LibraryError, StoreError
+from engine.object_storage import Address
+from engine.store import cache_folder
 from engine.store.folders import CATALOGUE as NAME
-from engine.store.folders import stamp, stores_below
+from engine.store.folders import stamp, stamps
 from engine.store.passages import make_table, passages, query, spaced
 from engine.store.reader import Store, read_store
 from engine.types import Silent
@@ -78,17 +83,14 @@ class Found:
 class Catalogue:
     """The open catalogue of a library. Use as a context manager."""
 
-    def __init__(self, folder: Path, place: Path | None = None) -> None:
-        """Open it, or make an empty one.
+    def __init__(self, folder: Address) -> None:
+        """Open that of a library, or make an empty one.
 
-        Args:
-            folder: the library.
-            place: the catalogue's own file; None is in the library.
         Raises:
             LibraryError: it can neither be opened nor made.
         """
         self.folder = folder
-        self._file = place or folder / NAME
+        self._file = _place(folder)
         self._database = self._open()
 
     def __enter__(self) -> Self:
@@ -216,11 +218,7 @@ class Catalogue:
             raise self._refused(error) from None
 
     def _refresh(self, progress: Progress) -> None:
-        there = {
-            path.relative_to(self.folder).as_posix(): now
-            for path in stores_below(self.folder)
-            if (now := stamp(path))
-        }
+        there = stamps(self.folder)
         known = dict(self._database.execute("SELECT name, stamp FROM stores").fetchall())
         stale = sorted(name for name, now in there.items() if known.get(name) != now)
         for name in known.keys() - there.keys():
@@ -276,6 +274,28 @@ SELECT stores.name, places.first, places.end, -passages.rank FROM passages
 JOIN places ON places.id = passages.rowid JOIN stores ON stores.id = places.store
 WHERE passages MATCH ? ORDER BY passages.rank, stores.name, places.first LIMIT ?
 """
+
+
+def _place(folder: Address) -> Path:
+    """The file of a library's catalogue; its folder exists afterwards.
+
+    Raises:
+        LibraryError: it cannot be made.
+    """
+    if isinstance(folder, Path):
+        if os.access(folder, os.W_OK):
+            return folder / NAME
+        folder = folder.resolve()
+    name = hashlib.sha256(os.fsencode(str(folder))).hexdigest()[:32]
+    place = cache_folder.root() / "catalogues" / f"{name}{NAME}"
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LibraryError(
+            f"the catalogue of {folder} cannot be kept in {place.parent}: {error.strerror}; name "
+            "another folder with SEKV_CACHE"
+        ) from None
+    return place
 
 
 def _make_tables(database: sqlite3.Connection) -> None:

@@ -1,13 +1,16 @@
-"""Folders of stores by their places only: nothing is opened, nothing heavy is imported."""
+"""Folders of stores by their places only: nothing is opened, nothing heavy is imported.
+
+What begins with the same key in an object store is a folder too; it is listed whole.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeGuard
 
-from engine.object_storage import Address
+from engine.errors import ObjectMissingError
+from engine.object_storage import Address, ObjectInfo, ObjectUrl, bucket
 from engine.store.manifest import NAME as MANIFEST
 
 CLAIMS = ".sekv-claims"
@@ -17,10 +20,19 @@ CATALOGUE = ".sekv-library.sqlite"
 """The file of a library's catalogue, in the library."""
 
 
-def is_library(path: Address) -> TypeGuard[Path]:
-    """Whether a folder is no store itself and holds stores or a catalogue."""
-    if not isinstance(path, Path):
-        return False
+def is_library(path: Address) -> bool:
+    """Whether a folder is no store itself and holds stores or a catalogue.
+
+    A URL that ends in `.sekv` is a store's, and no request is made.
+
+    Raises:
+        ObjectStorageError: its object store cannot be reached or refuses.
+    """
+    if isinstance(path, ObjectUrl):
+        if path.name.endswith(".sekv"):
+            return False
+        name, _ = next(_manifests(path), ("", None))
+        return name != ""
     try:
         if not path.is_dir() or (path / MANIFEST).is_file():
             return False
@@ -29,13 +41,50 @@ def is_library(path: Address) -> TypeGuard[Path]:
         return False
 
 
-def stamp(path: Path) -> str:
-    """What changes when a store of a name becomes another; "" where there is no manifest."""
+def stamp(path: Address) -> str:
+    """What changes when a store of a name becomes another; "" where there is no manifest.
+
+    Raises:
+        ObjectStorageError: its object store cannot be reached or refuses.
+    """
+    if isinstance(path, ObjectUrl):
+        try:
+            return _tag(bucket(path).head(f"{path.key}/{MANIFEST}"))
+        except ObjectMissingError:
+            return ""
     try:
         found = (path / MANIFEST).stat()
     except OSError:
         return ""
     return f"{found.st_ino} {found.st_mtime_ns} {found.st_size}"
+
+
+def stamps(library: Address) -> dict[str, str]:
+    """The stamp of every store of a library, by its name below it, with slashes.
+
+    Raises:
+        ObjectStorageError: its object store cannot be reached or refuses.
+    """
+    if isinstance(library, ObjectUrl):
+        return {name: _tag(found) for name, found in _manifests(library) if name}
+    return {
+        path.relative_to(library).as_posix(): now
+        for path in stores_below(library)
+        if (now := stamp(path))
+    }
+
+
+def _manifests(folder: ObjectUrl) -> Iterator[tuple[str, ObjectInfo]]:
+    """The manifests that begin with a key: the name of the store below it, "" of its own."""
+    skip = len(folder.key) + 1 if folder.key else 0
+    for found in bucket(folder).objects(folder.key):
+        name, _, last = found.key[skip:].rpartition("/")
+        if last == MANIFEST and not any(step.startswith(".") for step in name.split("/")):
+            yield name, found
+
+
+def _tag(found: ObjectInfo) -> str:
+    return f"{found.tag} {found.size}"
 
 
 def stores_below(folder: Path) -> Iterator[Path]:

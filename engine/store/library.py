@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.errors import ObjectMissingError, StoreError
 from engine.object_storage import Address, ObjectUrl, address, bucket, is_url
-from engine.store.folders import looks_like_a_store, stores_below
+from engine.store.folders import looks_like_a_store, stamps, stores_below
 from engine.store.manifest import NAME
 from engine.store.reader import Store
 
@@ -55,7 +55,7 @@ class StoreSummary:
 
 def list_stores(folder: Address) -> list[StoreSummary]:
     """The stores of a folder at any depth, or the one store that `folder` is, by name; those that
-    cannot be read say why. Of an object store it lists those one step below.
+    cannot be read say why.
 
     Raises:
         StoreError: there is no such folder.
@@ -64,8 +64,7 @@ def list_stores(folder: Address) -> list[StoreSummary]:
     if isinstance(folder, ObjectUrl):
         if folder.name.endswith(".sekv"):
             return [_summary(folder)]
-        keys = bucket(folder).folders(folder.key)
-        return [_summary(ObjectUrl(folder.root, key)) for key in keys if key.endswith(".sekv")]
+        return [_summary(folder / name) for name in sorted(stamps(folder))]
     if looks_like_a_store(folder):
         return [_summary(folder)]
     try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import StoreBusyError, StoreError, StoreExistsError
+from engine.object_storage import Address, ObjectUrl, is_url
 from engine.store.disk import Disk, put
 from engine.store.folders import CATALOGUE, CLAIMS, looks_like_a_store
 from engine.store.glance import check_store
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def remove_store(path: Path) -> int:
+def remove_store(path: Address) -> int:
     """Remove a store and what an unfinished run left beside it. Returns the bytes it took.
 
     It stops to be a store in one instant, however long removing takes. Of a symbolic link the store
@@ -33,7 +34,12 @@ def remove_store(path: Path) -> int:
 
     Raises:
         StoreError: there is no store, a process is writing it, or the disk refuses.
+        ObjectStorageError: its object store cannot be reached or refuses.
     """
+    if isinstance(path, ObjectUrl):
+        from engine.store import object_upkeep
+
+        return object_upkeep.remove_store(path)
     check_store(path)
     disk = Disk()
     with _locked(path) as places, disk_errors(str(path)):
@@ -49,17 +55,25 @@ def remove_store(path: Path) -> int:
     return freed
 
 
-def move_store(path: Path, target: Path) -> Path:
+def move_store(path: Address, target: Address) -> Address:
     """Give a store another name or folder; its sources are still found from there.
 
     Args:
-        target: a new name, or a folder that is there, into which it goes under its own name.
+        target: a new name, or a folder that is there, into which it goes under its own name. In
+            an object store a name in the same bucket, or a library in it.
     Returns:
-        The store's new path.
+        The store's new path or URL.
     Raises:
         StoreError: there is no store, the name is taken, a process is writing either, or the disk
             refuses. The store is then where it was.
+        ObjectStorageError: its object store cannot be reached or refuses.
     """
+    if isinstance(path, ObjectUrl) and isinstance(target, ObjectUrl):
+        from engine.store import object_upkeep
+
+        return object_upkeep.move_store(path, target)
+    if isinstance(path, ObjectUrl) or isinstance(target, ObjectUrl):
+        raise StoreError(f"{path} cannot be moved between a disk and an object store; ingest again")
     check_store(path)
     if target.is_dir() and not (target / NAME).is_file():
         target = target / path.name
@@ -86,8 +100,13 @@ def move_store(path: Path, target: Path) -> Path:
     return target
 
 
-def libraries_of(path: Path) -> list[Path]:
-    """The folders above a store that have a catalogue, which has to hear of what happens to it."""
+def libraries_of(path: Address) -> list[Path]:
+    """The folders above a store that have a catalogue, which has to hear of what happens to it.
+
+    Catalogues of an object store are on other machines too, and hear of it when they are used.
+    """
+    if isinstance(path, ObjectUrl):
+        return []
     return [above for above in path.absolute().parents if (above / CATALOGUE).is_file()]
 
 
@@ -139,8 +158,16 @@ class Leftover:
     age_s: float
 
 
-def leftovers(folder: Path) -> list[Leftover]:
-    """What dead runs left in a folder, at any depth, without what a living process holds."""
+def leftovers(folder: Address) -> list[Leftover]:
+    """What dead runs left in a folder, at any depth, without what a living process holds.
+
+    Raises:
+        ObjectStorageError: its object store cannot be reached or refuses.
+    """
+    if isinstance(folder, ObjectUrl):
+        from engine.store import object_upkeep
+
+        return object_upkeep.leftovers(folder)
     now, found = time.time(), []
     for place, names in _hidden(folder):
         for name in names:
@@ -161,7 +188,12 @@ def clear(leftover: Leftover) -> bool:
 
     Raises:
         StoreError: the disk refuses.
+        ObjectStorageError: its object store cannot be reached or refuses.
     """
+    if is_url(leftover.path):
+        from engine.store import object_upkeep
+
+        return object_upkeep.clear(leftover)
     path = Path(leftover.path)
     disk = Disk()
     with disk_errors(leftover.path):

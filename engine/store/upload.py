@@ -118,7 +118,7 @@ class Upload:
                 tag = self._bucket.upload(f"{self.url.key}/{block}", folder / name)
                 journal.add(_upload_key(block), {"tag": tag})
             progress.advance(entry.bytes)
-        if not self._bucket.replace(self._key, manifest.to_bytes(), self.tag):
+        if self._bucket.replace(self._key, manifest.to_bytes(), self.tag) is None:
             raise StoreError(
                 f"another command wrote {self.url} meanwhile, and it is left as it is; run this "
                 "one again to see whether it is still needed"

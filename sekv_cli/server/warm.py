@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from engine.answer.library import LibrarySession
@@ -57,14 +56,14 @@ class Warm:
         progress: Progress,
         most_waiting: int,
         *,
-        libraries: Mapping[str, Path] | None = None,
+        libraries: Mapping[str, Address] | None = None,
         memory: int = MEMORY,
         later: Collection[str] = (),
     ):
         """Open the stores, and what is needed to answer from the libraries.
 
         Args:
-            stores, libraries: resolved paths, or URLs of stores, by name.
+            stores, libraries: resolved paths, or URLs, by name.
             most_waiting: questions that may be asked and not yet answered.
             memory: bytes that open stores may take together.
             later: names of stores that their first question opens; all others are opened now.

@@ -203,7 +203,7 @@ def test_asking_writes_nothing_into_a_store(session: LibrarySession, library: Pa
 def test_a_library_that_cannot_be_written_has_its_catalogue_elsewhere(
     library: Path, reader: Reader, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.answer.library.os.access", lambda *_: False)
+    monkeypatch.setattr("engine.store.catalogue.os.access", lambda *_: False)
     with LibrarySession(library, AskOptions(max_new_tokens=2), told, reader=reader) as session:
         assert session.ask("Who paid for the organ?").store == "organ.sekv"
     assert [path.name for path in library.iterdir() if path.name.startswith(".")] == []

@@ -124,7 +124,7 @@ class TestWhatIsRead:
             os.utime(file, ns=(0, 10**18))
         case.run()
         case.run()
-        monkeypatch.setattr(library, "sha256_of", None)
+        monkeypatch.setattr(library, "digest_of", None)
         assert set(case.states().values()) == {"unchanged"}
 
     def test_what_changed_is_replaced_and_the_rest_stays(self, case: Case) -> None:

@@ -82,8 +82,6 @@ def test_what_is_in_the_way_is_said_before_a_model_is_loaded(
         api.ingest(f"{folder}/nosuch.txt", far, options)
     with pytest.raises(SekvError, match="there is no store at memory"):
         api.open_store(far)
-    with pytest.raises(SekvError, match="library is kept on a disk"):
-        api.ingest_library(tmp_path, f"{folder}/library/", options)
     with pytest.raises(DocumentError, match="named twice"):
         api.ingest([f"{folder}/log.txt", f"{folder}/log.txt"], far, options)
     api.ingest(f"{folder}/log.txt", far, options, reader=reader)

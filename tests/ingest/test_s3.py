@@ -172,6 +172,45 @@ def test_an_upload_that_was_killed_is_completed(
     assert checked["ok"]
 
 
+def test_a_library_is_filled_by_two_hosts_asked_and_emptied(
+    place: Path, server: tuple[Gate, dict[str, str]], tmp_path: Path
+) -> None:
+    """From objects, by two commands at once; each host has a cache of its own."""
+    import boto3
+
+    _, environment = server
+    key, secret = environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"]
+    client = boto3.client(
+        "s3",
+        endpoint_url=environment["AWS_ENDPOINT_URL"],
+        region_name="us-east-1",
+        aws_access_key_id=key,
+        aws_secret_access_key=secret,
+    )
+    for number in range(3):
+        text = f"Ship number {number} was called {['Ann', 'Bea', 'Cyd'][number]}.\n" + log(2)
+        client.put_object(Bucket=BUCKET, Key=f"logs/{number}.txt", Body=text.encode())
+    library = f"s3://{BUCKET}/library/"
+    line = ["ingest", f"s3://{BUCKET}/logs/", "-o", library, "--json"]
+    line += ["--model", str(place / "model"), "--device", "cpu"]
+    hosts = [start(line, environment, tmp_path / cache) for cache in "ab"]
+    reports = [json.loads(host.communicate(timeout=500)[0]) for host in hosts]
+    stores = ["0.sekv", "1.sekv", "2.sekv"]
+    for report in reports:
+        assert [each["store"] for each in report["documents"]] == stores
+        assert {each["state"] for each in report["documents"]} <= {"read", "unchanged"}
+    outcomes = [each for report in reports for each in report["documents"]]
+    read = [each for each in outcomes if each["state"] == "read" and not each["reason"]]
+    assert len(read) == 3  # no document twice
+    asked = ["ask", library, "Which ship was called Bea?", "--max-new-tokens", "2"]
+    answer, _ = sekv(asked, environment, tmp_path / "c")
+    assert answer["store"] == "1.sekv"
+    again, _ = sekv(line[:-1], environment, tmp_path / "a")
+    assert {each["state"] for each in again["documents"]} == {"unchanged"}
+    sekv(["rm", *(f"{library}{name}" for name in stores)], environment, tmp_path / "c")
+    assert "Contents" not in client.list_objects_v2(Bucket=BUCKET, Prefix="library/")
+
+
 @pytest.mark.skipif(not STORE, reason="SEKV_STORE names no store")
 def test_figures_of_a_real_store(
     smollm2: Located,
