@@ -188,7 +188,11 @@ class Removal:
 
 @dataclass(frozen=True)
 class Plan:
-    """What an ingest would do (`--dry-run`), from the text and the model's configuration alone."""
+    """What an ingest would do (`--dry-run`), from the text and the model's configuration alone.
+
+    state_bytes: of one window, in layers without full attention; counted in the full cache once, as
+    a question sees one, and in the store for every window.
+    """
 
     sources: tuple[SourceReport, ...]
     model: str
@@ -199,6 +203,7 @@ class Plan:
     full_kv_bytes: int
     estimated_store_bytes: int
     estimated_device_bytes: int
+    state_bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "dry_run": True}

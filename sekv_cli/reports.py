@@ -94,6 +94,7 @@ def print_plan(out: Console, plan: Plan) -> None:
                 ("method", plan.method),
                 ("tokens", reading(plan.tokens, plan.windows, plan.window_tokens)),
                 ("full cache", bytes_text(plan.full_kv_bytes)),
+                ("states", f"{bytes_text(plan.state_bytes)} a window" if plan.state_bytes else ""),
                 ("store", f"about {bytes_text(plan.estimated_store_bytes)}"),
                 ("device", f"about {bytes_text(plan.estimated_device_bytes)}"),
             ]

@@ -21,12 +21,13 @@ from engine.attention.step import Step
 from engine.attention.widen import Retry
 from engine.compression import methods as recipes
 from engine.errors import ReaderError, SekvError, StoreError
+from engine.ingest.run import plan
 from engine.memory import conversation as talk
 from engine.models import evidence_heads
 from engine.models.reader import Reader, load_reader
 from engine.store.manifest import NAME, states_file
 from engine.store.reader import Store
-from engine.types import AskOptions, Silent, Turn
+from engine.types import AskOptions, IngestOptions, Silent, Turn
 from exact_methods import EXACT
 from exactness import QUESTION, TEXT, from_memory, greedy, truth
 from tiny_books import log, read, report, session
@@ -239,10 +240,16 @@ class _StopAt(Silent):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("kind", SOME)
+@pytest.mark.parametrize(("kind", "lost"), [*((kind, False) for kind in SOME), (SOME[0], True)])
 def test_an_interrupted_ingest_goes_on_from_the_states_of_its_last_chunk(
-    kind: str, made: Callable[[str], Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    lost: bool,
+    made: Callable[[str], Made],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Which alone are kept; where they are lost, the window is read from its beginning."""
+
     def again() -> int:
         place, asked = tmp_path / "cut", {"method": "exact", "chunk_tokens": 100}
         return report(place, one.model, reader=one.reader, **asked).resumed_tokens
@@ -252,7 +259,12 @@ def test_an_interrupted_ingest_goes_on_from_the_states_of_its_last_chunk(
         patch.setattr("tiny_books.Silent", lambda: _StopAt(260))
         with pytest.raises(KeyboardInterrupt):
             again()
-    assert again() >= 200
+    kept = list((tmp_path / "cut" / ".log.sekv.work" / "chunks").iterdir())
+    (states,) = (path for path in kept if ".newest." in path.name)
+    if lost:
+        states.unlink()
+    resumed = again()
+    assert resumed == 0 if lost else resumed >= 200
     files = [tree(path) for path in (tmp_path / "cut" / "log.sekv", one.store)]
     for found in files:
         del found[NAME]  # it says where the source lies
@@ -317,6 +329,36 @@ def test_bytes_of_states_are_counted(made: Callable[[str], Made]) -> None:
     assert states == sizes > 0
     assert answer.memory.full_kv_bytes == tokens * 2 * 2 * 2 * 16 * 4 + states
     assert answer.memory.device_kv_bytes > states
+
+
+@pytest.mark.parametrize("kind", [*SOME, "gpt_oss", "lfm2"])
+def test_bytes_of_states_are_foreseen(kind: str, made: Callable[[str], Made]) -> None:
+    """From the configuration, without weights."""
+    one = made(kind)
+    source = str(one.store.parent / "log.txt")
+    said = plan([source], IngestOptions(model=str(one.model)), Silent())
+    with Store.open(one.store) as store:
+        assert said.state_bytes == sum(t.nbytes for t in store.states(0).values()) > 0
+
+
+def test_what_windows_mean_for_such_a_model_is_said(made: Callable[[str], Made]) -> None:
+    class Notes(Silent):
+        def note(self, line: str) -> None:
+            notes.append(line)
+
+    notes: list[str] = []
+    one = made("qwen3_next")
+    source = str(one.store.parent / "log.txt")
+    whole = plan([source], IngestOptions(model=str(one.model)), Notes())
+    assert (whole.windows, notes) == (1, [])
+    cut = plan([source], IngestOptions(model=str(one.model), window=160), Notes())
+    assert notes == [
+        f"{cut.windows} windows, of which a question sees the one with the best passage: "
+        "2 of 4 layers keep a state of one window"
+    ]
+    assert cut.state_bytes == whole.state_bytes
+    apart = cut.estimated_store_bytes - whole.estimated_store_bytes
+    assert apart > (cut.windows - 1) * whole.state_bytes
 
 
 def test_states_of_another_shape_are_one_line(

@@ -13,10 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.answer.session import Session
+from engine.attention.layer_states import nbytes
 from engine.compression import methods as recipes
 from engine.errors import ReaderError
 from engine.models import evidence_heads
-from engine.models.load import check_supported
+from engine.models.expected_states import state_bytes
+from engine.models.load import check_supported, load_config
 from engine.models.reader import load_reader
 from engine.types import AskOptions, Silent
 from exact_methods import EXACT
@@ -51,6 +53,14 @@ def test_everything_zoomed_at_full_rank_equals_the_whole_wrapper(kind: str, tmp_
             assert all(len(z) == len(layer.view.spans) > 3 for z in layer.zoomed.spans)
     assert torch.equal(ids, true_ids)
     torch.testing.assert_close(logits, true_logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "qwen3_5"])
+def test_bytes_of_states_are_foreseen(kind: str, tmp_path: Path) -> None:
+    """Of one token, from the configuration of the whole wrapper."""
+    reader = load_reader(str(save(wrapper(kind), tmp_path)), device="cpu")
+    expected = state_bytes(load_config(tmp_path), 1, torch.float32)
+    assert expected == nbytes(reader.example_states) > 0
 
 
 @pytest.mark.parametrize("kind", ["mistral3", "qwen3_vl", "qwen3_5"])

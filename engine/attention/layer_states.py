@@ -120,6 +120,11 @@ def has_state(layer: Any) -> bool:
     return isinstance(layer, LinearAttentionLayer | DynamicSlidingWindowLayer)
 
 
+def kept_rows(layer: Any, seen: int) -> int:
+    """Rows that a layer with a sliding window or chunks keeps of so many tokens."""
+    return min(seen, getattr(layer, "sliding_window", 1) - 1)
+
+
 def states_of(layers: Sequence[Any]) -> dict[int, dict[str, Tensor]]:
     """Copies of the states of all cache layers that keep one and have read something."""
     return {n: _state_of(layer) for n, layer in enumerate(layers) if has_state(layer)}

@@ -163,6 +163,9 @@ class StoreBuild:
 
         start, end = self.windows.bounds[index], self.windows.bounds[index + 1]
         chunks = [_unpack_chunk(tensors) for tensors in self.writer.chunks(index)]
+        if self.reader.identity.state_layers:
+            while chunks and not chunks[-1].states:  # one can go on only from states
+                chunks.pop()
         for chunk in chunks:
             self.resumed += len(chunk.surprisal)
             progress.advance(len(chunk.surprisal))
@@ -177,7 +180,8 @@ class StoreBuild:
             chunks.append(chunk)
             progress.advance(len(chunk.surprisal))
             if chunk.start + len(chunk.surprisal) < len(ids):
-                self.writer.put_chunk(index, len(chunks) - 1, _pack_chunk(chunk))
+                states = {f"{STATE}{name}": t for name, t in _pack_states(chunk.states).items()}
+                self.writer.put_chunk(index, len(chunks) - 1, _pack_chunk(chunk), states)
                 check(self.stop)
         self.prefill_s += time.perf_counter() - self.writer.seconds - before
         return chunks
@@ -392,6 +396,7 @@ def _take_rows(chunks: list[Chunk], layers: int) -> list[Any]:
 
 
 def _pack_chunk(chunk: Chunk) -> dict[str, Any]:
+    """A chunk without its states."""
     import torch
 
     tensors: dict[str, Any] = {
@@ -407,8 +412,7 @@ def _pack_chunk(chunk: Chunk) -> dict[str, Any]:
         tensors["near"] = chunk.near
     if chunk.places:
         tensors["places"] = torch.tensor(chunk.places)
-    states = _pack_states(chunk.states)
-    return tensors | {f"{STATE}{name}": tensor for name, tensor in states.items()}
+    return tensors
 
 
 def _pack_states(states: States) -> dict[str, Any]:

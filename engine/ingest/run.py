@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -30,7 +31,7 @@ from engine.ingest.sources import (
 from engine.ingest.windows import Windows, choose_windows, cut_windows, longest_window
 from engine.object_storage import Address
 from engine.store.reader import read_manifest, read_store
-from engine.types import IngestOptions, IngestReport, Plan, Progress
+from engine.types import IngestOptions, IngestReport, ModelIdentity, Plan, Progress
 
 if TYPE_CHECKING:
     from engine.compression.methods import Method
@@ -62,6 +63,7 @@ def plan(
     from engine.ingest.build import source_reports
     from engine.ingest.trained_router import check_use
     from engine.models import load
+    from engine.models.expected_states import state_bytes
     from engine.models.identity import of_configuration
     from engine.models.locate import locate
 
@@ -78,15 +80,16 @@ def plan(
     tokens = tokenize(document, tokenizer)
     model = of_configuration(config)
     windows = choose_windows(document, tokens, config, options.window, located.window)
-    width = (
-        4
-        if load.pick_dtype(options.dtype, load.pick_device(options.device), config).itemsize == 4
-        else 2
-    )
+    remark_on_states(windows, model, progress)
+    dtype = load.pick_dtype(options.dtype, load.pick_device(options.device), config)
+    states = 0
+    if model.state_layers:
+        longest = max(end - start for start, end in pairwise(windows.bounds))
+        states = state_bytes(config, longest, dtype)
     shape = CacheShape(len(model.memory_layers), model.kv_heads, model.head_dim)
     store, device = recipe.expected_bytes(shape, len(tokens.ids), len(windows))
     store += sum(len(source.text.encode("utf-8", "replace")) for source in document.sources)
-    store += TABLE_BYTES * len(tokens.ids) + WINDOW_BYTES * len(windows)
+    store += TABLE_BYTES * len(tokens.ids) + (WINDOW_BYTES + states) * len(windows)
     return Plan(
         sources=source_reports(document),
         model=located.name,
@@ -94,9 +97,10 @@ def plan(
         tokens=len(tokens.ids),
         windows=len(windows),
         window_tokens=windows.most,
-        full_kv_bytes=len(tokens.ids) * model.numbers_per_token * width,
+        full_kv_bytes=len(tokens.ids) * model.numbers_per_token * dtype.itemsize + states,
         estimated_store_bytes=store,
         estimated_device_bytes=device,
+        state_bytes=states,
     )
 
 
@@ -193,6 +197,7 @@ def _ingest(
         tokenizer=tokenizer,
         progress=progress,
     )
+    remark_on_states(windows, reader.identity, progress)
     parity.ensure(reader, progress)
     _measure_heads(reader, progress)
     calibrated = compresskv_heads.needed(recipe, located.folder, options.heads, reader.identity)
@@ -249,6 +254,15 @@ def _check_begun(
                 f"{target} is there and partly read, but {how}: choose another name with -o, or "
                 "pass --overwrite"
             )
+
+
+def remark_on_states(windows: Windows, model: ModelIdentity, progress: Progress) -> None:
+    """Say what windows mean for a model that has layers without full attention."""
+    if len(windows) > 1 and model.state_layers:
+        progress.note(
+            f"{len(windows)} windows, of which a question sees the one with the best passage: "
+            f"{len(model.state_layers)} of {model.layers} layers keep a state of one window"
+        )
 
 
 def check_chunk(options: IngestOptions) -> None:

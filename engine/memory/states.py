@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from engine.attention.layer_states import States, by_number, cache_layers, moved, nbytes
+from engine.attention.layer_states import States, by_number, cache_layers, kept_rows, moved, nbytes
 from engine.attention.seam import OtherLayers
 from engine.errors import StoreDamagedError
 from engine.models.reader import Reader
@@ -64,7 +64,7 @@ class WindowStates:
             found = states.get(number, {})
             odd = sorted(found.keys() ^ example.keys())
             for name, wanted in example.items():
-                rows = min(seen, getattr(layers[number], "sliding_window", 1) - 1)
+                rows = kept_rows(layers[number], seen)
                 if name not in odd and not _is_like(found[name], wanted, name, rows):
                     odd.append(name)
             if odd:

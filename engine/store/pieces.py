@@ -35,15 +35,25 @@ def chunk_key(window: int, chunk: int) -> str:
     return f"chunk {window} {chunk}"
 
 
+def newest_key(window: int, chunk: int) -> str:
+    """The key of what is kept of a chunk only while it is the newest of its window."""
+    return f"{chunk_key(window, chunk)} newest"
+
+
+def is_newest(key: str) -> bool:
+    """Whether a key is a `newest_key`."""
+    return is_chunk(key) and key.endswith(" newest")
+
+
 def is_chunk(key: str) -> bool:
-    """Whether a key names a chunk, of any window."""
+    """Whether a key names a chunk, of any window, or a part of one."""
     return key.startswith("chunk ")
 
 
 def chunk_file(key: str) -> str:
-    """Name of the file of a chunk in the folder of chunks."""
-    _, window, chunk = key.split(" ")
-    return f"{int(window):05d}-{int(chunk):06d}.safetensors"
+    """Name of the file of a chunk, or of a part of one, in the folder of chunks."""
+    _, window, chunk, *part = key.split(" ")
+    return ".".join([f"{int(window):05d}-{int(chunk):06d}", *part, "safetensors"])
 
 
 def all_sound(folder: Path, piece: dict[str, Any]) -> bool:

@@ -40,6 +40,8 @@ from engine.store.pieces import (
     chunk_file,
     chunk_key,
     is_chunk,
+    is_newest,
+    newest_key,
     refuse_contradictions,
     remove_strangers,
     window_key,
@@ -320,33 +322,52 @@ class StoreWriter:
             key = window_key(index)
             self._put_files(key, files, asdict(entry), drops=self._chunk_keys(index))
 
-    def put_chunk(self, window: int, chunk: int, tensors: Mapping[str, Array]) -> None:
+    def put_chunk(
+        self,
+        window: int,
+        chunk: int,
+        tensors: Mapping[str, Array],
+        newest: Mapping[str, Array] | None = None,
+    ) -> None:
         """Keep raw prefill state until its window is written.
 
         Args:
             window, chunk: counted from 0; chunks of a window come in order.
             tensors: any names, dtypes and shapes.
+            newest: more of them, which are kept until the window's next chunk has its own.
         Raises:
             StoreError: the disk refuses.
         """
         key = chunk_key(window, chunk)
         with self._timed():
             self._put_files(key, {chunk_file(key): tensors}, {})
+            if newest:
+                key = newest_key(window, chunk)
+                known = self._chunk_keys(window)
+                older = tuple(other for other in known if is_newest(other) and other != key)
+                self._put_files(key, {chunk_file(key): newest}, {}, drops=older)
 
     def chunks(self, window: int) -> list[dict[str, torch.Tensor]]:
-        """The chunks of a window that are complete and sound, from the first to the first gap."""
+        """The chunks of a window that are complete and sound, from the first to the first gap; the
+        newest with what is kept of it alone, unless that is damaged."""
         found = []
         with self._timed():
             for chunk in range(len(self._chunk_keys(window))):
-                key = chunk_key(window, chunk)
-                if key not in self._journal.entries:
+                tensors = self._sound_chunk(chunk_key(window, chunk))
+                if tensors is None:  # computed again, as what follows it
                     break
-                try:
-                    found.append(self._load(key, chunk_file(key)))
-                except StoreError:  # computed again, as what follows it
-                    self._forget(key)
-                    break
+                found.append(tensors | (self._sound_chunk(newest_key(window, chunk)) or {}))
         return found
+
+    def _sound_chunk(self, key: str) -> dict[str, torch.Tensor] | None:
+        """The tensors of a chunk or of a part of one; None where they are missing or damaged."""
+        if key not in self._journal.entries:
+            return None
+        try:
+            return self._load(key, chunk_file(key))
+        except StoreError:
+            self._forget(key)
+            return None
 
     def publish(
         self,

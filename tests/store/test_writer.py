@@ -174,6 +174,27 @@ def test_chunks_after_a_gap_are_not_given(tmp_path: Path) -> None:
         assert writer.chunks(1) == []
 
 
+def test_what_is_kept_of_the_newest_chunk_goes_with_the_next_one(tmp_path: Path) -> None:
+    chunks = tmp_path / ".toy.sekv.work" / "chunks"
+    with StoreWriter.begin(tmp_path / "toy.sekv", {}) as writer:
+        for number in range(3):
+            own = {"state": torch.full((2,), float(number))}
+            writer.put_chunk(0, number, {"x": torch.ones(2)}, own)
+    assert [path for path in toy.tree(chunks) if "newest" in path] == [
+        "00000-000002.newest.safetensors"
+    ]
+    with StoreWriter.begin(tmp_path / "toy.sekv", {}) as writer:
+        found = writer.chunks(0)
+        assert [sorted(tensors) for tensors in found] == [["x"], ["x"], ["state", "x"]]
+        assert found[-1]["state"].tolist() == [2.0, 2.0]
+    toy.flip(chunks / "00000-000002.newest.safetensors", 4100, 0x10)
+    with StoreWriter.begin(tmp_path / "toy.sekv", {}) as writer:
+        assert [sorted(tensors) for tensors in writer.chunks(0)] == [["x"]] * 3
+        writer.put_chunk(0, 2, {"x": torch.ones(2)}, own)
+        writer.put_window(0, {}, {}, WindowEntry(0, 5, 0, 0))
+    assert toy.tree(chunks) == {}
+
+
 def test_chunks_go_when_their_window_is_written(tmp_path: Path) -> None:
     with StoreWriter.begin(tmp_path / "toy.sekv", {}) as writer:
         for window in (1, 11):

@@ -50,6 +50,16 @@ answer), the store records it, and answers are those of the model's full cache i
 length (tests/test_rope_length.py). `sekv models check` checks the longest.
 """
 
+OTHER_LAYERS = """
+## Layers of other kinds
+
+Sliding-window, chunked, convolutional and recurrent layers keep a state that does not grow with the
+text. A store has it exactly, as it is at the end of every window. A document that fits one context
+is answered as from the full cache. Of a longer one, read in windows, a question sees the window
+with the best passage, with that window's own states, as if it were the document
+(tests/test_other_layers.py); `sekv ingest` says so, and `--dry-run` the bytes of the states.
+"""
+
 QUANTISED = """
 ## Quantised weights
 
@@ -122,7 +132,8 @@ def page() -> str:
         untested=outcomes.count(UNTESTED),
     )
     head = PREFACE.format(share=AUTO_SHARE) + "\n".join(sizes())
-    return head + "\n" + POSITIONS + QUANTISED + walk + "\n".join(architectures()) + "\n"
+    said = POSITIONS + OTHER_LAYERS + QUANTISED + walk
+    return head + "\n" + said + "\n".join(architectures()) + "\n"
 
 
 def _bytes(count: float) -> str:
