@@ -59,9 +59,9 @@ class LibrarySession:
         checks.check_options(options)
         self.path, self._progress = path, progress
         self.options = options
-        self._stores = stores or OpenStores(options, progress, memory, reader)
+        self._owns_stores = stores is None  # one that holds nothing yet is false
+        self._stores = OpenStores(options, progress, memory, reader) if stores is None else stores
         self._catalogue = Catalogue(path)
-        self._owns_stores = stores is None
         self._holdings: list[Holding] = []
         self._left_out: dict[str, str] = {}
         self._said: set[str] = set()
