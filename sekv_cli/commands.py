@@ -15,6 +15,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from sekv_cli.endings import UsageError
+
 READ, KEEP, MEASURE = "Read and ask", "Keep", "Measure and train"
 
 COMPUTING = "Model and device"
@@ -101,14 +103,17 @@ class Command(TyperCommand):
         _write_parameters(self, ctx, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """A wrong value is told with its option, and where it came from if it was not typed."""
+        """What is wrong is told with its command, a value with its option, and where it came from
+        if it was not typed."""
         options = args[: args.index("--")] if "--" in args else args
         if "--stats=full" in options:
             args = [ALL_STATS if arg == "--stats=full" else arg for arg in args]
         try:
             return super().parse_args(ctx, args)
-        except typer.BadParameter as error:
-            param = error.param
+        except UsageError as raised:
+            error: Any = raised
+            error.ctx = error.ctx or ctx
+            param = getattr(error, "param", None)
             source = ctx.get_parameter_source(param.name) if param is not None else None
             if param is not None and source is not None and param.param_type_name == "option":
                 known = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import cast
 
 import typer
 
@@ -19,7 +20,16 @@ BAD_USAGE = 2
 
 # The base of everything typer says about a wrong command line. Typer does not export it, and
 # depending on its version it lives in click or in typer's own copy of click.
-UsageError = typer.BadParameter.__mro__[1]
+UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
+
+
+PLAIN_WORDS = (
+    (r"a valid int(eger)?( range)?\b", "a whole number"),
+    (r"a valid float( range)?\b", "a number"),
+    (r"is not in the range x>=(\d[\d.]*)", r"is less than \1"),
+    (r"is not in the range (\d[\d.]*)<=x<=(\d[\d.]*)", r"is not from \1 to \2"),
+)
+"""What typer says of a wrong value, and what users are told."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +85,8 @@ def _one_line(text: str) -> str:
 def _usage_line(error: BaseException) -> str:
     """The wrong option and the command whose help explains it."""
     message = _one_line(getattr(error, "format_message", error.__str__)())
-    message = re.sub(r"a valid int(eger)?( range)?\b", "a whole number", message)
-    message = re.sub(r"a valid float( range)?\b", "a number", message)
+    for theirs, plain in PLAIN_WORDS:
+        message = re.sub(theirs, plain, message)
     near = getattr(error, "possibilities", None)
     if near:  # typer's own words: "No such option: --bugdet (Possible options: --budget, --quiet)"
         nearest = get_close_matches(getattr(error, "option_name", ""), near, n=1, cutoff=0)

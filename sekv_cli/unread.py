@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from engine.documents import is_named_as_document
-from engine.errors import SekvError
+from engine.errors import SekvError, StoreExistsError
 from engine.ingest.sources import default_target
 from engine.object_storage import Address
 from engine.store import glance
@@ -99,6 +99,10 @@ def find(
         return place, None, {}
     store, document = output or default_target([named]), Path(named)
     if not glance.is_store(store):
+        if os.path.lexists(store):
+            raise StoreExistsError(
+                f"{store} is there and no store: name another with -o for the store of {named}"
+            )
         return store, document, given
     from engine.ingest.asked import check_read_as, check_store_of
 

@@ -71,9 +71,9 @@ def chosen_sheets(selection: str, count: int, labels: Sequence[str] = ()) -> Ran
         else:
             first, last = _by_label(part, labels)
         if not 1 <= first <= last:
+            why = "runs backwards" if 1 <= last < first else "is no page or range"
             raise DocumentError(
-                f"cannot give pages {selection!r}: {part!r} is no page or range; write them as"
-                " 1-20,25"
+                f"cannot give pages {selection!r}: {part!r} {why}; write them as 1-20,25"
             )
         if last > count:
             pages = "page" if count == 1 else "pages"

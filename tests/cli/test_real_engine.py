@@ -174,6 +174,7 @@ IMPOSSIBLE = [
     ("ask book.txt Who? --window 100", "not 100 tokens; leave --window out"),
     ("chat book.txt --method full", "by the method sekv, not full; leave --method out"),
     ("ask book.txt Who? --chunk-tokens 64", "book.sekv is read already"),
+    ("ask book.txt Who? -o model", "model is there and no store: name another with -o"),
     ("ask book.sekv Who? --window 100", "book.sekv is read already"),
     ("ask book.sekv Who? -o other.sekv", "book.sekv is a store"),
     ("ask book.txt Who? -o other.sekv --method nonsense --model model", "sekv-paper"),

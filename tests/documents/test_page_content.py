@@ -516,7 +516,7 @@ def test_pages_have_the_labels_of_the_file_and_their_sheets() -> None:
         "4": "has no page '4'; its pages are called i, ii, iii, 1, 2, and #1 to #5",
         "vii": "has no page 'vii'",
         "#6": "has 5 pages; --pages asks for page 6",
-        "2-i": "is no page or range",
+        "2-i": "'2-i' runs backwards; write them as",
     }.items():
         with pytest.raises(DocumentError) as caught:
             load([path], pages=selection)
