@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine.answer import checks
-from engine.errors import OutputError, SekvError
+from engine.errors import SekvError
 from engine.models import named
 from engine.object_storage import Address
 from engine.store import glance
@@ -233,10 +233,7 @@ class Talk:
         from sekv_cli import answers
 
         sources = glance.source_paths(self._store)
-        try:
-            outputs.write(path, answers.conversation(str(self._store), self._answers, sources))
-        except OSError as error:
-            raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+        outputs.write(path, answers.conversation(str(self._store), self._answers, sources))
         print(f"saved to {path}", flush=True)
 
     def _forget(self, rest: str) -> None:

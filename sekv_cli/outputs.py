@@ -63,7 +63,8 @@ def write(file: Path, text: str) -> int:
     Returns:
         Its bytes.
     Raises:
-        OSError: it cannot be written; what was there is there still.
+        OutputError: it cannot be written; what was there is there still.
+        OSError: a device or a pipe takes nothing.
     """
     data = text.encode("utf-8", "replace")
     if file.suffix == PACKED:
@@ -79,9 +80,10 @@ def write(file: Path, text: str) -> int:
             beside.chmod(stat.S_IMODE(target.stat().st_mode))
         beside.replace(target)
         return len(data)
-    except BaseException:
+    except OSError as error:
+        raise OutputError(f"{file} cannot be written: {error.strerror}") from error
+    finally:
         beside.unlink(missing_ok=True)
-        raise
 
 
 def _check(file: Path | None, kind: str, is_own: Callable[[BinaryIO], bool]) -> None:

@@ -63,15 +63,18 @@ def check_fetched(repository: str, *, offline: bool) -> None:
 
 
 def check_there(name: str) -> None:
-    """Whether there is something at this path.
+    """Whether a file, or a folder with a configuration, is at this path.
 
     Raises:
         ReaderError: there is not.
     """
     try:
-        there = Path(name).expanduser().exists()
+        place = Path(name).expanduser()
+        there, empty = place.exists(), place.is_dir() and not (place / "config.json").exists()
     except (OSError, ValueError, RuntimeError):  # no name of a file, or nobody's home
-        there = False
+        there, empty = False, False
+    if empty:
+        raise ReaderError(f"{name[:200]} is no model of transformers: it has no config.json")
     if not there:
         kind = "file" if name.endswith(".gguf") else "folder"
         raise ReaderError(f"there is no such {kind}: {name[:200]}")

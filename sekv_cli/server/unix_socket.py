@@ -7,6 +7,7 @@ the next who looks.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -42,8 +43,12 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=256)
+    except socket.gaierror as error:
+        raise ServeError(f"cannot listen at {host}:{port}: {error.strerror}") from None
     except OSError as error:
-        raise ServeError(f"cannot listen at {host}:{port}: {error.strerror or error}") from None
+        taken = error.errno == errno.EADDRINUSE
+        why = "it is taken; choose another --port" if taken else os.strerror(error.errno or 0)
+        raise ServeError(f"cannot listen at {host}:{port}: {why}") from None
 
 
 def name_stores(stores: list[Address]) -> dict[str, Address]:

@@ -189,7 +189,7 @@ def test_a_conversation_that_cannot_be_saved_goes_on(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sekv_cli.outputs.write", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     _, err = talk("Who?", "/save talk.md", "When?")
     assert err == "sekv: talk.md cannot be written: No space left on device\n"
     assert len(fake.asked) == 2

@@ -549,4 +549,5 @@ def test_a_port_that_is_taken_is_one_line(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert run(["serve", str(running.store), "--port", str(port)]) == 2
-    assert "cannot listen at 127.0.0.1" in capsys.readouterr().err
+    said = f"cannot listen at 127.0.0.1:{port}: it is taken; choose another --port\n"
+    assert capsys.readouterr().err.endswith(said)
