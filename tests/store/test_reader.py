@@ -45,6 +45,9 @@ PARTLY_READ = Path(__file__).parent / "golden" / "format-2-partly-read"
 """A store of format 1 as bytes. It must open for ever; only a new format may write others."""
 GOLDEN_STATES = GOLDEN.with_name("format-2-states")
 """The same of a model with layers of other kinds."""
+GOLDEN_LATENT = GOLDEN.with_name("format-2-latents")
+"""The same of a quantised model that caches latents and rotates keys by the length of a context."""
+STORES = [(GOLDEN, toy.MODEL), (GOLDEN_STATES, toy.MIXED), (GOLDEN_LATENT, toy.LATENT)]
 
 
 pytestmark = pytest.mark.usefixtures("instant_disk")
@@ -117,7 +120,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     assert toy.tree(tmp_path / "one.sekv") == toy.tree(tmp_path / "two.sekv")
 
 
-@pytest.mark.parametrize(("golden", "model"), [(GOLDEN, toy.MODEL), (GOLDEN_STATES, toy.MIXED)])
+@pytest.mark.parametrize(("golden", "model"), STORES)
 def test_golden_bytes_are_written_and_read(
     golden: Path, model: ModelIdentity, tmp_path: Path
 ) -> None:
@@ -127,7 +130,9 @@ def test_golden_bytes_are_written_and_read(
     assert toy.read_all(golden) == toy.read_all(tmp_path / "toy.sekv")
     with Store.open(golden) as store:
         assert store.verify() == []
-        assert store.manifest.format == (2 if model.layer_kinds else 1)
+        manifest = store.manifest
+        assert manifest.format == (1 if model == toy.MODEL else 2)
+        assert (manifest.model, manifest.context) == (model, toy.LONG if model.cached else 0)
 
 
 def test_golden_bytes_of_a_partly_read_store_are_written_and_read(tmp_path: Path) -> None:
@@ -148,9 +153,9 @@ def test_golden_bytes_of_a_partly_read_store_are_written_and_read(tmp_path: Path
     assert toy.leftovers(tmp_path) == []
 
 
-@pytest.mark.parametrize(("golden", "layers"), [(GOLDEN, toy.LAYERS), (GOLDEN_STATES, 1)])
+@pytest.mark.parametrize(("golden", "model"), STORES)
 def test_the_reader_in_the_documentation_reads_the_golden_store(
-    golden: Path, layers: int, tmp_path: Path
+    golden: Path, model: ModelIdentity, tmp_path: Path
 ) -> None:
     """docs/format.md promises that a stranger can write a reader; this one is a stranger's."""
     page = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
@@ -165,7 +170,7 @@ def test_the_reader_in_the_documentation_reads_the_golden_store(
     done = read()
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("first token: 0 'à'")
-    assert done.stdout.count("layer") == layers * toy.SPANS
+    assert done.stdout.count("layer") == len(model.memory_layers) * toy.SPANS
     assert ("window 0 states" in done.stdout) == (golden == GOLDEN_STATES)
     for name, place in ((NAME, 30), (SHARED, 9), (DOCUMENT, 4200), (host_file(0), 4200)):
         toy.flip(store / name, place, 1)

@@ -61,6 +61,12 @@ MODEL = ModelIdentity(
 MIXED = dataclasses.replace(MODEL, layer_kinds=("sliding_attention", "hybrid"))
 """A model one of whose two layers has no full attention; both keep a state."""
 
+LATENT = dataclasses.replace(MODEL, kv_heads=1, cached=8, quantized="fp8")
+"""A model that caches one latent of 8 numbers for all heads, whose weights are quantised."""
+
+LONG = 4096
+"""Positions of the context that the latent model rotates its keys for."""
+
 
 def job(seed: int, windows: int) -> dict[str, Any]:
     """What an ingest of this seed and length is."""
@@ -102,7 +108,7 @@ def compress(
     for layer in model.memory_layers:
         cuts = [0, 3, 20, 20, 41, 90, codes.size - layer]
         host[f"{layer}.codes"] = codes[layer:]
-        host[f"{layer}.offsets"] = np.array(cuts, dtype=np.int64)
+        host[f"{layer}.offsets"] = np.array(cuts[:: KV_HEADS // model.kv_heads], dtype=np.int64)
     return device, host
 
 
@@ -133,6 +139,7 @@ def fields(seed: int, windows: int, model: ModelIdentity = MODEL) -> dict[str, A
         "tokens": WINDOW * windows,
         "tokenizer_engine": "toy",
         "window_tokens": WINDOW,
+        "context": LONG if model.cached else 0,
         "sources": (SourceEntry("toy.txt", "text", "cc" * 32, chars, (("1", 0), ("2", 5))),),
     }
 
