@@ -12,7 +12,7 @@ from engine.answer.generate import AnswerStreamer
 from engine.answer.opened import Opened
 from engine.attention.coverage import Coverage
 from engine.attention.host_records import Traffic
-from engine.attention.seam import MemoryCache
+from engine.attention.memory_cache import MemoryCache
 from engine.memory.fitting import parse_budget
 from engine.memory.retrieval import Retrieved
 from engine.types import MemoryUse, WindowRead

@@ -24,7 +24,7 @@ from engine.answer.outlook import Outlook, Said
 from engine.answer.overlap import stems
 from engine.answer.support import CALIBRATED, WORDS_ALONE, Signals, refuses
 from engine.answer.trace import Trace
-from engine.attention import seam
+from engine.attention.memory_cache import MemoryCache
 from engine.attention.step import Watcher
 from engine.attention.widen import Retry, can_retry
 from engine.errors import OptionError, QuestionError
@@ -333,7 +333,7 @@ class Session:
         return self._answer
 
     def _generate(
-        self, cache: seam.MemoryCache, prepared: _PreparedQuestion, streamer: AnswerStreamer
+        self, cache: MemoryCache, prepared: _PreparedQuestion, streamer: AnswerStreamer
     ) -> None:
         """Read the prompt and generate up to `prepared.most` tokens."""
         options = self.options

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from engine.ingest.clock import Clock
     from engine.ingest.windows import Windows
     from engine.models.chunked import Stop
-    from engine.models.reader import Chunk, Reader
+    from engine.models.reader import Reader
+    from engine.models.window_chunk import Chunk
     from engine.store.manifest import Manifest, SourceEntry
     from engine.store.writer import StoreWriter
 
@@ -384,7 +385,7 @@ def creator() -> str:
 
 def _take_rows(chunks: list[Chunk], layers: int) -> list[Any]:
     """k, v [Hkv, n, D] of each layer of all chunks, on the CPU; the chunks let go of theirs."""
-    from engine.models.reader import joined_rows
+    from engine.models.window_chunk import joined_rows
 
     rows = []
     for layer in range(layers):
@@ -425,7 +426,7 @@ def _pack_states(states: States) -> dict[str, Any]:
 
 def _unpack_chunk(tensors: dict[str, Any]) -> Chunk:
     from engine.attention.layer_states import by_number
-    from engine.models.reader import Chunk
+    from engine.models.window_chunk import Chunk
 
     layers = sum(name.endswith(".k") for name in tensors)
     states = {name.removeprefix(STATE): t for name, t in tensors.items() if name.startswith(STATE)}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from engine.attention.layer_states import States, nbytes
-from engine.attention.seam import MemoryCache
+from engine.attention.memory_cache import MemoryCache
 from engine.attention.view import Segment, View
 from engine.compression.encode import compress_layer, segment
 from engine.compression.params import needed

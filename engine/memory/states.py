@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from engine.attention.layer_states import States, by_number, cache_layers, kept_rows, moved, nbytes
-from engine.attention.seam import OtherLayers
+from engine.attention.memory_cache import OtherLayers
 from engine.errors import StoreDamagedError
 from engine.models.reader import Reader
 from engine.store.manifest import states_file

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from engine.attention.seam import MemoryCache
+from engine.attention.memory_cache import MemoryCache
 from engine.errors import StoppedError
 
 CHUNK_TOKENS = 256

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +27,7 @@ from engine.attention.layer_states import (
     states_of,
     take_back,
 )
+from engine.attention.memory_cache import MemoryCache
 from engine.attention.rope_length import RopeLength, context_for
 from engine.attention.row_form import Expansions, caches_latents
 from engine.compression.observation import Observe, ObservingProbe
@@ -42,6 +43,7 @@ from engine.errors import ReaderError
 from engine.models import chunked
 from engine.models.half_weights import can_pack
 from engine.models.identity import identify
+from engine.models.layer_probes import OfLayers, TermsProbe
 from engine.models.load import (
     check_supported,
     load_config,
@@ -55,63 +57,11 @@ from engine.models.prompt import Prompt
 from engine.models.quantized import loading_options, quantization
 from engine.models.surprisal import surprisal
 from engine.models.window_cache import WindowLayer, window_cache
+from engine.models.window_chunk import Chunk, joined_rows
 from engine.types import STATELESS, ModelIdentity, Progress
 
 NOTHING = Observe()
 PROBE_TOKENS = 24  # ids of the probe; read twice, so that attention and positions matter
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A stretch of a window after its forward: document tokens start .. start + n - 1.
-
-    k, v: per layer with full attention [Hkv, n, D], keys after RoPE. surprisal: float32 [n] nats.
-    hidden: [1, d] the last row's hidden state, which predicts the next chunk's first token.
-    states: what the layers of other kinds keep at its end, by the layer's number in the model.
-    queries, spread, near: what was asked to be observed, see `observation.ObservingProbe`; `places`
-    are the document tokens whose queries `spread` holds.
-    """
-
-    start: int
-    k: list[Tensor]
-    v: list[Tensor]
-    surprisal: Tensor
-    hidden: Tensor
-    queries: list[Tensor] = field(default_factory=list)
-    near: Tensor | None = None
-    spread: list[Tensor] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
-    states: States = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _OfLayers:
-    """A probe that is shown some layers of the model only, and their rows as a memory has them.
-
-    latents: the cache of a model that caches latents, which are such rows.
-    """
-
-    probe: Probe
-    layers: frozenset[int]
-    latents: Cache | None
-
-    def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor, terms: Terms = PLAIN) -> None:
-        if layer not in self.layers:
-            return
-        if self.latents is not None:
-            held: Any = self.latents.layers[layer]
-            k, v = held.keys[0], held.values[0]
-        self.probe.observe(layer, q, k, v, terms)
-
-
-@dataclass(frozen=True)
-class _TermsProbe:
-    """A probe that notes the terms of every layer's softmax."""
-
-    found: dict[int, Terms]
-
-    def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor, terms: Terms = PLAIN) -> None:
-        self.found[layer] = terms
 
 
 class Reader:
@@ -286,7 +236,7 @@ class Reader:
                 the state of a layer.
         """
         ids = self.probe_ids
-        hidden = self.forward(ids, 0, self.empty_cache(len(ids)), _TermsProbe(self.terms))
+        hidden = self.forward(ids, 0, self.empty_cache(len(ids)), TermsProbe(self.terms))
         missed = sorted(set(self.memory_layers) - self.terms.keys())
         if missed:
             raise ReaderError(
@@ -403,7 +353,7 @@ class Reader:
         return self._rows(cache)[0][0][0].float().cpu()
 
     def read_behind(
-        self, ids: list[int], cache: seam.MemoryCache, stop: Callable[[], bool] | None = None
+        self, ids: list[int], cache: MemoryCache, stop: Callable[[], bool] | None = None
     ) -> Tensor:
         """Read tokens behind a memory; their keys and values are in `cache` then.
 
@@ -452,7 +402,7 @@ class Reader:
         keywords: dict[str, Any] = {}
         if probe is not None:
             latents = None if self.expansions is None else cache
-            shown = _OfLayers(probe, looking, latents)
+            shown = OfLayers(probe, looking, latents)
             keywords["probe"] = shown
             if latents is not None:
                 keywords["expansions"] = self.expansions
@@ -479,13 +429,6 @@ class Reader:
         """Keys and values of every layer with full attention, [1, Hkv, n, D]."""
         layers: list[Any] = [cache.layers[number] for number in self.memory_layers]
         return [(layer.keys, layer.values) for layer in layers]
-
-
-def joined_rows(chunks: list[Chunk], layer: int) -> tuple[Tensor, Tensor]:
-    """k, v [Hkv, n, D] of a layer of all chunks, on the CPU."""
-    k = torch.cat([chunk.k[layer] for chunk in chunks], 1)
-    v = torch.cat([chunk.v[layer] for chunk in chunks], 1)
-    return k.cpu(), v.cpu()
 
 
 # ---------------------------------------------------------------------------- loading

@@ -9,7 +9,8 @@ import torch
 
 from engine.compression.observation import Observe, ObservingProbe, nearness
 from engine.compression.routers.question_blind import observed_attention
-from engine.models.reader import Chunk, Reader
+from engine.models.reader import Reader
+from engine.models.window_chunk import Chunk
 
 IDS = torch.randint(0, 256, (90,), generator=torch.Generator().manual_seed(2)).tolist()
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from engine.answer.overlap import content_words
-from engine.attention import seam
+from engine.attention.memory_cache import MemoryCache
 from engine.attention.resident import row_scores
 from engine.attention.shared import Shared
 from engine.attention.softmax import merge_resolutions
@@ -398,7 +398,13 @@ def said(
     """The greedy answer to a question behind what is seen."""
     layers = list(memories(reader.prefix(), arranged, turn))
     shared = Shared(torch.tensor([0, 1]), 1)
-    cache = seam.MemoryCache(layers, arranged.question, shared, expansions=reader.expansions)
+    cache = MemoryCache(
+        layers,
+        arranged.question,
+        shared,
+        expansions=reader.expansions,
+        context=reader.context,
+    )
     given = reader.prompt.question(reader.tokenizer, question.text)
     ends = {reader.tokenizer.eos_token_id, *reader.prompt.ends}
     words: list[int] = []

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine.compression.observation import Observe
-from engine.models.reader import NOTHING, Chunk, Reader
+from engine.models.reader import NOTHING, Reader
+from engine.models.window_chunk import Chunk
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from engine.answer.session import Session
-from engine.attention import seam
+from engine.attention.memory_cache import MemoryCache
 from engine.ingest.run import ingest
 from engine.lab.bench import bootstrap, peers
 from engine.lab.bench.budgets import options_of
@@ -171,8 +171,13 @@ class _Steps:
             layer.release()
         memory.shared.peak_bytes = memory.shared.device_bytes
         self._counted = [] if keys is None else FoundMass.of(memory.layers, keys)
-        layers, expansions = self._counted or memory.layers, session.reader.expansions
-        self._cache = seam.MemoryCache(layers, memory.length, memory.shared, expansions=expansions)
+        self._cache = MemoryCache(
+            self._counted or memory.layers,
+            memory.length,
+            memory.shared,
+            expansions=session.reader.expansions,
+            context=session.reader.context,
+        )
         self._length = memory.length
 
     def read(self, given: Sequence[int]) -> Tensor:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from engine.attention.seam import Attends, MemoryCache
+from engine.attention.memory_cache import Attends, MemoryCache
 from engine.attention.shared import Shared
 from engine.compression.observation import Observe
 from engine.compression.query_statistics import SPREAD, QueryMoments
@@ -192,7 +192,11 @@ def forward(
         input_ids=tokens,
         attention_mask=torch.ones(1, reading.length + len(ids)).to(tokens),
         past_key_values=MemoryCache(
-            layers, reading.length, Shared(bounds, 1), expansions=reader.expansions
+            layers,
+            reading.length,
+            Shared(bounds, 1),
+            expansions=reader.expansions,
+            context=reader.context,
         ),
     )
     logits: Tensor = out.logits[0]
