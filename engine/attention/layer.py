@@ -19,7 +19,14 @@ from torch import Tensor
 
 from engine.attention.host_records import Host
 from engine.attention.index import SpanIndex
-from engine.attention.resident import NOWHERE, Needs, ResidentSpans, row_bytes, row_scores
+from engine.attention.resident import (
+    NOWHERE,
+    Arriving,
+    Needs,
+    ResidentSpans,
+    row_bytes,
+    row_scores,
+)
 from engine.attention.shared import Shared
 from engine.attention.shares import Limits, allot
 from engine.attention.softmax import AttendedRows, AttentionWeights, QueryRows
@@ -81,14 +88,16 @@ class LayerMemory:
         """Hold these spans and these exact rows, and no others."""
         self._all, self._rows, self.view = view, rows, view
         self._row_bytes = row_bytes(rows)
-        self.zoomed = ResidentSpans(self.recipe.codec, self.params, rows, view)
+        copies = self.shared.copies_to(self.device)
+        self.zoomed = ResidentSpans(self.recipe.codec, self.params, rows, view, copies)
         self._set_view(view, rows)
 
     def _set_view(self, view: View, rows: tuple[Tensor, Tensor, Tensor]) -> None:
         """Attend to these spans and rows, and forget the choices of earlier steps. Zoomed spans are
         freed, unless all of the same spans are zoomed: the next question would zoom them again."""
         self.choice: Choice = self.recipe.selector.begin()
-        same = torch.equal(rows[2].int(), self.zoomed.pinned_token)
+        self._arriving: Arriving | None = None
+        same = len(view.spans) and torch.equal(rows[2].int(), self.zoomed.pinned_token)
         if same and self.zoomed.holds_all and torch.equal(view.spans, self.view.spans):
             return
         self.view = view
@@ -186,6 +195,7 @@ class LayerMemory:
         room = self.needs.most if self.full else self.needs.fit(self.slot_bytes)
         if room != self.zoomed.room:
             self.zoomed.allocate(room, self.needs.cost)
+            self._arriving = None
         self._caps = room.caps(self.device)
         self._planned = now
         self.shared.note_bytes()
@@ -288,6 +298,9 @@ class LayerMemory:
             live = live.masked_fill(self.choice.hidden[:, None], NEG_INF)
         queries = replace(queries, live=live, mass=estimate.mass)
         out, weights = self._merge(queries, rows, live_v)
+        behind = self._layer_behind
+        if behind is not None:
+            behind.prepare()
         if self.shared.watchers:
             self._report(estimate, weights)
         return out.reshape(-1, rows, self.size)
@@ -297,24 +310,50 @@ class LayerMemory:
 
         queries: their summaries are not known yet.
         """
-        shared, hides = self.shared, self.recipe.selector.hides
-        looking = shared.votes is not None and not hides
-        if not looking:
-            self._plan()
+        self.prepare()
         if self._everything_fits():
-            self.zoomed.sync(torch.ones_like(self.zoomed.held), self.host)
+            arriving, self._arriving = self._arriving, None
+            if arriving is None:
+                self.zoomed.reuse()
+            else:
+                self.zoomed.take(arriving, self.host)
             return RouterEstimate()
         mass, refined = self._mass(queries.q, queries.terms)
-        if shared.votes is not None:
+        if self.shared.votes is not None:
             self._vote(mass if refined is None else mass.masked_fill(~refined[:, None], NEG_INF))
-        if looking:
+        if self._looking:
             return RouterEstimate(mass=mass)
         share, scores, row_shares = self._rank(queries, mass, refined)
         wanted = self._choose(queries, rows, scores, row_shares, live_k)
-        self.zoomed.sync(wanted, self.host)
-        if hides:
+        self.zoomed.sync(wanted.cpu(), self.host)
+        if self.recipe.selector.hides:
             return RouterEstimate(share)
         return RouterEstimate(share, mass.masked_fill(wanted[:, None], NEG_INF))
+
+    @property
+    def _looking(self) -> bool:
+        """Whether rows vote for windows by summaries alone, and nothing is zoomed."""
+        return self.shared.votes is not None and not self.recipe.selector.hides
+
+    @property
+    def _layer_behind(self) -> LayerMemory | None:
+        """The next one that has a memory."""
+        layers = self.shared.layers or [self]
+        place = layers.index(self) + 1
+        return layers[place] if place < len(layers) else None
+
+    def prepare(self) -> None:
+        """Have slots for what the budget allows now, and begin to fetch what is wanted whatever the
+        queries are: all spans, where all fit. The layer before this one has it done while its own
+        attention is computed.
+
+        Raises:
+            StoreError: a record is damaged.
+        """
+        if not self._looking:
+            self._plan()
+        if self._arriving is None and self._everything_fits():
+            self._arriving = self.zoomed.fetch_all(self.host)
 
     def _everything_fits(self) -> bool:
         """Whether all spans in view fit the budget, so that they are all zoomed and the router need

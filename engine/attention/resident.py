@@ -9,11 +9,13 @@ The order of slots does not matter to a softmax. Which spans are wanted is decid
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from engine.attention.copies import Copies, InPlace
 from engine.attention.host_records import Host, Traffic
 from engine.attention.view import View
 from engine.compression.code_space import CodeSpace
@@ -32,6 +34,23 @@ where tokens are unlike the others."""
 
 RESIDUAL_BYTES, TOKEN_BYTES = 6, 4
 """Of a residual: where it belongs and how much it is. Of a slot: which token it holds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Arriving:
+    """Spans on their way into slots.
+
+    wanted: bool [Hkv, F], all that are held when they are there. some: [M] places in the view of
+    those whose records come. coming: bool [Hkv, M], to which heads. starts: of the records, see
+    `Host.fetch`. nbytes: of them. payload: gives them on the device. All but these on the host.
+    """
+
+    wanted: Tensor
+    some: Tensor
+    coming: Tensor
+    starts: Tensor
+    nbytes: int
+    payload: Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -132,8 +151,11 @@ class ResidentSpans:
     tokens: int32 [Hkv, n] the document token of each slot: of slots for coded rows, of the rows
     that stay, of slots for exact rows. k, v: [Hkv, P + exact slots, D]. row_bytes: of the rows that
     stay. residuals: of the codes of keys and of values. room: the slots there are.
-    view: the spans that may come. cost: what they take, see `Needs`. held: bool [Hkv, F]. traffic:
-    what came and what was there.
+    view: the spans that may come. cost: what they take, see `Needs`, on the host. held: bool
+    [Hkv, F]. holds_all: whether these are all. traffic: what came and what was there.
+
+    Who comes and who goes is decided on the host, which keeps a copy of `held`: while all are held,
+    nobody has to ask the device.
     """
 
     def __init__(
@@ -142,15 +164,17 @@ class ResidentSpans:
         params: LayerParams,
         rows: tuple[Tensor, Tensor, Tensor],
         view: View,
+        copies: Copies | None = None,
     ):
-        """rows: k, v [Hkv, P, D] that stay and their document tokens [P], -1 for none."""
+        """rows: k, v [Hkv, P, D] that stay and their document tokens [P], -1 for none. copies: to
+        their device, where that is no CPU."""
         self.codec, self.params = codec, params
         self.device = rows[0].device
         layout = codec.layout(params) if len(view.spans) else None
         self.space: CodeSpace | None = None
         if layout is not None:
             self.space = CodeSpace(needed(params.keys), needed(params.codes), layout)
-        self.traffic = Traffic()
+        self.traffic, self._copies = Traffic(), copies or InPlace()
         self.begin(view, rows)
 
     def begin(self, view: View, rows: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -159,14 +183,14 @@ class ResidentSpans:
         self.heads, self.pinned, self.size = self.k.shape
         self.row_bytes = row_bytes(rows)
         self._pinned_tokens = token.int().expand(self.heads, -1)
-        self.view = view
+        self.view, self._spans = view, view.spans.cpu()
         nothing = torch.zeros(3, self.heads, len(view.spans), dtype=torch.int32)
         self.allocate(Room(0, 0, (0,) * self.heads), nothing)
 
     def allocate(self, room: Room, cost: Tensor) -> None:
         """Free slots of that room, in place of all there were, for spans that take of it what
         `cost` says; see `Needs`."""
-        self.cost = cost
+        self.cost = cost.cpu()
         width = 0 if self.space is None else self.space.layout.width
         k, v = self.pinned_k, self.pinned_v
         with torch.inference_mode(False):  # what is written to later must belong to no mode
@@ -181,11 +205,15 @@ class ResidentSpans:
             if room.exact or self.k.shape[1] != self.pinned:
                 none = k.new_zeros(self.heads, room.exact, self.size)
                 self.k, self.v = torch.cat([k, none], 1), torch.cat([v, none], 1)
-            self.held = torch.zeros(
-                self.heads, len(self.view.spans), dtype=torch.bool, device=self.device
-            )
-        self.room, self._count, self._some_free = room, 0, bool(room.coded + room.exact)
-        self._slots = room.caps(self.device)[:2]
+        self._hold(torch.zeros(self.heads, len(self.view.spans), dtype=torch.bool))
+        self.room, self._some_free = room, bool(room.coded + room.exact)
+        self._slots = room.caps(self.cost.device)[:2]
+
+    def _hold(self, wanted: Tensor) -> None:
+        """Note what is held."""
+        self._held, self.held = wanted, wanted.to(self.device)
+        self._count = int(wanted.sum())
+        self.holds_all = self._count == wanted.numel()
 
     # -- what is there -------------------------------------------------------------
 
@@ -209,11 +237,6 @@ class ResidentSpans:
         return [self.view.spans[held] for held in self.held]
 
     @property
-    def holds_all(self) -> bool:
-        """Whether every span of the view is held."""
-        return bool(self.held.numel()) and bool(self.held.all())
-
-    @property
     def fixed_bytes(self) -> int:
         """Bytes of the rows that stay, and of what codes are read with."""
         return self.row_bytes + (0 if self.space is None else self.space.layout.nbytes)
@@ -235,45 +258,74 @@ class ResidentSpans:
     # -- who comes and who goes ----------------------------------------------------
 
     def sync(self, wanted: Tensor, host: Host) -> None:
-        """Hold exactly the spans wanted, bool [Hkv, F], for which there is room; fetch only what is
-        new.
+        """Hold exactly the spans wanted, bool [Hkv, F] on the host, for which there is room; fetch
+        only what is new.
 
         Raises:
             StoreError: a record is damaged; what was held is still held.
         """
-        if torch.equal(wanted, self.held):
-            self.traffic.reused_spans += self._count
-            return
-        coming = wanted & ~self.held
-        new, count = int(coming.sum()), int(wanted.sum())
+        if torch.equal(wanted, self._held):
+            self.reuse()
+        else:
+            self.take(self.fetch(wanted, host), host)
+
+    def reuse(self) -> None:
+        """Hold what is held."""
+        self.traffic.reused_spans += self._count
+
+    def fetch_all(self, host: Host) -> Arriving | None:
+        """Begin to bring all spans of the view; None where all are held.
+
+        Raises:
+            StoreError: a record does not match its checksum.
+        """
+        return None if self.holds_all else self.fetch(torch.ones_like(self._held), host)
+
+    def fetch(self, wanted: Tensor, host: Host) -> Arriving:
+        """Begin to bring what is new of these spans; until it is taken, nothing else may come.
+
+        Raises:
+            StoreError: a record does not match its checksum.
+        """
+        coming = wanted & ~self._held
         some = coming.any(0).nonzero()[:, 0]
-        payload, starts = host.fetch(self.view.spans[some].cpu())
-        found = self._expand(payload, starts, coming[:, some], some, host) if new else []
-        self._drop(self.held & ~wanted)
+        payload, starts = host.fetch(self._spans[some])
+        begun = self._copies.begin(payload)
+        return Arriving(wanted.clone(), some, coming[:, some], starts, payload.nbytes, begun)
+
+    def take(self, arriving: Arriving, host: Host) -> None:
+        """Put what was fetched into slots, in place of what is not wanted any more.
+
+        Raises:
+            StoreError: a record is damaged; what was held is still held.
+        """
+        wanted, new = arriving.wanted, int(arriving.coming.sum())
+        found = self._expand(arriving, host) if new else []
+        self._drop(self._held & ~wanted)
         for head, tokens, rows in found:
             if isinstance(rows, CodedRows):
                 self._put_coded(head, tokens, rows)
             else:
                 self._put_exact(head, tokens, rows)
-        self.held, self._count = wanted.clone(), count
+        self._hold(wanted)
         filled = (self.cost[:2] * wanted).sum(-1)  # of each kind and head
         self._some_free = bool((filled < self._slots).any())
-        self.traffic.fetched_bytes += payload.nbytes
+        self.traffic.fetched_bytes += arriving.nbytes
         self.traffic.fetched_spans += new
-        self.traffic.reused_spans += count - new
+        self.traffic.reused_spans += self._count - new
 
     def _expand(
-        self, payload: Tensor, starts: Tensor, coming: Tensor, some: Tensor, host: Host
+        self, arriving: Arriving, host: Host
     ) -> list[tuple[int, Tensor, CodedRows | ExactRows]]:
-        """Per KV head the document tokens and rows of the spans that come to it.
-
-        payload, starts: records of the spans `some` of the view, as `Host.fetch` gives them.
-        coming: bool [Hkv, len(some)].
-        """
-        payload, starts = payload.to(self.device, non_blocking=True), starts.to(self.device)
+        """Per KV head the document tokens and rows of the spans that come to it."""
+        some, coming = arriving.some, arriving.coming
+        payload, starts = arriving.payload(), arriving.starts.to(self.device)
+        sizes = host.sizes[:, self._spans[some]].to(self.device).long()
+        coded, exact = (
+            (coming & (self.cost[kind][:, some] > 0)).to(self.device) for kind in (0, 1)
+        )
+        some = some.to(self.device)
         first, lengths = self.view.starts[some], self.view.lengths[some]
-        sizes = host.sizes[:, self.view.spans[some].cpu()].to(self.device).long()
-        coded, exact = (coming & (self.cost[kind][:, some] > 0) for kind in (0, 1))
         out: list[tuple[int, Tensor, CodedRows | ExactRows]] = []
         for head in range(self.heads):
             records = Placed(starts[:, head], sizes[head], lengths)
@@ -290,11 +342,11 @@ class ResidentSpans:
         return out
 
     def _drop(self, leaving: Tensor) -> None:
-        """Free the slots of spans that leave, bool [Hkv, F]."""
+        """Free the slots of spans that leave, bool [Hkv, F] on the host."""
         if not bool(leaving.any()):
             return
         places = self.view.of_tokens(self.tokens)
-        gone = torch.nn.functional.pad(leaving, (0, 1)).gather(1, places)
+        gone = torch.nn.functional.pad(leaving.to(self.device), (0, 1)).gather(1, places)
         before, behind = self.room.coded, self.room.coded + self.pinned
         gone[:, before:behind] = False
         self.tokens.masked_fill_(gone, FREE)

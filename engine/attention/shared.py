@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from engine.attention.copies import Copies, InPlace, OnStream
 from engine.attention.coverage import Coverage
 from engine.attention.step import Watcher
 from engine.compression.selectors import Transcript
@@ -33,7 +34,7 @@ class Shared:
     estimates: whether watchers want what the router estimates even where nothing is to be chosen.
     question_tokens: of the question that is being answered; the turns before it are none of them.
     asking: number of the layer whose queries are attended with now; it may look at the memory of
-    another one.
+    another one. copies: to every device that a layer is on.
     """
 
     bounds: Tensor
@@ -53,11 +54,18 @@ class Shared:
     asking: int = -1
     starts: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     tokens: int = 0
+    copies: dict[torch.device, Copies] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.spans = len(self.bounds) - 1
         if not self.tokens:
             self.starts, self.tokens = self.bounds[:-1], int(self.bounds[-1])
+
+    def copies_to(self, device: torch.device) -> Copies:
+        """One for all layers on a device."""
+        if device not in self.copies:
+            self.copies[device] = OnStream(device) if device.type == "cuda" else InPlace()
+        return self.copies[device]
 
     @property
     def device_bytes(self) -> int:
