@@ -119,15 +119,24 @@ def _attended(
     (k, v, power), (k_before, v_before) = rows, before
     grouped = group_queries(q, len(k)) / math.sqrt(q.shape[-1])
     scores = torch.cat([torch.bmm(grouped, x.float().mT) for x in (k_before, k)], -1)
-    columns = torch.arange(-k_before.shape[1], k.shape[1])
-    group = len(q) // len(k)
-    later = (columns > own[:, None]).repeat(group, 1)
-    p = terms.softmax(terms.capped(scores).masked_fill_(later, NEG_INF), len(own))
-    far = k_before.shape[1]
+    far, group = k_before.shape[1], len(q) // len(k)
+    p = terms.softmax(_hidden(terms.capped(scores), own, group, far, NEG_INF), len(own))
     out = torch.bmm(p[..., :far], v_before.float()).baddbmm_(p[..., far:], v)
-    apart = (columns >= FIRST) & (columns <= own[:, None] - near)
-    p = p.square_().masked_fill_(~apart.repeat(group, 1), 0.0)[..., far:]
+    p = _hidden(p.square_(), own - near, group, far, 0.0)[..., far:]
+    p[..., :FIRST] = 0.0
     # sum p^2 |v - o|^2, multiplied out
     moved = torch.bmm(p, power)[..., 0]
     moved = moved - 2 * (out * torch.bmm(p, v)).sum(-1) + p.sum(-1) * out.square().sum(-1)
     return torch.stack([moved.sum(-1), p.sum((1, 2)), out.square().sum((1, 2))])
+
+
+def _hidden(rows: Tensor, last: Tensor, group: int, far: int, value: float) -> Tensor:
+    """Put a value in place of all behind the last token that counts for a query, and return them.
+
+    rows: [Hkv, group * m, far + n], written to; the window begins at column `far`.  last: [m]
+    positions of the window, ascending.
+    """
+    first = max(0, int(last[0]) + 1)  # what lies before counts for all of them
+    columns = torch.arange(first, rows.shape[-1] - far)
+    rows[..., far + first :].masked_fill_((columns > last[:, None]).repeat(group, 1), value)
+    return rows

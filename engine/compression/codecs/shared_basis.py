@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from numpy.lib.stride_tricks import as_strided
 from torch import Tensor
 
 from engine.compression.basis import covariance_basis
@@ -108,19 +109,18 @@ class _Joint:
     def payload(self, packed: Tensor, entries: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """All bytes. packed: uint8 [Hkv, n, width].  entries: of all records, those that are plain
         rows too.  k, v: [Hkv, n, D]."""
-        heads, n, width = packed.shape
+        heads, n, _ = packed.shape
         total = int(self.offsets[-1])
-        out = torch.empty(total + 1, dtype=torch.uint8)  # the last byte is for what is not kept
+        out = torch.empty(total, dtype=torch.uint8)
         owner = span_ids(self.bounds)
         inside = torch.arange(n) - self.bounds[owner]
         starts = self.offsets[:-1].reshape(-1, heads).T
-        row = self.widths[:, None]
-        place = starts[:, owner] + inside * row
-        index = place[..., None] + torch.arange(width)
-        if bool((row != width).any()) or bool(self.apart.any()):
-            kept = torch.arange(width) < row[..., None]
-            index = torch.where(kept & ~self.apart[:, owner][..., None], index, total)
-        out.scatter_(0, index.reshape(-1), packed.reshape(-1))
+        for head, width in enumerate(self.widths.tolist()):
+            kept = ~self.apart[head, owner]
+            place = (starts[head, owner] + inside * width)[kept].numpy()
+            # Rows of the output from every byte on, so that a row is copied and not scattered.
+            into = as_strided(out.numpy(), (max(0, total - width + 1), width), (1, 1))
+            into[place] = packed[head, kept, :width].numpy()
         counts, apart = self.mended.T.reshape(-1), self.apart.T.reshape(-1)
         first = (starts + self.coded).T.reshape(-1) - ENTRY_BYTES * (counts.cumsum(0) - counts)
         at = first.repeat_interleave(counts) + ENTRY_BYTES * torch.arange(len(entries))
@@ -130,7 +130,7 @@ class _Joint:
         plain = torch.cat([to_eight_bits(x[head, token].float()) for x in (k, v)], -1)
         at = starts[head, owner[token]] + inside[token] * plain.shape[-1]
         out[at[:, None] + torch.arange(plain.shape[-1])] = plain
-        return out[:-1]
+        return out
 
 
 @dataclass(frozen=True)
