@@ -32,10 +32,10 @@ class OnStream:
     """For a GPU. `payload` must be pinned: else the host waits for the copy."""
 
     def __init__(self, device: torch.device):
-        self._device, self._stream = device, torch.cuda.Stream(device)
+        self._device, self._stream = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def begin(self, payload: Tensor) -> Callable[[], Tensor]:
-        done = torch.cuda.Event()
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         with torch.cuda.stream(self._stream):
             copy = payload.to(self._device, non_blocking=True)
             done.record(self._stream)

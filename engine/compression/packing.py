@@ -94,37 +94,20 @@ def pack_heads(coefs: Tensor, bits: Tensor, step: Tensor) -> Tensor:
         uint8 [1, n, width]: the rows of the heads side by side, each of its own length.
     """
     used = coefs.shape[-1]
-    widths = row_widths(bits)
     codes = float_codes(coefs, bits[:, None, :used], step[:, None, :used])
-    packed = torch.bmm(codes, packing_products(bits, int(widths.max()))[:, :used]).to(torch.uint8)
-    rows = [x[:, :width] for x, width in zip(packed, widths.tolist(), strict=True)]
-    return torch.cat(rows, -1)[None]
+    return torch.cat(pack_each(codes, bits), -1)[None]
+
+
+def pack_each(codes: Tensor, bits: Tensor) -> list[Tensor]:
+    """Codes of all heads, whole numbers [Hkv, n, R], of bits [Hkv, D]: of each head its packed rows
+    uint8 [n, bytes]."""
+    whole = codes.to(torch.uint8)
+    return [Packing.of(row).pack(rows) for row, rows in zip(bits, whole, strict=True)]
 
 
 def row_widths(bits: Tensor) -> Tensor:
     """Bytes of a packed row of each head, int64 [Hkv], from bits [Hkv, D]."""
     return bits.long().sum(-1) // 8
-
-
-def packing_products(bits: Tensor, width: int, first: Tensor | None = None) -> Tensor:
-    """What packs the codes of all heads in one product: codes [Hkv, n, D] times this are their
-    bytes. Codes share no bit, so that the product of float32 numbers is exact.
-
-    Args:
-        bits: uint8 [Hkv, D].  width: of a row, at least that of each head.
-        first: int64 [Hkv] the byte of a row where each head's codes begin; 0 without.
-    Returns:
-        powers of two, float32 [Hkv, D, width]; zero where a component has no bits.
-    """
-    byte, up, _ = code_places(bits).long().unbind(1)
-    widths = row_widths(bits)[:, None]
-    byte = byte - (widths.cumsum(0) - widths)
-    if first is not None:
-        byte = byte + first[:, None]
-    value = torch.where(bits > 0, torch.pow(2.0, up.float()), 0.0)
-    byte = byte.clamp(0, max(0, width - 1))[..., None]
-    out = torch.zeros(*bits.shape, width, device=bits.device)
-    return out.scatter_(2, byte, value[..., None]) if width else out
 
 
 def split_heads(packed: Tensor, bits: Tensor) -> list[Tensor]:

@@ -83,7 +83,8 @@ def bits_at(variance: Tensor, price: float | Tensor) -> Tensor:
 
 def _saved(variance: Array) -> Array:
     """What a bit saves of each component: [..., D] -> [..., D, widths], widths falling."""
-    return variance[..., None] * np.array(SAVINGS)
+    saved: Array = variance[..., None] * np.array(SAVINGS)
+    return saved
 
 
 def _counts(saved: Array, price: Array) -> Array:
@@ -91,7 +92,7 @@ def _counts(saved: Array, price: Array) -> Array:
     and costs `price` [G]; narrow ones in whole bytes. In numpy, which takes a third of torch's time
     for arrays of so few numbers."""
     size = saved.shape[-2]
-    counts = (saved > price[:, None, None, None]).sum(-2)
+    counts: Array = (saved > price[:, None, None, None]).sum(-2)
     start = np.zeros_like(counts[..., 0])
     for index, width in enumerate(WIDTHS):
         run = 8 // width

@@ -22,7 +22,7 @@ from engine.compression.codecs.base import (
 from engine.compression.codecs.eight_bits import from_eight_bits, to_eight_bits
 from engine.compression.columns import CodeLayout
 from engine.compression.layer_basis import LayerAxes, sample
-from engine.compression.packing import Packing, packing_products, row_widths
+from engine.compression.packing import Packing, pack_each, row_widths
 from engine.compression.params import (
     Basis,
     CodeQuantizer,
@@ -83,13 +83,10 @@ class _Coded:
         return self.squares > limit[:, None]
 
 
-def _packed(keys: _Coded, values: _Coded) -> Tensor:
-    """The codes of a token's key and value side by side, uint8 [Hkv, n, width], each head's row as
-    long as its own bits take."""
-    width = int((keys.widths + values.widths).max())
-    packed = torch.bmm(keys.codes, packing_products(keys.quantizer.bits, width))
-    behind = packing_products(values.quantizer.bits, width, keys.widths)
-    return packed.baddbmm_(values.codes, behind).to(torch.uint8)
+def _packed(keys: _Coded, values: _Coded) -> list[Tensor]:
+    """The codes of a token's key and value side by side: of each head uint8 [n, width]."""
+    parts = (pack_each(each.codes, each.quantizer.bits) for each in (keys, values))
+    return [torch.cat(of_head, -1) for of_head in zip(*parts, strict=True)]
 
 
 class _Joint:
@@ -106,21 +103,21 @@ class _Joint:
         sizes = torch.where(apart, most, self.coded + ENTRY_BYTES * mended).T.reshape(-1)
         self.offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
 
-    def payload(self, packed: Tensor, entries: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """All bytes. packed: uint8 [Hkv, n, width].  entries: of all records, those that are plain
-        rows too.  k, v: [Hkv, n, D]."""
-        heads, n, _ = packed.shape
+    def payload(self, packed: list[Tensor], entries: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """All bytes. packed: of each head uint8 [n, width].  entries: of all records, those that
+        are plain rows too.  k, v: [Hkv, n, D]."""
+        heads, n, _ = k.shape
         total = int(self.offsets[-1])
         out = torch.empty(total, dtype=torch.uint8)
         owner = span_ids(self.bounds)
         inside = torch.arange(n) - self.bounds[owner]
         starts = self.offsets[:-1].reshape(-1, heads).T
-        for head, width in enumerate(self.widths.tolist()):
-            kept = ~self.apart[head, owner]
-            place = (starts[head, owner] + inside * width)[kept].numpy()
+        for index, rows in enumerate(packed):
+            width, kept = rows.shape[1], ~self.apart[index, owner]
+            begins = starts[index, owner] + inside * width
             # Rows of the output from every byte on, so that a row is copied and not scattered.
             into = as_strided(out.numpy(), (max(0, total - width + 1), width), (1, 1))
-            into[place] = packed[head, kept, :width].numpy()
+            into[begins[kept].numpy()] = rows[kept].numpy()
         counts, apart = self.mended.T.reshape(-1), self.apart.T.reshape(-1)
         first = (starts + self.coded).T.reshape(-1) - ENTRY_BYTES * (counts.cumsum(0) - counts)
         at = first.repeat_interleave(counts) + ENTRY_BYTES * torch.arange(len(entries))
