@@ -23,7 +23,7 @@ from engine.attention.rope_length import context_for
 from engine.errors import ReaderError
 from engine.models.half_weights import pack_weights
 from engine.models.mapped_files import MappedFiles
-from engine.models.quantized import check_quantization
+from engine.models.quantized import check_quantization, quantization, widen_rest
 from engine.models.text_part import class_of, is_wrapper, without_encoders
 from engine.types import DEVICES, FULL, HYBRID, unknown_device
 
@@ -73,6 +73,8 @@ def load_weights(
             **placement,
         )
         check_complete(str(folder), found)
+        if dtype == torch.float32 and quantization(config):
+            widen_rest(model)
         if pack:
             pack_weights(model, MappedFiles(folder).forget)
     model.eval()

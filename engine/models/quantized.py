@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from engine.errors import ReaderError
@@ -49,6 +50,19 @@ def loading_options(config: Any) -> dict[str, Any]:
     config = copy.deepcopy(config)
     config.quantization_config = {**settings, "dequantize": True}
     return {"config": config}
+
+
+FLOATS = {torch.float32, torch.float16, torch.bfloat16}
+
+
+def widen_rest(model: nn.Module) -> None:
+    """Have float32 in all modules without packed weights. The quantizer leaves there what the
+    checkpoint has, beside float32 where it has unpacked weights."""
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if all(weight.dtype in FLOATS for weight in own):
+            for weight in own:
+                weight.data = weight.data.float()
 
 
 def quantization(config: Any) -> str:

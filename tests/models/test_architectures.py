@@ -33,6 +33,12 @@ ROPES: dict[str, dict[str, Any]] = {
         "original_max_position_embeddings": 512,
         "rope_theta": 10000.0,
     },
+    "proportional": {
+        "rope_type": "proportional",
+        "factor": 2.0,
+        "partial_rotary_factor": 0.5,
+        "rope_theta": 10000.0,
+    },
     "dynamic": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
     "longrope": {
         "rope_type": "longrope",

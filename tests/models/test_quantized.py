@@ -34,7 +34,10 @@ BLOCK = 16
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint("llama", tmp_path_factory.mktemp("plain") / "model")
+    """In the 16 bits that checkpoints are published in."""
+    folder = checkpoint("llama", tmp_path_factory.mktemp("plain") / "model")
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+    return folder
 
 
 def with_settings(model: Path, folder: Path, settings: dict[str, Any]) -> Path:
@@ -53,7 +56,7 @@ def in_fp8(model: Path, folder: Path) -> Path:
     for name, weight in list(tensors.items()):
         if "_proj" in name:
             rows, columns = weight.shape
-            blocks = weight.view(rows // BLOCK, BLOCK, columns // BLOCK, BLOCK)
+            blocks = weight.float().view(rows // BLOCK, BLOCK, columns // BLOCK, BLOCK)
             scale = blocks.abs().amax((1, 3)) / torch.finfo(torch.float8_e4m3fn).max
             codes = (blocks / scale[:, None, :, None]).view(rows, columns)
             tensors[name] = codes.to(torch.float8_e4m3fn)
@@ -65,7 +68,7 @@ def in_fp8(model: Path, folder: Path) -> Path:
 def in_bitsandbytes(model: Path, folder: Path, bits: int) -> Path:
     how = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
     loaded = AutoModelForCausalLM.from_pretrained(
-        model, quantization_config=how, dtype=torch.float32, device_map="cpu"
+        model, quantization_config=how, dtype="auto", device_map="cpu"
     )
     shutil.copytree(model, folder)
     loaded.save_pretrained(folder)
@@ -82,7 +85,7 @@ def in_compressed_tensors(model: Path, folder: Path) -> Path:
         apply_quantization_config,
     )
 
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
     weights = QuantizationArgs(num_bits=4, strategy="group", group_size=BLOCK)
     scheme = QuantizationScheme(targets=["Linear"], weights=weights)
     config = QuantizationConfig(
@@ -131,6 +134,7 @@ def test_a_quantised_checkpoint_answers_as_its_own_full_cache(
     found = check_model(str(model))
     assert found.passed, found.reason
     reader = load_reader(str(model), device="cpu")
+    assert reader.dtype == torch.float32
     own, other = reader.behaviour(), load_reader(str(plain), device="cpu").behaviour()
     assert own != other
     store = read(tmp_path / "store", model, log(4), reader=reader)
