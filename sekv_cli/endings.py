@@ -78,8 +78,10 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def _one_line(text: str) -> str:
-    """On one line; bytes of a name that are not UTF-8 are shown by their numbers."""
-    return " ".join(text.encode("utf-8", "backslashreplace").decode("utf-8").split())
+    """On one line; bytes of a name that are not UTF-8, and codes that a terminal would obey, are
+    shown by their numbers."""
+    line = " ".join(text.encode("utf-8", "backslashreplace").decode("utf-8").split())
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda code: f"\\x{ord(code[0]):02x}", line)
 
 
 def _usage_line(error: BaseException) -> str:

@@ -96,6 +96,7 @@ def test_an_empty_question_is_refused(fake: FakeEngine, capsys: pytest.CaptureFi
     [
         (StoreError("b.sekv is damaged; ingest it again"), 2, "b.sekv is damaged; ingest it again"),
         (DocumentError("two\nlines"), 2, "two lines"),
+        (DocumentError("red\x1b[31m\0.pdf is empty"), 2, "red\\x1b[31m\\x00.pdf is empty"),
         (KeyboardInterrupt(), 130, "interrupted; run the same command to continue"),
         (OSError(28, "No space left on device", "b.sekv"), 2, "b.sekv: No space left on device"),
         (MemoryError(), 2, "out of memory"),
