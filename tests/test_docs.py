@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import tomllib
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from typer.core import TyperGroup
 
 from engine.models.locate import Located
 from repository import ROOT
+
+LENIENT = {"resilient_parsing": True}
+"""For a group of commands: without one behind it, it would show its help and end."""
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
@@ -24,6 +32,38 @@ def test_links_lead_somewhere() -> None:
         if "://" not in target and not (page.parent / target).exists()
     ]
     assert lost == []
+
+
+def commands_shown(page: Path) -> list[list[str]]:
+    """The words of every `sekv` in a page's examples, without what a shell does around it."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    blocks = re.findall(r"^```console\n(.*?)^```", text, re.M | re.DOTALL)
+    lines = [*"".join(blocks).splitlines(), *re.findall(r"^    (\S.*)$", text, re.M)]
+    found = []
+    for line in lines:
+        if typed := re.search(r"(?:^|[|$] )(?:[A-Z_]+=\S+ )?(sekv .*)", line):
+            words = shlex.shlex(typed[1], posix=True, punctuation_chars="|>&;")
+            words.whitespace_split = True
+            found.append(list(takewhile(lambda word: word not in ("|", ">", ">>"), words)))
+    return found
+
+
+def test_every_command_that_a_page_shows_is_understood(subtests: pytest.Subtests) -> None:
+    """Commands, options and their values; what they name need not be there."""
+    from sekv_cli.main import app
+
+    seen = set()
+    for page in PAGES:
+        for words in commands_shown(page):
+            with subtests.test(page=page.name, line=shlex.join(words)):
+                command: Any = typer.main.get_command(app)
+                rest, context = words[1:], None
+                while isinstance(command, TyperGroup) and rest and not rest[0].startswith("-"):
+                    context = command.make_context(command.name, [], context, **LENIENT)
+                    name, command, rest = command.resolve_command(context, rest)
+                    seen.add(name)
+                command.make_context(command.name, rest, context)
+    assert {"ingest", "ask", "chat", "serve", "inspect", "models", "bench", "train"} <= seen
 
 
 def test_the_page_of_methods_is_the_table() -> None:
