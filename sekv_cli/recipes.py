@@ -60,8 +60,9 @@ it is first used. The default model needs no conversion: its package holds the f
 from, SmolLM2-135M-Instruct.Q4_1.gguf. `peers.gguf` takes the folder of any plain Llama; other
 models are converted with `convert_hf_to_gguf.py` of llama.cpp. llama.cpp is fed the reader's own
 token ids and windows, which are sequences of their own until all are read and then one; its state
-is saved, restored into a new context, and asked. Keys and values have 16 bits there, weights
-those of the file (32 from `peers.gguf`).
+is saved, restored into a new context, and asked. Keys and values have 16 bits there, or what
+`llama.cpp:q8_0@FILE` and `llama.cpp:q4_0@FILE` name, weights those of the file (32 from
+`peers.gguf`).
 
     sekv bench --suite niah --text books --method sekv,full,transformers,kvpress --budget 10%
     sekv bench --suite niah,ruler --text books --method sekv,full,peers,llama.cpp@model.gguf
@@ -76,8 +77,8 @@ A method with another router than the model's own is NAME@FILE, or NAME@none.
 Of the ratios by which the efficiency suite measures (R1 to R12 in its table), R9, how much of the
 answers a budget keeps, is what the other suites are for. It times everything on the machine it
 runs on: a device's memory over a bus, or many questions at once, it does not measure. Its peers
-there are reading again, the full cache reloaded, and llama.cpp where its model file is named; other
-programs are not timed.
+there are reading again, the full cache reloaded, and llama.cpp with each kind of its cache where its
+model file is named; other programs are not timed.
 """
 
 

@@ -20,6 +20,7 @@ from engine.lab.bench.efficiency.rivals import reprefill
 from engine.lab.bench.efficiency.rounds import measure
 from engine.lab.bench.efficiency.setting import QUESTION, EfficiencySetting
 from engine.lab.bench.efficiency.table import LONE, markdown
+from engine.lab.bench.llamacpp import KINDS
 from engine.lab.bench.peers import caches, gguf
 from engine.models.reader import Reader, load_reader
 from engine.types import Silent
@@ -241,17 +242,21 @@ def test_llama_cpp_takes_part_where_it_is_installed(
     setting = replace(SETTING, lengths=(300,), peer=f"llama.cpp@{file}")
     made = measure(reader, str(model), TEXT, setting, tmp_path, Silent())
     (row,) = made["lengths"]
-    assert row["llama_state_bytes"] == pytest.approx(row["full_16_bit_bytes"], rel=0.2)
-    for name in ("reprefill", "save", "open", "open_cold", "token"):
-        assert len(row["all_s"][f"llama_{name}"]) == setting.rounds
-    assert "| R2 | llama.cpp's state restored / open, files warm |" in markdown(made)
+    whole, eight, four = (row["llama_state_bytes"][kind] for kind in KINDS)
+    assert whole == pytest.approx(row["full_16_bit_bytes"], rel=0.2)
+    assert four < 0.6 * eight < 0.4 * whole
+    for kind in KINDS:
+        for name in ("reprefill", "save", "open", "open_cold", "token"):
+            assert len(row["all_s"][f"llama_{kind}_{name}"]) == setting.rounds
+        assert kind in str(row["processes"])
+    assert "| R2 | llama.cpp, q4_0: state restored / open, files warm |" in markdown(made)
 
 
 def test_a_missing_peer_is_named(model: Path, reader: Reader, tmp_path: Path) -> None:
     setting = replace(SETTING, lengths=(300,), rounds=1, peer="llama.cpp@nowhere.gguf")
     made = measure(reader, str(model), TEXT, setting, tmp_path, Silent())
     assert "`llama.cpp@nowhere.gguf` skipped: " in markdown(made)
-    assert "llama.cpp's state" not in markdown(made)
+    assert "state restored" not in markdown(made)
 
 
 def test_a_report_says_how_it_was_made(report: dict[str, Any], model: Path) -> None:

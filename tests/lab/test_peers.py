@@ -417,7 +417,7 @@ def test_a_process_of_its_own_says_the_same_first_token(
     context.eval(document)
     context.save(state, document)
     numbers = [len(document), 1, *asked]
-    line = [sys.executable, "-m", "engine.lab.bench.llamacpp", str(weights), str(state)]
+    line = [sys.executable, "-m", "engine.lab.bench.llamacpp", str(weights), str(state), "f16"]
     done = subprocess.run([*line, *map(str, numbers)], capture_output=True, text=True, check=True)
     with torch.inference_mode():
         true = plain(torch.tensor([[*document, *asked]])).logits[0, -1].argmax()
@@ -439,7 +439,10 @@ def test_llama_cpp_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.Monkey
     file = tmp_path / "here.gguf"
     file.touch()
     assert peers.named(f"llama.cpp@{file}").missing() == ""
-    assert peers.named(f"llama.cpp@{file}").name == f"llama.cpp@{file}"
+    for name in (f"llama.cpp@{file}", f"llama.cpp:q4_0@{file}"):
+        assert peers.named(name).name == name
+    with pytest.raises(BudgetError, match=r"unknown peer 'llama\.cpp:q3@.*llama\.cpp:q8_0"):
+        peers.named(f"llama.cpp:q3@{file}")
 
 
 # ---------------------------------------------------------------------------- rows

@@ -1,9 +1,10 @@
 """llama.cpp as its C interface has it: read tokens, keep the state in a file, put it back.
 
-    python -m engine.lab.bench.llamacpp FILE.gguf STATE TOKENS THREADS ID...
+    python -m engine.lab.bench.llamacpp FILE.gguf STATE KIND TOKENS THREADS ID...
 
-goes from the saved state of so many tokens to the first token of the answer to a question's ids,
-in a process of its own and without torch; the efficiency suite starts it beside `sekv ask`.
+goes from the saved state of so many tokens, of a cache of that kind, to the first token of the
+answer to a question's ids, in a process of its own and without torch; the efficiency suite starts
+it beside `sekv ask`.
 llama-cpp-python is imported only when a model is loaded.
 """
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 BATCH = 512
 """Tokens of one call."""
+
+KINDS = ("f16", "q8_0", "q4_0")
+"""Of a cache: what its keys and values are kept as. The first one is llama.cpp's own choice."""
 
 ASKED, ASIDE = 0, 1
 """Sequences: the one that is read and asked, and the one where windows wait that were read."""
@@ -55,20 +59,22 @@ class LlamaWeights:
 
 
 class Context:
-    """What llama.cpp holds of one document, in 16 bits.
+    """What llama.cpp holds of one document.
 
-    cells: tokens it has room for. n_tokens: the position of the next token.
+    cells: tokens it has room for. kind: of its cache, of `KINDS`. n_tokens: the position of the
+    next token.
 
     Raises:
         RuntimeError: llama.cpp refuses, here and in every method.
     """
 
-    def __init__(self, weights: LlamaWeights, cells: int, threads: int):
+    def __init__(self, weights: LlamaWeights, cells: int, threads: int, kind: str = KINDS[0]):
         self._weights, self._library = weights, weights.library
         params = self._library.llama_context_default_params()
         params.n_ctx, params.n_batch = cells, BATCH
         params.n_seq_max, params.kv_unified = 2, True
         params.n_threads = params.n_threads_batch = threads
+        params.type_k = params.type_v = getattr(self._library, f"GGML_TYPE_{kind.upper()}")
         params.flash_attn_type = self._library.LLAMA_FLASH_ATTN_TYPE_ENABLED
         self._context = self._library.llama_init_from_model(weights.model, params)
         if not self._context:
@@ -137,11 +143,16 @@ class Context:
 
 
 def read_and_save(
-    weights: LlamaWeights, threads: int, ids: Sequence[int], question: Sequence[int], file: Path
+    weights: LlamaWeights,
+    threads: int,
+    ids: Sequence[int],
+    question: Sequence[int],
+    file: Path,
+    kind: str = KINDS[0],
 ) -> tuple[float, float]:
     """Seconds from a document's tokens to the first one of the answer, and to write its state."""
     at = time.perf_counter()
-    context = Context(weights, len(ids) + len(question), threads)
+    context = Context(weights, len(ids) + len(question), threads, kind)
     context.eval(ids)
     read = time.perf_counter()
     context.save(file, ids)
@@ -152,11 +163,17 @@ def read_and_save(
 
 
 def restore_and_ask(
-    weights: LlamaWeights, threads: int, count: int, question: Sequence[int], file: Path, more: int
+    weights: LlamaWeights,
+    threads: int,
+    count: int,
+    question: Sequence[int],
+    file: Path,
+    more: int,
+    kind: str = KINDS[0],
 ) -> tuple[float, float]:
     """Seconds from the state of so many tokens to the first token, and for so many more tokens."""
     at = time.perf_counter()
-    context = Context(weights, count + len(question) + more, threads)
+    context = Context(weights, count + len(question) + more, threads, kind)
     context.restore(file, count, count)
     context.eval(question)
     token = int(context.logits().argmax())
@@ -167,14 +184,15 @@ def restore_and_ask(
     return first, time.perf_counter() - at - first
 
 
-def main(file: str, state: str, count: int, threads: int, ids: list[int]) -> None:
+def main(file: str, state: str, kind: str, count: int, threads: int, ids: list[int]) -> None:
     """Print the first token of the answer."""
-    context = Context(LlamaWeights(file), count + len(ids), threads)
+    context = Context(LlamaWeights(file), count + len(ids), threads, kind)
     context.restore(Path(state), count, count)
     context.eval(ids)
     print(int(context.logits().argmax()))
 
 
 if __name__ == "__main__":
-    tokens, threads, *question = (int(number) for number in sys.argv[3:])
-    main(sys.argv[1], sys.argv[2], tokens, threads, question)
+    model, saved, kind = sys.argv[1:4]
+    tokens, threads, *question = map(int, sys.argv[4:])
+    main(model, saved, kind, tokens, threads, question)

@@ -28,12 +28,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LlamaRival:
-    """llama.cpp with a document's ids and a question's. model: its file. state: what it saves."""
+    """llama.cpp with a document's ids and a question's. model: its file. kind: of its cache, see
+    `llamacpp.KINDS`. state: what it saves."""
 
     weights: llamacpp.LlamaWeights
     model: str
     ids: list[int]
     question: list[int]
+    kind: str
     state: Path
 
     def time(self, times: Times) -> None:
@@ -42,24 +44,28 @@ class LlamaRival:
 
         def restore(more: int) -> tuple[float, float]:
             return llamacpp.restore_and_ask(
-                self.weights, threads, count, self.question, self.state, more
+                self.weights, threads, count, self.question, self.state, more, self.kind
             )
 
         read, save = llamacpp.read_and_save(
-            self.weights, threads, self.ids, self.question, self.state
+            self.weights, threads, self.ids, self.question, self.state, self.kind
         )
-        times["llama_reprefill"].append(read)
-        times["llama_save"].append(save)
-        times["llama_open"].append(restore(0)[0])
+        times[self.key("reprefill")].append(read)
+        times[self.key("save")].append(save)
+        times[self.key("open")].append(restore(0)[0])
         if forget(self.state):
-            times["llama_open_cold"].append(restore(0)[0])
-        times["llama_token"].append(restore(DECODED)[1] / DECODED)
+            times[self.key("open_cold")].append(restore(0)[0])
+        times[self.key("token")].append(restore(DECODED)[1] / DECODED)
+
+    def key(self, what: str) -> str:
+        """Of a figure of this rival in the report."""
+        return f"llama_{self.kind}_{what}"
 
     def program(self) -> list[str]:
         """The same in a process of its own, to the first token."""
         numbers = (len(self.ids), torch.get_num_threads(), *self.question)
         script = [sys.executable, "-m", "engine.lab.bench.llamacpp", self.model, str(self.state)]
-        return [*script, *map(str, numbers)]
+        return [*script, self.kind, *map(str, numbers)]
 
 
 def plain_model(reader: Reader) -> Any:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from engine.models.reader import Reader
     from engine.types import Answer, IngestReport
 
-FORMAT = "sekv-efficiency-bench 3"
+FORMAT = "sekv-efficiency-bench 4"
 
 
 def measure(
@@ -80,12 +80,13 @@ def measure(
 
 @dataclass(frozen=True)
 class _Files:
-    """What the contenders keep of one document, in one folder. llama: its contender, if any."""
+    """What the contenders keep of one document, in one folder. llama: its contenders, one for each
+    kind of cache, if any."""
 
     source: Path
     store: Path
     full: Path
-    llama: rivals.LlamaRival | None
+    llama: list[rivals.LlamaRival]
 
     @classmethod
     def of(
@@ -96,12 +97,15 @@ class _Files:
         place.mkdir()
         source = place / "text.txt"
         source.write_text(text, encoding="utf-8")
-        llama = None
+        llama = []
         if weights:
             ids = [*reader.prompt.prefix, *reader.tokenizer.encode(text, add_special_tokens=False)]
             question = reader.prompt.question(reader.tokenizer, QUESTION)
             model = setting.peer.partition("@")[2]
-            llama = rivals.LlamaRival(weights, model, ids, question, place / "llama.state")
+            llama = [
+                rivals.LlamaRival(weights, model, ids, question, kind, place / f"{kind}.state")
+                for kind in llamacpp.KINDS
+            ]
         return cls(source, place / "text.sekv", place / "full.safetensors", llama)
 
 
@@ -137,8 +141,7 @@ def _one_length(
             "ingest": asking.ingest_program(model, files.source, again, window, setting),
             "reload": rivals.reload_program(model, files.full, reader),
         }
-        if files.llama:
-            programs["llama"] = files.llama.program()
+        programs |= {rival.key("process"): rival.program() for rival in files.llama}
         started = processes.measure(programs, setting.processes)
     return {
         **asking.timed(times),
@@ -146,7 +149,7 @@ def _one_length(
         "reload_bytes": rival,
         "reload_over_store_bytes": rival / report.store_bytes,
         "budgets": held,
-        "llama_state_bytes": files.llama.state.stat().st_size if files.llama else None,
+        "llama_state_bytes": {rival.kind: rival.state.stat().st_size for rival in files.llama},
         "processes": started,
         "process_peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
@@ -181,6 +184,6 @@ def _round(
     more = said.usage.answer_tokens - 1
     if more:
         times["reload_token"].append(rivals.reload(reader, full, more)[1] / more)
-    if files.llama:
-        files.llama.time(times)
+    for rival in files.llama:
+        rival.time(times)
     return report, answer

@@ -78,7 +78,7 @@ def _paces(row: dict[str, Any]) -> list[str]:
     rivals = {
         "full cache, same weights": "reload_token",
         "transformers, float32": "plain_token",
-        "llama.cpp": "llama_token",
+        **{f"llama.cpp, {kind}": f"llama_{kind}_token" for kind in row["llama_state_bytes"]},
     }
     there = {name: s[key] for name, key in rivals.items() if key in s}
     lines = [
@@ -169,19 +169,25 @@ def _ratios(row: dict[str, Any]) -> list[str]:
 
 
 def _llama(row: dict[str, Any], of: Any, bytes_of: Any) -> list[tuple[str, str, str]]:
-    """The ratios with llama.cpp, where it took part. of, bytes_of: as `_ratios` writes them."""
-    state = row["llama_state_bytes"]
-    if state is None:
-        return []
+    """The ratios with llama.cpp, where it took part, for each kind of its cache. of, bytes_of: as
+    `_ratios` writes them."""
     s = row["median_s"]
     walls = {name: one["wall_s"] for name, one in row["processes"].items()}
-    return [
-        ("R1", "llama.cpp: re-prefill / state restored", of("llama_reprefill", "llama_open", s)),
-        ("R2", "llama.cpp's state restored / open, files warm", of("llama_open", "open", s)),
-        ("R2", "the same, files cold", of("llama_open_cold", "open_cold", s)),
-        ("R3", "new process: llama.cpp's state restored / ask", of("llama", "ask", walls)),
-        ("R4", "llama.cpp's state / 16-bit cache", bytes_of(state)),
-        ("R7", "ingest / llama.cpp's re-prefill", of("ingest", "llama_reprefill", s)),
-        ("R7", "llama.cpp: saving / re-prefill", of("llama_save", "llama_reprefill", s)),
-        ("R8", "a token of an answer: ours / llama.cpp", of("token", "llama_token", s)),
-    ]
+    lines = []
+    for kind, state in row["llama_state_bytes"].items():
+        read, save, opened, cold, started, token = (
+            f"llama_{kind}_{what}"
+            for what in ("reprefill", "save", "open", "open_cold", "process", "token")
+        )
+        name = f"llama.cpp, {kind}"
+        lines += [
+            ("R1", f"{name}: re-prefill / state restored", of(read, opened, s)),
+            ("R2", f"{name}: state restored / open, files warm", of(opened, "open", s)),
+            ("R2", "the same, files cold", of(cold, "open_cold", s)),
+            ("R3", f"new process: {name}: state restored / ask", of(started, "ask", walls)),
+            ("R4", f"{name}: state / 16-bit cache", bytes_of(state)),
+            ("R7", f"ingest / {name}: re-prefill", of("ingest", read, s)),
+            ("R7", f"{name}: saving / re-prefill", of(save, read, s)),
+            ("R8", f"a token of an answer: ours / {name}", of("token", token, s)),
+        ]
+    return lines

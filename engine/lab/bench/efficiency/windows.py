@@ -96,7 +96,7 @@ def one_length(
         **asking.counted(report, answer, reader.dtype.itemsize),
         "window_tokens": report.window_tokens,
         "budgets": held,
-        "llama_state_bytes": None,
+        "llama_state_bytes": {},
         "reload_bytes": None,
         "processes": started,
     }

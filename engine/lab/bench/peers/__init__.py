@@ -12,8 +12,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.errors import BudgetError
+from engine.lab.bench.llamacpp import KINDS
 from engine.lab.bench.peers.caches import QUANTISED, Quantized, Reloaded
-from engine.lab.bench.peers.llama import LlamaCpp
+from engine.lab.bench.peers.llama import LLAMA, LlamaCpp
 from engine.lab.bench.peers.plain import PlainTransformers
 from engine.lab.bench.peers.presses import PRESSES
 from engine.lab.bench.peers.trials import TRIALS
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
     from engine.lab.bench.peers.held import Peer
 
 ALL = "peers"
-LLAMA = "llama.cpp"
 TRIAL = "trial"
 _KNOWN: tuple[Peer, ...] = (
-    PlainTransformers(), Reloaded(), *map(Quantized, QUANTISED), *PRESSES, LlamaCpp(""), *TRIALS,
+    PlainTransformers(), Reloaded(), *map(Quantized, QUANTISED), *PRESSES,
+    *(LlamaCpp("", kind) for kind in KINDS), *TRIALS,
 )  # fmt: skip
 PEERS = {peer.name: peer for peer in _KNOWN}
 
@@ -38,8 +39,8 @@ def is_peer(method: str) -> bool:
 
 
 def is_llama(method: str) -> bool:
-    """Whether a name means llama.cpp, with or without its model file."""
-    return method.partition("@")[0] == LLAMA
+    """Whether a name means llama.cpp, with or without a kind of cache and its model file."""
+    return method.partition("@")[0].partition(":")[0] == LLAMA
 
 
 def named(method: str) -> Peer:
@@ -49,8 +50,8 @@ def named(method: str) -> Peer:
         BudgetError: there is none; the line lists the known ones.
     """
     base, _, file = method.partition("@")
-    if base == LLAMA and file:
-        return LlamaCpp(file)
+    if is_llama(base) and base in PEERS and file:
+        return LlamaCpp(file, base.partition(":")[2] or KINDS[0])
     if method not in PEERS:
         raise BudgetError(f"unknown peer '{method}'; known: {', '.join(PEERS)}")
     return PEERS[method]

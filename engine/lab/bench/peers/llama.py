@@ -1,8 +1,8 @@
 """llama.cpp through llama-cpp-python: the state of a document saved to a file and restored.
 
 llama.cpp has a model file of its own, so that the peer is named with it: `llama.cpp@FILE.gguf`,
-made from the same checkpoint (`peers.gguf`). It is fed the reader's token ids and windows; its
-forward and its state are its own.
+made from the same checkpoint (`peers.gguf`), or `llama.cpp:q8_0@FILE.gguf` with a quantised cache.
+It is fed the reader's token ids and windows; its forward and its state are its own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from engine.lab.bench.llamacpp import Context, LlamaWeights
+from engine.lab.bench.llamacpp import KINDS, Context, LlamaWeights
 from engine.lab.bench.peers.held import FAILURES, Held, PeerError, failure, put
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from engine.answer.session import Session
 
+LLAMA = "llama.cpp"
 QUESTION = 1024
 """Room for a question's tokens."""
 
@@ -92,15 +93,19 @@ class Greedy:
 
 @dataclass(frozen=True)
 class LlamaCpp:
-    """file: the model as GGUF, "" where none was named."""
+    """file: the model as GGUF, "" where none was named. kind: of its cache, of `KINDS`."""
 
     file: str
+    kind: str = KINDS[0]
     whole: bool = True
-    source: str = "llama.cpp, 16-bit KV, llama_state_seq_save_file and _load_file"
+
+    @property
+    def source(self) -> str:
+        return f"llama.cpp, {self.kind} KV, llama_state_seq_save_file and _load_file"
 
     @property
     def name(self) -> str:
-        return f"llama.cpp@{self.file}" if self.file else "llama.cpp"
+        return LLAMA + f":{self.kind}" * (self.kind != KINDS[0]) + f"@{self.file}" * bool(self.file)
 
     def missing(self) -> str:
         if find_spec("llama_cpp") is None:
@@ -111,7 +116,7 @@ class LlamaCpp:
         if not self.file:
             return (
                 "needs the reader's weights as GGUF: make them with python -m "
-                "engine.lab.bench.peers.gguf FILE.gguf, and name the file: llama.cpp@FILE.gguf"
+                f"engine.lab.bench.peers.gguf FILE.gguf, and name the file: {self.name}@FILE.gguf"
             )
         return "" if Path(self.file).is_file() else f"there is no file {self.file}"
 
@@ -129,10 +134,10 @@ class LlamaCpp:
                     f"{self.file} has {weights.vocabulary} tokens and the reader {known}: it is "
                     "another model"
                 )
-            first = Context(weights, room, torch.get_num_threads())
+            first = Context(weights, room, torch.get_num_threads(), self.kind)
             first.read(prefix, [ids[window.start : window.end] for window in manifest.windows])
             first.save(state, [*prefix, *ids])
-            again = Context(weights, room, torch.get_num_threads())
+            again = Context(weights, room, torch.get_num_threads(), self.kind)
             resident = again.restore(state, cells, first.n_tokens)
         except FAILURES as error:
             raise failure(self, error) from error
