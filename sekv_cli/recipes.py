@@ -77,8 +77,8 @@ A method with another router than the model's own is NAME@FILE, or NAME@none.
 Of the ratios by which the efficiency suite measures (R1 to R12 in its table), R9, how much of the
 answers a budget keeps, is what the other suites are for. It times everything on the machine it
 runs on: a device's memory over a bus, or many questions at once, it does not measure. Its peers
-there are reading again, the full cache reloaded, and llama.cpp with each kind of its cache where its
-model file is named; other programs are not timed.
+there are reading again, the full cache reloaded, and llama.cpp with each kind of its cache where
+its model file is named; other programs are not timed.
 """
 
 
