@@ -108,9 +108,8 @@ def open_memory(
         opening.hold_codes()
     else:
         opening.hold_budget(tokens)
-    longest = max(window.end - window.start for window in manifest.windows)
     states = WindowStates(store, reader) if manifest.has_states else None
-    length = len(reader.prompt.prefix) + longest
+    length = len(reader.prompt.prefix) + opening.longest
     return Memory(opening.shared.layers, opening.shared, length, states)
 
 
@@ -119,7 +118,8 @@ NO_LIMIT = Limits(float("inf"), 1.0, full=True)
 
 class _Opening:
     """A store as it becomes the layers of a memory, which are those of the model that have full
-    attention. numbers: theirs in the model. devices: theirs."""
+    attention. numbers: theirs in the model. devices: theirs. longest: tokens of the longest
+    window. A question sees passages of windows, so that only long windows need a span level."""
 
     def __init__(
         self,
@@ -139,6 +139,7 @@ class _Opening:
         self.row_bytes = 2.0 * manifest.model.numbers_per_layer / self.heads
         self.windows = [store.host(window) for window in manifest.read]
         self.counts = [manifest.windows[window].spans for window in manifest.read]
+        self.longest = max(window.end - window.start for window in manifest.windows)
         self.shared = Shared(
             tables.bounds, len(manifest.windows), starts=tables.starts, tokens=manifest.tokens
         )
@@ -206,7 +207,7 @@ class _Opening:
         recipe, tables, row = self.recipe, self.tables, self.row_bytes
         cap = row * tokens
         params = [layer.params.trimmed() for layer in self.layers]
-        bounded = len(tables.kind) if int(tables.bounds[-1]) >= recipe.levels.beyond else 0
+        bounded = len(tables.kind) if self.longest >= recipe.levels.beyond else 0
         caps = fitting.caps(recipe, tables, params, self.heads, cap, row, bounded)
         pins: Tensor | None = None
         for index, device in enumerate(self.devices):

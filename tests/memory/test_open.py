@@ -25,6 +25,7 @@ from engine.ingest.run import ingest
 from engine.memory.fitting import ZOOM_RESERVE, parse_budget
 from engine.models.reader import Reader
 from engine.store.manifest import NAME, Manifest, from_bytes
+from engine.store.reader import Store
 from engine.store.schema import recipe_of
 from engine.types import AUTO, IngestOptions, Silent, Turn
 from tiny_books import QUESTION, TEXT, read, session
@@ -204,6 +205,23 @@ def test_a_short_document_has_no_span_level(stores: dict[str, Path], reader: Rea
         for layer in opened.memory.layers:
             assert not layer.index.has_span_level
             assert layer.params.bounds is None
+
+
+def test_windows_need_a_span_level_only_where_one_is_long(
+    stores: dict[str, Path], reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A book in windows is as quick to open as its windows are short: passages are in view."""
+    manifest = Store.open(stores["windows"]).manifest
+    longest = max(window.end - window.start for window in manifest.windows)
+    assert longest < manifest.tokens
+    for beyond, expected in ((longest + 1, False), (longest, True)):
+        levels = Levels(beyond=beyond)
+        monkeypatch.setattr(
+            "engine.memory.open.recipe_of",
+            lambda m, levels=levels: replace(recipe_of(m), levels=levels),
+        )
+        with session(stores["windows"], reader, budget="60%") as opened:
+            assert {layer.index.has_span_level for layer in opened.memory.layers} == {expected}
 
 
 def test_all_zoomed_the_span_level_changes_no_answer(
