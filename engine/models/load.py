@@ -5,6 +5,7 @@ Everything here takes a local folder; what is not here is found or fetched by `l
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Iterator
@@ -73,8 +74,10 @@ def load_weights(
             **placement,
         )
         check_complete(str(folder), found)
-        if dtype == torch.float32 and quantization(config):
-            widen_rest(model)
+        if quantization(config):
+            logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it remarks on each product
+            if dtype == torch.float32:
+                widen_rest(model)
         if pack:
             pack_weights(model, MappedFiles(folder).forget)
     model.eval()

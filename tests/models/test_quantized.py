@@ -127,7 +127,7 @@ SERVED = [
 
 @pytest.mark.parametrize("how", SERVED)
 def test_a_quantised_checkpoint_answers_as_its_own_full_cache(
-    how: str, plain: Path, tmp_path: Path
+    how: str, plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """From a store that names the quantisation; its weights are not those of the plain model."""
     model = MADE[how](plain, tmp_path / "model")
@@ -142,6 +142,7 @@ def test_a_quantised_checkpoint_answers_as_its_own_full_cache(
         assert opened.manifest.model.quantized == how
     with session(store, reader) as asked:
         assert asked.ask(QUESTION).usage.answer_tokens
+    assert not [said for said in caplog.records if said.name.startswith("bitsandbytes")]
 
 
 REFUSED = {
