@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -155,6 +156,8 @@ def collect(
     place = address(folder)
     if isinstance(place, Path) and not place.is_dir():
         raise LibraryError(f"there is no folder {folder}")
+    if math.isnan(older):  # no age is less, so that all would go
+        raise OptionError("older_than", "nan is not a number of hours")
 
     from engine.store import upkeep
     from sekv_cli import format

@@ -165,6 +165,7 @@ def test_what_cannot_be_removed_or_moved_is_one_line(
         ("mv library/organ.sekv library/deep/comet.sekv", "exists"),
         ("mv library/organ.sekv nowhere/x.sekv", "does not exist"),
         ("gc nowhere", "no folder"),
+        ("gc --older-than nan", "nan is not a number of hours"),
     ):
         with subtests.test(line):
             assert run(line.split()) == 2
