@@ -57,15 +57,15 @@ def ask(session: Session | LibrarySession, number: int) -> Answer:
 def test_open_stores_keep_within_their_memory_and_every_question_finds_its_own(
     tmp_path: Path, model: Path, reader: Reader
 ) -> None:
-    library = filled(tmp_path, 12, model, reader)
+    library = filled(tmp_path, 6, model, reader)
     with Session(library / "0000.sekv", ASKED, Silent(), reader) as session:
         one = session.held_bytes
-    stores = OpenStores(ASKED, Silent(), 4 * one, reader)
+    stores = OpenStores(ASKED, Silent(), 3 * one, reader)
     with LibrarySession(library, ASKED, Silent(), stores=stores) as several:
-        for number in (*range(12), 11, 10):
+        for number in (*range(6), 5, 4):
             assert ask(several, number).store == f"{number:04d}.sekv"
-            assert stores.bytes <= 4.5 * one
-    assert (stores.misses, stores.hits) == (12, 2)
+            assert stores.bytes <= 3.5 * one
+    assert (stores.misses, stores.hits) == (6, 2)
     stores.close()
 
 
