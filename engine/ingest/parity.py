@@ -320,14 +320,10 @@ def _tolerance(reader: Reader, ids: list[int], plain: Tensor, largest: float) ->
 
 def _rounding(reader: Reader, largest: float) -> float:
     """What rounding alone does to logits of that size: each of a layer's two sums adds an error of
-    the dtype's epsilon, or of what quantised products round to, and independent errors add up by
-    their squares."""
+    the dtype's epsilon, and independent errors add up by their squares."""
     import torch
 
-    from engine.models.quantized import ROUNDED
-
-    step = ROUNDED.get(reader.identity.quantized, 0.0)
-    return max(torch.finfo(reader.dtype).eps, step) * math.sqrt(2 * reader.layers) * largest
+    return torch.finfo(reader.dtype).eps * math.sqrt(2 * reader.layers) * largest
 
 
 def _mechanism(
@@ -336,9 +332,13 @@ def _mechanism(
     """Why logits differ, as far as can be told."""
     where = "only from a memory"
     if _apart(_plain(reader, ids, seam.NAME), plain) > tolerance:
-        where = (
-            "already when it is read at once: its attention is more than a softmax over its rows"
-        )
+        cause = "its attention is more than a softmax over its rows"
+        if reader.identity.quantized:
+            cause = (
+                f"products of weights in {reader.identity.quantized} round what they are "
+                "multiplied with, so that two orders of the same sums differ by as much"
+            )
+        where = f"already when it is read at once: {cause}"
     return (
         f"{reader.identity.architecture} of transformers {reader.identity.transformers} differs "
         f"from its full cache by {difference:.3g} in a logit ({tolerance:.3g} is allowed), {where}"

@@ -33,14 +33,6 @@ MODULES = {"compressed-tensors": "compressed_tensors", "optimum-quanto": "optimu
 """What is imported of a package whose name is no module's."""
 
 
-ROUNDED = {
-    "bitsandbytes 8-bit": 1 / 127,
-    "fp8": torch.finfo(torch.float8_e4m3fn).eps,
-}
-"""The step, as a share of the largest number, to which products with such weights round what they
-are multiplied with too."""
-
-
 def loading_options(config: Any) -> dict[str, Any]:
     """Keywords of `from_pretrained`. compressed-tensors unpacks weights when a model is first
     called, and prefill calls it without its head; so they are unpacked on loading."""

@@ -120,7 +120,6 @@ MADE = {
 SERVED = [
     "fp8",
     pytest.param("bitsandbytes 4-bit", marks=needs("bitsandbytes")),
-    pytest.param("bitsandbytes 8-bit", marks=needs("bitsandbytes")),
     pytest.param("compressed-tensors pack-quantized", marks=needs("compressed_tensors")),
 ]
 
@@ -143,6 +142,15 @@ def test_a_quantised_checkpoint_answers_as_its_own_full_cache(
     with session(store, reader) as asked:
         assert asked.ask(QUESTION).usage.answer_tokens
     assert not [said for said in caplog.records if said.name.startswith("bitsandbytes")]
+
+
+@needs("bitsandbytes")
+def test_products_that_round_what_they_multiply_are_refused(plain: Path, tmp_path: Path) -> None:
+    """bitsandbytes multiplies 8-bit weights with 8-bit numbers: the library's own two attention
+    functions differ with it as well."""
+    found = check_model(str(MADE["bitsandbytes 8-bit"](plain, tmp_path / "model")))
+    assert not found.passed
+    assert "bitsandbytes 8-bit round what they are multiplied with" in found.reason
 
 
 REFUSED = {

@@ -69,15 +69,16 @@ GGUF files are converted once to 16 bits. A checkpoint whose `config.json` has a
 | method | needs | a CPU | tested |
 |---|---|---|---|
 | FP8 with a scale per block | nothing | unpacked on loading | tests/models/test_quantized.py |
-| bitsandbytes, 4 and 8 bits | `sekv[quantized]` | stays packed | the same |
+| bitsandbytes, 4 bits | `sekv[quantized]` | stays packed | the same |
 | compressed-tensors | `sekv[quantized]` | unpacked, on a GPU too | the same, packed 4 bits |
 | GPTQ, AWQ | gptqmodel | as its package does | not |
 | HQQ, torchao, quanto | the package of that name | as its package does | not |
 
 The tests were run on a CPU; no quantised checkpoint was run on a GPU. What transformers does not
-know, a package that is missing and a method that needs a GPU are refused in one line. Products of
-bitsandbytes' 8 bits (and of FP8 on a GPU) round what they multiply weights with, so that two orders
-of the same sums differ by more than elsewhere: `sekv models check` allows what that rounding is.
+know, a package that is missing and a method that needs a GPU are refused in one line. So is
+bitsandbytes with 8 bits, on a CPU: its products round what they multiply weights with, too, so that
+two orders of the same sums differ by 3 in a logit ([results](results.md)). FP8 on a GPU may do the
+same; `sekv models check` finds it.
 """
 
 WALK = """
