@@ -57,13 +57,16 @@ class HalfLinear(nn.Module):
 
 
 class HalfEmbedding(nn.Module):
-    """`nn.Embedding` with float16 rows: ids [...] -> float32 [..., d]."""
+    """`nn.Embedding` with float16 rows: ids [...] -> float32 [..., d].
+
+    Rows that are float16 already stay where they are, in the checkpoint's mapped file: only the
+    pages of those that are looked up are ever in memory.
+    """
 
     def __init__(self, embedding: nn.Embedding):
         super().__init__()
         self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
-        # A copy, so that the checkpoint's file need not stay mapped.
-        self.weight = embedding.weight.detach().to(torch.float16, copy=True)
+        self.weight = embedding.weight.detach().half()
 
     def forward(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.weight).float()

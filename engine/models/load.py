@@ -5,6 +5,7 @@ Everything here takes a local folder; what is not here is found or fetched by `l
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import re
 import sys
@@ -81,7 +82,15 @@ def load_weights(
         if pack:
             pack_weights(model, MappedFiles(folder).forget)
     model.eval()
+    _give_back_freed()
     return model
+
+
+def _give_back_freed() -> None:
+    """Return to the system what loading has freed, the tokenizer's too; glibc would keep it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 @contextmanager

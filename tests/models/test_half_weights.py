@@ -66,6 +66,15 @@ def test_inputs_that_fill_no_block_are_kept_apart(monkeypatch: pytest.MonkeyPatc
                 torch.testing.assert_close(made(x), linear(x), atol=1e-5, rtol=1e-5)
 
 
+def test_rows_of_an_embedding_stay_where_they_are() -> None:
+    """Unless they must be converted."""
+    rows = torch.randn(5, 4).half()
+    for weight, copied in ((rows, False), (rows.bfloat16(), True)):
+        made = HalfEmbedding(torch.nn.Embedding.from_pretrained(weight))
+        assert (made.weight.data_ptr() != weight.data_ptr()) == copied
+        assert torch.equal(made(torch.tensor([3, 0])), weight[[3, 0]].float())
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux")
 def test_pages_of_a_file_are_given_back_and_read_again(tmp_path: Path) -> None:
     """Resident pages of the mapping fall, and the weight is what it was."""
