@@ -172,6 +172,7 @@ def test_an_upload_that_was_killed_is_completed(
     assert checked["ok"]
 
 
+@pytest.mark.timeout(1200)
 def test_a_library_is_filled_by_two_hosts_asked_and_emptied(
     place: Path, server: tuple[Gate, dict[str, str]], tmp_path: Path
 ) -> None:
