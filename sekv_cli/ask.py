@@ -81,13 +81,12 @@ def ask(
 ) -> None:
     """Answer questions from a store or a document, with page citations.
 
-    The document is not read again: its memory is opened, and only what the
-    question asks for is brought to full resolution. Below the answer stand the
-    passages it was read from. A running `sekv serve` of yours that has the store
-    loaded answers at once; without one, model and store are loaded first.
-
-    Of a document that has no store yet, only what the questions need is read,
-    and kept in a store beside the others; `sekv ingest` reads the rest.
+    Of a document, what the questions need is read and kept in a store, name.sekv
+    in the current folder; `sekv ingest` reads the rest. What a store has is not
+    read again: its memory is opened, and only what the question asks for is
+    brought to full resolution. Below the answer stand the passages it was read
+    from. A running `sekv serve` of yours that has the store loaded answers at
+    once; without one, model and store are loaded first.
 
     \b
     Example:

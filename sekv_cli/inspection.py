@@ -102,7 +102,7 @@ def print_summary(out: Console, store: str, report: InspectReport) -> None:
                     [
                         (
                             "codes",
-                            f"compression lost {_lost(report.spans)} of the spread",
+                            f"rounding moved keys and values by {_moved(report.spans)}",
                         )
                     ]
                     if any(span.error for span in report.spans)
@@ -134,12 +134,11 @@ def _notes(sources: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return [("noted" if not index else "", line) for index, line in enumerate(lines)]
 
 
-def _lost(spans: Sequence[SpanView]) -> str:
+def _moved(spans: Sequence[SpanView]) -> str:
     """What the codes of spans lost on average over heads: of the usual span, and the most."""
     errors = sorted(span.error for span in spans)
-    return (
-        f"{share_text(errors[len(errors) // 2], 1)} (in the worst span {share_text(errors[-1], 1)})"
-    )
+    usual, most = (share_text(error, 1) for error in (errors[len(errors) // 2], errors[-1]))
+    return f"{usual} of their spread (in the worst span {most})"
 
 
 def _shape(model: Mapping[str, Any]) -> str:

@@ -250,7 +250,7 @@ def print_parity(out: Console, found: Parity) -> None:
 def print_removed(out: Console, report: Removed) -> None:
     """What that freed, and where the model still is."""
     left = f"; it is still in {report.left}" if report.left else ""
-    out.print(clean(f"removed {report.model}: {bytes_text(report.bytes)} free{left}"))
+    out.print(clean(f"removed {report.model}: {bytes_text(report.bytes)} freed{left}"))
 
 
 def print_measured(out: Console, table: str, folder: PurePath) -> None:

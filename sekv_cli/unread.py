@@ -29,7 +29,7 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="STORE",
-        help="Where its store is made. [default: its name.sekv]",
+        help="Where its store is made. [default: its name.sekv, in this folder]",
         show_default=False,
         rich_help_panel=PART,
     ),

@@ -68,7 +68,7 @@ def remove(
         format.emit_json({"removed": [str(store) for store in places], "freed_bytes": freed})
     else:
         what = format.some(len(places), "store")
-        format.console().print(f"removed {what}: {format.bytes_text(freed)} free")
+        format.console().print(f"removed {what}: {format.bytes_text(freed)} freed")
 
 
 def _remove_source(store: Address, source: str, as_json: bool) -> None:

@@ -121,6 +121,8 @@ class Opened:
             missing = [missing[i * len(missing) // WINDOWS_READ] for i in range(WINDOWS_READ)]
         if not missing:
             return frozenset()
+        windows = f"{len(missing)} of {len(self.manifest.windows)} windows"
+        self._progress.note(f"the question needs {windows} that nobody has read yet")
         work = read_windows(
             self.store.path,
             sorted(missing),

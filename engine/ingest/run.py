@@ -179,6 +179,7 @@ def _ingest(
     located = locate(
         options.model, revision=options.revision, offline=options.offline, progress=progress
     )
+    progress.start(f"loading {located.name}", 0, "")
     config = load.load_config(located.folder)
     load.check_supported(config)
     tokenizer = reader.tokenizer if reader else load.load_tokenizer(located.folder)

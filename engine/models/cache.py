@@ -186,7 +186,10 @@ def _take(descriptor: int, progress: Progress) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        progress.note("another process is fetching or converting this model; waiting for it")
+        progress.note(
+            "another process has this model's folder, to fetch or convert it once; waiting, which "
+            "may take minutes"
+        )
         fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from engine.documents import is_named_as_document
 from engine.errors import StoreMissingError
 from engine.object_storage import Address, ObjectUrl
+from engine.store.lock import writer_of
 from engine.store.manifest import NAME
 from engine.store.work import Places
 
@@ -55,8 +56,14 @@ def not_a_store(path: Path) -> StoreMissingError:
     """Why a path without a manifest is no store."""
     places = Places(Path(os.path.realpath(path)))
     if not path.exists() and places.work.exists():
+        writer = writer_of(places.lock)
+        if writer:
+            return StoreMissingError(
+                f"{path} is not there yet: another process (pid {writer}) is reading its document"
+            )
         return StoreMissingError(
-            f"{path}: its ingest was interrupted; run the same command to finish it"
+            f"{path}: the reading of its document was interrupted; sekv ingest or sekv ask of the "
+            "document goes on with it"
         )
     if not path.exists():
         near = path.parent / f"{path.stem}.sekv"

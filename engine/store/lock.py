@@ -37,6 +37,18 @@ class Lock:
             self._descriptor = -1
 
 
+def writer_of(path: Path) -> int:
+    """The living process on this machine that says in a lock's file that it holds it; 0 if none."""
+    try:
+        owner = int(path.read_text(encoding="ascii"))
+        os.kill(owner, 0)
+    except PermissionError:  # of another user
+        return owner
+    except (OSError, ValueError, OverflowError):
+        return 0
+    return owner
+
+
 def _take(path: Path, target: Path) -> int:
     while True:
         try:

@@ -33,6 +33,7 @@ from engine.store.manifest import (
     host_file,
 )
 from engine.store.reader import Store
+from engine.store.work import Places
 from engine.store.writer import StoreWriter
 from repository import ROOT
 
@@ -330,11 +331,17 @@ def test_what_is_not_a_store_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_store_says_how_to_finish(tmp_path: Path) -> None:
+    """Whether the one who reads its document is still there shows in the lock's file."""
     with StoreWriter.begin(tmp_path / "toy.sekv", toy.job(0, 2)) as writer:
         writer.put_document(toy.document(0, 2))
+        message = toy.refuses(lambda: Store.open(tmp_path / "toy.sekv"))
+        assert f"another process (pid {os.getpid()}) is reading its document" in message
     message = toy.refuses(lambda: Store.open(tmp_path / "toy.sekv"))
-    assert "interrupted" in message
-    assert "same command" in message
+    assert "interrupted; sekv ingest or sekv ask of the document goes on" in message
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        dead.wait()
+    Places(tmp_path / "toy.sekv").lock.write_text(f"{dead.pid}\n")
+    assert "interrupted" in toy.refuses(lambda: Store.open(tmp_path / "toy.sekv"))
 
 
 def test_a_newer_store_says_which_program_it_needs(store: Store) -> None:
