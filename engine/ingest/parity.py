@@ -41,10 +41,10 @@ the question one by one."""
 QUESTION = "What is the inn called?"
 
 EXACT = 1e-4
-"""Logits may differ by so much in float32, where only the order of sums differs."""
+"""Logits may always differ by so much: in float32 only the order of sums differs."""
 
 KERNELS = 4.0
-"""In other dtypes: how many times further from eager attention the memory may be than the library's
+"""Beyond that: how many times further from eager attention the memory may be than the library's
 sdpa is. Both compute the same function, so that their distance is what rounding does in this dtype
 and model. It never allows more than `_rounding`: a wrong row or position moves logits by more."""
 
@@ -320,10 +320,14 @@ def _tolerance(reader: Reader, ids: list[int], plain: Tensor, largest: float) ->
 
 def _rounding(reader: Reader, largest: float) -> float:
     """What rounding alone does to logits of that size: each of a layer's two sums adds an error of
-    the dtype's epsilon, and independent errors add up by their squares."""
+    the dtype's epsilon, and independent errors add up by their squares. A sum of 16-bit numbers is
+    kept in float32 and rounded once, one of float32 at each of its terms."""
     import torch
 
-    return torch.finfo(reader.dtype).eps * math.sqrt(2 * reader.layers) * largest
+    sums = 2 * reader.layers
+    if reader.dtype == torch.float32:
+        sums *= reader.model.config.get_text_config(decoder=True).hidden_size
+    return torch.finfo(reader.dtype).eps * math.sqrt(sums) * largest
 
 
 def _mechanism(

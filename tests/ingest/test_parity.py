@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from engine.api import IngestOptions, check_model, ingest
 from engine.errors import ReaderError
@@ -111,6 +113,17 @@ def test_outcomes_are_about_weights_releases_and_dtype(tmp_path: Path, cache: Pa
     kept = next((cache / "parity").iterdir())
     kept.write_text("{")
     assert parity.known(reader) is None
+
+
+def test_large_logits_are_allowed_what_rounding_does(tmp_path: Path, cache: Path) -> None:
+    """Of two thousand, float32 has no more than four digits behind the point."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint("llama", tmp_path / "model"))
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1000)
+    model.save_pretrained(tmp_path / "model")
+    found = parity.measure(load_reader(str(tmp_path / "model"), device="cpu"))
+    assert found.passed
+    assert parity.EXACT < found.tolerance < 1e-5 * found.largest
 
 
 def test_sixteen_bits_are_allowed_what_rounding_does(tmp_path: Path, cache: Path) -> None:
