@@ -39,7 +39,7 @@ SLIDING = (
     "gemma4_text", "llama4_text",
 )  # fmt: skip
 RECURRENT = (
-    "lfm2", "qwen3_next", "qwen3_5_text", "granitemoehybrid", "falcon_h1", "nemotron_h",
+    "lfm2", "qwen3_next", "qwen3_5_text", "granitemoehybrid", "bamba", "falcon_h1", "nemotron_h",
 )  # fmt: skip
 SOME = ("gemma3_text", "llama4_text", "qwen3_next", "falcon_h1")
 """One of each kind of state: rows of a window, rows of a chunk, of linear attention, beside full

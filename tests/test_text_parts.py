@@ -6,7 +6,6 @@ As in test_exactness: always through a store that was written, closed and opened
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,11 +22,11 @@ from engine.models.reader import load_reader
 from engine.types import AskOptions, Silent
 from exact_methods import EXACT
 from exactness import QUESTION, from_memory, truth
-from tiny_architectures import configuration, save, wrapper
+from tiny_architectures import configuration, save
 from tiny_books import read
 
 WRAPPERS = ("mistral3", "gemma3", "gemma4", "qwen3_vl", "qwen3_5")
-MORE = ("llama4", "qwen2_5_vl", "qwen3_vl_moe", "glm4v", "internvl", "lfm2_vl", "voxtral")
+MORE = ("llama4", "llava", "minicpmv4_6")
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +40,7 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_everything_zoomed_at_full_rank_equals_the_whole_wrapper(kind: str, tmp_path: Path) -> None:
     """Asked twice: what a model keeps of one question in itself does not change the next."""
-    model = save(wrapper(kind), tmp_path / "model")
+    model = save(configuration(kind), tmp_path / "model")
     reader = load_reader(str(model), device="cpu")
     store = read(tmp_path / "store", model, reader=reader, method="exact", chunk_tokens=100)
     options = AskOptions(budget="10000%", coverage=1.0, model=str(model), max_new_tokens=2)
@@ -58,7 +57,7 @@ def test_everything_zoomed_at_full_rank_equals_the_whole_wrapper(kind: str, tmp_
 @pytest.mark.parametrize("kind", ["gemma3", "qwen3_5"])
 def test_bytes_of_states_are_foreseen(kind: str, tmp_path: Path) -> None:
     """Of one token, from the configuration of the whole wrapper."""
-    reader = load_reader(str(save(wrapper(kind), tmp_path)), device="cpu")
+    reader = load_reader(str(save(configuration(kind), tmp_path)), device="cpu")
     expected = state_bytes(load_config(tmp_path), 1, torch.float32)
     assert expected == nbytes(reader.example_states) > 0
 
@@ -68,7 +67,7 @@ def test_encoders_are_not_loaded(
     kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Nor is anything said of weights that are there and not used."""
-    folder = save(wrapper(kind), tmp_path)
+    folder = save(configuration(kind), tmp_path)
     capfd.readouterr()
     reader = load_reader(str(folder), device="cpu")
     names = dict(reader.model.named_parameters())
@@ -88,11 +87,10 @@ def _without(folder: Path, part: str) -> int:
     return len(stored) - len(kept)
 
 
-@pytest.mark.parametrize("config", ["llama", "mistral3", "qwen3_5"])
-def test_a_checkpoint_that_lacks_weights_is_refused(config: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["llama", "mistral3", "qwen3_5"])
+def test_a_checkpoint_that_lacks_weights_is_refused(kind: str, tmp_path: Path) -> None:
     """The library would make them up at random."""
-    made: Any = configuration(config) if config == "llama" else wrapper(config)
-    folder = save(made, tmp_path)
+    folder = save(configuration(kind), tmp_path)
     missing = _without(folder, "layers.3.mlp.")
     with pytest.raises(ReaderError, match=rf"lacks {missing} of the model's weights") as caught:
         load_reader(str(folder), device="cpu")
@@ -106,6 +104,23 @@ def test_a_head_tied_to_the_embeddings_is_not_missed(tmp_path: Path) -> None:
     load_reader(str(folder), device="cpu")
 
 
-def test_a_checkpoint_with_an_encoder_for_text_is_refused() -> None:
-    with pytest.raises(ReaderError, match="an encoder reads its text"):
-        check_supported(configuration("bart"))
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("bart", "an encoder reads its text"),
+        ("blt", "no layers of one decoder"),
+        ("minimax", r"a cache of its own alone \(MiniMaxCache\)"),
+        ("qwen2_5_omni", "only holds other models together"),
+    ],
+)
+def test_what_a_configuration_tells_is_refused_before_any_weight(kind: str, why: str) -> None:
+    with pytest.raises(ReaderError, match=why) as caught:
+        check_supported(configuration(kind))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_attention_that_layers_share_is_refused(tmp_path: Path) -> None:
+    """It does not say for which layer it is called."""
+    folder = save(configuration("zamba"), tmp_path)
+    with pytest.raises(ReaderError, match="one attention that several layers share"):
+        load_reader(str(folder), device="cpu")

@@ -81,6 +81,9 @@ def _library_layers(config: Any) -> list[Any]:
     except KeyError as kind:
         name = config.get_text_config(decoder=True).model_type
         raise ReaderError(f"{name}: layers of the kind {kind} are not supported") from None
+    except ValueError as error:
+        name = config.get_text_config(decoder=True).model_type
+        raise ReaderError(f"{name}: transformers makes no cache for it: {error}") from None
 
 
 def _narrowest(layers: Sequence[Any]) -> int:

@@ -102,7 +102,7 @@ def attention(
     causal: layers in which, in a plain prefill on a CPU, every row sees all before it: no padding,
     no window. expansions: of a model that caches latents, where a probe looks at them.
     """
-    number = int(module.layer_idx)  # type: ignore[arg-type]
+    number = _number(module)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     terms = terms_of(module, kwargs)
     if sekv is None and probe is not None:
@@ -136,6 +136,20 @@ def attention(
     out = layer.memory.attend(q, layer.keys[0], layer.values[0], seen, terms)
     out = out[..., : value.shape[-1]] if expansion is None else expansion.outputs(out)
     return out.to(query.dtype).transpose(0, 1)[None].contiguous(), None
+
+
+def _number(module: nn.Module) -> int:
+    """The number of the layer whose attention calls.
+
+    Raises:
+        ReaderError: it is that of several layers, as in Zamba.
+    """
+    if not isinstance(module.layer_idx, int):
+        raise ReaderError(
+            f"{type(module).__name__} is one attention that several layers share, so that it does "
+            "not say which layer's memory it would look at"
+        )
+    return module.layer_idx
 
 
 def _memory_queries(

@@ -16,8 +16,11 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.cache_utils import Cache
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from engine.attention.layer_states import layer_kinds
@@ -147,6 +150,21 @@ def check_supported(config: Any) -> None:
             f"{name}: not a causal model that calls registered attention functions; the memory "
             "would be silently bypassed"
         )
+    if model.forward is nn.Module.forward:
+        raise ReaderError(
+            f"{config.model_type}: {model.__name__} only holds other models together and answers "
+            "nothing itself; use a checkpoint of the one that reads text"
+        )
+    if not hasattr(text, "num_hidden_layers"):
+        raise ReaderError(
+            f"{name}: it has no layers of one decoder, whose keys and values a memory would be; "
+            "use another model"
+        )
+    if own := _own_caches(model):
+        raise ReaderError(
+            f"{name}: its code goes on from a cache of its own alone ({', '.join(own)}), for which "
+            "a memory cannot stand in; use another model"
+        )
     kinds = layer_kinds(config)
     if kinds and not {FULL, HYBRID} & set(kinds):
         raise ReaderError(
@@ -160,6 +178,13 @@ def check_supported(config: Any) -> None:
 def _calls(model: Any) -> bool:
     """Whether the code of a class calls registered attention functions."""
     return model is not None and hasattr(sys.modules[model.__module__], CALLED_BY)
+
+
+def _own_caches(model: Any) -> list[str]:
+    """The names of the caches that the code of a class has for itself."""
+    code = sys.modules[model.__module__]
+    made = [one for one in vars(code).values() if isinstance(one, type) and issubclass(one, Cache)]
+    return [one.__name__ for one in made if one.__module__ == code.__name__]
 
 
 def pick_device(device: str) -> torch.device:
@@ -194,7 +219,7 @@ def loading(name: str) -> Iterator[None]:
         yield
     except (
         OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError,
-        SafetensorError,
+        SafetensorError, StrictDataclassError,
     ) as error:  # fmt: skip
         raise _cannot_load(name, error) from error
     except Exception as error:
@@ -204,5 +229,5 @@ def loading(name: str) -> Iterator[None]:
 
 
 def _cannot_load(name: str, error: Exception) -> ReaderError:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return ReaderError(f"cannot load model '{name}': {first[:200]}")
+    said = " ".join(str(error).split()) or type(error).__name__
+    return ReaderError(f"cannot load model '{name}': {said[:200]}")

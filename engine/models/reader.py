@@ -123,7 +123,14 @@ class Reader:
     def _body(self) -> Any:
         """The model without its output head, whatever its class calls that."""
         body = self.model.base_model
-        return self.model.model if body is self.model else body
+        if body is self.model:
+            body = getattr(self.model, "model", None)
+        if body is None:
+            raise ReaderError(
+                f"{self.identity.architecture} has no part that ends before its output head, by "
+                "which a document is read; use another model"
+            )
+        return body
 
     def empty_cache(self, capacity: int) -> Cache:
         """A cache for so many tokens."""
@@ -421,7 +428,8 @@ class Reader:
     def _surprisal(self, hidden: Tensor, targets: list[int]) -> Tensor:
         """-log p(target) in nats, float32 [n]."""
         config = self.model.config.get_text_config()
-        factor = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+        scale = getattr(config, "logit_scale", None)
+        factor = (1.0 if scale is None else scale) / getattr(config, "logits_scaling", 1.0)
         cap = getattr(config, "final_logit_softcapping", None)
         return surprisal(hidden, targets, self.model.get_output_embeddings(), factor, cap)
 

@@ -25,10 +25,12 @@ def class_of(config: Any) -> Any:
 
 
 def is_wrapper(config: Any) -> bool:
-    """Whether the model of that class holds a language model beside other parts. Of some wrappers
-    the library has a class for the language model alone, which takes its weights from theirs."""
+    """Whether the model of that class can hold more than a language model. Of some wrappers the
+    library has a class for the language model alone, which takes its weights from theirs."""
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return True
     text = config.get_text_config(decoder=True)
-    return text is not config and getattr(class_of(config), "config_class", None) is not type(text)
+    return text is not config and class_of(config).config_class is not type(text)
 
 
 def without_encoders(wrapper: type[PreTrainedModel]) -> type[PreTrainedModel]:

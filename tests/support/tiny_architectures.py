@@ -83,6 +83,24 @@ LATENT = {"num_key_value_heads": 4, "head_dim": 8, "v_head_dim": 12}
 WIDE = {"sliding_window": 4096}
 """Of models whose layers all have a window: they are read in contexts that are no longer."""
 
+MIXED = {"layer_types": ["linear_attention", "full_attention"] * 2}
+
+PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+
+THREE_AXES = {"rope_parameters": {**PLAIN_ROPE, "mrope_section": [2, 3, 3]}}
+
+IMAGE_TOKEN = {"vocabulary_map": {"<image>": 259}}
+
+QUANTIZED = {
+    "base_channels": 32,
+    "channel_multiplier": [1],
+    "num_res_blocks": 1,
+    "latent_channels": 32,
+    "num_embeddings": 16,
+    "embed_dim": 32,
+}
+"""Of an encoder that makes tokens of pictures."""
+
 SPECIAL: dict[str, dict[str, Any]] = {
     "doge": WIDE,
     "ministral": WIDE,
@@ -95,7 +113,48 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "starcoder2": WIDE,
     "kolibri1": {"num_hidden_layers": 5},
     "electra": {"embedding_size": 64},
-    "falcon_h1": {"mamba_d_ssm": 128, "layer_types": ["hybrid"] * 4},
+    "falcon_h1": {"mamba_d_ssm": 128},
+    "bamba": {"attn_layer_indices": [1, 3]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 8},
+    "bailing_hybrid": {**LATENT, "layer_group_size": 2},
+    "kimi_linear": {**LATENT, **MIXED, "linear_head_dim": 16, "linear_num_heads": 4},
+    "zamba": {
+        "num_hidden_layers": 6,
+        "num_key_value_heads": 4,
+        "head_dim": 32,
+        "layers_block_type": ["linear_attention", "linear_attention", "hybrid"] * 2,
+    },
+    "zamba2": {
+        "num_key_value_heads": 4,
+        "head_dim": 32,
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+    },
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        "ffn_config": {"hidden_size": 64, "ffn_hidden_size": 64, "moe_num_experts": 4},
+    },
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": PLAIN_ROPE}},
+    "cosmos3_edge_text": {"rope_parameters": {**PLAIN_ROPE, "mrope_section": [4, 2, 2]}},
+    **dict.fromkeys(
+        ("glm4v_text", "glm_ocr_text", "paddleocr_vl_text", "qwen2_vl_text", "qwen2_5_vl_text"),
+        THREE_AXES,
+    ),
+    "glm4v_moe_text": {"rope_parameters": {**PLAIN_ROPE, "mrope_section": [2, 1, 1]}},
+    "ernie4_5_vl_moe_text": {"moe_intermediate_size": [32, 32]},
+    "glm5_next_text": {"num_key_value_heads": 4},
+    "chameleon": IMAGE_TOKEN,
+    "emu3": IMAGE_TOKEN,
+    "chameleon_vqgan": QUANTIZED,
+    "emu3_vqgan": QUANTIZED,
+    "janus_vqgan": QUANTIZED,
+    "molmo2_vision": {"image_size": [28, 28]},
+    "molmo2_adapter": {"vision_feature_layer": [0]},
+    "muse_spark_vision": {"num_hidden_layers": 4},
+    "granite4_vision": {"deepstack_layer_map": [[0, 0]]},
+    "deepseek_ocr2_text": {"mlp_layer_types": ["dense"] * 4},
+    "fun_asr_nano": {"adaptor_config": {"hidden_size": 64}},
+    "radio": {"video_temporal_patch_size": 2},
     **dict.fromkeys(("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite"), LATENT),
     **dict.fromkeys(("longcat_flash", "minicpm3", "youtu"), LATENT),
     "gemma3_text": {"num_hidden_layers": 6},
@@ -103,31 +162,10 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "gemma4_text": {"global_head_dim": 32},
     "gemma4_unified_text": {"global_head_dim": 32},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
-    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "granitemoehybrid": MIXED,
     "zaya": {"num_experts_per_tok": 1},
 }
-"""What an architecture needs beside, or otherwise."""
-
-
-def configuration(kind: str, **changes: Any) -> Any:
-    """A small configuration of an architecture, named as in transformers' own mapping."""
-    cls = CONFIG_MAPPING[kind]
-    return cls(**{**_known(cls, SMALL), **SPECIAL.get(kind, {}), **changes})
-
-
-def _known(cls: type, settings: dict[str, Any]) -> dict[str, Any]:
-    """Those of the settings that a class of configurations has, each under one name."""
-    names = {field.name for field in dataclasses.fields(cls)}
-    aliases = getattr(cls, "attribute_map", {})
-    known = {
-        name: value
-        for name, value in settings.items()
-        if name in names or (aliases.get(name) in names and aliases[name] not in settings)
-    }
-    for alias, name in aliases.items():
-        if alias in known and name in known:
-            del known[alias]
-    return known
+"""What an architecture, or a part of one, needs beside or otherwise."""
 
 
 ENCODER: dict[str, Any] = {
@@ -157,19 +195,37 @@ ENCODER: dict[str, Any] = {
 """Settings of a small encoder of pictures or sound."""
 
 
-def wrapper(kind: str) -> Any:
-    """A small configuration of an architecture that holds a text model beside encoders."""
-    usual = CONFIG_MAPPING[kind]()
-    parts: dict[str, Any] = {}
-    for name in usual.sub_configs:
-        part = getattr(usual, name, None)
-        if part is None:
-            continue
-        if part is usual.get_text_config(decoder=True):
-            parts[name] = configuration(part.model_type)
-        else:
-            parts[name] = type(part)(**_known(type(part), ENCODER))
-    return type(usual)(**parts)
+def configuration(kind: str, **changes: Any) -> Any:
+    """A small configuration of an architecture, named as in transformers' own mapping."""
+    return _small(CONFIG_MAPPING[kind](), SMALL, changes)
+
+
+def _small(usual: Any, settings: dict[str, Any], changes: dict[str, Any]) -> Any:
+    """One of the class of a usual configuration, with small parts where it is a wrapper."""
+    text = usual.get_text_config(decoder=True)
+    held = {name: getattr(usual, name, None) for name in usual.sub_configs}
+    parts = {
+        name: _small(part, SMALL if part is text else ENCODER, {})
+        for name, part in held.items()
+        if part is not None
+    }
+    own = _known(type(usual), settings) if text is usual else {}
+    return type(usual)(**{**own, **parts, **SPECIAL.get(usual.model_type, {}), **changes})
+
+
+def _known(cls: type, settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of the settings that a class of configurations has, each under one name."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    aliases = getattr(cls, "attribute_map", {})
+    known = {
+        name: value
+        for name, value in settings.items()
+        if name in names or (aliases.get(name) in names and aliases[name] not in settings)
+    }
+    for alias, name in aliases.items():
+        if alias in known and name in known:
+            del known[alias]
+    return known
 
 
 def full_attention(kind: str) -> Any:
