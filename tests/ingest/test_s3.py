@@ -192,9 +192,9 @@ def test_a_library_is_filled_by_two_hosts_asked_and_emptied(
         text = f"Ship number {number} was called {['Ann', 'Bea', 'Cyd'][number]}.\n" + log(2)
         client.put_object(Bucket=BUCKET, Key=f"logs/{number}.txt", Body=text.encode())
     library = f"s3://{BUCKET}/library/"
-    line = ["ingest", f"s3://{BUCKET}/logs/", "-o", library, "--json"]
+    line = ["ingest", f"s3://{BUCKET}/logs/", "-o", library]
     line += ["--model", str(place / "model"), "--device", "cpu"]
-    hosts = [start(line, environment, tmp_path / cache) for cache in "ab"]
+    hosts = [start([*line, "--json"], environment, tmp_path / cache) for cache in "ab"]
     reports = [json.loads(host.communicate(timeout=500)[0]) for host in hosts]
     stores = ["0.sekv", "1.sekv", "2.sekv"]
     for report in reports:
@@ -206,7 +206,7 @@ def test_a_library_is_filled_by_two_hosts_asked_and_emptied(
     asked = ["ask", library, "Which ship was called Bea?", "--max-new-tokens", "2"]
     answer, _ = sekv(asked, environment, tmp_path / "c")
     assert answer["store"] == "1.sekv"
-    again, _ = sekv(line[:-1], environment, tmp_path / "a")
+    again, _ = sekv(line, environment, tmp_path / "a")
     assert {each["state"] for each in again["documents"]} == {"unchanged"}
     sekv(["rm", *(f"{library}{name}" for name in stores)], environment, tmp_path / "c")
     assert "Contents" not in client.list_objects_v2(Bucket=BUCKET, Prefix="library/")
