@@ -106,8 +106,12 @@ def conversation(store: str, answers: Sequence[Answer], sources: Sequence[str] =
 
 
 def _document(citation: Citation, called: Mapping[str, str]) -> str:
-    """What the document of a passage is called: in a library by its store, else by its source."""
-    return citation.store.removesuffix(".sekv") or called[citation.source]
+    """What the document of a passage is called: by its source; in a library by its store, which has
+    the name of the one document that it was made of, without that one's ending."""
+    if not citation.store:
+        return called[citation.source]
+    store, source = PurePath(citation.store.removesuffix(".sekv")), PurePath(citation.source)
+    return str(store.with_name(source.name) if store.name == source.stem else store)
 
 
 def place(citation: Citation, name: str) -> str:
@@ -165,14 +169,17 @@ def print_stats(out: Console, answer: Answer, *, everything: bool = False) -> No
 
 
 def _five(answer: Answer) -> list[tuple[str, str]]:
-    """What was read again, held, waited for, made in which time, and looked at."""
+    """What was read, held, waited for, made in which time, and looked at."""
     usage, memory, timing = answer.usage, answer.memory, answer.timing
     before = timing.get("model_load_s", 0.0) + timing.get("store_open_s", 0.0)
     wait = f"; before it {seconds_text(before)} to load libraries, model and store"
-    again = count_text(usage.recomputed_document_tokens)
+    again = f"{count_text(usage.recomputed_document_tokens)} of the document's "
+    again += f"{count_text(usage.document_tokens)} tokens"
+    new = sum(window.read_now for window in answer.retrieval)
+    first = f"{some(new, 'window')} for the first time; again {again}"
     share = share_text(memory.device_kv_bytes, memory.full_kv_bytes)
     return [
-        ("read again", f"{again} of the document's {count_text(usage.document_tokens)} tokens"),
+        ("read now", first) if new else ("read again", again),
         (
             "memory",
             f"{bytes_text(memory.device_kv_bytes)} for the document, "
@@ -192,14 +199,12 @@ def _five(answer: Answer) -> list[tuple[str, str]]:
 
 
 def _windows(answer: Answer) -> str:
-    """How many windows the question saw, where they begin, and which it had read first."""
+    """How many windows the question saw, and where they begin."""
     total = answer.stats.get("windows", len(answer.retrieval))
     seen = len(answer.retrieval) or total
     pages = [f"p. {w.page}" if w.page.isdigit() else w.page for w in answer.retrieval if w.page]
     where = f", which begin at {', '.join(clean(page) for page in pages)}" if pages else ""
-    new = sum(window.read_now for window in answer.retrieval)
-    read = f"; {count_text(new)} read for this question" if new else ""
-    return f"{count_text(seen)} of {count_text(total)} seen{where if seen <= 4 else ''}{read}"
+    return f"{count_text(seen)} of {count_text(total)} seen{where if seen <= 4 else ''}"
 
 
 def _others(answer: Answer) -> list[tuple[str, str]]:

@@ -116,7 +116,7 @@ def print_library(out: Console, report: LibraryReport) -> None:
     weight = sum(each.store_bytes for each in read)
     title = "nothing was read; this is what ingest would do" if report.dry_run else report.library
     out.print(clean(title), style="bold")
-    speed = f" in {seconds_text(report.total_s)}" if report.tokens else ""
+    tokens = f"{count_text(report.tokens)} read now, in {seconds_text(report.total_s)}"
     out.print(
         facts(
             [
@@ -124,8 +124,8 @@ def print_library(out: Console, report: LibraryReport) -> None:
                 ("read anew", _count(report.of("replaced"))),
                 ("unchanged", _count(report.of("unchanged"))),
                 ("removed", _count(pruned)),
-                ("tokens", f"{count_text(report.tokens)}{speed}" if report.tokens else ""),
-                ("stores", bytes_text(weight) if weight else ""),
+                ("tokens", tokens if report.tokens else ""),
+                ("stores", f"{bytes_text(weight)} written now" if weight else ""),
                 ("failed", _count(failed)),
             ]
         )

@@ -49,7 +49,7 @@ def remove(
       sekv rm library/old/*.sekv
       sekv rm papers.sekv --source second.pdf
     """
-    places = [_checked(store) for store in stores]
+    places = [_checked(store, source) for store in stores]
     if source:
         if len(places) > 1:
             raise OptionError("source", "a source is removed from one store; name one")
@@ -195,13 +195,29 @@ def collect(
         out.print(format.clean(f"kept: {leftover.path}, which the same ingest goes on from"))
 
 
-def _checked(store: str) -> Address:
-    """The path or URL of a store. Raises SekvError, one of its own kind for a library."""
+def _checked(store: str, source: str = "") -> Address:
+    """The path or URL of a store. Raises SekvError, one of its own kind for a library, which says
+    where in it the source is."""
     place = address(store)
     if is_library(place):
-        raise LibraryError(f"{store} is a folder of stores; name the stores themselves")
+        way = _way_to(place, source) if source else "name the stores themselves"
+        raise LibraryError(f"{store} is a folder of stores; {way}")
     glance.check_store(place)
     return place
+
+
+def _way_to(library: Address, source: str) -> str:
+    """What to do about a source of some store in a library."""
+    from engine.store.library import list_stores, sources_named
+
+    found = [each for each in list_stores(library) if sources_named(each.sources, source)]
+    if not found:
+        return f"none of them has a source {source}; sekv list {library} shows what they have"
+    if len(found) > 1:
+        return f"{source} is in {', '.join(each.path for each in found)}; name one of them"
+    (only,) = found
+    part = f" --source {source}" if len(only.sources) > 1 else ""
+    return f"sekv rm {only.path}{part} takes that document out of it"
 
 
 def _tell(libraries: list[Path]) -> None:

@@ -19,6 +19,7 @@ from engine.ingest.build import StoreBuild, creator, document_tensors, job_of
 from engine.ingest.stored import Stored, method_of
 from engine.ingest.trained_router import learnt_before
 from engine.ingest.windows import Windows, cut_windows
+from engine.store.library import sources_named
 from engine.store.manifest import Manifest, WindowEntry
 from engine.store.writer import StoreWriter
 from engine.types import IngestOptions, Progress, Removal
@@ -81,8 +82,7 @@ def remove_source(
 def _find(sources: Sequence[SourceEntry], name: str, target: Path) -> int:
     """The number of the source that a name means."""
     paths = [source.path for source in sources]
-    found = [at for at, path in enumerate(paths) if path == name]
-    found = found or [at for at, path in enumerate(paths) if path.endswith(f"/{name}")]
+    found = sources_named(paths, name)
     if not found:
         raise DocumentError(f"{target} has no source {name}; it has {', '.join(paths)}")
     if len(found) > 1:

@@ -19,7 +19,7 @@ from engine.store.manifest import NAME
 from engine.store.reader import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from engine.store.manifest import Manifest, SourceEntry
     from engine.types import ModelIdentity
@@ -73,6 +73,12 @@ def list_stores(folder: Address) -> list[StoreSummary]:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise StoreError(f"cannot list {folder}: {reason}") from None
     return [_summary(path) for path in sorted(stores_below(folder))]
+
+
+def sources_named(paths: Sequence[str], name: str) -> list[int]:
+    """The numbers of the sources that a name means: it is their path, else the end of it."""
+    found = [at for at, path in enumerate(paths) if path == name]
+    return found or [at for at, path in enumerate(paths) if path.endswith(f"/{name}")]
 
 
 def check_sources(manifest: Manifest, store: Address) -> list[str]:

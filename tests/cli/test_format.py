@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from engine.types import Citation, InspectReport, WindowRead
+from engine.types import Answer, Citation, InspectReport, MemoryUse, Usage, WindowRead
 from sekv_cli import format, progress, strips
-from sekv_cli.answers import print_citations, windows_text
+from sekv_cli.answers import print_citations, print_stats, windows_text
 from sekv_cli.format import (
     amount_text,
     bytes_text,
@@ -91,6 +91,34 @@ def test_a_page_is_called_by_its_label_and_where_that_differs_by_its_sheet(
             out = Console(file=io.StringIO(), width=100)
             print_citations(out, [Citation("x/a.pdf", page, 0, 1, "z", 1.0, sheet)])
             assert out.file.getvalue().splitlines()[0].strip() == f"[1] {shown}"  # type: ignore[attr-defined]
+
+
+def test_in_a_library_a_document_has_its_place_there_and_its_own_ending(
+    subtests: pytest.Subtests,
+) -> None:
+    for store, source, shown in (
+        ("deep/notes.sekv", "../papers/deep/notes.md", "deep/notes.md"),
+        ("book.pdf.sekv", "papers/book.pdf", "book.pdf"),
+        ("shelf.sekv", "papers/second.txt", "shelf"),
+        ("stdin.sekv", "-", "stdin"),
+    ):
+        with subtests.test(store):
+            out = Console(file=io.StringIO(), width=100)
+            print_citations(out, [Citation(source, "", 0, 1, "z", 1.0, store=store)])
+            assert out.file.getvalue().splitlines()[0].strip() == f"[1] {shown}"  # type: ignore[attr-defined]
+
+
+def test_what_was_read_for_a_question_is_not_called_read_again() -> None:
+    usage, memory = Usage(6387, 0, 9, 3), MemoryUse(1, 2, 0, 0, 0)
+    for new, line in (
+        ((), "read again   0 of the document's 6,387 tokens"),
+        ((True, True, False), "read now     2 windows for the first time; again 0 of the document"),
+    ):
+        windows = tuple(WindowRead(at, "", 1.0, read_now=now) for at, now in enumerate(new))
+        out = Console(file=io.StringIO(), width=100)
+        answer = Answer("Who?", "Ana", (), usage, memory, {}, retrieval=windows)
+        print_stats(out, answer)
+        assert out.file.getvalue().strip().startswith(line)  # type: ignore[attr-defined]
 
 
 def test_chosen_windows_are_told_with_why() -> None:

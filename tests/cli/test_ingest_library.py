@@ -66,7 +66,14 @@ def test_people_read_what_became_of_the_documents(
 ) -> None:
     assert run(["ingest", "papers", "-o", "lib"]) == 1
     said = capsys.readouterr()
-    for words in ("lib", "1 document", "2,000 in 12.5 s", "9.0 kB", "c.pdf is empty", "--prune"):
+    for words in (
+        "lib",
+        "1 document",
+        "2,000 read now, in 12.5 s",
+        "9.0 kB written now",
+        "c.pdf is empty",
+        "--prune",
+    ):
         assert words in said.out
     assert said.out.count("c.pdf") == 1
     assert "left out" in said.err

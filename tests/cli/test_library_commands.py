@@ -105,14 +105,21 @@ def test_rm_takes_one_source_out_of_a_store(
     for line, words in (
         ("rm two.sekv --source c.txt", "it has a.txt, b.txt"),
         ("rm two.sekv library/organ.sekv --source b.txt", "name one"),
+        ("rm library --source c.txt", "none of them has a source c.txt; sekv list library"),
+        ("rm library --source log.txt", "in library/deep/comet.sekv, library/organ.sekv; name one"),
+        ("rm . --source b.txt", "sekv rm two.sekv --source b.txt takes that document out"),
     ):
         assert run(line.split()) == 2
         assert words in capsys.readouterr().err
     assert run(["rm", "two.sekv", "--source", "b.txt", "--json"]) == 0
     done = valid("rm-source", capsys.readouterr().out)
     assert (done["removed"], done["sources"], done["unread"]) == ("b.txt", ["a.txt"], 0)
-    assert run(["rm", "two.sekv", "--source", "a.txt"]) == 2
-    assert "sekv rm two.sekv" in capsys.readouterr().err
+    for line, words in (
+        ("rm two.sekv --source a.txt", "sekv rm two.sekv removes the store"),
+        ("rm . --source a.txt", "sekv rm two.sekv takes that document out"),
+    ):
+        assert run(line.split()) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_a_changed_source_is_spoken_of_once(
