@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from engine.answer import checks, replay
-from engine.errors import SekvError
+from engine.errors import QuestionError, SekvError
 from engine.models import named
 from engine.store import glance
 from engine.store.manifest import NAME
@@ -130,7 +130,7 @@ def ask(
     here, first_read = computes_here(context), unread.to_read(document, chosen, given)
     several = file is not None or "-" in (questions or []) or len(questions or []) > 1
     cost = "full" if all_stats else "short" if stats else ""
-    traces = []
+    traces, unanswered = [], []
     with (
         progress.on_stderr(verbose) as shown,
         open_asker(place, chosen, shown, no_server=here, unread=first_read) as session,
@@ -138,14 +138,22 @@ def ask(
         for line in glance.changed_sources(place):
             shown.note(line)
         for question in chain([first], waiting):
-            if as_json:
-                answer = session.ask(question)
+            try:
+                if as_json:
+                    answer = session.ask(question)
+                    shown.clear()
+                    format.emit_json(answer.to_json())
+                else:
+                    heading, sources = question if several else "", glance.source_paths(place)
+                    stream = Stream(shown, heading, live=not no_stream, sources=sources)
+                    stream.finish(session.ask(question, stream.text), stats=cost)
+            except QuestionError as error:
+                if not several:
+                    raise
                 shown.clear()
-                format.emit_json(answer.to_json())
-            else:
-                heading, sources = question if several else "", glance.source_paths(place)
-                stream = Stream(shown, heading, live=not no_stream, sources=sources)
-                stream.finish(session.ask(question, stream.text), stats=cost)
+                unanswered.append(f'"{question}": {error}')
+                shown.note(unanswered[-1])
+                continue
             if trace is not None:
                 traces.append(replay.line(session.trace()))
                 size = outputs.write(trace, "\n".join(traces) + "\n")
@@ -154,6 +162,9 @@ def ask(
                         f"{trace} has {format.bytes_text(size)}; name it {trace.name}.gz to have "
                         "it compressed, or ask for less with --max-new-tokens"
                     )
+    if unanswered:  # the others were
+        more = f", and {len(unanswered) - 1} more" if unanswered[1:] else ""
+        raise QuestionError(f"not answered: {unanswered[0]}{more}")
 
 
 def _questions(named: list[str], file: Path | None) -> Iterator[str]:

@@ -39,6 +39,21 @@ def library(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return made
 
 
+def test_a_question_that_no_document_answers_leaves_the_others_their_answers(
+    library: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("questions.txt").write_text("Who paid for the organ?\nZeppelin?\nWho saw the comet?\n")
+    line = ["ask", "library", "-f", "questions.txt", "--max-new-tokens", "4"]
+    assert run([*line, "--json"]) == 2
+    said = capsys.readouterr()
+    answered = [json.loads(one)["question"] for one in said.out.splitlines()]
+    assert answered == ["Who paid for the organ?", "Who saw the comet?"]
+    message = json.loads(said.err.splitlines()[-1])["error"]["message"]
+    assert message.startswith('not answered: "Zeppelin?": no document of ')
+    assert run([*line, "--quiet"]) == 2
+    assert "Zeppelin" in capsys.readouterr().err
+
+
 def test_ask_names_document_and_store(library: Path, capsys: pytest.CaptureFixture[str]) -> None:
     question = "Who paid for the organ?"
     assert run(["ask", "library", question, "--json", "--max-new-tokens", "4"]) == 0

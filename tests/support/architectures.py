@@ -35,21 +35,7 @@ TINY_FAILS = (ValueError, TypeError, AttributeError, LookupError, RuntimeError, 
               StrictDataclassError)  # fmt: skip
 """What a library's configuration or model may say to sizes that it was not made for."""
 
-WRAPPERS = (
-    "aria", "aya_vision", "blip", "cohere2_vision", "cosmos3_edge", "cosmos3_omni",
-    "deepseek_vl", "exaone4_5", "florence2", "glm5_next", "glmasr", "granite_docling",
-    "inkling2", "inkling_mm_model", "llava", "llava_next", "llava_next_video",
-    "llava_onevision", "minicpm_ocr", "minicpmv4_6", "minicpmv4_7", "minimax_m3_vl", "mistral3",
-    "mistral_large4", "muse_glimmer", "paligemma", "pi0", "pix2struct", "pp_formulanet",
-    "qwen2_5_omni", "qwen3_omni_moe", "qwen3_vl", "t5gemma2", "udop", "unlimited_ocr",
-    "vision-encoder-decoder",
-)  # fmt: skip
-"""Architectures for text beside pictures or sound that are walked over: small configurations of the
-others are not known here."""
-
-KINDS = tuple(sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *WRAPPERS}))
-OTHERS = len({*MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES} - {*KINDS})
-"""How many are not."""
+KINDS = tuple(sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES}))
 
 
 @dataclass(frozen=True)
