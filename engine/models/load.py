@@ -29,7 +29,7 @@ from engine.errors import ReaderError
 from engine.models.half_weights import pack_weights
 from engine.models.mapped_files import MappedFiles
 from engine.models.quantized import check_quantization, quantization, widen_rest
-from engine.models.text_part import class_of, is_wrapper, without_encoders
+from engine.models.text_part import by_part, class_of, is_wrapper, without_encoders
 from engine.types import DEVICES, FULL, HYBRID, unknown_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -68,7 +68,8 @@ def load_weights(
     config = load_config(folder)
     if is_wrapper(config):
         maker = without_encoders(class_of(config))
-        placement = {"config": config, **placement}
+        ours = placement["attn_implementation"]
+        placement = {**placement, "config": config, "attn_implementation": by_part(config, ours)}
     with loading(str(folder)), _quietly():
         model, found = maker.from_pretrained(
             folder,
@@ -230,4 +231,6 @@ def loading(name: str) -> Iterator[None]:
 
 def _cannot_load(name: str, error: Exception) -> ReaderError:
     said = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, KeyError):
+        said = f"its code looks for {said} and does not find it"
     return ReaderError(f"cannot load model '{name}': {said[:200]}")

@@ -49,6 +49,7 @@ from engine.models.load import (
     load_config,
     load_tokenizer,
     load_weights,
+    loading,
     pick_device,
     pick_dtype,
 )
@@ -479,7 +480,8 @@ def load_reader(
     loaded = load_weights(model.folder, kind, placement, pack=pack)
     seam.attach(loaded)
     reader = Reader(loaded, tokenizer, identity, Prompt.of(tokenizer), model)
-    reader.identity = replace(identity, behaviour=reader.behaviour())
+    with loading(model.name):  # its first forward
+        reader.identity = replace(identity, behaviour=reader.behaviour())
     return reader
 
 

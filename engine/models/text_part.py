@@ -33,6 +33,16 @@ def is_wrapper(config: Any) -> bool:
     return text is not config and class_of(config).config_class is not type(text)
 
 
+def by_part(config: Any, attention: str) -> dict[str, str]:
+    """`attn_implementation` of a wrapper: this attention, and the plainest for its encoders, some
+    of which know none but the library's own; they are dropped as soon as they are made."""
+    text = config.get_text_config(decoder=True)
+    parts = {name: getattr(config, name, None) for name in config.sub_configs}
+    encoders = [name for name, part in parts.items() if part is not None and part is not text]
+    reading = [name for name, part in parts.items() if part is text]
+    return dict.fromkeys(["", *reading], attention) | dict.fromkeys(encoders, "eager")
+
+
 def without_encoders(wrapper: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """The same class, whose models are made without the parts that read no text."""
 
