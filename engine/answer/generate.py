@@ -33,9 +33,12 @@ _REST_OF_BLOCK = re.compile(
     rf"(.*?)(?:{'|'.join(re.escape(c) for _, c in THINKING)}|\Z)", re.DOTALL
 )
 
-LOOP_SIZE, LOOP_TIMES, LOOP_TOKENS = 24, 4, 16
+LOOP_SIZE, LOOP_TIMES, LOOP_TOKENS = 64, 4, 16
 """An answer is over that ends with the same stretch of tokens, at most LOOP_SIZE long, LOOP_TIMES
 in a row and over at least LOOP_TOKENS tokens: the noughts of a number are no loop."""
+
+LOOP_SENTENCE = 12
+"""Tokens of a stretch that is a loop when it is said twice: a sentence said again word for word."""
 
 
 def split_thinking(text: str, *, inside: bool = False) -> tuple[str, str]:
@@ -60,7 +63,7 @@ def split_thinking(text: str, *, inside: bool = False) -> tuple[str, str]:
 def loops(tokens: list[int]) -> int:
     """How many tokens at the end only repeat those before them; 0 if that is no loop."""
     for size in range(1, LOOP_SIZE + 1):
-        times = max(LOOP_TIMES, -(-LOOP_TOKENS // size))
+        times = 2 if size >= LOOP_SENTENCE else max(LOOP_TIMES, -(-LOOP_TOKENS // size))
         if size * times > len(tokens):
             continue
         tail = tokens[-size * times :]
@@ -152,7 +155,11 @@ class AnswerStreamer:
 
     def _text(self) -> str:
         """All that was said, without the repetition at its end."""
-        said = self.tokens[: len(self.tokens) - loops(self.tokens)]
+        repeated = loops(self.tokens)
+        end = len(self.tokens) - repeated
+        if repeated and self._tokenizer.decode([self.tokens[end]]).strip() in {".", "!", "?"}:
+            end += 1  # what stands before a sentence and at its end is found as its beginning
+        said = self.tokens[:end]
         kept = [token for token in said if token not in self._hidden]
         text: str = self._tokenizer.decode(kept)
         return text

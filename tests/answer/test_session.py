@@ -251,6 +251,10 @@ def test_an_answer_that_only_repeats_itself_is_over(say: Script) -> None:
     assert not reply.cut_short
     counted, _ = say("aaa bbb ababab 1000")
     assert counted.answer == "aaa bbb ababab 1000"
+    sentence = " The graph has 0.4M edges."
+    again, _ = say("It is large." + sentence * 5)
+    assert again.answer == "It is large. The graph has 0.4M edges."
+    assert again.usage.answer_tokens == len("It is large." + sentence * 2) - 1
 
 
 # ---------------------------------------------------------------------------- support
