@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING
 
-from architectures import OTHERS, REFUSED, SERVED, UNTESTED, known, release
+from architectures import REFUSED, SERVED, UNTESTED, known, release
 from engine.compression.methods import METHODS, CacheShape
 from engine.models.identity import of_configuration
 from engine.types import AUTO_SHARE
@@ -84,16 +84,16 @@ same; `sekv models check` finds it.
 WALK = """
 ## Architectures
 
-All architectures that transformers {release} has for causal language models, and some
-for text beside pictures or sound ({others} more were not tried), by the name that a
-configuration gives as `model_type`: of {total} {served} are served, {refused} refused,
-and {untested} were not tested. Of one that reads pictures or sound the text part alone
-is loaded. Served means tested: a tiny random checkpoint
-(tests/support/tiny_architectures.py, with windows and layers changed where they must
-be) was saved whole and loaded, and a text of 900 tokens was read in chunks of 64 into a
-store that loses nothing, which was closed and opened again. No logit of the question
-behind it and of three tokens that follow one by one differed from eager attention's by
-more than the figure (float32; the largest logit stands beside it; 1e-4 is allowed).
+All architectures that transformers {release} has for causal language models and for
+text beside pictures or sound, by the name that a configuration gives as `model_type`: of
+{total} {served} are served, {refused} refused, and {untested} were not tested. Of one
+that reads pictures or sound the text part alone is loaded. Served means tested: a tiny
+random checkpoint (tests/support/tiny_architectures.py, with windows and layers changed
+where they must be) was saved whole and loaded, and a text of 900 tokens was read in
+chunks of 64 into a store that loses nothing, which was closed and opened again. No logit
+of the question behind it and of three tokens that follow one by one differed from eager
+attention's by more than the figure (float32; the largest logit stands beside it; 1e-4 is
+allowed).
 
 """
 
@@ -129,7 +129,6 @@ def page() -> str:
     outcomes = [found.outcome for found in known().values()]
     walk = WALK.format(
         total=len(outcomes),
-        others=OTHERS,
         release=release(),
         served=outcomes.count(SERVED),
         refused=outcomes.count(REFUSED),
