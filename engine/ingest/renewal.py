@@ -29,7 +29,7 @@ def is_current(paths: Sequence[str], target: Address, options: IngestOptions) ->
     """
     if options.overwrite or not is_store(target):
         return False
-    unfinished = places_at(target).work.exists()
+    unfinished = any(path.exists() for path in places_at(target).leftovers)
     try:
         with Store.open(target) as store:
             manifest = store.manifest

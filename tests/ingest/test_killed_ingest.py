@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import StoreError
+from engine.errors import StoreExistsError
 from engine.models.reader import load_reader
 from engine.store.reader import Store
+from engine.store.work import Places
 from killed_steps import Steps
 from repository import ROOT, environment
 from tiny_books import log, report
@@ -62,8 +63,8 @@ def kill_often(model: Path, place: Path, kills: int, seed: int) -> dict[str, int
         done = target.exists()
         try:  # given once more, the command finishes what is not done and cleans up what is
             ingest()
-        except StoreError as error:
-            if not done or "exists" not in str(error):
+        except StoreExistsError:
+            if not done:
                 raise
         assert tree(target) == whole
         assert leftovers(stage) == []
@@ -87,6 +88,19 @@ def test_a_killed_ingest_goes_on_to_the_same_bytes(kind: str, tmp_path: Path) ->
     """Also where layers keep a state, which a chunk must leave to the next."""
     count = run(tmp_path, 3, 1, kind)
     assert count["killed"] >= 3
+
+
+def test_what_a_run_left_that_was_killed_when_its_store_was_there_goes(tmp_path: Path) -> None:
+    model = checkpoint("llama", tmp_path / "model")
+    reader = load_reader(str(model), device="cpu")
+    stage = tmp_path / "stage"
+    report(stage, model, log(1), reader=reader)
+    places = Places(stage / "log.sekv")
+    places.done.mkdir()
+    places.lock.touch()
+    with pytest.raises(StoreExistsError):
+        report(stage, model, log(1), reader=reader)
+    assert leftovers(stage) == []
 
 
 @pytest.mark.slow
