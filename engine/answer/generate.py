@@ -64,7 +64,7 @@ def loops(tokens: list[int]) -> int:
     """How many tokens at the end only repeat those before them; 0 if that is no loop."""
     for size in range(1, LOOP_SIZE + 1):
         times = 2 if size >= LOOP_SENTENCE else max(LOOP_TIMES, -(-LOOP_TOKENS // size))
-        if size * times > len(tokens):
+        if size * times > len(tokens) or tokens[-1] != tokens[-1 - size]:
             continue
         tail = tokens[-size * times :]
         if tail == tail[:size] * times:
