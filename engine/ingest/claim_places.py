@@ -51,6 +51,9 @@ class ClaimPlace(Protocol):
     def names(self) -> list[str]:
         """The stores that are claimed."""
 
+    def tidy(self) -> None:
+        """Take away what killed processes left that is no claim."""
+
     def now(self) -> float:
         """The time by the clock of whoever keeps the claims, which may be another host's."""
 
@@ -116,6 +119,12 @@ class _Files:
     def names(self) -> list[str]:
         return [_unescaped(path.stem) for path in self._folder.glob(f"*{_ENDING}")]
 
+    def tidy(self) -> None:
+        for path in self._folder.glob("*"):
+            if path.suffix != _ENDING:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
     def now(self) -> float:
         probe = self._folder / f"{uuid.uuid4().hex}.now"
         try:
@@ -178,6 +187,8 @@ class _Objects:
     def names(self) -> list[str]:
         found = (each.key.rpartition("/")[2] for each in self._bucket.objects(self._folder.key))
         return [_unescaped(name.removesuffix(_ENDING)) for name in found if name.endswith(_ENDING)]
+
+    def tidy(self) -> None: ...  # a probe may be another's of this moment: `sekv gc` takes old ones
 
     def now(self) -> float:
         probe = (self._folder / f"{uuid.uuid4().hex}.now").key

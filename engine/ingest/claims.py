@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Self
 
 from engine.errors import ObjectStorageError
 from engine.ingest.claim_places import Claim, place_of_claims
+from engine.store.lock import is_alive
 from engine.types import LEASE
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Claims:
 
     def sweep(self) -> None:
         """Take away what dead processes left."""
+        self._place.tidy()
         for name in self._place.names():
             self.is_taken(name)
 
@@ -91,11 +93,6 @@ def _has_died(said: str) -> bool:
     """Whether a claim's owner is a process of this host that is no more."""
     try:
         owner = json.loads(said)
-        if owner["host"] != socket.gethostname():
-            return False
-        os.kill(int(owner["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, ValueError, LookupError, TypeError):  # not ours to signal, or half written
+        return owner["host"] == socket.gethostname() and not is_alive(int(owner["pid"]))
+    except (ValueError, LookupError, TypeError):  # half written
         return False
-    return False

@@ -41,12 +41,20 @@ def writer_of(path: Path) -> int:
     """The living process on this machine that says in a lock's file that it holds it; 0 if none."""
     try:
         owner = int(path.read_text(encoding="ascii"))
-        os.kill(owner, 0)
-    except PermissionError:  # of another user
-        return owner
-    except (OSError, ValueError, OverflowError):
+    except (OSError, ValueError):
         return 0
-    return owner
+    return owner if is_alive(owner) else 0
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is a process of this number on this machine, of whichever user."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _take(path: Path, target: Path) -> int:

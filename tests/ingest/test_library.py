@@ -289,6 +289,16 @@ class TestClaims:
             assert other.take("deep/a.sekv")
         assert list(tmp_path.iterdir()) == []
 
+    def test_a_sweep_takes_what_a_killed_process_left(self, tmp_path: Path) -> None:
+        with Claims(tmp_path) as mine:
+            assert mine.take("a.sekv")
+            (folder,) = tmp_path.iterdir()
+            for name in ("0f.dead", "1e.now"):
+                (folder / name).touch()
+            mine.sweep()
+            assert [path.name for path in folder.iterdir()] == ["a.sekv.claim"]
+        assert list(tmp_path.iterdir()) == []
+
     def test_a_claim_of_another_host_is_dead_when_its_lease_is_over(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
