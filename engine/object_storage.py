@@ -165,6 +165,11 @@ class Bucket:
             for page in obstore.list(self._store, key or None):
                 yield from map(_info, page)
 
+    def below(self, key: str) -> Iterator[tuple[str, ObjectInfo]]:
+        """As `objects`, each with what its key has behind `key/`."""
+        skip = len(key) + 1 if key else 0
+        return ((found.key[skip:], found) for found in self.objects(key))
+
     def upload(self, key: str, file: Path) -> str:
         """Put a file; large ones in parts. The new object's tag.
 

@@ -185,7 +185,7 @@ class _Objects:
         return True
 
     def names(self) -> list[str]:
-        found = (each.key.rpartition("/")[2] for each in self._bucket.objects(self._folder.key))
+        found = (below for below, _ in self._bucket.below(self._folder.key))
         return [_unescaped(name.removesuffix(_ENDING)) for name in found if name.endswith(_ENDING)]
 
     def tidy(self) -> None: ...  # a probe may be another's of this moment: `sekv gc` takes old ones

@@ -126,8 +126,7 @@ def _objects(
         ObjectMissingError: no key does.
         ObjectStorageError: the object store cannot be reached or refuses.
     """
-    skip = len(folder.key) + 1 if folder.key else 0
-    names = sorted(each.key[skip:] for each in bucket(folder).objects(folder.key))
+    names = sorted(below for below, _ in bucket(folder).below(folder.key))
     if not names:
         raise ObjectMissingError(f"there is nothing below {folder}/; check its name")
     taken = []

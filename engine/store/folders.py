@@ -76,9 +76,8 @@ def stamps(library: Address) -> dict[str, str]:
 
 def _manifests(folder: ObjectUrl) -> Iterator[tuple[str, ObjectInfo]]:
     """The manifests that begin with a key: the name of the store below it, "" of its own."""
-    skip = len(folder.key) + 1 if folder.key else 0
-    for found in bucket(folder).objects(folder.key):
-        name, _, last = found.key[skip:].rpartition("/")
+    for below, found in bucket(folder).below(folder.key):
+        name, _, last = below.rpartition("/")
         if last == MANIFEST and not any(step.startswith(".") for step in name.split("/")):
             yield name, found
 

@@ -264,8 +264,7 @@ def is_store(url: ObjectUrl) -> bool:
 
 def listing(url: ObjectUrl) -> dict[str, ObjectInfo]:
     """The objects of a store by their names below it."""
-    skip = len(url.key) + 1
-    return {found.key[skip:]: found for found in bucket(url).objects(url.key)}
+    return dict(bucket(url).below(url.key))
 
 
 def object_of(there: dict[str, ObjectInfo], name: str, entry: FileEntry) -> ObjectInfo | None:
