@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -84,8 +83,7 @@ def plan(
     dtype = load.pick_dtype(options.dtype, load.pick_device(options.device), config)
     states = 0
     if model.state_layers:
-        longest = max(end - start for start, end in pairwise(windows.bounds))
-        states = state_bytes(config, longest, dtype)
+        states = state_bytes(config, windows.longest, dtype)
     shape = CacheShape(len(model.memory_layers), model.kv_heads, model.head_dim)
     store, device = recipe.expected_bytes(shape, len(tokens.ids), len(windows))
     store += sum(len(source.text.encode("utf-8", "replace")) for source in document.sources)

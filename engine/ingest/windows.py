@@ -29,6 +29,11 @@ class Windows:
     def __len__(self) -> int:
         return len(self.bounds) - 1
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest one."""
+        return max(end - start for start, end in pairwise(self.bounds))
+
 
 def choose_windows(
     document: Document, tokens: Tokens, config: Any, requested: int, reads_well: int
@@ -46,7 +51,7 @@ def choose_windows(
 
     reach = positions(config)
     cut = cut_windows(document, tokens, longest_window(reach, requested, reads_well))
-    longest = requested or max(end - start for start, end in pairwise(cut.bounds))
+    longest = requested or cut.longest
     context = context_for(config, longest + reach - longest_window(reach, 0, 0))
     if not context:
         return cut

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from engine.attention.layer_states import cache_layers, kept_rows, states_of
 from engine.models.load import loading
-from engine.models.text_part import class_of, is_wrapper, without_encoders
+from engine.models.text_part import body_of, class_of, is_wrapper, without_encoders
 from engine.models.window_cache import window_cache
 
 HALF = torch.bfloat16
@@ -30,7 +30,7 @@ def state_bytes(config: Any, seen: int, dtype: torch.dtype) -> int:
         if is_wrapper(config):
             maker = without_encoders(class_of(config))
         model = maker(config).to(HALF)
-        body = model.model if model.base_model is model else model.base_model
+        body = body_of(model)
         cache, one = window_cache(config, 1), torch.zeros(1, 1, dtype=torch.int64)
         with torch.inference_mode():
             body(input_ids=one, position_ids=one, past_key_values=cache, use_cache=True)

@@ -57,6 +57,7 @@ from engine.models.locate import SILENT, Located, locate
 from engine.models.prompt import Prompt
 from engine.models.quantized import loading_options, quantization
 from engine.models.surprisal import surprisal
+from engine.models.text_part import body_of
 from engine.models.window_cache import WindowLayer, window_cache
 from engine.models.window_chunk import Chunk, joined_rows
 from engine.types import STATELESS, ModelIdentity, Progress
@@ -122,16 +123,7 @@ class Reader:
 
     @property
     def _body(self) -> Any:
-        """The model without its output head, whatever its class calls that."""
-        body = self.model.base_model
-        if body is self.model:
-            body = getattr(self.model, "model", None)
-        if body is None:
-            raise ReaderError(
-                f"{self.identity.architecture} has no part that ends before its output head, by "
-                "which a document is read; use another model"
-            )
-        return body
+        return body_of(self.model)
 
     def empty_cache(self, capacity: int) -> Cache:
         """A cache for so many tokens."""

@@ -16,6 +16,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MULTIMODAL_LM_MAPPING,
 )
 
+from engine.errors import ReaderError
+
 
 def class_of(config: Any) -> Any:
     """The library's class that continues text with a model of this configuration; None if it has
@@ -31,6 +33,23 @@ def is_wrapper(config: Any) -> bool:
         return True
     text = config.get_text_config(decoder=True)
     return text is not config and class_of(config).config_class is not type(text)
+
+
+def body_of(model: Any) -> Any:
+    """A model without its output head, whatever its class calls that.
+
+    Raises:
+        ReaderError: it has no such part.
+    """
+    body = model.base_model
+    if body is model:
+        body = getattr(model, "model", None)
+    if body is None:
+        raise ReaderError(
+            f"{type(model).__name__} has no part that ends before its output head, by which a "
+            "document is read; use another model"
+        )
+    return body
 
 
 def by_part(config: Any, attention: str) -> dict[str, str]:
