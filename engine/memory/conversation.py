@@ -103,14 +103,8 @@ class Conversation:
         if memory.states is not None:
             states = memory.states.behind(self.window) if self._states is None else self._states
             others = memory.states.others(states)
-        return MemoryCache(
-            memory.layers,
-            self.length,
-            memory.shared,
-            text,
-            others=others,
-            expansions=self._reader.expansions,
-            context=self._reader.context,
+        return self._reader.cache_behind(
+            memory.layers, self.length, memory.shared, text=text, others=others
         )
 
     def recall(self, turns: Sequence[Turn], stop: Stop | None = None) -> None:

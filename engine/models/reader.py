@@ -7,7 +7,7 @@ the business of `compression` and `ingest`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -27,9 +27,10 @@ from engine.attention.layer_states import (
     states_of,
     take_back,
 )
-from engine.attention.memory_cache import MemoryCache
+from engine.attention.memory_cache import Attends, MemoryCache
 from engine.attention.rope_length import RopeLength, context_for
 from engine.attention.row_form import Expansions, caches_latents
+from engine.attention.shared import Shared
 from engine.compression.observation import Observe, ObservingProbe
 from engine.compression.query_statistics import (
     Probe,
@@ -128,6 +129,14 @@ class Reader:
     def empty_cache(self, capacity: int) -> Cache:
         """A cache for so many tokens."""
         return window_cache(self.model.config, capacity, self.context)
+
+    def cache_behind(
+        self, memories: Sequence[Attends], length: int, shared: Shared, **more: Any
+    ) -> MemoryCache:
+        """An empty cache behind memories of so many positions. more: of `MemoryCache`."""
+        return MemoryCache(
+            memories, length, shared, expansions=self.expansions, context=self.context, **more
+        )
 
     @cached_property
     def example_states(self) -> States:

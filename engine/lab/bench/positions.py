@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from engine.answer.overlap import content_words
-from engine.attention.memory_cache import MemoryCache
 from engine.attention.resident import row_scores
 from engine.attention.shared import Shared
 from engine.attention.softmax import merge_resolutions
@@ -34,6 +33,7 @@ from engine.lab.bench.log import Log
 from engine.lab.bench.questions import Question, choose
 from engine.lab.bench.suites.scores import contains
 from engine.memory.retrieval import PASSAGES_SEEN, PassageIndex, joined
+from engine.models import chunked
 
 if TYPE_CHECKING:
     from engine.attention.view import Stretch
@@ -398,24 +398,12 @@ def said(
     """The greedy answer to a question behind what is seen."""
     layers = list(memories(reader.prefix(), arranged, turn))
     shared = Shared(torch.tensor([0, 1]), 1)
-    cache = MemoryCache(
-        layers,
-        arranged.question,
-        shared,
-        expansions=reader.expansions,
-        context=reader.context,
-    )
+    cache = reader.cache_behind(layers, arranged.question, shared)
     given = reader.prompt.question(reader.tokenizer, question.text)
     ends = {reader.tokenizer.eos_token_id, *reader.prompt.ends}
     words: list[int] = []
-    length = arranged.question
     while len(words) < most:
-        length += len(given)
-        ids = torch.tensor([given], device=reader.devices[0])
-        seen = torch.ones(1, length).to(ids)
-        out = reader.model(
-            input_ids=ids, attention_mask=seen, past_key_values=cache, logits_to_keep=1
-        )
+        *_, out = chunked.read(reader.model, given, cache, None)
         word = int(out.logits[0, -1].argmax())
         if word in ends:
             break

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from engine.answer.session import Session
-from engine.attention.memory_cache import MemoryCache
 from engine.ingest.run import ingest
 from engine.lab.bench import bootstrap, peers
 from engine.lab.bench.budgets import options_of
 from engine.lab.bench.fidelity.found_mass import FoundMass, Keys
 from engine.lab.bench.peers.held import PeerError
 from engine.lab.bench.suites.scores import contains
+from engine.models import chunked
 from engine.types import Answer, IngestOptions, IngestReport, Silent
 
 if TYPE_CHECKING:
@@ -171,25 +171,13 @@ class _Steps:
             layer.release()
         memory.shared.peak_bytes = memory.shared.device_bytes
         self._counted = [] if keys is None else FoundMass.of(memory.layers, keys)
-        self._cache = MemoryCache(
-            self._counted or memory.layers,
-            memory.length,
-            memory.shared,
-            expansions=session.reader.expansions,
-            context=session.reader.context,
+        self._cache = session.reader.cache_behind(
+            self._counted or memory.layers, memory.length, memory.shared
         )
-        self._length = memory.length
 
     def read(self, given: Sequence[int]) -> Tensor:
         """Logits [V] of the next token."""
-        self._length += len(given)
-        ids = torch.tensor([list(given)], device=self.session.reader.devices[0])
-        out = self.session.reader.model(
-            input_ids=ids,
-            attention_mask=torch.ones(1, self._length).to(ids),
-            past_key_values=self._cache,
-            logits_to_keep=1,
-        )
+        *_, out = chunked.read(self.session.reader.model, list(given), self._cache, None)
         logits: Tensor = out.logits[0, -1].float().cpu()
         return logits
 

@@ -105,7 +105,9 @@ class LlamaCpp:
 
     @property
     def name(self) -> str:
-        return LLAMA + f":{self.kind}" * (self.kind != KINDS[0]) + f"@{self.file}" * bool(self.file)
+        kind = "" if self.kind == KINDS[0] else f":{self.kind}"
+        file = f"@{self.file}" if self.file else ""
+        return f"{LLAMA}{kind}{file}"
 
     def missing(self) -> str:
         if find_spec("llama_cpp") is None:

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from engine.attention.memory_cache import Attends, MemoryCache
+from engine.attention.memory_cache import Attends
 from engine.attention.shared import Shared
 from engine.compression.observation import Observe
 from engine.compression.query_statistics import SPREAD, QueryMoments
 from engine.compression.ranges import blocks_of_spans
 from engine.compression.scores import NEG_INF, group_queries, span_logsumexp
 from engine.compression.terms import PLAIN, Terms
+from engine.models import chunked
 
 if TYPE_CHECKING:
     from engine.models.reader import Reader
@@ -186,21 +187,10 @@ def forward(
     reader: Reader, reading: TeacherReading, ids: list[int], layers: Sequence[Attends]
 ) -> Tensor:
     """Logits [Q, V] of a block behind a document that `layers` stand for."""
-    tokens = torch.tensor([ids], device=reader.devices[0])
-    bounds = torch.tensor([0, reading.tokens])
-    out = reader.model(
-        input_ids=tokens,
-        attention_mask=torch.ones(1, reading.length + len(ids)).to(tokens),
-        past_key_values=MemoryCache(
-            layers,
-            reading.length,
-            Shared(bounds, 1),
-            expansions=reader.expansions,
-            context=reader.context,
-        ),
-    )
-    logits: Tensor = out.logits[0]
-    return logits
+    shared = Shared(torch.tensor([0, reading.tokens]), 1)
+    cache = reader.cache_behind(layers, reading.length, shared)
+    outputs = chunked.read(reader.model, ids, cache, None, logits_to_keep=0)
+    return torch.cat([out.logits[0] for out in outputs])
 
 
 def span_mass(q: Tensor, k: Tensor, bounds: Tensor) -> Tensor:
