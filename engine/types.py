@@ -373,8 +373,9 @@ class Citation:
     """A passage the answer was read from: `text` is source_text[start:end], exactly.
 
     page: the label of its page, or of the section it stands in. sheet: of a PDF, which sheet that
-    is, counted from 1, whatever its label says; "" elsewhere. Both may be a range, "12-13". store:
-    of a library's answer, the path of the store that has the source below the library.
+    is, counted from 1, whatever its label says; "" elsewhere. printed: the number printed on that
+    page, where it is known and not the label. Each may be a range, "12-13". store: of a library's
+    answer, the path of the store that has the source below the library.
     """
 
     source: str
@@ -385,6 +386,7 @@ class Citation:
     weight: float
     sheet: str = ""
     store: str = ""
+    printed: str = ""
 
 
 @dataclass(frozen=True)

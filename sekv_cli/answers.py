@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING
@@ -115,22 +114,9 @@ def _document(citation: Citation, called: Mapping[str, str]) -> str:
 
 
 def place(citation: Citation, name: str) -> str:
-    """Page first: "p. 12, book.pdf"; "Chapter 2, notes.md"; the name alone where there is no page.
-
-    A page of a PDF whose label is not the number of its sheet has both: "p. ii (sheet 2)".
-    """
-    page, sheet = citation.page, citation.sheet
-    several = bool(re.fullmatch(r"\d+\s*[-–]\s*\d+", page)) or "-" in sheet
-    called = f"{'pp.' if several else 'p.'} {page}"
-    if not sheet:
-        called = called if several or page.isdigit() else page
-    else:
-        named = f"{'sheets' if several else 'sheet'} {sheet}"
-        if page.startswith("#"):  # a page without a label among others with one
-            called = named
-        elif page != sheet:
-            called += f" ({named})"
-    return f"{called}, {name}" if called else name
+    """Page first: "p. 12, book.pdf"; "Chapter 2, notes.md"; without a page the name alone."""
+    page = names.page(citation.page, citation.sheet, citation.printed)
+    return f"{page}, {name}" if page else name
 
 
 def _shortened(words: str) -> str:
@@ -153,8 +139,7 @@ def windows_text(retrieval: Sequence[WindowRead]) -> str:
     none was chosen, because all were seen."""
     parts = []
     for each in retrieval:
-        page = f"p. {each.page}" if each.page.isdigit() else clean(each.page)
-        why = [page] if page else []
+        why = [clean(names.page(each.page))] if each.page else []
         why += [f"words {each.lexical:.1f}"] if each.lexical is not None else []
         why += [f"votes {each.attention:.1f}"] if each.attention is not None else []
         why += ["read now"] if each.read_now else []
@@ -202,7 +187,7 @@ def _windows(answer: Answer) -> str:
     """How many windows the question saw, and where they begin."""
     total = answer.stats.get("windows", len(answer.retrieval))
     seen = len(answer.retrieval) or total
-    pages = [f"p. {w.page}" if w.page.isdigit() else w.page for w in answer.retrieval if w.page]
+    pages = [names.page(window.page) for window in answer.retrieval if window.page]
     where = f", which begin at {', '.join(clean(page) for page in pages)}" if pages else ""
     return f"{count_text(seen)} of {count_text(total)} seen{where if seen <= 4 else ''}"
 

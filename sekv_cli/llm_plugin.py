@@ -19,6 +19,7 @@ from pydantic import Field
 from engine.errors import SekvError
 from engine.store.folders import looks_like_a_store
 from engine.types import AskOptions, Silent, Turn
+from sekv_cli.answers import place
 
 if TYPE_CHECKING:
     from engine.types import Answer
@@ -174,6 +175,6 @@ def _passages(answer: Answer) -> str:
     """The passages below an answer, as plain text."""
     lines = []
     for number, citation in enumerate(answer.citations, 1):
-        where = f"{citation.source}, p. {citation.page}" if citation.page else citation.source
+        where = place(citation, citation.source)
         lines.append(f"\n[{number}] {where}\n    {' '.join(citation.text.split())}")
     return "\n" + "\n".join(lines) if lines else ""

@@ -109,7 +109,16 @@ def schemas() -> dict[str, dict[str, Any]]:
     model_row |= {"window": number, "package": text, "hub": text, "download_bytes": number}
     model_row |= {"here": text, "path": text, "bytes": number}
     converted = record({"name": text, "from": text, "bytes": number})
-    page = record({"page": text, "start": number, "end": number, "text": text})
+    page = record(
+        {
+            "page": text,
+            "sheet": text,
+            "printed": text,
+            "start": number,
+            "end": number,
+            "text": text,
+        }
+    )
     setting = {"type": ["string", "number", "boolean", "array"]}
     trained = {"router": text, "parameters": number, "share": of(float), "steps": number}
     heads = {"heads": text, "model": text, "layers": number}

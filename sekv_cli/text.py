@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine.errors import DocumentError
-from sekv_cli import options
+from sekv_cli import names, options
 
 if TYPE_CHECKING:
     from engine.store.pages import StoredPage
@@ -78,6 +78,8 @@ def text(
                 "pages": [
                     {
                         "page": page.label,
+                        "sheet": str(page.sheet or ""),
+                        "printed": page.printed,
                         "start": page.start,
                         "end": page.end,
                         "text": whole[page.start : page.end],
@@ -96,7 +98,8 @@ def _write(whole: str, chosen: Sequence[StoredPage], *, marks: bool) -> None:
     parts = []
     for page in chosen:
         if marks:
-            name = f"page {page.label}, " if page.label else ""
+            called = names.page(page.label, str(page.sheet or ""), page.printed)
+            name = f"{called}, " if called else ""
             parts.append(f"=== {name}characters {page.start}:{page.end} ===\n")
         parts.append(whole[page.start : page.end])
         if marks and not parts[-1].endswith("\n"):

@@ -100,6 +100,17 @@ class DocumentText:
         first, last = (self.sources[source].sheet(page) for page in pages)
         return (str(first) if first == last else f"{first}-{last}") if first else ""
 
+    def printed(self, source: int, start: int, end: int) -> str:
+        """The number printed on the page of some characters, "7-8" of those on two; "" where it is
+        the page's label, or not known."""
+        numbers = self.sources[source].printed
+        if not numbers:
+            return ""
+        first, last = (
+            numbers[self._index(source, place)] for place in (start, max(start, end - 1))
+        )
+        return first if first == last else f"{first}-{last}" if first and last else ""
+
     def _index(self, source: int, offset: int) -> int:
         """Which page a character stands on; -1 without pages."""
         return bisect_right(self.sources[source].pages, offset, key=lambda page: page[1]) - 1
@@ -145,6 +156,7 @@ class DocumentText:
             text=self.texts[source][start:end],
             weight=round(weight, 4),
             sheet=self.sheets(source, start, end),
+            printed=self.printed(source, start, end),
         )
 
     def sentences(self, stretch: tuple[int, int]) -> list[Place]:

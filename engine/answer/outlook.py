@@ -21,6 +21,7 @@ from engine.answer.overlap import content_words
 from engine.attention.view import Stretch
 from engine.documents.outline import Heading, headings
 from engine.memory.retrieval import PASSAGES_SEEN, Retrieval, joined
+from engine.store.pages import pages
 from engine.store.passages import PASSAGE
 from engine.types import Citation
 
@@ -156,7 +157,7 @@ class Outlook:
 
     def place_of(self, part: whole.Part) -> Place | None:
         """The characters of a page, chapter or section; None where there is none of that name."""
-        return self._page(part.number) if part.kind in ("page", "sheet") else self._headed(part)
+        return self._page(part) if part.kind in whole.PAGE_KINDS else self._headed(part)
 
     @cached_property
     def headings(self) -> tuple[tuple[int, Heading], ...]:
@@ -168,12 +169,15 @@ class Outlook:
             for heading in headings(text, entry.pages, entry.kind)
         )
 
-    def _page(self, number: str) -> Place | None:
-        for source, entry in enumerate(self._book.sources):
-            for index, (label, start) in enumerate(entry.pages):
-                if label.casefold() == number.casefold():
-                    ends = [*(begin for _, begin in entry.pages[index + 1 :]), entry.chars]
-                    return source, start, ends[0]
+    def _page(self, part: whole.Part) -> Place | None:
+        """The page of that label, or else the one that prints that number; a sheet by its place."""
+        wanted = part.number.casefold()
+        for kind in ("page", "printed page") if part.kind == "page" else (part.kind,):
+            for source, entry in enumerate(self._book.sources):
+                for page in pages(entry):
+                    names = {"page": page.label, "printed page": page.printed}
+                    if names.get(kind, str(page.sheet)).casefold() == wanted:
+                        return source, page.start, page.end
         return None
 
     def _headed(self, part: whole.Part) -> Place | None:
@@ -234,22 +238,16 @@ class Outlook:
 
     def _no_such(self, part: whole.Part) -> str:
         labels = [label for entry in self._book.sources for label, _ in entry.pages if label]
-        if part.kind in ("page", "sheet") and labels:
-            return f"There is no page {part.number}; the pages are {labels[0]} to {labels[-1]}."
+        if part.kind in whole.PAGE_KINDS and labels:
+            return (
+                f"There is no {part.kind} {part.number}; the pages are {labels[0]} to {labels[-1]}."
+            )
         return f"No {part.kind} {part.number} is found among the headings and pages."
 
     def _cite(self, found: Sequence[tuple[int, Heading]]) -> tuple[Citation, ...]:
         book = self._book
         return tuple(
-            Citation(
-                source=book.sources[source].path,
-                page=book.pages(source, heading.start, heading.end),
-                start=heading.start,
-                end=heading.end,
-                text=book.texts[source][heading.start : heading.end],
-                weight=1 / len(found),
-                sheet=book.sheets(source, heading.start, heading.end),
-            )
+            book.citation((source, heading.start, heading.end), 1 / len(found))
             for source, heading in found
         )
 

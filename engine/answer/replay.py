@@ -78,7 +78,11 @@ def parse(trace: Mapping[str, Any], manifest: Manifest) -> Recorded:
         remark=str(trace.get("remark", "")),
         said=tuple(str(piece) for piece in trace["said"]),
         citations=tuple(
-            Citation(**_typed(entry, CITATION), sheet=str(entry.get("sheet", "")))
+            Citation(
+                **_typed(entry, CITATION),
+                sheet=str(entry.get("sheet", "")),
+                printed=str(entry.get("printed", "")),
+            )
             for entry in trace["citations"]
         ),
         moves=tuple(Move(**_typed(entry, MOVE)) for entry in trace["moves"]),

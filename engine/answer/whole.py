@@ -67,7 +67,7 @@ _KINDS = tuple((kind, re.compile(form, re.IGNORECASE)) for kind, form in _FORMS)
 _NUMBER = r"(\d{1,4}(?:\.\d{1,2}){0,3}|[ivxlc]{1,8}|[a-h](?=\W*$))"
 _PART = re.compile(
     rf"\b(?:on|in|of|from|at|summari[sz]e|does|is|about|for|read|explain|describe|and|^)\s+"
-    rf"(page|p\.|sheet|chapter|section|part|book|letter|appendix|federalist\s+no\.?)\s*{_NUMBER}\b",
+    rf"(page|p\.|printed\s+page|sheet|chapter|section|part|book|letter|appendix|federalist\s+no\.?)\s*{_NUMBER}\b",
     re.IGNORECASE,
 )
 _OF_SUMMARIES = re.compile(
@@ -76,6 +76,10 @@ _OF_SUMMARIES = re.compile(
     r"give|contents?|contains?|main|key|points?|ideas?|topics?|subjects?|written|short|brief(?:ly)?|"
     r"please|document|book|paper|text|read|just|page|words"
 )
+
+
+PAGE_KINDS = ("page", "printed page", "sheet")
+"""Kinds of parts that are pages: by label, by the number printed on them, by place in the file."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,8 @@ def part_of(question: str) -> Part | None:
     found = _PART.search(question)
     if found is None:
         return None
-    kind = {"p.": "page"}.get(found[1].lower(), found[1].lower())
+    kind = " ".join(found[1].lower().split())
+    kind = {"p.": "page"}.get(kind, kind)
     return Part(kind, found[2])
 
 

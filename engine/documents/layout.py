@@ -163,10 +163,10 @@ def _hyphenated(word: str, right: str, known: Counter[str]) -> bool:
 class _Edge:
     """A line near the edge of a page.
 
-    page, line: which; top: at the head. text: in small letters. number, key: the number by which
-    it counts the page, and which numbering that is a member of: the difference to the sheet, or
-    "label" where it is the page's own label; 0 for none. own: it says nothing but the number;
-    words: what else it says. heading: it is a number as headings have it.
+    page, line: which; top: at the head. text: in small letters. numeral, number, key: what it
+    counts the page by, that as a number, and which numbering that is a member of: the difference to
+    the sheet, or "label" where it is the page's own label; 0 for none. own: it says nothing but the
+    number; words: what else it says. heading: it is a number as headings have it.
     """
 
     page: int
@@ -174,6 +174,7 @@ class _Edge:
     top: bool
     text: str
     place: Place | None
+    numeral: str = ""
     number: int = 0
     key: int | str = 0
     own: bool = False
@@ -183,7 +184,7 @@ class _Edge:
 
 def drop_running(
     pages: Sequence[Sequence[Line]], sheets: Sequence[int] = (), labels: Sequence[str] = ()
-) -> tuple[list[list[str]], list[RemovedLine]]:
+) -> tuple[list[list[str]], list[RemovedLine], list[str]]:
     """Take page numbers and running headers and footers away.
 
     A line may go only if it stands at the edge of its page, with no other line
@@ -205,7 +206,8 @@ def drop_running(
         pages: the lines of each page.
         sheets: which sheet each page is; 1, 2, ... if empty. labels: what the file calls them.
     Returns:
-        The lines that are left of each page, and what was taken away.
+        The lines that are left of each page, what was taken away, and the number that is printed
+        on each page: "" where none is known.
     """
     sheets = sheets or range(1, len(pages) + 1)
     labels = labels or [""] * len(pages)
@@ -226,6 +228,7 @@ def drop_running(
     }
     gone: set[tuple[int, int]] = set()
     removed: list[RemovedLine] = []
+    counting: list[_Edge] = []
     for edges in sides:
         groups = _groups(edges, numbering, footed, filled)
         running = {(edge.page, edge.line) for group in groups.values() for edge in group}
@@ -233,6 +236,8 @@ def drop_running(
         for name, group in groups.items():
             going = [edge for edge in group if (edge.page, edge.line) in loose]
             first = group[0]
+            if not name.startswith("text "):
+                counting += going
             if name:  # what it says is said once
                 going = [edge for edge in going if edge is not first]
             going = [edge for edge in going if (edge.page, edge.line) not in gone]
@@ -244,7 +249,38 @@ def drop_running(
         [line.text for at, line in enumerate(lines) if (page, at) not in gone]
         for page, lines in enumerate(pages)
     ]
-    return kept, removed
+    return kept, removed, _printed(counting, numbering, pages, sheets)
+
+
+def _printed(
+    counting: Sequence[_Edge],
+    numbering: Mapping[int | str, int],
+    pages: Sequence[Sequence[Line]],
+    sheets: Sequence[int],
+) -> list[str]:
+    """The number of each page as it is printed. One that prints none, as where a chapter begins,
+    has the number that its neighbours leave it, where those count alike.
+
+    counting: lines that count their pages; of several on a page the numbering of most pages holds.
+    """
+    on: dict[int, _Edge] = {}
+    for edge in sorted(counting, key=lambda edge: numbering[edge.key]):
+        on[edge.page] = edge
+    printed = [""] * len(pages)
+    for page, edge in on.items():
+        printed[page] = _as_printed(edge.numeral, pages[page][edge.line].text)
+    for before, after in pairwise(sorted(on)):
+        key, roman = on[before].key, not printed[before].isdigit()
+        if key == on[after].key and key != "label" and roman != printed[after].isdigit():
+            for page in range(before + 1, after):
+                number = sheets[page] + int(key)
+                printed[page] = _roman(number) if roman else str(number)
+    return printed
+
+
+def _as_printed(numeral: str, line: str) -> str:
+    """A numeral in the letters that its line has it in, small or large."""
+    return numeral.upper() if re.search(rf"\b{numeral.upper()}\b", line) else numeral
 
 
 def _edges(page: int, lines: Sequence[Line], top: bool) -> list[_Edge]:
@@ -299,7 +335,7 @@ def _counted(edge: _Edge, row: str, sheet: int, label: str) -> _Edge:
         return edge
     known = numeral == label.casefold() or number == _value(label.casefold())
     key = "label" if label and known else number - sheet
-    return replace(edge, number=number, key=key, own=own, words=words)
+    return replace(edge, numeral=numeral, number=number, key=key, own=own, words=words)
 
 
 def _set_apart(edge: _Edge) -> tuple[str, str]:

@@ -222,11 +222,11 @@ def _extract(reading: _Reading, notes: list[str], *, keep_headers: bool) -> Extr
         notes.append(f"{name_pages(silent, thing)} {verb} no text layer")
     notes += _form_notes(reading, thing)
     labels = [reading.labels[sheet - 1] if reading.labels else "" for sheet in sheets]
+    kept, removed, printed = drop_running(pages, sheets, labels)
     if keep_headers:
         notes.append(HEADERS_KEPT)
         kept = [[line.text for line in lines] for lines in pages]
     else:
-        kept, removed = drop_running(pages, sheets, labels)
         notes += _removal_notes(removed)
     cleaned = join_words([joined(lines) for lines in kept])
     garbled = [
@@ -239,8 +239,11 @@ def _extract(reading: _Reading, notes: list[str], *, keep_headers: bool) -> Extr
             f"{name_pages(garbled, thing)}: fonts without a character table, text is unreadable"
         )
     table, parts, length = [], [], 0
-    for sheet, label, text in zip(sheets, labels, cleaned, strict=True):
-        table.append(Page(label or str(sheet), length, sheet))
+    for sheet, label, number, text in zip(sheets, labels, printed, cleaned, strict=True):
+        label = label or str(sheet)
+        table.append(
+            Page(label, length, sheet, "" if number.casefold() == label.casefold() else number)
+        )
         if text:
             parts.append(text + "\n")
             length += len(text) + 1

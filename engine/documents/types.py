@@ -27,11 +27,13 @@ class Page:
     start: character offset into the source's text. A page ends where the next one starts;
         one without text starts where its successor does.
     sheet: which sheet of a PDF it is, counted from 1, whatever its label says; 0 elsewhere.
+    printed: the number that is printed on it, where that is known and differs from its label.
     """
 
     label: str
     start: int
     sheet: int = 0
+    printed: str = ""
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,7 @@ def entries(sources: Iterable[Source], target: Address) -> tuple[SourceEntry, ..
             notes=tuple(source.notes),
             sheets=_sheets(source),
             near=_near(source.path, target),
+            printed=_printed(source),
         )
         for source in sources
     )
@@ -123,3 +124,9 @@ def _sheets(source: Source) -> tuple[int, ...]:
     if all(not page.sheet or page.label == str(page.sheet) for page in source.pages):
         return ()
     return tuple(page.sheet for page in source.pages)
+
+
+def _printed(source: Source) -> tuple[str, ...]:
+    """The numbers printed on a PDF's pages, where they are not the labels."""
+    printed = tuple(page.printed for page in source.pages)
+    return printed if any(printed) else ()

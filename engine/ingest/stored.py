@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from engine.compression.methods import Method
 from engine.errors import StoreError, StoreMismatchError
 from engine.object_storage import Address
+from engine.store.pages import pages
 from engine.store.reader import read_store
 
 if TYPE_CHECKING:
@@ -61,9 +62,10 @@ def _sources(store: Store) -> tuple[Source, ...]:
             kind=entry.kind,
             text=store.text(index),
             pages=tuple(
-                Page(label, start, entry.sheet(page))
-                for page, (label, start) in enumerate(entry.pages)
-            ),
+                Page(page.label, page.start, page.sheet, page.printed) for page in pages(entry)
+            )
+            if entry.pages
+            else (),
             sha256=entry.sha256,
             notes=entry.notes,
         )

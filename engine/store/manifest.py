@@ -59,9 +59,10 @@ def states_file(window: int) -> str:
 class SourceEntry:
     """One source. pages: (label, first character) in order; chars: length of its text.
 
-    sheets: of a PDF whose page labels are not just 1, 2, ..., the sheet of each page. near: where
-    it lay, seen from the folder that holds the store; "" where `path` is whole, or was all that
-    was known.
+    sheets: of a PDF whose page labels are not just 1, 2, ..., the sheet of each page. printed: of a
+    PDF that prints other numbers on its pages than their labels, the number on each page, "" where
+    it is the label or not known. near: where it lay, seen from the folder that holds the store; ""
+    where `path` is whole, or was all that was known.
     """
 
     path: str
@@ -72,6 +73,7 @@ class SourceEntry:
     notes: tuple[str, ...] = ()
     sheets: tuple[int, ...] = ()
     near: str = ""
+    printed: tuple[str, ...] = ()
 
     def sheet(self, page: int) -> int:
         """The sheet of a page of a PDF, counted from 1; 0 where there is none."""
@@ -181,7 +183,7 @@ class Manifest:
             if not plain["model"][name]:
                 del plain["model"][name]
         for source in plain["sources"]:
-            for name in ("sheets", "near"):
+            for name in ("sheets", "printed", "near"):
                 if not source[name]:
                     del source[name]
         return plain
@@ -363,6 +365,11 @@ def _source(table: _Table) -> SourceEntry:
         raise _damaged(f"{table.place}sheets")
     if not all(type(sheet) is int and 0 < sheet < 2**53 for sheet in sheets):
         raise _damaged(f"{table.place}sheets")
+    printed = tuple(table.items("printed")) if "printed" in table.values else ()
+    if printed and len(printed) != len(pages):
+        raise _damaged(f"{table.place}printed")
+    if not all(isinstance(number, str) for number in printed):
+        raise _damaged(f"{table.place}printed")
     return SourceEntry(
         path=table.text("path"),
         kind=table.text("kind"),
@@ -372,6 +379,7 @@ def _source(table: _Table) -> SourceEntry:
         notes=tuple(notes),
         sheets=sheets,
         near=table.text("near") if "near" in table.values else "",
+        printed=printed,
     )
 
 

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class StoredPage:
     """Characters [start, end) of a source's text. label: as citations name it; sheet: of a PDF,
-    counted from 1, else 0."""
+    counted from 1, else 0; printed: the number printed on it, where known and not the label."""
 
     label: str
     start: int
     end: int
     sheet: int = 0
+    printed: str = ""
 
 
 def pages(source: SourceEntry) -> tuple[StoredPage, ...]:
@@ -32,9 +33,12 @@ def pages(source: SourceEntry) -> tuple[StoredPage, ...]:
     starts = [start for _, start in source.pages] or [0]
     ends = [*starts[1:], source.chars]
     labels = [label for label, _ in source.pages] or [""]
+    printed = source.printed or [""] * len(starts)
     return tuple(
-        StoredPage(label, start, end, source.sheet(index) if source.pages else 0)
-        for index, (label, start, end) in enumerate(zip(labels, starts, ends, strict=True))
+        StoredPage(label, start, end, source.sheet(index) if source.pages else 0, number)
+        for index, (label, start, end, number) in enumerate(
+            zip(labels, starts, ends, printed, strict=True)
+        )
     )
 
 

@@ -109,7 +109,7 @@ def _book(
     }
     for index, (entry, text, spans) in enumerate(zip(entries, texts, by_source, strict=True)):
         starts, ends = [span.start for span in spans], [span.end for span in spans]
-        pages = [(str(label), int(at)) for label, at in entry["pages"]]
+        pages = _pages(entry)
         if not text:
             text, starts, ends, pages = _outline(spans)
         units = _utf16(text)
@@ -128,6 +128,16 @@ def _book(
     return sources, columns
 
 
+def _pages(entry: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """The pages of a source as the manifest has it: what each is called, and where it begins."""
+    unknown = [""] * len(entry["pages"])
+    sheets, printed = (entry.get(name) or unknown for name in ("sheets", "printed"))
+    return [
+        (names.page(str(label), str(sheet), number), int(at))
+        for (label, at), sheet, number in zip(entry["pages"], sheets, printed, strict=True)
+    ]
+
+
 def _outline(
     spans: Sequence[SpanView],
 ) -> tuple[str, list[int], list[int], list[tuple[str, int]]]:
@@ -139,8 +149,8 @@ def _outline(
     at = 0
     for span in spans:
         line = f"[span {span.id}, tokens {span.start_token} to {span.end_token}]\n"
-        if span.page and (not pages or pages[-1][0] != span.page):
-            pages.append((span.page, at))
+        if span.page and (not pages or pages[-1][0] != names.page(span.page)):
+            pages.append((names.page(span.page), at))
         starts.append(at)
         at += len(line)
         ends.append(at)
@@ -185,7 +195,8 @@ def _asked(report: InspectReport, texts: Sequence[str]) -> dict[str, Any]:
         for source, text in enumerate(texts):  # a path may be there twice, with another text
             if paths[source] == citation.source and text[start:end] == citation.text:
                 units = _utf16(text)
-                places.append([source, units(start), units(end), citation.page])
+                page = names.page(citation.page, citation.sheet, citation.printed)
+                places.append([source, units(start), units(end), page])
                 break
     return {
         "question": report.question,

@@ -52,7 +52,6 @@
     const index = after(pageStarts, place) - 1;
     return index < 0 || pageStarts[index] < base[sourceAt(place)] ? "" : pageLabels[index];
   };
-  const named = (label) => (/^[0-9ivxlc-]+$/i.test(label) ? "p. " + label : label);
   const words = (a, b) => {
     const s = sourceAt(a);
     return data.sources[s].text.slice(a - base[s], b - base[s]);
@@ -190,7 +189,7 @@
       if (label !== undefined) {
         const badge = document.createElement("span");
         badge.className = "page";
-        badge.dataset.label = named(label);
+        badge.dataset.label = label;
         parent.append(badge);
       }
       const end = Math.min(next(pageStarts, at, b), next(hitEdges, at, b), next(citedEdges, at, b));
@@ -322,7 +321,7 @@
     pen.strokeStyle = colour("--ink");
     pen.strokeRect(0.5, (a / length) * high + 0.5, wide - 1, Math.max(4, ((b - a) / length) * high));
     map.setAttribute("aria-valuenow", String(Math.round((100 * a) / length)));
-    map.setAttribute("aria-valuetext", named(pageOf(a)) || share(a / length));
+    map.setAttribute("aria-valuetext", pageOf(a) || share(a / length));
   };
   let waiting = false;
   const drawSoon = () => {
@@ -374,7 +373,7 @@
       const made = button(excerpt(i), () => choose(i, true));
       const weight = document.createElement("b");
       const page = pageOf(from[i]);
-      weight.textContent = (page ? named(page) + ", " : "") + share(weights[i]);
+      weight.textContent = (page ? page + ", " : "") + share(weights[i]);
       made.prepend(weight);
       made.style.setProperty("--heat", Math.sqrt(weights[i] / heaviest).toFixed(3));
       made.setAttribute("aria-current", String(i === state.span));
@@ -435,7 +434,7 @@
     $("passage").hidden = i < 0;
     if (i < 0) return;
     const page = pageOf(from[i]);
-    $("chosen").textContent = `${excerpt(i)} (${page ? named(page) + ", " : ""}span ${i}, surprisal ${(spans.surprisal[i] / 100).toFixed(2)}${spans.anchor[i] ? ", anchor" : ""})`;
+    $("chosen").textContent = `${excerpt(i)} (${page ? page + ", " : ""}span ${i}, surprisal ${(spans.surprisal[i] / 100).toFixed(2)}${spans.anchor[i] ? ", anchor" : ""})`;
     const mine = reads.filter((r) => r.span === i && (state.step < 0 || r.step === state.step));
     const steps = new Set(mine.map((r) => r.step));
     const mean = (of) => mine.reduce((t, r) => t + of(r), 0) / (mine.length || 1);
@@ -548,7 +547,7 @@
     $("question").textContent = asked.question;
     $("answer").textContent = asked.answer;
     citedRanges.forEach((range, n) => {
-      const page = range.page ? named(range.page) + ": " : "";
+      const page = range.page ? range.page + ": " : "";
       $("cited").append(button(`[${n + 1}] ${page}${words(range.a, range.b).replace(/\s+/g, " ")}`, () => { closeSide(); go(range.a); }));
     });
     $("held").hidden = !asked.resident.length;

@@ -206,6 +206,16 @@ def test_a_citation_of_a_pdf_names_page_and_sheet() -> None:
     assert plain.sheets(0, 0, 12) == ""
     plain = replace(plain, sources=(replace(plain.sources[0], kind="pdf"),))
     assert (plain.pages(0, 0, 12), plain.sheets(0, 0, 12)) == ("7-8", "7-8")
+    assert plain.printed(0, 0, 12) == ""
+
+
+def test_a_citation_has_the_number_that_is_printed_on_its_page() -> None:
+    made = book("One sat. Two sat. Three sat.", pages=(("1", 0), ("2", 9), ("3", 18)))
+    entry = replace(made.sources[0], kind="pdf", printed=("", "i", "ii"))
+    made = replace(made, sources=(entry,))
+    assert made.citations(evidence(made, (0, "Two", 1.0)))[0].printed == "i"
+    assert made.printed(0, 9, 28) == "i-ii"
+    assert made.printed(0, 0, 17) == ""  # of one page it is not known
 
 
 @settings(max_examples=80, deadline=None)

@@ -68,7 +68,7 @@ def test_the_json_of_an_answer_has_the_keys_of_the_contract(store: Path, reader:
     assert set(reply) == {"question", "answer", *CONTRACT, *ADDED, "stats"}
     assert reply["citations"]
     for citation in reply["citations"]:
-        assert set(citation) == CONTRACT["citations"] | {"sheet", "store"}
+        assert set(citation) == CONTRACT["citations"] | {"sheet", "store", "printed"}
     for part in ("usage", "memory", "timing"):
         assert set(reply[part]) == CONTRACT[part]
     assert reply["question"] == QUESTION

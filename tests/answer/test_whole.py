@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from engine.answer import whole
-from engine.answer.outlook import CANNOT_COUNT, MOST_SEEN, OPENING, PARTS_SEEN
+from engine.answer.outlook import CANNOT_COUNT, MOST_SEEN, OPENING, PARTS_SEEN, Outlook
 from engine.documents.outline import headings
 from engine.ingest import run
 from engine.models.reader import Reader
@@ -124,6 +125,33 @@ def test_a_question_about_a_chapter_sees_that_chapter(store: Path, reader: Reade
         (part,) = [whole.part_of("Summarise chapter two, and chapter II")]
         assert part is not None
         assert book._outlook.place_of(part) == (0, first, end)
+
+
+def test_a_page_is_found_by_its_label_its_printed_number_or_its_sheet(
+    store: Path, reader: Reader, subtests: pytest.Subtests
+) -> None:
+    pages = (("1", 0), ("2", 100), ("3", 200))
+    with session(store, reader) as opened:
+        book = opened._outlook._book
+        printed = replace(book.sources[0], kind="pdf", pages=pages, printed=("", "i", "1"))
+        labelled = replace(
+            book.sources[0], kind="pdf", pages=(("i", 0), ("1", 100), ("2", 200)), sheets=(1, 2, 3)
+        )
+        for entry, question, start in (
+            (printed, "What is on page 1?", 0),
+            (printed, "What is on page i?", 100),
+            (printed, "What is on printed page 1?", 200),
+            (printed, "What is on sheet 3?", 200),
+            (labelled, "What is on page 1?", 100),
+            (labelled, "What is on sheet 1?", 0),
+            (labelled, "What is on page 3?", None),
+        ):
+            with subtests.test(question, labelled=entry is labelled):
+                part = whole.part_of(question)
+                assert part is not None
+                outlook = Outlook(replace(book, sources=(entry,)), opened._outlook._retrieval)
+                place = outlook.place_of(part)
+                assert (place and place[1]) == start
 
 
 def test_what_a_document_is_about_is_answered_from_beginnings(store: Path, reader: Reader) -> None:

@@ -64,7 +64,7 @@ THINGS: list[tuple[str, int, tuple[str, ...]]] = [
     ("list nosuch", 2, ("there is no folder nosuch",)),
     ("inspect dracula.sekv", 0, ("dracula.sekv", "of the full cache", "surprisal")),
     ("inspect dracula.sekv --html page.html", 0, ("page.html", "open it in a browser")),
-    ("text dracula.sekv --pages 6 --marks", 0, ("=== page 6, characters", "Golden Mediasch")),
+    ("text dracula.sekv --pages 6 --marks", 0, ("=== p. 6, characters", "Golden Mediasch")),
     ("text dracula.sekv --pages 99", 2, ("has no page '99'; its first is '5'",)),
     ("verify dracula.sekv", 0, ("dracula.sekv is sound",)),
     ("rm nosuch", 2, ("nosuch",)),

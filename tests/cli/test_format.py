@@ -80,16 +80,22 @@ CALLED = [
     ("A-1", "3", "p. A-1 (sheet 3), a.pdf"),
     ("II", "", "II, a.pdf"),
     ("The Harbour", "", "The Harbour, a.pdf"),
+    ("12", "12", "7", "p. 12 (printed 7), a.pdf"),
+    ("12-13", "12-13", "7-8", "pp. 12-13 (printed 7-8), a.pdf"),
+    ("A-1", "3", "5", "p. A-1 (sheet 3, printed 5), a.pdf"),
+    ("#3", "3", "5", "sheet 3 (printed 5), a.pdf"),
 ]
 
 
-def test_a_page_is_called_by_its_label_and_where_that_differs_by_its_sheet(
+def test_a_page_is_called_by_its_label_and_where_they_differ_by_sheet_and_printed_number(
     subtests: pytest.Subtests,
 ) -> None:
-    for page, sheet, shown in CALLED:
+    for page, sheet, *printed, shown in CALLED:
         with subtests.test(page=page, sheet=sheet):
             out = Console(file=io.StringIO(), width=100)
-            print_citations(out, [Citation("x/a.pdf", page, 0, 1, "z", 1.0, sheet)])
+            number = printed[0] if printed else ""
+            cited = Citation("x/a.pdf", page, 0, 1, "z", 1.0, sheet, printed=number)
+            print_citations(out, [cited])
             assert out.file.getvalue().splitlines()[0].strip() == f"[1] {shown}"  # type: ignore[attr-defined]
 
 

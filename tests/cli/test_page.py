@@ -30,7 +30,7 @@ def test_a_page_holds_text_spans_and_answer() -> None:
     data = embedded(page.render("a/b.sekv", report([PLAIN, "Short."]), [PLAIN, "Short."]))
     assert data["store"] == "b.sekv"
     assert [source["text"] for source in data["sources"]] == [PLAIN, "Short."]
-    assert data["sources"][0]["pages"][1] == ["2", 100]
+    assert data["sources"][0]["pages"][1] == ["p. 2", 100]
     spans = data["spans"]
     assert spans["source"][-1] == 1
     assert (spans["start"][1], spans["end"][1]) == (12, 24)
@@ -38,7 +38,7 @@ def test_a_page_holds_text_spans_and_answer() -> None:
     asked = data["asked"]
     assert (asked["question"], asked["answer"]) == ("Who?", "Ana")
     assert asked["said"] == [" A", "na", "\n"]
-    assert asked["citations"] == [[0, 12, 24, "1"]]
+    assert asked["citations"] == [[0, 12, 24, "p. 1"]]
     assert asked["rates"] == [[2] * (LAYERS * HEADS)] * 3
     assert asked["moved"] == [[3000, 6, 0], [0, 0, 0], [0, 0, 0]]
     assert asked["reads"][2][:4] == [len(spans["start"]) - 1, 0, 5000, 2000]
@@ -119,13 +119,24 @@ def test_places_are_those_that_scripts_count(text: str) -> None:
     assert shown == [clean[at : at + 5] for at in range(0, len(text), 5)]
 
 
+def test_pages_are_called_as_citations_call_them() -> None:
+    made = report([PLAIN], asked=False)
+    (entry,) = made.manifest["sources"]
+    entry |= {"kind": "pdf", "pages": [["1", 0], ["2", 9]], "printed": ["", "i"]}
+    shown = page.contents("b.sekv", made, [PLAIN])["sources"][0]["pages"]
+    assert shown == [["p. 1", 0], ["p. 2 (printed i)", 9]]
+    entry |= {"pages": [["i", 0], ["1", 9]], "sheets": [1, 2], "printed": []}
+    shown = page.contents("b.sekv", made, [PLAIN])["sources"][0]["pages"]
+    assert shown == [["p. i (sheet 1)", 0], ["p. 1 (sheet 2)", 9]]
+
+
 def test_a_source_without_text_is_shown_by_its_spans() -> None:
     made = report([PLAIN, "Kept."], asked=False)
     data = page.contents("b.sekv", made, ["", "Kept."])
     text, spans = data["sources"][0]["text"], data["spans"]
     assert text.startswith("[span 0, tokens 0 to 4]\n[span 1, ")
     assert text[spans["start"][1] : spans["end"][1]] == "[span 1, tokens 4 to 8]\n"
-    assert data["sources"][0]["pages"][:2] == [["1", 0], ["2", spans["start"][9]]]
+    assert data["sources"][0]["pages"][:2] == [["p. 1", 0], ["p. 2", spans["start"][9]]]
     assert data["sources"][1]["text"] == "Kept."
 
 

@@ -79,7 +79,7 @@ def test_marks_and_json_say_which_characters(
     page = record["pages"][0]
     assert record["chars"] == len(whole)
     assert page["text"] == whole[page["start"] : page["end"]]
-    assert first == f"=== page 2, characters {page['start']}:{page['end']} ==="
+    assert first == f"=== p. 2, characters {page['start']}:{page['end']} ==="
     assert rest.rstrip("\n") == page["text"].rstrip("\n")
 
 

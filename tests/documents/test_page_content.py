@@ -5,11 +5,12 @@ Each kind is shown by a file that once failed (`data`) and by others of the same
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.documents import load
@@ -566,6 +567,57 @@ def test_labels_that_say_what_the_sheets_say_change_nothing() -> None:
     assert [page.label for page in load_pdf(raw).pages] == ["1", "2", "3", "4"]
     with pytest.raises(DocumentError, match="asks for page 5"):
         load_pdf(raw, pages="5")
+
+
+# ------------------------------------------------------------- printed numbers
+
+
+def numbered(feet: Sequence[str], catalog: str = "") -> bytes:
+    """A PDF with these numbers at the foot of its pages."""
+    pages = [
+        said(72, 700, PROSE[at % 4], f"It was day {at} of it.")
+        + (said(300, 40, foot) if foot else "")
+        for at, foot in enumerate(feet)
+    ]
+    return painted(pages, catalog=catalog)
+
+
+def printed(raw: bytes, **how: bool) -> list[str]:
+    return [page.printed for page in load_pdf(raw, **how).pages]
+
+
+def test_a_page_has_the_number_that_is_printed_on_it() -> None:
+    feet = ["", "", "ii", "iii", "iv", "1", "2", "- 3 -", "", "5", "6"]
+    raw = numbered(feet)
+    assert [page.label for page in load_pdf(raw).pages] == [str(at) for at in range(1, 12)]
+    # The page between 3 and 5 is page 4; what stands before the first number is no guess.
+    numbers = ["", "", "ii", "iii", "iv", "1", "2", "3", "4", "5", "6"]
+    assert printed(raw) == numbers
+    assert printed(raw, keep_headers=True) == numbers
+    assert printed(numbered([foot.upper() for foot in feet]))[2:5] == ["II", "III", "IV"]
+
+
+def test_a_number_that_is_the_label_already_is_not_said_twice() -> None:
+    assert printed(numbered(["1", "2", "3", "4"])) == [""] * 4
+    labels = "/PageLabels << /Nums [0 << /S /r >> 4 << /S /D >>] >>"
+    raw = numbered(["i", "ii", "iii", "iv", "1", "2", "3", "4"], labels)
+    assert printed(raw) == [""] * 8
+    # A file whose labels are not what stands on its pages.
+    off = "/PageLabels << /Nums [0 << /S /D /St 11 >>] >>"
+    pages = load_pdf(numbered(["", "1", "2", "3", "4", "5"], off)).pages
+    assert [(page.label, page.sheet, page.printed) for page in pages][:3] == [
+        ("11", 1, ""), ("12", 2, "1"), ("13", 3, "2"),
+    ]  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None)
+@given(front=st.integers(0, 4), body=st.integers(4, 12), lost=st.sets(st.integers(5, 8)))
+def test_printed_numbers_are_those_on_the_pages(front: int, body: int, lost: set[int]) -> None:
+    """Whatever the front matter, and whichever pages print none: never another number."""
+    feet = [*[""] * front, *map(str, range(1, body + 1))]
+    shown = [foot if at not in lost else "" for at, foot in enumerate(feet)]
+    for number, foot in zip(printed(numbered(shown)), feet, strict=True):
+        assert number in ("", foot)
 
 
 # ------------------------------------------------------------------ other tools' reports

@@ -229,7 +229,8 @@ def test_cut_words_are_mended_as_the_document_writes_them() -> None:
 def test_without_places_only_a_number_at_the_foot_is_taken_away() -> None:
     pages = [f"The Harbour\n{at + 1}\n{line}\n{at + 1}" for at, line in enumerate(PROSE)]
     lines = [[Line(line) for line in page.split("\n")] for page in pages]
-    kept, removed = drop_running(lines)
+    kept, removed, printed = drop_running(lines)
+    assert printed == ["1", "2", "3", "4"]
     assert kept == [page.split("\n")[:-1] for page in pages]
     assert [(line.text, line.pages, line.top) for line in removed] == [("", 4, False)]
 
@@ -237,9 +238,10 @@ def test_without_places_only_a_number_at_the_foot_is_taken_away() -> None:
 def test_figures_and_dates_of_a_table_are_no_page_numbers() -> None:
     rows = ["06/22/2015", "17", "I", "3.1 Results", "4,096"]
     pages = [[row, text, row] for row, text in zip(rows, [*PROSE, PROSE[0]], strict=True)]
-    assert drop_running([[Line(line) for line in page] for page in pages]) == (pages, [])
+    none = [""] * 5
+    assert drop_running([[Line(line) for line in page] for page in pages]) == (pages, [], none)
     dates = [["07/01/2015", text] for text in PROSE]
-    assert drop_running([[Line(line) for line in page] for page in dates]) == (dates, [])
+    assert drop_running([[Line(line) for line in page] for page in dates]) == (dates, [], none[:4])
 
 
 @settings(max_examples=50)
@@ -253,7 +255,7 @@ def test_cleaning_only_takes_away(pages: list[str]) -> None:
         ]
         for page in pages
     ]
-    kept, _ = drop_running(lines)
+    kept, _, _ = drop_running(lines)
     cleaned = join_words(["\n".join(page) for page in kept])
     for before, after in zip(pages, cleaned, strict=True):
         rest = iter(before.replace(BROKEN, "-"))

@@ -499,6 +499,7 @@ def test_what_is_left_out_is_told_and_an_append_does_the_same(
             assert text.count("The Harbour") == (4 if keep else 1)
             assert [label for label, _ in entry.pages] == ["i", "ii", "1", "2"]
             assert entry.sheets == (1, 2, 3, 4)
+            assert entry.printed == ()
             assert entry.notes == made.sources[0].notes
     assert made.sources[0].notes == (
         (HEADERS_KEPT,)
