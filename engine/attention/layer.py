@@ -97,6 +97,7 @@ class LayerMemory:
         freed, unless all of the same spans are zoomed: the next question would zoom them again."""
         self.choice: Choice = self.recipe.selector.begin()
         self._arriving: Arriving | None = None
+        self._fixed_sum: int | None = None
         same = len(view.spans) and torch.equal(rows[2].int(), self.zoomed.pinned_token)
         if same and self.zoomed.holds_all and torch.equal(view.spans, self.view.spans):
             return
@@ -135,7 +136,9 @@ class LayerMemory:
     def fixed_bytes(self) -> int:
         """Bytes that are on the device whatever is zoomed: pinned rows, hidden or not, the index,
         and the parameters that both are read with. A static ranking stays on the host."""
-        return sum(self._fixed().values())
+        if self._fixed_sum is None:  # asked by every layer of every other one
+            self._fixed_sum = sum(self._fixed().values())
+        return self._fixed_sum
 
     def _fixed(self) -> dict[str, int]:
         """`fixed_bytes` by kind."""

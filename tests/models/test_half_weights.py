@@ -51,8 +51,10 @@ def test_sixteen_bits_give_the_logits_of_float32(
 
 
 def test_inputs_that_fill_no_block_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same products to the order of sums, with and without a bias, of rows in any shape."""
+    """The same products to the order of sums, with and without a bias, of rows in any shape, of a
+    tall matrix that is packed in parts."""
     monkeypatch.setattr(half_weights, "TALL", 64)
+    monkeypatch.setattr(half_weights, "OUTPUTS", 32)
     torch.manual_seed(0)
     for inputs, bias, apart in ((576, False, 64), (576, True, 64), (512, True, 0), (900, True, 0)):
         linear = torch.nn.Linear(inputs, 80, bias=bias)
@@ -60,6 +62,7 @@ def test_inputs_that_fill_no_block_are_kept_apart(monkeypatch: pytest.MonkeyPatc
             linear.weight.copy_(linear.weight.half())
         made = HalfLinear(linear)
         assert (0 if made._rest is None else len(made._rest)) == apart
+        assert len(made._packed) == 3  # 32, 32 and 16 outputs
         for shape in ((3, inputs), (1, 3, inputs), (2, 1, inputs)):
             x = torch.randn(shape)
             with torch.inference_mode():
