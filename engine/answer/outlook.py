@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 
 from engine.answer import whole
-from engine.answer.citations import DocumentText
+from engine.answer.citations import MOST, DocumentText
 from engine.answer.overlap import content_words
 from engine.attention.view import Stretch
 from engine.documents.outline import Heading, headings
@@ -34,11 +35,34 @@ PARTS_SEEN = 6
 CENTRAL_WORDS = 12
 """Most frequent words of a part, by which its most central passage is found."""
 
+_LABELLED = {
+    kind: rf"^[^\w\n]*((?:{label})\b[*_]*[ \t]*:[*_ \t]*\w[^\n]{{0,200}})"
+    for kind, label in {
+        whole.TITLE: "title|subject",
+        whole.AUTHOR: "authors?|written by|from",
+        whole.PUBLISHER: "publishers?|published by",
+        whole.DATE: r"(?:\w+ )?(?:date|year)|published|first published|dated",
+    }.items()
+}
+"""Lines of a first page that say by name what they give."""
+
+_BYLINE = re.compile(r"^\W*(?:by|authors?|written\s+by|edited\s+by|editors?)\b", re.I | re.M)
+"""A line of a first page that names people."""
+
+_FILE_NAME = re.compile(r"\.\w{2,5}$|^microsoft \w+ - |- notepad$|^untitled|^document\d*$", re.I)
+"""A title that a program filled in."""
+
 _AT_THE_BEGINNING = frozenset({"first", "begins", "begin", "opens", "open", "starts", "start"})
 _AT_THE_END = frozenset({"last", "ends", "end", "finally", "closes", "close"})
 
 MOST_SEEN = 1024
 """Tokens that are seen of a page or a chapter; of a longer one its beginning and pieces of it."""
+
+FRONT_CHARS = 3000
+"""Characters of a text in which its title page is looked for."""
+
+DESCRIBED = ("epub", "html")
+"""Kinds of sources whose metadata is written by people, as a rule; in others often by programs."""
 
 LISTED = 60
 """Headings that an answer lists."""
@@ -87,6 +111,8 @@ class Outlook:
             words = sum(len(re.findall(r"\S+", text)) for text in self._book.texts)
             chars = sum(map(len, self._book.texts))
             return Said(f"It has {words:,} words, {chars:,} characters.")
+        if kind in whole.IMPRINT:
+            return self._imprint(kind)
         return self._count(question) if kind == whole.COUNT else None
 
     def needed(self, question: str, kind: str) -> tuple[Stretch, ...] | None:
@@ -96,6 +122,8 @@ class Outlook:
         part = whole.part_of(question)
         if part is not None:
             return self._seen_of(part, question)
+        if kind in whole.IMPRINT:
+            return self._front()
         return self._beginnings() if kind == whole.ABOUT else None
 
     def view(
@@ -105,6 +133,8 @@ class Outlook:
         part = whole.part_of(question)
         if part is not None:
             return self._seen_of(part, question, unread)
+        if kind in whole.IMPRINT:
+            return self._front()
         if kind != whole.ABOUT:
             return None
         central = (self._central(part, unread) for part in self._parts)
@@ -147,6 +177,13 @@ class Outlook:
         parts = self._parts if self.headings else ()
         pieces = [(first, min(first + PIECE, end)) for first, end in parts]
         return joined([(0, min(OPENING, len(self._book.source))), *pieces])
+
+    def _front(self) -> tuple[Stretch, ...]:
+        """The first pages of the first sources, where a document says what it is."""
+        count = min(len(self._book.sources), PARTS_SEEN)
+        firsts = torch.searchsorted(self._book.source, torch.arange(count + 1)).tolist()
+        size = max(OPENING // count, PIECE)
+        return joined([(a, min(a + size, b)) for a, b in pairwise(firsts) if a < b])
 
     def _central(self, part: Stretch, unread: Collection[int]) -> tuple[Stretch, ...]:
         """The passage that is best by BM25 for the part's own most frequent words: those that are
@@ -228,6 +265,30 @@ class Outlook:
         words = sum(len(re.findall(r"\S+", text)) for text in self._book.texts)
         return Said(f"It has no pages; it has {words:,} words.")
 
+    def _imprint(self, kind: str) -> Said | None:
+        """What first pages or files say of themselves: a line such as "Author: ...", else metadata;
+        None where one has nothing to rely on."""
+        lines, places = [], []
+        for source, entry in enumerate(self._book.sources):
+            front = self._book.texts[source][:FRONT_CHARS]
+            found = re.search(_LABELLED[kind], front, re.I | re.M) if kind in _LABELLED else None
+            said = re.sub(r"[*_]{2,}", "", " ".join(found[1].split())) if found else ""
+            if not found and (described := entry.imprint.get(kind, "")):
+                words = r"\W+".join(map(re.escape, re.findall(r"\w+", described)))
+                found = re.search(rf"\b({words})\b", front, re.IGNORECASE) if words else None
+                said = f"{kind.capitalize()}: {described}"
+                if not found:
+                    said += " (in the file's own description)"
+                    if entry.kind not in DESCRIBED and not _trusted(kind, described, front):
+                        return None
+            if not said:
+                return None
+            lines.append(f"{entry.path}: {said}" if len(self._book.sources) > 1 else said)
+            if found:
+                places.append((source, *found.span(1)))
+        cited = tuple(self._book.citation(place, 1 / len(places)) for place in places)
+        return Said("\n".join(lines), cited[:MOST])
+
     def _count(self, question: str) -> Said:
         quoted = re.search(r"[\"“'‘]([^\"”'’]{1,80})[\"”'’]", question)
         if quoted is None:
@@ -250,6 +311,14 @@ class Outlook:
             book.citation((source, heading.start, heading.end), 1 / len(found))
             for source, heading in found
         )
+
+
+def _trusted(kind: str, said: str, front: str) -> bool:
+    """Whether metadata may be said that the first page does not confirm: a title that is no name of
+    a file, an author where that page names nobody."""
+    if kind == whole.TITLE:
+        return not _FILE_NAME.search(said)
+    return kind == whole.AUTHOR and not _BYLINE.search(front)
 
 
 def _pieces(part: Stretch) -> tuple[Stretch, ...]:

@@ -185,8 +185,11 @@ class Session:
         checks.check_question(question, turns)
         started = time.perf_counter()
         sought = Sought(search_texts(question, turns))
+        kind = ""
         if self.options.whole is not False:
-            kind = whole.kind_of(question) or (whole.ABOUT if self.options.whole else "")
+            kind = whole.kind_of(question, follows=bool(turns)) or (
+                whole.ABOUT if self.options.whole else ""
+            )
             said = self._outlook.said(question, kind)
             if said is not None:
                 return self._say(question, said, on_text, started)
@@ -211,7 +214,8 @@ class Session:
         streamer.finish()
         done = time.perf_counter()
         citations, support, supported = self._judge(question, streamer, prepared.most)
-        if sought.view is not None:  # what is judged is whether a passage states a fact
+        about = sought.view is not None and kind not in whole.IMPRINT
+        if about:  # what is judged is whether a passage states a fact
             supported = bool(streamer.answer) and not refuses(streamer.answer)
         self._answer = Answer(
             question=question,

@@ -17,10 +17,24 @@ ABOUT, CONTENTS, PAGES, HEADINGS, WORDS, COUNT = (
 """Kinds of questions: what the whole is about; its list of contents; how many pages, chapters or
 words there are; and how many of anything else, which needs the whole to be read and counted."""
 
+IMPRINT = TITLE, AUTHOR, PUBLISHER, DATE, FRONT = (
+    "title", "author", "publisher", "date", "front",
+)  # fmt: skip
+"""Kinds that the first pages answer: title, author, publisher, date, and what else stands there,
+such as the edition and the translator."""
+
 _THING = (
     r"(?:(?:the|this|that|my|whole|entire|present|short)\s+)*"
     r"(?:book|document|text|paper|article|novel|story|report|manual|pdf|file|play|poem|publication|"
     r"specification|guide|essay|work|volume|memoir|source|e-?book)"
+)
+_SELF = (
+    rf"(?:{_THING}|this\s+(?:thesis|handbook|standard|web\s*page|website|pamphlet)|it|this|that)"
+)
+_OF_SELF = rf"(?:\s+(?:of|for|on|to|behind)\s+{_SELF})?\W*$"
+_MADE = (
+    r"(?:written|authored|composed|published|printed|issued|released|produced|made|created|"
+    r"put\s+out|brought\s+out)"
 )
 _IT = rf"(?:{_THING}|it|this|that|everything|all\s+of\s+(?:it|this))"
 _PARTS = r"(?:chapters?|sections?|parts?|headings?|volumes?|contents|appendix|appendices)"
@@ -63,7 +77,45 @@ _FORMS = (
     (ABOUT, r"\b(?:tl;?dr|in\s+a\s+nutshell)\b"),
     (ABOUT, rf"^\W*(?:describe|explain|introduce)\s+{_IT}\W*$|\btell\s+me\s+about\s+{_THING}\W*$"),
 )
-_KINDS = tuple((kind, re.compile(form, re.IGNORECASE)) for kind, form in _FORMS)
+_WHO = r"\bwho(?:'s|'re|\s+(?:is|are|was|were))\s+(?:the\s+)?(?:\w+\s+)?"
+_IMPRINTS = (
+    (TITLE, rf"\b(?:title|name)\s+of\s+{_SELF}\W*$|\b{_SELF}'s\s+(?:title|name)\W*$"),
+    (TITLE, r"^\W*(?:what(?:'s|\s+is|\s+was)\s+)?(?:the|its)?\s*(?:full\s+)?title\W*$"),
+    (TITLE, rf"^\W*(?:what|how)(?:'s|\s+is)\s+{_SELF}\s+(?:called|titled|entitled|named)\W*$"),
+    (TITLE, rf"^\W*(?:what|which)\s+{_THING}\s+(?:is|am)\s+(?:this|it|i\s+reading)\W*$"),
+    (AUTHOR, rf"\bwho\s+(?:wrote|authored|composed|has\s+written)\s+{_SELF}\W*$"),
+    (AUTHOR, rf"\bby\s+whom\s+(?:is|was|were)\s+{_SELF}\s+(?:written|authored|composed)\W*$"),
+    (AUTHOR, rf"\bwho\s+(?:is|was)\s+{_SELF}\s+(?:(?:written|authored)\s+)?by\W*$"),
+    (AUTHOR, rf"(?:{_WHO}|^\W*(?:the\s+)?|\bnames?\s+of\s+the\s+)(?:author|writer)s?{_OF_SELF}"),
+    (AUTHOR, r"\b(?:author|writer)(?:'s|s')?\s+names?\W*$"),
+    (AUTHOR, rf"\b{_SELF}'s\s+(?:author|writer)s?\W*$"),
+    (
+        PUBLISHER,
+        rf"\b(?:who|(?:what|which)\s+(?:\w+\s+)?(?:publisher|company|organi[sz]ation|agency|institut\w+|"
+        rf"press|house|body))\s+(?:published|issued|printed|released|(?:put|brought)\s+out)\s+"
+        rf"{_SELF}\W*$",
+    ),
+    (PUBLISHER, rf"\bby\s+whom\s+(?:is|was)\s+{_SELF}\s+(?:published|issued|printed|released)\W*$"),
+    (PUBLISHER, rf"(?:{_WHO}|^\W*(?:the\s+)?|\bname\s+of\s+the\s+)publishers?{_OF_SELF}"),
+    (
+        DATE,
+        rf"^\W*(?:when|(?:(?:in|on)\s+)?(?:what|which)\s+(?:year|date|day|month))\s+(?:is|was|were|did)\s+{_SELF}\s+"
+        rf"(?:first\s+|originally\s+)?(?:{_MADE}|come\s+out|appear|from|dated)(?:\s+in)?\W*$",
+    ),
+    (
+        FRONT,
+        rf"^\W*(?:where|(?:in\s+)?(?:what|which)\s+(?:place|city|country|journal|magazine|"
+        rf"conference|language))\s+(?:is|was|were|did)\s+{_SELF}\s+(?:first\s+|originally\s+)?"
+        rf"(?:{_MADE}|come\s+out|appear)(?:\s+in)?\W*$",
+    ),
+    (DATE, rf"\b(?:(?:date|year)\s+of\s+publication|publication\s+(?:date|year)){_OF_SELF}"),
+    (DATE, rf"\b(?:date|copyright)\s+(?:of|on|for)\s+{_SELF}\W*$|\bhow\s+old\s+is\s+{_SELF}\W*$"),
+    (FRONT, rf"\b(?:edition|version|isbn|issn|doi)\s+(?:of|on|for)\s+{_SELF}\W*$"),
+    (FRONT, rf"\bwho\s+(?:translated|edited|illustrated|commissioned)\s+{_SELF}\W*$"),
+    (FRONT, rf"{_WHO}(?:translator|editor|illustrator)s?{_OF_SELF}"),
+    (FRONT, rf"^\W*(?:what|which)\s+(?:edition|version)\s+(?:of\s+{_THING}\s+)?is\s+{_SELF}\W*$"),
+)
+_KINDS = tuple((kind, re.compile(form, re.IGNORECASE)) for kind, form in (*_FORMS, *_IMPRINTS))
 _NUMBER = r"(\d{1,4}(?:\.\d{1,2}){0,3}|[ivxlc]{1,8}|[a-h](?=\W*$))"
 _PART = re.compile(
     rf"\b(?:on|in|of|from|at|summari[sz]e|does|is|about|for|read|explain|describe|and|^)\s+"
@@ -90,10 +142,15 @@ class Part:
     number: str
 
 
-def kind_of(question: str) -> str:
-    """How a question is about the whole, "" where it is not."""
+def kind_of(question: str, *, follows: bool = False) -> str:
+    """How a question is about the whole, "" where it is not.
+
+    follows: it follows another one, so that "Who wrote it?" asks for something said before.
+    """
     plain = " ".join(question.replace("’", "'").split())
-    return next((kind for kind, form in _KINDS if form.search(plain)), "")
+    kind = next((kind for kind, form in _KINDS if form.search(plain)), "")
+    said_before = follows and kind in IMPRINT and re.search(r"\b(?:it|its|that)\b", plain, re.I)
+    return "" if said_before else kind
 
 
 def part_of(question: str) -> Part | None:

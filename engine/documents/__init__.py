@@ -183,7 +183,8 @@ def _source(path: str, kind: str, raw: bytes, pdf_options: dict[str, Any]) -> So
     pages = tuple(
         replace(page, label=_SURROGATE.sub("\ufffd", page.label)) for page in extract.pages
     )
-    return Source(path, kind, text, pages, digest, notes)
+    imprint = {name: _SURROGATE.sub("\ufffd", said) for name, said in extract.imprint.items()}
+    return Source(path, kind, text, pages, digest, notes, imprint)
 
 
 def _extract(kind: str, raw: bytes, pdf_options: dict[str, Any]) -> Extract:

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urldefrag
 
 from engine.documents.archive import Archive, opened, xml
 from engine.documents.html import TextBuilder, feed, markup_of, whole
-from engine.documents.types import Extract, Page
+from engine.documents.types import Extract, Page, imprint
 from engine.errors import DocumentError
 
 if TYPE_CHECKING:
@@ -65,15 +65,26 @@ def load_epub(raw: bytes) -> Extract:
                 continue
             markup, remarks = markup_of(archive.read(path))
             notes.extend(f"{path}: {remark}" for remark in remarks)
-            headings += feed(markup, builder, path)
+            headings += feed(markup, builder, path)[0]
         builder.settle()
         contents = _contents(archive, opf, items, paths)
+        said = imprint(
+            title=_metadata(opf, "title")[:1],
+            author=_metadata(opf, "creator"),
+            publisher=_metadata(opf, "publisher"),
+        )
     pages = [Page(label, builder.marks[to]) for label, to in contents if to in builder.marks]
     if missing:
         notes.insert(0, f"{len(missing)} listed chapters are missing ({missing[0]})")
     text = builder.text()
     named = [page for page in pages or headings if page.start < len(text)]
-    return Extract(text, whole(named), tuple(notes))
+    return Extract(text, whole(named), tuple(notes), said)
+
+
+def _metadata(opf: _Element, name: str) -> list[str]:
+    """What the package says of the book under this name of Dublin Core."""
+    found = opf.iterfind(f".//{{*}}metadata/{{http://purl.org/dc/elements/1.1/}}{name}")
+    return ["".join(str(part) for part in element.itertext()) for element in found]
 
 
 def _package_path(archive: Archive) -> str:

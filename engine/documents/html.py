@@ -12,7 +12,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from engine.documents.text import decode
-from engine.documents.types import MAX_CHARS, Extract, Page
+from engine.documents.types import IMPRINT, MAX_CHARS, Extract, Page, imprint
 from engine.errors import DocumentError
 
 if TYPE_CHECKING:
@@ -41,6 +41,14 @@ _BLOCK = re.compile(
     r"(?![\w-])",
     re.I,
 )
+_METADATA = {
+    **dict.fromkeys(("author", "dc.creator", "dcterms.creator", "citation_author"), "author"),
+    **dict.fromkeys(
+        ("publisher", "dc.publisher", "dcterms.publisher", "og:site_name"), "publisher"
+    ),
+}
+"""Names of `meta` elements that belong to an imprint."""
+
 _MOST_SPAN = 200
 _BREAKS_OUT = _PARAGRAPHS | {"table", "tr", "td", "th", "li", "dd", "dt", "br", "head", "img"}
 """Tags that end a drawing in which they stand, as the HTML standard has it."""
@@ -190,9 +198,16 @@ class _Events:
         self._tables = [_Columns()]  # open tables; the first is for rows outside any
         self._heading: list[str] | None = None
         self.headings: list[Page] = []
+        self.said: dict[str, list[str]] = {name: [] for name in IMPRINT}
+        self._titled = False  # inside the element that names the document
 
     def start(self, tag: str, attributes: Mapping[str, str]) -> None:
         self._depth += 1
+        self._titled = tag == "title" and self._dropped == ["head"]
+        if tag == "meta":
+            known = attributes.get("name") or attributes.get("property") or ""
+            if says := _METADATA.get(known.lower()):
+                self.said[says].append(attributes.get("content", ""))
         if self._depth > MAX_DEPTH:
             raise DocumentError(
                 f"nests its elements more than {MAX_DEPTH:,} deep; it is no document"
@@ -220,6 +235,7 @@ class _Events:
 
     def end(self, tag: str) -> None:
         self._depth -= 1
+        self._titled = False
         if tag in _BREAKS_OUT:  # it began before the drawing
             self._end_drawing()
         if tag in self._dropped:
@@ -238,6 +254,8 @@ class _Events:
             self._heading = None
 
     def data(self, words: str) -> None:
+        if self._titled:
+            self.said["title"].append(words)
         if self._dropped:
             return
         if self._heading is not None:
@@ -265,8 +283,8 @@ class _Events:
             self._heading.append(" ")
 
 
-def feed(markup: str, builder: TextBuilder, prefix: str = "") -> list[Page]:
-    """Read one HTML document into `builder`; its h1-h3 headings come back as pages.
+def feed(markup: str, builder: TextBuilder, prefix: str = "") -> tuple[list[Page], dict[str, str]]:
+    """Read one HTML document into `builder`; its headings (h1-h3) and imprint come back.
 
     Args:
         prefix: put before the marks of this document, so that several can share a builder.
@@ -288,7 +306,8 @@ def feed(markup: str, builder: TextBuilder, prefix: str = "") -> list[Page]:
     except etree.XMLSyntaxError:  # no element at all: what was read stands, perhaps nothing
         pass
     builder.separate("\n\n")
-    return events.headings
+    said = {**events.said, "title": ["".join(events.said["title"])]}
+    return events.headings, imprint(**said)
 
 
 def markup_of(raw: bytes, charset: str = "") -> tuple[str, tuple[str, ...]]:
@@ -363,8 +382,8 @@ def load_html(raw: bytes, charset: str = "") -> Extract:
     """
     markup, notes = markup_of(raw, charset)
     builder = TextBuilder()
-    pages = feed(markup, builder)
-    return Extract(builder.text(), whole(pages), notes)
+    pages, said = feed(markup, builder)
+    return Extract(builder.text(), whole(pages), notes, said)
 
 
 def whole(pages: list[Page]) -> tuple[Page, ...]:

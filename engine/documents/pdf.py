@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.documents.glyphs import Mark, glyphs_of, in_reading_order, measured, with_marks
 from engine.documents.layout import Line, RemovedLine, drop_running, join_words, joined, regular
-from engine.documents.types import HEADERS_KEPT, MAX_CHARS, Extract, Page
+from engine.documents.types import HEADERS_KEPT, MAX_CHARS, Extract, Page, imprint
 from engine.errors import DocumentError
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ class _Reading:
 
     count: int = 0
     labels: list[str] = field(default_factory=list)
+    info: dict[str, str] = field(default_factory=dict)
     pages: dict[int, dict[str, Any]] = field(default_factory=dict)
     lost: list[int] = field(default_factory=list)
     refusal: tuple[str, str] | None = None
@@ -247,7 +248,8 @@ def _extract(reading: _Reading, notes: list[str], *, keep_headers: bool) -> Extr
         if text:
             parts.append(text + "\n")
             length += len(text) + 1
-    return Extract("".join(parts), tuple(table), tuple(notes))
+    said = imprint(**{name: [regular(value)] for name, value in reading.info.items()})
+    return Extract("".join(parts), tuple(table), tuple(notes), said)
 
 
 def _lines(page: dict[str, Any]) -> list[Line]:
@@ -366,6 +368,7 @@ def _run(
             break
         if "count" in event:
             reading.count = event["count"]
+            reading.info = event["info"]
             reading.labels = [
                 " ".join(regular(label).split())[:50] or f"#{sheet}"
                 for sheet, label in enumerate(event.get("labels", ()), 1)

@@ -84,10 +84,12 @@ def _bound(seconds: int, memory: int) -> Callable[[], None]:
     return restart
 
 
-def _chosen(count: int, labels: list[str], request: dict[str, Any]) -> Iterable[int]:
-    """Say what the file has; the sheets to read."""
+def _chosen(
+    count: int, labels: list[str], info: dict[str, str], request: dict[str, Any]
+) -> Iterable[int]:
+    """Say what the file has; the sheets to read. info: its own title and author."""
     plain = all(label in ("", str(sheet)) for sheet, label in enumerate(labels, 1))
-    _say({"count": count} if plain else {"count": count, "labels": labels})
+    _say({"count": count, "info": info} | ({} if plain else {"labels": labels}))
     ranges = request["ranges"]
     if ranges is None:
         return ()
@@ -420,7 +422,11 @@ def _pdfium(data: bytes, request: dict[str, Any], restart: Callable[[], None]) -
         form = pdf.formenv
     if kind > 1:
         _say({"form": "xfa"})
-    for number in _chosen(count, labels, request):
+    info = {
+        name.lower(): _string(raw.FPDF_GetMetaText, pdf, name.encode())
+        for name in ("Title", "Author")
+    }
+    for number in _chosen(count, labels, info, request):
         restart()
         try:
             page = pdf[number - 1]
@@ -447,11 +453,13 @@ def _pypdf(data: bytes, request: dict[str, Any], restart: Callable[[], None]) ->
             raise _Refused("password", "wrong password")
         count = len(pdf.pages)
         labels = pdf.page_labels if "/PageLabels" in pdf.root_object else []
+        about: Any = pdf.metadata or {}
+        info = {name[1:].lower(): str(about.get(name, "")) for name in ("/Title", "/Author")}
     except pypdf.errors.DependencyError as error:
         raise _Refused("malformed", f"unsupported encryption: {error}") from error
     except broken as error:
         raise _Refused("malformed", str(error)) from error
-    for number in _chosen(count, labels, request):
+    for number in _chosen(count, labels, info, request):
         restart()
         try:
             page = pdf.pages[number - 1]

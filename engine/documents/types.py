@@ -6,6 +6,7 @@ Nouns only. Nothing here opens a file or knows a format.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 MAX_SOURCE_BYTES = 512 * 2**20
@@ -17,6 +18,19 @@ MAX_CHARS = 64 * 2**20
 
 HEADERS_KEPT = "running headers and page numbers are kept (--keep-headers)"
 """The note of a source that was read so; what is appended to its store is read so too."""
+
+
+IMPRINT = ("title", "author", "publisher")
+"""What an imprint has: no dates, which are as often the file's as the work's."""
+
+
+def imprint(**values: Iterable[str | None]) -> dict[str, str]:
+    """Of metadata what is said, by the names of `IMPRINT`: each value once, in one line."""
+    said = {}
+    for name in IMPRINT:
+        lines = (" ".join((value or "").split()) for value in values.get(name, ()))
+        said[name] = ", ".join(dict.fromkeys(line for line in lines if line))[:1000]
+    return {name: value for name, value in said.items() if value}
 
 
 @dataclass(frozen=True)
@@ -38,11 +52,13 @@ class Page:
 
 @dataclass(frozen=True)
 class Extract:
-    """What a format gives back: the text, its pages, and remarks of one line each."""
+    """What a format gives back: the text, its pages, remarks of one line each, and its imprint (see
+    `Source`)."""
 
     text: str
     pages: tuple[Page, ...] = ()
     notes: tuple[str, ...] = ()
+    imprint: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,6 +71,8 @@ class Source:
     pages: sorted by start, the first at 0; empty where the source has no such division.
     sha256: of the raw bytes that were read, in hexadecimal.
     notes: remarks of one line each, such as "pages 4-6 have no text layer".
+    imprint: what the file says of itself beside its text, by the names of `IMPRINT`; of some
+        files nothing, of others what a program filled in.
     """
 
     path: str
@@ -63,6 +81,7 @@ class Source:
     pages: tuple[Page, ...] = field(repr=False)
     sha256: str
     notes: tuple[str, ...] = ()
+    imprint: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def page_at(self, offset: int) -> str:
         """The label of the page that holds the character at `offset`; "" without pages.

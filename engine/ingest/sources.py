@@ -100,6 +100,7 @@ def entries(sources: Iterable[Source], target: Address) -> tuple[SourceEntry, ..
             sheets=_sheets(source),
             near=_near(source.path, target),
             printed=_printed(source),
+            imprint=dict(source.imprint),
         )
         for source in sources
     )

@@ -68,6 +68,7 @@ def _sources(store: Store) -> tuple[Source, ...]:
             else (),
             sha256=entry.sha256,
             notes=entry.notes,
+            imprint=entry.imprint,
         )
         for index, entry in enumerate(store.manifest.sources)
     )

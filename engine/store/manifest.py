@@ -62,7 +62,8 @@ class SourceEntry:
     sheets: of a PDF whose page labels are not just 1, 2, ..., the sheet of each page. printed: of a
     PDF that prints other numbers on its pages than their labels, the number on each page, "" where
     it is the label or not known. near: where it lay, seen from the folder that holds the store; ""
-    where `path` is whole, or was all that was known.
+    where `path` is whole, or was all that was known. imprint: what the file says of itself beside
+    its text, see `documents.Source`.
     """
 
     path: str
@@ -74,6 +75,7 @@ class SourceEntry:
     sheets: tuple[int, ...] = ()
     near: str = ""
     printed: tuple[str, ...] = ()
+    imprint: dict[str, str] = field(default_factory=dict)
 
     def sheet(self, page: int) -> int:
         """The sheet of a page of a PDF, counted from 1; 0 where there is none."""
@@ -183,7 +185,7 @@ class Manifest:
             if not plain["model"][name]:
                 del plain["model"][name]
         for source in plain["sources"]:
-            for name in ("sheets", "printed", "near"):
+            for name in ("sheets", "printed", "near", "imprint"):
                 if not source[name]:
                     del source[name]
         return plain
@@ -370,6 +372,9 @@ def _source(table: _Table) -> SourceEntry:
         raise _damaged(f"{table.place}printed")
     if not all(isinstance(number, str) for number in printed):
         raise _damaged(f"{table.place}printed")
+    imprint = table.table("imprint").values if "imprint" in table.values else {}
+    if not all(isinstance(value, str) for value in imprint.values()):
+        raise _damaged(f"{table.place}imprint")
     return SourceEntry(
         path=table.text("path"),
         kind=table.text("kind"),
@@ -380,6 +385,7 @@ def _source(table: _Table) -> SourceEntry:
         sheets=sheets,
         near=table.text("near") if "near" in table.values else "",
         printed=printed,
+        imprint=imprint,
     )
 
 

@@ -386,6 +386,30 @@ def test_missing_chapters_are_noted() -> None:
     assert load_epub(zipped(members)).notes == ("1 listed chapters are missing (OPS/z.xhtml)",)
 
 
+def test_an_epub_says_who_made_it() -> None:
+    described = (
+        '<metadata xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:title>The  Quay</dc:title>'
+        "<dc:title>A subtitle</dc:title><dc:creator>Anna Berg</dc:creator><dc:creator>Li Wei"
+        "</dc:creator><dc:publisher>North &amp; Sons</dc:publisher></metadata>"
+    )
+    assert load_epub(make_epub(CHAPTERS, {}, "", metadata=described)).imprint == {
+        "title": "The Quay", "author": "Anna Berg, Li Wei", "publisher": "North & Sons",
+    }  # fmt: skip
+    assert load_epub(make_epub(CHAPTERS, {}, "")).imprint == {}
+
+
+def test_html_says_who_made_it() -> None:
+    head = (
+        "<title>The &amp;\nQuay</title><meta name=Author content='Anna Berg'>"
+        "<meta property='og:site_name' content='North'><meta name='viewport' content='x'>"
+    )
+    body = "<body><svg><title>no</title></svg><p>Text."
+    made = load_html(f"<html><head>{head}</head>{body}".encode())
+    assert made.imprint == {"title": "The & Quay", "author": "Anna Berg", "publisher": "North"}
+    assert made.text == "Text."
+    assert load_html(body.encode()).imprint == {}
+
+
 # DOCX
 
 

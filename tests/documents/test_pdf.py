@@ -226,6 +226,19 @@ def test_cut_words_are_mended_as_the_document_writes_them() -> None:
     assert join_words([f"www.a.org/us{BROKEN}cert"]) == ["www.a.org/us-cert"]
 
 
+def test_a_pdf_has_the_title_and_author_of_its_own_description() -> None:
+    import io
+
+    import pypdf
+
+    out, plain = io.BytesIO(), make_pdf([PROSE])
+    writer = pypdf.PdfWriter(clone_from=pypdf.PdfReader(io.BytesIO(plain)))
+    writer.add_metadata({"/Title": "The Quay ", "/Author": "Änna\nBerg", "/Subject": "x"})
+    writer.write(out)
+    assert load_pdf(out.getvalue()).imprint == {"title": "The Quay", "author": "Änna Berg"}
+    assert load_pdf(plain).imprint == {}
+
+
 def test_without_places_only_a_number_at_the_foot_is_taken_away() -> None:
     pages = [f"The Harbour\n{at + 1}\n{line}\n{at + 1}" for at, line in enumerate(PROSE)]
     lines = [[Line(line) for line in page.split("\n")] for page in pages]

@@ -133,7 +133,11 @@ XHTML = "application/xhtml+xml"
 
 
 def make_epub(
-    chapters: Mapping[str, str], toc: Mapping[str, str | bytes], manifest: str, spine: str = ""
+    chapters: Mapping[str, str],
+    toc: Mapping[str, str | bytes],
+    manifest: str,
+    spine: str = "",
+    metadata: str = "",
 ) -> bytes:
     items = "".join(
         f'<item id="c{at}" href="{name.replace(" ", "%20")}" media-type="{XHTML}"/>'
@@ -141,7 +145,8 @@ def make_epub(
     )
     refs = "".join(f'<itemref idref="c{at}"/>' for at in range(len(chapters)))
     opf = (
-        f'<package xmlns="http://www.idpf.org/2007/opf"><manifest>{items}{manifest}</manifest>'
+        f'<package xmlns="http://www.idpf.org/2007/opf">{metadata}'
+        f"<manifest>{items}{manifest}</manifest>"
         f"<spine {spine}>{refs}</spine></package>"
     )
     members = {f"OPS/{name}": content for name, content in chapters.items()}
