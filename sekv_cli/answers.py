@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from engine.documents.line_ends import flat
 from sekv_cli import names
 from sekv_cli.format import (
     bytes_text,
@@ -68,7 +69,7 @@ def print_citations(
         head.append(f"[{number}] ", style="cyan")
         head.append(clean(place(citation, _document(citation, called))))
         out.print(head)
-        words = " ".join(clean(citation.text).split())
+        words = clean(flat(citation.text))
         shown = _shortened(words) if out.is_terminal else words
         quoted = _quoted(shown, unicode=is_unicode(out))
         out.print(Padding(Text(quoted), (0, 0, 0, 6), expand=False))
@@ -98,7 +99,7 @@ def conversation(store: str, answers: Sequence[Answer], sources: Sequence[str] =
     for answer in answers:
         parts.append(f"## {clean(answer.question)}\n\n{clean(answer.shown)}\n")
         for number, citation in enumerate(answer.citations, 1):
-            words = " ".join(clean(citation.text).split())
+            words = clean(flat(citation.text))
             name = clean(place(citation, _document(citation, called)))
             parts.append(f"{number}. {name}:\n   > {words}\n")
     return "\n".join(parts)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import llm
 from pydantic import Field
 
+from engine.documents.line_ends import flat
 from engine.errors import SekvError
 from engine.store.folders import looks_like_a_store
 from engine.types import AskOptions, Silent, Turn
@@ -176,5 +177,5 @@ def _passages(answer: Answer) -> str:
     lines = []
     for number, citation in enumerate(answer.citations, 1):
         where = place(citation, citation.source)
-        lines.append(f"\n[{number}] {where}\n    {' '.join(citation.text.split())}")
+        lines.append(f"\n[{number}] {where}\n    {flat(citation.text)}")
     return "\n" + "\n".join(lines) if lines else ""

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from engine.answer.overlap import overlap, rarities
+from engine.documents.line_ends import breaks
+from engine.documents.outline import Heading, headings
 from engine.types import Citation
 
 if TYPE_CHECKING:
@@ -44,6 +46,10 @@ SENTENCE_END = re.compile(
     r"""["'”’)\]]*\s+(?=["'“‘(\[]?[A-Z0-9À-ÞЁ-Я])|[。！？]["'”’」』）]*|\n\s*\n"""
 )
 """Where a sentence ends, its closing quotation marks and the white space behind it included."""
+
+_CLAUSE = re.compile(r"\n|[;:]\s")
+_SPACE = re.compile(r"\s")
+_ENDS = ".!?…\"'”’)"
 
 Place = tuple[int, int, int]
 """Source, and the characters [start, end) of its text."""
@@ -200,6 +206,7 @@ class DocumentText:
             if joined and joined[-1][0] == source:
                 _, begin, upto = joined[-1]
                 beside = start <= upto or not self.texts[source][upto:start].strip()
+                beside = beside and not self._parted(source, upto, (start, end))
                 alike = min(mass, last) >= JOINED * max(mass, last)
                 if start < upto or (beside and alike and end - begin <= LONGEST):
                     joined[-1] = (source, begin, max(upto, end))
@@ -222,16 +229,60 @@ class DocumentText:
         if start == end:  # white space belongs to the sentence before it
             _, end = _trim(text, low, start)
             start = max(low, end - 1)
-        first, last = low, high
-        for found in SENTENCE_END.finditer(text, low, high):
-            if found.end() <= start:
-                first = found.end()
-            elif found.end() >= end:
-                last = found.end()
-                break
-        if last - first > LONGEST:
-            first, last = max(first, start - LONGEST // 2), min(last, end + LONGEST // 2)
+        ends = [found.end() for found in SENTENCE_END.finditer(text, low, high)]
+        edges = {*ends, *breaks(text, low, high), *self._edges(source, low, high)}
+        first = max((edge for edge in edges if edge <= start), default=low)
+        last = min((edge for edge in edges if edge >= end), default=high)
+        if last - first > LONGEST or (first == low > 0) or (last == high < len(text)):
+            first = _cut(text, max(first, start - LONGEST // 2), start)
+            last = _cut(text, end, min(last, end + LONGEST // 2), backwards=True)
         return source, *_trim(text, first, last)
+
+    def _parted(self, source: int, upto: int, following: tuple[int, int]) -> bool:
+        """Whether a heading or an item ends at `upto` or begins behind it, so that what follows is
+        no part of the same passage. Cells and lines of a title page end no sentence and may be."""
+        text, (start, end) = self.texts[source], following
+        if self._edges(source, upto - 1, start + 1):
+            return True
+        ends = any(text[at - 1] in _ENDS for at in (upto, end))
+        return ends and bool(breaks(text, upto - 1, start + 1))
+
+    def _edges(self, source: int, low: int, high: int) -> list[int]:
+        """Where headings begin and end within [low, high) of a text."""
+        edges = self._heading_edges[source]
+        return edges[bisect_right(edges, low) : bisect_right(edges, high - 1)]
+
+    @cached_property
+    def _heading_edges(self) -> list[list[int]]:
+        return [
+            sorted({edge for heading in found for edge in (heading.start, heading.end)})
+            for found in self.headings
+        ]
+
+    @cached_property
+    def headings(self) -> tuple[tuple[Heading, ...], ...]:
+        """The headings of every source, in order."""
+        return tuple(
+            headings(text, entry.pages, entry.kind)
+            for entry, text in zip(self.sources, self.texts, strict=True)
+        )
+
+
+def _cut(text: str, low: int, high: int, *, backwards: bool = False) -> int:
+    """Where a long sentence is cut between two places: at the outermost end of a line or clause,
+    else at a word; only where there is no white space within a word.
+
+    backwards: it is the end that is cut, so that the outermost place is the last one.
+    """
+    outer = high if backwards else low
+    if outer in (0, len(text)):
+        return outer
+    for places in (_CLAUSE, _SPACE):
+        found = [match.end() for match in places.finditer(text, max(low - 1, 0), high)]
+        found = [place for place in found if low <= place <= high]
+        if found:
+            return found[-1] if backwards else found[0]
+    return outer
 
 
 def _trim(text: str, start: int, end: int) -> tuple[int, int]:

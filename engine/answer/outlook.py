@@ -20,7 +20,7 @@ from engine.answer import whole
 from engine.answer.citations import MOST, DocumentText
 from engine.answer.overlap import content_words
 from engine.attention.view import Stretch
-from engine.documents.outline import Heading, headings
+from engine.documents.outline import Heading
 from engine.memory.retrieval import PASSAGES_SEEN, Retrieval, joined
 from engine.store.pages import pages
 from engine.store.passages import PASSAGE
@@ -196,14 +196,13 @@ class Outlook:
         """The characters of a page, chapter or section; None where there is none of that name."""
         return self._page(part) if part.kind in whole.PAGE_KINDS else self._headed(part)
 
-    @cached_property
+    @property
     def headings(self) -> tuple[tuple[int, Heading], ...]:
         """All headings with their sources, in order."""
-        book = zip(self._book.sources, self._book.texts, strict=True)
         return tuple(
-            (index, heading)
-            for index, (entry, text) in enumerate(book)
-            for heading in headings(text, entry.pages, entry.kind)
+            (source, heading)
+            for source, found in enumerate(self._book.headings)
+            for heading in found
         )
 
     def _page(self, part: whole.Part) -> Place | None:

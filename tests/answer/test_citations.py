@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from engine.documents import load
 from engine.documents.tokens import tokenize
 from engine.store.manifest import SourceEntry
 from engine.types import Citation
+from repository import ROOT
 from tiny_books import log, read, session
 from tiny_models import checkpoint, tokenizer
 
@@ -216,6 +218,60 @@ def test_a_citation_has_the_number_that_is_printed_on_its_page() -> None:
     assert made.citations(evidence(made, (0, "Two", 1.0)))[0].printed == "i"
     assert made.printed(0, 9, 28) == "i-ii"
     assert made.printed(0, 0, 17) == ""  # of one page it is not known
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    words=st.lists(
+        st.tuples(
+            st.text(st.sampled_from("aBé1-"), min_size=1, max_size=9),
+            st.sampled_from([" ", " ", " ", "\n", "; ", ". ", "\n\n", "\t"]),
+        ),
+        min_size=1,
+        max_size=40,
+    ),
+    times=st.integers(1, 40),
+    where=st.floats(0, 0.99),
+)
+def test_no_passage_begins_or_ends_within_a_word(
+    words: list[tuple[str, str]], times: int, where: float
+) -> None:
+    """However long a sentence is, wherever its lines end; what is in the passage is whole."""
+    text = "".join(word + end for word, end in words * times).rstrip()
+    made = book(text)
+    at = int(where * len(made.starts))
+    _, start, end = made._sentence(0, int(made.starts[at]), int(made.ends[at]))
+    assert end - start <= LONGEST + 20
+    assert start == 0 or text[start - 1].isspace()
+    assert end == len(text) or text[end].isspace()
+
+
+def test_passages_of_a_real_book_are_of_whole_words_and_of_one_section() -> None:
+    (source,) = load([str(ROOT / "docs" / "sample" / "dracula.pdf")]).sources
+    made = book(source.text, pages=[(page.label, page.start) for page in source.pages])
+    made = replace(made, sources=(replace(made.sources[0], kind="pdf"),))
+    passages = {
+        made._sentence(0, start, end)
+        for start, end in zip(made.starts.tolist(), made.ends.tolist(), strict=True)
+    }
+    assert len(made.headings[0]) == 6
+    for _, start, end in passages:
+        text = source.text[max(0, start - 1) : end + 1]
+        assert not re.match(r"\w\w", text) or start == 0
+        assert not re.search(r"\w\w\Z", text)
+        for heading in made.headings[0]:
+            assert (
+                end <= heading.start
+                or start >= heading.end
+                or (heading.start <= start and end <= heading.end)
+            )
+
+
+def test_a_heading_and_what_follows_are_no_passage() -> None:
+    below = "The harbour lay quiet in the morning, and nobody had seen the ship come in by night."
+    made = book(f"2 The Harbour\n{below}\n{below}")
+    passages = made.citations(evidence(made, (0, "2 The Harbour", 0.5), (0, below, 0.5)))
+    assert {passage.text for passage in passages} == {"2 The Harbour", below}
 
 
 @settings(max_examples=80, deadline=None)
