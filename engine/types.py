@@ -442,7 +442,7 @@ class Turn:
 NOT_STATED = "not stated in the document"
 """What people read in place of an answer that the document does not support."""
 
-UNSUPPORTED = "(not stated in the document: no passage supports this answer)"
+UNSUPPORTED = "(probably not stated in the document: no passage supports it)"
 """Below an answer that was shown while it was made and turned out to have no support."""
 
 CUT_SHORT = "(cut short)"
@@ -458,7 +458,8 @@ class Answer:
     retrieval: the windows that were seen, best first. store: which store of a library answered, its
     path below it; "" of a single store.
     `stats` holds what `--stats` prints beyond the contract's keys; its "cut_short" is True of an
-    answer that ended for want of tokens.
+    answer that ended for want of tokens, its "judged" False where support means nothing: of what a
+    whole document, page or chapter is about.
     """
 
     question: str

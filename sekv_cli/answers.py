@@ -37,18 +37,20 @@ def print_question(out: Console, question: str) -> None:
 
 
 def support_text(answer: Answer) -> str:
-    """In words, whether the passages carry the answer, right behind its end; "" where there is
-    nothing to say: it was cut short, or shown as not stated already."""
+    """In words how far to trust it, right behind its end; "" where there is nothing to say: it is
+    a fact of the store, which no model made."""
     from engine.types import CUT_SHORT, UNSUPPORTED
 
     if answer.cut_short:
         return CUT_SHORT
     if not answer.supported:
         return UNSUPPORTED
-    if not answer.citations:
+    if not answer.citations or not answer.usage.answer_tokens:
         return ""
+    if not answer.stats.get("judged", True):
+        return "(made from some passages; whether they support it is not judged)"
     those = "the passage" if len(answer.citations) == 1 else "the passages"
-    return f"(supported by {those}: {answer.support:.2f} of 1)"
+    return f"({those} may support it: {answer.support:.2f} of 1)"
 
 
 def print_citations(

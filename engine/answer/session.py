@@ -238,6 +238,7 @@ class Session:
                 "turns_read": prepared.turns,
                 "turns_folded": self.past.shown,
                 "cut_short": streamer.cut_short(prepared.most),
+                "judged": not about,
                 "first_text_s": (streamer.shown or done) - started,
             },
         )

@@ -55,9 +55,7 @@ def flat(text: str) -> str:
     cells by " | "."""
     starts = [0, *breaks(text, 0, len(text)), len(text)]
     parts = (text[a:b].strip() for a, b in pairwise(starts))
-    return " / ".join(
-        " ".join(re.sub(r"\s*\t\s*", " | ", part).split()) for part in parts if part
-    )
+    return " / ".join(" ".join(re.sub(r"\s*\t\s*", " | ", part).split()) for part in parts if part)
 
 
 def _parted(before: str, line: str, longest: int) -> bool:

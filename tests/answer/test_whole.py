@@ -227,6 +227,7 @@ def test_what_no_line_says_is_read_from_the_first_page(store: Path, reader: Read
         answer = book.ask("Who wrote this book?")
         assert answer.stats["windows_by"] == "outline"
         assert answer.stats["tokens_seen"] == OPENING
+        assert answer.stats["judged"] is True
         assert all(
             citation.start < len(book.book.text_of((0, OPENING))) for citation in answer.citations
         )
@@ -241,6 +242,7 @@ def test_what_a_document_is_about_is_answered_from_beginnings(store: Path, reade
         assert view[0][0] == 0
         assert view[0][1] >= OPENING
         assert about.stats["windows_by"] == "outline"
+        assert about.stats["judged"] is False
         assert about.usage.recomputed_document_tokens == 0
         read = {each.window for each in about.retrieval if each.read_now}
         assert 0 < len(read) <= 4

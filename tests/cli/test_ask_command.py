@@ -77,7 +77,7 @@ def test_the_answer_comes_before_its_citations(
     shown = capsys.readouterr().out
     assert shown.splitlines() == [
         "St. George’s Day",
-        "(supported by the passage: 1.00 of 1)",
+        "(the passage may support it: 1.00 of 1)",
         "",
         "  [1] p. 6, book.pdf",
         "      “the eve of St. George’s Day”",

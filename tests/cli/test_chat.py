@@ -327,11 +327,11 @@ def test_on_a_terminal_lines_are_edited_and_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ending", "expected"),
     [
-        ({}, "?ohW\n(supported by the passage: 1.00 of 1)\n\n  [1]"),
+        ({}, "?ohW\n(the passage may support it: 1.00 of 1)\n\n  [1]"),
         ({"stats": {"cut_short": True}}, "?ohW (cut short)\n\n  [1]"),
         (
             {"supported": False, "support": 0.1},
-            "?ohW\n(not stated in the document: no passage supports this answer)\n\nclosest",
+            "?ohW\n(probably not stated in the document: no passage supports it)\n\nclosest",
         ),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from engine.types import Answer, Citation, InspectReport, MemoryUse, Usage, WindowRead
 from sekv_cli import format, progress, strips
-from sekv_cli.answers import print_citations, print_stats, windows_text
+from sekv_cli.answers import print_citations, print_stats, support_text, windows_text
 from sekv_cli.format import (
     amount_text,
     bytes_text,
@@ -311,3 +312,22 @@ def test_where_stderr_goes_decides_how_progress_looks(monkeypatch: pytest.Monkey
     """Control codes in a log file help nobody."""
     monkeypatch.setattr(progress.sys, "stderr", io.StringIO())
     assert isinstance(progress.on_stderr(), progress.Lines)
+
+
+def test_the_line_behind_an_answer_says_how_far_to_trust_it(subtests: pytest.Subtests) -> None:
+    cited = Citation("a.pdf", "1", 0, 1, "z", 1.0)
+    model, nobody = Usage(6387, 0, 9, 3), Usage(6387, 0, 0, 0)
+    for usage, citations, stats, said in (
+        (model, [cited], {}, "(the passage may support it: 0.81 of 1)"),
+        (model, [cited] * 2, {}, "(the passages may support it: 0.81 of 1)"),
+        (model, [cited], {"judged": False}, "whether they support it is not judged"),
+        (model, [cited], {"cut_short": True}, "(cut short)"),
+        (model, [], {}, ""),
+        (nobody, [cited], {}, ""),
+    ):
+        with subtests.test(said, citations=len(citations)):
+            memory = MemoryUse(1, 2, 0, 0, 0)
+            made = Answer("Q?", "A", tuple(citations), usage, memory, {}, stats, support=0.81)
+            assert said in support_text(made)
+            assert bool(said) == bool(support_text(made))
+    assert "probably not stated" in support_text(replace(made, supported=False))
