@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from engine.answer import checks
-from engine.errors import DocumentError, LibraryError, SekvError, StoreError
+from engine.errors import DocumentError, LibraryError, SekvError
 from engine.ingest.sources import default_target
 from engine.object_storage import Address, ObjectUrl, address, is_url
 from engine.store import glance
@@ -185,7 +185,7 @@ def remove_source(
     """Remove one source of a store of several; the windows that had none of it stay as they are.
 
     Args:
-        store: its path; one in an object store cannot lose a source.
+        store: its path or URL.
         source: its path as the store has it, or the end of that.
         reader: the store's model, where it is loaded; it is needed only if no window can stay.
     Raises:
@@ -195,8 +195,6 @@ def remove_source(
     from engine.ingest import removal
 
     path = address(store)
-    if isinstance(path, ObjectUrl):
-        raise StoreError(f"{path}: a source is removed from a store on a disk; ingest it anew")
     glance.check_store(path)
     return removal.remove_source(path, source, progress or Silent(), reader)
 

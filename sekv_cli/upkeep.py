@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from engine.errors import LibraryError, OptionError
-from engine.object_storage import Address, address
+from engine.object_storage import Address, ObjectUrl, address
 from engine.store import glance
 from engine.store.folders import is_library
 from sekv_cli import completion, options
@@ -100,24 +100,36 @@ def move(
         ),
     ],
     target: Annotated[
-        str, typer.Argument(metavar="TARGET", help="Its new name, or a folder that is there.")
+        str,
+        typer.Argument(
+            metavar="TARGET", help="Its new name, a folder that is there, or a URL of either."
+        ),
     ],
     as_json: options.Json = False,
 ) -> None:
     """Give a store another name or folder; its sources are still found from there.
 
+    It may go to another disk, into an object store, out of it and to another bucket. There it
+    is copied first and leaves its old place when all of it has arrived, so that nothing is lost
+    however the command ends; the same command goes on.
+
     \b
     Example:
       sekv mv book.sekv library/
       sekv mv library/book.sekv library/dracula.sekv
+      sekv mv book.sekv s3://bucket/books/
     """
     place = _checked(store)
 
     from engine.store import upkeep
-    from sekv_cli import format
+    from sekv_cli import format, progress
 
     libraries = upkeep.libraries_of(place)
-    moved = upkeep.move_store(place, address(target))
+    to = address(target)
+    if isinstance(to, ObjectUrl) and target.endswith("/"):  # a folder, though there is none yet
+        to = to / place.name
+    with progress.on_stderr() as shown:
+        moved = upkeep.move_store(place, to, shown)
     _tell([*libraries, *(each for each in upkeep.libraries_of(moved) if each not in libraries)])
     if as_json:
         format.emit_json({"store": str(moved)})

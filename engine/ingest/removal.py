@@ -11,7 +11,6 @@ for bases that were fitted to its first window among others.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import DocumentError, RouterError, StoreError
@@ -19,6 +18,7 @@ from engine.ingest.build import StoreBuild, creator, document_tensors, job_of
 from engine.ingest.stored import Stored, method_of
 from engine.ingest.trained_router import learnt_before
 from engine.ingest.windows import Windows, cut_windows
+from engine.object_storage import Address
 from engine.store.library import sources_named
 from engine.store.manifest import Manifest, WindowEntry
 from engine.store.writer import StoreWriter
@@ -46,7 +46,7 @@ class _Rest:
 
 
 def remove_source(
-    target: Path, name: str, progress: Progress, reader: Reader | None = None
+    target: Address, name: str, progress: Progress, reader: Reader | None = None
 ) -> Removal:
     """Remove a source from a store, which stays as it is until the smaller one is complete.
 
@@ -57,6 +57,7 @@ def remove_source(
         DocumentError: no source or several have this name, or it is the only one.
         StoreError: there is no store, it is damaged, another process is writing it, or the disk
             refuses.
+        ObjectStorageError: its object store cannot be reached or refuses.
         SekvError: all is to be read anew, and the model cannot be had.
     """
     stored = Stored.at(target)
@@ -79,7 +80,7 @@ def remove_source(
     )
 
 
-def _find(sources: Sequence[SourceEntry], name: str, target: Path) -> int:
+def _find(sources: Sequence[SourceEntry], name: str, target: Address) -> int:
     """The number of the source that a name means."""
     paths = [source.path for source in sources]
     found = sources_named(paths, name)
@@ -126,7 +127,7 @@ def _without(number: int, base: Manifest, sources: Sequence[Source], tokens: Tok
     return _Rest(document, tuple(base.sources[at] for at in others), left, kept, unread)
 
 
-def _reduce(target: Path, base: Manifest, number: int, rest: _Rest) -> Manifest:
+def _reduce(target: Address, base: Manifest, number: int, rest: _Rest) -> Manifest:
     """Write the smaller store from windows that stay."""
     job: dict[str, Any] = {
         "creator": creator(),
@@ -153,7 +154,7 @@ def _reduce(target: Path, base: Manifest, number: int, rest: _Rest) -> Manifest:
 
 
 def _read_anew(
-    target: Path,
+    target: Address,
     base: Manifest,
     shared: Any,
     rest: _Rest,

@@ -38,6 +38,8 @@ _DEEPEST = 50
 
 _MOST_BUFFERS = 1024
 
+_PIECE = 8 << 20
+
 
 class StoreFolder(Protocol):
     """Where the files of one store are. Who opens it holds it; the last `release` closes it.
@@ -97,6 +99,18 @@ class StoreFolder(Protocol):
     @property
     def received(self) -> tuple[int, int]:
         """Bytes that came over a network so far, and requests that were made for them."""
+
+
+def pieces(folder: StoreFolder, name: str, entry: FileEntry) -> Iterator[bytearray]:
+    """All bytes of a file, some megabytes at a time.
+
+    Raises:
+        StoreError: it is missing, ends before, or cannot be read.
+    """
+    for start in range(0, entry.bytes, _PIECE):
+        piece = bytearray(min(_PIECE, entry.bytes - start))
+        folder.read(name, entry, [([memoryview(piece)], start)], lambda _: None)
+        yield piece
 
 
 @dataclass

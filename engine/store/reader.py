@@ -73,7 +73,7 @@ class Store:
             ObjectStorageError: its object store cannot be reached or refuses.
         """
         while True:
-            folder = _open_folder(path)
+            folder = open_folder(path)
             try:
                 return cls(path, folder)
             except StoreError as error:
@@ -323,7 +323,13 @@ def load_file(folder: Path, name: str, entry: FileEntry) -> dict[str, torch.Tens
         opened.release()
 
 
-def _open_folder(path: Address) -> StoreFolder:
+def open_folder(path: Address) -> StoreFolder:
+    """Where the files of the store at `path` are, with nothing checked yet.
+
+    Raises:
+        StoreError: there is no store, or an unfinished one.
+        ObjectStorageError: its object store cannot be reached or refuses.
+    """
     if isinstance(path, ObjectUrl):
         from engine.store.object_folder import ObjectFolder
 

@@ -5,25 +5,28 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import StoreBusyError, StoreError, StoreExistsError
 from engine.object_storage import Address, ObjectUrl, is_url
 from engine.store.disk import Disk, put
-from engine.store.folders import CATALOGUE, CLAIMS, looks_like_a_store
+from engine.store.folders import CATALOGUE, CLAIMS, is_library, looks_like_a_store, stamp
 from engine.store.glance import check_store
-from engine.store.lock import Lock
 from engine.store.manifest import NAME
 from engine.store.reader import read_manifest, recover
-from engine.store.work import Places, clear_work, disk_errors, places_of
+from engine.store.transfer import Transfer, seen_from
+from engine.store.upload import locked
+from engine.store.work import Places, clear_work, disk_errors, published_journal
+from engine.types import Silent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from engine.types import Progress
 
 
 def remove_store(path: Address) -> int:
@@ -36,68 +39,113 @@ def remove_store(path: Address) -> int:
         StoreError: there is no store, a process is writing it, or the disk refuses.
         ObjectStorageError: its object store cannot be reached or refuses.
     """
-    if isinstance(path, ObjectUrl):
-        from engine.store import object_upkeep
-
-        return object_upkeep.remove_store(path)
     check_store(path)
-    disk = Disk()
-    with _locked(path) as places, disk_errors(str(path)):
-        freed = tree_bytes(places.target) + tree_bytes(places.work)
-        disk.remove_tree(places.work)
-        disk.remove_tree(places.done)
-        if places.target.exists():
-            disk.rename(places.target, places.done)
-            disk.sync_folder(places.target.parent)
-            disk.remove_tree(places.done)
-        if path.is_symlink():
-            disk.unlink(path)
-    return freed
+    with locked(path) as places, disk_errors(str(path)):
+        return _remove(path, places)
 
 
-def move_store(path: Address, target: Address) -> Address:
-    """Give a store another name or folder; its sources are still found from there.
+def move_store(path: Address, target: Address, progress: Progress | None = None) -> Address:
+    """Give a store another name, folder, disk or object store; its sources are still found from
+    there, but for files that a store in an object store is of.
 
     Args:
-        target: a new name, or a folder that is there, into which it goes under its own name. In
-            an object store a name in the same bucket, or a library in it.
+        target: a new name, or a folder or library that is there, into which it goes under its own
+            name.
+        progress: is told of what is copied.
     Returns:
         The store's new path or URL.
     Raises:
         StoreError: there is no store, the name is taken, a process is writing either, or the disk
-            refuses. The store is then where it was.
-        ObjectStorageError: its object store cannot be reached or refuses.
+            refuses. The store is then where it was; the same call goes on with what was begun.
+        ObjectStorageError: an object store cannot be reached or refuses.
     """
-    if isinstance(path, ObjectUrl) and isinstance(target, ObjectUrl):
-        from engine.store import object_upkeep
-
-        return object_upkeep.move_store(path, target)
-    if isinstance(path, ObjectUrl) or isinstance(target, ObjectUrl):
-        raise StoreError(f"{path} cannot be moved between a disk and an object store; ingest again")
     check_store(path)
-    if target.is_dir() and not (target / NAME).is_file():
-        target = target / path.name
-    if os.path.lexists(target):
+    target = _place_for(path, target)
+    if _is_same(path, target):
         raise StoreExistsError(f"{target} exists: choose another name")
-    disk = Disk()
-    with _locked(path) as old, _locked(target) as new, disk_errors(str(target)):
+    with locked(path) as old, locked(target) as new, disk_errors(str(target)):
         if old.work.exists():
             raise StoreError(f"an ingest into {path} is unfinished: run it again, or sekv gc")
-        moved = _seen_from(old.target, new.target)
-        try:
-            disk.rename(old.target, new.target)
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            disk.remove_tree(new.done)
-            shutil.copytree(old.target, new.done)
-            disk.rename(new.done, new.target)
-            disk.remove_tree(old.target)
-        if moved:
-            put(new.target / NAME, moved)
-        for folder in {old.target.parent, new.target.parent}:
-            disk.sync_folder(folder)
+        if isinstance(path, Path) and isinstance(target, Path) and _rename(old.target, new.target):
+            return target
+        transfer, before = Transfer(path, target, new), stamp(path)
+        transfer.run(progress or Silent())
+        if stamp(path) != before:
+            raise StoreError(f"{path} was written meanwhile and stays; {target} is what it was")
+        _remove(path, old)
+        transfer.forget()
     return target
+
+
+def _place_for(path: Address, target: Address) -> Address:
+    """Where a store goes that is to go to a name, or into a folder or library."""
+    if isinstance(target, ObjectUrl):
+        within = not target.key or is_library(target)
+    else:
+        within = target.is_dir() and not (target / NAME).is_file()
+    return target / path.name if within else target
+
+
+def _is_same(path: Address, other: Address) -> bool:
+    """Whether two names are of one place."""
+    if isinstance(path, ObjectUrl) or isinstance(other, ObjectUrl):
+        return path == other
+    return os.path.realpath(path) == os.path.realpath(other)
+
+
+def _rename(old: Path, new: Path) -> bool:
+    """Give a store another name on its disk; False where that is on another one, or taken.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    if os.path.lexists(new):
+        return False
+    disk, moved = Disk(), _seen_from(old, new)
+    try:
+        disk.rename(old, new)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        return False
+    if moved:
+        put(new / NAME, moved)
+    for folder in {old.parent, new.parent}:
+        disk.sync_folder(folder)
+    return True
+
+
+def _remove(path: Address, places: Places) -> int:
+    """Remove a store that is locked. Returns the bytes it took."""
+    disk = Disk()
+    freed = tree_bytes(places.work)
+    disk.remove_tree(places.work)
+    disk.remove_tree(places.done)
+    if isinstance(path, ObjectUrl):
+        from engine.store import object_upkeep
+
+        return freed + object_upkeep.remove_objects(path)
+    freed += tree_bytes(places.target)
+    if places.target.exists():
+        disk.rename(places.target, places.done)
+        disk.sync_folder(places.target.parent)
+        disk.remove_tree(places.done)
+    if path.is_symlink():
+        disk.unlink(path)
+    return freed
+
+
+def tidy(path: Path) -> None:
+    """Take away what a run left beside a store that died once that was there; what an unfinished
+    one would go on with stays, and so does all that a living process holds."""
+    if not any(os.path.lexists(left) for left in Places(path).leftovers):
+        return
+    # What the disk refuses to let go of is for `sekv gc` to tell.
+    with suppress(StoreError), locked(path) as places, disk_errors(str(path)):
+        disk = Disk()
+        disk.remove_tree(places.done)
+        if published_journal(places, disk) is not None:
+            clear_work(places, disk)
 
 
 def libraries_of(path: Address) -> list[Path]:
@@ -124,24 +172,8 @@ def _seen_from(old: Path, new: Path) -> bytes:
         manifest = read_manifest(old)
     except StoreError:
         return b""
-    sources = tuple(
-        replace(source, near=os.path.relpath(old.parent / source.near, new.parent))
-        if source.near
-        else source
-        for source in manifest.sources
-    )
-    return replace(manifest, sources=sources).to_bytes() if sources != manifest.sources else b""
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[Places]:
-    """The places of a store that nobody else writes meanwhile."""
-    places = places_of(path)
-    lock = Lock(places.lock, places.target)
-    try:
-        yield places
-    finally:
-        lock.release()
+    moved = seen_from(manifest, old, new)
+    return moved.to_bytes() if moved != manifest else b""
 
 
 @dataclass(frozen=True)
@@ -203,7 +235,7 @@ def clear(leftover: Leftover) -> bool:
         target = path.with_name(path.name[1:].removesuffix(path.suffix))
         recover(target)
         try:
-            with _locked(target) as places:
+            with locked(target) as places:
                 if path.suffix == ".work":
                     clear_work(places, disk)
                 elif path.suffix == ".done":

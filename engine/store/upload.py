@@ -9,23 +9,31 @@ began: of two commands that write one store at the same time, the second says so
 from __future__ import annotations
 
 import hashlib
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from engine.errors import ObjectMissingError, StoreError, StoreExistsError
 from engine.object_storage import Address, ObjectUrl, bucket
 from engine.store import cache_folder
-from engine.store.manifest import NAME, from_bytes
+from engine.store.lock import Lock
+from engine.store.manifest import NAME, FileEntry, from_bytes
 from engine.store.object_folder import BLOCKS, block_key, listing, object_of
 from engine.store.work import Places, places_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from engine.store.manifest import FileEntry, Manifest
+    from engine.object_storage import ObjectInfo
+    from engine.store.manifest import Manifest
     from engine.store.work import Journal
     from engine.types import Progress
+
+Put = Callable[[str, FileEntry, str], str]
+"""Puts a file of a store, by its name and what the manifest says of it, under a key of the bucket;
+gives the object's tag, "" where that is not known."""
 
 ABANDONED = timedelta(days=1)
 """Blocks without a manifest are removed when they are older: no upload takes so long."""
@@ -54,6 +62,25 @@ def places_at(target: Address) -> Places:
     return places_of(staging(target) if isinstance(target, ObjectUrl) else target)
 
 
+@contextmanager
+def locked(target: Address) -> Iterator[Places]:
+    """Where a store is made, while no other process of this machine writes it.
+
+    Raises:
+        StoreBusyError: one does.
+        StoreError: the folder that shall hold it does not exist, or cannot be written.
+    """
+    places = places_at(target)
+    lock = Lock(places.lock, places.target)
+    try:
+        yield places
+    finally:
+        lock.release()
+        if isinstance(target, ObjectUrl):
+            with suppress(OSError):  # what is unfinished stays in it
+                places.target.parent.rmdir()
+
+
 class Upload:
     """The upload of one store. tag: of the manifest that it is to replace, "" where none is there.
 
@@ -80,6 +107,10 @@ class Upload:
                 f"{self.url} exists: choose another name with -o, or pass --overwrite"
             )
 
+    def of(self, folder: Path) -> Put:
+        """Puts the files of a folder. It raises OSError where one cannot be read."""
+        return lambda name, entry, key: self._bucket.upload(key, folder / name)
+
     def missing(self, files: dict[str, FileEntry]) -> list[str]:
         """Files that are not there with the sizes that they should have."""
         there = listing(self.url)
@@ -91,15 +122,24 @@ class Upload:
         found = object_of(listing(self.url), name, entry)
         return b"" if found is None else self._bucket.read(found.key)[0]
 
+    def keep(self, files: Mapping[str, FileEntry]) -> None:
+        """Have files of the store that is there as blocks, where another program put them under
+        names that others are to have."""
+        there = listing(self.url)
+        for name, entry in files.items():
+            found, block = object_of(there, name, entry), self._key_of(entry)
+            if found is not None and found.key != block:
+                self._bucket.copy(found.key, block)
+
     def publish(
         self,
-        folder: Path,
+        put: Put,
         names: list[str],
         manifest: Manifest,
         journal: Journal,
         progress: Progress,
     ) -> None:
-        """Upload files of the store in `folder`, then its manifest.
+        """Upload files of a store, then its manifest.
 
         Args:
             names: of the manifest's files those that are new.
@@ -115,7 +155,7 @@ class Upload:
             block = f"{BLOCKS}/{block_key(entry)}"
             known = there.get(block)
             if known is None or not known.tag or known.tag != done.get(_upload_key(block)):
-                tag = self._bucket.upload(f"{self.url.key}/{block}", folder / name)
+                tag = put(name, entry, self._key_of(entry))
                 journal.add(_upload_key(block), {"tag": tag})
             progress.advance(entry.bytes)
         if self._bucket.replace(self._key, manifest.to_bytes(), self.tag) is None:
@@ -130,7 +170,8 @@ class Upload:
 
     def _remove_unused(self, manifest: Manifest) -> None:
         """Remove what the replaced store had alone, and blocks of uploads given up long ago."""
-        used, old = _names(manifest), set[str]()
+        there = listing(self.url)
+        used, old = {NAME, *_used(there, manifest)}, set[str]()
         if self.manifest:
             with suppress(StoreError):  # a damaged one: what it had goes by its age
                 old = _names(from_bytes(self.manifest))
@@ -138,11 +179,20 @@ class Upload:
         self._bucket.delete(
             [
                 found.key
-                for name, found in listing(self.url).items()
+                for name, found in there.items()
                 if name not in used
                 and (name in old or (name.startswith(f"{BLOCKS}/") and found.changed < late))
             ]
         )
+
+    def _key_of(self, entry: FileEntry) -> str:
+        return f"{self.url.key}/{BLOCKS}/{block_key(entry)}"
+
+
+def _used(there: dict[str, ObjectInfo], manifest: Manifest) -> set[str]:
+    """What the objects are called that a store's files are read from."""
+    found = {object_of(there, name, entry) for name, entry in manifest.files.items()}
+    return {name for name, each in there.items() if each in found}
 
 
 def _names(manifest: Manifest) -> set[str]:

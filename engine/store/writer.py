@@ -175,7 +175,7 @@ class StoreWriter:
     @classmethod
     def reduce(
         cls,
-        target: Path,
+        target: Address,
         job: dict[str, Any],
         kept: Mapping[int, tuple[int, WindowEntry]],
         *,
@@ -475,7 +475,7 @@ class StoreWriter:
         there = {name for key in self._inherited for name in entries[key]["files"]}
         new = [name for name in manifest.files if name not in there]
         try:
-            upload.publish(self._places.store, new, manifest, self._journal, progress)
+            upload.publish(upload.of(self._places.store), new, manifest, self._journal, progress)
         except ObjectStorageError as error:
             raise ObjectStorageError(
                 f"{error}; what was finished is kept, run the same command again to continue"
@@ -525,6 +525,14 @@ class StoreWriter:
         if self._upload is not None:
             self._far = {key for key in pieces if key != SHARED_KEY}
             self._refuse_gaps(base, self._upload)
+            renamed = {
+                old: base.files[old]
+                for key in self._far
+                for name, old in pieces[key][0].items()
+                if name != old
+            }
+            if renamed:
+                self._upload.keep(renamed)
         for key, (names, fields) in pieces.items():
             self._inherited.add(key)
             if key in self._journal.entries:

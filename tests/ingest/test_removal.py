@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shutil
 import signal
+import uuid
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,14 @@ from engine.ingest.on_demand import read_windows
 from engine.ingest.removal import remove_source
 from engine.ingest.run import append, ingest
 from engine.models.reader import Reader
+from engine.object_storage import Bucket, ObjectUrl, bucket
 from engine.store import upkeep
 from engine.store.reader import Store, read_manifest
+from engine.store.upkeep import move_store
 from engine.types import IngestOptions, Removal, Silent
 from killed_steps import Steps
 from tiny_books import log, session
-from toy_store import leftovers, tree
+from toy_store import leftovers, read_all, tree
 
 pytestmark = pytest.mark.usefixtures("instant_disk")
 
@@ -125,6 +128,49 @@ def test_where_no_window_can_stay_all_is_read_to_the_bytes_of_an_ingest(shelf: S
     done = shelf.remove(store, "bridge.txt")
     assert done.read == done.tokens
     assert tree(store) == alone
+
+
+class InObjects:
+    """The shelf's store in an object store of this process, brought there in some way."""
+
+    def __init__(self, shelf: Shelf, how: str) -> None:
+        self.url = ObjectUrl("memory://", f"{uuid.uuid4().hex}/s.sekv")
+        store = shelf.appended()
+        if how == "moved":
+            move_store(store, self.url)
+            return
+        for name in tree(store):  # as another program copies it
+            bucket(self.url).upload(f"{self.url.key}/{name}", store / name)
+        shutil.rmtree(store)
+
+    def objects(self) -> dict[str, bytes]:
+        there = bucket(self.url)
+        return {name: there.read(found.key)[0] for name, found in there.below(self.url.key)}
+
+
+@pytest.mark.parametrize("how", ["moved", "copied"])
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_store_in_an_object_store_loses_a_source_as_one_on_a_disk(
+    shelf: Shelf, name: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upload that fails leaves it as it was; after one that does not nothing of it is left."""
+    monkeypatch.setenv("SEKV_CACHE", str(shelf.folder / "cache"))
+    far = InObjects(shelf, how)
+    near = shelf.appended()
+    shelf.remove(near, name)
+    before = read_all(far.url)
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "upload", None)
+        with pytest.raises(TypeError):
+            remove_source(far.url, name, Silent(), shelf.reader)
+    assert read_all(far.url) == before
+    done = remove_source(far.url, name, Silent(), shelf.reader)
+    assert (done.store, done.unread, done.read) == (str(far.url), 0, 0)
+    assert read_all(far.url) == read_all(near)
+    with Store.open(far.url) as opened:
+        assert opened.verify() == []
+    assert not any(TEXTS[name][:30].encode() in data for data in far.objects().values())
+    assert len(far.objects()) == 1 + len(read_manifest(far.url).files)
 
 
 def test_what_cannot_be_removed_is_one_line_and_changes_nothing(

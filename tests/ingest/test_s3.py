@@ -18,7 +18,7 @@ from engine import api
 from engine.models.locate import Located
 from engine.object_storage import ObjectUrl, bucket
 from engine.types import AskOptions
-from object_server import BUCKET, Gate, running
+from object_server import BUCKET, OTHER_BUCKET, Gate, running
 from tiny_books import QUESTION, TEXT, log
 from tiny_models import checkpoint
 
@@ -69,6 +69,17 @@ def sekv(
 def reading(place: Path, store: str) -> list[str]:
     model = ["--model", str(place / "model"), "--device", "cpu", "--window", "80"]
     return ["ingest", str(place / "log.txt"), "-o", store, *model]
+
+
+def kill_after(gate: Gate, count: int, process: subprocess.Popen[str]) -> None:
+    """Kill a command when so many bytes passed the gate, either way."""
+    passed, until = gate.received + gate.sent + count, time.monotonic() + 200
+    while gate.received + gate.sent < passed and process.poll() is None:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
 
 
 def refusal(said: str, environment: dict[str, str]) -> str:
@@ -156,14 +167,7 @@ def test_an_upload_that_was_killed_is_completed(
 ) -> None:
     gate, environment = server
     store = f"s3://{BUCKET}/books/log.sekv"
-    process = start(reading(place, store), environment, tmp_path / "a")
-    uploaded = gate.received + 40_000
-    until = time.monotonic() + 200
-    while gate.received < uploaded and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    kill_after(gate, 40_000, start(reading(place, store), environment, tmp_path / "a"))
     _, said = sekv(["ask", store, "Who?"], environment, tmp_path / "b", code=2)
     assert "interrupted" in refusal(said, environment)
     made, _ = sekv(reading(place, store), environment, tmp_path / "a")
@@ -210,6 +214,42 @@ def test_a_library_is_filled_by_two_hosts_asked_and_emptied(
     assert {each["state"] for each in again["documents"]} == {"unchanged"}
     sekv(["rm", *(f"{library}{name}" for name in stores)], environment, tmp_path / "c")
     assert "Contents" not in client.list_objects_v2(Bucket=BUCKET, Prefix="library/")
+
+
+def test_a_store_moves_into_a_bucket_to_another_and_out_again_though_it_is_killed(
+    place: Path, server: tuple[Gate, dict[str, str]], tmp_path: Path
+) -> None:
+    """Killed in the middle of its upload and of its download; it loses a source on the way."""
+    gate, environment = server
+    near, store = tmp_path / "log.sekv", f"s3://{BUCKET}/books/log.sekv"
+    line = ["ingest", str(place / "log.txt"), "-o", str(near), "--window", "80", "--device", "cpu"]
+    sekv([*line, "--model", str(place / "model")], environment, tmp_path / "a")
+    (tmp_path / "more.txt").write_text(log(14)[len(TEXT) :], encoding="utf-8")
+    more = ["ingest", str(tmp_path / "more.txt"), "--append", str(near), "--device", "cpu"]
+    sekv(more, environment, tmp_path / "a")
+
+    kill_after(gate, 30_000, start(["mv", str(near), store], environment, tmp_path / "a"))
+    assert (near / "manifest.json").is_file()
+    _, said = sekv(["ask", store, "Who?"], environment, tmp_path / "b", code=2)
+    assert "interrupted" in refusal(said, environment)
+    moved, _ = sekv(["mv", str(near), store], environment, tmp_path / "a")
+    assert moved == {"store": store}
+    assert not near.exists()
+
+    less, _ = sekv(["rm", store, "--source", "more.txt"], environment, tmp_path / "b")
+    assert less["sources"] == [str(place / "log.txt")]
+    other = f"s3://{OTHER_BUCKET}/log.sekv"
+    sekv(["mv", store, f"s3://{OTHER_BUCKET}"], environment, tmp_path / "b")
+    listed, _ = sekv(["list", f"s3://{BUCKET}"], environment, tmp_path / "b")
+    assert listed["stores"] == []
+
+    kill_after(gate, 30_000, start(["mv", other, str(near)], environment, tmp_path / "b"))
+    assert not near.exists()
+    sekv(["mv", other, str(near)], environment, tmp_path / "b")
+    checked, _ = sekv(["verify", str(near)], environment, tmp_path / "b")
+    assert checked["ok"]
+    _, said = sekv(["verify", other], environment, tmp_path / "b", code=2)
+    assert "there is no store" in refusal(said, environment)
 
 
 @pytest.mark.skipif(not STORE, reason="SEKV_STORE names no store")

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
 import toy_store
-from engine.errors import StoreBusyError, StoreExistsError, StoreMissingError
+from engine.errors import StoreBusyError, StoreDamagedError, StoreExistsError, StoreMissingError
 from engine.store.disk import Disk
 from engine.store.folders import CLAIMS
 from engine.store.library import check_sources
 from engine.store.lock import Lock
+from engine.store.manifest import NAME
 from engine.store.reader import Store
 from engine.store.upkeep import clear, leftovers, libraries_of, move_store, remove_store
 from engine.store.work import Places
+from killed_steps import Steps
 from toy_store import read_all, tree
 
 pytestmark = pytest.mark.usefixtures("instant_disk")
@@ -95,20 +99,63 @@ def read_tensors(store: Path) -> dict[str, bytes]:
     return {name: data for name, data in tree(store).items() if name != "manifest.json"}
 
 
-def test_a_store_moves_to_another_disk_as_a_copy(
-    store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before, real = read_all(store), Disk.rename
+@pytest.fixture
+def another_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No store gets from its name to that of another by a rename."""
+    real = Disk.rename
 
     def rename(self: Disk, old: Path, new: Path) -> None:
-        if old == store:
-            raise OSError(18, "Invalid cross-device link")
+        if old.suffix == new.suffix == ".sekv":
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
         real(self, old, new)
 
     monkeypatch.setattr(Disk, "rename", rename)
+
+
+@pytest.mark.usefixtures("another_disk")
+def test_a_store_moves_to_another_disk_as_a_copy(store: Path) -> None:
+    before = read_all(store)
     moved = move_store(store, store.with_name("b.sekv"))
     assert read_all(moved) == before
     assert [path.name for path in store.parent.iterdir()] == ["b.sekv"]
+
+
+@pytest.mark.usefixtures("another_disk")
+def test_a_move_to_another_disk_that_is_killed_loses_nothing_and_goes_on(store: Path) -> None:
+    """Killed before every second thing that it does to the disk."""
+    before, other, killed = read_all(store), store.with_name("b.sekv"), 0
+    while True:
+        child = os.fork()
+        if child == 0:
+            steps = Steps()
+            steps.last = 1 + 2 * killed
+            move_store(store, other)
+            os._exit(0)
+        if os.waitpid(child, 0)[1] != signal.SIGKILL:
+            break
+        killed += 1
+        there = [path for path in (store, other) if (path / NAME).exists()]
+        assert there
+        assert all(read_all(path) == before for path in there)
+        if store in there:
+            move_store(store, other)
+        for leftover in leftovers(store.parent):
+            assert clear(leftover)
+        assert read_all(other) == before
+        assert [path.name for path in store.parent.iterdir()] == ["b.sekv"]
+        other.rename(store)
+    assert killed > 15
+
+
+@pytest.mark.usefixtures("another_disk")
+def test_a_damaged_store_stays_on_its_disk(store: Path) -> None:
+    device = store / "windows" / "00000.device.safetensors"
+    toy_store.flip(device, device.stat().st_size - 1, 1)
+    before = tree(store)
+    with pytest.raises(StoreDamagedError, match="is damaged, so it stays"):
+        move_store(store, store.with_name("b.sekv"))
+    assert tree(store) == before
+    assert not store.with_name("b.sekv").exists()
 
 
 def test_a_catalogue_above_a_store_is_found(tmp_path: Path, store: Path) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-BUCKET = "library"
+BUCKET, OTHER_BUCKET = "library", "archive"
 
 
 class Gate:
@@ -84,13 +84,13 @@ class Gate:
 
 @contextmanager
 def running(folder: Path) -> Iterator[tuple[Gate, dict[str, str]]]:
-    """A server with a bucket and one user; the gate to it, and the environment of that user."""
+    """A server with two buckets and one user; the gate to it, and the environment of that user."""
     import boto3
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     log = (folder / "moto.log").open("w")
-    calls = 4  # what is made below; from then on every request needs the user's key
+    calls = 5  # what is made below; from then on every request needs the user's key
     server = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
         env=os.environ | {"INITIAL_NO_AUTH_ACTION_COUNT": str(calls)},
@@ -115,7 +115,8 @@ def running(folder: Path) -> Iterator[tuple[Gate, dict[str, str]]]:
             PolicyName="all",
             PolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [everything]}),
         )
-        boto3.client("s3", **there).create_bucket(Bucket=BUCKET)
+        for bucket in (BUCKET, OTHER_BUCKET):
+            boto3.client("s3", **there).create_bucket(Bucket=bucket)
         gate = Gate(port)
         yield (
             gate,
