@@ -209,7 +209,7 @@ class LibrarySession:
 
     def _refresh(self) -> None:
         """Look which stores there are, and say once what is wrong with any."""
-        self._catalogue.refresh(self._progress)
+        self._catalogue.refresh(self._progress, sparing=True)
         entries = self._catalogue.entries()
         self._holdings = [holding for holding in entries if not holding.problem]
         for holding in entries:

@@ -13,8 +13,9 @@ import hashlib
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -22,17 +23,27 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from engine.errors import LibraryError, StoreError
 from engine.object_storage import Address
 from engine.store import cache_folder
+from engine.store.container import checksum
 from engine.store.folders import CATALOGUE as NAME
 from engine.store.folders import stamp, stamps
+from engine.store.manifest import DOCUMENT
 from engine.store.passages import make_table, passages, query, spaced
 from engine.store.reader import Store, read_store
 from engine.types import Silent
 
 if TYPE_CHECKING:
+    from engine.store.manifest import Manifest
     from engine.types import Progress
 
-VERSION = 1
+VERSION = 2
 """Of the tables; a file of another version is made anew."""
+
+TAKEN_TOGETHER = 32
+"""Stores that are noted in one transaction, which waits for the disk once."""
+
+LONG_LOOK, RESTS = 0.5, 10
+"""Seconds from which on a look at all stores takes long, as of very many in an object store, and
+how many times as long it is not made again where that may be spared."""
 
 BUSY_SECONDS = 60
 """How long another process may write before this one gives up."""
@@ -41,7 +52,7 @@ _TABLES = """
 CREATE TABLE stores(
     id INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL, stamp TEXT NOT NULL, model TEXT NOT NULL,
     weights TEXT NOT NULL, tokens INTEGER NOT NULL, unread INTEGER NOT NULL,
-    sources TEXT NOT NULL, problem TEXT NOT NULL);
+    sources TEXT NOT NULL, words TEXT NOT NULL, problem TEXT NOT NULL);
 CREATE TABLE places(
     id INTEGER PRIMARY KEY, store INTEGER NOT NULL, first INTEGER NOT NULL, end INTEGER NOT NULL);
 CREATE INDEX places_of_store ON places(store);
@@ -92,6 +103,9 @@ class Catalogue:
         self.folder = folder
         self._file = _place(folder)
         self._database = self._open()
+        self._rests_until = 0.0
+        self._entries: list[Holding] = []
+        self._entries_as_of: tuple[int, int] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -99,12 +113,16 @@ class Catalogue:
     def __exit__(self, *_: object) -> None:
         self._database.close()
 
-    def refresh(self, progress: Progress | None = None) -> None:
+    def refresh(self, progress: Progress | None = None, *, sparing: bool = False) -> None:
         """Bring it up to date with the stores that are there now.
 
+        Args:
+            sparing: not if a look at all stores takes long and the last one was made lately.
         Raises:
             LibraryError: it cannot be written.
         """
+        if sparing and time.monotonic() < self._rests_until:
+            return
         self._sound(lambda: self._refresh(progress or Silent()))
 
     def take(self, name: str) -> None:
@@ -119,14 +137,7 @@ class Catalogue:
 
     def entries(self) -> list[Holding]:
         """The stores, by name, as they were when it was last brought up to date."""
-        names = "name, model, weights, tokens, unread, sources, problem"
-        rows = self._sound(
-            lambda: self._database.execute(f"SELECT {names} FROM stores ORDER BY name").fetchall()
-        )
-        return [
-            Holding(name, model, weights, tokens, unread, _sources(sources), problem)
-            for name, model, weights, tokens, unread, sources, problem in rows
-        ]
+        return self._sound(self._read_entries)
 
     def find(self, words: Iterable[str], most: int) -> list[Found]:
         """The passages of all stores that have any of the words, best first, so many at most."""
@@ -217,8 +228,26 @@ class Catalogue:
         except sqlite3.DatabaseError as error:
             raise self._refused(error) from None
 
+    def _read_entries(self) -> list[Holding]:
+        """As `entries`; the rows are read again only if this or another process wrote any."""
+        others = int(self._database.execute("PRAGMA data_version").fetchone()[0])
+        now = others, self._database.total_changes
+        if self._entries_as_of != now:
+            names = "name, model, weights, tokens, unread, sources, problem"
+            rows = self._database.execute(f"SELECT {names} FROM stores ORDER BY name")
+            self._entries = [
+                Holding(name, model, weights, tokens, unread, _sources(sources), problem)
+                for name, model, weights, tokens, unread, sources, problem in rows
+            ]
+            self._entries_as_of = now
+        return self._entries
+
     def _refresh(self, progress: Progress) -> None:
+        begun = time.monotonic()
         there = stamps(self.folder)
+        ended = time.monotonic()
+        if ended - begun > LONG_LOOK:
+            self._rests_until = ended + RESTS * (ended - begun)
         known = dict(self._database.execute("SELECT name, stamp FROM stores").fetchall())
         stale = sorted(name for name, now in there.items() if known.get(name) != now)
         for name in known.keys() - there.keys():
@@ -226,33 +255,43 @@ class Catalogue:
                 self._drop(name)
         if stale:
             progress.start("reading the words of stores", len(stale), "stores")
-        for name in stale:
+        for at in range(0, len(stale), TAKEN_TOGETHER):
             with self._database:
                 self._database.execute("BEGIN IMMEDIATE")
-                self._take(name)
-            progress.advance(1)
+                for name in stale[at : at + TAKEN_TOGETHER]:
+                    self._take(name)
+                    progress.advance(1)
 
     def _take(self, name: str) -> None:
-        """Note a store as it is now, in the transaction that is open."""
-        self._drop(name)
+        """Note a store as it is now, in the transaction that is open.
+
+        The passages of one that has the same text as before stay: more of it was read.
+        """
         path = self.folder / name
         now = stamp(path)
         if not now:  # gone since it was looked for
+            self._drop(name)
             return
+        known = self._database.execute("SELECT words FROM stores WHERE name = ?", [name]).fetchone()
+
+        def look(store: Store) -> tuple[Manifest, list[tuple[int, int, str]] | None]:
+            same = known is not None and known[0] == _words_of(store.manifest)
+            return store.manifest, None if same else _passages(store)
+
         try:
-            manifest, found = read_store(path, lambda store: (store.manifest, _passages(store)))
+            manifest, found = read_store(path, look)
             model, weights = manifest.model.id, manifest.model.weights
             sources = [[source.path, source.near, source.sha256] for source in manifest.sources]
-            unread = len(manifest.unread)
-            row = [name, now, model, weights, manifest.tokens, unread, json.dumps(sources), ""]
+            row = [now, model, weights, manifest.tokens, len(manifest.unread), json.dumps(sources)]
+            row += [_words_of(manifest), "", name]
         except StoreError as error:
             problem = " ".join(str(error).split())
-            row, found = [name, now, "", "", 0, 0, "[]", problem], []
-        number = self._database.execute(
-            "INSERT INTO stores(name, stamp, model, weights, tokens, unread, sources, problem) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            row,
-        ).lastrowid
+            row, found = [now, "", "", 0, 0, "[]", "", problem, name], []
+        if found is None:
+            self._database.execute(_UPDATE, row)
+            return
+        self._drop(name)
+        number = self._database.execute(_INSERT, row).lastrowid
         for first, end, text in found:
             place = self._database.execute(
                 "INSERT INTO places(store, first, end) VALUES (?, ?, ?)", [number, first, end]
@@ -268,6 +307,10 @@ class Catalogue:
             self._database.execute("DELETE FROM places WHERE store = ?", row)
             self._database.execute("DELETE FROM stores WHERE id = ?", row)
 
+
+_NOTED = "stamp, model, weights, tokens, unread, sources, words, problem"
+_INSERT = f"INSERT INTO stores({_NOTED}, name) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_UPDATE = f"UPDATE stores SET {_NOTED.replace(',', ' = ?,')} = ? WHERE name = ?"
 
 _FIND = """
 SELECT stores.name, places.first, places.end, -passages.rank FROM passages
@@ -310,6 +353,13 @@ def _make_tables(database: sqlite3.Connection) -> None:
 
 def _sources(text: str) -> tuple[tuple[str, str, str], ...]:
     return tuple((path, near, sha256) for path, near, sha256 in json.loads(text))
+
+
+def _words_of(manifest: Manifest) -> str:
+    """What the passages of a store follow from: its text, and where its windows are."""
+    bounds = [[window.start, window.end] for window in manifest.windows]
+    text = json.dumps([asdict(manifest.files[DOCUMENT]), bounds], sort_keys=True)
+    return checksum(text.encode("ascii"))
 
 
 def _passages(store: Store) -> list[tuple[int, int, str]]:

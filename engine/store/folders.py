@@ -52,11 +52,7 @@ def stamp(path: Address) -> str:
             return _tag(bucket(path).head(f"{path.key}/{MANIFEST}"))
         except ObjectMissingError:
             return ""
-    try:
-        found = (path / MANIFEST).stat()
-    except OSError:
-        return ""
-    return f"{found.st_ino} {found.st_mtime_ns} {found.st_size}"
+    return _stamp_of(str(path))
 
 
 def stamps(library: Address) -> dict[str, str]:
@@ -68,10 +64,17 @@ def stamps(library: Address) -> dict[str, str]:
     if isinstance(library, ObjectUrl):
         return {name: _tag(found) for name, found in _manifests(library) if name}
     return {
-        path.relative_to(library).as_posix(): now
-        for path in stores_below(library)
-        if (now := stamp(path))
+        name: now for name in _names_below(str(library)) if (now := _stamp_of(f"{library}/{name}"))
     }
+
+
+def _stamp_of(store: str) -> str:
+    """`stamp` of a store on a disk."""
+    try:
+        found = os.stat(f"{store}/{MANIFEST}")  # noqa: PTH116
+    except OSError:
+        return ""
+    return f"{found.st_ino} {found.st_mtime_ns} {found.st_size}"
 
 
 def _manifests(folder: ObjectUrl) -> Iterator[tuple[str, ObjectInfo]]:
@@ -91,15 +94,41 @@ def stores_below(folder: Path) -> Iterator[Path]:
 
     Links to folders are not followed. A folder that cannot be listed has none.
     """
-    for place, folders, _ in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found = [name for name in folders if looks_like_a_store(Path(place) / name)]
-        folders[:] = [name for name in folders if name not in found]
-        yield from (Path(place) / name for name in found)
+    return (folder / name for name in _names_below(str(folder)))
+
+
+def _names_below(folder: str, above: str = "") -> Iterator[str]:
+    """What `stores_below` finds, by name, which begins with `above`.
+
+    A question to a library looks at all of its stores, so no `Path` is made of any.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            below = sorted((entry.name, entry.is_symlink()) for entry in entries if _is_open(entry))
+    except OSError:
+        return
+    others = []
+    for name, is_link in below:
+        if _is_store_by_looks(f"{folder}/{name}"):
+            yield above + name
+        elif not is_link:
+            others.append(name)
+    for name in others:
+        yield from _names_below(f"{folder}/{name}", f"{above}{name}/")
+
+
+def _is_open(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or a link to one, and not hidden."""
+    try:
+        return not entry.name.startswith(".") and entry.is_dir()
+    except OSError:
+        return False
 
 
 def looks_like_a_store(path: Path) -> bool:
     """Whether a path is a store, sound or not, by its name and its manifest."""
-    if not path.is_dir() or path.name.startswith("."):
-        return False
-    return path.suffix == ".sekv" or (path / MANIFEST).is_file()
+    return path.is_dir() and not path.name.startswith(".") and _is_store_by_looks(str(path))
+
+
+def _is_store_by_looks(folder: str) -> bool:
+    return folder.endswith(".sekv") or os.path.isfile(f"{folder}/{MANIFEST}")  # noqa: PTH113

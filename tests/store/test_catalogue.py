@@ -93,6 +93,64 @@ def test_nothing_is_read_again_that_is_as_it_was(
     assert refreshed(library) == {"a.sekv": "", "deep/er/b.sekv": ""}
 
 
+def test_the_words_of_a_store_that_is_read_further_are_not_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unread() -> int:
+        with Catalogue(tmp_path) as open_catalogue:
+            open_catalogue.refresh()
+            (entry,) = open_catalogue.entries()
+            assert [passage.store for passage in open_catalogue.find(words("a"), 10)] == ["a.sekv"]
+            return entry.unread
+
+    toy_store.ingest(tmp_path / "a.sekv", only=[0])
+    assert unread() == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(catalogue, "_passages", None)
+        toy_store.append(tmp_path / "a.sekv", windows=2)
+        assert unread() == 0
+    toy_store.append(tmp_path / "a.sekv", windows=3)  # of a longer text
+    with monkeypatch.context() as patch:
+        patch.setattr(catalogue, "_passages", None)
+        with pytest.raises(TypeError):
+            unread()
+    assert unread() == 0
+
+
+def test_entries_are_read_again_when_any_process_changed_them(library: Path) -> None:
+    with Catalogue(library) as mine:
+        mine.refresh()
+        before = mine.entries()
+        assert mine.entries() is before
+        shutil.rmtree(library / "deep")
+        refreshed(library)
+        assert [entry.name for entry in mine.entries()] == ["a.sekv"]
+
+
+def test_a_long_look_is_not_made_again_soon_where_that_may_be_spared(
+    library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, looks, takes = [0.0], [0], [0.0]
+    look = catalogue.stamps
+
+    def slow(folder: Path) -> dict[str, str]:
+        looks[0] += 1
+        now[0] += takes[0]
+        return look(folder)
+
+    monkeypatch.setattr(catalogue, "stamps", slow)
+    monkeypatch.setattr(catalogue.time, "monotonic", lambda: now[0])
+    for takes[0], passed, again in ((0.01, 0.0, True), (2.0, 19.0, False), (2.0, 21.0, True)):
+        with Catalogue(library) as opened:
+            opened.refresh(sparing=True)
+            now[0] += passed
+            before = looks[0]
+            opened.refresh(sparing=True)
+            assert (looks[0] > before) == again
+            opened.refresh()
+            assert looks[0] == before + again + 1
+
+
 def test_a_store_that_cannot_be_read_says_why_and_the_others_are_found(library: Path) -> None:
     flip(library / "a.sekv" / "manifest.json", 40, 1)
     problems = refreshed(library)
