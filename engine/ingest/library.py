@@ -27,7 +27,7 @@ from engine.store.catalogue import Catalogue, Holding
 from engine.store.folders import looks_like_a_store
 from engine.store.glance import is_store
 from engine.store.library import digest_of
-from engine.store.upkeep import remove_store
+from engine.store.upkeep import remove_store, tidy
 from engine.types import (
     DocumentOutcome,
     IngestOptions,
@@ -226,6 +226,9 @@ class _Run:
             numbers = self._wait()
         with Claims(self._library, self._many.lease) as claims:
             claims.sweep()
+        if isinstance(self._library, Path):
+            for each in self._judged:
+                tidy(self._library / each.store)
         if self._stopped is not None and self._stopped.number < 0:
             error = SekvError(self._stopped.text)
             error.code = self._stopped.code

@@ -21,9 +21,12 @@ from engine.ingest.library import ingest_library
 from engine.ingest.processes import TRIES
 from engine.ingest.run import ingest, load_for
 from engine.models.reader import Reader
+from engine.store import writer
 from engine.store.disk import Disk
 from engine.store.folders import CLAIMS, stores_below
+from engine.store.work import Places
 from engine.types import IngestOptions, LibraryOptions, LibraryReport, LibraryStatus, Silent
+from library_command import WINDOW, start
 from repository import ROOT, environment
 from tiny_books import log
 from toy_store import leftovers, tree
@@ -58,7 +61,7 @@ class Case:
     def __init__(self, folder: Path, model: Path, reader: Reader) -> None:
         self.source, self.library = folder / "documents", folder / "library"
         self.source.mkdir()
-        self.options = IngestOptions(model=str(model), window=160, chunk_tokens=32)
+        self.options = IngestOptions(model=str(model), window=WINDOW, chunk_tokens=32)
         self.reader: Reader | None = reader
         self.told = Told()
 
@@ -151,6 +154,25 @@ class TestWhatIsRead:
         assert case.states(prune=True)["log000.sekv"] == "pruned"
         assert not (case.library / "log000.sekv").exists()
         assert "log000.sekv" not in case.states()
+
+    def test_what_a_killed_run_left_beside_whole_stores_goes_and_unfinished_work_stays(
+        self, case: Case, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        documents(case.source, 2)
+
+        def died(places: Places, disk: Disk) -> None:
+            raise InterruptedError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(writer, "clear_work", died)
+            patch.setattr(library, "tidy", lambda _: None)
+            case.run()
+        assert ".log000.sekv.work" in leftovers(case.library)
+        for name in (".log001.sekv.done", ".log001.sekv.work"):
+            (case.library / name).mkdir(exist_ok=True)
+        (case.library / ".log001.sekv.work" / "job.json").write_text("{}")
+        assert set(case.states().values()) == {"unchanged"}
+        assert leftovers(case.library) == [".log001.sekv.work", ".sekv-library.sqlite"]
 
     def test_a_dry_run_says_what_would_be_done_and_does_nothing(self, case: Case) -> None:
         documents(case.source, 2)
@@ -409,35 +431,13 @@ def test_a_document_that_kills_every_worker_fails_and_the_others_are_read(
     assert len(report.of("read")) == 1
 
 
-COMMAND = """
-import sys
-from pathlib import Path
-from engine.ingest.library import ingest_library
-from engine.types import IngestOptions, LibraryOptions
-class Told:
-    def status(self, status): print(status.tokens, status.done, flush=True)
-    def note(self, line): pass
-options = IngestOptions(model=sys.argv[3], window=160, chunk_tokens=32)
-many = LibraryOptions(jobs=int(sys.argv[4]))
-report = ingest_library([sys.argv[1]], Path(sys.argv[2]), options, many, Told())
-print("states", *(each.state for each in report.documents))
-"""
-
-
-def start(case: Case, jobs: int) -> subprocess.Popen[str]:
-    """The whole command in a process of its own."""
-    arguments = [str(case.source), str(case.library), case.options.model, str(jobs)]
-    command = [sys.executable, "-c", COMMAND, *arguments]
-    return subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_whole_run_survives_its_death_and_goes_on(apart: Case, reader: Reader) -> None:
     """Killed while it reads, three times; the workers die with it."""
     documents(apart.source, 6, days=6)
     for tokens in (100, 500, 900):
-        with start(apart, 2) as running:
+        with start(apart.source, apart.library, apart.options.model, jobs=2) as running:
             assert running.stdout is not None
             for line in running.stdout:
                 if line.startswith("states") or int(line.split()[0]) > tokens:
@@ -459,7 +459,8 @@ def test_the_whole_run_survives_its_death_and_goes_on(apart: Case, reader: Reade
 def test_two_commands_at_once_share_the_work(apart: Case) -> None:
     """As two hosts do: every document is read once, and both end when all are."""
     documents(apart.source, 6, days=5)
-    ended = [process.communicate()[0] for process in (start(apart, 1), start(apart, 1))]
+    both = [start(apart.source, apart.library, apart.options.model) for _ in range(2)]
+    ended = [process.communicate()[0] for process in both]
     tokens = []
     for said in ended:
         *status, states = said.splitlines()
