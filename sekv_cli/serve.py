@@ -15,8 +15,8 @@ import typer
 
 from engine.errors import OptionError, SekvError, StoreMissingError
 from engine.models import named
-from engine.object_storage import Address, address
-from engine.store.folders import is_library, stores_below
+from engine.object_storage import Address, ObjectUrl, address
+from engine.store.folders import is_library, stamps, stores_below
 from engine.types import AUTO, AskOptions
 from sekv_cli import completion, options
 from sekv_cli.asker import asked
@@ -38,14 +38,15 @@ def serve(
         ),
     ] = None,
     store_dir: Annotated[
-        Path | None,
+        str,
         typer.Option(
             "--store-dir",
             metavar="DIR",
-            help="Serve every store of this folder too; each is opened by its first question.",
+            help="Serve every store of this folder or URL too; each is opened by its first "
+            "question.",
             show_default=False,
         ),
-    ] = None,
+    ] = "",
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Where to listen; beyond loopback needs a token.")
     ] = "127.0.0.1",
@@ -132,7 +133,7 @@ def serve(
     at_once = [address(store) for store in stores or []]
     for store in stores or []:
         asked(store)
-    later = _stores_of(store_dir, at_once) if store_dir is not None else []
+    later = _stores_of(address(store_dir), at_once) if store_dir else []
     if not at_once and not later:
         raise SekvError("there is no store to serve: name stores, or a folder with --store-dir")
     names = unix_socket.name_stores([*at_once, *later])
@@ -193,12 +194,18 @@ def _announce(found: dict[str, Any], *, as_json: bool) -> None:
         reports.print_serving(format.console(), found["url"], found["stores"])
 
 
-def _stores_of(folder: Path, others: list[Address]) -> list[Address]:
+def _stores_of(folder: Address, others: list[Address]) -> list[Address]:
     """The stores of a folder, but for those that are named besides.
 
     Raises:
-        StoreMissingError: there is no such folder.
+        StoreMissingError: there is no such folder, or nothing at such a URL.
+        ObjectStorageError: its object store cannot be reached or refuses.
     """
+    if isinstance(folder, ObjectUrl):
+        names = sorted(stamps(folder))
+        if not names:
+            raise StoreMissingError(f"there is no store below {folder}; check its name")
+        return [each for name in names if (each := folder / name) not in others]
     if not folder.is_dir():
         raise StoreMissingError(f"there is no folder {folder}; name one that holds stores")
     known = {place.resolve() for place in others if isinstance(place, Path)}

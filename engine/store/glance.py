@@ -146,5 +146,5 @@ def source_paths(path: Address) -> list[str]:
     try:
         sources = json.loads(manifest_bytes(path))["sources"]
         return [str(source["path"]) for source in sources]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (StoreMissingError, OSError, ValueError, LookupError, TypeError, RecursionError):
         return []

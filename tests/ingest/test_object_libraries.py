@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from engine import api
-from engine.errors import LibraryError, ObjectStorageError, StoreError, StoreExistsError
+from engine.errors import LibraryError, ObjectStorageError, StoreExistsError, StoreMissingError
 from engine.ingest import claims, tasks
 from engine.ingest.claims import Claims
 from engine.ingest.collect import collect
@@ -24,6 +24,7 @@ from engine.store.reader import Store
 from engine.store.upkeep import clear, leftovers, move_store, remove_store
 from engine.types import AskOptions, IngestOptions, LibraryOptions, LibraryReport
 from sekv_cli.main import run as sekv
+from sekv_cli.serve import _stores_of
 from tiny_books import log
 
 ASKED = AskOptions(budget="20%", max_new_tokens=2)
@@ -139,8 +140,6 @@ def test_a_library_lists_moves_and_removes_its_stores(case: Case) -> None:
     with Store.open(moved) as opened:
         assert opened.verify() == []
     assert names(case.library) == ["deep/ship.sekv", "deep/walrus.sekv"]
-    with pytest.raises(StoreError, match="between a disk and an object store"):
-        move_store(moved, Path("near.sekv"))
     assert remove_store(moved) == sizes[str(store)]
     assert names(case.library) == ["deep/walrus.sekv"]
     with pytest.raises(LibraryError, match="is a store"):
@@ -154,6 +153,9 @@ def test_the_commands_take_urls(case: Case, capsys: pytest.CaptureFixture[str]) 
     assert len(json.loads(capsys.readouterr().out)["stores"]) == 2
     assert sekv(["rm", str(case.library)]) == 2
     assert "name the stores themselves" in capsys.readouterr().err
+    asked = ["ask", str(case.library), "Where did the walrus sleep?", "--max-new-tokens", "2"]
+    assert sekv(asked) == 0  # for people, with names of sources beside the citations
+    assert "[1] deep/walrus.md" in capsys.readouterr().out
     assert sekv(["mv", f"{case.library}/log.sekv", f"{case.library}/ship.sekv", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"store": f"{case.library}/ship.sekv"}
     assert sekv(["rm", f"{case.library}/ship.sekv", "--json"]) == 0
@@ -161,6 +163,18 @@ def test_the_commands_take_urls(case: Case, capsys: pytest.CaptureFixture[str]) 
     assert sekv(["gc", str(case.library), "--older-than", "0", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["removed"] == []
     assert names(case.library) == ["deep/walrus.sekv"]
+    elsewhere = f"{case.documents.root}/{case.documents.key}-more/"  # a folder by its slash
+    assert sekv(["mv", f"{case.library}/deep/walrus.sekv", elsewhere, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"store": f"{elsewhere}walrus.sekv"}
+
+
+def test_stores_below_a_url_are_served_but_for_those_that_are_named(case: Case) -> None:
+    case.ingest()
+    walrus, ship = case.library / "deep" / "walrus.sekv", case.library / "log.sekv"
+    assert _stores_of(case.library, []) == [walrus, ship]
+    assert _stores_of(case.library, [ship]) == [walrus]
+    with pytest.raises(StoreMissingError, match="no store below"):
+        _stores_of(case.documents, [])
 
 
 def test_an_upload_that_never_ended_is_a_leftover(case: Case) -> None:
