@@ -57,6 +57,10 @@ def bench(
     that they see stand: where they were read, one behind another, the best one
     nearest, read anew; exact rows.
 
+    library: is the right document of a whole folder found, and the evidence
+    among the first citations, beside the question to its own document? Only
+    what the questions need is read; stores are kept in --out.
+
     fidelity: natural questions on excerpts, of the full cache and of every
     method and peer at every budget: answers, next tokens, divergence, also of
     what follows in the book, attention found; then what routers find of the
@@ -81,6 +85,7 @@ def bench(
       sekv bench --suite qa --questions Q.jsonl --documents DIR --assert 'full:same >= 1'
       sekv bench --suite fidelity --questions docs/questions/books.jsonl --documents DIR
       sekv bench --suite fidelity --questions Q.jsonl --documents DIR --method sekv,trial
+      sekv bench --suite library --questions Q.jsonl --documents DIR --window 512
       sekv bench --suite efficiency --text books --length 2048,6144,32768
       sekv bench --suite niah,ruler --text books --method sekv,snapkv,full --budget 5%,10%
       sekv bench --suite ruler --text books --length 2048 --assert 'sekv@10% > snapkv@10%'
@@ -137,6 +142,10 @@ def bench(
             place = bench_inputs.natural(questions, documents, "positions")
             asked_so = (samples or 100, max_new_tokens or 24, window, seed)
             measured = _positions(model, place, asked_so, _names(task), device, output, shown)
+        elif suites[0] is chosen.SuiteName.library:
+            place = bench_inputs.natural(questions, documents, "library")
+            asked_so = (samples or 100, max_new_tokens or 24, window, seed)
+            measured = _library(model, place, asked_so, _names(budget), device, output, shown)
         elif suites[0] is chosen.SuiteName.retrieval:
             source = bench_inputs.natural(questions, documents, "retrieval")
             measured = _retrieval(model, *source, _numbers(length or "512,1024,2048"), shown)
@@ -293,6 +302,33 @@ def _positions(
     words = partial(tokenize, tokenizer=reader.tokenizer)
     report = positions.measure(reader, questions, documents, words, setting, output, shown)
     return report, positions.markdown(report), {}
+
+
+def _library(
+    model: str,
+    source: tuple[Path, Path],
+    asked: tuple[int, int, int, int],
+    budgets: tuple[str, ...],
+    device: str,
+    output: Path,
+    shown: Progress,
+) -> _Measured:
+    from engine.lab.bench import library
+    from engine.lab.bench.questions import load_questions
+    from engine.models.locate import locate
+    from engine.models.reader import load_reader
+
+    if len(budgets) > 1:
+        raise SekvError("the library suite takes one --budget")
+    path, documents = source
+    samples, most, window, seed = asked
+    own = budgets[0] if budgets else library.LibrarySetting.budget
+    setting = library.LibrarySetting(samples, most, window, own, seed)
+    questions = load_questions(path)
+    located = locate(model, progress=shown)
+    reader, name = load_reader(located, device=device), str(located.folder)
+    report = library.measure(reader, name, questions, documents, setting, output, shown)
+    return report, library.markdown(report), {}
 
 
 def _efficiency(

@@ -17,6 +17,7 @@ NATURAL = (
     SuiteName.support,
     SuiteName.retrieval,
     SuiteName.positions,
+    SuiteName.library,
 )
 OFFICIAL = (SuiteName.longbench, SuiteName.infinitebench)
 

@@ -18,6 +18,7 @@ class SuiteName(StrEnum):
     support = "support"
     retrieval = "retrieval"
     positions = "positions"
+    library = "library"
     niah = "niah"
     ruler = "ruler"
     multi = "multi"
@@ -35,6 +36,7 @@ COMPARED = tuple(
         SuiteName.support,
         SuiteName.retrieval,
         SuiteName.positions,
+        SuiteName.library,
     )
 )
 """Suites that compare methods: they can be one run with one report."""
@@ -59,8 +61,8 @@ Questions = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Natural questions, JSON lines (qa, fidelity, support, retrieval, positions); see "
-        "docs/questions/README.md.",
+        help="Natural questions, JSON lines (qa, fidelity, support, retrieval, positions, "
+        "library); see docs/questions/README.md.",
         show_default=False,
     ),
 ]
@@ -97,8 +99,8 @@ Samples = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        help="Questions, drawn evenly over kinds and documents (qa, positions), questions per "
-        "line of the table (fidelity), rounds (efficiency), documents per cell (niah, ruler, "
+        help="Questions, drawn evenly over kinds and documents (qa, positions, library), questions "
+        "per line of the table (fidelity), rounds (efficiency), documents per cell (niah, ruler, "
         "multi) or lines per file. [default: 100; 100; 5; 4, 5, 2; 20]",
         show_default=False,
     ),

@@ -91,6 +91,11 @@ def measured() -> dict[str, Any]:
             {"suite": {"const": "retrieval"}, "questions": number, "longest_tokens": number}
             | {"index_s": seconds, "question_s": seconds, "recall": rows, "library": anything}
         ),
+        "library": record(
+            {"suite": {"const": "library"}, "model": text, "weights": text, "documents": number}
+            | {"questions": number, "setting": anything, "rows": of(dict[str, Any])}
+            | {"points": of(dict[str, float])}
+        ),
         "support": record(
             {"suite": {"const": "support"}, "setting": anything, "questions": number}
             | {"answerable": number, "right": number, "evidence": anything, "curve": rows}
