@@ -78,7 +78,7 @@ def open_asker(
     if not no_server and not options.model and not options.router:
         from sekv_cli.server import client
 
-        remote = client.find(store, options)
+        remote = client.find(store, options, progress)
         if remote is not None:
             return remote
     if is_library(store):

@@ -139,7 +139,7 @@ class StoreBuild:
         self.writer.put_document(document_tensors(self.document, self.tokens))
         bounds = self.windows.bounds
         tokens = sum(bounds[index + 1] - bounds[index] for index in self.wanted)
-        progress.start("reading", tokens, "tokens")
+        progress.start(self._stage(), tokens, "tokens")
         at = time.perf_counter()
         prefix = self.reader.prefix()
         self.prefill_s += time.perf_counter() - at
@@ -157,6 +157,15 @@ class StoreBuild:
                 params = self._compress(index, chunks, prefix, params)
             self.read.append(index)
             self.compress_s += time.perf_counter() - self.writer.seconds - before
+
+    def _stage(self) -> str:
+        """What is being read: how many windows, and of how many."""
+        count, wanted = len(self.windows), list(self.wanted)
+        if count == 1:
+            return "reading"
+        if wanted == [0]:
+            return f"reading the first of {count} windows"
+        return f"reading {len(wanted)} of {count} windows"
 
     def _read(self, index: int, prefix: Any, progress: Progress, *, first: bool) -> list[Chunk]:
         """All chunks of a window, those of an earlier run first; each is on disk when done."""

@@ -152,7 +152,7 @@ class _Told:
         self._number, self._tell, self._counts = number, tell, False
 
     def start(self, stage: str, total: int, unit: str) -> None:
-        self._counts = stage == "reading"
+        self._counts = stage.startswith("reading")
         if self._counts:
             self._tell(Event(self._number, LENGTH, total))
 

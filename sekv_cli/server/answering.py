@@ -33,7 +33,7 @@ from engine.errors import (
 from engine.types import UNSUPPORTED
 from sekv_cli.server import wire
 from sekv_cli.server.guard import is_own_socket
-from sekv_cli.server.replies import JsonReply, event, refusal
+from sekv_cli.server.replies import JsonReply, event, refusal, remark
 from sekv_cli.server.warm import ServedAnswer, Warm
 
 
@@ -51,6 +51,13 @@ class _End(Enum):
     DONE = "done"
     LATE = "late"
     CLOSING = "closing"
+
+
+@dataclass(frozen=True)
+class _Note:
+    """A remark on what is done before an answer begins."""
+
+    line: str
 
 
 class Underway:
@@ -88,13 +95,13 @@ class Answering:
         self.asked, self._underway = asked, underway
         self._number, self._created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
         self._stopped = threading.Event()
-        self._pieces: asyncio.Queue[str | _End] = asyncio.Queue()
+        self._pieces: asyncio.Queue[str | _Note | _End] = asyncio.Queue()
 
-        def on_text(piece: str) -> None:
+        def put(piece: str | _Note) -> None:
             with contextlib.suppress(RuntimeError):  # the server ended under the worker's hands
                 loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
 
-        future = warm.submit(asked, on_text, self._stopped.is_set)
+        future = warm.submit(asked, put, self._stopped.is_set, lambda line: put(_Note(line)))
         self._future: asyncio.Future[ServedAnswer] = asyncio.wrap_future(future)
         self._future.add_done_callback(self._done)
         self._timer = loop.call_later(limits.seconds, self.give_up, _End.LATE)
@@ -110,15 +117,16 @@ class Answering:
         watching = asyncio.create_task(self._watch(request))
         streaming = False
         try:
+            own = is_own_socket(request.scope)
             item = await self._pieces.get()
-            while not self.asked.stream and isinstance(item, str):
+            while not isinstance(item, _End) and not (self.asked.stream and self._tells(item, own)):
                 item = await self._pieces.get()
-            failure = self._failure(item, own=is_own_socket(request.scope))
+            failure = self._failure(item, own=own)
             if failure is not None:
                 return refusal(failure.status, str(failure), failure.param, failure.code)
             streaming = self.asked.stream
             if streaming:
-                return _Stream(self, self._events(item))
+                return _Stream(self, self._events(item, own))
             served = self._future.result()
             return JsonReply(
                 wire.completion(
@@ -136,16 +144,24 @@ class Answering:
             pass
         self._stopped.set()
 
-    async def _events(self, item: str | _End) -> AsyncIterator[bytes]:
+    def _tells(self, item: str | _Note | _End, own: bool) -> bool:
+        """Whether something is for who asked. own: the server's own user, who alone is told what is
+        read for the answer: it may name files."""
+        return own or not isinstance(item, _Note)
+
+    async def _events(self, item: str | _Note | _End, own: bool) -> AsyncIterator[bytes]:
         def chunk(delta: Any, reason: str | None = None, **more: Any) -> bytes:
             made = wire.chunk(self._number, self._created, self.asked, delta, reason, **more)
             return event(made)
 
         yield chunk({"role": "assistant", "content": ""})
         shown = ""
-        while isinstance(item, str):
-            shown += item
-            yield chunk({"content": item})
+        while not isinstance(item, _End):
+            if isinstance(item, str):
+                shown += item
+                yield chunk({"content": item})
+            elif own:
+                yield remark(item.line)
             item = await self._pieces.get()
         failure = self._failure(item, own=False)
         if failure is not None:
@@ -155,10 +171,10 @@ class Answering:
         answer = served.answer
         if not shown and answer.stated:  # said as a whole, such as that nothing is stated
             yield chunk({"content": answer.stated})
-        own = wire.own_part(self.asked, answer, served.trace)
+        part = wire.own_part(self.asked, answer, served.trace)
         # What was shown while it was made may turn out to have no support.
         late = {} if answer.supported or not shown else {"content": f"\n{UNSUPPORTED}"}
-        yield chunk(late, wire.finish(answer), sekv=own)
+        yield chunk(late, wire.finish(answer), sekv=part)
         if self.asked.with_usage:
             yield chunk(None, usage=wire.usage(answer))
         yield b"data: [DONE]\n\n"
@@ -174,12 +190,12 @@ class Answering:
         self._timer.cancel()
         self._underway.remove(self)
 
-    def _failure(self, item: str | _End, *, own: bool) -> wire.RefusedError | None:
+    def _failure(self, item: str | _Note | _End, *, own: bool) -> wire.RefusedError | None:
         """What went wrong by the time this came, None if nothing did.
 
         own: whether the server's own user asked, who may be told names of files.
         """
-        if isinstance(item, str):
+        if not isinstance(item, _End):
             return None
         if item is _End.LATE:
             return wire.RefusedError(504, "the answer took longer than this server allows")

@@ -17,7 +17,7 @@ from engine.errors import ObjectStorageError, ServeError, StoreError
 from engine.object_storage import Address
 from engine.store import glance
 from engine.store.folders import is_library
-from engine.types import Answer, AskOptions, Turn
+from engine.types import Answer, AskOptions, Progress, Turn
 from sekv_cli.server import unix_socket, wire
 
 KNOCK_SECONDS = 2
@@ -40,8 +40,11 @@ class _Connection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
-def find(store: Address, options: AskOptions) -> Remote | None:
-    """The running server that has exactly this store open, or None."""
+def find(store: Address, options: AskOptions, progress: Progress) -> Remote | None:
+    """The running server that has exactly this store open, or None.
+
+    progress: is told what the server does before it answers.
+    """
     servers = list(unix_socket.sockets())
     if not servers:
         return None
@@ -58,7 +61,7 @@ def find(store: Address, options: AskOptions) -> Remote | None:
             served = json.loads(connection.getresponse().read())
             for entry in served:
                 if (entry["path"], entry["fingerprint"]) == wanted:
-                    return Remote(path, str(entry["name"]), options)
+                    return Remote(path, str(entry["name"]), options, progress)
         except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
             continue  # no server of ours, or one on its way out
         finally:
@@ -69,9 +72,9 @@ def find(store: Address, options: AskOptions) -> Remote | None:
 class Remote:
     """Asks as `Session` does, of a store that another process holds."""
 
-    def __init__(self, path: Path, name: str, options: AskOptions) -> None:
+    def __init__(self, path: Path, name: str, options: AskOptions, progress: Progress) -> None:
         self.options = options
-        self._path, self._name = path, name
+        self._path, self._name, self._progress = path, name, progress
         self._trace: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
@@ -113,6 +116,9 @@ class Remote:
             if response.status != 200:
                 raise _refusal(response.status, response.read(LONGEST))
             for event in _events(response):
+                if isinstance(event, str):
+                    self._progress.note(event)
+                    continue
                 if "error" in event:
                     raise _said(event)
                 if "sekv" in event:
@@ -132,10 +138,13 @@ class Remote:
         return Answer.from_json(own)
 
 
-def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
+def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any] | str]:
+    """Events, and remarks as lines."""
     while line := response.readline(LONGEST):
         if line.startswith(b"data: {"):
             yield json.loads(line.removeprefix(b"data: "))
+        elif line.startswith(b": "):
+            yield line.removeprefix(b": ").decode("ascii").rstrip()
 
 
 def _refusal(status: int, body: bytes) -> ServeError:

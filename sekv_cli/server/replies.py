@@ -38,6 +38,11 @@ def event(value: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(value, allow_nan=False).encode("ascii") + b"\n\n"
 
 
+def remark(line: str) -> bytes:
+    """A comment in a stream, which clients of the API pass over."""
+    return b": " + " ".join(line.split()).encode("ascii", "replace") + b"\n\n"
+
+
 async def body(request: Request) -> Any:
     """The JSON value of a request.
 

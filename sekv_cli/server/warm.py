@@ -7,9 +7,10 @@ that are named are opened when the server starts, those of a library when they a
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +21,9 @@ from engine.answer.session import Session
 from engine.errors import BudgetError, SekvError, ServeError, StoppedError
 from engine.object_storage import Address
 from engine.store.catalogue import Holding
-from engine.types import Answer, AskOptions, Progress
+from engine.store.manifest import Manifest
+from engine.types import Answer, AskOptions
+from sekv_cli.progress import Shown
 from sekv_cli.server.metrics import Metrics
 from sekv_cli.server.unix_socket import LIBRARY
 from sekv_cli.server.wire import Request
@@ -46,6 +49,36 @@ class StoreFacts:
     question_tokens: int | None
 
 
+class _Told:
+    """What the worker tells while it answers: to the server's log under the store's name, and to
+    whoever asked."""
+
+    def __init__(self, log: Shown):
+        self._log, self._store = log, ""
+        self._listener: Callable[[str], None] | None = None
+
+    def start(self, stage: str, total: int, unit: str) -> None:
+        self._log.start(stage, total, unit)
+
+    def advance(self, done: int) -> None:
+        self._log.advance(done)
+
+    def note(self, line: str) -> None:
+        self._log.note(f"{self._store}: {line}" if self._store else line)
+        if self._listener is not None:
+            self._listener(line)
+
+    @contextlib.contextmanager
+    def of(self, store: str, listener: Callable[[str], None] | None) -> Iterator[None]:
+        """What is told now is of a question to this store."""
+        self._store, self._listener = store, listener
+        try:
+            yield
+        finally:
+            self._store, self._listener = "", None
+            self._log.clear()
+
+
 class Warm:
     """Sessions by name of their store. metrics: what they have counted."""
 
@@ -53,7 +86,7 @@ class Warm:
         self,
         stores: Mapping[str, Address],
         options: AskOptions,
-        progress: Progress,
+        progress: Shown,
         most_waiting: int,
         *,
         libraries: Mapping[str, Address] | None = None,
@@ -71,7 +104,8 @@ class Warm:
             SekvError: a store cannot be opened, or a library's catalogue.
         """
         self._named, self._most = dict(stores), most_waiting
-        self._stores = OpenStores(options, progress, memory)
+        self._told = _Told(progress)
+        self._stores = OpenStores(options, self._told, memory)
         self._libraries: dict[str, LibrarySession] = {}
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sekv-answers")
         self._lock = threading.Lock()
@@ -79,15 +113,23 @@ class Warm:
         self.metrics = Metrics()
         self.waiting = 0
         try:
-            for path in (path for name, path in self._named.items() if name not in later):
-                self._worker.submit(self._stores.session, path).result()
+            for name, path in self._named.items():
+                if name not in later:
+                    session = self._worker.submit(self._stores.session, path).result()
+                    self._tell_of_unread(name, session.store.manifest, options.read)
             for name, path in (libraries or {}).items():
-                library = LibrarySession(path, options, progress, stores=self._stores)
+                library = LibrarySession(path, options, self._told, stores=self._stores)
                 self._libraries[name] = library
                 self._worker.submit(library.warm_up).result()
         except BaseException:
             self.close()
             raise
+
+    def _tell_of_unread(self, name: str, manifest: Manifest, reads: bool) -> None:
+        if manifest.unread:
+            read = f"{len(manifest.read)} of {len(manifest.windows)} windows are read"
+            then = "questions have read what they need" if reads else "questions see only these"
+            self._told.note(f"{name}: {read}; {then}")
 
     @property
     def stores(self) -> list[str]:
@@ -141,9 +183,14 @@ class Warm:
         return self.waiting >= self._most
 
     def submit(
-        self, asked: Request, on_text: Callable[[str], None], stop: Callable[[], bool]
+        self,
+        asked: Request,
+        on_text: Callable[[str], None],
+        stop: Callable[[], bool],
+        on_note: Callable[[str], None] | None = None,
     ) -> Future[ServedAnswer]:
-        """Queue a question; `on_text` and `stop` are called by the worker, see `Session.ask`.
+        """Queue a question; `on_text`, `stop` (see `Session.ask`) and `on_note` are called by the
+        worker, the last with what is told before an answer, as that windows are read for it.
 
         Raises:
             ServeError: too many are waiting, or the server is about to end.
@@ -156,7 +203,7 @@ class Warm:
                 raise ServeError(f"{self._most} questions are waiting already; try again later")
             self.waiting += 1
         arrived = time.monotonic()
-        future = self._worker.submit(self._counted, asked, on_text, stop, arrived)
+        future = self._worker.submit(self._counted, asked, on_text, stop, on_note, arrived)
         future.add_done_callback(self._one_less)
         return future
 
@@ -177,11 +224,13 @@ class Warm:
         asked: Request,
         on_text: Callable[[str], None],
         stop: Callable[[], bool],
+        on_note: Callable[[str], None] | None,
         arrived: float,
     ) -> ServedAnswer:
         waited = time.monotonic() - arrived
         try:
-            served = self._answer(asked, on_text, stop)
+            with self._told.of(asked.store, on_note):
+                served = self._answer(asked, on_text, stop)
         except SekvError as error:
             outcome = "stopped" if isinstance(error, StoppedError) else "failed"
             self.metrics.failed("refused" if isinstance(error, BudgetError) else outcome)

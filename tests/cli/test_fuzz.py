@@ -29,9 +29,10 @@ from asgi import JSON, exchange
 from damages import damaged
 from engine.models.reader import Reader
 from engine.store.disk import Disk
-from engine.types import AskOptions, Silent
+from engine.types import AskOptions
 from fake_model import replace_loading
 from sekv_cli.main import run
+from sekv_cli.progress import Nothing
 from sekv_cli.server import app
 from sekv_cli.server.answering import ServerLimits
 from sekv_cli.server.warm import Warm
@@ -70,7 +71,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, model: Path, reader: Reader)
         (folder / "empty").touch()
         (folder / "lines.jsonl").write_text('{"id": 1}\n[]\n' + "[" * 100_000)
         options = AskOptions(device="cpu", max_new_tokens=2)
-        warm = Warm({"log": folder / "log.sekv"}, options, Silent(), most_waiting=8)
+        warm = Warm({"log": folder / "log.sekv"}, options, Nothing(), most_waiting=8)
         yield Place(folder, model, app.build(warm, options, ServerLimits(60, 3)))
         warm.close()
 

@@ -13,7 +13,8 @@ import pytest
 
 from asgi import Exchange, exchange
 from engine.models.reader import Reader
-from engine.types import AskOptions, Silent
+from engine.types import AskOptions
+from sekv_cli.progress import Nothing
 from sekv_cli.server import app
 from sekv_cli.server.answering import ServerLimits
 from sekv_cli.server.warm import Warm
@@ -42,7 +43,7 @@ class Served:
     def __init__(self, library: Path, memory: int) -> None:
         options = AskOptions(max_new_tokens=3)
         libraries = {"library": library}
-        self.warm = Warm({}, options, Silent(), 8, libraries=libraries, memory=memory)
+        self.warm = Warm({}, options, Nothing(), 8, libraries=libraries, memory=memory)
         self._app = app.build(self.warm, options, ServerLimits(60, 8))
 
     def get(self, path: str, body: Any = None, *, own: bool = False) -> Exchange:

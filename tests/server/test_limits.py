@@ -29,7 +29,8 @@ from engine.errors import (
     StoreDamagedError,
 )
 from engine.models import chunked
-from engine.types import NOT_STATED, UNSUPPORTED, AskOptions, Silent
+from engine.types import NOT_STATED, UNSUPPORTED, AskOptions
+from sekv_cli.progress import Nothing
 from sekv_cli.server import app, client, replies, wire
 from sekv_cli.server.answering import ServerLimits, Underway
 from sekv_cli.server.warm import Warm
@@ -452,7 +453,7 @@ def test_a_store_that_cannot_be_opened_anew_is_told_and_comes_back(
 ) -> None:
     """The list of stores is answered meanwhile; the next question tries again."""
     own = shutil.copytree(store, tmp_path / "log.sekv")
-    warm = Warm({"log": own}, AskOptions(device="cpu", max_new_tokens=2), Silent(), 4)
+    warm = Warm({"log": own}, AskOptions(device="cpu", max_new_tokens=2), Nothing(), 4)
     try:
         made = app.build(warm, AskOptions(device="cpu", max_new_tokens=2), ServerLimits(60, 9))
 
@@ -481,7 +482,7 @@ def test_a_store_that_cannot_be_opened_anew_is_told_and_comes_back(
 
 def test_an_answer_cut_by_its_length_says_so_and_one_that_ended_does_not(store: Path) -> None:
     """finish_reason, at once and streamed: "length" for want of tokens, "stop" at a text."""
-    warm = Warm({"book": store}, AskOptions(device="cpu"), Silent(), 4)
+    warm = Warm({"book": store}, AskOptions(device="cpu"), Nothing(), 4)
     try:
         made = app.build(warm, AskOptions(device="cpu"), ServerLimits(60, 40))
 
@@ -517,7 +518,7 @@ def test_an_answer_cut_by_its_length_says_so_and_one_that_ended_does_not(store: 
 def test_a_document_is_not_read_again_by_the_next_question(store: Path) -> None:
     """The second question of a conversation reads no more of the store's device sections."""
     options = AskOptions(device="cpu", max_new_tokens=2)
-    warm = Warm({"book": store}, options, Silent(), 4)
+    warm = Warm({"book": store}, options, Nothing(), 4)
     try:
         made = app.build(warm, options, ServerLimits(60, 40))
         first = asyncio.run(exchange(made, question(QUESTION))).json
@@ -557,7 +558,7 @@ def test_a_long_question_of_a_real_store_stops_in_the_middle(
             yield out
 
     monkeypatch.setattr(chunked, "read", counted)
-    warm = Warm({"book": store}, AskOptions(device="cpu"), Silent(), most_waiting=4)
+    warm = Warm({"book": store}, AskOptions(device="cpu"), Nothing(), most_waiting=4)
     try:
         made = app.build(warm, AskOptions(device="cpu"), ServerLimits(0.05, 40))
         got = asyncio.run(exchange(made, question(log(20))))

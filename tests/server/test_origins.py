@@ -12,8 +12,9 @@ from starlette.testclient import TestClient
 from asgi import Worker, question
 from engine.errors import OptionError, StoreDamagedError
 from engine.models.reader import Reader
-from engine.types import AskOptions, Silent
+from engine.types import AskOptions
 from sekv_cli.main import run
+from sekv_cli.progress import Nothing
 from sekv_cli.serve import _origins, _stores_of
 from sekv_cli.server import app, wire
 from sekv_cli.server.answering import ServerLimits
@@ -75,7 +76,7 @@ def test_stores_of_a_folder_are_opened_when_they_are_asked(
     assert [path.name for path in found if isinstance(path, Path)] == ["broken.sekv", "two.sekv"]
     names = {path.name.removesuffix(".sekv"): path for path in [tmp_path / "one.sekv", *found]}
     options = AskOptions(device="cpu", max_new_tokens=2)
-    warm = Warm(names, options, Silent(), 4, later=["two", "broken"])
+    warm = Warm(names, options, Nothing(), 4, later=["two", "broken"])
     try:
         assert warm.facts("one") is not None
         assert warm.facts("two") is None

@@ -28,6 +28,7 @@ from engine.errors import ServeError, StoppedError
 from engine.types import AskOptions, Silent, Turn
 from json_schemas import valid
 from sekv_cli.main import run
+from sekv_cli.progress import Nothing
 from sekv_cli.server import app, client, replies, unix_socket, wire
 from sekv_cli.server.answering import ServerLimits
 from sekv_cli.server.warm import Warm
@@ -300,7 +301,7 @@ def request(question: str = QUESTION, name: str = "log") -> wire.Request:
 
 
 def test_more_than_may_wait_are_refused_and_closing_gives_up(running: Running) -> None:
-    warm = Warm({"log": running.store}, AskOptions(device="cpu"), Silent(), most_waiting=2)
+    warm = Warm({"log": running.store}, AskOptions(device="cpu"), Nothing(), most_waiting=2)
     begun, go_on = threading.Event(), threading.Event()
 
     def hold() -> bool:
@@ -329,7 +330,7 @@ def test_a_store_replaced_on_disk_is_opened_anew(running: Running, tmp_path: Pat
     """The next answer is from what stands under the name now."""
     place = tmp_path / "log.sekv"
     shutil.copytree(running.store, place)
-    warm = Warm({"log": place}, AskOptions(device="cpu"), Silent(), 2)
+    warm = Warm({"log": place}, AskOptions(device="cpu"), Nothing(), 2)
     try:
         before = warm.submit(request(), lambda _: None, lambda: False).result(60)
         other = read(tmp_path / "other", running.model, log(4))
@@ -394,9 +395,9 @@ def test_only_a_device_of_the_command_line_keeps_a_question_from_the_server(
     """One of the settings or the environment is for what is loaded here."""
     looked: list[Path] = []
 
-    def find(store: Path, options: AskOptions) -> client.Remote | None:
+    def find(store: Path, *more: Any) -> client.Remote | None:
         looked.append(store)
-        return real(store, options)
+        return real(store, *more)
 
     real = client.find
     monkeypatch.setattr(client, "find", find)
@@ -420,7 +421,7 @@ def test_only_a_device_of_the_command_line_keeps_a_question_from_the_server(
 
 
 def test_a_trace_through_the_server_is_a_trace(running: Running, tmp_path: Path) -> None:
-    remote = client.find(running.store, AskOptions(max_new_tokens=3, trace=True))
+    remote = client.find(running.store, AskOptions(max_new_tokens=3, trace=True), Silent())
     assert remote is not None
     answer = remote.ask(QUESTION, turns=[Turn("a?", "b")])
     from engine.answer import inspect
@@ -433,11 +434,11 @@ def test_a_trace_through_the_server_is_a_trace(running: Running, tmp_path: Path)
 
 
 def test_only_a_server_of_exactly_this_store_is_asked(running: Running, tmp_path: Path) -> None:
-    assert client.find(running.store, AskOptions()) is not None
+    assert client.find(running.store, AskOptions(), Silent()) is not None
     copy = tmp_path / "log.sekv"
     shutil.copytree(running.store, copy)
-    assert client.find(copy, AskOptions()) is None
-    assert client.find(tmp_path / "none.sekv", AskOptions()) is None
+    assert client.find(copy, AskOptions(), Silent()) is None
+    assert client.find(tmp_path / "none.sekv", AskOptions(), Silent()) is None
 
 
 def test_a_refusal_through_the_door_is_one_line(
@@ -504,7 +505,7 @@ def test_a_server_that_goes_away_is_one_line(
     thread.start()
     pieces: list[str] = []
     with pytest.raises(ServeError, match="went away"):
-        client.Remote(path, "log", AskOptions()).ask("Who?", pieces.append)
+        client.Remote(path, "log", AskOptions(), Silent()).ask("Who?", pieces.append)
     assert pieces == ["A"]
     thread.join(10)
     listening.close()

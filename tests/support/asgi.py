@@ -101,7 +101,11 @@ class Worker:
         self.go_on, self.saw_stop = threading.Event(), threading.Event()
 
     def submit(
-        self, asked: wire.Request, on_text: Callable[[str], None], stop: Callable[[], bool]
+        self,
+        asked: wire.Request,
+        on_text: Callable[[str], None],
+        stop: Callable[[], bool],
+        on_note: Callable[[str], None] | None = None,
     ) -> Future[ServedAnswer]:
         self.asked.append(asked)
         future: Future[ServedAnswer] = Future()
