@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,6 +42,13 @@ LOOP_SENTENCE = 12
 """Tokens of a stretch that is a loop when it is said twice: a sentence said again word for word."""
 
 
+ITEM_WORDS, ITEM_TIMES = 4, 3
+"""A numbered list loops whose item of ITEM_WORDS words or more was said before; a shorter one must
+have been said by the ITEM_TIMES - 1 items before it: "1. Yes 2. No 3. Yes" is no loop."""
+
+_NUMBERED = re.compile(r"(?:(?<=\s)|\A)(\d{1,3})[.)]\s+")
+
+
 def split_thinking(text: str, *, inside: bool = False) -> tuple[str, str]:
     """An answer and the thinking before it, both without white space at their ends.
 
@@ -70,6 +78,24 @@ def loops(tokens: list[int]) -> int:
         if tail == tail[:size] * times:
             return size * (times - 1)
     return 0
+
+
+def looping_item(text: str) -> int:
+    """Where an item of a numbered list begins that says the words of an earlier one again, so that
+    the list has no end; the length of the text if none does. The last item may go on yet."""
+    said: list[list[str]] = []
+    following = 0
+    for mark, behind in pairwise(_NUMBERED.finditer(text)):
+        if int(mark[1]) != following:  # another list
+            said.clear()
+        following = int(mark[1]) + 1
+        words = text[mark.end() : behind.start()].casefold().split()
+        recent = said[1 - ITEM_TIMES :]
+        short = len(recent) == ITEM_TIMES - 1 and all(each == words for each in recent)
+        if words and (short or (len(words) >= ITEM_WORDS and words in said)):
+            return mark.start()
+        said.append(words)
+    return len(text)
 
 
 class AnswerStreamer:
@@ -146,8 +172,14 @@ class AnswerStreamer:
         return (
             self.tokens[-1] in self.ends
             or loops(self.tokens) > 0
+            or self._item_loops
             or stop_marks.cut(self._text(), self._marks)[1]
         )
+
+    @property
+    def _item_loops(self) -> bool:
+        said = self._said()
+        return looping_item(said) < len(said)
 
     def cut_short(self, most: int) -> bool:
         """Whether the answer ended for want of tokens."""
@@ -155,6 +187,11 @@ class AnswerStreamer:
 
     def _text(self) -> str:
         """All that was said, without the repetition at its end."""
+        said = self._said()
+        return said[: looping_item(said)]
+
+    def _said(self) -> str:
+        """All that was said, without tokens that were said again at its end."""
         repeated = loops(self.tokens)
         end = len(self.tokens) - repeated
         if repeated and self._tokenizer.decode([self.tokens[end]]).strip() in {".", "!", "?"}:

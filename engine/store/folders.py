@@ -13,6 +13,9 @@ from engine.errors import ObjectMissingError
 from engine.object_storage import Address, ObjectInfo, ObjectUrl, bucket
 from engine.store.manifest import NAME as MANIFEST
 
+WORK = ".work"
+"""Ending of the hidden folder beside a store in which it is made, see `store.work`."""
+
 CLAIMS = ".sekv-claims"
 """The folder of a library's claims, see `ingest.claims`."""
 
@@ -87,6 +90,16 @@ def _manifests(folder: ObjectUrl) -> Iterator[tuple[str, ObjectInfo]]:
 
 def _tag(found: ObjectInfo) -> str:
     return f"{found.tag} {found.size}"
+
+
+def begun_below(folder: Path) -> Iterator[Path]:
+    """Where stores below a folder are to appear that a process is making, or was when it ended."""
+    for place, folders, _ in os.walk(folder):
+        for name in folders:
+            target = Path(place) / name.removeprefix(".").removesuffix(WORK)
+            if name.startswith(".") and name.endswith(WORK) and not target.exists():
+                yield target
+        folders[:] = [name for name in folders if not name.startswith(".")]
 
 
 def stores_below(folder: Path) -> Iterator[Path]:

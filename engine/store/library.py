@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.errors import ObjectMissingError, StoreError
 from engine.object_storage import Address, ObjectUrl, address, bucket, is_url
-from engine.store.folders import looks_like_a_store, stamps, stores_below
+from engine.store.folders import begun_below, looks_like_a_store, stamps, stores_below
 from engine.store.manifest import NAME
 from engine.store.reader import Store
 
@@ -55,7 +55,7 @@ class StoreSummary:
 
 def list_stores(folder: Address) -> list[StoreSummary]:
     """The stores of a folder at any depth, or the one store that `folder` is, by name; those that
-    cannot be read say why.
+    cannot be read say why, and so do those that are being made.
 
     Raises:
         StoreError: there is no such folder.
@@ -72,7 +72,7 @@ def list_stores(folder: Address) -> list[StoreSummary]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise StoreError(f"cannot list {folder}: {reason}") from None
-    return [_summary(path) for path in sorted(stores_below(folder))]
+    return [_summary(path) for path in sorted({*stores_below(folder), *begun_below(folder)})]
 
 
 def sources_named(paths: Sequence[str], name: str) -> list[int]:

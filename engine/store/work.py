@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.errors import StoreError
 from engine.store.container import checksum
+from engine.store.folders import WORK
 from engine.store.manifest import NAME, WINDOWS, FileEntry
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Places:
 
     @property
     def work(self) -> Path:
-        return self.target.with_name(f".{self.target.name}.work")
+        return self.target.with_name(f".{self.target.name}{WORK}")
 
     @property
     def lock(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.answer import stop_marks
+from engine.answer.generate import looping_item
 from engine.errors import OptionError
 from engine.models.reader import Reader
 from engine.types import Answer
@@ -41,6 +43,53 @@ def test_what_was_shown_is_never_taken_back(pieces: list[str], marks: list[str])
         assert now.startswith(shown)
         shown = now
     assert stop_marks.cut(text, marks)[0].startswith(shown)
+
+
+LISTS = [
+    ("1. A. 2. The old red mill. 3. The old red mill. 4. The", "1. A. 2. The old red mill. "),
+    ("They are:\n1. a b c d\n2. e f g h\n3. A b c d\n4. e", "They are:\n1. a b c d\n2. e f g h\n"),
+    ("1) The X 2) The X 3) The X 4) The X", "1) The X 2) The X "),
+]  # fmt: skip
+NO_LOOPS = [
+    "1. Yes 2. No 3. Yes 4. No 5.",
+    "1. The red house 2. The red house on the hill 3. The",
+    "1. The old red mill. 2. The old red mill.",  # the second may go on yet
+    "1. the old red mill 1. the old red mill 1. The",  # two lists
+    "On page 3. of it stands 12. And so on.",
+    "1. 2. 3. 4. 5. 6.",
+    "",
+]
+
+
+def test_a_numbered_list_that_says_its_items_again_is_a_loop(subtests: pytest.Subtests) -> None:
+    for text, kept in LISTS:
+        with subtests.test(text):
+            assert text[: looping_item(text)] == kept
+    for text in NO_LOOPS:
+        with subtests.test(text):
+            assert looping_item(text) == len(text)
+
+
+@given(st.lists(st.sampled_from(["a b c d", "e f g h i", "j"]), max_size=9))
+def test_what_is_kept_of_a_list_has_no_long_item_twice(items: list[str]) -> None:
+    text = "".join(f"{number}. {item}\n" for number, item in enumerate(items, 1)) + "99. end"
+    kept = text[: looping_item(text)]
+    assert kept.count("a b c d") <= 1
+    assert kept.count("e f g h i") <= 1
+    assert "j\n" * 3 not in re.sub(r"\d+\. ", "", kept)
+
+
+def test_an_answer_ends_where_its_list_loops(store: Path, reader: Reader) -> None:
+    said = "1. It saw nine whales. 2. It saw nine whales. 3. It saw nine whales. 4. It saw"
+    with (
+        session(store, reader, max_new_tokens=len(said)) as opened,
+        scripted(reader) as queue,
+    ):
+        queue.extend(reader.tokenizer.encode(said, add_special_tokens=False))
+        answer = opened.ask(QUESTION)
+    assert answer.answer == "1. It saw nine whales."
+    assert not answer.cut_short
+    assert answer.usage.answer_tokens < len(said)
 
 
 def test_an_answer_ends_before_a_mark_and_nothing_is_cut_short(store: Path, reader: Reader) -> None:

@@ -330,6 +330,21 @@ def test_what_is_not_a_store_says_what_to_do(tmp_path: Path) -> None:
     assert "not a store" in toy.refuses(lambda: Store.open(tmp_path / "file.sekv"))
 
 
+def test_a_list_names_the_stores_that_are_being_made(tmp_path: Path) -> None:
+    """Of one that is there and read further nothing is said; hidden folders are not looked into."""
+    folder = tmp_path / "deep"
+    (tmp_path / ".hidden" / ".a.sekv.work").mkdir(parents=True)
+    folder.mkdir()
+    toy.ingest(folder / "sound.sekv")
+    Places(folder / "sound.sekv").work.mkdir()
+    with StoreWriter.begin(folder / "new.sekv", toy.job(0, 2)) as writer:
+        writer.put_document(toy.document(0, 2))
+        made, other = list_stores(tmp_path)
+        assert (made.path, other.problem) == (str(folder / "new.sekv"), "")
+        assert f"another process (pid {os.getpid()}) is reading its document" in made.problem
+    assert "interrupted" in list_stores(tmp_path)[0].problem
+
+
 def test_an_unfinished_store_says_how_to_finish(tmp_path: Path) -> None:
     """Whether the one who reads its document is still there shows in the lock's file."""
     with StoreWriter.begin(tmp_path / "toy.sekv", toy.job(0, 2)) as writer:
@@ -359,7 +374,8 @@ def test_stores_of_a_folder_are_listed_with_what_they_are(store: Store, tmp_path
     (tmp_path / "notes.txt").write_text("x")
     with StoreWriter.begin(tmp_path / "unfinished.sekv", {}) as writer:
         writer.put_shared({})
-        broken, sound = list_stores(tmp_path)
+        broken, sound, begun = list_stores(tmp_path)
+        assert "is reading its document" in begun.problem
     assert "not a store" in broken.problem
     assert (sound.path, sound.tokens, sound.windows, sound.spans) == (str(store.path), 24, 2, 6)
     assert (sound.bytes, sound.model, sound.problem) == (store.size(), "toy/model", "")
