@@ -15,6 +15,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,19 @@ class LlamaWeights:
         vocabulary = self.library.llama_model_get_vocab(self.model)
         self.vocabulary = int(self.library.llama_vocab_n_tokens(vocabulary))
 
+    @cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """Those of `KINDS` that there are for this model: a quantised cache wants the numbers of a
+        head in blocks of 32."""
+        return tuple(kind for kind in KINDS if self._has(kind))
+
+    def _has(self, kind: str) -> bool:
+        try:
+            Context(self, BATCH, 1, kind)
+        except RuntimeError:
+            return False
+        return True
+
     def __del__(self) -> None:
         if getattr(self, "model", None):
             self.library.llama_model_free(self.model)
@@ -78,7 +92,7 @@ class Context:
         params.flash_attn_type = self._library.LLAMA_FLASH_ATTN_TYPE_ENABLED
         self._context = self._library.llama_init_from_model(weights.model, params)
         if not self._context:
-            raise RuntimeError(f"llama.cpp has no room for {cells} tokens")
+            raise RuntimeError(f"llama.cpp makes no {kind} cache of {cells} tokens for this model")
         self._memory = self._library.llama_get_memory(self._context)
         self.n_tokens = 0
 

@@ -72,10 +72,21 @@ def measure(
         "load": os.getloadavg()[0],
         "threads": torch.get_num_threads(),
         "positions": reader.max_positions,
-        "skipped": [{"what": setting.peer, "why": missing}] if missing else [],
+        "skipped": _skipped(setting.peer, missing, others[0]),
         "lengths": rows,
         "pace_by_length": beside,
     }
+
+
+def _skipped(
+    peer: str, missing: str, weights: llamacpp.LlamaWeights | None
+) -> list[dict[str, str]]:
+    """What takes no part, and why."""
+    if weights is None:
+        return [{"what": peer, "why": missing}] if missing else []
+    lacking = [kind for kind in llamacpp.KINDS if kind not in weights.kinds]
+    why = "llama.cpp has no such cache for this model"
+    return [{"what": f"llama.cpp:{kind}", "why": why} for kind in lacking]
 
 
 @dataclass(frozen=True)
@@ -104,7 +115,7 @@ class _Files:
             model = setting.peer.partition("@")[2]
             llama = [
                 rivals.LlamaRival(weights, model, ids, question, kind, place / f"{kind}.state")
-                for kind in llamacpp.KINDS
+                for kind in weights.kinds
             ]
         return cls(source, place / "text.sekv", place / "full.safetensors", llama)
 
