@@ -17,9 +17,9 @@ from engine.object_storage import Address, ObjectUrl, bucket
 from engine.store.container import checksum
 from engine.store.disk import Disk
 from engine.store.folder import Folder, pieces
-from engine.store.manifest import NAME, WINDOWS, from_bytes
+from engine.store.manifest import NAME, WINDOWS
 from engine.store.object_folder import listing, object_of
-from engine.store.reader import open_folder
+from engine.store.reader import open_folder, read_manifest
 from engine.store.upload import Upload
 from engine.store.verify import damages
 from engine.store.work import PUBLISH, clear_work, open_work, published_journal
@@ -60,14 +60,14 @@ class Transfer:
         """
         self._path, self._target, self._places, self._disk = path, target, places, Disk()
         self._upload = Upload(target) if isinstance(target, ObjectUrl) else None
+        self._manifest = seen_from(read_manifest(path), path, target)
+        self._data = self._manifest.to_bytes()
+        self._job = {"moved": str(path.absolute() if isinstance(path, Path) else path)}
         opened = open_folder(path)
         try:
             self._from = opened.again()  # of what is read once nothing is kept near
         finally:
             opened.release()
-        self._manifest = seen_from(from_bytes(self._from.read_manifest()), path, target)
-        self._data = self._manifest.to_bytes()
-        self._job = {"moved": str(path)}
 
     def run(self, progress: Progress) -> None:
         """Have the store at its new place too.
