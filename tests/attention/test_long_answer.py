@@ -180,18 +180,18 @@ def test_thoughts_that_are_all_shown_in_full_change_nothing(
 ) -> None:
     """Positions stay, so that rows which left and came back say what they said."""
     rule = Thoughts(full=10**6, top=10**6, recent=16, shortest=8, longest=16, summary=16)
-    compressed = answered(tmp_path, model, reader, rule, 120)
-    plain = answered(tmp_path, model, reader, None, 120)
+    compressed = answered(tmp_path, model, reader, rule, 80)
+    plain = answered(tmp_path, model, reader, None, 80)
     assert compressed.answer == plain.answer
-    assert compressed.usage.answer_tokens == 120
+    assert compressed.usage.answer_tokens == 80
 
 
 def test_compressing_changes_what_is_said_and_what_is_resident(
     tmp_path: Path, model: Path, reader: Reader
 ) -> None:
     rule = Thoughts(full=1, top=1, recent=16, shortest=8, longest=16, summary=4, shown=2)
-    compressed = answered(tmp_path, model, reader, rule, 400)
-    plain = answered(tmp_path, model, reader, None, 400)
+    compressed = answered(tmp_path, model, reader, rule, 300)
+    plain = answered(tmp_path, model, reader, None, 300)
     assert compressed.answer != plain.answer
     assert compressed.stats["answer_kv_bytes"] < plain.stats["answer_kv_bytes"] * 0.6
 

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 from engine.errors import SekvError
 from engine.lab.bench import processes
+from engine.lab.bench.budgets import ALL
 from engine.lab.bench.efficiency.asking import programs
 from engine.lab.bench.efficiency.rivals import reprefill
 from engine.lab.bench.efficiency.rounds import measure
@@ -29,7 +30,9 @@ from tiny_books import log, session
 from tiny_books import report as ingested
 from tiny_models import checkpoint
 
-SETTING = EfficiencySetting(lengths=(300, 700), budget="30%", rounds=2, window=400, processes=0)
+SETTING = EfficiencySetting(
+    lengths=(300, 700), budget="30%", budgets=("30%", ALL), rounds=2, window=400, processes=0
+)
 TEXT = log(16)
 POSITIONS = 512
 """Of a model that 700 tokens are too many for."""
@@ -204,7 +207,7 @@ def test_a_document_longer_than_the_positions_is_read_in_windows_without_rivals(
 ) -> None:
     """It is ingested once: a second run with the same folder takes the store that is there."""
     model, reader = small
-    setting = replace(SETTING, window=0, budgets=("30%",))
+    setting = replace(SETTING, window=0, rounds=1, budgets=("30%",))
     made = measure(reader, str(model), TEXT, setting, tmp_path, Silent())
     short, long = made["lengths"]
     assert short["windows"] == 1
@@ -218,7 +221,7 @@ def test_a_document_longer_than_the_positions_is_read_in_windows_without_rivals(
     assert long["median_s"]["reprefill"] == long["median_s"]["prefill"]
     assert long["reload_over_open"] is None
     assert long["resident_over_16_bit_cache"] <= 0.3
-    assert [len(one["all_s"]) for one in made["pace_by_length"].values()] == [2, 2]
+    assert [len(one["all_s"]) for one in made["pace_by_length"].values()] == [1, 1]
     table = markdown(made)
     ratio = made["pace_by_length"]["700"]["median_s"]
     ratio /= made["pace_by_length"]["300"]["median_s"]
@@ -227,7 +230,8 @@ def test_a_document_longer_than_the_positions_is_read_in_windows_without_rivals(
     (place,) = (tmp_path / "stores").iterdir()
     note = json.loads((place / "read.json").read_text())
     monkeypatch.setattr("engine.lab.bench.efficiency.windows.ingest", None)
-    again = measure(reader, str(model), TEXT, setting, tmp_path, Silent())["lengths"][1]
+    long_alone = replace(setting, lengths=(700,))
+    (again,) = measure(reader, str(model), TEXT, long_alone, tmp_path, Silent())["lengths"]
     assert again["median_s"]["prefill"] == note["report"]["timing"]["prefill_s"]
     assert again["store_bytes"] == long["store_bytes"]
 
@@ -260,7 +264,7 @@ def test_llama_cpp_takes_part_where_it_is_installed(size: int, tmp_path: Path) -
 
 
 def test_a_missing_peer_is_named(model: Path, reader: Reader, tmp_path: Path) -> None:
-    setting = replace(SETTING, lengths=(300,), rounds=1, peer="llama.cpp@nowhere.gguf")
+    setting = replace(SETTING, lengths=(300,), rounds=1, peer="llama.cpp@nowhere.gguf", budgets=())
     made = measure(reader, str(model), TEXT, setting, tmp_path, Silent())
     assert "`llama.cpp@nowhere.gguf` skipped: " in markdown(made)
     assert "state restored" not in markdown(made)
