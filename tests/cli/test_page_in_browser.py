@@ -94,7 +94,7 @@ def test_the_slider_lights_what_each_token_read(shown: Any) -> None:
     heat = "e => Number(e.style.getPropertyValue('--heat'))"
     assert shown.locator('.span[data-span="1"]').first.evaluate(heat) == 1
     shown.keyboard.press("End")
-    shown.wait_for_function("document.querySelector('.span[data-span=\"1\"]') === null")
+    shown.wait_for_function("() => document.querySelector('.span[data-span=\"1\"]') === null")
     assert "Token 3 of 3" in shown.locator("#step-label").inner_text()
     until_on_screen(shown, "lighthouse 8999")
     shown.locator("#tokens span").nth(0).click()
@@ -130,11 +130,11 @@ def test_the_search_finds_a_phrase_anywhere(shown: Any) -> None:
 
 def test_scrolling_and_the_minimap_reach_the_end(shown: Any) -> None:
     shown.evaluate("() => { const b = document.getElementById('book'); b.scrollTop = 1e9; }")
-    shown.wait_for_function("document.querySelector('.block:last-child .span') !== null")
+    shown.wait_for_function("() => document.querySelector('.block:last-child .span') !== null")
     until_on_screen(shown, "lighthouse 8999")
     shown.locator("#map").focus()
     shown.keyboard.press("Home")
-    shown.wait_for_function("document.querySelector('.span[data-span=\"0\"]') !== null")
+    shown.wait_for_function("() => document.querySelector('.span[data-span=\"0\"]') !== null")
     assert shown.locator("#map").get_attribute("aria-valuenow") == "0"
 
 
