@@ -165,7 +165,7 @@ class StoreBuild:
             return "reading"
         if wanted == [0]:
             return f"reading the first of {count} windows"
-        return f"reading {len(wanted)} of {count} windows"
+        return f"reading {count if len(wanted) == count else f'{len(wanted)} of {count}'} windows"
 
     def _read(self, index: int, prefix: Any, progress: Progress, *, first: bool) -> list[Chunk]:
         """All chunks of a window, those of an earlier run first; each is on disk when done."""

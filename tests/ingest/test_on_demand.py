@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -332,3 +333,27 @@ def test_a_store_that_is_read_on_before_any_file_of_it_is_opened_is_followed(
     for step in steps:
         with subtests.test(step):
             assert ask(step)[0] == stated
+
+
+class Stages(Silent):
+    """What was begun."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+
+    def start(self, stage: str, total: int, unit: str) -> None:
+        self.begun.append(stage)
+
+
+def test_reading_says_how_many_windows_of_how_many(
+    model: Path, reader: Reader, tmp_path: Path
+) -> None:
+    (tmp_path / "log.txt").write_text(TEXT, encoding="utf-8")
+    source, store = [str(tmp_path / "log.txt")], tmp_path / "log.sekv"
+    options, told = IngestOptions(model=str(model), window=WINDOW), Stages()
+    run.begin(source, store, options, told, reader)
+    assert told.begun[-1] == "reading the first of 8 windows"
+    read_windows(store, [2, 5], reader, told)
+    assert told.begun[-1] == "reading 2 of 8 windows"
+    run.ingest(source, store, replace(options, overwrite=True), told, None, reader)
+    assert told.begun[-1] == "reading 8 windows"
