@@ -217,6 +217,9 @@ class Session:
         about = sought.view is not None and kind not in whole.IMPRINT
         if about:  # what is judged is whether a passage states a fact
             supported = bool(streamer.answer) and not refuses(streamer.answer)
+        elif sought.view is not None and supported:
+            front = "".join(self.book.text_of(stretch) for stretch in sought.view)
+            supported = not whole.invents_figures(streamer.answer, front)
         self._answer = Answer(
             question=question,
             answer=streamer.answer,

@@ -168,3 +168,9 @@ def topic_of(question: str) -> list[str]:
     the part and those that any summary is asked with; none where it wants the part as a whole."""
     words = content_words(_PART.sub(" ", question))
     return [word for word in words if not _OF_SUMMARIES.fullmatch(word)]
+
+
+def invents_figures(answer: str, front: str) -> bool:
+    """Whether an answer from the first pages has a figure of three digits or more that they lack: a
+    small model that finds no date there makes one up, and the words around it are theirs."""
+    return any(figure not in front for figure in re.findall(r"\d{3,}", answer))

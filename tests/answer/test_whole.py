@@ -17,6 +17,7 @@ from engine.ingest import run
 from engine.models.reader import Reader
 from engine.store.reader import read_manifest
 from engine.types import IngestOptions, Silent
+from fake_model import scripted
 from repository import ROOT
 from tiny_books import session
 
@@ -219,6 +220,19 @@ def test_who_made_a_document_is_said_as_it_says_it_itself(
                 assert (said and said.text) == text
                 quoted = [each.text for each in said.citations] if said else []
                 assert quoted == ([cited] if cited else [])
+
+
+def test_a_date_that_the_first_page_lacks_is_not_stated(store: Path, reader: Reader) -> None:
+    """However well its other words are those of the page."""
+    assert whole.invents_figures("It was published in 1863.", "Published on 3 May 1910")
+    assert not whole.invents_figures("In May 1910, the 3rd.", "Published on 3 May 1910")
+    made_up = "It rained in 1863"
+    with session(store, reader, max_new_tokens=len(made_up)) as book:
+        book.ask("When was this book published?")  # has the windows read that it needs
+        with scripted(reader) as queue:
+            queue.extend(reader.tokenizer.encode(made_up, add_special_tokens=False))
+            answer = book.ask("When was this book published?")
+    assert (answer.answer, answer.supported) == (made_up, False)
 
 
 def test_what_no_line_says_is_read_from_the_first_page(store: Path, reader: Reader) -> None:
