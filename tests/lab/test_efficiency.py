@@ -16,6 +16,7 @@ from transformers import DynamicCache
 from engine.errors import SekvError
 from engine.lab.bench import processes
 from engine.lab.bench.budgets import ALL
+from engine.lab.bench.efficiency import rounds, windows
 from engine.lab.bench.efficiency.asking import programs
 from engine.lab.bench.efficiency.rivals import reprefill
 from engine.lab.bench.efficiency.rounds import measure
@@ -83,6 +84,30 @@ def test_every_contender_is_timed_in_every_round(
             assert all(seconds > 0 for seconds in times)
             assert row["median_s"][name] == statistics.median(times)
     assert [row["windows"] for row in report["lengths"]] == [1, 2]
+
+
+def test_an_interrupted_run_goes_on_with_the_next_length(
+    model: Path, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was measured is not measured again, and of other settings it is refused."""
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    setting = replace(SETTING, lengths=(300, 700), rounds=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(windows, "pace_by_length", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            measure(reader, str(model), TEXT, setting, tmp_path, Silent())
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, "_one_length", stopped)
+        progress = RecordedProgress()
+        made = measure(reader, str(model), TEXT, setting, tmp_path, progress)
+    assert [row["tokens"] for row in made["lengths"]] == [300, 700]
+    assert progress.done == progress.total
+    assert set(made["pace_by_length"]) == {"300", "700"}
+    with pytest.raises(SekvError, match="another setting"):
+        measure(reader, str(model), TEXT, replace(setting, budget="20%"), tmp_path, Silent())
 
 
 def test_ratios_are_those_of_the_medians(report: dict[str, Any]) -> None:

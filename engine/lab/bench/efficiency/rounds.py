@@ -7,6 +7,7 @@ model's positions is ours alone, see `windows`.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import resource
 import tempfile
@@ -21,6 +22,7 @@ from engine.ingest.run import ingest
 from engine.lab.bench import llamacpp, peers, processes
 from engine.lab.bench.efficiency import asking, rivals, windows
 from engine.lab.bench.efficiency.setting import DECODED, QUESTION, in_one_context
+from engine.lab.bench.log import Log
 from engine.lab.bench.peers import caches
 from engine.types import IngestOptions, Progress, Silent
 
@@ -45,24 +47,39 @@ def measure(
 
     Args:
         text: at least as long as the longest length asks for.
-        folder: of the run; stores of documents in windows are kept there and read once.
+        folder: of the run; what was measured of a length is kept there, so that an interrupted run
+            goes on with the next one, and stores of documents in windows, which are read once.
+
+    Raises:
+        SekvError: the folder holds a run of other settings.
     """
     ids = reader.tokenizer.encode(text, add_special_tokens=False)
     rows, missing = [], peers.named(setting.peer).missing() if setting.peer else ""
     file = "" if missing else setting.peer.partition("@")[2]
     others = llamacpp.LlamaWeights(file) if file else None, rivals.plain_model(reader)
     parts = {length: reader.tokenizer.decode(ids[:length]) for length in setting.lengths}
+    settings = {**asdict(setting), "lengths": None}  # more of them can be added to a run
+    log = Log.open(folder, {"format": FORMAT, "model": reader.identity.id, "setting": settings})
     progress.start("timing", (len(parts) + 1) * setting.rounds, "rounds")
     stores: dict[int, Path] = {}
     with tempfile.TemporaryDirectory(prefix="sekv-efficiency-") as scratch:
         for length, part in parts.items():
-            if in_one_context(reader, length):
+            digest = hashlib.sha256(part.encode()).hexdigest()[:16]
+            key = f"{length}-{digest}", setting.method
+            known = log.entries.get(key)
+            if known is not None:
+                stores[length] = windows.read_once(reader, model, part, length, setting, folder)
+                row = known["measured"]
+                progress.advance(setting.rounds)
+            elif in_one_context(reader, length):
                 place = Path(scratch) / str(length)
                 row = _one_length(reader, model, others, (part, length), setting, place, progress)
                 stores[length] = place / "text.sekv"
             else:
                 stores[length] = windows.read_once(reader, model, part, length, setting, folder)
                 row = windows.one_length(reader, model, stores[length], setting, progress)
+            if known is None:
+                log.put({"key": key[0], "row": key[1], "measured": row})
             rows.append({"asked_tokens": length, **row})
         beside = windows.pace_by_length(reader, stores, setting, progress)
     return {
