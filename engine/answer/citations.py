@@ -42,7 +42,8 @@ JOINED = 0.5
 
 
 SENTENCE_END = re.compile(
-    r"""(?:(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bProf)(?<!\b[A-Z])\.|[!?…])"""
+    r"""(?:(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bProf)(?<!\b[A-Z])"""
+    r"""(?<!\bCHAPTER [IVXLC]{2})(?<!\bCHAPTER [IVXLC]{3})(?<!\bCHAPTER [IVXLC]{4})\.|[!?…])"""
     r"""["'”’)\]]*\s+(?=["'“‘(\[]?[A-Z0-9À-ÞЁ-Я])|[。！？]["'”’」』）]*|\n\s*\n"""
 )
 """Where a sentence ends, its closing quotation marks and the white space behind it included."""

@@ -21,7 +21,10 @@ TINY = 12
 FIGURE = 5
 """Characters of a figure by itself; a longer line that begins with a digit is a row, or a date."""
 
-_ITEM = re.compile(r"[•·▪◦●■‣*–—-]\s|\(?(?:\d{1,3}|[a-z])[.)]\s")
+_ITEM = re.compile(
+    r"[•·▪◦●■‣*–—-]\s|\(?(?:\d{1,3}|[a-z])[.)]\s"
+    r"|(?:CHAPTER|Chapter|SECTION|Section|APPENDIX|Appendix)\s+(?:\d{1,3}|[IVXLC]+|[A-H])[.:]\s"
+)
 _NEW = re.compile(r"[\"“‘'(\[_#|]*[^\W_a-zß-öø-ÿ]|[\"“(\[_#|]+\w")
 _GOES_ON = re.compile(r"(?:[,;–—-]|\b(?:and|or|of|the|an?|in|on|to|for|with|by|at|from|as))$")
 

@@ -267,6 +267,12 @@ def test_passages_of_a_real_book_are_of_whole_words_and_of_one_section() -> None
             )
 
 
+def test_lines_of_a_list_of_contents_are_passages_of_their_own() -> None:
+    lines = ["CHAPTER I. The Harbour", "CHAPTER II. The Storm", "CHAPTER XIV. The Island"]
+    for line in lines:
+        assert cited("\n".join(lines), line) == line
+
+
 def test_a_heading_and_what_follows_are_no_passage() -> None:
     below = "The harbour lay quiet in the morning, and nobody had seen the ship come in by night."
     made = book(f"2 The Harbour\n{below}\n{below}")

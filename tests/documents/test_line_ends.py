@@ -27,6 +27,9 @@ PARTED = [
     (f"Zero Trust Architecture\nScott Rose\nOliver Borchert of the\n{PROSE}", [
         "Zero Trust Architecture", "Scott Rose", f"Oliver Borchert of the\n{PROSE}",
     ]),
+    ("CHAPTER I. The Harbour\nCHAPTER II. The Storm\nin\nChapter 4 of it", [
+        "CHAPTER I. The Harbour", "CHAPTER II. The Storm\nin\nChapter 4 of it",
+    ]),
     ("y =\n1\n2\nx\n+ C", ["y =\n1\n2\nx\n+ C"]),
     (PROSE, [PROSE]),
     ("No line ends", ["No line ends"]),
