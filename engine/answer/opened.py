@@ -122,7 +122,7 @@ class Opened:
         if not missing:
             return frozenset()
         windows = f"{len(missing)} of {len(self.manifest.windows)} windows"
-        self._progress.note(f"the question needs {windows} that nobody has read yet")
+        self._progress.note(f"the question needs {windows} that have not been read yet")
         work = read_windows(
             self.store.path,
             sorted(missing),

@@ -171,6 +171,7 @@ def topic_of(question: str) -> list[str]:
 
 
 def invents_figures(answer: str, front: str) -> bool:
-    """Whether an answer from the first pages has a figure of three digits or more that they lack: a
-    small model that finds no date there makes one up, and the words around it are theirs."""
-    return any(figure not in front for figure in re.findall(r"\d{3,}", answer))
+    """Whether an answer from the first pages has a figure that they lack: a small model that finds
+    no date there, or no day, makes one up, and the words around it are theirs."""
+    said, known = (set(map(int, re.findall(r"\d+", text))) for text in (answer, front))
+    return not said <= known

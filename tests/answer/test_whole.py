@@ -225,7 +225,8 @@ def test_who_made_a_document_is_said_as_it_says_it_itself(
 def test_a_date_that_the_first_page_lacks_is_not_stated(store: Path, reader: Reader) -> None:
     """However well its other words are those of the page."""
     assert whole.invents_figures("It was published in 1863.", "Published on 3 May 1910")
-    assert not whole.invents_figures("In May 1910, the 3rd.", "Published on 3 May 1910")
+    assert whole.invents_figures("On August 20, 2020.", "August 2020")
+    assert not whole.invents_figures("In May 1910, the 3rd.", "Published on 03 May 1910")
     made_up = "It rained in 1863"
     with session(store, reader, max_new_tokens=len(made_up)) as book:
         book.ask("When was this book published?")  # has the windows read that it needs

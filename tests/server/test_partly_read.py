@@ -82,7 +82,7 @@ class Log(Nothing):
         self.lines.append(line)
 
 
-NEEDS = "the question needs 2 of 6 windows that nobody has read yet"
+NEEDS = "the question needs 2 of 6 windows that have not been read yet"
 
 
 def test_a_server_tells_its_log_and_its_own_user_that_it_reads(store: Path) -> None:
