@@ -45,8 +45,8 @@ def pages(source: SourceEntry) -> tuple[StoredPage, ...]:
 def select(source: SourceEntry, selection: str) -> tuple[StoredPage, ...]:
     """The pages that "3", "3-5,9", "ii-iv" or "#4" names, in the order of the text.
 
-    A name is a page's label, or a heading where the source has sections; "#4" is the fourth sheet
-    of a PDF. Of pages with the same label all are meant; a range runs from the first page of its
+    A name is a page's label, or what is printed on it where no label is that, or a heading where the
+    source has sections; "#4" is the fourth sheet of a PDF. Of pages with the same label all are meant; a range runs from the first page of its
     first name to the last of its second.
 
     Raises:
@@ -98,8 +98,7 @@ def _part(source: SourceEntry, every: Sequence[StoredPage], part: str) -> Sequen
 def _named(every: Sequence[StoredPage], name: str) -> list[int]:
     """The pages of that name."""
     sheet = re.fullmatch(r"#(\d{1,7})", name, re.ASCII)
-    return [
-        index
-        for index, page in enumerate(every)
-        if (page.sheet == int(sheet[1]) if sheet else page.label == name and name)
-    ]
+    if sheet:
+        return [index for index, page in enumerate(every) if page.sheet == int(sheet[1])]
+    labelled = [index for index, page in enumerate(every) if name and page.label == name]
+    return labelled or [index for index, page in enumerate(every) if name and page.printed == name]
