@@ -45,9 +45,9 @@ def pages(source: SourceEntry) -> tuple[StoredPage, ...]:
 def select(source: SourceEntry, selection: str) -> tuple[StoredPage, ...]:
     """The pages that "3", "3-5,9", "ii-iv" or "#4" names, in the order of the text.
 
-    A name is a page's label, or what is printed on it where no label is that, or a heading where the
-    source has sections; "#4" is the fourth sheet of a PDF. Of pages with the same label all are meant; a range runs from the first page of its
-    first name to the last of its second.
+    A name is a page's label, or what is printed on it where no label is that, or a heading where
+    the source has sections; "#4" is the fourth sheet of a PDF. Of pages with the same label all are
+    meant; a range runs from the first page of its first name to the last of its second.
 
     Raises:
         DocumentError: there is no page of such a name.

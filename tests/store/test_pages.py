@@ -31,5 +31,5 @@ def test_a_page_is_named_by_its_label_or_what_it_prints(selection: str, starts: 
 
 
 def test_a_name_that_no_page_has_is_refused() -> None:
-    with pytest.raises(DocumentError, match="book.pdf has no page 'iii'; its first is '1'"):
+    with pytest.raises(DocumentError, match=r"book\.pdf has no page 'iii'; its first is '1'"):
         select(BOOK, "iii")
