@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +21,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Before any test imports torch: on tiny models a second thread saves nothing, and on a busy machine
 # the threads of one operation wait for each other, which makes the suite several times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# An example may take as long as a busy machine takes.
+settings.register_profile("sekv", deadline=None)
+settings.load_profile("sekv")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -220,7 +220,7 @@ def test_a_citation_has_the_number_that_is_printed_on_its_page() -> None:
     assert made.printed(0, 0, 17) == ""  # of one page it is not known
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     words=st.lists(
         st.tuples(
@@ -280,7 +280,7 @@ def test_a_heading_and_what_follows_are_no_passage() -> None:
     assert {passage.text for passage in passages} == {"2 The Harbour", below}
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(text=st.text(st.sampled_from("aB .!?\n”“(Zé。"), min_size=1, max_size=80), data=st.data())
 def test_any_evidence_gives_exact_slices_around_it(text: str, data: st.DataObject) -> None:
     made = book(text, words=data.draw(st.booleans()))

@@ -143,7 +143,7 @@ def test_a_layer_or_head_that_is_not_there_is_one_line(
 # ---------------------------------------------------------------------------- text
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(source=st.integers(0, 1), a=st.integers(-5, 400), b=st.integers(0, 400))
 def test_pieces_join_to_the_slice(source: int, a: int, b: int, stores: dict[str, Path]) -> None:
     """Every character once, also where one character is several tokens in two spans."""

@@ -166,7 +166,7 @@ def test_a_character_of_several_bytes_is_shown_whole(say: Script) -> None:
     assert pieces == ["Z", "o", "ë", ":", " 🐋", "雨", " o", "k"]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(text=st.text(max_size=12))
 @example("a \u3000")  # a space, then a character that begins like any other and is one too
 def test_any_text_streams_as_it_is_told(say: Script, text: str) -> None:
@@ -176,7 +176,7 @@ def test_any_text_streams_as_it_is_told(say: Script, text: str) -> None:
     assert "\ufffd" not in answer.answer or "\ufffd" in text
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(tokens=st.lists(st.integers(0, 255), min_size=1, max_size=12))
 def test_any_bytes_stream_as_they_are_told(say: Script, tokens: list[int]) -> None:
     answer, pieces = say(tokens)

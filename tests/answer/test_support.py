@@ -50,7 +50,7 @@ def test_overlap_is_the_share_of_rarity_found() -> None:
     assert overlap({}, "Rain") == 0.0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(question=st.text(max_size=30), text=st.text(max_size=60))
 def test_any_text_has_an_overlap_between_none_and_all(question: str, text: str) -> None:
     wanted = rarities(stems(question), text.lower())

@@ -73,7 +73,7 @@ def test_everything_zoomed_is_plain_attention(codec: str, router: str) -> None:
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 99),
     tokens=st.integers(1, 40),
@@ -158,7 +158,7 @@ def test_hidden_live_rows_are_not_seen() -> None:
     assert not torch.equal(out[:, -1], changed[:, -1])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 99),
     room=st.lists(st.floats(-1e4, 2e4), min_size=3, max_size=3),
@@ -484,7 +484,6 @@ def test_no_layer_loses_its_share_to_another(layers: list[tuple[int, int, int]])
         assert given == pytest.approx(most)
 
 
-@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 6), min_size=1, max_size=8),
     picks=st.data(),

@@ -158,7 +158,7 @@ def test_what_is_coded_how(name: str) -> None:
     assert torch.equal(cost[:2].sum(0)[0].long(), torch.tensor(LENGTHS))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     name=st.sampled_from(sorted(CODECS)),
     steps=st.lists(
@@ -203,7 +203,7 @@ def test_a_set_that_stays_costs_nothing(name: str, monkeypatch: pytest.MonkeyPat
     assert all(a is b for a, b in zip(before, after, strict=True))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(name=st.sampled_from(sorted(CODECS)), room=st.integers(0, 40_000))
 def test_slots_never_take_more_than_their_room(name: str, room: int) -> None:
     """What is allocated is what is promised, and a set that fits is held whole."""

@@ -402,9 +402,7 @@ def ingested(place: Place, document: tuple[str, bytes]) -> None:
     ran(["ingest", name, "-o", "new.sekv", "--dry-run"])
 
 
-QUICK = settings(
-    max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
-)
+QUICK = settings(max_examples=40, suppress_health_check=list(HealthCheck), derandomize=True)
 
 
 @QUICK
@@ -441,9 +439,7 @@ def for_long(check: Callable[..., None], **strategies: Any) -> None:
     until = time.monotonic() + LONG_SECONDS
     turn = int.from_bytes(os.urandom(4), "big")
     while time.monotonic() < until:
-        some = settings(
-            max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-        )
+        some = settings(max_examples=100, database=None, suppress_health_check=list(HealthCheck))
         seed(turn)(some(given(**strategies)(check)))()
         turn += 1
 

@@ -105,7 +105,7 @@ def test_the_page_asks_no_network_for_anything() -> None:
         assert f"{element}-src 'sha256-{page._hash(body)}'" in policy[1]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(text=st.text(st.sampled_from("aé雨🐋\n\ud800"), min_size=1, max_size=60))
 def test_places_are_those_that_scripts_count(text: str) -> None:
     """Characters beyond the first plane are two units in a browser, and one here."""

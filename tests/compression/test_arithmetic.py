@@ -96,7 +96,7 @@ def test_rows_that_are_all_hidden_give_zero_and_no_nan() -> None:
     torch.testing.assert_close(out[0, ::2], expected[0, ::2])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     widths=st.lists(st.integers(0, 5), max_size=3),
     first=st.integers(1, 5),
@@ -126,7 +126,7 @@ def test_low_precision_values_are_mixed_in_float32() -> None:
 # ---------------------------------------------------------------------------- spans
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(lengths=lengths_of_spans, scale=st.sampled_from([0.1, 1.0, 8.0]), seed=st.integers(0, 99))
 def test_the_mass_of_a_span_is_the_log_of_the_sum_of_its_exponentials(
     lengths: list[int], scale: float, seed: int
@@ -146,7 +146,7 @@ def test_a_mass_that_float32_cannot_add_is_minus_infinity() -> None:
     assert found[0, 0].tolist() == [0.0, -math.inf, -1.0]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(lengths=lengths_of_spans, data=st.data())
 def test_a_weighted_mean_is_the_weighted_mean(lengths: list[int], data: st.DataObject) -> None:
     """And the plain one where all weights of a span are zero."""
@@ -163,14 +163,12 @@ def test_a_weighted_mean_is_the_weighted_mean(lengths: list[int], data: st.DataO
         torch.testing.assert_close(found[:, span], expected, atol=1e-5, rtol=1e-5)
 
 
-@settings(deadline=None)
 @given(lengths=lengths_of_spans)
 def test_every_token_knows_its_span(lengths: list[int]) -> None:
     expected = [span for span, n in enumerate(lengths) for _ in range(n)]
     assert span_ids(bounds_of(lengths)).tolist() == expected
 
 
-@settings(deadline=None)
 @given(ranges=st.lists(st.tuples(st.integers(0, 50), st.integers(0, 6)), max_size=12))
 def test_ranges_are_gathered_one_after_another(ranges: list[tuple[int, int]]) -> None:
     starts = torch.tensor([a for a, _ in ranges], dtype=torch.int64)
@@ -219,7 +217,7 @@ def unrolled(x: torch.Tensor, rank: int) -> torch.Tensor:
     return u[:, :, :rank] @ w[:, :rank]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     n=st.integers(1, 40), size=st.integers(1, 24), rank=st.integers(1, 6), seed=st.integers(0, 9)
 )
@@ -274,7 +272,7 @@ variances = st.lists(st.floats(1e-6, 1e4), min_size=8, max_size=64).map(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(variance=variances, mean=st.floats(0.1, 8))
 def test_bits_fall_with_the_variance_and_fill_whole_bytes(
     variance: torch.Tensor, mean: float
@@ -302,7 +300,7 @@ def test_bits_are_near_the_mean_asked_and_follow_the_variance() -> None:
     assert allocate_bits(variance, 8.0).tolist() == [8] * 64
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     counts=st.tuples(
         st.integers(0, 5),

@@ -22,7 +22,7 @@ shares = st.integers(1, 3).flatmap(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     share=shares,
     rooms=st.tuples(st.integers(-50, 2000), st.integers(-5, 40)),
@@ -75,7 +75,7 @@ def test_every_row_is_covered_and_not_the_sum_of_all() -> None:
     assert unlimited(share, 0.155, rows).tolist() == [[True, True, True, False]]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(seed=st.integers(0, 999), uncovered=st.floats(0.01, 0.9))
 def test_no_more_is_zoomed_than_the_least_covered_row_needs(seed: int, uncovered: float) -> None:
     made = torch.Generator().manual_seed(seed)

@@ -99,7 +99,7 @@ def test_the_exact_codecs_lose_nothing(name: str, heads: int, size: int) -> None
         torch.testing.assert_close(got, (k[head], v[head]), atol=1e-5, rtol=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     name=st.sampled_from(sorted(ALL)),
     lengths=st.lists(st.integers(1, 20), min_size=1, max_size=8),
@@ -291,7 +291,7 @@ def test_a_rounded_basis_still_gives_the_rows_back(size: int) -> None:
 # ---------------------------------------------------------------------------- span SVD
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     length=st.integers(1, 90),
     size=st.sampled_from([16, 64, 128]),
@@ -459,7 +459,7 @@ def test_residuals_pay_where_there_are_outliers() -> None:
     assert lost[mended] < 0.9 * lost[plain]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     lengths=st.lists(st.integers(1, 90), min_size=1, max_size=5),
     bits=st.sampled_from([0.5, 3.0, 7.5]),

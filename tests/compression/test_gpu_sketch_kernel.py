@@ -77,7 +77,7 @@ def test_the_kernel_says_on_a_gpu_what_the_reference_says() -> None:
         max_size=3,
     )
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_code_lies_where_its_place_says(counts: list[tuple[int, int, int, int]]) -> None:
     """Every component of every head, read byte by byte as a kernel does."""
     layouts = [[8] * a + [4] * 2 * b + [2] * 4 * c + [1] * 8 * d for a, b, c, d in counts]
@@ -100,7 +100,7 @@ def test_a_code_lies_where_its_place_says(counts: list[tuple[int, int, int, int]
 
 
 @given(st.integers(0, 4), st.integers(0, 4), st.integers(0, 3), st.integers(0, 2))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_raised_code_is_its_code_times_a_power_of_two(a: int, b: int, c: int, d: int) -> None:
     bits = torch.tensor([8] * a + [4] * 2 * b + [2] * 4 * c + [1] * 8 * d, dtype=torch.uint8)
     packing = Packing.of(bits)

@@ -47,9 +47,7 @@ def close(found: torch.Tensor, wanted: torch.Tensor) -> None:
 
 
 # Which way is the same for all examples of a test.
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 10_000), rows=st.integers(0, 1100), size=st.integers(1, 40),
     queries=st.integers(1, 5),

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.compression import scores
@@ -206,7 +206,6 @@ def test_keys_without_variance_give_finite_masses(what: str) -> None:
 # ---------------------------------------------------------------------------- stretches
 
 
-@settings(deadline=None)
 @given(lengths=st.lists(st.integers(1, 50), max_size=30), tokens=st.integers(1, 120))
 def test_stretches_cover_every_span_once(lengths: list[int], tokens: int) -> None:
     """In order, each of at most so many tokens, or of one span that alone is longer."""

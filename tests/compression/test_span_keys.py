@@ -40,7 +40,7 @@ def test_a_bucket_is_heard_by_the_mean_of_its_keys() -> None:
 
 
 @given(seed=st.integers(0, 999))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_no_key_of_a_box_scores_more_than_the_box(seed: int) -> None:
     """And a box of one key scores what that key does."""
     q, k, means = drawn(seed)

@@ -53,7 +53,7 @@ def assert_total(spans: Spans, n: int) -> None:
     assert bool((lengths[spans.kind == ANCHOR] == 1).all())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(segmenter=st.sampled_from(SEGMENTERS), surprisal=surprisals)
 def test_any_surprisal_is_cut_into_a_partition(
     segmenter: Segmenter, surprisal: torch.Tensor
@@ -93,7 +93,7 @@ def test_the_published_rule_by_hand() -> None:
     assert lower.kind.tolist() == [COMPRESSED]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(surprisal=surprisals, alpha=st.floats(-1, 3), shortest=st.integers(1, 20))
 def test_the_published_rule_holds_everywhere(
     surprisal: torch.Tensor, alpha: float, shortest: int
@@ -107,7 +107,7 @@ def test_the_published_rule_holds_everywhere(
     assert bool((lengths[spans.kind == PINNED] < shortest).all())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     surprisal=surprisals,
     distance=st.integers(1, 8),
@@ -158,7 +158,7 @@ def test_fixed_spans_are_of_one_length_but_the_last() -> None:
     assert cut(Fixed(4), torch.zeros(8)).bounds.tolist() == [0, 4, 8]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     segmenter=st.sampled_from(SEGMENTERS),
     surprisal=surprisals,

@@ -123,7 +123,7 @@ def test_the_strongest_mark_in_reach_wins_over_the_nearer_one() -> None:
     assert int(free[1]) == 6  # nothing to choose by: the first in reach
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     pieces=st.lists(st.sampled_from([" a", ".", ",", "\n\n", ";"]), min_size=1, max_size=120),
     target=st.integers(2, 20),

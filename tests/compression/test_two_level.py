@@ -35,7 +35,7 @@ def with_balls(k: torch.Tensor, bounds: torch.Tensor) -> tuple[SpanTables, Layer
 
 
 @given(st.integers(0, 1000), st.integers(1, 90), st.integers(1, 5))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_refining_everything_is_the_one_level_router(seed: int, spans: int, count: int) -> None:
     """To the bit: the same rows meet the same arithmetic."""
     bounds = uneven(seed, spans)
@@ -48,7 +48,7 @@ def test_refining_everything_is_the_one_level_router(seed: int, spans: int, coun
 
 
 @given(st.integers(0, 1000), st.floats(0.1, 6.0), st.sampled_from([0.5, 1.0, 2.0, 4.0]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_no_span_outweighs_its_bound(seed: int, strength: float, bits: float) -> None:
     """Of the sketch, whatever the keys, the queries and the bits; the estimate neither."""
     bounds = uneven(seed, 60)
@@ -84,7 +84,7 @@ def test_a_needle_is_always_refined(seed: int) -> None:
 
 
 @given(st.integers(0, 1000), st.sampled_from([0.02, 0.2, 0.5]))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_what_its_bound_sets_apart_is_refined(seed: int, share: float) -> None:
     """A span that weighs more, for any row, than all others could at most is never left out."""
     bounds = uneven(seed, 100)

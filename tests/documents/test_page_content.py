@@ -610,7 +610,7 @@ def test_a_number_that_is_the_label_already_is_not_said_twice() -> None:
     ]  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(front=st.integers(0, 4), body=st.integers(4, 12), lost=st.sets(st.integers(5, 8)))
 def test_printed_numbers_are_those_on_the_pages(front: int, body: int, lost: set[int]) -> None:
     """Whatever the front matter, and whichever pages print none: never another number."""

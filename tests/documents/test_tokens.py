@@ -172,7 +172,7 @@ def check_offsets(made: Tokens, text: str, *, bytewise: bool) -> None:
 any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=80) | st.text(
     alphabet="the harbo\n  '<|end>tool🙂é\u0301ſK1234", max_size=80
 )
-relaxed = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+relaxed = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.mark.parametrize("make", [*BYTEWISE, *OTHERS])

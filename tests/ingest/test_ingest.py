@@ -64,7 +64,7 @@ prose = st.lists(
 ).map("\n\n".join)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     texts=st.lists(prose | st.text(min_size=1, max_size=80), min_size=1, max_size=3),
     most=st.integers(1, 120),

@@ -60,7 +60,6 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     count=st.integers(1, 40),
     seed=st.integers(0, 9),
 )
-@settings(deadline=None)
 def test_questions_are_chosen_evenly_over_kinds_and_documents(
     kinds: list[tuple[str, str]], count: int, seed: int
 ) -> None:
@@ -95,7 +94,7 @@ def test_another_seed_chooses_other_questions() -> None:
     most=st.integers(1, 4),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_every_question_is_asked_once_on_a_text_that_holds_its_evidence(
     shelf: Path,
     days: list[int],

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.answer.session import Session
@@ -341,7 +341,6 @@ def test_other_budgets_are_one_line(text: str) -> None:
         parse_budget(text, 1000)
 
 
-@settings(deadline=None)
 @given(text=st.text(max_size=12), tokens=st.integers(1, 10**7))
 def test_any_budget_is_positive_or_one_line(text: str, tokens: int) -> None:
     try:

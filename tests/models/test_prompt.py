@@ -34,7 +34,7 @@ def whole(made: Any, prompt: Prompt, document: str, question: str) -> list[int]:
     return [*prompt.prefix, *plain, *prompt.question(made, question)]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(document=texts, question=texts)
 def test_a_chat_prompt_is_what_the_template_makes_of_the_whole(
     document: str, question: str
@@ -51,7 +51,7 @@ def test_a_chat_prompt_is_what_the_template_makes_of_the_whole(
     assert prompt.prefix[0] == made.bos_token_id
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(document=texts, question=texts)
 def test_a_document_prompt_gives_the_document_its_own_role(document: str, question: str) -> None:
     made = templated(ROLES)

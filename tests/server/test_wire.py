@@ -119,7 +119,7 @@ fields = st.sampled_from(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(body=st.dictionaries(fields, values) | values)
 def test_whatever_arrives_is_a_request_or_refused(body: Any) -> None:
     with contextlib.suppress(wire.RefusedError):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import StoreError
@@ -201,7 +201,6 @@ def parse_or_refuse(data: bytes) -> Header | None:
         return None
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_no_bytes_make_the_parser_stumble(data: bytes) -> None:
     parse_or_refuse(data)
@@ -227,7 +226,6 @@ ENTRY = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(st.one_of(JSON, st.dictionaries(st.text(max_size=3), ENTRY)), st.binary(max_size=20))
 def test_whatever_json_says_tensors_lie_within_the_file(entries: Any, rest: bytes) -> None:
     """Accepted means: every tensor inside the data, in order, touching, aligned, of its size."""

@@ -429,7 +429,6 @@ def survives(changes: list[tuple[tuple[Any, ...], Any]]) -> None:
 CHANGES = st.lists(st.tuples(st.sampled_from(PATHS), JSON), min_size=1, max_size=3)
 
 
-@settings(deadline=None)
 @given(CHANGES)
 def test_mutated_claims_are_refused_or_keep_every_promise(
     changes: list[tuple[tuple[Any, ...], Any]],
@@ -438,7 +437,7 @@ def test_mutated_claims_are_refused_or_keep_every_promise(
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=10_000)
+@settings(max_examples=10_000)
 @given(CHANGES)
 def test_many_mutated_claims_are_refused_or_keep_every_promise(
     changes: list[tuple[tuple[Any, ...], Any]],
@@ -446,7 +445,6 @@ def test_many_mutated_claims_are_refused_or_keep_every_promise(
     survives(changes)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_no_bytes_make_the_reader_of_manifests_stumble(data: bytes) -> None:
     refuses(data)
