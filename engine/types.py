@@ -20,6 +20,9 @@ class Progress(Protocol):
     def advance(self, done: int) -> None:
         """`done` more units of the current stage are finished."""
 
+    def resume(self, done: int) -> None:
+        """`done` more units of it were finished by an earlier run: they say nothing of pace."""
+
     def note(self, line: str) -> None:
         """One plain remark worth a line, such as a page without text."""
 
@@ -30,6 +33,9 @@ class Silent:
     def start(self, stage: str, total: int, unit: str) -> None: ...
 
     def advance(self, done: int) -> None: ...
+
+    def resume(self, done: int) -> None:
+        self.advance(done)
 
     def note(self, line: str) -> None: ...
 

@@ -32,6 +32,8 @@ class Shown(Protocol):
 
     def advance(self, done: int) -> None: ...
 
+    def resume(self, done: int) -> None: ...
+
     def note(self, line: str) -> None: ...
 
     def clear(self) -> None:
@@ -86,12 +88,13 @@ class Lines:
         self._stage = ""
         self._unit = ""
         self._total = 0
-        self._done = 0
+        self._done = self._before = 0
         self._begun = self._said = 0.0
 
     def start(self, stage: str, total: int, unit: str) -> None:
         self.clear()
-        self._stage, self._total, self._unit, self._done = stage, total, unit, 0
+        self._stage, self._total, self._unit = stage, total, unit
+        self._done = self._before = 0
         self._begun = self._said = time.monotonic()
 
     def advance(self, done: int) -> None:
@@ -101,13 +104,18 @@ class Lines:
             self._said = now
             self._say(self._so_far(now - self._begun))
 
+    def resume(self, done: int) -> None:
+        self._before += done
+        self.advance(done)
+
     def note(self, line: str) -> None:
         self._say(clean(line))
 
     def clear(self) -> None:
         took = time.monotonic() - self._begun
         if self._stage and took >= self._shortest:
-            self._say(f"{self._stage}: {self._amount(self._done)}{seconds_text(took)}")
+            done = self._amount(self._done - self._before)
+            self._say(f"{self._stage}: {done}{seconds_text(took)}")
         self._stage = ""
 
     def __enter__(self) -> Self:
@@ -124,7 +132,7 @@ class Lines:
         self.clear()
 
     def _so_far(self, elapsed: float) -> str:
-        rate = self._done / elapsed
+        rate = (self._done - self._before) / elapsed
         if not self._total or not rate:
             return f"{self._stage}: {self._amount(self._done)}{seconds_text(elapsed)} so far"
         left = left_text(max(self._total - self._done, 0) / rate)
@@ -161,6 +169,11 @@ class Bar:
 
     def advance(self, done: int) -> None:
         self._progress.advance(self._task, done)
+
+    def resume(self, done: int) -> None:
+        # Of a task that is reset rich forgets the pace, and measures it from there.
+        before = next(task for task in self._progress.tasks if task.id == self._task).completed
+        self._progress.reset(self._task, completed=int(before) + done)
 
     def note(self, line: str) -> None:
         self._console.print(clean(line))

@@ -148,7 +148,7 @@ class StoreBuild:
             start, end = self.windows.bounds[index], self.windows.bounds[index + 1]
             if self.writer.window_done(index) and params is not None:
                 self.resumed += end - start
-                progress.advance(end - start)
+                progress.resume(end - start)
                 continue
             check(self.stop)
             chunks = self._read(index, prefix, progress, first=params is None)
@@ -178,7 +178,7 @@ class StoreBuild:
                 chunks.pop()
         for chunk in chunks:
             self.resumed += len(chunk.surprisal)
-            progress.advance(len(chunk.surprisal))
+            progress.resume(len(chunk.surprisal))
         before = time.perf_counter() - self.writer.seconds
         ids = self.tokens.ids[start:end].tolist()
         observe = self.recipe.observe if first else replace(self.recipe.observe, spread=0)

@@ -348,6 +348,8 @@ class _Notes:
 
     def advance(self, done: int) -> None: ...
 
+    def resume(self, done: int) -> None: ...
+
     def note(self, line: str) -> None:
         self._progress.note(line)
 

@@ -160,5 +160,8 @@ class _Told:
         if self._counts:
             self._tell(Event(self._number, READ, done))
 
+    def resume(self, done: int) -> None:
+        self.advance(done)
+
     def note(self, line: str) -> None:
         self._tell(Event(self._number, NOTE, text=line))

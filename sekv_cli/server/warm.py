@@ -63,6 +63,9 @@ class _Told:
     def advance(self, done: int) -> None:
         self._log.advance(done)
 
+    def resume(self, done: int) -> None:
+        self._log.resume(done)
+
     def note(self, line: str) -> None:
         self._log.note(f"{self._store}: {line}" if self._store else line)
         if self._listener is not None:

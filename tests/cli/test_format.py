@@ -266,6 +266,33 @@ def test_without_a_terminal_progress_is_plain_lines(clock: Clock) -> None:
     ]
 
 
+def test_what_an_earlier_run_finished_tells_nothing_of_the_pace(clock: Clock) -> None:
+    """It counts in the share and not in the speed, nor in what this run says that it did."""
+    out = io.StringIO()
+    with progress.Lines(out) as shown:
+        shown.start("reading", 2000, "tokens")
+        shown.resume(1000)
+        clock.now += 10
+        shown.advance(500)
+        clock.now += 9
+        shown.advance(500)
+    assert out.getvalue().splitlines() == [
+        "reading: 75 % of 2,000 tokens, 50 tokens/s, 10 s left",
+        "reading: 1,000 tokens, 19.0 s",
+    ]
+
+
+def test_a_bar_goes_on_where_an_earlier_run_stopped() -> None:
+    with progress.Bar(Terminal()) as bar:
+        bar.start("reading", 2000, "tokens")
+        bar.resume(600)
+        bar.resume(400)
+        (task,) = bar._progress.tasks
+        assert (task.completed, task.total, task.speed) == (1000, 2000, None)
+        bar.advance(500)
+        assert task.completed == 1500
+
+
 def test_a_stage_that_failed_does_not_claim_to_have_finished(clock: Clock) -> None:
     """The line about the failure says enough."""
     out = io.StringIO()

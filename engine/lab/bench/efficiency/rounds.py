@@ -70,7 +70,7 @@ def measure(
             if known is not None:
                 stores[length] = windows.read_once(reader, model, part, length, setting, folder)
                 row = known["measured"]
-                progress.advance(setting.rounds)
+                progress.resume(setting.rounds)
             elif in_one_context(reader, length):
                 place = Path(scratch) / str(length)
                 row = _one_length(reader, model, others, (part, length), setting, place, progress)

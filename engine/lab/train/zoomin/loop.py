@@ -275,7 +275,7 @@ class _Trainer:
         if not self.best:
             self.test(progress)  # the start is the first to beat
         progress.start("training", options.steps, "steps")
-        progress.advance(state.step)
+        progress.resume(state.step)
         end = min(options.steps, options.stop or options.steps)
         while state.step < end and state.since < options.patience:
             figures = self._step(state.step)
