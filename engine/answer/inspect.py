@@ -130,7 +130,8 @@ def excerpts(store: Address, spans: Collection[int]) -> dict[int, str]:
 
 
 def around(store: Address, citation: Citation, width: int) -> tuple[str, str]:
-    """Up to `width` characters before and after a passage, in the source that says it there.
+    """Up to `width` characters before and after a passage, in the source that says it there; a word
+    that this would cut in two is left out.
 
     Two sources may have one path, with another text each: a file that was appended again.
 
@@ -142,7 +143,12 @@ def around(store: Address, citation: Citation, width: int) -> tuple[str, str]:
         for index, entry in enumerate(opened.manifest.sources):
             words = source_text(opened, index) if entry.path == citation.source else ""
             if words and words[start:end] == citation.text:
-                return words[max(0, start - width) : start], words[end : end + width]
+                first, last = max(0, start - width), min(len(words), end + width)
+                if first and not words[first - 1].isspace():
+                    first = next((at for at in range(first, start) if words[at].isspace()), start)
+                if last < len(words) and not words[last].isspace():
+                    last = next((at for at in range(last, end, -1) if words[at - 1].isspace()), end)
+                return words[first:start], words[end:last]
     raise DocumentError(f"{store} was made anew and does not hold this passage; ask once more")
 
 

@@ -367,12 +367,31 @@ def test_a_file_that_was_appended_again_shows_both_its_texts(
     assert words[first] == words[0].upper() != words[0]
     for said in (log(2), log(2).upper()):
         cited = Citation(str(source), "", 10, 20, said[10:20], 1.0)
-        assert around(store, cited, 5) == (said[5:10], said[20:25])
+        assert around(store, cited, len(said)) == (said[:10], said[20:])
         report = replace(look(store), question="Who?", citations=(cited,))
         (place,) = page.contents("s", report, [log(2), log(2).upper()])["asked"]["citations"]
         assert place == [int(said.isupper()), 10, 20, ""]
     with pytest.raises(DocumentError, match="made anew"):
         around(store, replace(cited, text="nowhere"), 5)
+
+
+def test_what_stands_around_a_passage_is_whole_words(
+    model: Path, reader: Reader, tmp_path: Path
+) -> None:
+    store = read(tmp_path, model, log(2), reader=reader)
+    said, source = log(2), str(tmp_path / "log.txt")
+    start = said.index(" ", 60) + 1
+    end = said.index(" ", start + 20)
+    cited = Citation(source, "", start, end, said[start:end], 1.0)
+    for width in range(1, 60):
+        before, after = around(store, cited, width)
+        assert said[start - len(before) : start] == before
+        assert said[end : end + len(after)] == after
+        assert max(len(before), len(after)) <= width
+        assert set(before.split()) <= set(said.split())
+        assert set(after.split()) <= set(said.split())
+    assert before
+    assert after
 
 
 # ---------------------------------------------------------------------------- weight
