@@ -172,8 +172,8 @@ class Bar:
 
     def resume(self, done: int) -> None:
         # Of a task that is reset rich forgets the pace, and measures it from there.
-        before = next(task for task in self._progress.tasks if task.id == self._task).completed
-        self._progress.reset(self._task, completed=int(before) + done)
+        (task,) = self._progress.tasks
+        self._progress.reset(self._task, completed=int(task.completed) + done)
 
     def note(self, line: str) -> None:
         self._console.print(clean(line))

@@ -21,7 +21,19 @@ from engine.ingest.collect import Selection, Wanted, collect
 from engine.ingest.places import Glimpse, is_same, is_there, lies_at, look
 from engine.ingest.sources import STDIN
 from engine.ingest.tally import Tally
-from engine.ingest.tasks import BUSY, DONE, LENGTH, NOTE, READ, STOP, Desk, Event, Task, holds
+from engine.ingest.tasks import (
+    BUSY,
+    DONE,
+    LENGTH,
+    NOTE,
+    READ,
+    RESUMED,
+    STOP,
+    Desk,
+    Event,
+    Task,
+    holds,
+)
 from engine.object_storage import Address, ObjectUrl, address, is_of_process, is_url
 from engine.store.catalogue import Catalogue, Holding
 from engine.store.folders import looks_like_a_store
@@ -285,6 +297,8 @@ class _Run:
             self.tally.begin(event.number, event.tokens)
         elif event.kind == READ:
             self.tally.advance(event.number, event.tokens)
+        elif event.kind == RESUMED:
+            self.tally.resume(event.number, event.tokens)
         elif event.kind == BUSY:
             self._busy.append(event.number)
         else:

@@ -17,12 +17,13 @@ class Tally:
         self._documents, self._done, self._failed = len(sizes) + done, done, failed
         self._length: dict[int, int] = {}
         self._read: dict[int, int] = {}
+        self._before: dict[int, int] = {}  # those of them that an earlier run had read
         self._ended: set[int] = set()
         self.tokens = 0
 
     def begin(self, number: int, tokens: int) -> None:
         """A document has so many tokens; if it was begun before, it begins again."""
-        self._length[number], self._read[number] = tokens, 0
+        self._length[number], self._read[number], self._before[number] = tokens, 0, 0
 
     def advance(self, number: int, tokens: int) -> None:
         """So many more of them are read."""
@@ -30,6 +31,12 @@ class Tally:
             return
         self._read[number] = self._read.get(number, 0) + tokens
         self.tokens += tokens
+
+    def resume(self, number: int, tokens: int) -> None:
+        """So many more were read by an earlier run: they say nothing of pace."""
+        if number not in self._ended:
+            self._before[number] = self._before.get(number, 0) + tokens
+        self.advance(number, tokens)
 
     def end(self, number: int, tokens: int, *, failed: bool) -> None:
         """A document is done with. tokens: that it has, 0 where this run did not read it."""
@@ -47,8 +54,12 @@ class Tally:
         took = max(1e-6, time.monotonic() - self._begun)
         total = sum(self._sizes.values())
         share = sum(self._part(number) * size for number, size in self._sizes.items())
-        left = took * (total - share) / share if share else None
-        speed = self.tokens / took
+        before = sum(
+            tokens / max(1, self._length.get(number, 0)) * self._sizes.get(number, 0)
+            for number, tokens in self._before.items()
+        )
+        left = took * (total - share) / (share - before) if share > before else None
+        speed = (self.tokens - sum(self._before.values())) / took
         part = share / total if total else 1.0
         return LibraryStatus(
             self._documents, self._done, self._failed, part, self.tokens, speed, left

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from engine.models.reader import Reader
 
-LENGTH, READ, NOTE = "length", "read", "note"
-"""Kinds of events while a document is read: its tokens are counted; more of them are read; a
-remark."""
+LENGTH, READ, RESUMED, NOTE = "length", "read", "resumed", "note"
+"""Kinds of events while a document is read: its tokens are counted; more of them are read, or were
+by an earlier run; a remark."""
 
 DONE, BUSY, FAILED, STOP = "done", "busy", "failed", "stop"
 """Kinds of events that end a task: its store is there; another process is at it; it failed, and
@@ -51,8 +51,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to a task. tokens: how many, of LENGTH, READ and DONE. bytes: of a store that
-    is done. text: a remark, or why it failed. code: of the error."""
+    """What happened to a task. tokens: how many, of LENGTH, READ, RESUMED and DONE. bytes: of a
+    store that is done. text: a remark, or why it failed. code: of the error."""
 
     number: int
     kind: str
@@ -161,7 +161,8 @@ class _Told:
             self._tell(Event(self._number, READ, done))
 
     def resume(self, done: int) -> None:
-        self.advance(done)
+        if self._counts:
+            self._tell(Event(self._number, RESUMED, done))
 
     def note(self, line: str) -> None:
         self._tell(Event(self._number, NOTE, text=line))

@@ -157,7 +157,9 @@ class Upload:
             if known is None or not known.tag or known.tag != done.get(_upload_key(block)):
                 tag = put(name, entry, self._key_of(entry))
                 journal.add(_upload_key(block), {"tag": tag})
-            progress.advance(entry.bytes)
+                progress.advance(entry.bytes)
+            else:
+                progress.resume(entry.bytes)
         if self._bucket.replace(self._key, manifest.to_bytes(), self.tag) is None:
             raise StoreError(
                 f"another command wrote {self.url} meanwhile, and it is left as it is; run this "

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from engine.types import Answer, Progress
 
 FORMAT = 1
-ALONE, LIBRARY = "alone", "library"
+ROWS = ALONE, LIBRARY = "alone", "library"
 """Rows: a question that is asked of its own document, and of the library."""
 
 MEASURES = ("document", "evidence_1", "evidence_3", "contains")
@@ -92,13 +92,17 @@ def measure(
     progress.start("asking", len(chosen), "questions")
     with LibrarySession(library, asked, progress, stores=stores) as session:
         for question in chosen:
+            missing = [row for row in ROWS if (question.id, row) not in log.entries]
+            if not missing:
+                progress.resume(1)
+                continue
             name = names[question.document]
             [text] = read_store(library / name, lambda store: store.texts())
             place = placed(question, text)
-            if (question.id, ALONE) not in log.entries:
+            if ALONE in missing:
                 answer = stores.session(library / name).ask(question.text)
                 log.put(_entry(question, ALONE, answer, name, place))
-            if (question.id, LIBRARY) not in log.entries:
+            if LIBRARY in missing:
                 try:
                     found: Answer | None = session.ask(question.text)
                 except QuestionError:  # no document has any of its words
@@ -113,7 +117,7 @@ def measure(
         "documents": len(names),
         "questions": len(chosen),
         "setting": asdict(setting),
-        "rows": {row: _row(row, chosen, log) for row in (ALONE, LIBRARY)},
+        "rows": {row: _row(row, chosen, log) for row in ROWS},
         "points": _points(chosen, log),
     }
 

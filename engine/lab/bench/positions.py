@@ -210,7 +210,9 @@ def measure(
         if any((q.id, row) not in log.entries for q in mine for row in setting.rows):
             book = _Book.of(reader, documents / name, tokenize, setting)
             _ask_book(book, mine, setting.rows, turn, log)
-        progress.advance(len(mine))
+            progress.advance(len(mine))
+        else:
+            progress.resume(len(mine))
     return {
         "suite": "positions",
         "model": reader.identity.id,
