@@ -97,7 +97,7 @@ class DocumentText:
         first, last = self.page_at(source, start), self.page_at(source, max(start, end - 1))
         numbers = (first + last).isdigit()
         labels = bool(self.sources[source].sheets) and "-" not in first + last
-        return f"{first}-{last}" if first != last and (numbers or labels) else first
+        return _range(first, last) if numbers or labels else first
 
     def sheets(self, source: int, start: int, end: int) -> str:
         """The sheet of some characters of a PDF, "12-13" of those on two; "" elsewhere."""
@@ -105,7 +105,7 @@ class DocumentText:
         if pages[0] < 0:
             return ""
         first, last = (self.sources[source].sheet(page) for page in pages)
-        return (str(first) if first == last else f"{first}-{last}") if first else ""
+        return _range(str(first), str(last)) if first else ""
 
     def printed(self, source: int, start: int, end: int) -> str:
         """The number printed on the page of some characters, "7-8" of those on two; "" where it is
@@ -116,7 +116,7 @@ class DocumentText:
         first, last = (
             numbers[self._index(source, place)] for place in (start, max(start, end - 1))
         )
-        return first if first == last else f"{first}-{last}" if first and last else ""
+        return _range(first, last) if first and last else ""
 
     def _index(self, source: int, offset: int) -> int:
         """Which page a character stands on; -1 without pages."""
@@ -284,6 +284,11 @@ def _cut(text: str, low: int, high: int, *, backwards: bool = False) -> int:
         if found:
             return found[-1] if backwards else found[0]
     return outer
+
+
+def _range(first: str, last: str) -> str:
+    """What one page is called, or two: "7", "7-8"."""
+    return first if first == last else f"{first}-{last}"
 
 
 def _trim(text: str, start: int, end: int) -> tuple[int, int]:

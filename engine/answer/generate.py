@@ -169,17 +169,10 @@ class AnswerStreamer:
     @property
     def over(self) -> bool:
         """Whether the answer has come to an end: a mark, a text that ends it, or a loop."""
-        return (
-            self.tokens[-1] in self.ends
-            or loops(self.tokens) > 0
-            or self._item_loops
-            or stop_marks.cut(self._text(), self._marks)[1]
-        )
-
-    @property
-    def _item_loops(self) -> bool:
+        if self.tokens[-1] in self.ends or loops(self.tokens):
+            return True
         said = self._said()
-        return looping_item(said) < len(said)
+        return looping_item(said) < len(said) or stop_marks.cut(said, self._marks)[1]
 
     def cut_short(self, most: int) -> bool:
         """Whether the answer ended for want of tokens."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from engine.errors import StoreBusyError, StoreError, StoreExistsError
 from engine.object_storage import Address, ObjectUrl, is_url
 from engine.store.disk import Disk, put
-from engine.store.folders import CATALOGUE, CLAIMS, is_library, looks_like_a_store, stamp
+from engine.store.folders import CATALOGUE, CLAIMS, WORK, is_library, looks_like_a_store, stamp
 from engine.store.glance import check_store
 from engine.store.manifest import NAME
 from engine.store.reader import read_manifest, recover
@@ -207,8 +207,8 @@ def leftovers(folder: Address) -> list[Leftover]:
             ending = path.suffix
             if name == CLAIMS:
                 found += [Leftover(str(path), "remains", tree_bytes(path), now - _newest(path))]
-            elif ending in (".work", ".done", ".lock") and not _is_held(path):
-                kind = "work" if ending == ".work" else "remains"
+            elif ending in (WORK, ".done", ".lock") and not _is_held(path):
+                kind = "work" if ending == WORK else "remains"
                 found.append(Leftover(str(path), kind, tree_bytes(path), now - _newest(path)))
     return found
 
@@ -236,7 +236,7 @@ def clear(leftover: Leftover) -> bool:
         recover(target)
         try:
             with locked(target) as places:
-                if path.suffix == ".work":
+                if path.suffix == WORK:
                     clear_work(places, disk)
                 elif path.suffix == ".done":
                     disk.remove_tree(places.done)

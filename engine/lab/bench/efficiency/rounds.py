@@ -67,17 +67,18 @@ def measure(
             digest = hashlib.sha256(part.encode()).hexdigest()[:16]
             key = f"{length}-{digest}", setting.method
             known = log.entries.get(key)
-            if known is not None:
-                stores[length] = windows.read_once(reader, model, part, length, setting, folder)
-                row = known["measured"]
-                progress.resume(setting.rounds)
-            elif in_one_context(reader, length):
+            if known is None and in_one_context(reader, length):
                 place = Path(scratch) / str(length)
                 row = _one_length(reader, model, others, (part, length), setting, place, progress)
                 stores[length] = place / "text.sekv"
             else:
-                stores[length] = windows.read_once(reader, model, part, length, setting, folder)
-                row = windows.one_length(reader, model, stores[length], setting, progress)
+                store = windows.read_once(reader, model, part, length, setting, folder)
+                stores[length] = store
+                if known is None:
+                    row = windows.one_length(reader, model, store, setting, progress)
+                else:
+                    row = known["measured"]
+                    progress.resume(setting.rounds)
             if known is None:
                 log.put({"key": key[0], "row": key[1], "measured": row})
             rows.append({"asked_tokens": length, **row})
