@@ -19,7 +19,7 @@ from engine.store.glance import check_store
 from engine.store.manifest import NAME
 from engine.store.reader import read_manifest, recover
 from engine.store.transfer import Transfer, seen_from
-from engine.store.upload import locked
+from engine.store.upload import locked, uploads
 from engine.store.work import Places, clear_work, disk_errors, published_journal
 from engine.types import Silent
 
@@ -191,7 +191,8 @@ class Leftover:
 
 
 def leftovers(folder: Address) -> list[Leftover]:
-    """What dead runs left in a folder, at any depth, without what a living process holds.
+    """What dead runs left in a folder, at any depth, without what a living process holds; of an
+    object store also what they left on this machine of any upload.
 
     Raises:
         ObjectStorageError: its object store cannot be reached or refuses.
@@ -199,7 +200,7 @@ def leftovers(folder: Address) -> list[Leftover]:
     if isinstance(folder, ObjectUrl):
         from engine.store import object_upkeep
 
-        return object_upkeep.leftovers(folder)
+        return [*object_upkeep.leftovers(folder), *leftovers(uploads())]
     now, found = time.time(), []
     for place, names in _hidden(folder):
         for name in names:
@@ -242,6 +243,9 @@ def clear(leftover: Leftover) -> bool:
                     disk.remove_tree(places.done)
         except StoreBusyError:
             return False
+    if path.parent.parent == uploads():
+        with suppress(OSError):  # the same upload began again meanwhile
+            path.parent.rmdir()
     return True
 
 

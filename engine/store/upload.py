@@ -39,6 +39,11 @@ ABANDONED = timedelta(days=1)
 """Blocks without a manifest are removed when they are older: no upload takes so long."""
 
 
+def uploads() -> Path:
+    """The folder of the cache in which the store of every URL is made, in one of its own."""
+    return cache_folder.root() / "uploads"
+
+
 def staging(url: ObjectUrl) -> Path:
     """Where the store of a URL is made before it is uploaded; the folder exists afterwards.
 
@@ -46,7 +51,7 @@ def staging(url: ObjectUrl) -> Path:
         StoreError: the cache folder cannot be written.
     """
     digest = hashlib.sha256(str(url).encode("utf-8", "surrogatepass")).hexdigest()
-    folder = cache_folder.root() / "uploads" / digest[:32]
+    folder = uploads() / digest[:32]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

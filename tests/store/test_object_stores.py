@@ -19,13 +19,13 @@ from engine.errors import (
     StoreMissingError,
 )
 from engine.object_storage import ObjectUrl, address, bucket
-from engine.store import block_cache, glance, object_folder
+from engine.store import block_cache, glance, object_folder, upkeep
 from engine.store.block_cache import BlockCache
 from engine.store.library import list_stores
 from engine.store.manifest import NAME, from_bytes
 from engine.store.object_folder import BLOCKS, GAP, GRAIN, MOST
 from engine.store.reader import Store, read_manifest
-from engine.store.upload import Upload, staging
+from engine.store.upload import Upload, staging, uploads
 from engine.store.writer import StoreWriter
 
 NAMES_OF_SECRETS = ("secret", "AKIA", "X-Amz-Signature")
@@ -154,6 +154,23 @@ def test_a_torn_upload_is_seen_and_completed(
     assert len([name for name in names(url) if name.startswith(BLOCKS)]) == 6
     with Store.open(url) as store:
         assert store.verify() == []
+
+
+def test_what_a_dead_upload_left_on_this_machine_is_a_leftover(
+    url: ObjectUrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_uploads(patch, 1)
+        with pytest.raises(Interrupted):
+            toy_store.ingest(url)
+    found = upkeep.leftovers(address(f"{url.root}/{url.key.split('/')[0]}"))
+    assert [(each.path, each.kind) for each in found] == [
+        (str(url), "work"),
+        (str(staging(url).with_name(".toy.sekv.work")), "work"),
+    ]
+    assert all(map(upkeep.clear, found))
+    assert not list(uploads().iterdir())
+    assert not names(url)
 
 
 def test_a_store_is_replaced_only_when_all_is_there(
