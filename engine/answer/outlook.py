@@ -22,7 +22,7 @@ from engine.answer.overlap import content_words
 from engine.attention.view import Stretch
 from engine.documents.outline import Heading
 from engine.memory.retrieval import PASSAGES_SEEN, Retrieval, joined
-from engine.store.pages import pages
+from engine.store.pages import named, pages
 from engine.store.passages import PASSAGE
 from engine.types import Citation
 
@@ -54,6 +54,13 @@ _FILE_NAME = re.compile(r"\.\w{2,5}$|^microsoft \w+ - |- notepad$|^untitled|^doc
 
 _AT_THE_BEGINNING = frozenset({"first", "begins", "begin", "opens", "open", "starts", "start"})
 _AT_THE_END = frozenset({"last", "ends", "end", "finally", "closes", "close"})
+
+_NAMED_BY = {
+    "page": ("label", "printed"),
+    "printed page": ("printed", "label"),
+    "sheet": ("sheet",),
+}
+"""By the kind of page that is asked for, the attributes of stored pages that can have its name."""
 
 MOST_SEEN = 1024
 """Tokens that are seen of a page or a chapter; of a longer one its beginning and pieces of it."""
@@ -207,13 +214,11 @@ class Outlook:
 
     def _page(self, part: whole.Part) -> Place | None:
         """The page of that label, or else the one that prints that number; a sheet by its place."""
-        wanted = part.number.casefold()
-        for kind in ("page", "printed page") if part.kind == "page" else (part.kind,):
+        for by in _NAMED_BY[part.kind]:
             for source, entry in enumerate(self._book.sources):
-                for page in pages(entry):
-                    names = {"page": page.label, "printed page": page.printed}
-                    if names.get(kind, str(page.sheet)).casefold() == wanted:
-                        return source, page.start, page.end
+                every = pages(entry)
+                for page in named(every, part.number, (by,)):
+                    return source, every[page].start, every[page].end
         return None
 
     def _headed(self, part: whole.Part) -> Place | None:
@@ -275,7 +280,8 @@ class Outlook:
             if not found and (described := entry.imprint.get(kind, "")):
                 words = r"\W+".join(map(re.escape, re.findall(r"\w+", described)))
                 found = re.search(rf"\b({words})\b", front, re.IGNORECASE) if words else None
-                said = f"{kind.capitalize()}: {described}"
+                names = re.sub(r";(?=\S)", "; ", described)
+                said = f"{kind.capitalize()}: {names}"
                 if not found:
                     said += " (in the file's own description)"
                     if entry.kind not in DESCRIBED and not _trusted(kind, described, front):

@@ -54,9 +54,26 @@ def select(source: SourceEntry, selection: str) -> tuple[StoredPage, ...]:
     """
     every = pages(source)
     chosen: set[int] = set()
-    for part in [selection] if _named(every, selection) else selection.split(","):
+    for part in [selection] if _called(every, selection) else selection.split(","):
         chosen.update(_part(source, every, part.strip()))
     return tuple(every[index] for index in sorted(chosen))
+
+
+def named(
+    every: Sequence[StoredPage], name: str, by: Sequence[str] = ("label", "printed")
+) -> list[int]:
+    """Which pages have this name; small and capital letters differ only where both are names.
+
+    Args:
+        by: attributes of pages: the first by which a page has the name decides.
+    """
+    for attribute in by:
+        names = [str(getattr(page, attribute)) for page in every]
+        for form in (str, str.casefold):
+            found = [index for index, own in enumerate(names) if name and form(own) == form(name)]
+            if found:
+                return found
+    return []
 
 
 def find_source(sources: Sequence[SourceEntry], name: str) -> int:
@@ -82,12 +99,12 @@ def find_source(sources: Sequence[SourceEntry], name: str) -> int:
 
 def _part(source: SourceEntry, every: Sequence[StoredPage], part: str) -> Sequence[int]:
     """The pages of one name or range."""
-    exact = _named(every, part)
+    exact = _called(every, part)
     if exact:
         return exact
     for dash in re.finditer("-", part):
-        first = _named(every, part[: dash.start()].strip())
-        last = _named(every, part[dash.end() :].strip())
+        first = _called(every, part[: dash.start()].strip())
+        last = _called(every, part[dash.end() :].strip())
         if first and last and first[0] <= last[-1]:
             return range(first[0], last[-1] + 1)
     ends = f"its first is {every[0].label!r}, its last {every[-1].label!r}"
@@ -95,10 +112,7 @@ def _part(source: SourceEntry, every: Sequence[StoredPage], part: str) -> Sequen
     raise DocumentError(f"{source.path} has no page {part!r}; {where}")
 
 
-def _named(every: Sequence[StoredPage], name: str) -> list[int]:
-    """The pages of that name."""
-    sheet = re.fullmatch(r"#(\d{1,7})", name, re.ASCII)
-    if sheet:
-        return [index for index, page in enumerate(every) if page.sheet == int(sheet[1])]
-    labelled = [index for index, page in enumerate(every) if name and page.label == name]
-    return labelled or [index for index, page in enumerate(every) if name and page.printed == name]
+def _called(every: Sequence[StoredPage], name: str) -> list[int]:
+    """The pages of a name in a selection, where "#4" is the fourth sheet."""
+    sheet = re.fullmatch(r"#0*([1-9]\d{0,6})", name, re.ASCII)
+    return named(every, sheet[1], ("sheet",)) if sheet else named(every, name)

@@ -199,6 +199,8 @@ FRONTS = [
     ("pdf", {"author": "katlee"}, "The Quay\nby Anna\n", "Who wrote this?", None, None),
     ("pdf", {"author": "Anna"}, "The Quay\n", "Who wrote this?",
      "Author: Anna (in the file's own description)", None),
+    ("pdf", {"author": "Anna Berg;Ben Ohm"}, "The Quay\n", "Who wrote this?",
+     "Author: Anna Berg; Ben Ohm (in the file's own description)", None),
     ("pdf", {"title": "quay-final.doc"}, "Rain\n", "What is the title?", None, None),
     ("epub", {"author": "Anna"}, "The Quay\nby A.\n", "Who is the author of this book?",
      "Author: Anna (in the file's own description)", None),

@@ -23,7 +23,9 @@ BOOK = SourceEntry(
         ("i-ii,5", [10, 20, 40]),
         ("1", [0]),  # a label comes before what is printed
         ("i-4", [10, 20, 30]),
+        ("II", [20]),
         ("#3", [20]),
+        ("#2-#03", [10, 20]),
     ],
 )  # fmt: skip
 def test_a_page_is_named_by_its_label_or_what_it_prints(selection: str, starts: list[int]) -> None:
