@@ -41,10 +41,16 @@ def support_text(answer: Answer) -> str:
     a fact of the store, which no model made."""
     from engine.types import CUT_SHORT, UNSUPPORTED
 
-    if answer.cut_short:
-        return CUT_SHORT
     if not answer.supported:
         return UNSUPPORTED
+    carried = _carried(answer)
+    if answer.cut_short:
+        return f"{CUT_SHORT}\n{carried}".rstrip()
+    return carried
+
+
+def _carried(answer: Answer) -> str:
+    """How far the passages carry what a model said; "" where there are none."""
     if not answer.citations or not answer.usage.answer_tokens:
         return ""
     if not answer.stats.get("judged", True):
@@ -161,13 +167,13 @@ def _five(answer: Answer) -> list[tuple[str, str]]:
     usage, memory, timing = answer.usage, answer.memory, answer.timing
     before = timing.get("model_load_s", 0.0) + timing.get("store_open_s", 0.0)
     wait = f"; before it {seconds_text(before)} to load libraries, model and store"
-    again = f"{count_text(usage.recomputed_document_tokens)} of the document's "
-    again += f"{count_text(usage.document_tokens)} tokens"
+    again = count_text(usage.recomputed_document_tokens)
+    total = count_text(usage.document_tokens)
     new = sum(window.read_now for window in answer.retrieval)
-    first = f"{some(new, 'window')} for the first time; again {again}"
+    first = f"{some(new, 'window')} for the first time; {again} of {total} tokens a second time"
     share = share_text(memory.device_kv_bytes, memory.full_kv_bytes)
     return [
-        ("read now", first) if new else ("read again", again),
+        ("read", first) if new else ("read again", f"{again} of the document's {total} tokens"),
         (
             "memory",
             f"{bytes_text(memory.device_kv_bytes)} for the document, "

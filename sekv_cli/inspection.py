@@ -102,7 +102,7 @@ def print_summary(out: Console, store: str, report: InspectReport) -> None:
                     [
                         (
                             "codes",
-                            f"rounding moved keys and values by {_moved(report.spans)}",
+                            f"stored keys and values are off by {_moved(report.spans)}",
                         )
                     ]
                     if any(span.error for span in report.spans)
@@ -138,7 +138,7 @@ def _moved(spans: Sequence[SpanView]) -> str:
     """What the codes of spans lost on average over heads: of the usual span, and the most."""
     errors = sorted(span.error for span in spans)
     usual, most = (share_text(error, 1) for error in (errors[len(errors) // 2], errors[-1]))
-    return f"{usual} of their spread (in the worst span {most})"
+    return f"{usual} of how far they spread, in the worst span by {most}"
 
 
 def _shape(model: Mapping[str, Any]) -> str:

@@ -328,7 +328,10 @@ def test_on_a_terminal_lines_are_edited_and_kept(tmp_path: Path) -> None:
     ("ending", "expected"),
     [
         ({}, "?ohW\n(the passage may support it: 1.00 of 1)\n\n  [1]"),
-        ({"stats": {"cut_short": True}}, "?ohW (cut short)\n\n  [1]"),
+        (
+            {"stats": {"cut_short": True}},
+            "?ohW (cut short)\n(the passage may support it: 1.00 of 1)\n\n  [1]",
+        ),
         (
             {"supported": False, "support": 0.1},
             "?ohW\n(probably not stated in the document: no passage supports it)\n\nclosest",

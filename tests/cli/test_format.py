@@ -119,7 +119,10 @@ def test_what_was_read_for_a_question_is_not_called_read_again() -> None:
     usage, memory = Usage(6387, 0, 9, 3), MemoryUse(1, 2, 0, 0, 0)
     for new, line in (
         ((), "read again   0 of the document's 6,387 tokens"),
-        ((True, True, False), "read now     2 windows for the first time; again 0 of the document"),
+        (
+            (True, True, False),
+            "read         2 windows for the first time; 0 of 6,387 tokens a second time",
+        ),
     ):
         windows = tuple(WindowRead(at, "", 1.0, read_now=now) for at, now in enumerate(new))
         out = Console(file=io.StringIO(), width=100)
@@ -348,7 +351,13 @@ def test_the_line_behind_an_answer_says_how_far_to_trust_it(subtests: pytest.Sub
         (model, [cited], {}, "(the passage may support it: 0.81 of 1)"),
         (model, [cited] * 2, {}, "(the passages may support it: 0.81 of 1)"),
         (model, [cited], {"judged": False}, "whether they support it is not judged"),
-        (model, [cited], {"cut_short": True}, "(cut short)"),
+        (
+            model,
+            [cited],
+            {"cut_short": True},
+            "(cut short)\n(the passage may support it: 0.81 of 1)",
+        ),
+        (model, [], {"cut_short": True}, "(cut short)"),
         (model, [], {}, ""),
         (nobody, [cited], {}, ""),
     ):
