@@ -399,9 +399,9 @@ class Citation:
 class WindowRead:
     """A window that was seen while a question was answered, and why.
 
-    page: the label of the page that it begins on. lexical: BM25 of its best passage for the words
-    of the question. attention: votes of the question's attention. None: nobody asked. read_now:
-    whether the model read it for this question, for the first time.
+    page: the label of the page that it begins on. lexical: how much the words of its best passage
+    are like those of the question. attention: votes of the question's attention. None: nobody
+    asked. read_now: whether the model read it for this question, for the first time.
     """
 
     window: int

@@ -50,8 +50,8 @@ def bench(
     transformers answers on excerpts, and what support tells of questions
     without an answer.
     retrieval: is the evidence among the windows and passages of a whole
-    document that a question would read? Of windows of --length tokens; text
-    alone, no model is run.
+    document that a question would read? Of windows of --length tokens; the
+    model reads nothing.
 
     positions: answers to questions on whole documents by where the passages
     that they see stand: where they were read, one behind another, the best one
@@ -266,12 +266,14 @@ def _retrieval(
     from engine.documents.tokens import tokenize
     from engine.lab.bench import retrieval
     from engine.lab.bench.questions import load_questions
-    from engine.models.load import load_tokenizer
     from engine.models.locate import locate
+    from engine.models.reader import load_reader
 
-    tokenizer = load_tokenizer(locate(model, progress=shown).folder)
-    questions = load_questions(path)
-    report = retrieval.measure(questions, documents, partial(tokenize, tokenizer=tokenizer), sizes)
+    reader = load_reader(locate(model, progress=shown))
+    tokenise = partial(tokenize, tokenizer=reader.tokenizer)
+    report = retrieval.measure(
+        load_questions(path), documents, tokenise, reader.word_vectors, sizes
+    )
     return report, retrieval.markdown(report), {}
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.answer.overlap import content_words
 from engine.attention.view import Stretch
+from engine.documents.words import content_words
 from engine.memory.conversation import Conversation
 from engine.memory.open import Memory
 from engine.memory.retrieval import Retrieval, Retrieved
@@ -55,7 +55,7 @@ class Focus:
     def on(self, sought: Sought, prompt: list[int], stop: Stop | None = None) -> Retrieved:
         """Hide everything of a long document but the retrieved passages, in all layers.
 
-        prompt: token ids of the question, which vote where no word is found.
+        prompt: token ids of the question, which vote where there is no word to look for.
 
         Raises:
             StoppedError: `stop` said so.

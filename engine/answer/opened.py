@@ -62,7 +62,9 @@ class Opened:
         memory = self._memory_now(options)  # last: it is of the store that is held from now on
         windows = [(window.start, window.end) for window in manifest.windows]
         alone = memory.states is not None
-        self.retrieval = Retrieval(windows, self.book.text_of, alone=alone)
+        self.retrieval = Retrieval(
+            windows, self.book.text_of, self.reader.word_vectors, alone=alone
+        )
         self.answer_from(memory)
         self.store_s += time.perf_counter() - at
 

@@ -18,9 +18,9 @@ import torch
 
 from engine.answer import whole
 from engine.answer.citations import MOST, DocumentText
-from engine.answer.overlap import content_words
 from engine.attention.view import Stretch
 from engine.documents.outline import Heading
+from engine.documents.words import content_words
 from engine.memory.retrieval import PASSAGES_SEEN, Retrieval, joined
 from engine.store.pages import named, pages
 from engine.store.passages import PASSAGE
@@ -193,7 +193,7 @@ class Outlook:
         return joined([(a, min(a + size, b)) for a, b in pairwise(firsts) if a < b])
 
     def _central(self, part: Stretch, unread: Collection[int]) -> tuple[Stretch, ...]:
-        """The passage that is best by BM25 for the part's own most frequent words: those that are
+        """The passage that is best for the part's own most frequent words: those that are
         rare elsewhere count most."""
         words = (word for word in content_words(self._book.text_of(part)) if len(word) > 2)
         frequent = [word for word, _ in Counter(words).most_common(CENTRAL_WORDS)]

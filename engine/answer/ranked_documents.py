@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from engine.answer.overlap import content_words, names
+from engine.documents.words import content_words, names
 from engine.store.catalogue import Found
 
 NAMES = 0.5

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from engine.answer.overlap import content_words
+from engine.documents.words import content_words
 
 ABOUT, CONTENTS, PAGES, HEADINGS, WORDS, COUNT = (
     "about", "contents", "pages", "headings", "words", "count",

@@ -1,13 +1,11 @@
 """Retrieval: which passages a question sees of a document of several windows.
 
-BM25 ranks overlapping passages of the store's own text. The index is SQLite's FTS5, in memory, and
-takes a tenth of a second for a book. Only where no word of a question occurs in the document are
-whole windows chosen, by attention's vote.
+Overlapping passages of the store's own text are ranked by their words (`memory.passage_index`).
+Only for a question without a word to look for are whole windows chosen, by attention's vote.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +14,7 @@ from math import fsum
 from torch import Tensor
 
 from engine.attention.view import Stretch
-from engine.store.passages import make_table, passages, query, spaced
+from engine.memory.passage_index import PassageIndex, WordVectors
 
 PASSAGES_SEEN = 2
 """Passages that are seen while a question is answered; see docs/results.md."""
@@ -24,54 +22,15 @@ PASSAGES_SEEN = 2
 VOTED_WINDOWS = 2
 """Windows that are seen where attention chose them."""
 
+MUCH_ALIKE = 0.3
+"""Least cosine^2 of two words of which one is said to be in a text that has the other: forms of one
+word, as a rule."""
+
 RANK = 60
 """k of reciprocal rank fusion, where a score is 1 / (k + rank); the value of its source."""
 
 WORDS, ATTENTION, ALL, LAST, OUTLINE = "words", "attention", "all", "last", "outline"
 """By what windows were chosen; the last one where nothing chose any and only one can be seen."""
-
-
-class PassageIndex:
-    """BM25 over the passages of windows.
-
-    windows, passages: where they lie, in order. window: the number of each passage's window.
-    """
-
-    def __init__(self, windows: Sequence[Stretch], text: Callable[[Stretch], str]):
-        """text: of a stretch of the document.
-
-        Raises:
-            SekvError: the SQLite of this Python has no full-text search.
-        """
-        self.windows = windows
-        parts = [(passage, number) for number, w in enumerate(windows) for passage in passages(w)]
-        self.passages = [passage for passage, _ in parts]
-        self.window = [number for _, number in parts]
-        self._index = sqlite3.connect(":memory:", check_same_thread=False)
-        make_table(self._index, "content='',")  # the text itself is not kept
-        rows = ((number, spaced(text(passage))) for number, passage in enumerate(self.passages))
-        self._index.executemany("INSERT INTO passages(rowid, text) VALUES (?, ?)", rows)
-
-    def scores(self, words: Iterable[str], within: Stretch | None = None) -> dict[int, float]:
-        """BM25 of the passages that have any of the words, by their number, best first.
-
-        within: a part of the document; passages of which less than half lies in it are left out.
-        """
-        wanted = query(words)
-        if not wanted:
-            return {}
-        found = self._index.execute(
-            "SELECT rowid, -rank FROM passages WHERE passages MATCH ? ORDER BY rank, rowid",
-            [wanted],
-        )
-        scored = found.fetchall()
-        return {one: score for one, score in scored if within is None or self._in(one, within)}
-
-    def _in(self, passage: int, part: Stretch) -> bool:
-        """Whether half of a passage lies in a part of the document, or all of the part in it."""
-        (first, end), (start, stop) = self.passages[passage], part
-        shared = min(end, stop) - max(first, start)
-        return shared > 0 and 2 * shared >= min(end - first, 2 * (stop - start))
 
 
 def fuse(rankings: Iterable[Iterable[int]]) -> list[int]:
@@ -113,11 +72,16 @@ class Retrieval:
     is seen at a time, since some layers of the model know of one only (`memory.states`)."""
 
     def __init__(
-        self, windows: Sequence[Stretch], text: Callable[[Stretch], str], *, alone: bool = False
+        self,
+        windows: Sequence[Stretch],
+        text: Callable[[Stretch], str],
+        vectors: WordVectors,
+        *,
+        alone: bool = False,
     ):
         """See `PassageIndex`; a document of one window has none and is seen whole."""
         self.windows, self.alone = windows, alone
-        self._index = PassageIndex(windows, text) if len(windows) > 1 else None
+        self._index = PassageIndex(windows, text, vectors) if len(windows) > 1 else None
 
     def needed(self, queries: Sequence[Sequence[str]]) -> tuple[int, ...]:
         """The windows of the best passages for some queries (see `choose`), read or not."""
@@ -134,11 +98,12 @@ class Retrieval:
         unread: Collection[int] = (),
     ) -> tuple[Stretch, ...]:
         """The best passages of a part of the document for some queries (see `choose`), cut to that
-        part; none where no word of a query stands in it, or the document has one window."""
+        part; none where no word of a query is much like one in it, or the document has one
+        window."""
         index = self._index
         if index is None:
             return ()
-        ranked = fuse(index.scores(words, part) for words in queries)
+        ranked = fuse(index.scores(words, part, least=MUCH_ALIKE) for words in queries)
         best = [index.passages[one] for one in ranked if index.window[one] not in unread][:count]
         return tuple((max(first, part[0]), min(end, part[1])) for first, end in best)
 
@@ -164,13 +129,13 @@ class Retrieval:
         vote: Callable[[], Tensor | None],
         unread: Collection[int] = (),
     ) -> Retrieved:
-        """The passages with the words of a question, or the windows that attention votes for.
+        """The passages whose words are most like a question's, or what attention votes for.
 
         Args:
             queries: words of the question, then of what else tells what it is about; their
                 rankings are fused.
             vote: votes [W] of attention for windows, None of a memory that has none; asked only
-                where no word of any query stands in the document.
+                where no query has a word.
             unread: windows that nobody has read, of which nothing can be seen.
         """
         if self._index is None:

@@ -64,6 +64,7 @@ from engine.models.window_chunk import Chunk, joined_rows
 from engine.types import STATELESS, ModelIdentity, Progress
 
 NOTHING = Observe()
+WORDS_AT_ONCE = 4096
 PROBE_TOKENS = 24  # ids of the probe; read twice, so that attention and positions matter
 
 
@@ -119,6 +120,30 @@ class Reader:
         other.context = other.max_positions = context
         other._behind_prefix = None
         return other
+
+    @torch.inference_mode()
+    def word_vectors(self, words: Sequence[str]) -> Tensor:
+        """Vectors of words without context: the mean of the input embeddings of a word's tokens, as
+        it stands behind a space. float32 [n, d]."""
+        embeddings = self.model.get_input_embeddings()
+        device = embeddings.weight.device
+        parts = []
+        for start in range(0, len(words), WORDS_AT_ONCE):
+            some = [f" {word}" for word in words[start : start + WORDS_AT_ONCE]]
+            encoded = self.tokenizer.backend_tokenizer.encode_batch_fast(
+                some, add_special_tokens=False
+            )
+            ids = [
+                [token for token, real in zip(each.ids, each.attention_mask, strict=True) if real]
+                for each in encoded
+            ]
+            count = torch.tensor([len(tokens) for tokens in ids])
+            flat = torch.tensor([token for tokens in ids for token in tokens], dtype=torch.long)
+            rows = embeddings(flat.to(device)).float().cpu()
+            owner = torch.repeat_interleave(count)
+            total = torch.zeros(len(some), rows.shape[-1]).index_add_(0, owner, rows)
+            parts.append(total / count.clamp_min(1)[:, None])
+        return torch.cat(parts)
 
     # -- prefill -------------------------------------------------------------------
 

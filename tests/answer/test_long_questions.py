@@ -119,7 +119,7 @@ def test_reading_stops_between_chunks(
 
 
 def test_a_vote_for_windows_stops_too(model: Path, tmp_path: Path, small: None) -> None:
-    strange = "Qui a mangé le fromage ? " * 8
+    wordless = "Who was he and what did he do? " * 8
     place = checkpoint("llama", tmp_path / "model", max_position_embeddings=1024)
     reader = load_reader(str(place), device="cpu")
     made = read(tmp_path / "store", place, log(20), reader=reader, window=96)
@@ -133,9 +133,9 @@ def test_a_vote_for_windows_stops_too(model: Path, tmp_path: Path, small: None) 
     with session(made, reader) as opened:
         assert len(opened.store.manifest.windows) > VOTED_WINDOWS
         with pytest.raises(StoppedError):
-            opened.ask(strange, stop=stop)
+            opened.ask(wordless, stop=stop)
         assert opened.memory.shared.votes is None
-        assert opened.ask(strange).stats["windows_by"] == "attention"
+        assert opened.ask(wordless).stats["windows_by"] == "attention"
     assert asked == 4
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.answer.overlap import names
 from engine.answer.ranked_documents import PASSAGES_LOOKED_AT, rank_documents
+from engine.documents.words import names
 from engine.store.catalogue import Found
 
 PASSAGES = {

@@ -27,7 +27,7 @@ from fake_model import scripted
 from tiny_books import QUESTION, TEXT, log, read, session
 from tiny_models import checkpoint
 
-STRANGE = "Qui a mangé le fromage ?"
+WORDLESS = "Who was he and what did he do?"
 """A question of which no word stands in the log."""
 
 # ---------------------------------------------------------------------------- what is told
@@ -96,7 +96,7 @@ def forwards(reader: Reader) -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("windows", "question", "times"), [(1, QUESTION, 1), (11, QUESTION, 1), (11, STRANGE, 2)]
+    ("windows", "question", "times"), [(1, QUESTION, 1), (11, QUESTION, 1), (11, WORDLESS, 2)]
 )
 def test_no_document_token_goes_through_the_model_again(
     windows: int, question: str, times: int, store: Path, many: Path, reader: Reader
@@ -605,11 +605,11 @@ def test_of_many_windows_the_passages_with_the_words_of_the_question_are_seen(
         assert all(set(range(c.start, c.end)) & seen for c in answer.citations)
 
 
-def test_where_no_word_of_the_question_stands_in_the_document_attention_votes(
+def test_where_a_question_has_no_word_to_look_for_attention_votes(
     many: Path, reader: Reader
 ) -> None:
     with session(many, reader) as opened:
-        answer = opened.ask(STRANGE)
+        answer = opened.ask(WORDLESS)
         assert answer.stats["windows_by"] == "attention"
         assert answer.stats["windows_read"] == VOTED_WINDOWS
         votes = [each.attention for each in answer.retrieval]
@@ -619,12 +619,12 @@ def test_where_no_word_of_the_question_stands_in_the_document_attention_votes(
 
 
 @pytest.mark.parametrize("method", ["sekv", "full"])
-def test_a_memory_that_cannot_vote_sees_all_windows_where_no_word_fits(
+def test_a_memory_that_cannot_vote_sees_all_windows_for_such_a_question(
     method: str, model: Path, reader: Reader, tmp_path: Path
 ) -> None:
     many = read(tmp_path / method, model, log(14), reader=reader, window=80, method=method)
     with session(many, reader, full=method == "sekv") as opened:
-        answer = opened.ask(STRANGE)
+        answer = opened.ask(WORDLESS)
         assert answer.stats["windows_by"] == "all"
         assert answer.stats["windows_read"] == len(answer.retrieval) == answer.stats["windows"]
         assert answer.stats["tokens_seen"] == answer.usage.document_tokens

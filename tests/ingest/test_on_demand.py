@@ -142,15 +142,13 @@ def test_without_reading_only_what_is_there_answers(partly: Path, reader: Reader
     assert tree(partly) == before
 
 
-def test_a_question_without_a_word_of_the_document_reads_nothing(
-    partly: Path, reader: Reader
-) -> None:
+def test_a_question_without_a_word_to_look_for_reads_nothing(partly: Path, reader: Reader) -> None:
     before = tree(partly)
     with session(partly, reader) as book:
-        answer = book.ask("Qui?")
+        answer = book.ask("Who?")
         assert [each.window for each in answer.retrieval] == [0]
         book.ask(QUESTION)
-        voted = book.ask("Qui?")
+        voted = book.ask("Who?")
     assert set(before) < set(tree(partly))
     assert {each.window for each in voted.retrieval} <= set(read_manifest(partly).read)
 

@@ -1,4 +1,4 @@
-"""Is the evidence among what a question would read? Measured on text alone."""
+"""Is the evidence among what a question would read? Nothing is read to measure it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import pytest
 
 from engine.lab.bench import retrieval
 from engine.lab.bench.questions import Question
+from engine.models.reader import Reader
 from engine.store.passages import PASSAGE
 from json_schemas import valid
+from letter_vectors import letter_vectors
 from sekv_cli.main import run
 from tiny_books import log, words_of
 
@@ -35,11 +37,14 @@ def test_recall_counts_windows_with_a_part_and_passages_with_all_of_the_evidence
         asked(44, "Who sang?", "paraphrase"),
         Question("none", "log.txt", "Who sang?", "", kind="unanswerable"),
     ]
-    made = retrieval.measure(questions, shelf, words_of, (40, 4096))
+    made = retrieval.measure(questions, shelf, words_of, letter_vectors, (40, 4096))
     valid("bench", json.dumps(made))
     assert made["questions"] == 2
-    small, large = made["recall"]
-    assert (small["window"], large["window"]) == (40, 4096)
+    rows = {(row["window"], row["by"]): row for row in made["recall"]}
+    assert len(rows) == 4
+    small, large = rows[40, "BM25"], rows[4096, "BM25"]
+    alike = rows[40, "words alike"]
+    assert alike["lexical"] == small["lexical"]
     assert small["lexical"] == {
         "questions": 1,
         "windows": dict.fromkeys(retrieval.COUNTS, 1.0),
@@ -49,18 +54,14 @@ def test_recall_counts_windows_with_a_part_and_passages_with_all_of_the_evidence
     assert small["paraphrase"]["windows"] == dict.fromkeys(retrieval.COUNTS, 0.0)
     assert small["paraphrase"]["passages"] == dict.fromkeys(retrieval.COUNTS, 0.0)
     table = retrieval.markdown(made)
-    assert "| 40 | 1 lexical | 100 / 100 / 100 / 100 % | 100 / 100 / 100 / 100 % |" in table
-    assert "| 40 | 1 paraphrase | 0 / 0 / 0 / 0 % | 0 / 0 / 0 / 0 % |" in table
+    assert "| 40 | BM25 | 1 lexical | 100 / 100 / 100 / 100 % | 100 / 100 / 100 / 100 % |" in table
+    assert "| 40 | BM25 | 1 paraphrase | 0 / 0 / 0 / 0 % | 0 / 0 / 0 / 0 % |" in table
 
 
-def test_the_suite_needs_a_tokenizer_and_no_weights(
-    shelf: Path, model: Path, tmp_path: Path, capsys: Any
+def test_the_suite_reads_nothing(
+    shelf: Path, model: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = tmp_path / "model"
-    place.mkdir()
-    for file in model.iterdir():
-        if not file.name.endswith(".safetensors"):
-            (place / file.name).write_bytes(file.read_bytes())
+    monkeypatch.setattr(Reader, "read_window", lambda *_: pytest.fail("it was read"))
     line = {
         "id": "1",
         "document": "log.txt",
@@ -71,8 +72,8 @@ def test_the_suite_needs_a_tokenizer_and_no_weights(
     }
     questions = tmp_path / "q.jsonl"
     questions.write_text(json.dumps(line) + "\n", encoding="utf-8")
-    arguments = f"bench --suite retrieval --model {place} --questions {questions} --documents "
+    arguments = f"bench --suite retrieval --model {model} --questions {questions} --documents "
     out = tmp_path / "out"
     assert run([*arguments.split(), str(shelf), "--length", str(PASSAGE), "-o", str(out)]) == 0
-    assert f"| {PASSAGE} | 1 lexical |" in capsys.readouterr().out
+    assert f"| {PASSAGE} | words alike | 1 lexical |" in capsys.readouterr().out
     assert json.loads((out / "results.json").read_text())["questions"] == 1

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from engine.answer.overlap import content_words
 from engine.attention.resident import row_scores
 from engine.attention.shared import Shared
 from engine.attention.softmax import merge_resolutions
@@ -26,13 +25,15 @@ from engine.compression.rope import shift
 from engine.compression.scores import NEG_INF, group_queries
 from engine.compression.terms import PLAIN, Terms
 from engine.documents import load
+from engine.documents.words import content_words
 from engine.errors import SekvError
 from engine.ingest.windows import cut_windows, longest_window
 from engine.lab.bench.bootstrap import interval, wilson
 from engine.lab.bench.log import Log
 from engine.lab.bench.questions import Question, choose
 from engine.lab.bench.suites.scores import contains
-from engine.memory.retrieval import PASSAGES_SEEN, PassageIndex, joined
+from engine.memory.passage_index import PassageIndex
+from engine.memory.retrieval import PASSAGES_SEEN, joined
 from engine.models import chunked
 
 if TYPE_CHECKING:
@@ -259,7 +260,8 @@ class _Book:
         def words_of(stretch: Stretch) -> str:
             return text[int(tokens.starts[stretch[0]]) : int(tokens.ends[stretch[1] - 1])]
 
-        return cls(reader, text, tokens, PassageIndex(windows, words_of), setting.most)
+        index = PassageIndex(windows, words_of, reader.word_vectors)
+        return cls(reader, text, tokens, index, setting.most)
 
     @torch.inference_mode()
     def read(self, first: int, end: int) -> ReadTokens:

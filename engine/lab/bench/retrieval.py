@@ -1,29 +1,32 @@
 """Window retrieval on natural questions: is the evidence among what would be read?
 
-Text alone: documents are tokenized and cut as `ingest` cuts them, and asked through the same index
-as `sekv ask`; no weights are loaded.
+Documents are tokenized and cut as `ingest` cuts them, and asked through the same index as by `sekv
+ask`. Of the model its word vectors are used; it reads nothing.
 """
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, islice, pairwise
+from functools import partial
+from itertools import accumulate, islice, pairwise, product
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from engine.answer.overlap import content_words
 from engine.answer.ranked_documents import rank_documents
 from engine.documents import load
+from engine.documents.words import content_words
 from engine.ingest.collect import collect
 from engine.ingest.windows import cut_windows
 from engine.lab.bench.questions import Question, placed
-from engine.memory.retrieval import PassageIndex
+from engine.memory.passage_index import PassageIndex, WordVectors
 from engine.store.catalogue import Found
+from engine.store.passages import make_table, passages, query, spaced
 
 if TYPE_CHECKING:
     from engine.attention.view import Stretch
@@ -32,6 +35,30 @@ if TYPE_CHECKING:
 
 COUNTS = (1, 2, 4, 8)
 """How many windows or passages are read."""
+
+
+class Bm25:
+    """BM25 over the passages of windows, by SQLite's FTS5: what a library ranks its documents by,
+    and what `PassageIndex`, whose attributes it has, is measured beside."""
+
+    def __init__(self, windows: Sequence[Stretch], text: Callable[[Stretch], str]):
+        self.windows = windows
+        parts = [(passage, number) for number, w in enumerate(windows) for passage in passages(w)]
+        self.passages = [passage for passage, _ in parts]
+        self.window = [number for _, number in parts]
+        self._index = sqlite3.connect(":memory:")
+        make_table(self._index, "content='',")
+        rows = ((number, spaced(text(passage))) for number, passage in enumerate(self.passages))
+        self._index.executemany("INSERT INTO passages(rowid, text) VALUES (?, ?)", rows)
+
+    def scores(self, words: Iterable[str]) -> dict[int, float]:
+        """Of the passages that have any of the words, by their number, best first."""
+        wanted = query(words)
+        ranked = "SELECT rowid, -rank FROM passages WHERE passages MATCH ? ORDER BY rank, rowid"
+        return dict(self._index.execute(ranked, [wanted]).fetchall()) if wanted else {}
+
+
+_Index = PassageIndex | Bm25
 
 
 @dataclass(frozen=True)
@@ -48,6 +75,7 @@ def measure(
     questions: Sequence[Question],
     documents: Path,
     tokenize: Callable[[Document], Tokens],
+    vectors: WordVectors,
     sizes: Sequence[int],
 ) -> dict[str, Any]:
     """Recall of the evidence by window size, kind of question and what is read.
@@ -55,13 +83,18 @@ def measure(
     Args:
         documents: the folder that the questions' documents are named from. Others beside or below
             them stand in the library too, and nothing is asked of those.
+        vectors: of words, see `PassageIndex`.
         sizes: tokens of a window.
     Raises:
         DocumentError: a document is not there or cannot be read, or does not hold the evidence of
             a question.
     """
     answerable = [question for question in questions if question.answerable]
-    ranked: dict[int, list[Ranked]] = {size: [] for size in sizes}
+    makers: dict[str, Callable[[list[Stretch], Callable[[Stretch], str]], _Index]] = {
+        "words alike": partial(PassageIndex, vectors=vectors),
+        "BM25": Bm25,
+    }
+    ranked: dict[tuple[int, str], list[Ranked]] = defaultdict(list)
     build, search, longest = 0.0, [], 0
     shelf: list[_Shelved] = []
     named = list(dict.fromkeys(question.document for question in answerable))
@@ -77,11 +110,11 @@ def measure(
         if name not in named:
             continue
         longest = max(longest, len(tokens))
-        for size in sizes:
+        for size, (by, make) in product(sizes, makers.items()):
             bounds = cut_windows(document, tokens, size).bounds
             at = time.process_time()
-            index = PassageIndex(list(pairwise(bounds)), words_of)
-            build = max(build, time.process_time() - at)
+            index = make(list(pairwise(bounds)), words_of)
+            built = time.process_time() - at
             for question in answerable:
                 if question.document != name:
                     continue
@@ -90,15 +123,17 @@ def measure(
                 place = first, int((tokens.starts < end).sum())
                 at = time.process_time()
                 found = list(index.scores(content_words(question.text)))
-                search.append(time.process_time() - at)
-                ranked[size].append(_rank(question, index, found, place))
+                if isinstance(index, PassageIndex):
+                    search.append(time.process_time() - at)
+                    build = max(build, built)
+                ranked[size, by].append(_rank(question, index, found, place))
     return {
         "suite": "retrieval",
         "questions": len(answerable),
         "longest_tokens": longest,
         "index_s": round(build, 3),
         "question_s": round(median(search), 5),
-        "recall": [_row(size, ranked[size]) for size in sizes],
+        "recall": [_row(size, by, found) for (size, by), found in ranked.items()],
         "library": _library(shelf, answerable),
     }
 
@@ -133,7 +168,7 @@ def _library(shelf: Sequence[_Shelved], questions: Sequence[Question]) -> dict[s
         number = bisect_right(starts, stretch[0]) - 1
         return shelf[number].words((stretch[0] - starts[number], stretch[1] - starts[number]))
 
-    index = PassageIndex(windows, words_of)
+    index = Bm25(windows, words_of)
 
     def find(words: Sequence[str], most: int) -> Iterator[Found]:
         for passage, score in islice(index.scores(words).items(), most):
@@ -153,7 +188,7 @@ def _library(shelf: Sequence[_Shelved], questions: Sequence[Question]) -> dict[s
     return {"documents": len(shelf), "passages": len(index.passages), **rows}
 
 
-def _rank(question: Question, index: PassageIndex, found: list[int], place: Stretch) -> Ranked:
+def _rank(question: Question, index: _Index, found: list[int], place: Stretch) -> Ranked:
     """Where evidence stands among passages, best first. place: its tokens."""
     first, end = place
     windows = list(dict.fromkeys(index.window[passage] for passage in found))
@@ -167,11 +202,11 @@ def _rank(question: Question, index: PassageIndex, found: list[int], place: Stre
     return Ranked(question, rank, None)
 
 
-def _row(size: int, ranked: Sequence[Ranked]) -> dict[str, Any]:
+def _row(size: int, by: str, ranked: Sequence[Ranked]) -> dict[str, Any]:
     kinds = defaultdict(list)
     for each in ranked:
         kinds[each.question.kind].append(each)
-    row: dict[str, Any] = {"window": size}
+    row: dict[str, Any] = {"window": size, "by": by}
     for kind, group in sorted(kinds.items()):
         row[kind] = {
             "questions": len(group),
@@ -193,18 +228,20 @@ def markdown(made: dict[str, Any]) -> str:
         f"({made['longest_tokens']:,} tokens at most) took {made['index_s']:.2f} s, a question "
         f"{1000 * made['question_s']:.1f} ms.",
         "",
-        f"| tokens of a window | questions | evidence in the best {' / '.join(heads)} windows | "
+        "| tokens of a window | ranked by | questions | "
+        f"evidence in the best {' / '.join(heads)} windows | "
         f"whole in the best {' / '.join(heads)} passages |",
-        "|---|---|---:|---:|",
+        "|---|---|---|---:|---:|",
     ]
     for row in made["recall"]:
-        for kind in (name for name in row if name != "window"):
+        for kind in (name for name in row if name not in ("window", "by")):
             shares = [
                 " / ".join(f"{100 * share:.0f}" for share in row[kind][what].values())
                 for what in ("windows", "passages")
             ]
             count = row[kind]["questions"]
-            lines.append(f"| {row['window']} | {count} {kind} | {shares[0]} % | {shares[1]} % |")
+            size, by = row["window"], row["by"]
+            lines.append(f"| {size} | {by} | {count} {kind} | {shares[0]} % | {shares[1]} % |")
     library = made["library"]
     lines += ["", f"All {library['documents']} documents in one index: the right one is"]
     lines += [
