@@ -117,4 +117,5 @@ def _rarity(times: np.ndarray, passages: int) -> np.ndarray:
 
 
 def _directions(vectors: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(vectors.float(), dim=1)
+    """Unit vectors; 16 bits, for a large model has long ones and a book thousands of words."""
+    return torch.nn.functional.normalize(vectors.float(), dim=1).bfloat16()
