@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.answer.overlap import overlap, rarities
+from engine.answer.overlap import overlap, rarities, stems
 from engine.documents.line_ends import breaks
 from engine.documents.outline import Heading, headings
 from engine.types import Citation
@@ -50,6 +50,9 @@ SENTENCE_END = re.compile(
 
 _CLAUSE = re.compile(r"\n|[;:]\s")
 _SPACE = re.compile(r"\s")
+_CONTENTS = re.compile(r"(?:\.\s?){4,}\s*\d{1,4}$")
+"""The end of a line of a list of contents: dots that lead to a page."""
+
 _ENDS = ".!?…\"'”’)"
 
 Place = tuple[int, int, int]
@@ -127,16 +130,22 @@ class DocumentText:
         return rarities(wanted, self._lowered)
 
     def citations(
-        self, weight: Tensor, words: Mapping[str, float] | None = None
+        self,
+        weight: Tensor,
+        words: Mapping[str, float] | None = None,
+        said: Collection[str] | None = None,
     ) -> tuple[Citation, ...]:
         """The passages that hold most of the evidence, best first.
 
-        A passage is a sentence, or several side by side that hold about as much.
+        A passage is a sentence, or several side by side that hold about as much. A heading or a
+        line of a list of contents states nothing, so that it is one only where nothing else is, or
+        where it has a word that the answer adds.
 
         Args:
             weight: float [N], attention to every document token as evidence has it.
             words: stems of question and answer and what each tells, see `rare`; {} and None leave
                 attention to decide.
+            said: stems that the answer adds to the question; None: headings are passages too.
         """
         total = max(float(weight.sum()), 1e-30)
         found: set[Place] = set()
@@ -146,6 +155,8 @@ class DocumentText:
                 found.add(self._sentence(int(self.source[token]), start, end))
         scores = {place: self._score(weight, total, words, place) for place in found}
         kept = [place for place in found if scores[place] >= LEAST]
+        if said is not None:
+            kept = [place for place in kept if self._states(place, said)] or kept
         passages = self._join(sorted(kept), scores)
         for place in passages:
             scores[place] = self._score(weight, total, words, place)
@@ -192,6 +203,15 @@ class DocumentText:
         if not words:
             return mass
         return (mass + WORDS * overlap(words, self.texts[source][start:end])) / (1 + WORDS)
+
+    def _states(self, place: Place, said: Collection[str]) -> bool:
+        """Whether a sentence may state an answer that adds these stems: it is no heading or line of
+        contents, or it has one of them."""
+        source, start, end = place
+        text = self.texts[source][start:end]
+        at = bisect_right(self.headings[source], start, key=lambda heading: heading.start) - 1
+        heading = at >= 0 and end <= self.headings[source][at].end
+        return not (heading or _CONTENTS.search(text)) or not stems(text).isdisjoint(said)
 
     def _join(self, places: list[Place], masses: dict[Place, float]) -> list[Place]:
         """Sentences side by side become one passage where both matter and it stays readable.

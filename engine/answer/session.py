@@ -381,7 +381,8 @@ class Session:
         """
         answer, evidence = streamer.answer, streamer.evidence
         words = self.book.rare(stems(f"{question} {answer}"))
-        citations = self.book.citations(evidence.weight, words)
+        added = stems(answer) - stems(question)
+        citations = self.book.citations(evidence.weight, words, added)
         signals = Signals.of(self.book, question, answer, citations, evidence)
         calibration = WORDS_ALONE if self._opened.heads is None else CALIBRATED
         said = bool(answer) and not refuses(answer)

@@ -273,6 +273,18 @@ def test_lines_of_a_list_of_contents_are_passages_of_their_own() -> None:
         assert cited("\n".join(lines), line) == line
 
 
+def test_a_heading_is_cited_for_what_it_says_and_not_for_what_it_is_about() -> None:
+    below = "The harbour was built of stone by the monks in 1410. " * 8
+    made = book(f"2 The Harbour\n{below}\n\n3 The Bridge ........ 12\n")
+    weight = evidence(made, (0, "2 The Harbour", 0.5), (0, below, 0.3), (0, "12", 0.2))
+    cited = lambda said: [c.text for c in made.citations(weight, None, said)]  # noqa: E731
+    assert len(cited(None)) == 3
+    assert not {"2 The Harbour", "3 The Bridge ........ 12"} & set(cited({"monk"}))
+    assert "2 The Harbour" in cited({"harbour"})
+    alone = evidence(made, (0, "2 The Harbour", 1.0))
+    assert [c.text for c in made.citations(alone, None, {"monk"})] == ["2 The Harbour"]
+
+
 def test_a_heading_and_what_follows_are_no_passage() -> None:
     below = "The harbour lay quiet in the morning, and nobody had seen the ship come in by night."
     made = book(f"2 The Harbour\n{below}\n{below}")

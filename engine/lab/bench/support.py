@@ -187,7 +187,8 @@ def _answers(
         probe = _EvidenceProbe(evidence, len(reader.prompt.prefix))
         said, read = _say(reader, question.text, len(ids), cache, probe, setting.answer)
         cache.crop(-read)
-        cited = book.citations(evidence.weight, book.rare(stems(f"{question.text} {said}")))
+        words, added = stems(f"{question.text} {said}"), stems(said) - stems(question.text)
+        cited = book.citations(evidence.weight, book.rare(words), added)
         signals = Signals.of(book, question.text, said, cited, evidence)
         place = find(text, question.evidence) if question.answerable else None
         ranks = [
