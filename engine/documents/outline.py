@@ -102,7 +102,7 @@ def _is_heading(text: str, line: re.Match[str], words: str) -> bool:
     if _LEADER.search(words[numbered.end() :] if numbered else words):
         return False  # an entry of a list of contents, with its page
     if numbered:  # "Chapter 14 provides a description" is the beginning of a sentence
-        sentence = re.match(r"\s+[a-z]", words[numbered.end() :])
+        sentence = re.match(r"[.\d)]*\s+[a-z]", words[numbered.end() :])
         return not sentence and not words.endswith((",", ";"))
     section = _SECTION.match(words) if len(words) <= LONGEST else None
     listed = section and re.match(r"\d+\.\s", words)  # "2. Stores that ..." is an item

@@ -58,6 +58,7 @@ LINES = [  # a text, and the titles of its headings
     (f"{BODY}\nPREFACE\n\n{BODY}", ["PREFACE"]),
     (f"{BODY}\nCHORUS.\n\n{BODY}\nCHORUS.\n\n{BODY}", []),
     (f"{BODY}\nA SONG\n\nMy first is wet,\nMy second dry,\nMy whole a net.\n\n{BODY}", []),
+    (f"{BODY} as shown in\nSection 3.2.1) or access resources by a portal\n{BODY}", []),
     ("Chapter 4 . . . . . 12\nChapter 5 . . . . . 19\n", []),
 ]
 

@@ -110,8 +110,10 @@ def measure(
         for document in drawn:
             source.write_text(document.text, encoding="utf-8")
             once.forget()
+            known = len(log.entries)
             _answer(once, model, document, source, setting, log)
-            progress.advance(len(document.questions))
+            done = progress.advance if len(log.entries) > known else progress.resume
+            done(len(document.questions))
         heads = _dissect(once, drawn[: setting.dissected], source, setting, log, progress)
     full = [log.entries[document.key, FULL] for document in drawn]
     rows, skipped = _rows(setting, drawn, log)
