@@ -126,7 +126,6 @@ class Reader:
         """Vectors of words without context: the mean of the input embeddings of a word's tokens, as
         it stands behind a space. float32 [n, d]."""
         embeddings = self.model.get_input_embeddings()
-        device = embeddings.weight.device
         parts = []
         for start in range(0, len(words), WORDS_AT_ONCE):
             some = [f" {word}" for word in words[start : start + WORDS_AT_ONCE]]
@@ -139,7 +138,7 @@ class Reader:
             ]
             count = torch.tensor([len(tokens) for tokens in ids])
             flat = torch.tensor([token for tokens in ids for token in tokens], dtype=torch.long)
-            rows = embeddings(flat.to(device)).float().cpu()
+            rows = embeddings(flat.to(self.devices[0])).float().cpu()
             owner = torch.repeat_interleave(count)
             total = torch.zeros(len(some), rows.shape[-1]).index_add_(0, owner, rows)
             parts.append(total / count.clamp_min(1)[:, None])
