@@ -10,14 +10,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import StoppingCriteria
 from transformers import StoppingCriteriaList as Criteria
 
-from engine.answer import stop_marks
+from engine.answer import repetition, stop_marks
 from engine.answer.evidence import Evidence
 from engine.answer.trace import Trace
 from engine.models import chunked
@@ -33,20 +32,6 @@ _BLOCK = re.compile(
 _REST_OF_BLOCK = re.compile(
     rf"(.*?)(?:{'|'.join(re.escape(c) for _, c in THINKING)}|\Z)", re.DOTALL
 )
-
-LOOP_SIZE, LOOP_TIMES, LOOP_TOKENS = 64, 4, 16
-"""An answer is over that ends with the same stretch of tokens, at most LOOP_SIZE long, LOOP_TIMES
-in a row and over at least LOOP_TOKENS tokens: the noughts of a number are no loop."""
-
-LOOP_SENTENCE = 12
-"""Tokens of a stretch that is a loop when it is said twice: a sentence said again word for word."""
-
-
-ITEM_WORDS, ITEM_TIMES = 4, 3
-"""A numbered list loops whose item of ITEM_WORDS words or more was said before; a shorter one must
-have been said by the ITEM_TIMES - 1 items before it: "1. Yes 2. No 3. Yes" is no loop."""
-
-_NUMBERED = re.compile(r"(?:(?<=\s)|\A)(\d{1,3})[.)]\s+")
 
 
 def split_thinking(text: str, *, inside: bool = False) -> tuple[str, str]:
@@ -66,36 +51,6 @@ def split_thinking(text: str, *, inside: bool = False) -> tuple[str, str]:
         at = found.end()
         found = _BLOCK.match(text, at)
     return text[at:].strip(), "\n\n".join(thought for thought in thoughts if thought)
-
-
-def loops(tokens: list[int]) -> int:
-    """How many tokens at the end only repeat those before them; 0 if that is no loop."""
-    for size in range(1, LOOP_SIZE + 1):
-        times = 2 if size >= LOOP_SENTENCE else max(LOOP_TIMES, -(-LOOP_TOKENS // size))
-        if size * times > len(tokens) or tokens[-1] != tokens[-1 - size]:
-            continue
-        tail = tokens[-size * times :]
-        if tail == tail[:size] * times:
-            return size * (times - 1)
-    return 0
-
-
-def looping_item(text: str) -> int:
-    """Where an item of a numbered list begins that says the words of an earlier one again, so that
-    the list has no end; the length of the text if none does. The last item may go on yet."""
-    said: list[list[str]] = []
-    following = 0
-    for mark, behind in pairwise(_NUMBERED.finditer(text)):
-        if int(mark[1]) != following:  # another list
-            said.clear()
-        following = int(mark[1]) + 1
-        words = text[mark.end() : behind.start()].casefold().split()
-        recent = said[1 - ITEM_TIMES :]
-        short = len(recent) == ITEM_TIMES - 1 and all(each == words for each in recent)
-        if words and (short or (len(words) >= ITEM_WORDS and words in said)):
-            return mark.start()
-        said.append(words)
-    return len(text)
 
 
 class AnswerStreamer:
@@ -169,10 +124,10 @@ class AnswerStreamer:
     @property
     def over(self) -> bool:
         """Whether the answer has come to an end: a mark, a text that ends it, or a loop."""
-        if self.tokens[-1] in self.ends or loops(self.tokens):
+        if self.tokens[-1] in self.ends or repetition.loops(self.tokens):
             return True
         said = self._said()
-        return looping_item(said) < len(said) or stop_marks.cut(said, self._marks)[1]
+        return repetition.begins(said) < len(said) or stop_marks.cut(said, self._marks)[1]
 
     def cut_short(self, most: int) -> bool:
         """Whether the answer ended for want of tokens."""
@@ -181,11 +136,11 @@ class AnswerStreamer:
     def _text(self) -> str:
         """All that was said, without the repetition at its end."""
         said = self._said()
-        return said[: looping_item(said)]
+        return said[: repetition.begins(said)]
 
     def _said(self) -> str:
         """All that was said, without tokens that were said again at its end."""
-        repeated = loops(self.tokens)
+        repeated = repetition.loops(self.tokens)
         end = len(self.tokens) - repeated
         if repeated and self._tokenizer.decode([self.tokens[end]]).strip() in {".", "!", "?"}:
             end += 1  # what stands before a sentence and at its end is found as its beginning
@@ -203,10 +158,11 @@ class AnswerStreamer:
 
         An unfinished character decodes to U+FFFD; wait for its last byte. It may yet be white
         space, so that the space before it may yet be the end. What may be the beginning of a
-        mark waits too.
+        mark waits too, and what may become a sentence that was said before.
         """
         text, _ = stop_marks.cut(self._text(), self._marks)
         text = stop_marks.safe(text.rstrip("\ufffd"), self._marks)
+        text = text[: repetition.may_begin(text)]
         text, _ = split_thinking(text, inside=self._thinks)
         return "" if any(opening.startswith(text) for opening, _ in THINKING) else text
 

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine.answer import support
-from engine.answer.generate import LOOP_TIMES
+from engine.answer.repetition import LOOP_TIMES
 from engine.answer.session import TURNS_SHARE, Session
 from engine.errors import BudgetError, ReaderError, SekvError, StoppedError
 from engine.memory.retrieval import PASSAGES_SEEN, VOTED_WINDOWS

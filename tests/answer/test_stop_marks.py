@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.answer import stop_marks
-from engine.answer.generate import looping_item
+from engine.answer.repetition import begins, looping_item, may_begin
 from engine.errors import OptionError
 from engine.models.reader import Reader
 from engine.types import Answer
@@ -68,6 +68,42 @@ def test_a_numbered_list_that_says_its_items_again_is_a_loop(subtests: pytest.Su
     for text in NO_LOOPS:
         with subtests.test(text):
             assert looping_item(text) == len(text)
+
+
+SENTENCE = "The queen is also seated on her throne."
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (f"{SENTENCE} She laughs. {SENTENCE}", f"{SENTENCE} She laughs. "),
+        (f"“{SENTENCE}” He ran.\n\nThe  queen is also\nseated on her throne.", None),
+        (f"{SENTENCE}\n\n{SENTENCE.upper()}", f"{SENTENCE}\n\n"),
+        (f"{SENTENCE} She laughs. {SENTENCE[:-1]}", None),  # it may go on yet
+        (f"{SENTENCE} {SENTENCE[:-1]} in Spain.", None),
+        ("Yes, he did. And she? Yes, he did.", None),
+        ("It fell in 1910. It fell in 1910.", None),
+        (SENTENCE, None),
+        ("", None),
+    ],
+)
+def test_a_sentence_said_again_is_the_end(text: str, kept: str | None) -> None:
+    assert text[: begins(text)] == (text if kept is None else kept)
+
+
+@given(st.lists(st.sampled_from([SENTENCE, "She laughs.", "The queen is gone.", "1. Tea", "Why?"])))
+def test_nothing_is_shown_that_is_taken_back(sentences: list[str]) -> None:
+    """Character by character, until a sentence is said again."""
+    text, shown = " ".join(sentences), ""
+    for end in range(len(text) + 1):
+        said = text[:end]
+        kept = said[: begins(said)]
+        assert kept.startswith(shown)
+        if kept != said:
+            break
+        now = said[: may_begin(said)]
+        assert now.startswith(shown) or shown.startswith(now)
+        shown = max(shown, now, key=len)
 
 
 @given(st.lists(st.sampled_from(["a b c d", "e f g h i", "j"]), max_size=9))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.answer import generate
+from engine.answer import repetition
 from engine.attention.long_answer import LongAnswer, LongAnswerLayer
 from engine.compression import methods as recipes
 from engine.compression.selectors import Transcript
@@ -171,7 +171,7 @@ def answered(
         pytest.MonkeyPatch.context() as patch,
     ):
         # A tiny random model repeats itself, which ends an answer; here it goes on.
-        patch.setattr(generate, "loops", lambda tokens: 0)
+        patch.setattr(repetition, "loops", lambda tokens: 0)
         return asked.ask(QUESTION)
 
 
