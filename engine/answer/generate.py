@@ -147,7 +147,7 @@ class AnswerStreamer:
         said = self.tokens[:end]
         kept = [token for token in said if token not in self._hidden]
         text: str = self._tokenizer.decode(kept)
-        return text
+        return repetition.whole_sentences(text) if repeated else text
 
     def _split(self) -> tuple[str, str]:
         text, _ = stop_marks.cut(self._text(), self._marks)

@@ -69,6 +69,13 @@ def may_begin(text: str) -> int:
     return start if any(each.startswith(last) for each in before) else len(text)
 
 
+def whole_sentences(text: str) -> str:
+    """A text that was cut where it began to loop, without the beginning of a sentence at its end;
+    all of it where it has no whole sentence."""
+    ends = [found.end() for found in _SENTENCE_END.finditer(f"{text} ")]
+    return text[: ends[-1]] if ends else text
+
+
 def _last_sentence(text: str) -> tuple[int, str, list[str]]:
     """Where it begins, its words, and those of the sentences before it."""
     starts = [0, *(found.end() for found in _SENTENCE_END.finditer(text.rstrip()))]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.answer import stop_marks
-from engine.answer.repetition import begins, looping_item, may_begin
+from engine.answer.repetition import begins, looping_item, may_begin, whole_sentences
 from engine.errors import OptionError
 from engine.models.reader import Reader
 from engine.types import Answer
@@ -89,6 +89,20 @@ SENTENCE = "The queen is also seated on her throne."
 )
 def test_a_sentence_said_again_is_the_end(text: str, kept: str | None) -> None:
     assert text[: begins(text)] == (text if kept is None else kept)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("It is a mill. This", "It is a mill. "),
+        ("It is a mill.", "It is a mill."),
+        ("a day and a day", "a day and a day"),
+        ("“Go!” he said", "“Go!” "),
+        ("", ""),
+    ],
+)
+def test_of_a_loop_no_half_sentence_is_left(text: str, kept: str) -> None:
+    assert whole_sentences(text) == kept
 
 
 @given(st.lists(st.sampled_from([SENTENCE, "She laughs.", "The queen is gone.", "1. Tea", "Why?"])))
