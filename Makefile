@@ -10,7 +10,7 @@ DEMO := runs/dracula.sekv
 PAGES := 1-31
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check docs table clean
+.PHONY: help install demo test check docs table table-of-needles table-of-questions clean
 
 help:
 	@echo "make demo   read three chapters of the sample book, ask three questions, look inside"
@@ -52,20 +52,26 @@ docs: $(READY)
 	$(BIN)/python -m sekv_cli.schemas docs/schemas
 
 # Methods, presses and quantised caches on needles, the tasks of RULER that the default model can do
-# with its full cache, and natural questions on the sample book. Interrupted, it goes on where it was.
-# SAMPLES=1 is a short one, METHODS=sekv,full,peers another choice. What is not installed is a line of
+# with its full cache, and natural questions on the sample book: two runs side by side, each on a core
+# of its own. Interrupted, it goes on where it was. SAMPLES=4 QUESTIONS=24 is a longer one,
+# METHODS=sekv,full,peers another choice. What is not installed is a line of
 # the table that says what it needs.
 TASKS := niah_single_1,niah_single_2,niah_multikey_1,qa_1
 METHODS ?= full,sekv,sekv-paper,sentencekv,compresskv,sentkvcompress,dynsplit,zoomr,streaming,snapkv,$(RIVALS)
 RIVALS := transformers:quantized,transformers:quantized-2,kvpress:expectedattention,kvpress:keydiff,kvpress:snapkv
 BUDGETS ?= 5%,10%,20%,30%
-SAMPLES ?= 2
-QUESTIONS ?= 24
+SAMPLES ?= 1
+QUESTIONS ?= 8
 SIZE ?= 1024
-BENCH := $(BIN)/sekv bench --method $(METHODS) --budget $(BUDGETS) --length $(SIZE)
+BENCH := OMP_NUM_THREADS=1 $(BIN)/sekv bench --method $(METHODS) --budget $(BUDGETS) --length $(SIZE)
 table: $(READY)
 	$(if $(BOOKS),,$(error name the folder of .txt books: make table BOOKS=DIR))
+	$(MAKE) -j2 table-of-needles table-of-questions
+
+table-of-needles:
 	$(BENCH) --suite niah,ruler --text $(BOOKS) --task $(TASKS) --samples $(SAMPLES) --out runs/table
+
+table-of-questions:
 	$(BENCH) --suite qa --questions docs/questions/sample.jsonl --documents docs/sample \
 		--samples $(QUESTIONS) --max-new-tokens 24 --out runs/table/qa
 
