@@ -361,6 +361,31 @@ def test_another_engine_answers_in_the_same_session(
         assert engine.n_tokens > len(ids)
 
 
+def test_llama_cpp_is_stepped_through_continuations_side_by_side(reader: Reader) -> None:
+    """What was read of one is read again where another was read meanwhile, and only then."""
+    said: list[list[int]] = []
+
+    class Recorded:
+        n_tokens = 40
+
+        def eval(self, tokens: list[int]) -> None:
+            said.append([self.n_tokens, *tokens])
+            self.n_tokens += len(tokens)
+
+        def logits(self) -> Any:
+            return np.arange(5, dtype=np.float32)
+
+    class Cache:
+        pass
+
+    model, one, other = llama.Greedy(Recorded(), 40, reader.model), Cache(), Cache()
+    for cache, ids in ((one, [1, 2]), (one, [3]), (other, [7]), (one, [4]), (one, [5])):
+        logits = model(torch.tensor([ids]), past_key_values=cache).logits
+    assert said == [[40, 1, 2], [42, 3], [40, 7], [40, 1, 2, 3, 4], [44, 5]]
+    assert logits is not None
+    assert logits.tolist() == [[[0.0, 1.0, 2.0, 3.0, 4.0]]]
+
+
 needs_llama = pytest.mark.skipif(
     importlib.util.find_spec("llama_cpp") is None, reason="needs llama-cpp-python"
 )

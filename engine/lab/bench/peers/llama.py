@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from engine.lab.bench.llamacpp import KINDS, Context, LlamaWeights
 from engine.lab.bench.peers.held import FAILURES, Held, PeerError, failure, put
@@ -44,7 +45,8 @@ class Engine(Protocol):
 
 
 class Greedy:
-    """Stands in for a transformers model where a session generates; a document lies in `engine`.
+    """Stands in for a transformers model where a session generates, or is stepped through a
+    continuation; a document lies in `engine`.
 
     start: how many tokens that is.
     """
@@ -53,6 +55,25 @@ class Greedy:
         self.engine, self.start, self.model = engine, start, model
         self.generation_config = model.generation_config
         self._read: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()
+        self._latest: ReferenceType[Any] | None = None
+
+    def __call__(
+        self, input_ids: Tensor, *, past_key_values: Any, **_: Any
+    ) -> CausalLMOutputWithPast:
+        """Logits [1, 1, V] of the token to come, as a transformers model gives them.
+
+        past_key_values: which continuation this is; where another was read meanwhile, what was read
+        of this one before is read again.
+        """
+        before = self._read.get(past_key_values, [])
+        known = self._latest is not None and self._latest() is past_key_values
+        unread = input_ids[0].tolist()
+        self.engine.n_tokens = self.start + (len(before) if known else 0)
+        self.engine.eval(unread if known else [*before, *unread])
+        self._read[past_key_values] = [*before, *unread]
+        self._latest = ref(past_key_values)
+        logits = torch.from_numpy(self.engine.logits().copy())
+        return CausalLMOutputWithPast(logits=logits[None, None])
 
     def get_input_embeddings(self) -> Any:
         return self.model.get_input_embeddings()
@@ -75,6 +96,7 @@ class Greedy:
         ends = eos_token_id or self.generation_config.eos_token_id
         ends = set(ends) if isinstance(ends, list) else {ends}
         unread, before = ids[0].tolist(), self._read.get(past_key_values, [])
+        self._latest = None
         self.engine.n_tokens = self.start
         self.engine.eval([*before, *unread])
         for left in reversed(range(max_new_tokens)):
