@@ -427,7 +427,7 @@ def test_of_many_windows_every_method_sees_few(
     store = read(tmp_path, model, TEXT, reader=reader, method=method, window=70)
     with session(store, reader, budget="20%", max_new_tokens=4) as opened:
         windows = len(opened.store.manifest.windows)
-        answers = [opened.ask(QUESTION), opened.ask("Who was he then?")]
+        answers = [opened.ask(QUESTION), opened.ask("Who was he?")]
         tokens = opened.store.manifest.tokens
     assert windows > 10
     by = ["words", "all" if whole else "attention"]
