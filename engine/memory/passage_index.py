@@ -23,6 +23,9 @@ from engine.store.passages import passages, spaced
 WordVectors = Callable[[Sequence[str]], Tensor]
 """Vectors of words, float [n, D]."""
 
+WORDS_AT_ONCE = 64
+"""Words of a question that are compared at once: some questions are pages long."""
+
 _MARKS = re.compile("[\u0300-\u036f]")
 """Accents, which a question may leave out."""
 
@@ -70,14 +73,17 @@ class PassageIndex:
         wanted = list(dict.fromkeys(_words(words)))
         if not wanted or not self._vocabulary:
             return {}
-        alike = self._likeness(wanted)
-        best = np.maximum.reduceat(alike[:, self._words], self._first, axis=1)
-        unheard = _rarity(np.zeros(1), len(self.passages))
-        every = np.append(
-            self._rarity, unheard.astype(np.float32)
-        )  # -1 is a word that is not there
-        total = every[[self._number(word) for word in wanted]] @ best
-        total[best.max(0) < least] = 0.0
+        unheard = _rarity(np.zeros(1), len(self.passages)).astype(np.float32)
+        rarity = np.append(self._rarity, unheard)  # the last is of words that are not there
+        total = np.zeros(len(self.passages), np.float32)
+        nearest = np.zeros_like(total)
+        for start in range(0, len(wanted), WORDS_AT_ONCE):
+            some = wanted[start : start + WORDS_AT_ONCE]
+            for word, alike in zip(some, self._likeness(some), strict=True):
+                best = np.maximum.reduceat(alike[self._words], self._first)
+                total += rarity[self._number(word)] * best
+                np.maximum(nearest, best, out=nearest)
+        total[nearest < least] = 0.0
         order = np.argsort(-total, kind="stable").tolist()
         return {
             one: float(total[one])

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.memory.passage_index import PassageIndex
+from engine.memory.passage_index import WORDS_AT_ONCE, PassageIndex
 from engine.memory.retrieval import (
     ALL,
     ATTENTION,
@@ -116,6 +116,14 @@ def test_scores_are_numbers_for_any_text(texts: list[str], words: list[str]) -> 
     scores = PassageIndex(*book([f"{text} " for text in texts]), letter_vectors).scores(words)
     assert all(score > 0 for score in scores.values())  # and no NaN
     assert list(scores.values()) == sorted(scores.values(), reverse=True)
+
+
+def test_a_question_is_worth_what_its_words_are_however_many() -> None:
+    index = PassageIndex(*book(BOOK), letter_vectors)
+    words = ["ice", "organ", "vineyard", *(f"word{number}" for number in range(2 * WORDS_AT_ONCE))]
+    whole, parts = index.scores(words), [index.scores([word]) for word in words]
+    for passage, score in whole.items():
+        assert score == pytest.approx(sum(part.get(passage, 0.0) for part in parts), rel=1e-3)
 
 
 def test_scripts_without_spaces_are_found_by_their_characters() -> None:
