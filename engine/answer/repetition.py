@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from itertools import pairwise
 
 LOOP_SIZE, LOOP_TIMES, LOOP_TOKENS = 64, 4, 16
@@ -21,7 +22,7 @@ _NUMBERED = re.compile(r"(?:(?<=\s)|\A)(\d{1,3})[.)]\s+")
 SENTENCE_WORDS = 6
 """Words of a sentence that ends an answer when it is said again; "I do not know." may be."""
 
-_SENTENCE_END = re.compile(r"(?<!\d)[.!?][\"”’')]*\s+")
+_SENTENCE_END = re.compile(r"[.!?](?<!\d.)[\"”’')]*\s+")
 
 
 def loops(tokens: list[int]) -> int:
@@ -57,16 +58,18 @@ def looping_item(text: str) -> int:
 def begins(text: str) -> int:
     """Where a text begins to repeat itself by an item of a list or a whole sentence; its length if
     it does not."""
-    start, last, before = _last_sentence(text)
-    again = last[-1:] and last[-1] in '.!?"”' and len(last.split()) >= SENTENCE_WORDS
-    return min(looping_item(text), start if again and last in before else len(text))
+    starts, last = _sentences(text)
+    whole = last[-1:] and last[-1] in '.!?"”' and len(last.split()) >= SENTENCE_WORDS
+    again = whole and last in _earlier(text, starts, last)
+    return min(looping_item(text), starts[-1] if again else len(text))
 
 
 def may_begin(text: str) -> int:
     """Where the last sentence begins if, as far as it goes, an earlier one began so; the length of
     the text if none did."""
-    start, last, before = _last_sentence(text)
-    return start if any(each.startswith(last) for each in before) else len(text)
+    starts, last = _sentences(text)
+    begun = any(each.startswith(last) for each in _earlier(text, starts, last))
+    return starts[-1] if begun else len(text)
 
 
 def whole_sentences(text: str) -> str:
@@ -76,8 +79,19 @@ def whole_sentences(text: str) -> str:
     return text[: ends[-1]] if ends else text
 
 
-def _last_sentence(text: str) -> tuple[int, str, list[str]]:
-    """Where it begins, its words, and those of the sentences before it."""
+def _sentences(text: str) -> tuple[list[int], str]:
+    """Where they begin, and the words of the last."""
     starts = [0, *(found.end() for found in _SENTENCE_END.finditer(text.rstrip()))]
-    words = [" ".join(text[a:b].casefold().split()) for a, b in pairwise([*starts, len(text)])]
-    return starts[-1], words[-1], words[:-1]
+    return starts, _words(text[starts[-1] :])
+
+
+def _earlier(text: str, starts: list[int], last: str) -> Iterator[str]:
+    """The words of the sentences before the last one that begin with its letter: this is asked at
+    every token of an answer."""
+    for first, end in pairwise(starts):
+        if text[first:end].lstrip()[:1].casefold()[:1] == last[:1]:
+            yield _words(text[first:end])
+
+
+def _words(sentence: str) -> str:
+    return " ".join(sentence.casefold().split())
