@@ -243,9 +243,6 @@ def clear(leftover: Leftover) -> bool:
                     disk.remove_tree(places.done)
         except StoreBusyError:
             return False
-    if path.parent.parent == uploads():
-        with suppress(OSError):  # the same upload began again meanwhile
-            path.parent.rmdir()
     return True
 
 

@@ -81,7 +81,7 @@ def locked(target: Address) -> Iterator[Places]:
         yield places
     finally:
         lock.release()
-        if isinstance(target, ObjectUrl):
+        if places.target.parent.parent == uploads():
             with suppress(OSError):  # what is unfinished stays in it
                 places.target.parent.rmdir()
 
