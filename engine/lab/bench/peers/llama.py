@@ -65,13 +65,7 @@ class Greedy:
         past_key_values: which continuation this is; where another was read meanwhile, what was read
         of this one before is read again.
         """
-        before = self._read.get(past_key_values, [])
-        known = self._latest is not None and self._latest() is past_key_values
-        unread = input_ids[0].tolist()
-        self.engine.n_tokens = self.start + (len(before) if known else 0)
-        self.engine.eval(unread if known else [*before, *unread])
-        self._read[past_key_values] = [*before, *unread]
-        self._latest = ref(past_key_values)
+        self._read_on(past_key_values, input_ids[0].tolist())
         logits = torch.from_numpy(self.engine.logits().copy())
         return CausalLMOutputWithPast(logits=logits[None, None])
 
@@ -95,10 +89,8 @@ class Greedy:
         """
         ends = eos_token_id or self.generation_config.eos_token_id
         ends = set(ends) if isinstance(ends, list) else {ends}
-        unread, before = ids[0].tolist(), self._read.get(past_key_values, [])
-        self._latest = None
-        self.engine.n_tokens = self.start
-        self.engine.eval([*before, *unread])
+        self._latest, given = None, ids.shape[1]
+        self._read_on(past_key_values, ids[0].tolist())
         for left in reversed(range(max_new_tokens)):
             scores = torch.from_numpy(self.engine.logits().copy())[None]
             if logits_processor is not None:
@@ -109,8 +101,18 @@ class Greedy:
             if not left or stopped or int(token) in ends:
                 break
             self.engine.eval([int(token)])
-        self._read[past_key_values] = [*before, *ids[0, :-1].tolist()]
+        self._read[past_key_values] += ids[0, given:-1].tolist()
         return ids
+
+    def _read_on(self, continuation: Any, unread: list[int]) -> None:
+        """Read tokens of a continuation, and first what was read of it before, unless the engine is
+        there yet."""
+        before = self._read.get(continuation, [])
+        known = self._latest is not None and self._latest() is continuation
+        self.engine.n_tokens = self.start + (len(before) if known else 0)
+        self.engine.eval(unread if known else [*before, *unread])
+        self._read[continuation] = [*before, *unread]
+        self._latest = ref(continuation)
 
 
 @dataclass(frozen=True)
