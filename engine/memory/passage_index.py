@@ -30,20 +30,27 @@ _MARKS = re.compile("[\u0300-\u036f]")
 """Accents, which a question may leave out."""
 
 
-class PassageIndex:
-    """The words of the passages of windows, and their vectors.
+class Passages:
+    """The passages of windows.
 
     windows, passages: where they lie, in order. window: the number of each passage's window.
     """
+
+    def __init__(self, windows: Sequence[Stretch]):
+        self.windows = windows
+        parts = [(passage, number) for number, w in enumerate(windows) for passage in passages(w)]
+        self.passages = [passage for passage, _ in parts]
+        self.window = [number for _, number in parts]
+
+
+class PassageIndex(Passages):
+    """The words of passages, and their vectors."""
 
     def __init__(
         self, windows: Sequence[Stretch], text: Callable[[Stretch], str], vectors: WordVectors
     ):
         """text: of a stretch of the document.  vectors: of words, of which it is asked at once."""
-        self.windows = windows
-        parts = [(passage, number) for number, w in enumerate(windows) for passage in passages(w)]
-        self.passages = [passage for passage, _ in parts]
-        self.window = [number for _, number in parts]
+        super().__init__(windows)
         self._vectors = vectors
         self._vocabulary: dict[str, int] = {}
         numbers = [

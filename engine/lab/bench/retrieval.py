@@ -24,9 +24,9 @@ from engine.documents.words import content_words
 from engine.ingest.collect import collect
 from engine.ingest.windows import cut_windows
 from engine.lab.bench.questions import Question, placed
-from engine.memory.passage_index import PassageIndex, WordVectors
+from engine.memory.passage_index import PassageIndex, Passages, WordVectors
 from engine.store.catalogue import Found
-from engine.store.passages import make_table, passages, query, spaced
+from engine.store.passages import make_table, query, spaced
 
 if TYPE_CHECKING:
     from engine.attention.view import Stretch
@@ -37,15 +37,12 @@ COUNTS = (1, 2, 4, 8)
 """How many windows or passages are read."""
 
 
-class Bm25:
-    """BM25 over the passages of windows, by SQLite's FTS5: what a library ranks its documents by,
-    and what `PassageIndex`, whose attributes it has, is measured beside."""
+class Bm25(Passages):
+    """BM25 over passages, by SQLite's FTS5: what a library ranks its documents by, and what
+    `PassageIndex` is measured beside."""
 
     def __init__(self, windows: Sequence[Stretch], text: Callable[[Stretch], str]):
-        self.windows = windows
-        parts = [(passage, number) for number, w in enumerate(windows) for passage in passages(w)]
-        self.passages = [passage for passage, _ in parts]
-        self.window = [number for _, number in parts]
+        super().__init__(windows)
         self._index = sqlite3.connect(":memory:")
         make_table(self._index, "content='',")
         rows = ((number, spaced(text(passage))) for number, passage in enumerate(self.passages))
