@@ -64,7 +64,7 @@ from engine.models.window_chunk import Chunk, joined_rows
 from engine.types import STATELESS, ModelIdentity, Progress
 
 NOTHING = Observe()
-WORDS_AT_ONCE = 4096
+VECTORS_AT_ONCE = 4096  # words whose tokens' embeddings are held side by side
 PROBE_TOKENS = 24  # ids of the probe; read twice, so that attention and positions matter
 
 
@@ -127,8 +127,8 @@ class Reader:
         it stands behind a space. float32 [n, d]."""
         embeddings = self.model.get_input_embeddings()
         parts = []
-        for start in range(0, len(words), WORDS_AT_ONCE):
-            some = [f" {word}" for word in words[start : start + WORDS_AT_ONCE]]
+        for start in range(0, len(words), VECTORS_AT_ONCE):
+            some = [f" {word}" for word in words[start : start + VECTORS_AT_ONCE]]
             encoded = self.tokenizer.backend_tokenizer.encode_batch_fast(
                 some, add_special_tokens=False
             )

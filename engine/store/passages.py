@@ -1,7 +1,8 @@
-"""Passages of a text and how words find them: the one rule for a store's own index and a library's.
+"""Passages of a text, by one rule for a store's own index and a library's, and how words find them
+in a library.
 
-A passage is a run of tokens within one window; passages overlap by half. Words are found by FTS5 of
-SQLite and ranked by its BM25. torch-free.
+A passage is a run of tokens within one window; passages overlap by half. In a library words are
+found by FTS5 of SQLite and ranked by its BM25. torch-free.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def make_table(database: sqlite3.Connection, options: str = "") -> None:
         database.execute(f"CREATE VIRTUAL TABLE passages USING fts5(text, {options} {TOKENIZE})")
     except sqlite3.OperationalError as error:
         raise SekvError(
-            f"long documents are searched with the FTS5 of SQLite 3.27 or newer, and this "
+            "libraries are searched with the FTS5 of SQLite 3.27 or newer, and this "
             f"Python has {sqlite3.sqlite_version} ({error}): use another build of Python"
         ) from None
 

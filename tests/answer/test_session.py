@@ -28,7 +28,7 @@ from tiny_books import QUESTION, TEXT, log, read, session
 from tiny_models import checkpoint
 
 WORDLESS = "Who was he and what did he do?"
-"""A question of which no word stands in the log."""
+"""A question without a word to look for."""
 
 # ---------------------------------------------------------------------------- what is told
 

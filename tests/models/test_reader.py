@@ -30,7 +30,7 @@ from engine.ingest import build
 from engine.models import load, surprisal
 from engine.models.identity import tokenizer_fingerprint
 from engine.models.prompt import Prompt
-from engine.models.reader import PROBE_TOKENS, WORDS_AT_ONCE, Reader, load_reader
+from engine.models.reader import PROBE_TOKENS, VECTORS_AT_ONCE, Reader, load_reader
 from engine.store.library import compare_identity
 from tiny_books import QUESTION, TEXT, read, session
 from tiny_models import checkpoint, tokenizer
@@ -151,7 +151,7 @@ def test_a_chunk_attends_as_with_a_mask(subtests: pytest.Subtests) -> None:
 
 
 def test_a_word_s_vector_is_the_mean_of_its_tokens_behind_a_space(reader: Reader) -> None:
-    words = ["petrel", "tide", "1910", *(f"w{number}" for number in range(WORDS_AT_ONCE))]
+    words = ["petrel", "tide", "1910", *(f"w{number}" for number in range(VECTORS_AT_ONCE))]
     made = reader.word_vectors(words)
     table = reader.model.get_input_embeddings().weight
     for row in (0, 2, len(words) - 1):

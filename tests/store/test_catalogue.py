@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import toy_store
-from engine.errors import LibraryError
-from engine.store import catalogue
+from engine.errors import LibraryError, SekvError
+from engine.store import catalogue, passages
 from engine.store.catalogue import Catalogue
 from engine.store.folders import is_library, stores_below
 from repository import ROOT, environment
@@ -51,6 +51,14 @@ def found(folder: Path, name: str) -> list[str]:
     with Catalogue(folder) as open_catalogue:
         open_catalogue.refresh()
         return [passage.store for passage in open_catalogue.find(words(name), 10)]
+
+
+def test_a_python_without_full_text_search_is_told_of_in_one_line(
+    library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passages, "TOKENIZE", "tokenize='none'")
+    with pytest.raises(SekvError, match=r"FTS5 .*no such tokenizer"):
+        refreshed(library)
 
 
 def test_a_library_is_a_folder_with_stores_at_any_depth(library: Path) -> None:
